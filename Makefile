@@ -1,0 +1,44 @@
+# `make` alone lists the targets. PYTHON=python3.12 picks the Python that the environments are made with.
+PYTHON ?= python3
+TEMPLATE := {{cookiecutter.project_slug}}
+UV := .venv/bin/uv
+
+export NO_ALBUMENTATIONS_UPDATE = 1
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/bin/cookiecutter ## render a repository into build/demo, set it up and train its baseline
+	rm -rf build/demo
+	.venv/bin/cookiecutter . --no-input --output-dir build/demo project_name=Demo </dev/null
+	PATH="$(CURDIR)/.venv/bin:$$PATH" $(MAKE) -C build/demo/demo setup
+	$(MAKE) -C build/demo/demo baseline
+
+test: .venv/tested ## run the template's tests, which run those of a rendered repository too
+	.venv/bin/python -m pytest
+
+lint: .venv/tested ## check style and types of both layers
+	.venv/bin/python -m pytest tests/test_tools.py
+
+lock: .venv/bin/cookiecutter ## compile the rendered repository's requirements.lock anew, newest releases
+	rm -rf build/lock
+	.venv/bin/cookiecutter . --no-input --output-dir build/lock </dev/null
+	PATH="$(CURDIR)/.venv/bin:$$PATH" $(MAKE) -C build/lock/my-competition lock
+	cp build/lock/my-competition/requirements.lock "$(TEMPLATE)/requirements.lock"
+
+clean: ## remove what these targets made
+	rm -rf .venv build .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+.venv/bin/cookiecutter:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
+	sys.exit(None if (3, 11) <= v <= (3, 13) else "This needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is %d.%d; run make with PYTHON=python3.12, for example." % v)'
+	$(PYTHON) -m venv --clear .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(UV) pip install --quiet --python .venv/bin/python "cookiecutter>=2.6"
+
+# The environment that a rendering gets from its lock, and cookiecutter.
+.venv/tested: .venv/bin/cookiecutter $(wildcard */requirements.lock) pyproject.toml
+	$(UV) pip install --quiet --python .venv/bin/python --requirement "$(TEMPLATE)/requirements.lock" --group dev
+	@touch $@

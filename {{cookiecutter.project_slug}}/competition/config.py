@@ -1,0 +1,55 @@
+"""Configurations: composing them by Hydra outside of train.py, and the one that a run keeps."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from competition.files import write_text
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def register_resolvers() -> None:
+    """Make `${image_hw:${data.image_size}}` mean [height, width]; call it before a configuration is resolved."""
+    from omegaconf import OmegaConf
+
+    from competition.data.images import image_hw
+
+    OmegaConf.register_new_resolver("image_hw", lambda size: list(image_hw(size)), replace=True)
+
+
+def compose_config(overrides: Sequence[str], name: str = "train") -> Any:
+    """The configuration that `train.py` would have with these overrides.
+
+    Raises:
+        ValueError: a choice or key that does not exist.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    register_resolvers()
+    with initialize_config_dir(str(CONFIGS.resolve()), version_base=None):
+        try:
+            return compose(name, list(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ValueError(str(error)) from error
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The configuration of a run, as plain values.
+
+    Raises:
+        ValueError: the folder is not a run.
+    """
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"{run} is not a run: it has no config.yaml; runs are the folders that train.py makes in runs/")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def write_config(run: Path, config: dict[str, Any]) -> None:
+    """Keep the configuration of a run."""
+    write_text(run / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))

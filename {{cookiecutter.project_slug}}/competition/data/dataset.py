@@ -1,0 +1,190 @@
+"""Samples for training: dataset, sampler and loader.
+
+The sampler hands out (row, epoch, repeat), so what a sample looks like is a function of (seed, epoch, id) alone and
+not of the worker that reads it, the device it is for, or the order; and persistent workers know the epoch.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from competition.data.augmentation import Augmentation
+from competition.data.images import image_hw, read_image, read_mask, resize, resize_mask, to_unit
+from competition.data.table import Table
+
+
+class Draw(NamedTuple):
+    """What a sampler asks a dataset for. `repeat` counts how often the row was already drawn in this epoch."""
+
+    row: int
+    epoch: int
+    repeat: int = 0
+
+
+def sample_seed(seed: int, epoch: int, id: str, repeat: int = 0) -> int:
+    """A number in [0, 2**32), the same in every process and on every Python."""
+    digest = hashlib.blake2b(f"{seed}:{epoch}:{repeat}:{id}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little")
+
+
+class ImageDataset(Dataset[dict[str, Any]]):
+    """The rows of a table as tensors, not yet normalised.
+
+    Args:
+        table: with targets.
+        augmentation: None leaves the image as it is.
+        image_size: of the tensors, (height, width) or one number. Images are stretched to it after the augmentation.
+        mode: "stored", "gray" or "rgb".
+        scale: stored value that means 1.0; None: by dtype.
+        seed: of the augmentation.
+        ignore_index: mask value that is neither trained nor scored.
+
+    An item is {"image": uint8 or float32 in [0, 1], (C, H, W); "target": float32 (K,), or int64 (H, W) for
+    segmentation; "weight": float32; "row": the row's number}.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        augmentation: Augmentation | None,
+        image_size: int | Sequence[int],
+        mode: str = "stored",
+        scale: float | None = None,
+        seed: int = 0,
+        ignore_index: int = 255,
+    ) -> None:
+        self.table = table
+        self.augmentation = augmentation
+        self.size = image_hw(image_size)
+        self.mode = mode
+        self.scale = scale
+        self.seed = seed
+        self.ignore_index = ignore_index
+        self.ids = table.ids
+        self.weights = torch.from_numpy(np.ascontiguousarray(table.weights, dtype=np.float32))
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: Draw | tuple[int, int]) -> dict[str, Any]:
+        row, epoch, repeat = Draw(*index)
+        image = to_unit(read_image(self.table.image_path(row), self.mode), self.scale)
+        mask = read_mask(self.table.mask_path(row)) if self.table.target is None else None
+        if self.augmentation is not None:
+            image, mask = self.augmentation(image, mask, sample_seed(self.seed, epoch, self.ids[row], repeat))
+        image = np.ascontiguousarray(resize(image, self.size).transpose(2, 0, 1))
+        if mask is not None:
+            target = torch.from_numpy(resize_mask(mask, self.size).astype(np.int64))
+        else:
+            assert self.table.target is not None
+            target = torch.tensor(self.table.target[row], dtype=torch.float32)
+        return {"image": torch.from_numpy(image), "target": target, "weight": self.weights[row], "row": row}
+
+
+class EpochSampler(Sampler[Draw]):
+    """Rows in an order that depends on (seed, epoch) alone; every rank takes its share of the same order.
+
+    Args:
+        rows: of the table.
+        batch_size: of one rank.
+        weights: chances of the rows, as `balanced_weights` gives them: rows are then drawn with replacement, as many
+            as there are. None: each row once.
+
+    The order is cut to whole batches of all ranks, so that ranks take equal counts.
+
+    Raises:
+        ValueError: there are fewer rows than the batches of all ranks hold.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[int] | np.ndarray,
+        seed: int,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        weights: np.ndarray | None = None,
+    ) -> None:
+        self.rows = np.asarray(rows, dtype=np.int64)
+        self.seed, self.rank, self.world, self.epoch = seed, rank, world, 0
+        whole = batch_size * world
+        self.count = len(self.rows) // whole * whole
+        if not self.count:
+            devices = f" on each of {world} devices" if world > 1 else ""
+            raise ValueError(
+                f"a batch of {batch_size}{devices} is more than the {len(self.rows)} training rows: "
+                f"set batch_size={max(1, len(self.rows))} or less"
+            )
+        self.probabilities = None if weights is None else np.asarray(weights, np.float64) / np.sum(weights)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch the next iteration is."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count // self.world
+
+    def __iter__(self) -> Iterator[Draw]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        if self.probabilities is None:
+            order = rng.permutation(self.rows)
+        else:
+            order = rng.choice(self.rows, len(self.rows), p=self.probabilities)
+        drawn: dict[int, int] = {}
+        for position, row in enumerate(order[: self.count].tolist()):
+            repeat = drawn.get(row, 0)
+            drawn[row] = repeat + 1
+            if position % self.world == self.rank:
+                yield Draw(row, self.epoch, repeat)
+
+
+def balanced_weights(target: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
+    """Chances of rows such that each class is drawn equally often.
+
+    Args:
+        target: (N, K) in [0, 1]. The part of a row that belongs to no class counts as a class of its own.
+        weight: (N,) of the samples in the loss; a class's chances then add up to the same together with them.
+
+    Returns:
+        (N,) float64, of sum 1: for each row the sum over its classes of target / total of the class.
+    """
+    target = np.asarray(target, np.float64)
+    nothing = np.clip(1 - target.sum(axis=1, keepdims=True), 0, None)
+    nothing[nothing < 1e-6] = 0  # soft rows add up to 1 only within rounding
+    target = np.hstack([target, nothing])
+    total = (target if weight is None else target * np.asarray(weight)[:, None]).sum(axis=0)
+    chances = (target[:, total > 0] / total[total > 0]).sum(axis=1)
+    return chances / chances.sum()
+
+
+def make_loader(
+    dataset: ImageDataset, sampler: EpochSampler | Sequence[Draw | tuple[int, int]], batch_size: int, workers: int
+) -> DataLoader[Any]:
+    """A loader of batches of `batch_size`, with at most `workers` processes, which stay alive between epochs.
+
+    The batches are the same bytes for any number of workers. For evaluation the sampler is a list of (row, epoch).
+    """
+    batches = -(-len(sampler) // batch_size)
+    workers = min(workers, batches)
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # else the loader takes numbers from torch's global stream
+    )
+
+
+def _start_worker(_: int) -> None:
+    """One thread a worker: OpenCV and torch would otherwise each start one a core in every worker."""
+    import cv2
+
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

@@ -1,0 +1,98 @@
+"""Optimizers by name, with no weight decay on norms and biases, and with layer-wise learning rates."""
+
+import difflib
+from typing import Any, cast
+
+import timm
+from torch import nn
+from torch.optim import Optimizer
+
+from competition.models.networks import Normalized
+
+
+def build_optimizer(
+    net: nn.Module,
+    opt: str,
+    lr: float,
+    weight_decay: float = 0.0,
+    layer_decay: float | None = None,
+    **options: Any,
+) -> Optimizer:
+    """Any optimizer of timm's, which include torch's, over all parameters of `net`, also those frozen right now.
+
+    Args:
+        net: a network of `networks.build_network`, bare or in `Normalized`.
+        opt: timm's name: sgd (with Nesterov), adam, adamw, lamb, ...
+        lr: of the head; every group's `lr` is already multiplied by its layer's factor.
+        weight_decay: of matrices and kernels; norms, biases and what the network exempts have none.
+        layer_decay: factor from one layer to the layer before it, in (0, 1]; None: the same rate everywhere.
+        options: the optimizer's own, such as `betas`, `eps` or `momentum`.
+
+    Raises:
+        ValueError: unknown optimizer or option.
+    """
+    from timm.optim import create_optimizer_v2, list_optimizers
+
+    name = opt.lower().removeprefix("lookahead_")
+    known = [str(optimizer) for optimizer in list_optimizers()]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=5, cutoff=0.5) or ["sgd", "adam", "adamw"]
+        raise ValueError(f"unknown optimizer {opt!r}; correct optimizer.opt, for example: {', '.join(close)}")
+    try:
+        return create_optimizer_v2(parameter_groups(net, lr, weight_decay, layer_decay), opt, lr, **options)
+    except TypeError as error:
+        raise ValueError(f"optimizer {opt} cannot be made with the options {options}: {error}") from error
+
+
+def parameter_groups(
+    net: nn.Module, lr: float, weight_decay: float, layer_decay: float | None = None
+) -> list[dict[str, Any]]:
+    """Every parameter of `net` in exactly one group {params, lr, weight_decay}, from the first layer to the last.
+
+    The rate is in `lr` and not in timm's `lr_scale`, because torch's schedulers would ignore the latter.
+    """
+    net = net.net if isinstance(net, Normalized) else net
+    factors = layer_factors(net, layer_decay) if layer_decay is not None else {}
+    exempt = cast(Any, net).no_weight_decay() if hasattr(net, "no_weight_decay") else set()
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    for name, parameter in net.named_parameters():
+        factor = factors.get(name, 1.0)
+        decays = parameter.ndim > 1 and not name.endswith(".bias") and name not in exempt
+        new: dict[str, Any] = {"params": [], "lr": lr * factor, "weight_decay": weight_decay if decays else 0.0}
+        groups.setdefault((factor, decays), new)["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+def layer_factors(net: nn.Module, layer_decay: float) -> dict[str, float]:
+    """Factor of the learning rate for each parameter name: layer_decay to the number of layers above it.
+
+    The layers are timm's own grouping. Of an smp network the encoder is grouped, and the decoder has the factor 1.
+
+    Raises:
+        ValueError: a network for which timm has no grouping, or a factor outside (0, 1].
+    """
+    from timm.models import group_parameters
+
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"optimizer.layer_decay is a factor above 0 and at most 1, but is {layer_decay}")
+    encoder = getattr(net, "encoder", None)
+    if encoder is None:
+        grouped, aliases = net, {name: [name] for name, _ in net.named_parameters()}
+    elif hasattr(encoder, "model"):
+        # timm's feature extractor has no grouping of its own, so the whole network of that name is asked. The
+        # extractor's names are those of the network, with its first level flattened, or under `model.`.
+        grouped = timm.create_model(encoder.name)
+        aliases = {
+            name: [f"encoder.model.{alias}" for alias in (name, name.replace(".", "_", 1), f"model.{name}")]
+            for name, _ in grouped.named_parameters()
+        }
+    else:
+        raise ValueError("optimizer.layer_decay needs a network of timm's or a tu- encoder, whose layers are known")
+    if not hasattr(grouped, "group_matcher"):
+        raise ValueError(f"timm does not group the layers of {type(grouped).__name__}: set optimizer.layer_decay=null")
+    layers = group_parameters(grouped, cast(Any, grouped).group_matcher(coarse=False), reverse=True)
+    top = max(layers.values())
+    own = {name for name, _ in net.named_parameters()}
+    return {
+        alias: layer_decay ** (top - layers[name]) for name, found in aliases.items() for alias in found if alias in own
+    }

@@ -1,0 +1,107 @@
+"""The report of a run: what it was, how it trained, and where its out-of-fold predictions are wrong."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from competition.data.images import read_image, read_mask
+from competition.data.table import Table
+from competition.predictions.store import Predictions, iter_average_maps
+from competition.reporting.figures import confusion, confusion_matrix, gallery, overlay, per_class, worst_rows
+from competition.reporting.report import write_report
+
+GALLERY = 24  # pictures of a gallery
+OVERLAYS = 4
+
+
+def report_run(
+    run: Path,
+    config: Mapping[str, Any],
+    table: Table,
+    metric: Any,
+    per_fold: Mapping[int, float],
+    overall: float,
+    oof: Predictions,
+    counts: np.ndarray | None,
+) -> None:
+    """Write `report.html` of a run.
+
+    Args:
+        metric: the metric, ready for the task.
+        oof: the out-of-fold predictions of the whole run.
+        counts: (N, C, 3) pixel counts of the images in the order of `oof`; None but for segmentation.
+    """
+    name = type(metric).__name__
+    summary = {
+        "task": config["task"],
+        "data": f"{config['data']['table']}: {len(table)} images, {len(table.classes)} classes",
+        "model": " ".join(str(config["model"][key]) for key in ("name", "encoder") if config["model"].get(key)),
+        "metric": f"{name}, {'greater' if metric.greater_is_better else 'lower'} is better; overall is "
+        + ("over all rows together" if metric.pooled else "the mean of the folds"),
+        "weights that are scored": "the last of a fixed number of epochs"
+        + (", averaged (EMA)" if "ema" in config["callbacks"] else ""),
+        "test-time augmentation": ", ".join(config["tta"]["views"]),
+        "configuration": "config.yaml beside this file",
+    }
+    scores: list[dict[str, Any]] = [{"fold": fold, name: score} for fold, score in per_fold.items()]
+    if len(per_fold) > 1:
+        values = list(per_fold.values())
+        scores += [{"fold": "mean", name: float(np.mean(values))}, {"fold": "std", name: float(np.std(values))}]
+    scores.append({"fold": "OOF overall", name: overall})
+    history = {fold: pd.read_csv(run / f"fold{fold}" / "history.csv") for fold in per_fold}
+    figures = (
+        _segmentation_figures(table, metric, oof, counts)
+        if counts is not None
+        else _classification_figures(table, oof)
+    )
+    write_report(run / "report.html", run.name, summary, scores, history, figures, metric=name)
+
+
+def _classification_figures(table: Table, oof: Predictions) -> list[tuple[str, Any]]:
+    assert table.target is not None
+    row_of = {id: row for row, id in enumerate(table.ids)}
+    rows = np.array([row_of[id] for id in oof.frame["id"]])
+    target, probability = table.target[rows], oof.frame[oof.classes].to_numpy(np.float64)
+    multilabel = table.task == "multilabel"
+    figures = []
+    if multilabel:
+        wrong = np.where(target >= 0.5, probability < 0.5, probability >= 0.5).mean(axis=0)
+        support = (target >= 0.5).sum(axis=0)
+        figure = per_class(wrong, oof.classes, "share of images answered wrongly at 0.5", support, False)
+        figures.append(("Errors per class", figure))
+    else:
+        figures.append(("Confusion matrix, out of fold", confusion(confusion_matrix(target, probability), oof.classes)))
+    worst = worst_rows(target, probability, GALLERY, multilabel)
+    images = [read_image(table.image_path(rows[index])) for index in worst]
+    titles = [f"{table.ids[rows[i]]}\n{_answer(oof, target[i])}\n→ {_answer(oof, probability[i])}" for i in worst]
+    figures.append(("Most wrong: truth → answer (look here for label errors)", gallery(images, titles)))
+    return figures
+
+
+def _answer(oof: Predictions, values: np.ndarray) -> str:
+    """The labels of one row, or its largest class with the probability."""
+    if oof.header.task == "multilabel":
+        return " ".join(name for name, value in zip(oof.classes, values, strict=True) if value >= 0.5) or "(none)"
+    best = int(values.argmax())
+    return oof.classes[best] if values[best] == 1 else f"{oof.classes[best]} {values[best]:.2f}"
+
+
+def _segmentation_figures(
+    table: Table, metric: Any, oof: Predictions, counts: np.ndarray
+) -> list[tuple[str, Any]]:
+    values = metric.per_class(counts)
+    support = counts[:, :, 2].sum(axis=0)
+    figures = [(f"{type(metric).__name__} per class", per_class(values, oof.classes, type(metric).__name__, support))]
+    right, true = counts[:, :, 0].sum(axis=1), counts[:, :, 2].sum(axis=1)
+    worst = np.argsort(right / np.maximum(true, 1), kind="stable")[:OVERLAYS]
+    ids = oof.frame["id"].drop_duplicates().tolist()
+    row_of = {id: row for row, id in enumerate(table.ids)}
+    for id, probability in iter_average_maps(oof, [ids[index] for index in worst]):
+        image, mask = read_image(table.image_path(row_of[id])), read_mask(table.mask_path(row_of[id]))
+        figures.append((f"Fewest pixels right: {id}, answer", overlay(image, probability.argmax(0), oof.classes)))
+        shown = np.where(mask < len(oof.classes), mask, 0)
+        figures.append((f"{id}, truth", overlay(image, shown, oof.classes)))
+    return figures

@@ -1,0 +1,239 @@
+"""From a configuration and the prepared data to the parts of a training: network, loss, loaders, trainer."""
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from torch.utils.data import DataLoader
+
+from competition.data.augmentation import Augmentation
+from competition.data.dataset import EpochSampler, ImageDataset, balanced_weights, make_loader
+from competition.data.images import image_hw
+from competition.data.prepare import Prepared
+from competition.inference.weights import ModelSpec
+from competition.models.classification import ClassificationModule, MultilabelModule
+from competition.models.losses import balanced_class_weights
+from competition.models.mixing import Mix
+from competition.models.module import TrainingModule
+from competition.models.networks import (
+    Normalized,
+    build_network,
+    enable_gradient_checkpointing,
+    pretrained_normalization,
+    required_multiple,
+)
+from competition.models.optimization import build_optimizer
+from competition.models.schedule import Schedule, build_phases
+from competition.models.segmentation import SegmentationModule
+from competition.training.processes import Place
+
+MODULES: dict[str, type[TrainingModule]] = {
+    "multiclass": ClassificationModule,
+    "multilabel": MultilabelModule,
+    "segmentation": SegmentationModule,
+}
+
+
+def make(config: Any, **arguments: Any) -> Any:
+    """The object that a config's `_target_` names, with plain lists and dicts inside."""
+    return instantiate(config, _convert_="all", **arguments)
+
+
+def build_spec(config: Mapping[str, Any], prepared: Prepared) -> ModelSpec:
+    """What a saved model says of itself, which is also what is needed to build it.
+
+    Raises:
+        ValueError: an image size that the network cannot take.
+    """
+    model, data, statistics = config["model"], config["data"], prepared.statistics
+    architecture = {key: model[key] for key in ("library", "name", "encoder", "options") if model.get(key) is not None}
+    height, width = image_hw(data["image_size"])
+    multiple = required_multiple(architecture)
+    if height % multiple or width % multiple:
+        raise ValueError(
+            f"{model['name']} needs sizes divisible by {multiple}, and data.image_size is {height} x {width}: "
+            f"try data.image_size=[{_round_up(height, multiple)},{_round_up(width, multiple)}]"
+        )
+    if data["normalize"] == "weights":
+        mean, std = pretrained_normalization(architecture, statistics["channels"])
+    else:
+        mean, std = statistics["mean"], statistics["std"]
+    return ModelSpec(
+        task=config["task"],
+        architecture=architecture,
+        channels=statistics["channels"],
+        classes=list(prepared.table.classes),
+        image_size=(height, width),
+        mode=data["mode"],
+        scale=statistics["scale"],
+        mean=list(mean),
+        std=list(std),
+    )
+
+
+def build_normalized(config: Mapping[str, Any], spec: ModelSpec) -> Normalized:
+    """The network with its normalisation and initial weights, on the CPU."""
+    model = config["model"]
+    weights = Path(model["weights"]) if model["weights"] else None
+    net = build_network(spec.architecture, spec.channels, len(spec.classes), weights, bool(model["pretrained"]))
+    if model["gradient_checkpointing"]:
+        enable_gradient_checkpointing(net)
+    return Normalized(net, spec.mean, spec.std)
+
+
+def build_augmentation(config: Mapping[str, Any], prepared: Prepared) -> Augmentation:
+    """The training augmentation, checked against the images that it will get.
+
+    Raises:
+        ValueError: names every transform that cannot take them.
+    """
+    transforms = [make(transform) for transform in config["augmentation"]["transforms"]]
+    augmentation = Augmentation(transforms, config["data"]["ignore_index"])
+    statistics = prepared.statistics
+    unchanged = statistics["dtype"] == "uint8" and statistics["scale"] == 255
+    augmentation.check(statistics["channels"], np.uint8 if unchanged else np.float32, image_hw(config["data"]["image_size"]))
+    return augmentation
+
+
+def local_batch_size(config: Mapping[str, Any], world: int) -> int:
+    """Images in one pass of one process; `batch_size` is all of an optimizer step.
+
+    Raises:
+        ValueError: it cannot be divided evenly.
+    """
+    accumulate = config["trainer"]["accumulate_grad_batches"]
+    size, rest = divmod(config["batch_size"], world * accumulate)
+    if rest or not size:
+        raise ValueError(
+            f"batch_size={config['batch_size']} cannot be divided over {world} processes and {accumulate} accumulated "
+            f"batches: make it a multiple of {world * accumulate}"
+        )
+    return size
+
+
+def training_loader(
+    config: Mapping[str, Any], prepared: Prepared, rows: np.ndarray, place: Place
+) -> tuple[DataLoader, int]:
+    """This process's share of the training rows, augmented, and the optimizer steps of an epoch."""
+    data, table = config["data"], prepared.table
+    dataset = _dataset(config, prepared, build_augmentation(config, prepared))
+    size, weights = local_batch_size(config, place.world), None
+    if data["sampling"] == "balanced":
+        if table.target is None:
+            raise ValueError("data.sampling=balanced is for classification; for masks see loss.class_weights=balanced")
+        weights = balanced_weights(table.target[rows])
+    sampler = EpochSampler(
+        rows,
+        seed=config["seed"],
+        batch_size=config["batch_size"] // place.world,
+        rank=place.rank,
+        world=place.world,
+        weights=weights,
+    )
+    return make_loader(dataset, sampler, size, data["workers"]), len(sampler) * place.world // config["batch_size"]
+
+
+def evaluation_loader(config: Mapping[str, Any], prepared: Prepared, rows: np.ndarray, place: Place) -> DataLoader:
+    """These rows as they are, in their order."""
+    dataset = _dataset(config, prepared, None)
+    size = local_batch_size(config, place.world)
+    return make_loader(dataset, [(int(row), 0) for row in rows], size, config["data"]["workers"])
+
+
+def _dataset(config: Mapping[str, Any], prepared: Prepared, augmentation: Augmentation | None) -> ImageDataset:
+    data = config["data"]
+    return ImageDataset(
+        prepared.table,
+        augmentation,
+        data["image_size"],
+        data["mode"],
+        prepared.statistics["scale"],
+        config["seed"],
+        data["ignore_index"],
+    )
+
+
+def build_loss(config: Mapping[str, Any], prepared: Prepared, fold: int) -> torch.nn.Module:
+    """The loss, with `class_weights: balanced` replaced by numbers from the training folds."""
+    loss = _plain(config["loss"])
+    for part in [loss, *(term["loss"] for term in loss.get("terms", []))]:
+        if part.get("class_weights") == "balanced":
+            counts = [values for key, values in prepared.statistics["class_counts"].items() if int(key) != fold]
+            rows = sum(1 for id in prepared.table.ids if prepared.folds[id] != fold)
+            total = np.sum(counts, axis=0).tolist()
+            part["class_weights"] = balanced_class_weights(total, rows if config["task"] == "multilabel" else None)
+    return make(loss)
+
+
+def build_module(
+    config: Mapping[str, Any], prepared: Prepared, network: Normalized, fold: int, steps_per_epoch: int
+) -> TrainingModule:
+    """The Lightning module of the task."""
+    arguments: dict[str, Any] = {
+        "network": network,
+        "loss": build_loss(config, prepared, fold),
+        "make_optimizer": partial(build_optimizer, **config["optimizer"]),
+        "schedule": Schedule(build_phases(config["phases"]), make(config["scheduler"]), steps_per_epoch),
+        "seed": config["seed"],
+    }
+    augmentation = config["augmentation"]
+    mix = Mix(augmentation["mixup"], augmentation["cutmix"], config["task"])
+    if mix:
+        arguments["mix"] = mix
+    return MODULES[config["task"]](**arguments)
+
+
+def build_trainer(config: Mapping[str, Any], place: Place, epochs: int, **arguments: Any) -> pl.Trainer:
+    """Lightning's Trainer from configs/trainer, for this process's place."""
+    settings = dict(config["trainer"])
+    if place.world > 1:
+        settings["devices"] = place.world
+    if settings["strategy"] == "ddp" and any(phase["trainable"] != "all" for phase in config["phases"].values()):
+        # What a phase freezes gets no gradient, and plain DDP would wait for it.
+        settings["strategy"] = "ddp_find_unused_parameters_true"
+    return pl.Trainer(
+        **settings,
+        max_epochs=epochs,
+        limit_val_batches=0,  # validation is a callback of ours, see training/validation.py
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # EpochSampler divides the rows by itself
+        enable_model_summary=False,
+        **arguments,
+    )
+
+
+def inspect_config(config: Mapping[str, Any], prepared: Prepared) -> dict[str, Any]:
+    """Build everything once, so that a mistake is found before a run exists; gives the hardware that torch sees.
+
+    Returns:
+        {"accelerator": gpu | mps | cpu, "devices": [names], "cpus": count}
+
+    Raises:
+        ValueError: what in the configuration or the data cannot be used.
+    """
+    spec = build_spec(config, prepared)
+    network = build_normalized(config, spec)
+    make(config["metric"]).for_task(config["task"], spec.classes)
+    build_augmentation(config, prepared)
+    module = build_module(config, prepared, network, fold=-2, steps_per_epoch=1)
+    module.make_optimizer(network)
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    kind = "gpu" if gpus else "mps" if torch.backends.mps.is_available() else "cpu"
+    return {"accelerator": kind, "devices": gpus or [kind], "cpus": os.cpu_count()}
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _plain(value: Any) -> Any:
+    """A copy of nested mappings and lists that can be changed."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value

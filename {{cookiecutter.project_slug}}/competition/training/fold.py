@@ -1,0 +1,158 @@
+"""Trains one fold: one Trainer, one fit, then the fold's weights and its out-of-fold predictions.
+
+It runs in a process of its own (under DDP in several) and leaves in `<run>/fold<k>/`:
+
+    last.ckpt         the state after the newest epoch, for a resume
+    history.csv       the figures of each epoch
+    model/            weights and model.json: all that inference needs
+    oof-<r>-of-<n>/   predictions of rank r's share of the held-out rows
+"""
+
+import logging
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from tqdm import tqdm
+
+from competition.config import read_config
+from competition.data.dataset import sample_seed
+from competition.data.prepare import Prepared, prepare
+from competition.inference.predictor import Predictor
+from competition.inference.tta import TTA
+from competition.inference.weights import ModelSpec, save_model
+from competition.models.networks import Normalized
+from competition.predictions.store import Header, MapWriter, write_predictions
+from competition.training.build import (
+    build_module,
+    build_normalized,
+    build_spec,
+    build_trainer,
+    evaluation_loader,
+    make,
+    training_loader,
+)
+from competition.training.checkpoints import NAME, LastCheckpoint
+from competition.training.ema import EMA, reestimate_batch_norm
+from competition.training.processes import Place
+from competition.training.progress import Progress
+from competition.training.validation import Validation
+
+
+# Lightning greets every process with the hardware and advertisements; one fold after another, that is noise.
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", module="pytorch_lightning.utilities._pytree")  # a deprecation of torch inside it
+warnings.filterwarnings("ignore", ".*does not have many workers.*")  # data.workers is the user's choice
+warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
+
+
+def train_fold(run: Path, fold: int, place: Place) -> None:
+    """Train fold `fold` of the run in the folder `run`, or go on with it where there is a last.ckpt.
+
+    The configuration is the run's config.yaml, which train.py has checked and written.
+    """
+    config = read_config(run)
+    folder = run / f"fold{fold}"
+    folder.mkdir(exist_ok=True)
+    prepared = prepare(config["data"], config["task"], config["seed"], make_folds=False)
+    folds = np.array([prepared.folds[id] for id in prepared.table.ids])
+
+    pl.seed_everything(sample_seed(config["seed"], fold, "initial weights"), verbose=False)
+    spec = build_spec(config, prepared)
+    network = build_normalized(config, spec)
+    loader, steps = training_loader(config, prepared, np.flatnonzero(folds != fold), place)
+    module = build_module(config, prepared, network, fold, steps)
+    rows = np.flatnonzero(folds == fold)[place.rank :: place.world]  # each row in one rank, none repeated
+    metric = make(config["metric"]).for_task(config["task"], spec.classes)
+    extra = [make(callback) for callback in config["callbacks"].values()]
+    ema = next((callback for callback in extra if isinstance(callback, EMA)), None)
+    validation = Validation(
+        evaluation_loader(config, prepared, rows, place), prepared.table, metric, config["validate_every"], ema
+    )
+    progress = Progress(folder, fold, validation, type(metric).__name__)
+    trainer = build_trainer(
+        config,
+        place,
+        epochs=module.schedule.epochs,
+        default_root_dir=folder,
+        logger=make(config["logger"], run=run.name, fold=fold, folder=folder),
+        callbacks=[*extra, validation, progress, LastCheckpoint(folder)],
+        enable_progress_bar=sys.stderr.isatty(),
+    )
+    if config["model"]["channels_last"]:
+        network.to(memory_format=torch.channels_last)
+    if config["model"]["compile"]:
+        network.net.compile()  # in place: torch.compile(net) would rename every parameter
+    checkpoint = folder / NAME
+    trainer.fit(module, loader, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+
+    device = trainer.strategy.root_device
+    scored = (ema.network if ema else network).to(device).eval()
+    if ema:
+        loader.sampler.set_epoch(module.schedule.epochs)  # type: ignore[union-attr, attr-defined]
+        reestimate_batch_norm(scored, loader, device)
+    if trainer.is_global_zero:
+        save_model(folder / "model", scored.net, spec)
+    predict_held_out(config, prepared, fold, scored, spec, rows, device, folder / oof_name(place))
+
+
+def oof_name(place: Place) -> str:
+    """The folder of one rank's out-of-fold predictions."""
+    return f"oof-{place.rank}-of-{place.world}"
+
+
+def predict_held_out(
+    config: Mapping[str, Any],
+    prepared: Prepared,
+    fold: int,
+    network: Normalized,
+    spec: ModelSpec,
+    rows: Sequence[int],
+    device: torch.device,
+    folder: Path,
+) -> None:
+    """Predict the rows with the fold's network, as predict.py would, into a new prediction folder."""
+    if folder.exists() or not len(rows):
+        return
+    table, data = prepared.table, config["data"]
+    tta = TTA(config["tta"]["views"], config["tta"]["mean"])
+    predictor = Predictor(
+        [(network, spec)], tta, device, batch_size=config["batch_size"], workers=data["workers"]
+    )
+    header = Header(
+        kind="oof",
+        task=config["task"],
+        classes=spec.classes,
+        run=folder.parents[1].name,
+        folds_hash=prepared.folds_hash,
+        tta={"views": list(tta.views), "mean": tta.mean},
+        created_by="train.py",
+    )
+    view = "mean" if len(tta.views) > 1 else tta.views[0]
+    predictions = tqdm(
+        predictor.predict([table.image_path(row) for row in rows]),
+        desc=f"fold {fold}  out-of-fold",
+        total=len(rows),
+        disable=not sys.stderr.isatty(),
+        leave=False,
+    )
+    ids = [table.ids[row] for row in rows]
+    if config["task"] == "segmentation":
+        with MapWriter(folder, header) as writer:
+            for index, probability in predictions:
+                writer.add(ids[index], fold, "last", view, probability[0])
+        return
+    order, result = [], []
+    for index, probability in predictions:
+        order.append(ids[index])
+        result.append(probability[0])
+    frame = pd.DataFrame(np.stack(result), columns=spec.classes)
+    write_predictions(folder, frame.assign(id=order, fold=fold, snapshot="last", view=view), header)

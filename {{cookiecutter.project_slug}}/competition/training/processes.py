@@ -1,0 +1,146 @@
+"""Starts the processes that train: one a fold and device, forked from a server that has imported torch once.
+
+Folds in one process leak state into each other (seeds, deterministic mode, loggers), so each has its own. Importing
+torch and Lightning takes longer than a small fold, so they are not started from nothing: a server process without any
+state imports them, and every fold is a fork of it. The parent itself stays free of torch.
+"""
+
+import multiprocessing
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from hydra.errors import HydraException
+
+PRELOAD = ["torch", "torchvision", "pytorch_lightning", "timm", "albumentations", "competition.training.fold"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which process of a fold's `world` this is; on one machine `rank` is also the number of its device."""
+
+    rank: int = 0
+    world: int = 1
+    port: int = 0
+
+
+def fold_context() -> BaseContext:
+    """The way to start processes here; the server begins to import in the background at once."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    from multiprocessing.forkserver import ensure_running
+
+    ensure_running()
+    return context
+
+
+def call(context: BaseContext, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What `function(*arguments)` gives in a process of its own.
+
+    Raises:
+        ValueError: the function raised one; the message is the same.
+        RuntimeError: it failed in another way, and its traceback has been printed.
+    """
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sender, function, arguments))  # type: ignore[attr-defined]
+    process.start()
+    sender.close()
+    try:
+        kind, answer = receiver.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"{function.__name__} ended with exit code {process.exitcode}") from None
+    process.join()
+    if kind == "error":
+        raise ValueError(answer)
+    return answer
+
+
+def _answer(sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    try:
+        sender.send(("value", function(*arguments)))
+    except (ValueError, HydraException) as error:
+        sender.send(("error", str(error)))  # the text, since not every exception survives pickling
+
+
+def run_processes(context: BaseContext, target: Callable[..., None], arguments: tuple[Any, ...], world: int) -> int:
+    """Call `target(*arguments, place)` in `world` processes at once; the first exit code that is not 0, or 0.
+
+    When one of them fails, the others are ended: they would wait for it for ever. Ctrl-C reaches them by itself; they
+    are waited for, so that a checkpoint that is being written is finished.
+    """
+    port = _free_port() if world > 1 else 0
+    processes = [
+        context.Process(target=_start, args=(target, arguments, Place(rank, world, port)), name=f"rank{rank}")
+        for rank in range(world)
+    ]  # type: ignore[attr-defined]
+    for process in processes:
+        process.start()
+    try:
+        return _wait(processes)
+    except BaseException:
+        for process in processes:
+            process.join(timeout=30)
+            process.kill()
+        raise
+
+
+def _wait(processes: list[BaseProcess]) -> int:
+    """Wait until all have ended well or one has not; then end the rest."""
+    running = list(processes)
+    while running:
+        wait([process.sentinel for process in running])
+        ended = [process for process in running if not process.is_alive()]
+        running = [process for process in running if process.is_alive()]
+        for process in ended:
+            process.join()
+            if process.exitcode:
+                for other in running:
+                    other.terminate()
+                for other in running:
+                    other.join()
+                return process.exitcode
+    return 0
+
+
+def _start(target: Callable[..., None], arguments: tuple[Any, ...], place: Place) -> None:
+    """In the new process: find the others, end with the parent, call the target."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if place.world > 1:
+        # Names that Lightning and torch.distributed read. Lightning then starts no processes of its own.
+        os.environ |= {
+            "LOCAL_RANK": str(place.rank),
+            "NODE_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(place.port),
+        }
+    try:
+        target(*arguments, place)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, FloatingPointError) as error:  # what the data or the settings are to blame for
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _end_with_parent() -> None:
+    """A killed parent must not leave processes that train on unseen."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,81 @@
+"""Predict a table with the models of finished runs.
+
+examples:
+  python predict.py runs/baseline-1a2b3c4d
+  python predict.py runs/baseline-* --tta d4
+  python predict.py runs/baseline-1a2b3c4d --table data/extra.csv --out predictions/extra
+  python predict.py runs/unet-5e6f7a8b --overlay 10 --device cuda --precision 16-mixed
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; see --help."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0],
+        epilog=(__doc__ or "").partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="folders that train.py made; every finished fold predicts")
+    parser.add_argument("--table", type=Path, help="CSV or parquet to predict (default: the run's data.test_table)")
+    parser.add_argument("--tta", default="none", help="name of a file in configs/tta, or a path to one (default: none)")
+    parser.add_argument("--out", type=Path, help="folder to write (default: <run>/predictions/<table>-<tta>)")
+    parser.add_argument(
+        "--batch-size", type=_count(1), default=32, help="images a pass, all views counted (default: 32)"
+    )
+    parser.add_argument("--workers", type=_count(0), default=2, help="processes that read images (default: 2)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    parser.add_argument("--precision", default="32", choices=["32", "16-mixed", "bf16-mixed"], help="(default: 32)")
+    parser.add_argument("--overlay", type=_count(0), default=0, metavar="N", help="segmentation: also paint N pictures")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Predict, and end with exit code 2 and a sentence when something is wrong with the input."""
+    options = parse()
+    tta = Path(options.tta)
+    if tta.suffix not in (".yaml", ".yml"):
+        tta = Path(__file__).parent / "configs" / "tta" / f"{options.tta}.yaml"
+    try:
+        from competition.config import read_config
+
+        for run in options.runs:  # a mistyped name is said at once, before torch is imported, which takes seconds
+            read_config(run)
+        from competition.inference.runs import predict_runs
+
+        predict_runs(
+            options.runs,
+            options.table,
+            tta,
+            options.out,
+            options.batch_size,
+            options.workers,
+            options.device,
+            options.precision,
+            options.overlay,
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; nothing was written", file=sys.stderr)
+        sys.exit(130)
+
+
+def _count(least: int) -> Callable[[str], int]:
+    """A whole number from `least` on, for argparse."""
+
+    def count(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}")
+        return int(text)
+
+    return count
+
+
+if __name__ == "__main__":
+    main()

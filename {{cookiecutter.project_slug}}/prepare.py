@@ -1,0 +1,101 @@
+"""Check a competition's data and prepare it for training: folds, image statistics, a picture of samples.
+
+    python prepare.py --data sample
+    python prepare.py --data competition
+    python prepare.py --data competition data.folds=10 seed=1
+
+It lists everything that is wrong with the table and the images at once. It can be run again at any time: only new
+images are read, folds stay as they are, and new rows join them.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from competition.data.prepare import Prepared
+
+SHOWN_CLASSES = 40
+
+
+def main() -> None:
+    """Parse the arguments, prepare, print what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="competition", help="a file in configs/data, by name (default: competition)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config, as in train.py")
+    arguments = parser.parse_args()
+    try:
+        run(arguments.data, arguments.overrides)
+    except (ValueError, OSError) as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on with the images that were not read", file=sys.stderr)
+        sys.exit(130)
+
+
+def run(name: str, overrides: list[str]) -> None:
+    """Prepare the data config `name` and print the result."""
+    from omegaconf import OmegaConf
+
+    from competition.config import compose_config
+    from competition.data.prepare import check_test_table, prepare
+
+    config = compose_config([f"data={name}", *overrides])
+    data: Any = OmegaConf.to_container(config.data, resolve=True)
+    prepared = prepare(data, config.task, config.seed)
+    notes = list(prepared.notes)
+    test = data["test_table"]
+    if test is None or not Path(test).exists():
+        notes.append(f"there is no test table ({test})" if test else "there is no test table (data.test_table is null)")
+    else:
+        rows = len(check_test_table(data, config.task, prepared))
+        print(f"{test}: {rows} rows, checked")
+    show(prepared, notes)
+    print("\nWritten:")
+    for file in ("folds.csv", "images.csv", "statistics.json", "samples.png"):
+        print(f"  {Path(data['prepared']) / file}")
+    print(f"\nNext:\n  python train.py experiment=baseline data={name}")
+
+
+def show(prepared: "Prepared", notes: list[str]) -> None:
+    """Print the classes of each fold, the images, and the notes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table, statistics, scan = prepared.table, prepared.statistics, prepared.scan
+    counts = statistics["class_counts"]
+    what = "pixels" if table.task == "segmentation" else "images"
+    histogram = Table(title=f"{table.path}: {len(table)} rows; {what} of each class in each fold")
+    histogram.add_column("class")
+    for fold in counts:
+        histogram.add_column("train" if fold == "-1" else f"fold {fold}", justify="right")
+    histogram.add_column("all", justify="right")
+    totals = [sum(of_class[number] for of_class in counts.values()) for number in range(len(table.classes))]
+    rarest = sorted(range(len(totals)), key=lambda number: totals[number])[:SHOWN_CLASSES]
+    for number in sorted(rarest):
+        row = [*(of_class[number] for of_class in counts.values()), totals[number]]
+        histogram.add_row(table.classes[number], *(f"{value:,.10g}" for value in row))
+    in_fold = [sum(str(prepared.folds[name]) == fold for name in table.ids) for fold in counts]
+    histogram.add_section()
+    histogram.add_row("rows", *(f"{value:,}" for value in [*in_fold, len(table)]))
+    Console().print(histogram)
+    if len(rarest) < len(totals):
+        print(f"the {len(rarest)} rarest of {len(totals)} classes; statistics.json has them all")
+    sizes = [f"{int(scan[side].min())} to {int(scan[side].max())}" for side in ("height", "width")]
+    print(f"images: height {sizes[0]}, width {sizes[1]}, {statistics['channels']} channels of {statistics['dtype']}")
+    print(f"mean {_numbers(statistics['mean'])}, std {_numbers(statistics['std'])} (1.0 is {statistics['scale']:g})")
+    for note in notes:
+        print(f"note: {note}")
+
+
+def _numbers(values: list[float]) -> str:
+    return "[" + ", ".join(f"{value:.4f}" for value in values) + "]"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""Augmentation: a pure function, masks that stay on their images, refusals; and the choices of configs/augmentation."""
+
+import warnings
+from pathlib import Path
+
+import albumentations as A
+import numpy as np
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from competition.data.augmentation import Augmentation, leaves
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs/augmentation").rglob("*.yaml"))
+SIZE = (48, 40)
+
+
+def load(path: Path) -> Augmentation:
+    OmegaConf.register_new_resolver("image_hw", lambda size: list(size), replace=True)
+    config = OmegaConf.merge({"data": {"image_size": list(SIZE)}}, {"augmentation": OmegaConf.load(path)})
+    return Augmentation(instantiate(config.augmentation.transforms, _convert_="all"))
+
+
+def picture(channels: int = 3, dtype: type = np.uint8, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    shape = (*SIZE, channels)
+    return rng.integers(0, 256, shape, np.uint8) if dtype == np.uint8 else rng.random(shape, np.float32)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(("channels", "dtype"), [(3, np.uint8), (1, np.uint8), (4, np.float32), (8, np.float32)])
+def test_choices_take_any_channels(path: Path, channels: int, dtype: type) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # albumentations only warns of an argument that it does not know
+        augmentation = load(path)
+    augmentation.check(channels, dtype, SIZE)
+    image, mask = augmentation(picture(channels, dtype), np.zeros(SIZE, np.uint8), seed=5)
+    assert image.dtype == dtype and image.shape[2] == channels and mask is not None and mask.shape == image.shape[:2]
+
+
+def test_light_mirrors_nothing() -> None:
+    """Digits and letters lose their meaning in a mirror: a bright left half stays on the left."""
+    light = load(next(path for path in CONFIGS if path.stem == "light"))
+    image = np.zeros((*SIZE, 1), np.uint8)
+    image[:, : SIZE[1] // 2] = 200
+    image[: SIZE[0] // 2] += 40
+    for seed in range(20):
+        out = light(image, None, seed)[0].astype(float)
+        left, right = np.array_split(out, 2, axis=1)
+        top, bottom = np.array_split(out, 2, axis=0)
+        assert left.mean() > right.mean() + 50 and top.mean() > bottom.mean()
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem != "none"], ids=lambda path: path.stem)
+def test_pure_function_of_its_arguments(path: Path) -> None:
+    first, second = load(path), load(path)
+    image, mask = picture(), picture(1, seed=1)[..., 0]
+    before = image.copy(), mask.copy()
+    results = [first(image, mask, seed) for seed in range(12)]
+    # another object, another order, other calls in between
+    for seed in reversed(range(12)):
+        for again, first_time in zip(second(image, mask, seed), results[seed], strict=True):
+            assert again is not None and first_time is not None and np.array_equal(again, first_time)
+    assert len({result[0].tobytes() for result in results}) >= 9
+    assert np.array_equal(image, before[0]) and np.array_equal(mask, before[1])
+
+
+def test_decisions_are_independent() -> None:
+    """Two transforms of probability 0.5 meet in a quarter of the cases, also inside compositions."""
+    augmentation = Augmentation([A.HorizontalFlip(p=0.5), A.Sequential([A.VerticalFlip(p=0.5)], p=1)])
+    image = np.arange(4, dtype=np.uint8).reshape(2, 2, 1)
+    outcomes = [augmentation(image, None, seed)[0].tobytes() for seed in range(400)]
+    counts = [outcomes.count(outcome) for outcome in set(outcomes)]
+    assert len(counts) == 4 and min(counts) > 60  # 100 expected, standard deviation 9
+
+
+def test_one_of_draws_from_the_seed() -> None:
+    augmentation = Augmentation([A.OneOf([A.HorizontalFlip(), A.VerticalFlip(), A.Transpose()], p=1)])
+    image = np.arange(9, dtype=np.uint8).reshape(3, 3, 1)
+    outcomes = [augmentation(image, None, seed)[0].tobytes() for seed in range(60)]
+    assert len(set(outcomes)) == 3
+    assert outcomes == [augmentation(image, None, seed)[0].tobytes() for seed in range(60)]
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        A.D4(p=1),
+        A.Affine(rotate=(-40, 40), translate_percent=(-0.2, 0.2), scale=(0.7, 1.3), p=1),
+        A.Perspective(p=1),
+        A.GridDistortion(p=1),
+        A.ElasticTransform(alpha=30, sigma=5, p=1),
+        A.RandomResizedCrop(size=(56, 72), p=1),
+        A.Resize(33, 47, p=1),
+        A.SafeRotate(p=1),
+        A.OneOf([A.Sequential([A.HorizontalFlip(p=1), A.Affine(rotate=(-45, 45), p=1)])], p=1),
+    ],
+    ids=lambda transform: type(transform).__name__,
+)
+def test_mask_stays_on_its_image(transform: A.BasicTransform) -> None:
+    """A mask made from the image is still the threshold of the image afterwards, exposed pixels aside."""
+    rows, columns = np.mgrid[:96, :80]
+    blob = (rows - 60) ** 2 / 700 + (columns - 25) ** 2 / 250 < 1
+    blob |= (rows < 30) & (columns > 45) & (rows > 12)
+    mask = blob.astype(np.uint8)
+    image = np.repeat((mask * 200 + 20)[..., None], 3, axis=2)
+    augmentation = Augmentation([transform], ignore_index=77)
+    wrong_shifted = []
+    for seed in range(6):
+        out, out_mask = augmentation(image, mask, seed)
+        assert out_mask is not None and out_mask.dtype == np.uint8 and set(np.unique(out_mask)) <= {0, 1, 77}
+        seen = out_mask != 77
+        bright = out[..., 0] > 120
+        assert seen.mean() > 0.3
+        # only pixels cut by the edge of the shape may differ
+        edge = bright ^ np.roll(bright, 1, 0) | bright ^ np.roll(bright, 1, 1)
+        edge |= bright ^ np.roll(bright, -1, 0) | bright ^ np.roll(bright, -1, 1)
+        wrong = ((out_mask == 1) != bright) & seen
+        assert not (wrong & ~edge).any()
+        assert wrong.sum() <= 0.5 * edge.sum()
+        wrong_shifted.append((((np.roll(out_mask, 3, 1) == 1) != bright) & seen & ~edge).sum())
+    assert min(wrong_shifted) > 0  # the same test notices a shift of three pixels
+
+
+def test_resize_does_not_shift_the_mask() -> None:
+    """Of the edge pixels as many fall to one side as to the other; INTER_NEAREST would shift by half a pixel."""
+    mask = np.zeros((64, 64), np.uint8)
+    mask[16:48, 16:48] = 1
+    out, out_mask = Augmentation([A.Resize(21, 21, p=1)])(np.repeat(mask[..., None] * 255, 3, 2), mask, 0)
+    assert out_mask is not None
+    assert np.array_equal(out_mask, out_mask[::-1, ::-1])
+    assert np.array_equal(out_mask, (out[..., 0] > 127))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_exposed_pixels_get_the_ignore_index(dtype: type) -> None:
+    shift = A.Affine(translate_px={"x": 7, "y": 0}, p=1)
+    for nested in ([shift], [A.Sequential([A.OneOf([shift], p=1)], p=1)]):
+        mask = Augmentation(nested, ignore_index=255)(picture(), np.ones(SIZE, dtype), 3)[1]
+        assert mask is not None and mask.dtype == dtype
+        assert (mask[:, :7] == 255).all() and (mask[:, 7:] == 1).all()
+
+
+def test_ignore_index_beyond_uint8() -> None:
+    mask = Augmentation([A.Affine(translate_px={"x": 7, "y": 0}, p=1)], 1000)(picture(), np.ones(SIZE, np.uint8), 3)[1]
+    assert mask is not None and mask.dtype == np.uint16 and set(np.unique(mask)) == {1, 1000}
+    with pytest.raises(ValueError, match="ignore_index"):
+        Augmentation([], ignore_index=-100)
+
+
+def test_dropout_leaves_the_mask() -> None:
+    image, mask = Augmentation([A.CoarseDropout(p=1)])(picture() | 1, np.ones(SIZE, np.uint8), 0)
+    assert (image == 0).any() and mask is not None and (mask == 1).all()
+
+
+def test_check_names_every_transform() -> None:
+    augmentation = Augmentation(
+        [
+            A.HorizontalFlip(),
+            A.OneOf([A.HueSaturationValue(), A.Sequential([A.ToSepia()])]),
+            A.Normalize(),
+            A.ToGray(num_output_channels=1),
+        ]
+    )
+    with pytest.raises(ValueError) as caught:
+        augmentation.check(8, np.uint8, SIZE)
+    for name in ("HueSaturationValue", "ToSepia", "Normalize", "ToGray"):
+        assert name in str(caught.value)
+    assert "HorizontalFlip" not in str(caught.value)
+    with pytest.raises(ValueError, match="ToGray gives"):
+        Augmentation([A.ToGray(num_output_channels=1)]).check(3, np.uint8, SIZE)
+    with pytest.raises(ValueError, match="Normalize"):
+        Augmentation([A.Normalize()]).check(3, np.float32, SIZE)
+
+
+def test_check_leaves_the_pipeline_as_it_was() -> None:
+    augmentation = Augmentation([A.OneOf([A.HorizontalFlip(p=0.1), A.VerticalFlip(p=0.1)], p=0.5)])
+    before = [augmentation(picture(), None, seed)[0].tobytes() for seed in range(8)]
+    augmentation.check(3, np.uint8, SIZE)
+    assert before == [augmentation(picture(), None, seed)[0].tobytes() for seed in range(8)]
+    assert [leaf.p for leaf in leaves(augmentation.compose)] == [0.1, 0.1]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_unknown_argument_is_refused() -> None:
+    with pytest.raises(ValueError, match="Affine has no argument rotation"):
+        Augmentation([A.OneOf([A.Affine(rotation=10)])])

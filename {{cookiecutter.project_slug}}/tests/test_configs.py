@@ -1,0 +1,149 @@
+"""Every choice of every group composes, and each takes part in a training of one step.
+
+The choices are found, not listed: a file that is added is tested from then on.
+"""
+
+from itertools import zip_longest
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import tiny_config, train_here
+
+from competition.config import CONFIGS, compose_config
+
+GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
+CHOICES = {group: sorted(path.stem for path in (CONFIGS / group).rglob("*.yaml")) for group in GROUPS}
+ALL = [(group, choice) for group in GROUPS for choice in CHOICES[group]]
+
+# Groups whose choices fit some tasks only; every other choice is tried with all tasks.
+TASKS = {
+    "bce": ["multilabel"],
+    "cross_entropy": ["multiclass", "segmentation"],
+    "dice": ["segmentation"],
+    "lovasz": ["segmentation"],
+    "ce_dice": ["segmentation"],
+    "segmentation": ["segmentation"],
+    "finetune": ["multiclass", "multilabel"],
+}
+
+
+def content(group: str, choice: str) -> dict:
+    return yaml.safe_load((CONFIGS / group / f"{choice}.yaml").read_text()) or {}
+
+
+def fits(group: str, choice: str, task: str) -> bool:
+    """Whether a choice is one for the task."""
+    if group == "model":
+        return (content(group, choice)["library"] == "smp") == (task == "segmentation")
+    if group == "metric":
+        from competition.predictions import metrics
+
+        return task in getattr(metrics, content(group, choice)["_target_"].rpartition(".")[2]).tasks
+    return task in TASKS.get(choice, [task]) if group in ("loss", "experiment") else True
+
+
+@pytest.mark.parametrize(("group", "choice"), ALL)
+def test_every_choice_composes(group: str, choice: str):
+    config = compose_config([f"{group}={choice}"])
+    assert config.seed == 42
+
+
+@pytest.mark.parametrize(("group", "choice"), ALL)
+def test_every_file_says_what_it_is_for(group: str, choice: str):
+    lines = [line for line in (CONFIGS / group / f"{choice}.yaml").read_text().splitlines() if "@package" not in line]
+    assert lines[0].startswith("# ") and len(lines[0]) > 10
+
+
+def test_no_choice_hides_a_package_in_its_code():
+    """Configs name only what this repository and its declared packages have."""
+    from hydra.utils import get_object
+
+    def targets(value):
+        if isinstance(value, dict):
+            yield from ([value["_target_"]] if "_target_" in value else [])
+            value = list(value.values())
+        if isinstance(value, list):
+            for inner in value:
+                yield from targets(inner)
+
+    for group, choice in ALL:
+        for target in targets(content(group, choice)):
+            assert get_object(target), f"{group}/{choice}"
+
+
+# One training of a step uses the first choice of every group, the next one the second, and so on, so that every
+# choice is used, in as few trainings as the longest group has choices.
+VARIED = ["augmentation", "callbacks", "logger", "loss", "metric", "model", "optimizer", "phases", "scheduler", "tta"]
+FLAGS = [
+    ["trainer=auto", "trainer.precision=bf16-mixed"],
+    ["trainer=debug"],
+    ["trainer.gradient_clip_val=1.0", "trainer.accumulate_grad_batches=2"],
+    ["data.sampling=balanced", "augmentation.mixup=0.4", "augmentation.cutmix=1.0"],
+    ["trainer.deterministic=true"],
+]
+MASK_FLAGS = [flags for flags in FLAGS if "data.sampling=balanced" not in flags]
+
+
+def mixtures(task: str) -> list[list[str]]:
+    columns = []
+    for group in VARIED:
+        names = [name for name in CHOICES[group] if fits(group, name, task)]
+        columns.append([f"{group}={name}" for name in names])
+    flags = MASK_FLAGS if task == "segmentation" else FLAGS
+    rows = []
+    for index, _ in enumerate(zip_longest(*columns)):
+        chosen = [column[index % len(column)] for column in columns]
+        rows.append(chosen + flags[index % len(flags)])
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("task", "overrides"),
+    [(task, row) for task in ("multiclass", "multilabel", "segmentation") for row in mixtures(task)],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_every_choice_trains_a_step(task: str, overrides: list[str], data: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    config = tiny_config(
+        data,
+        task,
+        *overrides,
+        "model.pretrained=false",
+        "data.image_size=64",
+        "fold=0",
+        "epochs=1",
+        "batch_size=4",
+        "trainer.limit_train_batches=2",
+    )
+    config["phases"] = {name: phase | {"epochs": 1} for name, phase in config["phases"].items()}
+    run = train_here(config, tmp_path)
+    assert (run / "fold0" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel", "segmentation"])
+@pytest.mark.parametrize("experiment", CHOICES["experiment"])
+def test_every_experiment_trains_a_step(experiment: str, task: str, data: Path, tmp_path: Path):
+    if not fits("experiment", experiment, task):
+        pytest.skip(f"{experiment} is not for {task}")
+    config = tiny_config(
+        data,
+        task,
+        f"experiment={experiment}",
+        "data.image_size=64",
+        "model.pretrained=false",
+        "logger=none",
+        "fold=0",
+        "batch_size=4",
+        "trainer.limit_train_batches=1",
+    )
+    config["phases"] = {name: phase | {"epochs": 1} for name, phase in config["phases"].items()}
+    assert (train_here(config, tmp_path) / "fold0" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("flag", ["channels_last", "compile", "gradient_checkpointing"])
+def test_model_flags_train_a_step(flag: str, data: Path, tmp_path: Path):
+    config = tiny_config(data, "multiclass", f"model.{flag}=true", "fold=0", "epochs=1", "trainer.limit_train_batches=1")
+    run = train_here(config, tmp_path)
+    assert (run / "fold0" / "model" / "model.safetensors").exists()

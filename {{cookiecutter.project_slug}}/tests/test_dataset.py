@@ -1,0 +1,217 @@
+"""Dataset, sampler, loader: what a sample is depends on (seed, epoch, id) and on nothing else."""
+
+from pathlib import Path
+
+import albumentations as A
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from competition.data.augmentation import Augmentation
+from competition.data.dataset import (
+    Draw,
+    EpochSampler,
+    ImageDataset,
+    balanced_weights,
+    make_loader,
+    sample_seed,
+)
+from competition.data.table import Columns, Table, read_table
+
+ROWS = 10
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Table:
+    """Noisy pictures: red rises with the row number, green is 100, blue 30."""
+    root = tmp_path_factory.mktemp("labelled")
+    rng = np.random.default_rng(0)
+    for row in range(ROWS):
+        picture = rng.integers(0, 8, (20, 24, 3), np.uint8) + np.array([150 + 10 * row, 100, 30], np.uint8)
+        Image.fromarray(picture).save(root / f"{row}.png")
+    frame = pd.DataFrame({"id": [f"{row:03}" for row in range(ROWS)], "image": [f"{row}.png" for row in range(ROWS)]})
+    frame["label"] = ["a", "b"] * (ROWS // 2)
+    frame["weight"] = np.linspace(1, 2, ROWS)
+    frame.to_csv(root / "train.csv", index=False)
+    return read_table(root / "train.csv", "multiclass", root, Columns(weight="weight"))
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory: pytest.TempPathFactory) -> Table:
+    """16 bit pictures of one channel, bright where the mask is 1."""
+    root = tmp_path_factory.mktemp("masked")
+    for row in range(2):
+        mask = np.zeros((32, 40), np.uint8)
+        mask[4:16, 6 : 16 + 8 * row] = 1
+        Image.fromarray(mask).save(root / f"mask{row}.png")
+        Image.fromarray(mask.astype(np.uint16) * 40000 + 10000).save(root / f"{row}.png")
+    frame = pd.DataFrame({"id": ["x", "y"], "image": ["0.png", "1.png"], "mask": ["mask0.png", "mask1.png"]})
+    frame.to_csv(root / "train.csv", index=False)
+    return read_table(root / "train.csv", "segmentation", root, Columns(), ["background", "thing"])
+
+
+def noisy() -> Augmentation:
+    return Augmentation(
+        [
+            A.OneOf([A.HorizontalFlip(), A.VerticalFlip()], p=0.5),
+            A.Affine(rotate=(-30, 30), p=0.8),
+            A.GaussNoise(p=0.5),
+        ]
+    )
+
+
+def batches(table: Table, workers: int, epochs: int = 2, seed: int = 1) -> list[bytes]:
+    sampler = EpochSampler(range(ROWS), seed=7, batch_size=2)
+    loader = make_loader(ImageDataset(table, noisy(), (16, 24), seed=seed), sampler, 2, workers)
+    result = []
+    for epoch in range(epochs):
+        sampler.set_epoch(epoch)
+        for batch in loader:
+            result.append(b"".join(batch[key].numpy().tobytes() for key in ("image", "target", "weight", "row")))
+    return result
+
+
+def test_item_of_a_classification_table(labelled: Table) -> None:
+    item = ImageDataset(labelled, None, (10, 12))[(4, 0)]
+    assert item["image"].dtype == torch.uint8 and item["image"].shape == (3, 10, 12)
+    assert item["image"].is_contiguous()
+    red, green, blue = item["image"].float().mean((1, 2)).tolist()
+    assert red == pytest.approx(193.5, abs=2) and green == pytest.approx(103.5, abs=2)  # and not BGR
+    assert blue == pytest.approx(33.5, abs=2)
+    assert item["target"].tolist() == [1.0, 0.0] and item["target"].dtype == torch.float32
+    assert item["weight"].item() == pytest.approx((1 + 4 / 9) / 1.5) and item["weight"].dtype == torch.float32
+    assert item["row"] == 4
+
+
+def test_item_of_a_segmentation_table(masked: Table) -> None:
+    item = ImageDataset(masked, None, (32, 40))[Draw(1, 0)]
+    assert item["image"].dtype == torch.float32 and item["image"].shape == (1, 32, 40)
+    assert item["target"].dtype == torch.int64 and item["target"].shape == (32, 40)
+    assert torch.allclose(item["image"][0], (item["target"] * 40000 + 10000) / 65535)
+    scaled = ImageDataset(masked, None, (32, 40), scale=50000)[(1, 0)]["image"]
+    assert scaled.max().item() == pytest.approx(1.0)
+    assert ImageDataset(masked, None, 16, mode="rgb")[(0, 0)]["image"].shape == (3, 16, 16)
+
+
+def test_mask_follows_the_image_through_augmentation_and_resize(masked: Table) -> None:
+    dataset = ImageDataset(masked, Augmentation([A.D4(p=1), A.Affine(rotate=(-40, 40), p=1)]), (48, 48))
+    for epoch in range(6):
+        item = dataset[(0, epoch)]
+        seen = item["target"] != 255
+        bright = item["image"][0] > 30000 / 65535
+        assert item["target"].unique().tolist() in ([0, 1, 255], [0, 1])
+        assert ((item["target"] == 1) != bright)[seen].float().mean() < 0.04
+        assert ((item["target"] == 1) & seen).sum() > 50
+
+
+def test_stream_differs_by_seed_epoch_id_and_repeat(labelled: Table) -> None:
+    dataset = ImageDataset(labelled, noisy(), (16, 24), seed=1)
+    other = ImageDataset(labelled, noisy(), (16, 24), seed=2)
+
+    def image(source: ImageDataset, *draw: int) -> bytes:
+        return source[Draw(*draw)]["image"].numpy().tobytes()
+
+    assert len({image(dataset, 0, epoch) for epoch in range(8)}) == 8
+    assert len({image(dataset, 0, 0, repeat) for repeat in range(8)}) == 8
+    assert image(dataset, 3, 5) == image(dataset, 3, 5) != image(other, 3, 5)
+    seeds = {sample_seed(s, e, f"{i:03}", r) for s in range(4) for e in range(5) for i in range(30) for r in range(2)}
+    assert len(seeds) == 4 * 5 * 30 * 2
+
+
+def test_two_ids_are_not_augmented_alike(tmp_path: Path) -> None:
+    """The same picture under two ids comes out differently."""
+    Image.fromarray(np.arange(20 * 24 * 3, dtype=np.uint8).reshape(20, 24, 3)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
+    (tmp_path / "t.csv").write_text("id,image,label\n1,a.png,x\n2,b.png,y\n")
+    dataset = ImageDataset(read_table(tmp_path / "t.csv", "multiclass", tmp_path, Columns()), noisy(), (20, 24))
+    same = [torch.equal(dataset[(0, epoch)]["image"], dataset[(1, epoch)]["image"]) for epoch in range(10)]
+    assert sum(same) <= 2
+
+
+def test_sample_seed_is_the_same_everywhere() -> None:
+    """Not Python's hash(), which differs from process to process; the value is fixed for good."""
+    assert sample_seed(1, 2, "é") == 382930082
+    assert 0 <= sample_seed(1, 2, "é") < 2**32
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # fewer cores than workers
+def test_workers_do_not_change_a_byte(labelled: Table) -> None:
+    alone = batches(labelled, workers=0)
+    assert len(alone) == 10 and len(set(alone)) == 10
+    assert batches(labelled, workers=1) == alone
+    assert batches(labelled, workers=4) == alone
+    assert batches(labelled, workers=0, seed=2) != alone
+
+
+def test_loader_leaves_torchs_random_numbers_alone(labelled: Table) -> None:
+    state = torch.get_rng_state()
+    batches(labelled, workers=0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_loader_starts_no_idle_worker(labelled: Table) -> None:
+    dataset = ImageDataset(labelled, None, 16)
+    assert make_loader(dataset, EpochSampler(range(ROWS), 0, 4), 4, workers=8).num_workers == 2
+    evaluation = make_loader(dataset, [(row, 0) for row in (5, 1, 2)], 2, workers=0)
+    assert [batch["row"].tolist() for batch in evaluation] == [[5, 1], [2]]
+
+
+def test_ranks_share_the_order() -> None:
+    rows = np.arange(100, 123)
+    alone = EpochSampler(rows, seed=3, batch_size=4)
+    alone.set_epoch(2)
+    order = [draw.row for draw in alone]
+    assert len(order) == 20 == len(set(order)) and set(order) < set(rows.tolist())
+    ranks = [EpochSampler(rows, seed=3, batch_size=2, rank=rank, world=2) for rank in range(2)]
+    for sampler in ranks:
+        sampler.set_epoch(2)
+    shares = [[draw.row for draw in sampler] for sampler in ranks]
+    assert len(shares[0]) == len(shares[1]) == len(ranks[0]) == 10
+    for step in range(5):  # a step of two ranks sees the same four rows as a step of one
+        both = shares[0][2 * step : 2 * step + 2] + shares[1][2 * step : 2 * step + 2]
+        assert sorted(both) == sorted(order[4 * step : 4 * step + 4])
+
+
+def test_order_depends_on_seed_and_epoch_alone() -> None:
+    def order(seed: int, epoch: int) -> list[Draw]:
+        sampler = EpochSampler(range(50), seed=seed, batch_size=5)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(1, 4) == order(1, 4)
+    rows = [tuple(draw.row for draw in order(seed, epoch)) for seed in (1, 2) for epoch in (0, 1, 2)]
+    assert len(set(rows)) == 6
+    assert {draw.epoch for draw in order(1, 4)} == {4}
+
+
+def test_too_large_batch_says_the_numbers() -> None:
+    with pytest.raises(ValueError, match=r"batch of 8 on each of 2 devices .* 10 training rows.*batch_size=10"):
+        EpochSampler(range(10), 0, batch_size=8, world=2)
+
+
+def test_balanced_sampling_evens_the_classes() -> None:
+    labels = np.repeat([0, 1, 2], [900, 90, 10])
+    target = np.eye(3)[labels]
+    sampler = EpochSampler(range(1000), seed=0, batch_size=10, weights=balanced_weights(target))
+    draws = list(sampler)
+    shares = np.bincount(labels[[draw.row for draw in draws]]) / 1000
+    assert np.abs(shares - 1 / 3).max() < 0.05
+    assert list(sampler) == draws
+    assert len(set(draws)) == len(draws)  # a row that is drawn again is augmented anew
+    assert max(draw.repeat for draw in draws) > 10
+    sampler.set_epoch(1)
+    assert list(sampler) != draws
+
+
+def test_balanced_weights_by_hand() -> None:
+    weights = balanced_weights(np.array([[1, 0], [1, 0], [1, 1], [0, 0]], float))
+    # class 0: 1/3 each; class 1: 1; no class: 1
+    assert weights == pytest.approx(np.array([1 / 3, 1 / 3, 4 / 3, 1]) / 3)
+    soft = balanced_weights(np.array([[0.5, 0.4999999], [1, 0]]))
+    assert soft.sum() == pytest.approx(1) and len(soft) == 2
+    # chances times the weights in the loss are even
+    target, weight = np.array([[1, 0], [1, 0], [0, 1.0]]), np.array([1.0, 3.0, 2.0])
+    even = (balanced_weights(target, weight) * weight) @ target
+    assert even[0] == pytest.approx(even[1])

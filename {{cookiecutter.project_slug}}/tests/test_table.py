@@ -1,0 +1,227 @@
+"""Tables: what is read, and that every problem is listed with its line."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from competition.data.table import Columns, TableError, read_table
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "root"
+    (folder / "images").mkdir(parents=True)
+    for name in "abcdef":
+        (folder / "images" / f"{name}.png").touch()
+    return folder
+
+
+def write(root: Path, text: str) -> Path:
+    path = root / "train.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def problems(root: Path, text: str, task: str = "multiclass", columns: Columns | None = None, **options) -> list[str]:
+    with pytest.raises(TableError) as error:
+        read_table(write(root, text), task, root, columns or Columns(), **options)
+    return error.value.problems
+
+
+def test_ids_and_labels_are_text_as_written(root):
+    table = read_table(write(root, "id,image,label\n007,images/a.png,NA\n1e3,images/b.png,null\n"), "multiclass", root,
+                       Columns())  # fmt: skip
+    assert table.ids == ["007", "1e3"]
+    assert table.classes == ("NA", "null")
+    assert table.target.tolist() == [[1, 0], [0, 1]]
+    assert table.target.dtype == np.float32
+    assert table.image_path(1) == root / "images/b.png"
+
+
+def test_whole_numbers_sort_as_numbers_and_given_classes_keep_their_order(root):
+    path = write(root, "id,image,label\n1,images/a.png,10\n2,images/b.png,9\n3,images/c.png,2\n")
+    assert read_table(path, "multiclass", root, Columns()).classes == ("2", "9", "10")
+    table = read_table(path, "multiclass", root, Columns(), classes=[10, 9, 2, 3])
+    assert table.classes == ("10", "9", "2", "3")
+    assert table.target.argmax(axis=1).tolist() == [0, 1, 2]
+
+
+def test_empty_labels_are_no_labels(root):
+    table = read_table(write(root, "id,image,labels\n1,images/a.png,\n2,images/b.png,y x\n3,images/c.png,x\n"),
+                       "multilabel", root, Columns())  # fmt: skip
+    assert table.classes == ("x", "y")
+    assert table.target.tolist() == [[0, 0], [1, 1], [1, 0]]
+
+
+def test_soft_targets(root):
+    columns = Columns(target=["cat", "dog"])
+    text = "id,image,cat,dog\n1,images/a.png,0.25,0.75\n2,images/b.png,1,0\n"
+    table = read_table(write(root, text), "multiclass", root, columns)
+    assert table.classes == ("cat", "dog")
+    assert table.target.tolist() == [[0.25, 0.75], [1, 0]]
+    assert read_table(write(root, text), "multiclass", root, columns, classes=["dog", "cat"]).target[1].tolist() == [
+        0,
+        1,
+    ]
+    bad = "id,image,cat,dog\n1,images/a.png,0.25,0.7\n2,images/b.png,-0.1,1.1\n3,images/c.png,,1\n"
+    found = problems(root, bad, columns=columns)
+    assert [problem[:6] for problem in found] == ["line 3", "line 3", "line 4", "line 2"]
+    assert "sum to 0.95" in found[3]
+    assert (
+        len(read_table(write(root, bad.splitlines()[0] + "\n1,images/a.png,0.9,0.7\n"), "multilabel", root, columns))
+        == 1
+    )
+
+
+def test_weights_have_mean_one(root):
+    table = read_table(write(root, "id,image,label,w\n1,images/a.png,x,1\n2,images/b.png,y,3\n"), "multiclass", root,
+                       Columns(weight="w"))  # fmt: skip
+    assert table.weights.tolist() == [0.5, 1.5]
+    assert read_table(table.path, "multiclass", root, Columns()).weights.tolist() == [1, 1]
+
+
+def test_only_declared_columns_get_a_meaning(root):
+    path = write(root, "id,image,label,fold,scene,place\n1,images/a.png,x,5,s,sea\n2,images/b.png,y,-1,s,sky\n")
+    frame = read_table(path, "multiclass", root, Columns(group="scene")).frame
+    assert "fold" not in frame and frame["group"].tolist() == ["s", "s"] and frame["place"].tolist() == ["sea", "sky"]
+    assert read_table(path, "multiclass", root, Columns(fold="fold")).frame["fold"].tolist() == [5, -1]
+
+
+def test_a_test_table_needs_no_target_fold_weight_or_group(root):
+    columns = Columns(group="scene", weight="w", fold="f", unit="case")
+    table = read_table(write(root, "id,image,case\n1,images/a.png,7\n"), "multiclass", root, columns, ["x", "y"], False)
+    assert table.target is None and table.classes == ("x", "y") and table.frame["unit"].tolist() == ["7"]
+
+
+def test_parquet_equals_csv(root):
+    frame = pd.DataFrame({"id": [1, 2], "image": ["images/a.png", "images/b.png"], "label": [3, 12], "fold": [0, 1]})
+    frame.to_parquet(root / "train.parquet")
+    table = read_table(root / "train.parquet", "multiclass", root, Columns(fold="fold"))
+    assert table.ids == ["1", "2"] and table.classes == ("3", "12") and table.frame["fold"].tolist() == [0, 1]
+    frame.assign(id=[1, 1]).to_parquet(root / "train.parquet")
+    with pytest.raises(TableError, match="more than once: rows 1, 2"):
+        read_table(root / "train.parquet", "multiclass", root, Columns())
+
+
+def test_segmentation_needs_masks_and_classes(root):
+    text = "id,image,mask\n1,images/a.png,images/b.png\n2,images/b.png,images/zz.png\n"
+    found = problems(root, text, "segmentation", classes=["sky", "road"])
+    assert len(found) == 1 and "zz.png does not exist" in found[0]
+    assert "needs data.classes" in problems(root, text.replace("zz", "c"), "segmentation")[0]
+
+
+def test_everything_wrong_is_listed_at_once_with_its_line(root):
+    text = (
+        "id,image,label,group,w,fold\n"
+        "1,images/a.png,cat,g,1,0\n"
+        "\n"  # a blank line counts
+        "1,images/a.png,dog,g,1,0\n"
+        "2,images/none.png,cat,,1,0\n"
+        "3,images/b.png,bird,g,-1,0\n"
+        "4,images/c.png,,g,nan,0\n"
+        "5,images/d.png,cat ,g,1,1.5\n"
+        "6,/etc/passwd,cat,g,1,-2\n"
+        "7,images/../../x.png,cat,g,1,0\n"
+    )
+    found = problems(root, text, columns=Columns(group="group", weight="w", fold="fold"), classes=["cat", "dog"])
+    expected = [
+        "the id '1' is there more than once: lines 2, 4",
+        "line 5 (id '2'): column 'group' is empty",
+        "none.png does not exist",
+        "line 9 (id '6'): the image path '/etc/passwd' must be relative",
+        "line 10 (id '7'): the image path 'images/../../x.png' must be relative",
+        "line 6 (id '3'): the weight '-1'",
+        "line 7 (id '4'): the weight 'nan'",
+        "line 8 (id '5'): the fold '1.5'",
+        "line 9 (id '6'): the fold '-2'",
+        "line 8 (id '5'): the label 'cat ' has blanks",
+        "line 7 (id '4'): the label is empty",
+        "line 6 (id '3'): unknown label in 'bird'",
+    ]
+    for part in expected:
+        assert sum(part in problem for problem in found) == 1, part
+    # The stray blank is the one problem of line 8's label: 'cat ' is not an unknown class, and '' neither.
+    assert len(found) == len(expected)
+
+
+@pytest.mark.parametrize("labels", [" x", "x ", "x  y", "x\ty", "x\u00a0y"])
+def test_stray_blanks_in_labels(root, labels):
+    text = f"id,image,labels\n1,images/a.png,x y\n2,images/b.png,{labels}\n"
+    assert any("line 3" in problem and "blanks" in problem for problem in problems(root, text, "multilabel"))
+
+
+def test_repeated_labels_in_a_row(root):
+    found = problems(root, "id,image,labels\n1,images/a.png,x y\n2,images/b.png,y x y\n", "multilabel")
+    assert len(found) == 1 and "line 3" in found[0] and "twice" in found[0]
+
+
+def test_links_must_not_leave_the_root(root, tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "x.png").touch()
+    (root / "images" / "inside.png").symlink_to(root / "images" / "a.png")
+    (root / "images" / "link.png").symlink_to(tmp_path / "outside" / "x.png")
+    (root / "elsewhere").symlink_to(tmp_path / "outside")
+    found = problems(root, "id,image,label\n1,images/inside.png,x\n2,images/link.png,y\n3,elsewhere/x.png,y\n")
+    assert ["line 3" in problem or "line 4" in problem for problem in found] == [True, True]
+    # The root itself may be a link: pictures often lie on another disk.
+    (tmp_path / "linked").symlink_to(root)
+    path = write(root, "id,image,label\n1,images/a.png,x\n2,images/b.png,y\n")
+    assert len(read_table(path, "multiclass", tmp_path / "linked", Columns())) == 2
+
+
+def test_units_share_a_target(root):
+    text = "id,image,label,case\n1,images/a.png,x,A\n2,images/b.png,y,A\n3,images/c.png,x,B\n4,images/d.png,x,B\n"
+    found = problems(root, text, columns=Columns(unit="case"))
+    assert found == ["the unit 'A' has different targets: lines 2, 3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty"),
+        ("id,image,label\n", "no rows"),
+        ("id,image,label\n\n\n", "no rows"),
+        ("id,picture,label\n1,images/a.png,x\n", "no column 'image'; the columns are id, picture, label"),
+        ("id,image,label,label\n1,images/a.png,x,y\n", "'label' is there more than once"),
+        ("id,image,label\n1,images/a.png,x,extra\n", "line 2"),
+        ("id,image,label\n1,images/a.png,x\n2,images/b.png,x\n", "1 classes"),
+        ("id,image,label\n1,images/a.png,x\n,images/b.png,y\n", "id is empty"),
+        ("id,image,label\n1,images/a.png,x\n2 ,images/b.png,y\n", "blanks"),
+        ("id,image,label\n1,images\\a.png,x\n2,images/b.png,y\n", "backslash"),
+        ("id,image,label\n1,images,x\n2,images/b.png,y\n", "does not exist"),
+        ("id,image,label\n1,images/a.png,fold\n2,images/b.png,y\n", "cannot be called 'fold'"),
+    ],
+)
+def test_bad_tables(root, text, message):
+    assert any(message in problem for problem in problems(root, text))
+
+
+def test_missing_file_wrong_suffix_and_encoding(root):
+    with pytest.raises(TableError, match="does not exist"):
+        read_table(root / "none.csv", "multiclass", root, Columns())
+    (root / "table.txt").touch()
+    with pytest.raises(TableError, match="suffix"):
+        read_table(root / "table.txt", "multiclass", root, Columns())
+    (root / "latin.csv").write_bytes("id,image,label\n1,images/a.png,café\n".encode("latin-1"))
+    with pytest.raises(TableError, match="UTF-8"):
+        read_table(root / "latin.csv", "multiclass", root, Columns())
+    (root / "bom.csv").write_bytes(b"\xef\xbb\xbfid,image,label\n1,images/a.png,x\n2,images/b.png,y\n")
+    assert len(read_table(root / "bom.csv", "multiclass", root, Columns())) == 2
+
+
+def test_classes_that_yaml_took_for_something_else(root):
+    found = problems(root, "id,image,label\n1,images/a.png,no\n2,images/b.png,yes\n", classes=[False, True])
+    assert any("quotes" in problem for problem in found)
+
+
+def test_a_long_list_of_problems_is_cut_in_the_message_only():
+    error = TableError("t.csv", [f"problem {number}" for number in range(45)])
+    assert len(error.problems) == 45
+    assert str(error).count("problem ") == 20 and str(error).endswith("and 25 more")
+
+
+def test_unknown_keys_of_columns_are_named():
+    with pytest.raises(ValueError, match="grup"):
+        Columns.from_config({"id": "id", "grup": "scene"})

@@ -1,0 +1,217 @@
+"""Training for real, on pictures of a few pixels: what a run leaves, and that a resume and the workers change nothing."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import pytorch_lightning as pl
+import torch
+from safetensors.torch import load_file
+
+from competition.predictions.store import read_predictions
+from competition.training import fold as folds
+from competition.training.processes import Place
+from tiny import prepare_tiny, tiny_config, train_here
+
+
+def weights(run, fold=0):
+    return load_file(run / f"fold{fold}" / "model" / "model.safetensors")
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_run_leaves_everything_and_a_second_one_changes_nothing(task, data, tmp_path):
+    config = tiny_config(data, task)
+    run = train_here(config, tmp_path)
+    for name in ("config.yaml", "identity.json", "environment.json", "metrics.json", "report.html", "oof"):
+        assert (run / name).exists(), name
+    oof = read_predictions(run / "oof")
+    assert sorted(oof.frame["id"]) == sorted(f"row{row}" for row in range(24))  # each exactly once
+    prepared = prepare_tiny(config)
+    assert all(prepared.folds[id] == fold for id, fold in zip(oof.frame["id"], oof.frame["fold"], strict=True))
+    assert oof.header.folds_hash == prepared.folds_hash
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert train_here(config, tmp_path) == run
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_last_checkpoint_is_tensors_and_plain_values(data, tmp_path):
+    run = train_here(tiny_config(data, "multiclass", "callbacks=ema", "callbacks.ema.decay=0.5", "fold=0"), tmp_path)
+    checkpoint = torch.load(run / "fold0" / "last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == 1
+
+
+class Stop(pl.Callback):
+    """Stands for a kill: nothing is cleaned up, the newest checkpoint is what there is."""
+
+    def __init__(self, epoch, batch):
+        self.epoch, self.batch = epoch, batch
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (self.epoch, self.batch):
+            raise OSError("killed")
+
+
+RESUMED = [
+    "epochs=4",
+    "fold=0",
+    "phases=frozen_warmup",
+    "callbacks=ema",
+    "callbacks.ema.decay=0.9",
+    "+model.options.drop_rate=0.3",
+    "augmentation=light",
+    "augmentation.mixup=0.4",
+    "data.sampling=balanced",
+]
+
+
+@pytest.mark.parametrize("stop", [(0, 1), (1, 0), (3, 2)])
+@pytest.mark.parametrize("scheduler", ["cosine", "plateau"])
+def test_a_resumed_run_equals_one_never_stopped(stop, scheduler, data, tmp_path, monkeypatch):
+    extra = ["scheduler.patience=0", "scheduler.min_delta=10"] if scheduler == "plateau" else []
+    config = tiny_config(data, "multiclass", f"scheduler={scheduler}", *RESUMED, *extra)
+    whole = train_here(config, tmp_path / "whole")
+    build = folds.build_trainer
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            folds,
+            "build_trainer",
+            lambda *a, callbacks, **k: build(*a, callbacks=[*callbacks, Stop(*stop)], **k),
+        )
+        with pytest.raises(OSError, match="killed"):
+            train_here(config, tmp_path / "stopped")
+    torch.manual_seed(123)  # whatever the state of the world is at a resume
+    resumed = train_here(config, tmp_path / "stopped")
+    assert resumed.name == whole.name
+    assert same(weights(whole), weights(resumed))
+    histories = [pd.read_csv(run / "fold0" / "history.csv").drop(columns="seconds") for run in (whole, resumed)]
+    pd.testing.assert_frame_equal(*histories, check_exact=True)
+    shards = [read_predictions(run / "fold0" / "oof-0-of-1").frame for run in (whole, resumed)]
+    pd.testing.assert_frame_equal(*shards, check_exact=True)
+
+
+def test_workers_do_not_change_the_oof(data, tmp_path):
+    files = []
+    for workers in (0, 1, 4):
+        config = tiny_config(data, "multiclass", f"data.workers={workers}", "augmentation=light", "fold=0", "epochs=1")
+        files.append((train_here(config, tmp_path / str(workers)) / "fold0/oof-0-of-1/predictions.parquet").read_bytes())
+    assert files[0] == files[1] == files[2]
+
+
+def test_runs_differ_by_what_matters(data, tmp_path):
+    base = tiny_config(data, "multiclass", "fold=0", "epochs=1")
+    runs = {
+        train_here(tiny_config(data, "multiclass", "fold=0", "epochs=1", *extra), tmp_path).name
+        for extra in ([], ["logger=csv"], ["data.workers=1"])
+    }
+    assert runs == {train_here(base, tmp_path).name}
+    assert train_here(tiny_config(data, "multiclass", "fold=0", "epochs=1", "optimizer.lr=0.002"), tmp_path).name not in runs
+
+
+def test_what_is_frozen_stays(data, tmp_path):
+    """In a phase that trains the head, no other weight moves and no batch norm thaws."""
+    config = tiny_config(data, "multiclass", "fold=0", "epochs=0", "phases=frozen_warmup")
+    prepared = prepare_tiny(config)
+    run = train_here(config, tmp_path)
+    trained = weights(run)
+    pl.seed_everything(folds.sample_seed(config["seed"], 0, "initial weights"))
+    initial = folds.build_normalized(config, folds.build_spec(config, prepared)).net
+    head = {f"{name}" for name, _ in initial.named_parameters() if initial.get_classifier().weight.shape and "fc" in name}
+    moved = {key for key, value in initial.state_dict().items() if not torch.equal(value, trained[key])}
+    assert moved == head
+
+
+def test_everything_trains_in_the_last_phase(data, tmp_path):
+    config = tiny_config(data, "multiclass", "fold=0", "epochs=1", "phases=frozen_warmup")
+    run = train_here(config, tmp_path)
+    prepared = prepare_tiny(config)
+    pl.seed_everything(folds.sample_seed(config["seed"], 0, "initial weights"))
+    initial = folds.build_normalized(config, folds.build_spec(config, prepared)).net.state_dict()
+    still = [key for key, value in weights(run).items() if torch.equal(initial[key], value)]
+    assert still == []
+
+
+def test_ema_is_scored_and_differs_from_the_last_weights(data, tmp_path):
+    config = tiny_config(data, "multiclass", "fold=0", "callbacks=ema", "callbacks.ema.decay=0.9")
+    run = train_here(config, tmp_path)
+    last = torch.load(run / "fold0" / "last.ckpt", weights_only=True)["state_dict"]
+    averaged = weights(run)
+    differs = [key for key in averaged if not torch.equal(averaged[key], last[f"network.net.{key}"])]
+    assert any(key.endswith("weight") for key in differs)
+    assert any("running_mean" in key for key in differs)  # estimated for the averaged weights
+
+
+def test_labels_decide_the_score(data, tmp_path):
+    """A pipeline that mixes rows up cannot learn; this one reaches a score that chance does not."""
+    run = train_here(tiny_config(data, "multiclass", "epochs=15", "optimizer.lr=0.003", "augmentation=none"), tmp_path)
+    assert json.loads((run / "metrics.json").read_text())["overall"] > 0.8
+
+
+def test_always_train_rows_are_trained_and_never_scored(data, tmp_path):
+    frame = pd.read_csv(data / "train.csv").assign(part=[-1] * 12 + [0] * 12)
+    frame.to_csv(tmp_path / "given.csv", index=False)
+    config = tiny_config(
+        data,
+        "multiclass",
+        f"data.table={tmp_path}/given.csv",
+        f"data.prepared={tmp_path}/prepared",
+        "data.columns.fold=part",
+        "data.folds=1",
+        "epochs=1",
+    )
+    run = train_here(config, tmp_path / "runs")
+    assert set(read_predictions(run / "oof").frame["id"]) == {f"row{row}" for row in range(12, 24)}
+
+
+def test_units_are_scored_once(data, tmp_path):
+    frame = pd.read_csv(data / "train.csv")
+    frame["thing"] = [f"t{row % 3}{row // 6}" for row in range(24)]  # two pictures of one class each
+    frame.to_csv(tmp_path / "units.csv", index=False)
+    config = tiny_config(
+        data,
+        "multiclass",
+        f"data.table={tmp_path}/units.csv",
+        f"data.prepared={tmp_path}/prepared",
+        "data.columns.unit=thing",
+        "epochs=1",
+    )
+    run = train_here(config, tmp_path / "runs")
+    oof = read_predictions(run / "oof")
+    merged = oof.frame.merge(frame[["id", "thing", "label"]], on="id")
+    by_thing = merged.groupby("thing").agg({**dict.fromkeys(oof.classes, "mean"), "label": "first"})
+    correct = by_thing[oof.classes].idxmax(axis=1) == by_thing["label"]
+    assert json.loads((run / "metrics.json").read_text())["overall"] == pytest.approx(correct.mean())
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_state(data, tmp_path):
+    config = tiny_config(data, "multiclass", "fold=0", "optimizer.opt=sgd", "optimizer.lr=1e30", "scheduler=constant")
+    with pytest.raises(FloatingPointError, match="optimizer.lr"):
+        train_here(config, tmp_path)
+    run = next(tmp_path.iterdir())
+    assert not (run / "fold0" / "metrics.json").exists() and not (run / "fold0" / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.name=resnet81", "resnet18"),
+        ("optimizer.opt=adamv", "adamw"),
+        ("metric=mean_iou", "accuracy"),
+        ("batch_size=100", "batch_size"),
+        ("fold=7", "the folds are"),
+        ("phases.train.trainable=tail", "all, head"),
+    ],
+)
+def test_mistakes_say_what_to_do(override, message, data, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        config = tiny_config(data, "multiclass", override)
+        prepared = prepare_tiny(config)
+        from competition.training.build import inspect_config
+        from competition.training.run import choose_folds
+
+        inspect_config(config, prepared)
+        choose_folds(config["fold"], prepared)
+        folds.training_loader(config, prepared, np.arange(12), Place())

@@ -1,0 +1,94 @@
+"""Small data sets and runs that the tests share. Everything is made in temporary folders and trained on the CPU."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from competition.config import compose_config
+from competition.data.prepare import Prepared, prepare
+from competition.training import run as runs
+
+CLASSES = ["blue", "green", "red"]
+
+
+def write_data(root: Path, rows: int = 24) -> Path:
+    """A data set of 32 x 32 pictures whose class is a colour on noise; the table is `train.csv` in `root`."""
+    rng = np.random.default_rng(0)
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    table = []
+    for row in range(rows):
+        image = rng.integers(0, 80, (32, 32, 3), np.uint8)
+        mask = np.zeros((32, 32), np.uint8)
+        label = row % 3
+        top, left = rng.integers(0, 16, 2)
+        image[top : top + 14, left : left + 14, label] = 230  # OpenCV writes BGR: channel 0 is blue
+        mask[top : top + 14, left : left + 14] = label + 1
+        cv2.imwrite(str(root / f"images/{row}.png"), image)
+        cv2.imwrite(str(root / f"masks/{row}.png"), mask)
+        table.append(
+            {
+                "id": f"row{row}",
+                "image": f"images/{row}.png",
+                "label": CLASSES[label],
+                "labels": " ".join(CLASSES[: row % 4]),
+                "mask": f"masks/{row}.png",
+            }
+        )
+    frame = pd.DataFrame(table)
+    frame.to_csv(root / "train.csv", index=False)
+    frame[["id", "image"]].to_csv(root / "test.csv", index=False)
+    return root
+
+
+def tiny_config(root: Path, task: str, *overrides: str) -> dict[str, Any]:
+    """The resolved configuration of a training of a second on the data of `write_data`."""
+    from omegaconf import OmegaConf
+
+    classes = "[background,blue,green,red]" if task == "segmentation" else "null"
+    config = compose_config(
+        [
+            f"task={task}",
+            f"metric={ {'multiclass': 'accuracy', 'multilabel': 'f_beta', 'segmentation': 'mean_iou'}[task] }",
+            "data=competition",
+            f"data.root={root}",
+            f"data.table={root}/train.csv",
+            f"data.test_table={root}/test.csv",
+            f"data.prepared={root}/prepared",
+            f"data.classes={classes}",
+            "data.image_size=32",
+            "data.folds=2",
+            "data.workers=0",
+            "batch_size=4",
+            "epochs=2",
+            "trainer=cpu",
+            "logger=none",
+            "experiment_name=test",
+            *overrides,
+        ]
+    )
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def prepare_tiny(config: dict[str, Any]) -> Prepared:
+    """Prepare the data of a tiny config."""
+    return prepare(config["data"], config["task"], config["seed"], make_folds=True, progress=False)
+
+
+def train_here(config: dict[str, Any], folder: Path) -> Path:
+    """What `train.py` does, in this process instead of one a fold; the folder of the run."""
+    from competition.training.fold import train_fold
+    from competition.training.processes import Place
+
+    prepared = prepare_tiny(config)
+    identity = runs.make_identity(config, 1, runs.hash_contents(config, prepared))
+    run = runs.open_run(config, identity, {"accelerator": "cpu", "devices": ["cpu"], "cpus": 1}, folder)
+    for fold in runs.choose_folds(config["fold"], prepared):
+        if not (run / f"fold{fold}" / "metrics.json").exists():
+            train_fold(run, fold, Place())
+            runs.finish_fold(run, fold, config, prepared, world=1)
+    runs.finish_run(run, config, prepared)
+    return run
