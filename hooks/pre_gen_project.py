@@ -23,10 +23,10 @@ METRICS = {
 RESERVED = {
     *("con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))),
     *("competition", "configs", "data", "runs", "test", "tests"),
-    *("albumentations", "cv2", "hydra", "hydra-core", "imagecodecs", "iterative-stratification", "lightning"),
-    *("matplotlib", "numpy", "omegaconf", "opencv-python-headless", "pandas", "pillow", "pyarrow", "pytest"),
-    *("pytorch-lightning", "pyyaml", "rich", "safetensors", "scikit-learn", "scipy", "segmentation-models-pytorch"),
-    *("sklearn", "tensorboard", "tifffile", "timm", "torch", "torchvision", "wandb", "yaml"),
+    *("albumentations", "cv2", "hydra", "hydra-core", "imagecodecs", "lightning", "matplotlib", "numpy", "omegaconf"),
+    *("opencv-python-headless", "pandas", "pillow", "pyarrow", "pytest", "pytorch-lightning", "pyyaml", "rich"),
+    *("safetensors", "scikit-learn", "segmentation-models-pytorch", "sklearn", "tensorboard", "tifffile", "timm"),
+    *("torch", "torchvision", "tqdm", "wandb", "yaml"),
 }
 
 # `$`, braces and the backtick mean something to Hydra, Jinja and a shell; quotation marks and backslashes to YAML.

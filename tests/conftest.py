@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import yaml
 from cookiecutter.main import cookiecutter
@@ -14,6 +15,10 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "{{cookiecutter.project_slug}}"
 
 Render = Callable[..., Path]
+
+# The same examples in each run, and no deadline that a busy machine would miss.
+hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +62,25 @@ def render(template: Path) -> Render:
         return Path(cookiecutter(str(template), no_input=True, extra_context=answers, output_dir=str(folder)))
 
     return render_with
+
+
+def run_command(command: list[str], folder: Path, timeout: float = 600) -> str:
+    """Run a command of a rendered repository, without standard input; what it printed on both streams.
+
+    The tests' own environment stays out of it: a rendering must find its Python and its code by itself.
+    """
+    ours = ("VIRTUAL_ENV", "PYTHONPATH", "MAKEFLAGS", "MAKELEVEL")
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}"
+    return done.stdout

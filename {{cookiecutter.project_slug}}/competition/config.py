@@ -46,7 +46,9 @@ def read_config(run: Path) -> dict[str, Any]:
     """
     path = run / "config.yaml"
     if not path.is_file():
-        raise ValueError(f"{run} is not a run: it has no config.yaml; runs are the folders that train.py makes in runs/")
+        raise ValueError(
+            f"{run} is not a run: it has no config.yaml; runs are the folders that train.py makes in runs/"
+        )
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 

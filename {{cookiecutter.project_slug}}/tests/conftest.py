@@ -1,6 +1,10 @@
 """Fixtures that the tests share."""
 
+import os
 from pathlib import Path
+
+# On tensors this small a second thread costs more than it brings. Set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from tiny import write_data

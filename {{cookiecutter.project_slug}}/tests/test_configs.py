@@ -144,6 +144,8 @@ def test_every_experiment_trains_a_step(experiment: str, task: str, data: Path, 
 
 @pytest.mark.parametrize("flag", ["channels_last", "compile", "gradient_checkpointing"])
 def test_model_flags_train_a_step(flag: str, data: Path, tmp_path: Path):
-    config = tiny_config(data, "multiclass", f"model.{flag}=true", "fold=0", "epochs=1", "trainer.limit_train_batches=1")
+    config = tiny_config(
+        data, "multiclass", f"model.{flag}=true", "fold=0", "epochs=1", "trainer.limit_train_batches=1"
+    )
     run = train_here(config, tmp_path)
     assert (run / "fold0" / "model" / "model.safetensors").exists()

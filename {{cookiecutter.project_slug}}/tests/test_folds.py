@@ -30,7 +30,7 @@ def test_plain_folds_are_mixed_and_depend_on_the_seed():
     assert 0.1 < neighbours < 0.3  # no stripes and no blocks
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, database=None)
 @given(st.lists(st.integers(0, 5), min_size=10, max_size=200), st.integers(2, 10), st.integers(0, 3))
 def test_stratified_folds_are_as_even_as_arithmetic_allows(labels, n_folds, seed):
     target = np.eye(6)[labels]
@@ -114,7 +114,7 @@ def test_new_rows_of_a_known_group_go_to_its_fold():
 
 
 def test_rows_that_always_train_stay_and_do_not_count():
-    known = {name: -1 for name in names(50)}
+    known = dict.fromkeys(names(50), -1)
     folds = extend_folds(known, names(100), 5)
     assert (folds[:50] == -1).all()
     assert np.bincount(folds[50:]).tolist() == [10] * 5

@@ -127,7 +127,7 @@ def test_missing_empty_and_other_files(tmp_path):
 def test_masks_are_read_as_stored(tmp_path):
     mask = np.random.default_rng(0).integers(0, 12, (20, 30)).astype(np.uint8)
     palette = Image.fromarray(mask, "P")
-    palette.putpalette([number for number in range(100, 136)])
+    palette.putpalette(list(range(100, 136)))
     palette.save(tmp_path / "palette.png")
     Image.fromarray(mask).save(tmp_path / "gray.png")
     tifffile.imwrite(tmp_path / "mask.tif", mask)

@@ -130,7 +130,8 @@ def test_an_existing_prediction_stays_and_the_way_out_is_named(tmp_path, data):
     before = (folder / "predictions.parquet").read_bytes()
     with pytest.raises(ValueError, match="exists and is not overwritten") as caught:
         predict_runs(runs, tta_path=tta("none"), workers=0, device="cpu")
-    assert f"python predict.py {runs[1]}" in str(caught.value) and "--out predictions/test-none-2" in str(caught.value)
+    assert f"python predict.py {runs[1]}" in str(caught.value)
+    assert f"--table {data / 'test.csv'} --tta none --out predictions/test-none-2" in str(caught.value)
     assert (folder / "predictions.parquet").read_bytes() == before
 
 
@@ -146,12 +147,14 @@ def test_runs_that_do_not_go_together_or_are_none(tmp_path, data):
     run = make_run(tmp_path / "a", data, folds=(0,))
     other = make_run(tmp_path / "b", data, folds=(0,), classes=("x", "y", "z"))
     table = make_run(tmp_path / "c", data, folds=(0,), test_table="elsewhere.csv")
+    bare = make_run(tmp_path / "e", data, folds=(0,), test_table=None)
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "config.yaml").write_text("data: {}")
     cases = [
         ([run, other], "do not have the same classes"),
         ([run, table], "do not have the same test table"),
         ([run, run], "named twice"),
+        ([bare], "without data.test_table: say what to predict with --table"),
         ([tmp_path / "nothing"], "is not a run"),
         ([data], "is not a run"),
         ([tmp_path / "d"], "has no model yet"),
@@ -172,3 +175,19 @@ def test_the_command_line_ends_with_2_and_a_sentence(tmp_path):
     failed = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert failed.returncode == 2 and "is not a run" in failed.stderr and "Traceback" not in failed.stderr
     assert subprocess.run([*command, "x", "--workers", "-1"], capture_output=True, cwd=ROOT).returncode == 2
+
+
+def test_the_command_predicts_where_hydra_lightning_and_wandb_are_not_installed(tmp_path, data):
+    """From another folder, too: a saved model predicts with the code and its files alone."""
+    run = make_run(tmp_path / "run", data, folds=(0,))
+    script = (
+        "import runpy, sys\n"
+        "for name in ('hydra', 'omegaconf', 'pytorch_lightning', 'lightning', 'wandb'): sys.modules[name] = None\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        f"sys.argv = ['predict.py', {str(run)!r}, '--workers', '1', '--device', 'cpu']\n"
+        f"runpy.run_path({str(ROOT / 'predict.py')!r}, run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "5 images" in done.stdout and "written" in done.stdout
+    assert len(read_predictions(run / "predictions" / "test-none").frame) == 5

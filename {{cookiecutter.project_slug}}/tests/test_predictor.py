@@ -44,6 +44,13 @@ class Pixelwise(nn.Module):
         return x * torch.tensor([2.0, -1.0, 0.5]).view(1, 3, 1, 1)
 
 
+class FirstChannel(nn.Module):
+    """Three logits that tell how bright a pixel is."""
+
+    def forward(self, x):
+        return torch.stack([x[:, 0], 0 * x[:, 0], -x[:, 0]], dim=1)
+
+
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):
     """Seven colour pictures of different sizes."""
@@ -114,6 +121,15 @@ def test_a_bright_corner_is_found_where_it_is(tmp_path):
         net.net.weight.copy_(torch.eye(3).view(3, 3, 1, 1))
     result = run([(net, described)], [tmp_path / "x.png"], TTA(list(VIEWS)))[0][0, 0]
     assert result[32:, 14:].min() > 0.9 and result[:28, :10].max() < 0.5
+
+
+def test_maps_grow_about_the_pixels_centres(tmp_path):
+    """Two pixels become four: their centres are at 0.5 and 2.5 of the four, not at the corners."""
+    cv2.imwrite(str(tmp_path / "x.png"), np.repeat(np.array([[[0], [255]]], np.uint8), 2, axis=1).repeat(3, axis=2))
+    described = spec("segmentation", size=(1, 2), mean=(0.5,) * 3, std=(0.1,) * 3)
+    result = run([(Normalized(FirstChannel(), described.mean, described.std), described)], [tmp_path / "x.png"])[0][0]
+    first, last = result[0, 0, 0], result[0, 0, 3]
+    np.testing.assert_allclose(result[0, 0, 1:3], [0.75 * first + 0.25 * last, 0.25 * first + 0.75 * last], atol=1e-6)
 
 
 def test_models_of_other_sizes_and_modes_share_one_pass(paths):

@@ -12,7 +12,8 @@ from PIL import Image
 
 from competition.data import statistics
 from competition.data.folds import read_folds
-from competition.data.prepare import check_test_table, prepare
+from competition.data.gallery import choose_samples, overlay
+from competition.data.prepare import check_test_table, draw_samples, prepare
 from competition.data.table import TableError
 
 DATA = {
@@ -30,7 +31,8 @@ def make(root: Path, images: list[np.ndarray], **columns: list[Any]) -> dict[str
     (root / "images").mkdir(parents=True, exist_ok=True)
     names = [f"images/{number}.tif" for number in range(len(images))]
     for name, image in zip(names, images, strict=True):
-        tifffile.imwrite(root / name, image, photometric="minisblack", planarconfig="contig")
+        layout = {"planarconfig": "contig"} if image.shape[2] > 1 else {}
+        tifffile.imwrite(root / name, image.squeeze(), photometric="minisblack", **layout)
     frame = {"id": [f"i{number}" for number in range(len(images))], "image": names} | columns
     pd.DataFrame(frame).to_csv(root / "train.csv", index=False)
     return dict(zip(names, images, strict=True))
@@ -99,7 +101,7 @@ def test_a_second_call_reads_no_image_and_writes_nothing(tmp_path, monkeypatch):
     make(tmp_path, noise(6, 3), label=list("aabbab"))
     first = prepare(config(tmp_path), "multiclass", 0, progress=False)
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "prepared").iterdir()}
-    assert {path.name for path in files} == {"folds.csv", "images.csv", "statistics.json", "samples.png"}
+    assert {path.name for path in files} == {"folds.csv", "images.csv", "statistics.json"}
     for path in (tmp_path / "images").iterdir():  # same sizes, no content
         path.write_bytes(bytes(path.stat().st_size))
     second = prepare(config(tmp_path), "multiclass", 0, progress=False)
@@ -239,7 +241,7 @@ def test_the_test_images_must_be_like_the_training_images(tmp_path):
     make(tmp_path, noise(4, 3), label=list("abab"))
     data = config(tmp_path, test_table=str(tmp_path / "test.csv"))
     prepared = prepare(data, "multiclass", 0, progress=False)
-    tifffile.imwrite(tmp_path / "images/gray.tif", noise(1, 1)[0])
+    tifffile.imwrite(tmp_path / "images/gray.tif", noise(1, 1)[0][..., 0])
     (tmp_path / "test.csv").write_text("id,image\nt,images/gray.tif\n")
     with pytest.raises(TableError, match="its images have channels 1, the training images 3"):
         check_test_table(data, "multiclass", prepared, progress=False)
@@ -251,3 +253,32 @@ def test_statistics_are_plain_json(tmp_path):
     make(tmp_path, noise(4, 3), label=list("abab"))
     prepared = prepare(config(tmp_path), "multiclass", 0, progress=False)
     assert json.loads((tmp_path / "prepared/statistics.json").read_text()) == prepared.statistics
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype"), [(1, np.uint8), (2, np.uint8), (3, np.uint8), (4, np.uint16), (8, np.float32)]
+)
+def test_samples_are_drawn_once(tmp_path, channels, dtype):
+    make(tmp_path, noise(3, channels, dtype, (300, 40)), labels=["x", "", "x y"])
+    data = config(tmp_path)
+    prepared = prepare(data, "multilabel", 0, progress=False)
+    path = draw_samples(data, prepared)
+    drawn = path.stat().st_mtime_ns
+    assert np.asarray(Image.open(path).convert("L")).std() > 5
+    assert draw_samples(data, prepared).stat().st_mtime_ns == drawn
+
+
+def test_classes_take_turns_among_the_samples():
+    present = np.zeros((1000, 4))
+    present[:900, 0] = present[900:997, 1] = present[997:999, 2] = 1
+    chosen = choose_samples(present, 10)
+    assert len(set(chosen)) == 10
+    assert {997, 998, 999} <= set(chosen) and (present[chosen][:, :2].sum(axis=0) >= 3).all()
+
+
+def test_masks_are_laid_over_their_images():
+    image, mask = np.full((8, 8, 3), 0.5), np.zeros((4, 4), np.uint8)
+    mask[0, 0], mask[3, 3] = 1, 255
+    result = overlay(image, mask, np.eye(3), 255)
+    changed = (result != image).any(axis=2)
+    assert changed[:2, :2].all() and changed.sum() == 4  # ignored pixels are grey on grey here

@@ -1,7 +1,11 @@
 """Prediction folders: what is written is read back, what is wrong is listed, what fails leaves nothing."""
 
 import json
+import subprocess
+import sys
+import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,6 +24,7 @@ from competition.predictions.store import (
     write_predictions,
 )
 
+ROOT = Path(__file__).parents[1]
 CLASSES = ["cat", "dog", "newt"]
 
 
@@ -213,6 +218,11 @@ def test_merging_shards_needs_each_id_once():
     ]
 
 
+def test_an_id_in_two_folds_is_no_oof():
+    with pytest.raises(PredictionsError, match="1 ids come more than once: a"):
+        merge([rows(["a", "b"], 0), rows(["a"], 1)], ["a", "b"])
+
+
 def make_maps(sizes, members=1):
     rng = np.random.default_rng(0)
     return [[rng.dirichlet(np.ones(3), size).transpose(2, 0, 1) for size in sizes] for _ in range(members)]
@@ -303,9 +313,18 @@ def test_merging_folders_of_ranks_and_folds(tmp_path):
     assert not (tmp_path / "no").exists()
 
 
-def test_forty_thousand_rows_are_checked_in_no_time(tmp_path):
-    import time
+def test_predictions_need_no_torch():
+    """A team mate with another pipeline uses them too, and they start in no time."""
+    script = (
+        "import sys, competition.predictions.store, competition.predictions.metrics, competition.predictions.members\n"
+        "heavy = {'torch', 'sklearn', 'matplotlib', 'cv2', 'hydra'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
+
+def test_forty_thousand_rows_are_checked_in_no_time(tmp_path):
     ids = [f"image-{n:06d}" for n in range(40_000)]
     write_predictions(tmp_path / "p", pd.concat([rows(ids, fold, seed=fold) for fold in range(5)]), header(kind="test"))
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Training for real, on pictures of a few pixels: what a run leaves, and that a resume and the workers change nothing."""
+"""Training for real, on tiny pictures: what a run leaves, and that a resume and the workers change nothing."""
 
 import json
 
@@ -8,11 +8,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from safetensors.torch import load_file
+from tiny import prepare_tiny, tiny_config, train_here
 
 from competition.predictions.store import read_predictions
 from competition.training import fold as folds
 from competition.training.processes import Place
-from tiny import prepare_tiny, tiny_config, train_here
 
 
 def weights(run, fold=0):
@@ -97,7 +97,9 @@ def test_workers_do_not_change_the_oof(data, tmp_path):
     files = []
     for workers in (0, 1, 4):
         config = tiny_config(data, "multiclass", f"data.workers={workers}", "augmentation=light", "fold=0", "epochs=1")
-        files.append((train_here(config, tmp_path / str(workers)) / "fold0/oof-0-of-1/predictions.parquet").read_bytes())
+        files.append(
+            (train_here(config, tmp_path / str(workers)) / "fold0/oof-0-of-1/predictions.parquet").read_bytes()
+        )
     assert files[0] == files[1] == files[2]
 
 
@@ -108,7 +110,10 @@ def test_runs_differ_by_what_matters(data, tmp_path):
         for extra in ([], ["logger=csv"], ["data.workers=1"])
     }
     assert runs == {train_here(base, tmp_path).name}
-    assert train_here(tiny_config(data, "multiclass", "fold=0", "epochs=1", "optimizer.lr=0.002"), tmp_path).name not in runs
+    assert (
+        train_here(tiny_config(data, "multiclass", "fold=0", "epochs=1", "optimizer.lr=0.002"), tmp_path).name
+        not in runs
+    )
 
 
 def test_what_is_frozen_stays(data, tmp_path):
@@ -119,7 +124,9 @@ def test_what_is_frozen_stays(data, tmp_path):
     trained = weights(run)
     pl.seed_everything(folds.sample_seed(config["seed"], 0, "initial weights"))
     initial = folds.build_normalized(config, folds.build_spec(config, prepared)).net
-    head = {f"{name}" for name, _ in initial.named_parameters() if initial.get_classifier().weight.shape and "fc" in name}
+    head = {
+        f"{name}" for name, _ in initial.named_parameters() if initial.get_classifier().weight.shape and "fc" in name
+    }
     moved = {key for key, value in initial.state_dict().items() if not torch.equal(value, trained[key])}
     assert moved == head
 

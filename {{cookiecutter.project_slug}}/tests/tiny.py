@@ -9,7 +9,10 @@ import pandas as pd
 
 from competition.config import compose_config
 from competition.data.prepare import Prepared, prepare
-from competition.training import run as runs
+from competition.training.identity import make_identity
+from competition.training.results import finish_fold, finish_run
+from competition.training.run import choose_folds, hash_contents
+from competition.training.run_folder import open_run
 
 CLASSES = ["blue", "green", "red"]
 
@@ -84,11 +87,11 @@ def train_here(config: dict[str, Any], folder: Path) -> Path:
     from competition.training.processes import Place
 
     prepared = prepare_tiny(config)
-    identity = runs.make_identity(config, 1, runs.hash_contents(config, prepared))
-    run = runs.open_run(config, identity, {"accelerator": "cpu", "devices": ["cpu"], "cpus": 1}, folder)
-    for fold in runs.choose_folds(config["fold"], prepared):
+    identity = make_identity(config, 1, hash_contents(config, prepared))
+    run = open_run(config, identity, {"accelerator": "cpu", "devices": ["cpu"], "cpus": 1}, folder)
+    for fold in choose_folds(config["fold"], prepared):
         if not (run / f"fold{fold}" / "metrics.json").exists():
             train_fold(run, fold, Place())
-            runs.finish_fold(run, fold, config, prepared, world=1)
-    runs.finish_run(run, config, prepared)
+            finish_fold(run, fold, config, prepared, world=1)
+    finish_run(run, config, prepared)
     return run

@@ -22,8 +22,8 @@ def write_gallery(path: Path, table: Table, present: np.ndarray, data: Mapping[s
         present: (N, C) which classes an image has; images of all classes take turns, and of none.
         data: the `data` part of the config: mode, scale, ignore_index.
     """
+    from matplotlib import color_sequences
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.colors import to_rgb
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
@@ -32,18 +32,20 @@ def write_gallery(path: Path, table: Table, present: np.ndarray, data: Mapping[s
     figure = Figure(figsize=(2.2 * COLUMNS, 2.5 * height), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(height, COLUMNS, squeeze=False).ravel()
-    colors = np.array([to_rgb(f"C{number % 10}") for number in range(len(table.classes))])
+    palette = color_sequences["tab10" if len(table.classes) <= 10 else "tab20"]
+    colors = np.array([palette[number % len(palette)] for number in range(len(table.classes))])
+    first = int(table.classes[:1] == ("background",))  # a background stays as it is
     for axis in axes:
         axis.set_axis_off()
     for axis, row in zip(axes, rows, strict=False):
         image = _shown(read_image(table.image_path(row), data["mode"]), data["scale"])
         if "mask" in table.frame:
-            image = overlay(image, read_mask(table.mask_path(row)), colors, data["ignore_index"])
+            image = overlay(image, read_mask(table.mask_path(row)), colors, data["ignore_index"], first)
         axis.imshow(image, interpolation="nearest")
         axis.set_title(_title(table, row), fontsize=8)
     if "mask" in table.frame:
-        handles = [Patch(color=color, label=name) for color, name in zip(colors, table.classes, strict=True)][:20]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(8, len(handles)), fontsize=8)
+        handles = [Patch(color=color, label=name) for color, name in zip(colors, table.classes, strict=True)]
+        figure.legend(handles=handles[first:20], loc="outside lower center", ncols=8, fontsize=8)
     with write_atomic(path) as temporary:
         figure.savefig(temporary, format="png")
 
@@ -63,15 +65,17 @@ def choose_samples(present: np.ndarray, count: int) -> list[int]:
     return list(chosen)
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, colors: np.ndarray, ignore_index: int | None) -> np.ndarray:
-    """The image (H, W, 3) in [0, 1] with classes above 0 in their colours; ignored pixels are grey and hatched."""
+def overlay(
+    image: np.ndarray, mask: np.ndarray, colors: np.ndarray, ignore_index: int | None, first: int = 1
+) -> np.ndarray:
+    """The image (H, W, 3) in [0, 1] with the classes from `first` on in their colours; ignored pixels are hatched."""
     mask = resize_mask(mask, image.shape[:2])
     result = image.copy()
     ignored = np.zeros(mask.shape, bool) if ignore_index is None else mask == ignore_index
-    painted = (mask > 0) & ~ignored & (mask < len(colors))
-    result[painted] = 0.45 * image[painted] + 0.55 * colors[mask[painted]]
-    hatched = ignored & ((np.indices(mask.shape).sum(axis=0) // 3) % 2 == 0)
-    result[hatched] = 0.5
+    painted = (mask >= first) & ~ignored & (mask < len(colors))
+    # Over grey, since two colours mixed look like a third class.
+    result[painted] = 0.4 * image[painted].mean(axis=1, keepdims=True) + 0.6 * colors[mask[painted]]
+    result[ignored & ((np.indices(mask.shape).sum(axis=0) // 3) % 2 == 0)] = 0.5
     return result
 
 

@@ -31,7 +31,7 @@ class Prepared:
 
 
 def prepare(data: Mapping[str, Any], task: str, seed: int, make_folds: bool = True, progress: bool = True) -> Prepared:
-    """Check the data of a config and bring `folds.csv`, `images.csv`, `statistics.json`, `samples.png` up to date.
+    """Check the data of a config and bring `folds.csv`, `images.csv` and `statistics.json` up to date.
 
     It can be called again at any time: files that were read before are only asked for their size, folds stay,
     new rows join them, and what is up to date is not written.
@@ -40,8 +40,7 @@ def prepare(data: Mapping[str, Any], task: str, seed: int, make_folds: bool = Tr
         data: the `data` part of the config.
         task: multiclass, multilabel or segmentation.
         seed: of the folds.
-        make_folds: False refuses a table whose rows are not all in `folds.csv`, instead of changing the folds,
-            and draws no samples.
+        make_folds: False refuses a table whose rows are not all in `folds.csv`, instead of changing the folds.
         progress: show a progress bar.
 
     Raises:
@@ -58,17 +57,15 @@ def prepare(data: Mapping[str, Any], task: str, seed: int, make_folds: bool = Tr
             write_sample(Path(data["root"]), task)
     table = read_table(data["table"], task, data["root"], Columns.from_config(data["columns"]), classes)
     ignore_index = data["ignore_index"]
-    if task == "segmentation" and ignore_index is not None and 0 <= ignore_index < len(table.classes):
+    if not isinstance(ignore_index, int):
+        raise ValueError(f"data.ignore_index is {ignore_index!r}; give a mask value that no class has, such as 255")
+    if task == "segmentation" and 0 <= ignore_index < len(table.classes):
         raise ValueError(f"data.ignore_index is {ignore_index}, which is the class {table.classes[ignore_index]!r}")
     scan = scan_images(table, data["mode"], data["scale"], ignore_index, prepared / "images.csv", progress)
     folds, notes = _folds(table, scan, data, seed, prepared / "folds.csv", make_folds)
     statistics = compute_statistics(scan, table, folds, data["scale"])
     if not (prepared / "statistics.json").exists() or read_json(prepared / "statistics.json") != statistics:
         write_json(prepared / "statistics.json", statistics)
-    if make_folds and _is_older(prepared / "samples.png", table.path, prepared / "images.csv"):
-        from competition.data.gallery import write_gallery
-
-        write_gallery(prepared / "samples.png", table, stratification_target(table, scan), data)
     notes += _notes(table, scan, folds, statistics)
     return Prepared(table, folds, folds_hash(folds), statistics, images_hash(scan), scan, tuple(notes))
 
@@ -93,8 +90,15 @@ def check_test_table(data: Mapping[str, Any], task: str, prepared: Prepared, pro
     return table
 
 
-def _is_older(path: Path, *sources: Path) -> bool:
-    return not path.exists() or any(path.stat().st_mtime_ns < source.stat().st_mtime_ns for source in sources)
+def draw_samples(data: Mapping[str, Any], prepared: Prepared) -> Path:
+    """Draw `samples.png`, images of every class with their labels or masks, unless it is up to date."""
+    path, table = Path(data["prepared"]) / "samples.png", prepared.table
+    sources = (table.path, Path(data["prepared"]) / "images.csv")
+    if not path.exists() or any(path.stat().st_mtime_ns < source.stat().st_mtime_ns for source in sources):
+        from competition.data.gallery import write_gallery
+
+        write_gallery(path, table, stratification_target(table, prepared.scan), data)
+    return path
 
 
 def stratification_target(table: Table, scan: pd.DataFrame) -> np.ndarray:

@@ -43,9 +43,9 @@ class Recipe:
 
 
 RECIPES = {
-    "multiclass": Recipe("label", tuple(range(10)), {}, (0, 1), (46, 52), (56, 72), (56, 72), 200),
+    "multiclass": Recipe("label", tuple(range(10)), {}, (0, 1), (48, 52), (56, 72), (56, 72), 200),
     "multilabel": Recipe(
-        "labels", tuple(range(10)), {3: 40, 7: 25, 8: 12}, (0.08, 0.5, 0.34, 0.08), (26, 30), (64, 72), (64, 72), 200
+        "labels", tuple(range(10)), {3: 70, 7: 45, 8: 25}, (0.08, 0.5, 0.34, 0.08), (26, 30), (64, 72), (64, 72), 200
     ),
     "segmentation": Recipe("mask", (0, 1, 4, 6, 9), {}, (0, 0.5, 0.4, 0.1), (28, 32), (64, 72), (72, 88), 100),
 }
@@ -148,11 +148,11 @@ def _ink(
         left + rng.uniform(size / 2, max(width - size / 2, size / 2 + 1)),
         top + rng.uniform(size / 2, max(height - size / 2, size / 2 + 1)),
     )
-    angle = np.deg2rad(rng.uniform(-12, 12) + (180 if digit in HUES and rng.random() < 0.5 else 0))
+    angle = np.deg2rad(rng.uniform(-8, 8) + (180 if digit in HUES and rng.random() < 0.5 else 0))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     # Enlarged and smoothed first: eight pixels alone would give jagged, broken strokes.
     large = cv2.GaussianBlur(cv2.resize(np.pad(drawing, 1), (80, 80), interpolation=cv2.INTER_CUBIC), (0, 0), 3)
-    matrix = turn @ np.array([[1, rng.uniform(-0.15, 0.15)], [0, 1]]) * (size / 64)
+    matrix = turn @ np.array([[1, rng.uniform(-0.1, 0.1)], [0, 1]]) * (size / 64)
     offset = np.array(center) - matrix @ np.array([39.5, 39.5])
     ink = cv2.warpAffine(large, np.column_stack([matrix, offset]), shape[::-1], flags=cv2.INTER_AREA)
     return np.clip((ink - 0.25) / 0.25, 0, 1)

@@ -133,9 +133,11 @@ def _file_sizes(table: Table, mode: str) -> pd.DataFrame:
 
 def _read_record(record: Path) -> pd.DataFrame:
     text = {"image", "mask", "mode", "dtype", "sums", "squares", "values"}
-    if not record.exists():
-        return pd.DataFrame({name: pd.Series(dtype=object if name in text else float) for name in RECORD})
-    return pd.read_csv(record, dtype={name: object for name in text}, keep_default_na=False, encoding="utf-8")
+    if record.exists():
+        known = pd.read_csv(record, dtype=dict.fromkeys(text, object), keep_default_na=False, encoding="utf-8")
+        if known.columns.tolist() == RECORD:  # else it is of another version, and everything is read again
+            return known
+    return pd.DataFrame({name: pd.Series(dtype=object if name in text else float) for name in RECORD})
 
 
 def _scan_into_record(

@@ -4,7 +4,7 @@ A table is a CSV (read as text, so that ids keep their leading zeros and `NA` is
 file. Everything that is wrong with it is found at once and listed with its line number.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,27 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from competition.data.problems import Check, TableError, has_stray_blanks
+from competition.data.targets import check_class_names, check_units, hard_targets, soft_targets
+
 TASKS = ("multiclass", "multilabel", "segmentation")
 DEFAULT_TARGET = {"multiclass": "label", "multilabel": "labels", "segmentation": "mask"}
-
-# Columns of a prediction file, which also has one column a class.
-RESERVED_CLASSES = ("id", "fold", "snapshot", "view")
-
-SOFT_SUM_TOLERANCE = 1e-3  # probabilities are often written with three or four digits
-
-
-class TableError(ValueError):
-    """A table, or the images that it names, cannot be used; `problems` has one sentence a problem."""
-
-    shown = 20
-
-    def __init__(self, source: Path | str, problems: Sequence[str]):
-        self.problems = list(problems)
-        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
-        lines = [f"{source} has {count}:", *(f"  - {problem}" for problem in self.problems[: self.shown])]
-        if len(self.problems) > self.shown:
-            lines.append(f"  and {len(self.problems) - self.shown} more")
-        super().__init__("\n".join(lines))
 
 
 @dataclass(frozen=True)
@@ -128,7 +112,7 @@ def read_table(
     if task not in TASKS:
         raise ValueError(f"task is {task!r}; it must be one of {', '.join(TASKS)}")
     target_columns = _target_columns(columns, task, has_target)
-    check = _Check(path)
+    check = Check(path)
     raw = _read_file(path, check)
 
     declared = {"id": columns.id, "image": columns.image, "unit": columns.unit}
@@ -167,7 +151,7 @@ def read_table(
     if "fold" in declared:
         frame["fold"] = _folds(raw[declared["fold"]], check)
 
-    names = _check_class_names(classes, task, check)
+    names = check_class_names(classes, task, check)
     target = None
     if has_target and task == "segmentation":
         if names is None:
@@ -175,39 +159,13 @@ def read_table(
                 "segmentation needs data.classes: the list of class names, class i being the pixel value i"
             )
     elif has_target and isinstance(columns.target, str | None):
-        names, target = _hard_targets(_text(raw[target_columns[0]]), task, names, check)
+        names, target = hard_targets(_text(raw[target_columns[0]]), task, names, check)
     elif has_target:
-        names, target = _soft_targets(raw, target_columns, task, names, check)
+        names, target = soft_targets(raw, target_columns, task, names, check)
     if target is not None and "unit" in declared:
-        _check_units(frame["unit"], target, check)
+        check_units(frame["unit"], target, check)
     check.stop_if_bad()
     return Table(frame, task, tuple(names or ()), root, target, path)
-
-
-class _Check:
-    """Collects problems; a row is named by its line in a CSV and by its number, from 1, in a parquet file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.problems: list[str] = []
-        self.lines = np.arange(0)
-        self.ids = np.arange(0)
-        self.unit = "line" if path.suffix == ".csv" else "row"
-
-    def rows(self, bad: Any, message: str | Callable[[int], str]) -> None:
-        """Add a problem for each row where `bad` is true; `message` is a text or gives one for a row."""
-        for row in np.flatnonzero(np.asarray(bad, dtype=bool)).tolist():
-            self.row(row, message if isinstance(message, str) else message(row))
-
-    def row(self, row: int, message: str) -> None:
-        self.problems.append(f"{self.unit} {self.lines[row]} (id {self.ids[row]!r}): {message}")
-
-    def name_lines(self, rows: Any) -> str:
-        return f"{self.unit}s {', '.join(str(line) for line in self.lines[rows])}"
-
-    def stop_if_bad(self) -> None:
-        if self.problems:
-            raise TableError(self.path, self.problems)
 
 
 def _target_columns(columns: Columns, task: str, has_target: bool) -> list[str]:
@@ -222,7 +180,7 @@ def _target_columns(columns: Columns, task: str, has_target: bool) -> list[str]:
     return list(columns.target)
 
 
-def _read_file(path: Path, check: _Check) -> pd.DataFrame:
+def _read_file(path: Path, check: Check) -> pd.DataFrame:
     if not path.is_file():
         raise TableError(path, ["the file does not exist"])
     if path.suffix == ".parquet":
@@ -259,21 +217,15 @@ def _text(column: pd.Series) -> pd.Series:
     return column.astype(object).where(column.notna(), "").map(str)
 
 
-def _check_ids(ids: pd.Series, check: _Check) -> None:
+def _check_ids(ids: pd.Series, check: Check) -> None:
     check.rows(ids == "", "the id is empty")
-    check.rows(_has_stray_blanks(ids), "the id has blanks at its ends or in a row")
+    check.rows(has_stray_blanks(ids), "the id has blanks at its ends or in a row")
     repeated = ids[ids.duplicated(keep=False) & (ids != "")]
     for name, rows in repeated.groupby(repeated, sort=False).indices.items():
         check.problems.append(f"the id {name!r} is there more than once: {check.name_lines(repeated.index[rows])}")
 
 
-def _has_stray_blanks(values: pd.Series) -> np.ndarray:
-    """True where a text has white space at an end, two in a row, or another kind than a plain blank."""
-    codes, unique = pd.factorize(values)
-    return np.array([value != " ".join(value.split()) for value in unique], dtype=bool)[codes]
-
-
-def _check_paths(paths: pd.Series, root: Path, what: str, check: _Check) -> None:
+def _check_paths(paths: pd.Series, root: Path, what: str, check: Check) -> None:
     """Every path must be relative, name a file, and stay under the root after links are resolved."""
     real_root = root.resolve()
     folder_is_inside: dict[Path, bool] = {}  # folders are resolved once: a million files lie in few of them
@@ -300,7 +252,7 @@ def _check_paths(paths: pd.Series, root: Path, what: str, check: _Check) -> None
     check.rows([message is not None for message in found], lambda row: str(found[row]))
 
 
-def _weights(column: pd.Series, check: _Check) -> pd.Series:
+def _weights(column: pd.Series, check: Check) -> pd.Series:
     weight = pd.to_numeric(column, errors="coerce").astype(float)
     bad = ~np.isfinite(weight) | (weight < 0)
     check.rows(bad, lambda row: f"the weight {column.iat[row]!r} is not a number of 0 or more")
@@ -309,99 +261,8 @@ def _weights(column: pd.Series, check: _Check) -> pd.Series:
     return weight
 
 
-def _folds(column: pd.Series, check: _Check) -> pd.Series:
+def _folds(column: pd.Series, check: Check) -> pd.Series:
     fold = pd.to_numeric(column, errors="coerce").astype(float)
     bad = ~np.isfinite(fold) | (fold < -1) | (fold != np.floor(fold))
     check.rows(bad, lambda row: f"the fold {column.iat[row]!r} is not a whole number of -1 (always train) or more")
     return fold.where(~bad, -1).astype(int)
-
-
-def _check_class_names(classes: Sequence[Any] | None, task: str, check: _Check) -> list[str] | None:
-    if classes is None:
-        return None
-    names = [str(name) for name in classes]
-    for name in classes:
-        if name is None or isinstance(name, bool):
-            check.problems.append(f"data.classes has {name!r}: put the name in quotes, YAML took it for a value")
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        check.problems.append(f"data.classes has {name!r} more than once")
-    if len(names) < 2 and task != "multilabel":
-        check.problems.append(f"data.classes has {len(names)} names; {task} needs two or more")
-    return names
-
-
-def _sorted_names(names: set[str]) -> list[str]:
-    """Sorted as numbers if all are whole numbers: the order of grades matters to a metric like kappa."""
-    if all(name.isascii() and name.isdigit() for name in names):
-        return sorted(names, key=lambda name: (int(name), name))
-    return sorted(names)
-
-
-def _hard_targets(
-    labels: pd.Series, task: str, names: list[str] | None, check: _Check
-) -> tuple[list[str], np.ndarray | None]:
-    """One-hot rows from `label`, multi-hot rows from blank-separated `labels`."""
-    multilabel = task == "multilabel"
-    stray = _has_stray_blanks(labels)
-    check.rows(stray, lambda row: f"the label {labels.iat[row]!r} has blanks at its ends or in a row")
-    if not multilabel:
-        check.rows((labels == "") & ~stray, "the label is empty")
-    # Few different values stand in many rows: each is parsed once.
-    codes, unique = pd.factorize(labels)
-    parsed = [value.split() if multilabel else [" ".join(value.split())] for value in unique]
-    repeated = np.array([len(set(parts)) < len(parts) for parts in parsed], dtype=bool)[codes]
-    check.rows(repeated, lambda row: f"a label stands twice in {labels.iat[row]!r}")
-    found = {part for parts in parsed for part in parts if part}
-    if names is None:
-        names = _sorted_names(found)
-        if len(names) < (1 if multilabel else 2):
-            check.problems.append(f"the table has {len(names)} classes; {task} needs {1 if multilabel else 2} or more")
-    else:
-        known = set(names)
-        unknown = np.array([bool(set(parts) - known - {""}) for parts in parsed], dtype=bool)[codes]
-        listed = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
-        check.rows(unknown, lambda row: f"unknown label in {labels.iat[row]!r}; the classes are {listed}")
-        if multilabel:
-            for name in (name for name in names if len(name.split()) != 1):
-                check.problems.append(f"the class {name!r} has a blank, which separates labels; rename it")
-    for name in (name for name in names if name in RESERVED_CLASSES):
-        check.problems.append(f"a class cannot be called {name!r}: prediction files have a column of that name")
-    if check.problems:
-        return names, None
-    column = {name: number for number, name in enumerate(names)}
-    rows = np.zeros((len(parsed), len(names)), np.float32)
-    for row, parts in enumerate(parsed):
-        rows[row, [column[part] for part in parts]] = 1
-    return names, rows[codes]
-
-
-def _soft_targets(
-    raw: pd.DataFrame, target_columns: list[str], task: str, names: list[str] | None, check: _Check
-) -> tuple[list[str], np.ndarray | None]:
-    """One probability column a class; the columns' names are the classes."""
-    names = names or target_columns
-    if sorted(names) != sorted(target_columns):
-        check.problems.append(
-            f"data.classes ({', '.join(names)}) and data.columns.target "
-            f"({', '.join(target_columns)}) must be the same names"
-        )
-        return names, None
-    numbers = raw[names].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
-    outside = ~((numbers >= 0) & (numbers <= 1))
-    for row, column in np.argwhere(outside).tolist():
-        name = names[column]
-        check.row(row, f"{name} is {raw[name].iat[row]!r}, not within 0 to 1")
-    if task == "multiclass":
-        sums = numbers.sum(axis=1)
-        wrong = ~outside.any(axis=1) & (np.abs(sums - 1) > SOFT_SUM_TOLERANCE)
-        check.rows(wrong, lambda row: f"the class probabilities sum to {sums[row]:.4g}, not to 1")
-    return names, numbers.astype(np.float32)
-
-
-def _check_units(units: pd.Series, target: np.ndarray, check: _Check) -> None:
-    """Images of one unit are predicted together, so they must share one target."""
-    codes, names = pd.factorize(units)
-    first = pd.Series(np.arange(len(codes))).groupby(codes).first().to_numpy()
-    differs = (target != target[first[codes]]).any(axis=1)
-    for code in np.unique(codes[differs]):
-        check.problems.append(f"the unit {names[code]!r} has different targets: {check.name_lines(codes == code)}")

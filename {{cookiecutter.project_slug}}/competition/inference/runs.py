@@ -82,6 +82,8 @@ def predict_runs(
     first = trained[0]
     if overlays and first.spec.task != "segmentation":
         raise ValueError(f"--overlay paints masks, and {first.folder} is a {first.spec.task} run")
+    if table_path is None and first.data["test_table"] is None:
+        raise ValueError(f"{first.folder} was trained without data.test_table: say what to predict with --table <file>")
     table_path = Path(table_path or first.data["test_table"])
     folders = output_folders(trained, table_path, tta_path, out)
     columns = Columns.from_config(first.data["columns"])
@@ -92,7 +94,9 @@ def predict_runs(
             "Honest predictions of it are in <run>/oof.[/yellow]"
         )
     for run in trained:
-        missing = [fold for fold in range(run.data["folds"]) if fold not in run.specs]
+        # With folds given in the table, how many there are stands nowhere else.
+        existing = range(run.data["folds"]) if run.data["columns"]["fold"] is None else run.specs
+        missing = [fold for fold in existing if fold not in run.specs]
         if missing:
             console.print(f"[yellow]{run.folder}: folds {missing} have no model yet and do not predict.[/yellow]")
     models = [load_model(run.folder / f"fold{fold}" / "model") for run in trained for fold in run.specs]
@@ -174,7 +178,7 @@ def output_folders(runs: Sequence[TrainedRun], table: Path, tta: Path, out: Path
             f"{', '.join(map(str, there))} exists and is not overwritten. Predict "
             + (f"the other runs alone:\n  {others}or " if left else "")
             + f"under another name:\n  python predict.py {shlex.join(str(run.folder) for run in runs)} "
-            f"--tta {tta.stem} --out predictions/{name}-2"
+            f"--table {shlex.quote(str(table))} --tta {tta.stem} --out predictions/{name}-2"
         )
     if len(set(folders)) < len(folders):
         raise ValueError("several runs have the same name: predict them in two commands")
@@ -278,7 +282,8 @@ def _with_progress(results: Iterator[Any], total: int, console: Console) -> Iter
 
 def _print_shares(console: Console, runs: Sequence[TrainedRun], shares: list[pd.Series], spec: ModelSpec) -> None:
     what = {"multiclass": "images", "multilabel": "images with it", "segmentation": "pixels"}[spec.task]
-    table = RichTable(title=f"share of the {what}, averaged over the folds", title_justify="left")
+    console.print(f"share of the {what}, averaged over the folds")
+    table = RichTable()
     table.add_column("class")
     for run in runs:
         table.add_column(run.folder.name, justify="right")
@@ -298,7 +303,7 @@ def _print_outputs(console: Console, folders: Sequence[Path], spec: ModelSpec, o
         code = (
             "from pathlib import Path; from competition.predictions.members import average_members; "
             "from competition.predictions.store import read_predictions; "
-            f"p = read_predictions(Path({str(folders[-1])!r})); "
+            f"p = read_predictions(Path('{folders[-1]}')); "
             "average_members(p.frame, p.classes).to_csv('probabilities.csv', index=False)"
         )
-        console.print(f"next      python -c {shlex.quote(code)}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f'next      python -c "{code}"', soft_wrap=True, highlight=False, markup=False)

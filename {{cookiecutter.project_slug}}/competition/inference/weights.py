@@ -4,6 +4,7 @@ A model folder from a stranger is safe to load: nothing in it names code or a fi
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,7 +23,8 @@ from competition.models.networks import Normalized, build_network
 WEIGHTS, SPEC = "model.safetensors", "model.json"
 ARCHITECTURE_KEYS = ("library", "name", "encoder", "options")
 # Options with which timm or smp would read a file or ask the hub, or build something that does.
-FORBIDDEN_OPTIONS = ("pretrained", "weights", "checkpoint", "path", "file", "url", "cache", "hub")
+# `drop_path_rate` is none of them, so a bare "path" only counts as the whole name or its end.
+FORBIDDEN_OPTIONS = re.compile(r"pretrained|weights|checkpoint|cache|hub|(^|_)(path|file|url)$", re.IGNORECASE)
 
 
 class ModelError(ValueError):
@@ -180,7 +182,7 @@ def _architecture_problems(values: Any) -> list[str]:
     options = values.get("options") or {}
     if not isinstance(options, Mapping):
         return [*problems, "architecture.options is not an object"]
-    bad = [name for name in _all_keys(options) if any(word in name.lower() for word in FORBIDDEN_OPTIONS)]
+    bad = [name for name in _all_keys(options) if FORBIDDEN_OPTIONS.search(name)]
     return problems + ([f"architecture.options must not have {', '.join(bad)}"] if bad else [])
 
 

@@ -53,9 +53,7 @@ def report_run(
     scores.append({"fold": "OOF overall", name: overall})
     history = {fold: pd.read_csv(run / f"fold{fold}" / "history.csv") for fold in per_fold}
     figures = (
-        _segmentation_figures(table, metric, oof, counts)
-        if counts is not None
-        else _classification_figures(table, oof)
+        _segmentation_figures(table, metric, oof, counts) if counts is not None else _classification_figures(table, oof)
     )
     write_report(run / "report.html", run.name, summary, scores, history, figures, metric=name)
 
@@ -89,9 +87,7 @@ def _answer(oof: Predictions, values: np.ndarray) -> str:
     return oof.classes[best] if values[best] == 1 else f"{oof.classes[best]} {values[best]:.2f}"
 
 
-def _segmentation_figures(
-    table: Table, metric: Any, oof: Predictions, counts: np.ndarray
-) -> list[tuple[str, Any]]:
+def _segmentation_figures(table: Table, metric: Any, oof: Predictions, counts: np.ndarray) -> list[tuple[str, Any]]:
     values = metric.per_class(counts)
     support = counts[:, :, 2].sum(axis=0)
     figures = [(f"{type(metric).__name__} per class", per_class(values, oof.classes, type(metric).__name__, support))]

@@ -97,7 +97,9 @@ def build_augmentation(config: Mapping[str, Any], prepared: Prepared) -> Augment
     augmentation = Augmentation(transforms, config["data"]["ignore_index"])
     statistics = prepared.statistics
     unchanged = statistics["dtype"] == "uint8" and statistics["scale"] == 255
-    augmentation.check(statistics["channels"], np.uint8 if unchanged else np.float32, image_hw(config["data"]["image_size"]))
+    augmentation.check(
+        statistics["channels"], np.uint8 if unchanged else np.float32, image_hw(config["data"]["image_size"])
+    )
     return augmentation
 
 
@@ -127,7 +129,7 @@ def training_loader(
     if data["sampling"] == "balanced":
         if table.target is None:
             raise ValueError("data.sampling=balanced is for classification; for masks see loss.class_weights=balanced")
-        weights = balanced_weights(table.target[rows])
+        weights = balanced_weights(table.target[rows], table.weights[rows])
     sampler = EpochSampler(
         rows,
         seed=config["seed"],

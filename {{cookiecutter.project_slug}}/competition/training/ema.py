@@ -5,7 +5,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from timm.utils import ModelEmaV3
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
@@ -75,18 +74,17 @@ def reestimate_batch_norm(network: Normalized, loader: DataLoader, device: torch
     Args:
         loader: batches of training images, as the training saw them.
     """
-    norms: list[nn.Module] = [module for module in network.modules() if isinstance(module, _BatchNorm)]
-    norms = [module for module in norms if module.track_running_stats]  # type: ignore[union-attr]
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
         return False
     momenta = [module.momentum for module in norms]
     for module in norms:
-        module.reset_running_stats()  # type: ignore[operator]
-        module.momentum = None  # type: ignore[assignment]  # None: the plain mean over all batches
+        module.reset_running_stats()
+        module.momentum = None  # the plain mean over all batches
         module.train()
     for batch in loader:
         network(batch["image"].to(device, non_blocking=True))
     for module, momentum in zip(norms, momenta, strict=True):
-        module.momentum = momentum  # type: ignore[assignment]
+        module.momentum = momentum
         module.eval()
     return True

@@ -1,13 +1,13 @@
 """The record of where and with what a run was made: command, code, packages, hardware. No environment variables."""
 
 import importlib.metadata
-import os
 import platform
 import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 PACKAGES = (
@@ -24,7 +24,7 @@ def describe_environment(hardware: Mapping[str, Any]) -> dict[str, Any]:
     """
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([os.path.basename(sys.executable), *sys.argv]),
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "commit": _git("rev-parse", "HEAD"),
         "diff": _git("diff", "HEAD"),
         "python": platform.python_version(),

@@ -11,7 +11,7 @@ It runs in a process of its own (under DDP in several) and leaves in `<run>/fold
 import logging
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,6 @@ from competition.training.processes import Place
 from competition.training.progress import Progress
 from competition.training.validation import Validation
 
-
 # Lightning greets every process with the hardware and advertisements; one fold after another, that is noise.
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", module="pytorch_lightning.utilities._pytree")  # a deprecation of torch inside it
@@ -60,7 +59,7 @@ def train_fold(run: Path, fold: int, place: Place) -> None:
     config = read_config(run)
     folder = run / f"fold{fold}"
     folder.mkdir(exist_ok=True)
-    prepared = prepare(config["data"], config["task"], config["seed"], make_folds=False)
+    prepared = prepare(config["data"], config["task"], config["seed"], make_folds=False, progress=False)
     folds = np.array([prepared.folds[id] for id in prepared.table.ids])
 
     pl.seed_everything(sample_seed(config["seed"], fold, "initial weights"), verbose=False)
@@ -97,7 +96,7 @@ def train_fold(run: Path, fold: int, place: Place) -> None:
     device = trainer.strategy.root_device
     scored = (ema.network if ema else network).to(device).eval()
     if ema:
-        loader.sampler.set_epoch(module.schedule.epochs)  # type: ignore[union-attr, attr-defined]
+        loader.sampler.set_epoch(module.schedule.epochs)  # type: ignore[attr-defined]
         reestimate_batch_norm(scored, loader, device)
     if trainer.is_global_zero:
         save_model(folder / "model", scored.net, spec)
@@ -115,7 +114,7 @@ def predict_held_out(
     fold: int,
     network: Normalized,
     spec: ModelSpec,
-    rows: Sequence[int],
+    rows: np.ndarray,
     device: torch.device,
     folder: Path,
 ) -> None:
@@ -124,9 +123,7 @@ def predict_held_out(
         return
     table, data = prepared.table, config["data"]
     tta = TTA(config["tta"]["views"], config["tta"]["mean"])
-    predictor = Predictor(
-        [(network, spec)], tta, device, batch_size=config["batch_size"], workers=data["workers"]
-    )
+    predictor = Predictor([(network, spec)], tta, device, batch_size=config["batch_size"], workers=data["workers"])
     header = Header(
         kind="oof",
         task=config["task"],
@@ -136,7 +133,6 @@ def predict_held_out(
         tta={"views": list(tta.views), "mean": tta.mean},
         created_by="train.py",
     )
-    view = "mean" if len(tta.views) > 1 else tta.views[0]
     predictions = tqdm(
         predictor.predict([table.image_path(row) for row in rows]),
         desc=f"fold {fold}  out-of-fold",
@@ -148,11 +144,11 @@ def predict_held_out(
     if config["task"] == "segmentation":
         with MapWriter(folder, header) as writer:
             for index, probability in predictions:
-                writer.add(ids[index], fold, "last", view, probability[0])
+                writer.add(ids[index], fold, "last", tta.name, probability[0])
         return
     order, result = [], []
     for index, probability in predictions:
         order.append(ids[index])
         result.append(probability[0])
     frame = pd.DataFrame(np.stack(result), columns=spec.classes)
-    write_predictions(folder, frame.assign(id=order, fold=fold, snapshot="last", view=view), header)
+    write_predictions(folder, frame.assign(id=order, fold=fold, snapshot="last", view=tta.name), header)

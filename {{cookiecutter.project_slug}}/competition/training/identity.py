@@ -68,9 +68,7 @@ def hash_code(root: Path | None = None) -> dict[str, str]:
     """A hash of the syntax tree of each file of the code that can change a result, docstrings left out."""
     root = root or Path(competition.__file__).parent
     files = [path for folder in CODE_FOLDERS for path in sorted((root / folder).rglob("*.py"))]
-    return {
-        path.relative_to(root).as_posix(): _hash(" ".join(_tokens(ast.parse(path.read_bytes())))) for path in files
-    }
+    return {path.relative_to(root).as_posix(): _hash(" ".join(_tokens(ast.parse(path.read_bytes())))) for path in files}
 
 
 def hash_table(table: Table) -> str:

@@ -13,11 +13,15 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.errors import HydraException
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext
+
+    Context = ForkServerContext | SpawnContext
 
 PRELOAD = ["torch", "torchvision", "pytorch_lightning", "timm", "albumentations", "competition.training.fold"]
 
@@ -31,7 +35,7 @@ class Place:
     port: int = 0
 
 
-def fold_context() -> BaseContext:
+def fold_context() -> "Context":
     """The way to start processes here; the server begins to import in the background at once."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -43,7 +47,7 @@ def fold_context() -> BaseContext:
     return context
 
 
-def call(context: BaseContext, function: Callable[..., Any], *arguments: Any) -> Any:
+def call(context: "Context", function: Callable[..., Any], *arguments: Any) -> Any:
     """What `function(*arguments)` gives in a process of its own.
 
     Raises:
@@ -51,7 +55,7 @@ def call(context: BaseContext, function: Callable[..., Any], *arguments: Any) ->
         RuntimeError: it failed in another way, and its traceback has been printed.
     """
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(sender, function, arguments))  # type: ignore[attr-defined]
+    process = context.Process(target=_answer, args=(sender, function, arguments))
     process.start()
     sender.close()
     try:
@@ -72,7 +76,7 @@ def _answer(sender: Connection, function: Callable[..., Any], arguments: tuple[A
         sender.send(("error", str(error)))  # the text, since not every exception survives pickling
 
 
-def run_processes(context: BaseContext, target: Callable[..., None], arguments: tuple[Any, ...], world: int) -> int:
+def run_processes(context: "Context", target: Callable[..., None], arguments: tuple[Any, ...], world: int) -> int:
     """Call `target(*arguments, place)` in `world` processes at once; the first exit code that is not 0, or 0.
 
     When one of them fails, the others are ended: they would wait for it for ever. Ctrl-C reaches them by itself; they
@@ -80,9 +84,13 @@ def run_processes(context: BaseContext, target: Callable[..., None], arguments: 
     """
     port = _free_port() if world > 1 else 0
     processes = [
-        context.Process(target=_start, args=(target, arguments, Place(rank, world, port)), name=f"rank{rank}")
+        context.Process(
+            target=_start,
+            args=(target, arguments, Place(rank, world, port), multiprocessing.get_start_method()),
+            name=f"rank{rank}",
+        )
         for rank in range(world)
-    ]  # type: ignore[attr-defined]
+    ]
     for process in processes:
         process.start()
     try:
@@ -112,8 +120,11 @@ def _wait(processes: list[BaseProcess]) -> int:
     return 0
 
 
-def _start(target: Callable[..., None], arguments: tuple[Any, ...], place: Place) -> None:
+def _start(target: Callable[..., None], arguments: tuple[Any, ...], place: Place, method: str) -> None:
     """In the new process: find the others, end with the parent, call the target."""
+    # A child takes over the server's way to start processes: each data loader would start a server of its own and
+    # import everything once more.
+    multiprocessing.set_start_method(method, force=True)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if place.world > 1:
         # Names that Lightning and torch.distributed read. Lightning then starts no processes of its own.

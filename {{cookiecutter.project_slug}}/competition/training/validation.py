@@ -1,6 +1,7 @@
 """Validation at the end of epochs: the loss and the competition's metric over the fold's held-out rows."""
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,9 @@ class Validation(pl.Callback):
         if epoch % self.every and epoch != pl_module.schedule.epochs:
             self.loss = self.score = math.nan
             return
-        self.loss, self.score = self.evaluate(pl_module)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of classes that a fold lacks: said once, with the score of record
+            self.loss, self.score = self.evaluate(pl_module)
         if isinstance(pl_module.schedule.curve, Plateau):
             pl_module.schedule.curve.observe(self.loss)
 

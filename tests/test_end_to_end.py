@@ -1,0 +1,82 @@
+"""Each task goes the whole way for real: prepare, train, be killed, resume, be done, predict."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import Render, run_command
+
+TRAIN = [
+    *("train.py", "experiment=baseline", "epochs=2", "batch_size=16", "data.workers=0", "logger=csv"),
+    *("trainer=cpu", "trainer.limit_train_batches=3"),
+]
+
+
+def kill_after_first_epoch(repository: Path) -> None:
+    """Start the training and kill it, with its processes, as soon as an epoch of the first fold is kept."""
+    process = subprocess.Popen(
+        [sys.executable, *TRAIN], cwd=repository, stdin=subprocess.DEVNULL, start_new_session=True
+    )
+    end = time.monotonic() + 300
+    try:
+        while not list(repository.glob("runs/*/fold0/last.ckpt")):
+            assert process.poll() is None, (
+                f"the training ended with {process.returncode} before its first epoch was kept"
+            )
+            assert time.monotonic() < end, "no epoch was kept in five minutes"
+            time.sleep(0.05)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def snapshot(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    """When each file was changed, and its content."""
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+def predicted_ids(folder: Path) -> list[str]:
+    name = "index.parquet" if (folder / "index.parquet").exists() else "predictions.parquet"
+    return sorted(pd.read_parquet(folder / name)["id"])
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel", "segmentation"])
+def test_task(task: str, render: Render, tmp_path: Path) -> None:
+    repository = render(tmp_path, task=task, folds="2")
+    data = repository / "data" / "sample" / task
+
+    run_command([sys.executable, "prepare.py", "--data", "sample"], repository)
+    folds = pd.read_csv(data / "prepared" / "folds.csv", dtype={"id": str})
+    assert sorted(folds["fold"].unique()) == [0, 1]
+    rows = pd.read_csv(data / "train.csv", dtype={"id": str})["id"]
+    assert sorted(folds["id"]) == sorted(rows)
+
+    kill_after_first_epoch(repository)
+    (run,) = (repository / "runs").iterdir()
+    assert not (run / "metrics.json").exists()
+    run_command([sys.executable, *TRAIN], repository)
+    assert [run] == list((repository / "runs").iterdir()), "the same command made another run instead of resuming"
+    for fold in (0, 1):
+        assert pd.read_csv(run / f"fold{fold}" / "history.csv")["epoch"].tolist() == [1, 2]
+    assert predicted_ids(run / "oof") == sorted(rows), "not every row was predicted out of fold exactly once"
+    assert (run / "report.html").exists() and (run / "metrics.json").exists()
+
+    before = snapshot(repository / "runs")
+    assert "finished" in run_command([sys.executable, *TRAIN], repository)
+    assert snapshot(repository / "runs") == before, "a finished run was changed by the command that made it"
+
+    run_command([sys.executable, "predict.py", str(run), "--workers", "0"], repository)
+    (predictions,) = (run / "predictions").iterdir()
+    test_rows = pd.read_csv(data / "test.csv", dtype={"id": str})["id"]
+    models = 2 if task != "segmentation" else len(predicted_ids(predictions)) // len(test_rows)
+    assert predicted_ids(predictions) == sorted([*test_rows] * models)
+
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    assert (settings["task"], settings["data"]["folds"]) == (task, 2)

@@ -1,0 +1,141 @@
+"""From the out-of-fold predictions of finished folds to the score, the report and what is printed at the end."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from hydra.utils import instantiate
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from competition.data.images import read_mask
+from competition.data.prepare import Prepared
+from competition.files import read_json, write_json
+from competition.predictions.metrics import score_fold_counts
+from competition.predictions.scoring import score_table
+from competition.predictions.store import iter_average_maps, merge_folders, read_predictions
+from competition.reporting.run_report import report_run
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The competition's metric: of each fold, and overall as the metric says (pooled, or the mean of the folds).
+
+    `counts` are the (N, C, 3) pixel counts behind it, for segmentation.
+    """
+
+    metric: Any
+    per_fold: dict[int, float]
+    overall: float
+    counts: np.ndarray | None = None
+
+
+def finish_fold(run: Path, fold: int, config: Mapping[str, Any], prepared: Prepared, world: int) -> None:
+    """Write the metrics.json of a fold all of whose processes have ended well. Doing it twice is harmless."""
+    shards = sorted((run / f"fold{fold}").glob("oof-*-of-*"))
+    history = pd.read_csv(run / f"fold{fold}" / "history.csv")
+    scores = score_shards(shards, config, prepared)
+    write_json(
+        run / f"fold{fold}" / "metrics.json",
+        {
+            "fold": fold,
+            "metric": type(scores.metric).__name__,
+            "score": plain_number(scores.per_fold[fold]),
+            "epochs": len(history),
+            "seconds": round(float(history["seconds"].sum()), 1),
+            "processes": world,
+        },
+    )
+
+
+def score_shards(shards: Sequence[Path], config: Mapping[str, Any], prepared: Prepared) -> Scores:
+    """The competition's metric over the predictions in these folders."""
+    table = prepared.table
+    metric = instantiate(config["metric"], _convert_="all").for_task(config["task"], table.classes)
+    row_of = {id: row for row, id in enumerate(table.ids)}
+    parts = [read_predictions(shard) for shard in shards]
+    if config["task"] == "segmentation":
+        counts, folds = [], []
+        for part in parts:
+            for id, probability in iter_average_maps(part):
+                counts.append(metric.counts(read_mask(table.mask_path(row_of[id])), probability))
+                folds.append(prepared.folds[id])
+        stacked = np.stack(counts)
+        return Scores(metric, *score_fold_counts(metric, stacked, np.array(folds)), stacked)
+    frame = pd.concat([part.frame for part in parts])
+    rows = np.array([row_of[id] for id in frame["id"]])
+    probability = frame[list(table.classes)].to_numpy(np.float64)
+    return Scores(metric, *score_table(metric, table, rows, probability, frame["fold"].to_numpy()))
+
+
+def finish_run(run: Path, config: Mapping[str, Any], prepared: Prepared) -> None:
+    """Put the folds together where all are finished, and say what came out. Doing it twice is harmless."""
+    existing = sorted(set(prepared.folds.values()) - {-1})
+    finished = [fold for fold in existing if (run / f"fold{fold}" / "metrics.json").exists()]
+    if finished == existing and not (run / "metrics.json").exists():
+        if not (run / "oof").exists():
+            shards = [shard for fold in existing for shard in sorted((run / f"fold{fold}").glob("oof-*-of-*"))]
+            merge_folders(shards, run / "oof", [id for id in prepared.table.ids if prepared.folds[id] >= 0])
+        scores = score_shards([run / "oof"], config, prepared)
+        report_run(
+            run,
+            config,
+            prepared.table,
+            scores.metric,
+            scores.per_fold,
+            scores.overall,
+            read_predictions(run / "oof"),
+            scores.counts,
+        )
+        values = list(scores.per_fold.values())
+        write_json(
+            run / "metrics.json",
+            {
+                "metric": type(scores.metric).__name__,
+                "overall": plain_number(scores.overall),
+                "mean": plain_number(float(np.mean(values))),
+                "std": plain_number(float(np.std(values))),
+                "folds": {str(fold): plain_number(score) for fold, score in scores.per_fold.items()},
+            },
+        )
+    print_scores(run, finished, existing)
+
+
+def plain_number(value: float) -> float | None:
+    """A float for JSON, which has no NaN: None stands for a score that does not exist."""
+    return float(value) if np.isfinite(value) else None
+
+
+def print_scores(run: Path, finished: list[int], existing: list[int]) -> None:
+    """The score of each finished fold, of all together, and what to do next."""
+    folds = [read_json(run / f"fold{fold}" / "metrics.json") for fold in finished]
+    metric = folds[0]["metric"]
+    table = RichTable(title=run.name, title_justify="left")
+    for name in ("fold", metric, "epochs", "seconds"):
+        table.add_column(name, justify="right")
+    for fold in folds:
+        table.add_row(str(fold["fold"]), _shown(fold["score"]), str(fold["epochs"]), f"{fold['seconds']:.0f}")
+    if len(folds) > 1:
+        values = [fold["score"] for fold in folds if fold["score"] is not None]
+        table.add_section()
+        table.add_row("mean ± std", f"{np.mean(values):.4f} ± {np.std(values):.4f}")
+    if finished == existing:
+        table.add_row("OOF overall", _shown(read_json(run / "metrics.json")["overall"]))
+    console.print(table)
+    if finished != existing:
+        missing = [fold for fold in existing if fold not in finished]
+        console.print(f"folds {missing} are not finished: the same command with fold=all trains them")
+        return
+    console.print(
+        f"models and history   {run}/fold<k>/\nout-of-fold          {run}/oof/\nreport               {run}/report.html"
+    )
+    console.print(f"next                 python predict.py {run}")
+
+
+def _shown(score: float | None) -> str:
+    return "—" if score is None else f"{score:.4f}"

@@ -1,0 +1,88 @@
+"""The folder of a run: found again by what the run is made from, or made; and how it differs from the others."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from competition import FORMAT_VERSION
+from competition.config import write_config
+from competition.files import read_json, write_json
+from competition.training.environment import describe_environment
+from competition.training.identity import describe_differences, hash_identity
+
+console = Console()
+
+
+def open_run(config: dict[str, Any], identity: dict[str, str], hardware: Mapping[str, Any], runs: Path) -> Path:
+    """The folder of the run with this identity, made if it is new; says how it differs from the nearest other one.
+
+    Raises:
+        ValueError: `run=` is not a run, or is of another version of this code.
+    """
+    environment = describe_environment(hardware)
+    if config["run"] is not None:
+        run = Path(config["run"])
+        return _continue_run(run, identity, environment)
+    experiment = config["experiment_name"] or "train"
+    run = runs / f"{experiment}-{hash_identity(identity)}"
+    if (run / "identity.json").exists():
+        return _continue_run(run, identity, environment)
+    nearest = _nearest_run(identity, runs, experiment)
+    if nearest is not None:
+        console.print(f"new run {run}; it differs from {nearest[0]} in")
+        for line in nearest[1][:20]:
+            console.print(f"  {line}", markup=False, highlight=False)
+    run.mkdir(parents=True, exist_ok=True)
+    write_config(run, config)
+    write_json(run / "environment.json", {"created": environment, "continued": []})
+    # Last, since a run is recognised by it.
+    write_json(run / "identity.json", {"format_version": FORMAT_VERSION, "identity": identity})
+    return run
+
+
+def _continue_run(run: Path, identity: Mapping[str, str], environment: dict[str, Any]) -> Path:
+    old = _read_identity(run)
+    differences = describe_differences(identity, old)
+    record = read_json(run / "environment.json")
+    if differences:
+        console.print(f"{run} goes on in spite of what is different now:")
+        for line in differences:
+            console.print(f"  {line}", markup=False, highlight=False)
+        console.print("its own config.yaml stays in force")
+    finished = (run / "metrics.json").exists()
+    if differences or not finished:
+        record["continued"].append(environment | {"differences": differences})
+        write_json(run / "environment.json", record)
+    return run
+
+
+def _read_identity(run: Path) -> dict[str, str]:
+    path = run / "identity.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{run} is not a run: it has no identity.json; runs are the folders that train.py makes in runs/"
+        )
+    content = read_json(path)
+    if content.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{run} has the format version {content.get('format_version')}, and this code reads {FORMAT_VERSION}: "
+            "use the code that the run was made with (its commit is in environment.json), or train again"
+        )
+    return content["identity"]
+
+
+def _nearest_run(identity: Mapping[str, str], runs: Path, experiment: str) -> tuple[Path, list[str]] | None:
+    """The run of the same experiment with the fewest differences, the newest of equals."""
+    others = []
+    for path in runs.glob(f"{experiment}-*/identity.json"):
+        try:
+            differences = describe_differences(identity, _read_identity(path.parent))
+        except ValueError:
+            continue  # of another version; it takes no part
+        others.append((len(differences), -path.stat().st_mtime, path.parent, differences))
+    if not others:
+        return None
+    _, _, run, differences = min(others, key=lambda other: other[:2])
+    return run, differences
