@@ -72,7 +72,7 @@ class TrainingModule(pl.LightningModule):
         """Put the network into training mode with what the current phase trains; the rest stays frozen."""
         phase, _ = self.schedule.locate(self.current_epoch)
         self.network.train()
-        set_trainable(self.network, phase.trainable)
+        set_trainable(self.network, phase.trainable, phase.frozen_norms)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Seeded at each step, not at each epoch: whatever drew random numbers before (a validation, a logger,

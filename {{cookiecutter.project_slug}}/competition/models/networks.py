@@ -16,6 +16,7 @@ from typing import Any, Self, cast
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 Architecture = Mapping[str, Any]
 
@@ -54,7 +55,20 @@ def build_network(
         raise ValueError(f"{weights} does not fit {name}: {str(error).splitlines()[0]}") from error
     if weights is not None:
         _check_loaded(net, Path(weights), name)
+    if library == "timm" and (pretrained or weights is not None):
+        _reset_classifier(net)
     return net
+
+
+def _reset_classifier(net: nn.Module) -> None:
+    """Begin with equal probabilities: some of timm's classifiers start with logits of tens for few classes, and what
+    they send back would first undo the pretrained features."""
+    for head in head_modules(net):
+        for module in head.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.zeros_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
 
 def _build_timm(
@@ -131,7 +145,7 @@ class Normalized(nn.Module):
         if len(mean) != len(std) or min(std, default=0.0) <= 0:
             raise ValueError(f"mean and std need one value a channel and std above 0, but are {mean} and {std}")
         self.net = net
-        self.trainable = "all"
+        self.trainable, self.frozen_norms = "all", False
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
 
@@ -144,8 +158,10 @@ class Normalized(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """As always, except that what is frozen stays in eval: its batch norms keep their statistics."""
         super().train(mode)
-        if mode and self.trainable == "head":
-            self.net.eval()
+        if mode and (self.trainable == "head" or self.frozen_norms):
+            for module in self.net.modules():
+                if self.trainable == "head" or isinstance(module, _BatchNorm):
+                    module.eval()
             for module in head_modules(self.net):
                 module.train()
         return self
@@ -159,14 +175,16 @@ def head_modules(net: nn.Module) -> list[nn.Module]:
     return list(head) if isinstance(head, tuple | list) else [head]
 
 
-def set_trainable(net: Normalized, trainable: str) -> None:
+def set_trainable(net: Normalized, trainable: str, frozen_norms: bool = False) -> None:
     """Train "all" of the network or its "head" alone; it holds until the next call, also after `net.train()`.
 
-    The frozen part gets no gradients, and its batch norms and dropouts are in eval.
+    The frozen part gets no gradients, and its batch norms and dropouts are in eval. With `frozen_norms`, batch norms
+    outside the head keep their statistics also where everything trains: those of the pretraining are better than what
+    a few hundred images give, and training and prediction then see the same features.
     """
     if trainable not in ("all", "head"):
         raise ValueError(f"trainable is 'all' or 'head', not {trainable!r}")
-    net.trainable = trainable
+    net.trainable, net.frozen_norms = trainable, frozen_norms
     net.requires_grad_(trainable == "all")
     for module in head_modules(net.net):
         module.requires_grad_(True)

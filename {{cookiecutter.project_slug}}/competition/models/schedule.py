@@ -144,12 +144,16 @@ def _anneal(share: float, high: float, low: float) -> float:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training: so many epochs, what is trainable in it, and a factor for the base rates."""
+    """A stretch of training: so many epochs, what is trainable in it, and a factor for the base rates.
+
+    `frozen_norms`: batch norms outside the head keep their statistics, see `networks.set_trainable`.
+    """
 
     name: str
     epochs: int
     trainable: str = "all"
     lr: float = 1.0
+    frozen_norms: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,17 +198,19 @@ def build_phases(config: Mapping[str, Mapping[str, Any]]) -> tuple[Phase, ...]:
     """
     problems, phases = [], []
     for name, values in config.items():
-        unknown = set(values) - {"epochs", "trainable", "lr"}
+        unknown = set(values) - {"epochs", "trainable", "lr", "frozen_norms"}
         if unknown:
-            problems.append(f"phases.{name} has {sorted(unknown)}; a phase has epochs, trainable and lr")
+            problems.append(f"phases.{name} has {sorted(unknown)}; a phase has epochs, trainable, lr and frozen_norms")
         elif not isinstance(values.get("epochs"), int) or values["epochs"] < 0:
             problems.append(f"phases.{name}.epochs is {values.get('epochs')!r}; it is a whole number from 0")
         elif values.get("trainable", "all") not in TRAINABLE:
             problems.append(f"phases.{name}.trainable is {values['trainable']!r}; it is one of {', '.join(TRAINABLE)}")
         elif not values.get("lr", 1.0) > 0:
             problems.append(f"phases.{name}.lr is {values['lr']}; it is a factor above 0 for the optimizer's rate")
+        elif not isinstance(values.get("frozen_norms", False), bool):
+            problems.append(f"phases.{name}.frozen_norms is {values['frozen_norms']!r}; it is true or false")
         elif values["epochs"] > 0:
-            phases.append(Phase(name, values["epochs"], values.get("trainable", "all"), float(values.get("lr", 1.0))))
+            phases.append(Phase(name, **values))
     if not phases and not problems:
         problems.append("phases has no epochs to train; give one, for example phases.train.epochs=12")
     if problems:

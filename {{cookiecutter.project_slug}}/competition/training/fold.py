@@ -57,6 +57,7 @@ def train_fold(run: Path, fold: int, place: Place) -> None:
     The configuration is the run's config.yaml, which train.py has checked and written.
     """
     config = read_config(run)
+    torch.set_num_threads(config["threads"] or max(1, torch.get_num_threads() // place.world))
     folder = run / f"fold{fold}"
     folder.mkdir(exist_ok=True)
     prepared = prepare(config["data"], config["task"], config["seed"], make_folds=False, progress=False)
