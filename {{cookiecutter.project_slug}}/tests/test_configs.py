@@ -142,7 +142,10 @@ def test_every_experiment_trains_a_step(experiment: str, task: str, data: Path, 
     assert (train_here(config, tmp_path) / "fold0" / "metrics.json").exists()
 
 
-@pytest.mark.parametrize("flag", ["channels_last", "compile", "gradient_checkpointing"])
+@pytest.mark.parametrize(
+    "flag",
+    ["channels_last", "gradient_checkpointing", pytest.param("compile", marks=pytest.mark.slow)],
+)
 def test_model_flags_train_a_step(flag: str, data: Path, tmp_path: Path):
     config = tiny_config(
         data, "multiclass", f"model.{flag}=true", "fold=0", "epochs=1", "trainer.limit_train_batches=1"

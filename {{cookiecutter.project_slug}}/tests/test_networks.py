@@ -179,6 +179,29 @@ def test_frozen_part_does_not_move(architecture: dict[str, Any]) -> None:
         set_trainable(net, "encoder")
 
 
+@pytest.mark.parametrize("architecture", [TIMM, UNET], ids=["timm", "smp"])
+def test_frozen_norms_keep_their_statistics_while_everything_learns(architecture: dict[str, Any]) -> None:
+    net = Normalized(build_network(architecture, 3, 4), [0.5] * 3, [0.2] * 3)
+    set_trainable(net, "all", frozen_norms=True)
+    net.eval()
+    net.train()
+    before, old = running(net), {name: value.clone() for name, value in net.named_parameters()}
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    net(torch.rand(4, 3, 32, 32)).square().mean().backward()
+    optimizer.step()
+    assert any(not torch.equal(value, old[name]) for name, value in net.named_parameters() if "bn1" in name)
+    moved = {name for name, value in running(net).items() if not torch.equal(value, before[name])}
+    # The decoder's norms are new, so they have to learn their statistics.
+    assert all(name.startswith("net.decoder") for name in moved) and bool(moved) == (architecture is UNET)
+
+
+def test_weights_from_a_file_begin_with_equal_probabilities(tmp_path: Path) -> None:
+    saved = build_network(TIMM, 3, 10)
+    torch.save(saved.state_dict(), tmp_path / "weights.pth")
+    net = build_network(TIMM, 3, 4, tmp_path / "weights.pth").eval()
+    assert torch.equal(net(torch.rand(2, 3, 32, 32)), torch.zeros(2, 4))
+
+
 def test_freezing_in_eval_keeps_eval() -> None:
     net = Normalized(build_network(TIMM, 3, 4), [0.5] * 3, [0.2] * 3).eval()
     set_trainable(net, "head")
