@@ -16,6 +16,7 @@ def wandb_logger(run: str, fold: int, folder: Path, project: str) -> Logger:
     mode = os.environ.get("WANDB_MODE", "online")
     if mode == "online" and not _has_wandb_key():
         mode = "offline"
+        os.environ.setdefault("WANDB_SILENT", "true")  # the line below says all that there is to know
         print(f"wandb: no key found, so this run is logged offline; later: wandb sync {folder}/wandb/offline-run-*")
     name = f"{run}-fold{fold}"
     return WandbLogger(
