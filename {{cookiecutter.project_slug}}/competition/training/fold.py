@@ -98,7 +98,7 @@ def train_fold(run: Path, fold: int, place: Place) -> None:
     device = trainer.strategy.root_device
     scored = (ema.network if ema else network).to(device).eval()
     if ema:
-        loader.sampler.set_epoch(module.schedule.epochs)  # type: ignore[attr-defined]
+        loader.sampler.set_epoch(module.schedule.epochs)  # type: ignore[attr-defined]  # an EpochSampler
         reestimate_batch_norm(scored, loader, device)
     if trainer.is_global_zero:
         save_model(folder / "model", scored.net, spec)

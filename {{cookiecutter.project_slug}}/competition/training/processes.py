@@ -38,7 +38,8 @@ class Place:
 def fold_context() -> "Context":
     """The way to start processes here; the server begins to import in the background at once."""
     # Threads that spin while they wait take the cores from whatever else trains or reads images; on a CPU that another
-    # process shares, a small network trained four times slower.
+    # process shares, a small network trained four times slower. The price: alone on two cores, two waiting threads
+    # took a tiny network nearly twice as long, hence `threads: 1` in experiment=baseline.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
