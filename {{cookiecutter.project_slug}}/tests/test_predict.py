@@ -184,7 +184,7 @@ def test_the_command_predicts_where_hydra_lightning_and_wandb_are_not_installed(
         "import runpy, sys\n"
         "for name in ('hydra', 'omegaconf', 'pytorch_lightning', 'lightning', 'wandb'): sys.modules[name] = None\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        f"sys.argv = ['predict.py', {str(run)!r}, '--workers', '1', '--device', 'cpu']\n"
+        f"sys.argv = ['predict.py', {str(run)!r}, '--workers', '0', '--device', 'cpu']\n"
         f"runpy.run_path({str(ROOT / 'predict.py')!r}, run_name='__main__')\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, cwd=tmp_path)

@@ -12,7 +12,7 @@ from competition.data.prepare import Prepared, prepare
 from competition.training.identity import make_identity
 from competition.training.results import finish_fold, finish_run
 from competition.training.run import choose_folds, hash_contents
-from competition.training.run_folder import open_run
+from competition.training.run_folder import continued_config, open_run
 
 CLASSES = ["blue", "green", "red"]
 
@@ -81,17 +81,24 @@ def prepare_tiny(config: dict[str, Any]) -> Prepared:
     return prepare(config["data"], config["task"], config["seed"], make_folds=True, progress=False)
 
 
+def open_tiny(config: dict[str, Any], folder: Path) -> Path:
+    """The folder of the run that `train.py` would open, in `folder`."""
+    identity = make_identity(config, 1, hash_contents(config, prepare_tiny(config)))
+    return open_run(config, identity, {"accelerator": "cpu", "devices": ["cpu"], "cpus": 1}, folder)
+
+
 def train_here(config: dict[str, Any], folder: Path) -> Path:
     """What `train.py` does, in this process instead of one a fold; the folder of the run."""
     from competition.training.fold import train_fold
     from competition.training.processes import Place
 
+    if config["run"] is not None:
+        config = continued_config(config)
     prepared = prepare_tiny(config)
-    identity = make_identity(config, 1, hash_contents(config, prepared))
-    run = open_run(config, identity, {"accelerator": "cpu", "devices": ["cpu"], "cpus": 1}, folder)
+    run = open_tiny(config, folder)
     for fold in choose_folds(config["fold"], prepared):
         if not (run / f"fold{fold}" / "metrics.json").exists():
-            train_fold(run, fold, Place())
+            train_fold(run, fold, config, Place())
             finish_fold(run, fold, config, prepared, world=1)
     finish_run(run, config, prepared)
     return run

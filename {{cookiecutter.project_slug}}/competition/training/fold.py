@@ -21,7 +21,6 @@ import pytorch_lightning as pl
 import torch
 from tqdm import tqdm
 
-from competition.config import read_config
 from competition.data.dataset import sample_seed
 from competition.data.prepare import Prepared, prepare
 from competition.inference.predictor import Predictor
@@ -52,12 +51,12 @@ warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
 warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # the figures of an epoch are gathered before they are logged
 
 
-def train_fold(run: Path, fold: int, place: Place) -> None:
+def train_fold(run: Path, fold: int, config: Mapping[str, Any], place: Place) -> None:
     """Train fold `fold` of the run in the folder `run`, or go on with it where there is a last.ckpt.
 
-    The configuration is the run's config.yaml, which train.py has checked and written.
+    Args:
+        config: resolved, plain values, which train.py has checked.
     """
-    config = read_config(run)
     torch.set_num_threads(config["threads"] or max(1, torch.get_num_threads() // place.world))
     folder = run / f"fold{fold}"
     folder.mkdir(exist_ok=True)

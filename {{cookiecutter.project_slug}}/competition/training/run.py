@@ -20,7 +20,7 @@ from competition.files import sha256_file
 from competition.training.identity import hash_table, make_identity
 from competition.training.processes import Place, call, fold_context, run_processes
 from competition.training.results import finish_fold, finish_run
-from competition.training.run_folder import open_run
+from competition.training.run_folder import continued_config, open_run
 
 console = Console()
 
@@ -36,6 +36,8 @@ def train(config: dict[str, Any], runs: Path = Path("runs")) -> Path:
         RuntimeError: a fold failed; the others' results and the state before the failure are kept.
     """
     context = fold_context()  # it imports torch in the background, while the data is checked here
+    if config["run"] is not None:
+        config = continued_config(config)
     data = config["data"]
     prepared = prepare(data, config["task"], config["seed"], make_folds=data["name"] == "sample")
     folds = choose_folds(config["fold"], prepared)
@@ -48,7 +50,7 @@ def train(config: dict[str, Any], runs: Path = Path("runs")) -> Path:
             console.print(f"fold {fold} is finished")
             continue
         console.rule(f"{run.name}  fold {fold}", style="dim")
-        code = run_processes(context, _train_fold, (run, fold), world)
+        code = run_processes(context, _train_fold, (run, fold, config), world)
         if code:
             raise RuntimeError(
                 f"fold {fold} ended with exit code {code}, see above; what is finished is kept in {run}. "
@@ -66,10 +68,10 @@ def _inspect(config: Mapping[str, Any], prepared: Prepared) -> dict[str, Any]:
     return inspect_config(config, prepared)
 
 
-def _train_fold(run: Path, fold: int, place: Place) -> None:
+def _train_fold(run: Path, fold: int, config: Mapping[str, Any], place: Place) -> None:
     from competition.training.fold import train_fold
 
-    train_fold(run, fold, place)
+    train_fold(run, fold, config, place)
 
 
 def choose_folds(chosen: Any, prepared: Prepared) -> list[int]:

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from competition import FORMAT_VERSION
-from competition.config import write_config
+from competition.config import read_config, write_config
 from competition.files import read_json, write_json
 from competition.training.environment import describe_environment
 from competition.training.identity import describe_differences, hash_identity
@@ -42,6 +42,18 @@ def open_run(config: dict[str, Any], identity: dict[str, str], hardware: Mapping
     return run
 
 
+def continued_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration in force for `run=<path>`: the run's own, and of the command line only what is trained now.
+
+    Raises:
+        ValueError: `run=` is not a run, or is of another version of this code.
+    """
+    run = Path(config["run"])
+    _read_identity(run)
+    console.print(f"{run} goes on by its own config.yaml; of this command line only run= and fold= count")
+    return read_config(run) | {"run": config["run"], "fold": config["fold"]}
+
+
 def _continue_run(run: Path, identity: Mapping[str, str], environment: dict[str, Any]) -> Path:
     old = _read_identity(run)
     differences = describe_differences(identity, old)
@@ -50,7 +62,6 @@ def _continue_run(run: Path, identity: Mapping[str, str], environment: dict[str,
         console.print(f"{run} goes on in spite of what is different now:")
         for line in differences:
             console.print(f"  {line}", markup=False, highlight=False)
-        console.print("its own config.yaml stays in force")
     finished = (run / "metrics.json").exists()
     if differences or not finished:
         record["continued"].append(environment | {"differences": differences})

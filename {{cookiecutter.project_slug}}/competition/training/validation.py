@@ -45,6 +45,9 @@ class Validation(pl.Callback):
         if isinstance(pl_module.schedule.curve, Plateau):
             pl_module.schedule.curve.observe(self.loss)
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        del self.loader  # its workers end here, and do not stay beside those of the predictor
+
     @torch.no_grad()
     def evaluate(self, module: TrainingModule) -> tuple[float, float]:
         """Mean loss a row and the metric, over the rows of all ranks."""
