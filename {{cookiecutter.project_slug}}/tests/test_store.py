@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from competition.predictions.members import average_members, average_units, class_shares, merge
+from competition.predictions.members import average_members, class_shares, merge
 from competition.predictions.store import (
     Header,
     MapWriter,
@@ -180,20 +180,12 @@ def test_what_is_not_a_prediction_says_so(tmp_path):
         read_predictions(tmp_path)
 
 
-def test_averages(tmp_path):
+def test_averages():
     frame = pd.concat([rows(["b", "a", "c"], 0), rows(["b", "a", "c"], 1, seed=1)])
     average = average_members(frame, CLASSES)
     assert average["id"].tolist() == ["b", "a", "c"]
     by_hand = (rows(["b", "a", "c"], 0)[CLASSES].to_numpy() + rows(["b", "a", "c"], 1, seed=1)[CLASSES].to_numpy()) / 2
     np.testing.assert_allclose(average[CLASSES], by_hand, rtol=1e-6)
-    unit = average_units(average, CLASSES, {"a": "u", "b": "u", "c": "v"})
-    assert unit["id"].tolist() == ["u", "v"]
-    np.testing.assert_allclose(unit[CLASSES].iloc[0], by_hand[:2].mean(0), rtol=1e-6)
-    kept = average_units(frame, CLASSES, {"a": "u", "b": "u", "c": "v"})
-    write_predictions(tmp_path / "units", kept, header(kind="test"))
-    assert len(kept) == 4
-    with pytest.raises(PredictionsError, match="1 ids have no unit: c"):
-        average_units(average, CLASSES, {"a": "u", "b": "u"})
 
 
 def test_class_shares():

@@ -1,6 +1,6 @@
 """Prediction rows (id, fold, snapshot, view, one column a class) put together, averaged and counted."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,28 +11,6 @@ from competition.predictions.schema import MEMBER, Header, PredictionsError, rai
 def average_members(frame: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
     """Average over the members: columns id and the classes, one row an id, in the order of their first rows."""
     return frame.groupby("id", sort=False)[list(classes)].mean().reset_index()
-
-
-def average_units(frame: pd.DataFrame, classes: Sequence[str], units: Mapping[str, str]) -> pd.DataFrame:
-    """Average the images of each unit; the unit becomes the id. Members stay apart where the frame has them.
-
-    Args:
-        units: the unit of every id.
-
-    Raises:
-        PredictionsError: ids without a unit.
-    """
-    unit = frame["id"].map(units)
-    if unit.isna().any():
-        missing = sorted(set(frame["id"][unit.isna()]))
-        raise PredictionsError("units", [f"{len(missing)} ids have no unit: {some(missing)}"])
-    keys = [*(name for name in MEMBER if name in frame), "id"]
-    return (
-        frame.assign(id=unit)
-        .groupby(keys, sort=False)[list(classes)]
-        .mean()
-        .reset_index()[["id", *keys[:-1], *classes]]
-    )
 
 
 def merge(shards: Sequence[pd.DataFrame], ids: Sequence[str]) -> pd.DataFrame:
