@@ -38,7 +38,8 @@ def find_sources(folders: Sequence[Path], oof: str = "oof", test: str | None = N
     Raises:
         ValueError: a folder twice, predictions that are not there, or several to choose from; every problem is listed.
     """
-    problems, sources = [], []
+    problems: list[str] = []
+    sources: list[Source] = []
     for folder in map(Path, folders):
         if folder.resolve() in {source.folder.resolve() for source in sources}:
             problems.append(f"{folder} is named twice")
