@@ -11,6 +11,7 @@ from PIL import Image
 from competition.data.images import (
     ImageError,
     default_scale,
+    fit_image,
     image_hw,
     read_image,
     read_mask,
@@ -181,6 +182,24 @@ def test_shrinking_averages_areas(channels):
     np.testing.assert_allclose(resize(image, (16, 100)).mean(axis=1), expected.mean(axis=1), atol=0.02)
     np.testing.assert_allclose(resize(image, (23, 31)).mean(axis=(0, 1)), image.mean(axis=(0, 1)), atol=1e-4)
     assert resize(image, 64) is image
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((40, 90), (32, 32)), ((90, 40), (32, 48)), ((17, 31), (64, 33)), ((8, 8), 8)]
+)
+def test_cropped_images_keep_their_proportions_and_their_centre(shape, size):
+    """A disc in the centre stays a disc in the centre, whatever the shape of the picture."""
+    y, x = np.indices(shape)
+    radius = min(shape) / 4
+    inside = (y - (shape[0] - 1) / 2) ** 2 + (x - (shape[1] - 1) / 2) ** 2 <= radius**2
+    disc = fit_image(np.float32(inside)[:, :, None], size, "crop")[:, :, 0]
+    height, width = image_hw(size)
+    assert disc.shape == (height, width)
+    scale = max(height / shape[0], width / shape[1])
+    assert disc.sum() == pytest.approx(inside.sum() * scale**2, rel=0.1)
+    rows, columns = disc.sum(axis=1), disc.sum(axis=0)
+    assert rows @ np.arange(height) / rows.sum() == pytest.approx((height - 1) / 2, abs=0.6)
+    assert columns @ np.arange(width) / columns.sum() == pytest.approx((width - 1) / 2, abs=0.6)
 
 
 def test_mask_values_are_never_mixed():

@@ -58,6 +58,7 @@ def make_run(folder, data, task="multiclass", folds=(0, 1), classes=CLASSES, **d
             channels=3,
             classes=classes,
             image_size=(32, 32),
+            fit="stretch",
             mode="stored",
             scale=None,
             mean=(0.5,) * 3,

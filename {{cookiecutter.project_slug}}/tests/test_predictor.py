@@ -20,6 +20,7 @@ def spec(task="multiclass", size=(16, 24), **values):
         "channels": 3,
         "classes": ("a", "b", "c"),
         "image_size": size,
+        "fit": "stretch",
         "mode": "stored",
         "scale": None,
         "mean": (0.4, 0.5, 0.6),

@@ -214,6 +214,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_state(data, tmp_pa
         ("optimizer.opt=adamv", "adamw"),
         ("metric=mean_iou", "accuracy"),
         ("batch_size=100", "batch_size"),
+        ("data.fit=pad", "stretch, crop"),
         ("fold=7", "the folds are"),
         ("phases.train.trainable=tail", "all, head"),
     ],

@@ -35,6 +35,7 @@ def spec():
         channels=4,
         classes=("cat", "dog", "newt"),
         image_size=(32, 48),
+        fit="stretch",
         mode="stored",
         scale=None,
         mean=(0.1, 0.2, 0.3, 0.4),

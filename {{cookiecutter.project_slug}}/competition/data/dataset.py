@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from competition.data.augmentation import Augmentation
-from competition.data.images import image_hw, read_image, read_mask, resize, resize_mask, to_unit
+from competition.data.images import fit_image, image_hw, read_image, read_mask, resize_mask, to_unit
 from competition.data.table import Table
 
 
@@ -37,7 +37,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
     Args:
         table: with targets.
         augmentation: None leaves the image as it is.
-        image_size: of the tensors, (height, width) or one number. Images are stretched to it after the augmentation.
+        image_size: of the tensors, (height, width) or one number.
+        fit: how images get that size after the augmentation, see `fit_image`.
         mode: "stored", "gray" or "rgb".
         scale: stored value that means 1.0; None: by dtype.
         seed: of the augmentation.
@@ -52,6 +53,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         table: Table,
         augmentation: Augmentation | None,
         image_size: int | Sequence[int],
+        fit: str = "stretch",
         mode: str = "stored",
         scale: float | None = None,
         seed: int = 0,
@@ -60,6 +62,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self.table = table
         self.augmentation = augmentation
         self.size = image_hw(image_size)
+        self.fit = fit
         self.mode = mode
         self.scale = scale
         self.seed = seed
@@ -76,7 +79,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         mask = read_mask(self.table.mask_path(row)) if self.table.target is None else None
         if self.augmentation is not None:
             image, mask = self.augmentation(image, mask, sample_seed(self.seed, epoch, self.ids[row], repeat))
-        image = np.ascontiguousarray(resize(image, self.size).transpose(2, 0, 1))
+        image = np.ascontiguousarray(fit_image(image, self.size, self.fit).transpose(2, 0, 1))
         if mask is not None:
             target = torch.from_numpy(resize_mask(mask, self.size).astype(np.int64))
         else:

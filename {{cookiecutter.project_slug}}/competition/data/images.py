@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 MODES = ("stored", "gray", "rgb")
+FITS = ("stretch", "crop")
 TIFF_MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 
 
@@ -73,6 +74,24 @@ def resize(image: np.ndarray, size: int | Sequence[int]) -> np.ndarray:
     # Shrinking comes first: where one side grows, INTER_AREA would not average along the other.
     image = _resize(image, min(height, image.shape[0]), min(width, image.shape[1]), cv2.INTER_AREA)
     return _resize(image, height, width, cv2.INTER_LINEAR)
+
+
+def fit_image(image: np.ndarray, size: int | Sequence[int], fit: str) -> np.ndarray:
+    """An image of the size that the network sees.
+
+    Args:
+        image: (H, W, C), as `resize`.
+        size: (height, width) or one number.
+        fit: "stretch" changes the proportions; "crop" scales the image until it covers the size, and cuts out the
+            centre.
+    """
+    if fit == "stretch":
+        return resize(image, size)
+    height, width = image_hw(size)
+    scale = max(height / image.shape[0], width / image.shape[1])
+    covering = resize(image, (max(height, round(image.shape[0] * scale)), max(width, round(image.shape[1] * scale))))
+    top, left = (covering.shape[0] - height) // 2, (covering.shape[1] - width) // 2
+    return covering[top : top + height, left : left + width]
 
 
 def resize_mask(mask: np.ndarray, size: int | Sequence[int]) -> np.ndarray:

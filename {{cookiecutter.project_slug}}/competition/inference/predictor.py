@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
-from competition.data.images import ImageError, read_image, resize, to_unit
+from competition.data.images import ImageError, fit_image, read_image, to_unit
 from competition.inference.tta import TTA
 from competition.inference.weights import ModelSpec
 from competition.models.networks import Normalized
@@ -33,6 +33,7 @@ class Preprocessing:
     mode: str
     scale: float | None
     image_size: Sequence[int]
+    fit: str
     channels: int
 
 
@@ -77,7 +78,7 @@ class Predictor:
         self.batch_size = max(1, batch_size // len(tta.views))
         self.workers = workers
         self.dtype = PRECISIONS[precision]
-        wanted = [Preprocessing(spec.mode, spec.scale, spec.image_size, spec.channels) for _, spec in models]
+        wanted = [Preprocessing(spec.mode, spec.scale, spec.image_size, spec.fit, spec.channels) for _, spec in models]
         self.preprocessings = list(dict.fromkeys(wanted))
         self.inputs = [self.preprocessings.index(preprocessing) for preprocessing in wanted]
 
@@ -158,7 +159,7 @@ class _Images(Dataset):
             if image.shape[2] != wanted.channels:
                 problem = f"has {image.shape[2]} channels, and the model was trained on {wanted.channels}"
                 return [], (0, 0), f"{self.paths[index]} {problem}"
-            image = resize(to_unit(image, wanted.scale), wanted.image_size)
+            image = fit_image(to_unit(image, wanted.scale), wanted.image_size, wanted.fit)
             tensors.append(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))))
         height, width = next(iter(read.values())).shape[:2]
         return tensors, (height, width), None

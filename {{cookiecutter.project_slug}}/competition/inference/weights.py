@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from competition import FORMAT_VERSION
-from competition.data.images import MODES
+from competition.data.images import FITS, MODES
 from competition.files import read_json, sha256_file, write_atomic, write_json
 from competition.models.networks import Normalized, build_network
 
@@ -40,7 +40,8 @@ class ModelSpec:
         architecture: library, name, encoder, options; see `models.networks.build_network`.
         channels: of the image as the network sees it.
         classes: names in the order of the outputs.
-        image_size: (height, width) to which images are stretched.
+        image_size: (height, width) of the images that the network sees.
+        fit: "stretch" or "crop", how images get that size.
         mode: "stored", "gray" or "rgb", how images are read.
         scale: the stored value that means 1.0; None: 255 or 65535 by the file's type, 1 for float.
         mean, std: a value a channel, in units of [0, 1].
@@ -52,6 +53,7 @@ class ModelSpec:
     channels: int
     classes: Sequence[str]
     image_size: Sequence[int]
+    fit: str
     mode: str
     scale: float | None
     mean: Sequence[float]
@@ -155,6 +157,7 @@ def _spec_problems(values: Any) -> list[str]:
         "channels is not a positive whole number": _is_count(channels),
         "classes is not a list of different names": _is_list(classes, str) and 0 < len(classes) == len(set(classes)),
         "image_size is not [height, width]": _is_list(size, int) and len(size) == 2 and all(map(_is_count, size)),
+        f"fit is not one of {', '.join(FITS)}": values["fit"] in FITS,
         f"mode is not one of {', '.join(MODES)}": values["mode"] in MODES,
         "scale is neither a positive number nor null": values["scale"] is None
         or (_is_number(values["scale"]) and values["scale"] > 0),

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from competition.data.augmentation import Augmentation
 from competition.data.dataset import EpochSampler, ImageDataset, balanced_weights, make_loader
-from competition.data.images import image_hw
+from competition.data.images import FITS, image_hw
 from competition.data.prepare import Prepared
 from competition.inference.weights import ModelSpec
 from competition.models.classification import ClassificationModule, MultilabelModule
@@ -49,7 +49,7 @@ def build_spec(config: Mapping[str, Any], prepared: Prepared) -> ModelSpec:
     """What a saved model says of itself, which is also what is needed to build it.
 
     Raises:
-        ValueError: an image size that the network cannot take.
+        ValueError: an image size that the network cannot take, or a fit that the task cannot have.
     """
     model, data, statistics = config["model"], config["data"], prepared.statistics
     architecture = {key: model[key] for key in ("library", "name", "encoder", "options") if model.get(key) is not None}
@@ -59,6 +59,11 @@ def build_spec(config: Mapping[str, Any], prepared: Prepared) -> ModelSpec:
         raise ValueError(
             f"{model['name']} needs sizes divisible by {multiple}, and data.image_size is {height} x {width}: "
             f"try data.image_size=[{_round_up(height, multiple)},{_round_up(width, multiple)}]"
+        )
+    if data["fit"] not in FITS or (data["fit"] == "crop" and config["task"] == "segmentation"):
+        raise ValueError(
+            f"data.fit is {data['fit']!r}; it must be one of {', '.join(FITS)}, and stretch for segmentation, "
+            "where every pixel is predicted"
         )
     if data["normalize"] == "weights":
         mean, std = pretrained_normalization(architecture, statistics["channels"])
@@ -70,6 +75,7 @@ def build_spec(config: Mapping[str, Any], prepared: Prepared) -> ModelSpec:
         channels=statistics["channels"],
         classes=list(prepared.table.classes),
         image_size=(height, width),
+        fit=data["fit"],
         mode=data["mode"],
         scale=statistics["scale"],
         mean=list(mean),
@@ -154,6 +160,7 @@ def _dataset(config: Mapping[str, Any], prepared: Prepared, augmentation: Augmen
         prepared.table,
         augmentation,
         data["image_size"],
+        data["fit"],
         data["mode"],
         prepared.statistics["scale"],
         config["seed"],
