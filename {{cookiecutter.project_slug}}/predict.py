@@ -4,7 +4,10 @@ examples:
   python predict.py runs/baseline-1a2b3c4d
   python predict.py runs/baseline-* --tta d4
   python predict.py runs/baseline-1a2b3c4d --table data/extra.csv --out predictions/extra
+  python predict.py runs/baseline-1a2b3c4d --oof --tta d4
   python predict.py runs/unet-5e6f7a8b --overlay 10 --device cuda --precision 16-mixed
+
+Interrupted, the same command goes on where it stopped.
 """
 
 import argparse
@@ -30,6 +33,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=_count(0), default=2, help="processes that read images (default: 2)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     parser.add_argument("--precision", default="32", choices=["32", "16-mixed", "bf16-mixed"], help="(default: 32)")
+    parser.add_argument(
+        "--oof", action="store_true", help="the training table, each row by the models that did not see it"
+    )
+    parser.add_argument(
+        "--keep-views", action="store_true", help="keep each view; python average.py puts them together"
+    )
+    parser.add_argument("--tiles", action="store_true", help="segmentation: overlapping tiles at the stored resolution")
     parser.add_argument("--overlay", type=_count(0), default=0, metavar="N", help="segmentation: also paint N pictures")
     return parser.parse_args(arguments)
 
@@ -45,24 +55,25 @@ def main() -> None:
 
         for run in options.runs:  # a mistyped name is said at once, before torch is imported, which takes seconds
             read_config(run)
-        from competition.inference.runs import predict_runs
+        from competition.inference.predicting import Choices, predict_runs
 
-        predict_runs(
-            options.runs,
-            options.table,
-            tta,
-            options.out,
-            options.batch_size,
-            options.workers,
-            options.device,
-            options.precision,
-            options.overlay,
+        choices = Choices(
+            tta=tta,
+            oof=options.oof,
+            keep_views=options.keep_views,
+            tiles=options.tiles,
+            overlays=options.overlay,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            device=options.device,
+            precision=options.precision,
         )
+        predict_runs(options.runs, choices, options.table, options.out)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nstopped; nothing was written", file=sys.stderr)
+        print("\nstopped; the same command goes on from there", file=sys.stderr)
         sys.exit(130)
 
 

@@ -1,6 +1,7 @@
 """predict.py on runs made by hand: what it writes, where, and what it refuses."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,11 @@ import torch
 import yaml
 
 from competition.data.images import ImageError
+from competition.inference.predicting import Choices, predict_runs
 from competition.inference.predictor import Predictor
-from competition.inference.runs import predict_runs
 from competition.inference.tta import TTA
 from competition.inference.weights import ModelSpec, load_model, save_model
-from competition.models.networks import build_network
+from competition.models.networks import build_network, head_modules
 from competition.predictions.store import iter_maps, read_predictions
 
 ROOT = Path(__file__).parents[1]
@@ -48,10 +49,13 @@ def data(tmp_path):
     return root
 
 
-def make_run(folder, data, task="multiclass", folds=(0, 1), classes=CLASSES, **data_config):
+def make_run(folder, data, task="multiclass", folds=(0, 1), classes=CLASSES, seed=0, **data_config):
     for fold in folds:
-        torch.manual_seed(fold)
+        torch.manual_seed(fold + 10 * seed)
         net = build_network(NETWORKS[task], 3, len(classes))
+        for module in head_modules(net):  # a new head is zero, and would give the same for every image
+            for parameter in module.parameters():
+                torch.nn.init.normal_(parameter)
         spec = ModelSpec(
             task=task,
             architecture=NETWORKS[task],
@@ -85,13 +89,15 @@ def make_run(folder, data, task="multiclass", folds=(0, 1), classes=CLASSES, **d
     return folder
 
 
-def tta(name):
-    return ROOT / "configs" / "tta" / f"{name}.yaml"
+def predict(runs, tta="none", table=None, out=None, **choices):
+    """`predict_runs` on the CPU, reading images in this process."""
+    path = ROOT / "configs" / "tta" / f"{tta}.yaml"
+    return predict_runs(runs, Choices(tta=path, **{"workers": 0, "device": "cpu", **choices}), table, out)
 
 
 def test_members_are_kept_apart_and_equal_the_predictor(tmp_path, data):
     run = make_run(tmp_path / "runs" / "a", data, "multilabel")
-    (folder,) = predict_runs([run], tta_path=tta("flips"), workers=0, device="cpu")
+    (folder,) = predict([run], "flips")
     assert folder == run / "predictions" / "test-flips"
     back = read_predictions(folder)
     assert back.header.kind == "test" and back.header.folds_hash == "abc" and back.header.run == "a"
@@ -101,13 +107,13 @@ def test_members_are_kept_apart_and_equal_the_predictor(tmp_path, data):
         rows = back.frame[back.frame["fold"] == fold]
         assert rows["id"].tolist() == [f"{index:03d}" for index in range(5)]
         predictor = Predictor([load_model(run / f"fold{fold}" / "model")], TTA(["identity", "hflip"]), workers=0)
-        expected = [result[0] for _, result in predictor.predict([data / f"{index}.png" for index in range(5)])]
+        expected = [result[0, 0] for _, result in predictor.predict([data / f"{index}.png" for index in range(5)])]
         np.testing.assert_allclose(rows[list(CLASSES)], expected, atol=1e-5)
 
 
 def test_several_runs_in_one_pass(tmp_path, data):
     runs = [make_run(tmp_path / name, data, folds=folds) for name, folds in (("a", (0, 1)), ("b", (1,)))]
-    folders = predict_runs(runs, tta_path=tta("none"), out=tmp_path / "out", workers=0, device="cpu")
+    folders = predict(runs, "none", out=tmp_path / "out")
     assert folders == [tmp_path / "out" / "a", tmp_path / "out" / "b"]
     first, second = (read_predictions(folder).frame for folder in folders)
     assert len(first) == 10 and len(second) == 5
@@ -116,7 +122,7 @@ def test_several_runs_in_one_pass(tmp_path, data):
 
 def test_segmentation_writes_maps_at_the_stored_size_and_overlays(tmp_path, data):
     run = make_run(tmp_path / "run", data, "segmentation")
-    (folder,) = predict_runs([run], tta_path=tta("d4"), workers=0, device="cpu", overlays=2)
+    (folder,) = predict([run], "d4", overlays=2)
     rows = list(iter_maps(read_predictions(folder)))
     assert [(row.id, row.fold) for row in rows[:3]] == [("000", 0), ("000", 1), ("001", 0)]
     assert rows[2].probability.shape == (3, 20, 50) and rows[4].probability.shape == (3, 64, 33)
@@ -127,12 +133,12 @@ def test_segmentation_writes_maps_at_the_stored_size_and_overlays(tmp_path, data
 
 def test_an_existing_prediction_stays_and_the_way_out_is_named(tmp_path, data):
     runs = [make_run(tmp_path / name, data, folds=(0,)) for name in "ab"]
-    (folder,) = predict_runs(runs[:1], tta_path=tta("none"), workers=0, device="cpu")
+    (folder,) = predict(runs[:1], "none")
     before = (folder / "predictions.parquet").read_bytes()
     with pytest.raises(ValueError, match="exists and is not overwritten") as caught:
-        predict_runs(runs, tta_path=tta("none"), workers=0, device="cpu")
+        predict(runs, "none")
     assert f"python predict.py {runs[1]}" in str(caught.value)
-    assert f"--table {data / 'test.csv'} --tta none --out predictions/test-none-2" in str(caught.value)
+    assert "--tta none --out predictions/test-none-2" in str(caught.value)
     assert (folder / "predictions.parquet").read_bytes() == before
 
 
@@ -140,8 +146,8 @@ def test_a_broken_image_leaves_nothing(tmp_path, data):
     run = make_run(tmp_path / "run", data, "segmentation", folds=(0,))
     (data / "3.png").write_bytes(b"no picture")
     with pytest.raises(ImageError, match=r"3\.png"):
-        predict_runs([run], tta_path=tta("none"), workers=0, device="cpu", batch_size=1)
-    assert list((run / "predictions").iterdir()) == []
+        predict([run], "none", batch_size=1)
+    assert not (run / "predictions" / "test-none").exists()
 
 
 def test_runs_that_do_not_go_together_or_are_none(tmp_path, data):
@@ -162,11 +168,11 @@ def test_runs_that_do_not_go_together_or_are_none(tmp_path, data):
     ]
     for runs, message in cases:
         with pytest.raises(ValueError, match=message):
-            predict_runs(runs, tta_path=tta("none"), device="cpu")
+            predict(runs, "none")
     with pytest.raises(ValueError, match="--overlay"):
-        predict_runs([run], tta_path=tta("none"), device="cpu", overlays=1)
+        predict([run], "none", overlays=1)
     with pytest.raises(ValueError, match="--device nonsense"):
-        predict_runs([run], tta_path=tta("none"), device="nonsense")
+        predict([run], "none", device="nonsense")
 
 
 def test_the_command_line_ends_with_2_and_a_sentence(tmp_path):
@@ -192,3 +198,108 @@ def test_the_command_predicts_where_hydra_lightning_and_wandb_are_not_installed(
     assert done.returncode == 0, done.stderr
     assert "5 images" in done.stdout and "written" in done.stdout
     assert len(read_predictions(run / "predictions" / "test-none").frame) == 5
+
+
+def make_snapshots(run):
+    """Two snapshots a fold where `make_run` made one model."""
+    for fold in (0, 1):
+        for number, name in enumerate(("cycle1", "cycle2")):
+            folder = run / f"fold{fold}" / "snapshots" / name
+            shutil.copytree(run / f"fold{fold if number else 1 - fold}" / "model", folder)
+
+
+def test_snapshots_predict_instead_of_the_last_weights(tmp_path, data):
+    run = make_run(tmp_path / "run", data)
+    (last,) = predict([run])
+    make_snapshots(run)
+    (folder,) = predict([run], out=tmp_path / "snapshots")
+    members = {(fold, name) for fold in (0, 1) for name in ("cycle1", "cycle2")}
+    frame = read_predictions(folder).frame
+    assert set(zip(frame["fold"], frame["snapshot"], strict=True)) == members
+    old = read_predictions(last).frame.set_index(["fold", "id"])[list(CLASSES)].loc[1].to_numpy()
+    crossed = frame[(frame["fold"] == 0) & (frame["snapshot"] == "cycle1")]
+    np.testing.assert_allclose(crossed[list(CLASSES)], old, atol=1e-6)
+    shutil.rmtree(run / "fold1" / "snapshots" / "cycle2")
+    with pytest.raises(ValueError, match="fold 1 has the snapshots"):
+        predict([run])
+
+
+@pytest.mark.parametrize("task", ["multiclass", "segmentation"])
+@pytest.mark.parametrize("kept", [0, 1, 3])
+def test_an_interrupted_prediction_goes_on_where_it_stopped(task, kept, tmp_path, data, monkeypatch):
+    runs = [make_run(tmp_path / name, data, task) for name in "ab"]
+    whole = predict(runs, out=tmp_path / "whole")
+    predict_batch = Predictor.predict
+    predicted = []
+
+    def stopped(self, paths):
+        for index, result in predict_batch(self, paths):
+            if len(predicted) == kept:
+                raise KeyboardInterrupt
+            predicted.append(paths[index])
+            yield index, result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "predict", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            predict(runs, out=tmp_path / "out", batch_size=1)
+    assert not list((tmp_path / "out").glob("[!.]*"))
+    paths = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "predict", lambda self, some: paths.extend(some) or predict_batch(self, some))
+        again = predict(runs, out=tmp_path / "out", batch_size=1)
+    assert sorted([*predicted, *paths]) == sorted(data / f"{index}.png" for index in range(5))
+    for first, second in zip(whole, again, strict=True):
+        old, new = read_predictions(first), read_predictions(second)
+        keys = ["id", "fold"]
+        pd.testing.assert_frame_equal(
+            old.frame.drop(columns="file", errors="ignore").sort_values(keys, ignore_index=True),
+            new.frame.drop(columns="file", errors="ignore").sort_values(keys, ignore_index=True),
+            atol=1e-6,
+        )
+        if task == "segmentation":
+            for one, other in zip(iter_maps(old), iter_maps(new), strict=True):
+                np.testing.assert_allclose(one.probability, other.probability, atol=1.01 / 255)
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_what_was_begun_with_other_models_is_not_taken_up(tmp_path, data, monkeypatch):
+    run = make_run(tmp_path / "run", data)
+
+    def stopped(self, paths):
+        yield 0, np.ones((2, 1, 3)) / 3
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Predictor, "predict", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        predict([run])
+    monkeypatch.undo()
+    make_run(tmp_path / "run", data, seed=7)
+    (folder,) = predict([run])
+    assert not np.allclose(read_predictions(folder).frame[list(CLASSES)], 1 / 3)
+
+
+def test_out_of_fold_predictions_come_from_the_models_that_did_not_see_the_row(tmp_path, data):
+    names = [f"{index:03d}" for index in range(5)]
+    folds = [0, 1, 1, 0, 1]
+    frame = pd.read_csv(data / "test.csv", dtype=str).assign(label=["cat", "dog", "ground", "cat", "dog"], part=folds)
+    frame.to_csv(data / "labelled.csv", index=False)
+    columns = dict.fromkeys(("target", "group", "unit", "weight")) | {"id": "id", "image": "image", "fold": "part"}
+    run = make_run(tmp_path / "run", data, table=str(data / "labelled.csv"), columns=columns)
+    (folder,) = predict([run], "flips", oof=True)
+    assert folder.name == "oof-flips"
+    oof, (test,) = read_predictions(folder), predict([run], "flips")
+    assert oof.header.kind == "oof"
+    both = read_predictions(test).frame.set_index(["id", "fold"])
+    for id, fold in zip(names, folds, strict=True):
+        row = oof.frame[oof.frame["id"] == id]
+        assert row["fold"].tolist() == [fold]
+        np.testing.assert_allclose(row[list(CLASSES)].iloc[0], both.loc[(id, fold), list(CLASSES)], atol=1e-6)
+
+
+def test_test_images_that_equal_training_images_are_said(tmp_path, data, capsys):
+    shutil.copy(data / "3.png", data / "copy.png")
+    pd.DataFrame({"id": ["t"], "image": ["copy.png"], "label": ["a"]}).to_csv(data / "known.csv", index=False)
+    run = make_run(tmp_path / "run", data, table=str(data / "known.csv"))
+    predict([run])
+    assert "1 images equal a training image, whose label is known: 003 = t" in capsys.readouterr().out

@@ -8,7 +8,8 @@ from torch import nn
 
 from competition.data.images import ImageError, read_image, resize
 from competition.inference.predictor import Predictor
-from competition.inference.tta import TTA, VIEWS
+from competition.inference.tta import TTA
+from competition.inference.views import SYMMETRIES
 from competition.inference.weights import ModelSpec
 from competition.models.networks import Normalized
 
@@ -65,7 +66,9 @@ def paths(tmp_path_factory):
 
 
 def run(models, paths, tta=None, **options):
-    return [result for _, result in Predictor(models, tta or TTA(), **{"workers": 0, **options}).predict(paths)]
+    """The probabilities (M, C) or (M, C, H, W) of each image, views averaged."""
+    predictor = Predictor(models, tta or TTA(), **{"workers": 0, **options})
+    return [result[:, 0] for _, result in predictor.predict(paths)]
 
 
 def test_the_same_as_one_image_at_a_time_by_hand(paths):
@@ -108,7 +111,7 @@ def test_d4_of_an_equivariant_network_changes_nothing(paths):
     described = spec("segmentation")
     models = [(Normalized(Pixelwise(), described.mean, described.std), described)]
     for mean in ("arithmetic", "geometric"):
-        for plain, d4 in zip(run(models, paths), run(models, paths, TTA(list(VIEWS), mean)), strict=True):
+        for plain, d4 in zip(run(models, paths), run(models, paths, TTA(list(SYMMETRIES), mean)), strict=True):
             np.testing.assert_allclose(d4, plain, atol=1e-5)
 
 
@@ -120,7 +123,7 @@ def test_a_bright_corner_is_found_where_it_is(tmp_path):
     net = Normalized(nn.Conv2d(3, 3, 1, bias=False), described.mean, described.std)
     with torch.no_grad():
         net.net.weight.copy_(torch.eye(3).view(3, 3, 1, 1))
-    result = run([(net, described)], [tmp_path / "x.png"], TTA(list(VIEWS)))[0][0, 0]
+    result = run([(net, described)], [tmp_path / "x.png"], TTA(list(SYMMETRIES)))[0][0, 0]
     assert result[32:, 14:].min() > 0.9 and result[:28, :10].max() < 0.5
 
 
@@ -188,3 +191,40 @@ def test_models_of_different_tasks_are_refused_and_no_images_are_no_results():
     with pytest.raises(ValueError, match="not of one task"):
         Predictor([(net, described), (net, spec("multilabel"))], TTA())
     assert run([(net, described)], []) == []
+
+
+def test_views_are_kept_apart_and_their_mean_is_the_prediction(paths):
+    for segmentation in (False, True):
+        models = [model(0, segmentation), model(1, segmentation)]
+        tta = TTA(["identity", "hflip"], scales=[1.0, 2.0], crops=["centre"])
+        predictor = Predictor(models, tta, workers=0, keep_views=True)
+        assert predictor.views == ["identity", "hflip", "identity@2", "hflip@2", "identity@centre", "hflip@centre"]
+        kept = [result for _, result in predictor.predict(paths)]
+        assert kept[0].shape[:3] == (2, 6, 3)
+        for views, mean in zip(kept, run(models, paths, tta), strict=True):
+            if segmentation:  # what a crop did not see takes no part
+                np.testing.assert_allclose(np.nanmean(views, axis=1).sum(axis=1), 1, atol=0.1)
+            else:
+                np.testing.assert_allclose(views.mean(axis=1), mean, atol=1e-6)
+
+
+def test_random_draws_are_the_same_every_time_and_differ_from_each_other(paths):
+    brightness = {"_target_": "albumentations.RandomBrightnessContrast", "p": 1.0}
+    tta = TTA(draws=3, transforms=[brightness])
+    first, second = (
+        [result for _, result in Predictor([model()], tta, workers=workers, keep_views=True).predict(paths)]
+        for workers in (0, 2)
+    )
+    np.testing.assert_array_equal(np.stack(first), np.stack(second))
+    assert np.stack(first).shape == (7, 1, 3, 3)
+    assert not np.allclose(first[0][0, 0], first[0][0, 1])
+    with pytest.raises(ValueError, match="cannot be turned back"):
+        Predictor([model(segmentation=True)], tta)
+    with pytest.raises(ValueError, match=r"os.system is not a transform"):
+        run([model()], paths, TTA(draws=1, transforms=[{"_target_": "os.system"}]))
+
+
+def test_networks_of_one_size_take_no_scales():
+    net, described = model(architecture={"name": "vit", "options": {"img_size": [16, 24]}})
+    with pytest.raises(ValueError, match="vit takes images of one size only"):
+        Predictor([(net, described)], TTA(scales=[0.5]))

@@ -14,7 +14,6 @@ import pytest
 from competition.predictions.members import average_members, class_shares, merge
 from competition.predictions.store import (
     Header,
-    MapWriter,
     PredictionsError,
     iter_average_maps,
     iter_maps,
@@ -23,6 +22,7 @@ from competition.predictions.store import (
     read_predictions,
     write_predictions,
 )
+from competition.predictions.writers import MapWriter
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ["cat", "dog", "newt"]

@@ -2,17 +2,30 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
 
-from competition.inference.tta import TTA, VIEWS, average, load_tta
+from competition.inference.tta import TTA, average, load_tta
+from competition.inference.views import CROPS, SYMMETRIES, View
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "tta"
-D4 = list(VIEWS)
+CONFIGS = Path(__file__).parents[1] / "configs"
+D4 = list(SYMMETRIES)
 
 
 def picture(height, width, batch=2):
     return torch.arange(batch * 3 * height * width, dtype=torch.float32).view(batch, 3, height, width) % 251
+
+
+def smooth(height, width):
+    """Maps without detail, which resampling hardly changes."""
+    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    return torch.stack([x, y, x * y])[None].repeat(2, 1, 1, 1)
+
+
+def mean_of(tta, network, x, exclusive=True):
+    return average(tta.predict(network, x), tta.mean, exclusive)
 
 
 def corners(x):
@@ -23,15 +36,15 @@ def corners(x):
 @pytest.mark.parametrize("size", [(5, 7), (7, 5), (4, 4), (1, 3)])
 @pytest.mark.parametrize("name", D4)
 def test_inverse_turns_back_exactly(name, size):
-    x, view = picture(*size), VIEWS[name]
-    assert torch.equal(view.inverse(view.forward(x)), x)
-    assert torch.equal(view.forward(view.inverse(x)), x)
-    assert (view.forward(x).shape[-2:] == size) == (not view.swaps or size[0] == size[1])
+    x, view = picture(*size), View(name)
+    assert torch.equal(view.inverse(view.forward(x), size), x)
+    swaps = view.forward(picture(2, 3)).shape[-2:] == (3, 2)
+    assert view.forward(x).shape[-2:] == (size[::-1] if swaps else size)
 
 
 def test_the_views_are_the_eight_of_the_square_by_name():
     x = torch.tensor([[1, 2], [3, 4]]).float()[None, None]
-    assert {name: corners(view.forward(x)) for name, view in VIEWS.items()} == {
+    assert {name: corners(View(name).forward(x)) for name in SYMMETRIES} == {
         "identity": (1, 2, 3, 4),
         "hflip": (2, 1, 4, 3),
         "vflip": (3, 4, 1, 2),
@@ -43,6 +56,41 @@ def test_the_views_are_the_eight_of_the_square_by_name():
     }
 
 
+@pytest.mark.parametrize("symmetry", D4)
+@pytest.mark.parametrize("scale", [0.5, 1.5])
+def test_a_scaled_view_comes_back_to_its_place(symmetry, scale):
+    x, view = smooth(64, 128), View(symmetry, scale)
+    assert sorted(view.forward(x).shape[-2:]) == [64 * scale, 128 * scale]
+    torch.testing.assert_close(view.inverse(view.forward(x), (64, 128)), x, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("symmetry", D4)
+@pytest.mark.parametrize("crop", list(CROPS))
+def test_a_crop_comes_back_to_its_place_and_says_nothing_of_the_rest(symmetry, crop):
+    x, view = smooth(56, 72), View(symmetry, crop=crop)
+    back = view.inverse(view.forward(x), (56, 72))
+    seen = ~back[0, 0].isnan()
+    assert seen.sum() == 49 * 63  # seven eighths of both sides
+    down, right = CROPS[crop]
+    rows, columns = np.nonzero(seen.numpy())
+    assert (rows.min(), columns.min()) == (round(7 * down), round(9 * right))
+    torch.testing.assert_close(back[..., seen], x[..., seen], atol=0.02, rtol=0)
+
+
+def test_five_crops_see_everything():
+    tta = load_tta(CONFIGS / "tta" / "five_crops.yaml")
+    assert len(tta.names) == 5
+    x = smooth(40, 56)
+    torch.testing.assert_close(mean_of(tta, lambda batch: batch, x), x, atol=0.02, rtol=0)
+
+
+def test_resampled_views_of_stored_integers_are_in_units():
+    x = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
+    assert View("identity").forward(x).dtype == torch.uint8
+    for view in (View("hflip", 2.0), View("identity", crop="centre")):
+        torch.testing.assert_close(view.forward(x), torch.ones_like(view.forward(x)))
+
+
 def pixelwise(x):
     """A network that is equivariant by construction: a function of each pixel alone."""
     return torch.stack([x.sum(1) / 251, x[:, 0].sin(), x[:, 1].cos()], dim=1).softmax(1)
@@ -52,13 +100,13 @@ def pixelwise(x):
 @pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
 def test_an_equivariant_network_gives_the_same_map(size, mean):
     x = picture(*size)
-    torch.testing.assert_close(TTA(D4, mean).predict(pixelwise, x, True), pixelwise(x), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(mean_of(TTA(D4, mean), pixelwise, x), pixelwise(x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", [name for name in D4 if name != "identity"])
 def test_a_map_that_is_not_turned_back_would_show(name):
     x = picture(5, 5)
-    assert not torch.allclose(pixelwise(VIEWS[name].forward(x)), pixelwise(x), atol=1e-3)
+    assert not torch.allclose(pixelwise(View(name).forward(x)), pixelwise(x), atol=1e-3)
 
 
 def test_views_of_one_shape_are_one_batch_and_the_images_stay_in_order():
@@ -69,11 +117,11 @@ def test_views_of_one_shape_are_one_batch_and_the_images_stay_in_order():
         return x.mean((2, 3)).softmax(1)
 
     x = torch.rand(3, 2, 4, 6)
-    result = TTA(D4).predict(network, x, True)
+    result = mean_of(TTA(D4), network, x)
     assert shapes == [(12, 2, 4, 6), (12, 2, 6, 4)]
     torch.testing.assert_close(result, x.mean((2, 3)).softmax(1))
     shapes.clear()
-    TTA(D4).predict(network, torch.rand(3, 2, 4, 4), True)
+    TTA(D4).predict(network, torch.rand(3, 2, 4, 4))
     assert shapes == [(24, 2, 4, 4)]
 
 
@@ -84,7 +132,7 @@ def test_arithmetic_mean_weighs_views_alike_over_both_shapes():
     x = torch.rand(2, 1, 3, 4)
     views = ["identity", "rot90", "transpose", "rot180"]
     expected = torch.stack([x[:, 0, 0, 0], x[:, 0, 0, -1], x[:, 0, 0, 0], x[:, 0, -1, -1]]).mean(0)
-    torch.testing.assert_close(TTA(views).predict(first_pixel, x, True)[:, 0], expected)
+    torch.testing.assert_close(mean_of(TTA(views), first_pixel, x)[:, 0], expected)
 
 
 def test_geometric_mean_of_exclusive_classes_is_the_softmax_of_the_mean_log():
@@ -109,23 +157,50 @@ def test_geometric_mean_is_finite_at_zero_and_one(exclusive):
 
 
 def test_bad_choices_are_refused_with_the_good_ones():
-    for views in ([], ["hflip", "hflip"], "hflip"):
-        with pytest.raises(ValueError, match="list of different views"):
+    for views in (["hflip", "hflip"], "hflip"):
+        with pytest.raises(ValueError, match="list of different names"):
             TTA(views)
     with pytest.raises(ValueError, match="tta.views has rot45; there are identity, "):
         TTA(["identity", "rot45"])
-    with pytest.raises(ValueError, match="arithmetic, geometric"):
-        TTA(mean="harmonic")
+    with pytest.raises(ValueError, match=r"arithmetic, geometric.*; .*draws"):
+        TTA(mean="harmonic", draws=2)
+    for choices in ({"views": []}, {"scales": []}):
+        with pytest.raises(ValueError, match="has no views"):
+            TTA(**choices)
+    for scales in ([0.0], ["1"], 2.0):
+        with pytest.raises(ValueError, match="numbers from 0.1 to 4"):
+            TTA(scales=scales)
+    with pytest.raises(ValueError, match="crops has middle; there are top-left"):
+        TTA(crops=["middle"])
 
 
 def test_every_config_loads_without_hydra(tmp_path):
-    found = {path.stem: load_tta(path).views for path in CONFIGS.glob("*.yaml")}
-    assert found["none"] == ("identity",) and found["flips"] == ("identity", "hflip") and found["d4"] == tuple(D4)
-    with pytest.raises(ValueError, match="there is no TTA .*/d5.yaml; .* has d4, flips, none"):
-        load_tta(CONFIGS / "d5.yaml")
-    (tmp_path / "bad.yaml").write_text("views: [identity]\nmeans: arithmetic\n")
-    with pytest.raises(ValueError, match="keys views and mean"):
-        load_tta(tmp_path / "bad.yaml")
-    (tmp_path / "bad.yaml").write_text("views: [5]\nmean: arithmetic\n")
-    with pytest.raises(ValueError, match=r"bad.yaml: tta.views has 5"):
-        load_tta(tmp_path / "bad.yaml")
+    found = {path.stem: len(load_tta(path).names) for path in (CONFIGS / "tta").glob("*.yaml")}
+    expected = {"none": 1, "flips": 2, "d4": 8, "five_crops": 5, "scales": 6, "d4_scales": 24, "random": 8}
+    assert found == expected
+    with pytest.raises(ValueError, match="there is no TTA .*/d5.yaml; .* has d4, "):
+        load_tta(CONFIGS / "tta" / "d5.yaml")
+    for content, message in (
+        ("views: [identity]\nmeans: arithmetic\n", "has views and mean"),
+        ("views: [5]\nmean: arithmetic\n", r"bad.yaml: tta.views has 5"),
+        ("[]", "views and mean"),
+    ):
+        (tmp_path / "bad.yaml").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            load_tta(tmp_path / "bad.yaml")
+
+
+def test_random_draws_are_the_light_augmentation_with_half_the_amplitudes():
+    def amplitudes(value, neutral=0.0):
+        if isinstance(value, list):
+            return [abs(number - neutral) for number in value]
+        return [abs(value)]
+
+    paths = ("tta/random.yaml", "augmentation/light.yaml")
+    drawn, trained = (yaml.safe_load((CONFIGS / path).read_text())["transforms"] for path in paths)
+    assert [entry["_target_"] for entry in drawn] == [entry["_target_"] for entry in trained]
+    for half, full in zip(drawn, trained, strict=True):
+        assert half.keys() == full.keys()
+        for key in half.keys() - {"_target_", "p"}:
+            neutral = 1.0 if key == "scale" else 0.0
+            np.testing.assert_allclose(np.multiply(2, amplitudes(half[key], neutral)), amplitudes(full[key], neutral))

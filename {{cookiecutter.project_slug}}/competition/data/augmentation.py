@@ -3,7 +3,7 @@
 import copy
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -111,6 +111,29 @@ class Augmentation:
             interpolation = transform.InitSchema.model_fields.get("mask_interpolation")
             if interpolation and cv2.INTER_NEAREST_EXACT in get_args(interpolation.annotation):
                 transform.mask_interpolation = cv2.INTER_NEAREST_EXACT
+
+
+def build_transforms(configs: Sequence[Mapping[str, Any]]) -> list["TransformType"]:
+    """Transforms from entries such as those of configs/augmentation, without Hydra: only classes of albumentations.
+
+    Raises:
+        ValueError: a `_target_` that is none.
+    """
+    import albumentations
+
+    built = []
+    for config in configs:
+        module, _, name = str(config.get("_target_")).rpartition(".")
+        kind = getattr(albumentations, name, None) if module == "albumentations" else None
+        if not (
+            isinstance(kind, type) and issubclass(kind, albumentations.BasicTransform | albumentations.BaseCompose)
+        ):
+            raise ValueError(f"{config.get('_target_')} is not a transform of albumentations")
+        arguments = {key: value for key, value in config.items() if key != "_target_"}
+        if "transforms" in arguments:
+            arguments["transforms"] = build_transforms(arguments["transforms"])
+        built.append(kind(**arguments))
+    return built
 
 
 def leaves(transform: Any) -> Iterator[Any]:

@@ -18,8 +18,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
+from competition.data.augmentation import Augmentation, build_transforms
+from competition.data.dataset import sample_seed
 from competition.data.images import ImageError, fit_image, read_image, to_unit
-from competition.inference.tta import TTA
+from competition.inference.tiles import predict_tiled
+from competition.inference.tta import TTA, average
 from competition.inference.weights import ModelSpec
 from competition.models.networks import Normalized
 
@@ -47,6 +50,8 @@ class Predictor:
     Args:
         models: networks with their specs; they may differ in everything else, preprocessing included.
         tta: views and their mean.
+        keep_views: give the probabilities of each view, not their mean.
+        tiles: segmentation: predict in tiles of the network's size at the stored resolution, one view.
         device: where to compute; the models are moved there.
         batch_size: images in one forward pass, all views counted.
         workers: processes that read images; 0 reads in this one. The result does not depend on it.
@@ -64,18 +69,31 @@ class Predictor:
         batch_size: int = 32,
         workers: int = 2,
         precision: str = "32",
+        keep_views: bool = False,
+        tiles: bool = False,
     ) -> None:
         if len({(spec.task, len(spec.classes)) for _, spec in models}) != 1:
             raise ValueError("the models are not of one task with one number of classes: predict them one by one")
         if precision not in PRECISIONS:
             raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
+        self.task, self.classes = models[0][1].task, len(models[0][1].classes)
+        if tta.draws and self.task == "segmentation":
+            raise ValueError("random draws cannot be turned back on masks: choose a TTA of flips, scales or crops")
+        fixed = [
+            spec.architecture["name"] for _, spec in models if "img_size" in (spec.architecture.get("options") or {})
+        ]
+        if tta.resamples and fixed:
+            raise ValueError(f"{fixed[0]} takes images of one size only: choose a TTA without scales")
         self.device = torch.device(device)
         if precision == "16-mixed" and self.device.type == "cpu":
             raise ValueError("precision 16-mixed needs a GPU; on the CPU take 32 or bf16-mixed")
         self.nets = [net.to(self.device).eval() for net, _ in models]
-        self.task = models[0][1].task
+        if tiles and tta.names != ["identity"]:
+            raise ValueError("tiles are predicted in one view: choose --tta none")
+        self.tiles = tiles
         self.tta = tta
-        self.batch_size = max(1, batch_size // len(tta.views))
+        self.views = tta.names if keep_views else [tta.name]
+        self.batch_size = max(1, batch_size // len(tta.names))
         self.workers = workers
         self.dtype = PRECISIONS[precision]
         wanted = [Preprocessing(spec.mode, spec.scale, spec.image_size, spec.fit, spec.channels) for _, spec in models]
@@ -86,7 +104,8 @@ class Predictor:
         """Predict image files, in order.
 
         Yields:
-            (index, probability): float32 (M, C) of M models, or (M, C, H, W) at the stored size of this image.
+            (index, probability): float32 (M, V, C) of M models and the `views`, or (M, V, C, H, W) at the stored
+            size of this image; uint8 with tiles.
 
         Raises:
             ImageError: a file cannot be read, or has other channels than a model.
@@ -94,8 +113,8 @@ class Predictor:
         if not len(paths):
             return
         loader = DataLoader(
-            _Images(list(paths), self.preprocessings),
-            batch_size=self.batch_size,
+            _Images(list(paths), self.preprocessings, self.tta, self.tiles),
+            batch_size=1 if self.tiles else self.batch_size,
             num_workers=min(self.workers, len(paths)),
             collate_fn=_collate,
             pin_memory=self.device.type == "cuda",
@@ -106,24 +125,45 @@ class Predictor:
         for images, sizes, error in loader:
             if error:
                 raise ImageError(error)
-            for result in self._predict_batch(images, sizes):
+            results = self._predict_tiles(images) if self.tiles else self._predict_batch(images, sizes)
+            for result in results:
                 yield index, result
                 index += 1
 
     @torch.inference_mode()
     def _predict_batch(self, images: list[Tensor], sizes: list[tuple[int, int]]) -> Iterator[np.ndarray]:
         moved = [batch.to(self.device, non_blocking=True) for batch in images]
-        exclusive = self.task != "multilabel"
-        results = [
-            self.tta.predict(partial(self._probabilities, net), moved[place], exclusive)
-            for net, place in zip(self.nets, self.inputs, strict=True)
-        ]
+        results = [self._views(net, moved[place]) for net, place in zip(self.nets, self.inputs, strict=True)]
         for row, size in enumerate(sizes):
+            own = [result[row] for result in results]
             if self.task == "segmentation":
-                maps = [interpolate(r[row : row + 1], size, mode="bilinear", align_corners=False) for r in results]
-                yield torch.cat(maps).clamp(0, 1).cpu().numpy()  # rounding of the weights can reach above 1
-            else:
-                yield torch.stack([result[row] for result in results]).cpu().numpy()
+                maps = [interpolate(views, size, mode="bilinear", align_corners=False) for views in own]
+                own = [views.clamp(0, 1) for views in maps]  # rounding of the weights can reach above 1
+            yield torch.stack(own).cpu().numpy()
+
+    @torch.inference_mode()
+    def _predict_tiles(self, images: list[Tensor]) -> Iterator[np.ndarray]:
+        maps = []
+        for net, place in zip(self.nets, self.inputs, strict=True):
+            probabilities = partial(self._probabilities, net)
+            maps.append(
+                predict_tiled(
+                    images[place][0, 0].numpy(),
+                    lambda batch, call=probabilities: call(batch.to(self.device)),  # type: ignore[misc]
+                    self.preprocessings[place].image_size,
+                    self.classes,
+                    self.batch_size,
+                )
+            )
+        yield np.stack(maps)[:, None]
+
+    def _views(self, net: Normalized, x: Tensor) -> Tensor:
+        """(B, V, C) or (B, V, C, H, W) of images (B, D, channels, H, W) in D draws."""
+        results = self.tta.predict(partial(self._probabilities, net), x.flatten(0, 1))
+        by_draw = [result.unflatten(0, x.shape[:2])[:, draw] for draw in range(x.shape[1]) for result in results]
+        if len(self.views) > 1:
+            return torch.stack(by_draw, 1)
+        return average(by_draw, self.tta.mean, self.task != "multilabel").unsqueeze(1)
 
     def _probabilities(self, net: Normalized, x: Tensor) -> Tensor:
         with self._precision():
@@ -135,13 +175,14 @@ class Predictor:
 
 
 class _Images(Dataset):
-    """An image as each preprocessing wants it, and its stored (height, width); or what is wrong with it, as a text.
+    """An image as each preprocessing wants it (draws, C, H, W), and its stored (height, width); or what is wrong.
 
-    The text, because a DataLoader wraps an error of its workers in their traceback.
+    An error is a text, because a DataLoader wraps an error of its workers in their traceback.
     """
 
-    def __init__(self, paths: list[Path], preprocessings: list[Preprocessing]) -> None:
-        self.paths, self.preprocessings = paths, preprocessings
+    def __init__(self, paths: list[Path], preprocessings: list[Preprocessing], tta: TTA, tiles: bool) -> None:
+        self.paths, self.preprocessings, self.draws, self.tiles = paths, preprocessings, tta.draws, tiles
+        self.augmentation = Augmentation(build_transforms(tta.transforms)) if tta.draws else None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -159,10 +200,17 @@ class _Images(Dataset):
             if image.shape[2] != wanted.channels:
                 problem = f"has {image.shape[2]} channels, and the model was trained on {wanted.channels}"
                 return [], (0, 0), f"{self.paths[index]} {problem}"
-            image = fit_image(to_unit(image, wanted.scale), wanted.image_size, wanted.fit)
-            tensors.append(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))))
+            drawn = self._draws(to_unit(image, wanted.scale), self.paths[index].name)
+            fitted = drawn if self.tiles else [fit_image(draw, wanted.image_size, wanted.fit) for draw in drawn]
+            tensors.append(torch.from_numpy(np.stack([image.transpose(2, 0, 1) for image in fitted])))
         height, width = next(iter(read.values())).shape[:2]
         return tensors, (height, width), None
+
+    def _draws(self, image: np.ndarray, name: str) -> list[np.ndarray]:
+        """The image, or so many draws of it, which depend on its name alone."""
+        if self.augmentation is None:
+            return [image]
+        return [self.augmentation(image, None, sample_seed(0, draw, name))[0] for draw in range(self.draws)]
 
 
 def _collate(items: list[Item]) -> tuple[list[Tensor], list[tuple[int, int]], str | None]:

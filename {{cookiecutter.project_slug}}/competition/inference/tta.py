@@ -1,109 +1,116 @@
-"""Test-time augmentation: an image is predicted in several views, and the probabilities are averaged.
+"""Test-time augmentation: an image is predicted in several views, and the probabilities are averaged."""
 
-The views are the eight symmetries of the square. They move pixels and never resample, so the map of a view is turned
-back exactly, on odd and non-square sizes too; four of them swap height and width.
-"""
-
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from competition.inference.views import CROPS, SYMMETRIES, View
+
 MEANS = ("arithmetic", "geometric")
 # The smallest probability in a geometric mean: one view that is sure of zero must not rule a class out for good.
 SMALLEST = 1e-7
-
-
-@dataclass(frozen=True)
-class View:
-    """A symmetry of (..., H, W) tensors and its inverse; `swaps` says that height and width change places."""
-
-    forward: Callable[[Tensor], Tensor]
-    inverse: Callable[[Tensor], Tensor]
-    swaps: bool = False
-
-
-def _rotate(quarters: int) -> Callable[[Tensor], Tensor]:
-    return lambda x: x.rot90(quarters, (-2, -1))
-
-
-def _flip(*dims: int) -> Callable[[Tensor], Tensor]:
-    return lambda x: x.flip(dims)
-
-
-def _transpose(x: Tensor) -> Tensor:
-    return x.mT
-
-
-def _antitranspose(x: Tensor) -> Tensor:
-    return x.mT.flip((-2, -1))
-
-
-# Rotations are counterclockwise. Only those by 90 and 270 degrees are not their own inverse.
-VIEWS = {
-    "identity": View(lambda x: x, lambda x: x),
-    "hflip": View(_flip(-1), _flip(-1)),
-    "vflip": View(_flip(-2), _flip(-2)),
-    "rot180": View(_flip(-2, -1), _flip(-2, -1)),
-    "rot90": View(_rotate(1), _rotate(-1), swaps=True),
-    "rot270": View(_rotate(-1), _rotate(1), swaps=True),
-    "transpose": View(_transpose, _transpose, swaps=True),
-    "antitranspose": View(_antitranspose, _antitranspose, swaps=True),
-}
+KEYS = ("views", "mean", "scales", "crops", "draws", "transforms")
 
 
 class TTA:
-    """Predicts a batch in all views and averages.
+    """The views in which images are predicted: each symmetry at each scale and in each crop, or of random draws.
 
     Args:
-        views: names of `VIEWS`, each once.
+        views: names of `SYMMETRIES`, each once.
         mean: "arithmetic" or "geometric", see `average`.
+        scales: of the network's input; 1 is its own size.
+        crops: names of `CROPS`; they come besides the scales.
+        draws: times that `transforms` are drawn for each image; 0: the image as it is.
+        transforms: of albumentations, as in configs/augmentation.
 
     Raises:
-        ValueError: an unknown or repeated view, or an unknown mean.
+        ValueError: everything that is wrong with the choices.
     """
 
-    def __init__(self, views: Sequence[str] = ("identity",), mean: str = "arithmetic") -> None:
-        if isinstance(views, str) or not views or len(set(views)) < len(views):
-            raise ValueError(f"tta.views is {views!r}; it must be a list of different views out of {', '.join(VIEWS)}")
-        unknown = [str(view) for view in views if view not in VIEWS]
-        if unknown:
-            raise ValueError(f"tta.views has {', '.join(unknown)}; there are {', '.join(VIEWS)}")
+    def __init__(
+        self,
+        views: Sequence[str] = ("identity",),
+        mean: str = "arithmetic",
+        scales: Sequence[float] = (1.0,),
+        crops: Sequence[str] = (),
+        draws: int = 0,
+        transforms: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        problems = _list_problems("views", views, SYMMETRIES) + _list_problems("crops", crops, CROPS)
+        if not isinstance(scales, Sequence) or not all(isinstance(s, int | float) and 0.1 <= s <= 4 for s in scales):
+            problems.append(f"tta.scales is {scales!r}; it must be a list of numbers from 0.1 to 4")
+        elif (not scales and not crops) or not views:
+            problems.append("the TTA has no views: tta.views, and tta.scales or tta.crops, must not be empty")
         if mean not in MEANS:
-            raise ValueError(f"tta.mean is {mean!r}; it must be one of {', '.join(MEANS)}")
-        self.views = tuple(views)
+            problems.append(f"tta.mean is {mean!r}; it must be one of {', '.join(MEANS)}")
+        if not isinstance(draws, int) or draws < 0 or bool(draws) != bool(transforms):
+            problems.append(
+                f"tta.draws is {draws!r}; it is a number from 0, above 0 just where tta.transforms has some"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        zooms = [*((scale, None) for scale in scales), *((1.0, crop) for crop in crops)]
+        self.views = tuple(View(symmetry, *zoom) for zoom in zooms for symmetry in views)
         self.mean = mean
+        self.draws = draws
+        self.transforms = tuple(transforms)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "TTA":
+        """The TTA of a file in configs/tta.
+
+        Raises:
+            ValueError: unknown keys, or as the class.
+        """
+        unknown = [str(key) for key in config if key not in KEYS]
+        if unknown or "views" not in config or "mean" not in config:
+            raise ValueError(
+                f"a TTA has views and mean, and may have {', '.join(KEYS[2:])}; this one has {list(config)}"
+            )
+        return cls(**config)
+
+    @property
+    def names(self) -> list[str]:
+        """A name for each view, of each draw."""
+        names = [view.name for view in self.views]
+        return [f"{name}#{draw}" for draw in range(self.draws) for name in names] if self.draws else names
 
     @property
     def name(self) -> str:
-        """The `view` of the prediction that comes out: that of the one view, or "mean"."""
-        return self.views[0] if len(self.views) == 1 else "mean"
+        """The `view` of the averaged prediction: that of the one view, or "mean"."""
+        return self.names[0] if len(self.names) == 1 else "mean"
 
-    def predict(self, probabilities: Callable[[Tensor], Tensor], x: Tensor, exclusive: bool) -> Tensor:
-        """Averaged probabilities of a batch: (B, C), or (B, C, H, W) turned back to the image's orientation.
+    @property
+    def resamples(self) -> bool:
+        """Whether views have other sizes than the network's own."""
+        return any(view.scale != 1 for view in self.views)
 
-        Views of one shape go through `probabilities` as one batch: all of them when the images are square, else two.
+    def predict(self, probabilities: Callable[[Tensor], Tensor], x: Tensor) -> list[Tensor]:
+        """Probabilities of a batch in each view: (B, C), or (B, C, H, W) on the image as it lies in `x`.
+
+        Views of one shape go through `probabilities` as one batch.
 
         Args:
             probabilities: (N, channels, H, W) to (N, C) or (N, C, H, W).
             x: (B, channels, H, W).
-            exclusive: the classes are (softmax), or are not (sigmoid).
         """
-        square = x.shape[-1] == x.shape[-2]
-        results: dict[str, Tensor] = {}
-        for swaps in (False, True):
-            names = [view for view in self.views if (VIEWS[view].swaps and not square) == swaps]
-            if names:
-                batch = torch.cat([VIEWS[view].forward(x) for view in names])
-                for view, result in zip(names, probabilities(batch).chunk(len(names)), strict=True):
-                    results[view] = VIEWS[view].inverse(result) if result.ndim == 4 else result
-        return average([results[view] for view in self.views], self.mean, exclusive)
+        inputs = [view.forward(x) for view in self.views]
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for index, view in enumerate(inputs):
+            alike.setdefault((view.shape, view.dtype), []).append(index)
+        results: dict[int, Tensor] = {}
+        for indices in alike.values():
+            batch = torch.cat([inputs[index] for index in indices])
+            for index, result in zip(indices, probabilities(batch).chunk(len(indices)), strict=True):
+                results[index] = self.views[index].inverse(result, x.shape[-2:]) if result.ndim == 4 else result
+        return [results[index] for index in range(len(inputs))]
 
 
 def average(probabilities: Sequence[Tensor], mean: str, exclusive: bool) -> Tensor:
-    """Average probabilities of equal shape, classes in dimension 1.
+    """Average probabilities of equal shape, classes in dimension 1; NaN takes no part.
 
     arithmetic: the mean. geometric: exp of the mean log-probability, with zeros taken as 1e-7, divided by the sum over
     the classes (exclusive), or by its sum with the geometric mean of the complements (not exclusive), which equals
@@ -113,7 +120,7 @@ def average(probabilities: Sequence[Tensor], mean: str, exclusive: bool) -> Tens
         return probabilities[0]
     stacked = torch.stack(list(probabilities))
     if mean == "arithmetic":
-        return stacked.mean(0)
+        return stacked.nanmean(0)
     positive = _geometric(stacked)
     total = positive.sum(1, keepdim=True) if exclusive else positive + _geometric(1 - stacked)
     return positive / total
@@ -123,7 +130,7 @@ def load_tta(path: Path) -> TTA:
     """The TTA of a file such as `configs/tta/d4.yaml`, which needs no Hydra.
 
     Raises:
-        ValueError: no such file, not YAML, or other keys than views and mean.
+        ValueError: no such file, not YAML, or as `TTA.from_config`.
     """
     import yaml
 
@@ -135,13 +142,18 @@ def load_tta(path: Path) -> TTA:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML ({error})") from error
-    if not isinstance(values, dict) or set(values) != {"views", "mean"}:
-        raise ValueError(f"{path} must have the keys views and mean, and no others")
     try:
-        return TTA(**values)
+        return TTA.from_config(values)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def _geometric(stacked: Tensor) -> Tensor:
-    return stacked.clamp(min=SMALLEST).log().mean(0).exp()
+    return stacked.clamp(min=SMALLEST).log().nanmean(0).exp()
+
+
+def _list_problems(key: str, names: Any, known: Mapping[str, Any]) -> list[str]:
+    if isinstance(names, str) or not isinstance(names, Sequence) or len(set(map(str, names))) < len(names):
+        return [f"tta.{key} is {names!r}; it must be a list of different names out of {', '.join(known)}"]
+    unknown = [str(name) for name in names if name not in known]
+    return [f"tta.{key} has {', '.join(unknown)}; there are {', '.join(known)}"] if unknown else []

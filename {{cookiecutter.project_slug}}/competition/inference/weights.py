@@ -89,6 +89,14 @@ def save_model(folder: Path, net: nn.Module, spec: ModelSpec) -> None:
     write_json(folder / SPEC, {**asdict(spec), "sha256": sha256_file(folder / WEIGHTS)})
 
 
+def find_models(fold: Path) -> dict[str, Path]:
+    """The model folders of a fold by the names of the snapshots; just `last` where it took none."""
+    snapshots = sorted((fold / "snapshots").glob(f"*/{SPEC}"))
+    if snapshots:
+        return {path.parent.name: path.parent for path in snapshots}
+    return {"last": fold / "model"} if (fold / "model" / SPEC).is_file() else {}
+
+
 def read_spec(folder: Path) -> ModelSpec:
     """The `model.json` of a model folder, without loading the weights.
 

@@ -6,11 +6,13 @@ optimizer step to exactly 1 at its last, and `epoch`, the number of epochs begun
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 TRAINABLE = ("all", "head")
+STARTS = ("last", "best")
+ROWS = ("real", "pseudo", "both")
 
 
 class Curve(Protocol):
@@ -147,6 +149,8 @@ class Phase:
     """A stretch of training: so many epochs, what is trainable in it, and a factor for the base rates.
 
     `frozen_norms`: batch norms outside the head keep their statistics, see `networks.set_trainable`.
+    `snapshot`: a model is kept at its end. `start`: "best" begins from the weights of the epoch with the best score so
+    far, by the fold's own validation. `rows`: what is trained on; None: all there are.
     """
 
     name: str
@@ -154,6 +158,9 @@ class Phase:
     trainable: str = "all"
     lr: float = 1.0
     frozen_norms: bool = False
+    snapshot: bool = False
+    start: str = "last"
+    rows: str | None = None
 
 
 @dataclass(frozen=True)
@@ -198,17 +205,22 @@ def build_phases(config: Mapping[str, Mapping[str, Any]]) -> tuple[Phase, ...]:
     """
     problems, phases = [], []
     for name, values in config.items():
-        unknown = set(values) - {"epochs", "trainable", "lr", "frozen_norms"}
+        unknown = set(values) - {item.name for item in fields(Phase)}
         if unknown:
-            problems.append(f"phases.{name} has {sorted(unknown)}; a phase has epochs, trainable, lr and frozen_norms")
+            known = ", ".join(item.name for item in fields(Phase)[1:])
+            problems.append(f"phases.{name} has {sorted(unknown)}; the keys of a phase are {known}")
         elif not isinstance(values.get("epochs"), int) or values["epochs"] < 0:
             problems.append(f"phases.{name}.epochs is {values.get('epochs')!r}; it is a whole number from 0")
         elif values.get("trainable", "all") not in TRAINABLE:
             problems.append(f"phases.{name}.trainable is {values['trainable']!r}; it is one of {', '.join(TRAINABLE)}")
         elif not values.get("lr", 1.0) > 0:
             problems.append(f"phases.{name}.lr is {values['lr']}; it is a factor above 0 for the optimizer's rate")
-        elif not isinstance(values.get("frozen_norms", False), bool):
-            problems.append(f"phases.{name}.frozen_norms is {values['frozen_norms']!r}; it is true or false")
+        elif values.get("start", "last") not in STARTS:
+            problems.append(f"phases.{name}.start is {values['start']!r}; it is one of {', '.join(STARTS)}")
+        elif values.get("rows") not in (None, *ROWS):
+            problems.append(f"phases.{name}.rows is {values['rows']!r}; it is one of {', '.join(ROWS)}")
+        elif wrong := [key for key in ("frozen_norms", "snapshot") if not isinstance(values.get(key, False), bool)]:
+            problems.append(f"phases.{name}.{wrong[0]} is {values[wrong[0]]!r}; it is true or false")
         elif values["epochs"] > 0:
             phases.append(Phase(name, **values))
     if not phases and not problems:
@@ -216,3 +228,25 @@ def build_phases(config: Mapping[str, Mapping[str, Any]]) -> tuple[Phase, ...]:
     if problems:
         raise ValueError("; ".join(problems))
     return tuple(phases)
+
+
+def pseudo_shares(phases: Sequence[Phase], share: float | None) -> list[float]:
+    """The share of pseudo rows in each epoch of the training.
+
+    Args:
+        share: in phases that mix them with real rows, between 0 and 1; None: there are no pseudo rows.
+
+    Raises:
+        ValueError: it is no share, or a phase asks for pseudo rows that are not there.
+    """
+    if share is None:
+        asking = [phase for phase in phases if phase.rows in ("pseudo", "both")]
+        if asking:
+            raise ValueError(
+                f"phases.{asking[0].name}.rows is {asking[0].rows}, but there are no pseudo rows: make them with "
+                "pseudo_label.py and name them with data.pseudo=<table>"
+            )
+    elif isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+        raise ValueError(f"data.pseudo_share is {share!r}; it lies between 0 and 1, for example 0.5")
+    shares = {None: share or 0.0, "real": 0.0, "pseudo": 1.0, "both": share or 0.0}
+    return [shares[phase.rows] for phase in phases for _ in range(phase.epochs)]

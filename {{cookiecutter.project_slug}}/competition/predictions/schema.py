@@ -162,6 +162,12 @@ def _probability_problems(frame: pd.DataFrame, header: Header) -> list[str]:
     return problems
 
 
+def members_of(frame: pd.DataFrame) -> list[tuple[int, str, str]]:
+    """The (fold, snapshot, view) that the rows have, sorted."""
+    rows = frame[MEMBER].drop_duplicates()
+    return sorted((int(fold), snapshot, view) for fold, snapshot, view in rows.itertuples(index=False))
+
+
 def map_file_problems(folder: Path, frame: pd.DataFrame) -> list[str]:
     """Map files of an index that are missing, or not in maps/."""
     maps = (folder / "maps").resolve()

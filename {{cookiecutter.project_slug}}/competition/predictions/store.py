@@ -25,15 +25,10 @@ Anybody's pipeline can write one with pandas alone:
     (folder / "predictions.json").write_text(json.dumps(header))
 """
 
-import os
-import shutil
-import tempfile
-import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -43,18 +38,17 @@ from competition.predictions.members import merge
 from competition.predictions.schema import (
     HEADER,
     INDEX,
-    INDEX_COLUMNS,
-    MEMBER,
-    ROUNDING,
     ROWS,
     Header,
     PredictionsError,
     frame_problems,
     header_problems,
     map_file_problems,
+    members_of,
     raise_problems,
     row_columns,
 )
+from competition.predictions.writers import MapWriter, new_folder, with_members
 
 
 @dataclass(frozen=True)
@@ -89,60 +83,11 @@ def write_predictions(folder: Path, frame: pd.DataFrame, header: Header) -> None
     raise_problems(folder, header_problems(asdict(header)))
     frame = frame[row_columns(frame, header, folder)].reset_index(drop=True)
     raise_problems(folder, frame_problems(frame, header))
-    header = _with_members(header, frame)
+    header = with_members(header, frame)
     frame[header.classes] = frame[header.classes].astype(np.float32).clip(0, 1)
-    with _new_folder(folder) as temporary:
+    with new_folder(folder) as temporary:
         frame.to_parquet(temporary / ROWS, index=False)
         write_json(temporary / HEADER, asdict(header))
-
-
-class MapWriter:
-    """Writes a segmentation prediction one image at a time: `with MapWriter(...) as writer: writer.add(...)`.
-
-    The folder appears when the block ends; an error in it leaves nothing. `temporary` takes further files meanwhile.
-    """
-
-    def __init__(self, folder: Path, header: Header) -> None:
-        self.folder, self.header = Path(folder), header
-        self.rows: list[dict[str, Any]] = []
-
-    def __enter__(self) -> Self:
-        raise_problems(self.folder, header_problems(asdict(self.header)))  # before hours of predicting, not after
-        self._context = _new_folder(self.folder)
-        self.temporary = self._context.__enter__()
-        (self.temporary / "maps").mkdir()
-        return self
-
-    def add(self, id: str, fold: int, snapshot: str, view: str, probability: np.ndarray) -> None:
-        """Add one member's probability (C, H, W): float in [0, 1], or uint8 as stored.
-
-        Raises:
-            PredictionsError: another number of classes, NaN, or outside [0, 1].
-        """
-        classes = len(self.header.classes)
-        if probability.ndim != 3 or len(probability) != classes:
-            raise PredictionsError(self.folder, [f"{id}: the map is {probability.shape} and not ({classes}, H, W)"])
-        if probability.dtype != np.uint8:
-            if not ((probability >= -ROUNDING) & (probability <= 1 + ROUNDING)).all():
-                raise PredictionsError(self.folder, [f"{id}: the map has NaN or values outside 0 to 1"])
-            probability = np.rint(probability.clip(0, 1) * 255).astype(np.uint8)
-        file = f"maps/{len(self.rows):06d}.npz"
-        _write_map(self.temporary / file, probability)
-        _, height, width = probability.shape
-        self.rows.append(dict(zip(INDEX_COLUMNS, (id, fold, snapshot, view, file, height, width), strict=True)))
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if kind is None:
-            try:
-                frame = pd.DataFrame(self.rows, columns=INDEX_COLUMNS)
-                raise_problems(self.folder, frame_problems(frame, self.header))
-                header = _with_members(self.header, frame)
-                frame.to_parquet(self.temporary / INDEX, index=False)
-                write_json(self.temporary / HEADER, asdict(header))
-            except BaseException as problem:
-                self._context.__exit__(type(problem), problem, problem.__traceback__)
-                raise
-        self._context.__exit__(kind, error, trace)
 
 
 def read_header(folder: Path) -> Header:
@@ -183,7 +128,7 @@ def read_predictions(folder: Path) -> Predictions:
         raise PredictionsError(folder, [f"{path.name} cannot be read ({error})"]) from error
     frame = frame[row_columns(frame, header, folder)].reset_index(drop=True)
     problems = frame_problems(frame, header)
-    found, said = _members(frame), sorted((m["fold"], m["snapshot"], m["view"]) for m in header.members)
+    found, said = members_of(frame), sorted((m["fold"], m["snapshot"], m["view"]) for m in header.members)
     if not problems and found != said:
         problems.append(f"the members of {HEADER} are {said} and those of {path.name} {found}")
     if header.task == "segmentation" and not problems:
@@ -249,13 +194,6 @@ def merge_folders(shards: Sequence[Path], folder: Path, ids: Sequence[str]) -> N
             writer.add(row.id, row.fold, row.snapshot, row.view, probability)
 
 
-def _write_map(path: Path, probability: np.ndarray) -> None:
-    """As np.savez_compressed, whose compression takes five times as long for a quarter less."""
-    archive = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1)
-    with archive, archive.open("probability.npy", "w") as file:
-        np.lib.format.write_array(file, probability, allow_pickle=False)
-
-
 def _read_map(folder: Path, row: Any, classes: int) -> np.ndarray:
     """The (C, H, W) uint8 map of an index row."""
     try:
@@ -267,48 +205,3 @@ def _read_map(folder: Path, row: Any, classes: int) -> np.ndarray:
         said = (classes, row.height, row.width)
         raise PredictionsError(folder, [f"{row.file} (id {row.id}) is {values.dtype} {values.shape}, not uint8 {said}"])
     return values
-
-
-def _members(frame: pd.DataFrame) -> list[tuple[int, str, str]]:
-    rows = frame[MEMBER].drop_duplicates()
-    return sorted((int(fold), snapshot, view) for fold, snapshot, view in rows.itertuples(index=False))
-
-
-def _with_members(header: Header, frame: pd.DataFrame) -> Header:
-    members = [dict(zip(MEMBER, member, strict=True)) for member in _members(frame)]
-    return Header(**{**asdict(header), "members": members})
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its name when the block ends well, and goes when it does not."""
-    folder = Path(folder)
-    check_new(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        yield temporary
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)  # mkdtemp makes folders private; results are shared
-        try:
-            temporary.rename(folder)
-        except OSError:
-            check_new(folder)  # somebody else was faster
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def check_new(folder: Path) -> None:
-    """Refuse a prediction folder that exists.
-
-    Raises:
-        PredictionsError: it exists.
-    """
-    if folder.exists():
-        raise PredictionsError(folder, ["it exists and is not overwritten: choose another name, or delete it first"])

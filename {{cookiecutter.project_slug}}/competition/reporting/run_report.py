@@ -41,9 +41,8 @@ def report_run(
         "model": " ".join(str(config["model"][key]) for key in ("name", "encoder") if config["model"].get(key)),
         "metric": f"{name}, {'greater' if metric.greater_is_better else 'lower'} is better; overall is "
         + ("over all rows together" if metric.pooled else "the mean of the folds"),
-        "weights that are scored": "the last of a fixed number of epochs"
-        + (", averaged (EMA)" if "ema" in config["callbacks"] else ""),
-        "test-time augmentation": ", ".join(config["tta"]["views"]),
+        "weights that are scored": _weights(config),
+        "test-time augmentation": ", ".join(oof.header.tta["views"]) + f" ({oof.header.tta['mean']} mean)",
         "configuration": "config.yaml beside this file",
     }
     scores: list[dict[str, Any]] = [{"fold": fold, name: score} for fold, score in per_fold.items()]
@@ -56,6 +55,17 @@ def report_run(
         _segmentation_figures(table, metric, oof, counts) if counts is not None else _classification_figures(table, oof)
     )
     write_report(run / "report.html", run.name, summary, scores, history, figures, metric=name)
+
+
+def _weights(config: Mapping[str, Any]) -> str:
+    restarts = any(phase.get("start") == "best" for phase in config["phases"].values())
+    optimistic = ", chosen by the score of their own fold: the score is optimistic"
+    if config["top_k"]:
+        return f"the {config['top_k']} best epochs{optimistic}"
+    if any(phase.get("snapshot") for phase in config["phases"].values()):
+        return "snapshots at the ends of phases" + (optimistic if restarts else "")
+    ema = ", averaged (EMA)" if "ema" in config["callbacks"] else ""
+    return "the last of a fixed number of epochs" + ema + (optimistic if restarts else "")
 
 
 def _classification_figures(table: Table, oof: Predictions) -> list[tuple[str, Any]]:

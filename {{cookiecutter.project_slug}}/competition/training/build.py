@@ -13,9 +13,11 @@ from hydra.utils import instantiate
 from torch.utils.data import DataLoader
 
 from competition.data.augmentation import Augmentation
-from competition.data.dataset import EpochSampler, ImageDataset, balanced_weights, make_loader
+from competition.data.dataset import EpochSampler, ImageDataset, Pool, balanced_weights, make_loader
 from competition.data.images import FITS, image_hw
 from competition.data.prepare import Prepared
+from competition.data.pseudo import join_tables
+from competition.data.table import Table
 from competition.inference.weights import ModelSpec
 from competition.models.classification import ClassificationModule, MultilabelModule
 from competition.models.losses import balanced_class_weights
@@ -29,7 +31,7 @@ from competition.models.networks import (
     required_multiple,
 )
 from competition.models.optimization import build_optimizer
-from competition.models.schedule import Schedule, build_phases
+from competition.models.schedule import Schedule, build_phases, pseudo_shares
 from competition.models.segmentation import SegmentationModule
 from competition.training.processes import Place
 
@@ -126,38 +128,63 @@ def local_batch_size(config: Mapping[str, Any], world: int) -> int:
 
 
 def training_loader(
-    config: Mapping[str, Any], prepared: Prepared, rows: np.ndarray, place: Place
+    config: Mapping[str, Any], prepared: Prepared, rows: np.ndarray, place: Place, pseudo: Table | None = None
 ) -> tuple[DataLoader, int]:
-    """This process's share of the training rows, augmented, and the optimizer steps of an epoch."""
-    data, table = config["data"], prepared.table
-    dataset = _dataset(config, prepared, build_augmentation(config, prepared))
-    size, weights = local_batch_size(config, place.world), None
-    if data["sampling"] == "balanced":
-        if table.target is None:
-            raise ValueError("data.sampling=balanced is for classification; for masks see loss.class_weights=balanced")
-        weights = balanced_weights(table.target[rows], table.weights[rows])
+    """This process's share of the training rows, augmented, and the optimizer steps of an epoch.
+
+    Args:
+        pseudo: the pseudo rows of the student that is trained.
+    """
+    data = config["data"]
+    table = prepared.table if pseudo is None else join_tables(prepared.table, pseudo)
+    dataset = _dataset(config, prepared, table, build_augmentation(config, prepared))
+    real = _pool(config, table, rows)
     sampler = EpochSampler(
-        rows,
+        real.rows,
         seed=config["seed"],
         batch_size=config["batch_size"] // place.world,
         rank=place.rank,
         world=place.world,
-        weights=weights,
+        weights=real.weights,
+        pseudo=None if pseudo is None else _pool(config, table, np.arange(len(prepared.table), len(table))),
+        pseudo_shares=epoch_shares(config),
     )
+    size = local_batch_size(config, place.world)
     return make_loader(dataset, sampler, size, data["workers"]), len(sampler) * place.world // config["batch_size"]
+
+
+def epoch_shares(config: Mapping[str, Any]) -> list[float]:
+    """The share of pseudo rows in each epoch.
+
+    Raises:
+        ValueError: a phase wants pseudo rows and there are none, or data.pseudo_share is no share.
+    """
+    data = config["data"]
+    return pseudo_shares(build_phases(config["phases"]), data["pseudo_share"] if data.get("pseudo") else None)
+
+
+def _pool(config: Mapping[str, Any], table: Table, rows: np.ndarray) -> Pool:
+    """Rows to train on, with the chances that data.sampling gives them."""
+    if config["data"]["sampling"] != "balanced":
+        return Pool(rows)
+    if table.target is None:
+        raise ValueError("data.sampling=balanced is for classification; for masks see loss.class_weights=balanced")
+    return Pool(rows, balanced_weights(table.target[rows], table.weights[rows]))
 
 
 def evaluation_loader(config: Mapping[str, Any], prepared: Prepared, rows: np.ndarray, place: Place) -> DataLoader:
     """These rows as they are, in their order."""
-    dataset = _dataset(config, prepared, None)
+    dataset = _dataset(config, prepared, prepared.table, None)
     size = local_batch_size(config, place.world)
     return make_loader(dataset, [(int(row), 0) for row in rows], size, config["data"]["workers"])
 
 
-def _dataset(config: Mapping[str, Any], prepared: Prepared, augmentation: Augmentation | None) -> ImageDataset:
+def _dataset(
+    config: Mapping[str, Any], prepared: Prepared, table: Table, augmentation: Augmentation | None
+) -> ImageDataset:
     data = config["data"]
     return ImageDataset(
-        prepared.table,
+        table,
         augmentation,
         data["image_size"],
         data["fit"],
@@ -230,6 +257,7 @@ def inspect_config(config: Mapping[str, Any], prepared: Prepared) -> dict[str, A
     network = build_normalized(config, spec)
     make(config["metric"]).for_task(config["task"], spec.classes)
     build_augmentation(config, prepared)
+    epoch_shares(config)
     module = build_module(config, prepared, network, fold=-2, steps_per_epoch=1)
     module.make_optimizer(network)
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

@@ -5,6 +5,7 @@ It runs in a process of its own (under DDP in several) and leaves in `<run>/fold
     last.ckpt         the state after the newest epoch, for a resume
     history.csv       the figures of each epoch
     model/            weights and model.json: all that inference needs
+    snapshots/<name>/ the same for each snapshot; where there are some, they predict and not model/
     oof-<r>-of-<n>/   predictions of rank r's share of the held-out rows
 """
 
@@ -25,9 +26,10 @@ from competition.data.dataset import sample_seed
 from competition.data.prepare import Prepared, prepare
 from competition.inference.predictor import Predictor
 from competition.inference.tta import TTA
-from competition.inference.weights import ModelSpec, save_model
+from competition.inference.weights import ModelSpec, find_models, load_model, save_model
 from competition.models.networks import Normalized
-from competition.predictions.store import Header, MapWriter, write_predictions
+from competition.predictions.store import Header, write_predictions
+from competition.predictions.writers import MapWriter
 from competition.training.build import (
     build_module,
     build_normalized,
@@ -41,6 +43,7 @@ from competition.training.checkpoints import NAME, LastCheckpoint
 from competition.training.ema import EMA, reestimate_batch_norm
 from competition.training.processes import Place
 from competition.training.progress import Progress
+from competition.training.snapshots import Snapshots
 from competition.training.validation import Validation
 
 # Lightning greets every process with the hardware and advertisements; one fold after another, that is noise.
@@ -66,7 +69,8 @@ def train_fold(run: Path, fold: int, config: Mapping[str, Any], place: Place) ->
     pl.seed_everything(sample_seed(config["seed"], fold, "initial weights"), verbose=False)
     spec = build_spec(config, prepared)
     network = build_normalized(config, spec)
-    loader, steps = training_loader(config, prepared, np.flatnonzero(folds != fold), place)
+    pseudo = prepared.pseudo.of(fold) if prepared.pseudo else None
+    loader, steps = training_loader(config, prepared, np.flatnonzero(folds != fold), place, pseudo)
     module = build_module(config, prepared, network, fold, steps)
     rows = np.flatnonzero(folds == fold)[place.rank :: place.world]  # each row in one rank, none repeated
     metric = make(config["metric"]).for_task(config["task"], spec.classes)
@@ -75,6 +79,7 @@ def train_fold(run: Path, fold: int, config: Mapping[str, Any], place: Place) ->
     validation = Validation(
         evaluation_loader(config, prepared, rows, place), prepared.table, metric, config["validate_every"], ema
     )
+    snapshots = Snapshots(folder, spec, validation, metric.greater_is_better, config["top_k"])
     progress = Progress(folder, fold, validation, type(metric).__name__)
     trainer = build_trainer(
         config,
@@ -82,7 +87,7 @@ def train_fold(run: Path, fold: int, config: Mapping[str, Any], place: Place) ->
         epochs=module.schedule.epochs,
         default_root_dir=folder,
         logger=make(config["logger"], run=run.name, fold=fold, folder=folder),
-        callbacks=[*extra, validation, progress, LastCheckpoint(folder)],
+        callbacks=[*extra, validation, snapshots, progress, LastCheckpoint(folder)],
         enable_progress_bar=sys.stderr.isatty(),
     )
     if config["model"]["channels_last"]:
@@ -101,7 +106,9 @@ def train_fold(run: Path, fold: int, config: Mapping[str, Any], place: Place) ->
         reestimate_batch_norm(scored, loader, device)
     if trainer.is_global_zero:
         save_model(folder / "model", scored.net, spec)
-    predict_held_out(config, prepared, fold, scored, spec, rows, device, folder / oof_name(place))
+    trainer.strategy.barrier()  # the models are there for all ranks
+    networks = {name: load_model(path)[0] for name, path in find_models(folder).items()}
+    predict_held_out(config, prepared, fold, networks, spec, rows, device, folder / oof_name(place))
 
 
 def oof_name(place: Place) -> str:
@@ -113,25 +120,26 @@ def predict_held_out(
     config: Mapping[str, Any],
     prepared: Prepared,
     fold: int,
-    network: Normalized,
+    networks: Mapping[str, Normalized],
     spec: ModelSpec,
     rows: np.ndarray,
     device: torch.device,
     folder: Path,
 ) -> None:
-    """Predict the rows with the fold's network, as predict.py would, into a new prediction folder."""
+    """Predict the rows with the fold's snapshots, as predict.py would, into a new prediction folder."""
     if folder.exists() or not len(rows):
         return
     table, data = prepared.table, config["data"]
-    tta = TTA(config["tta"]["views"], config["tta"]["mean"])
-    predictor = Predictor([(network, spec)], tta, device, batch_size=config["batch_size"], workers=data["workers"])
+    tta = TTA.from_config(config["tta"])
+    models = [(network, spec) for network in networks.values()]
+    predictor = Predictor(models, tta, device, batch_size=config["batch_size"], workers=data["workers"])
     header = Header(
         kind="oof",
         task=config["task"],
         classes=spec.classes,
         run=folder.parents[1].name,
         folds_hash=prepared.folds_hash,
-        tta={"views": list(tta.views), "mean": tta.mean},
+        tta={"views": tta.names, "mean": tta.mean},
         created_by="train.py",
     )
     predictions = tqdm(
@@ -145,11 +153,12 @@ def predict_held_out(
     if config["task"] == "segmentation":
         with MapWriter(folder, header) as writer:
             for index, probability in predictions:
-                writer.add(ids[index], fold, "last", tta.name, probability[0])
+                for name, views in zip(networks, probability, strict=True):
+                    writer.add(ids[index], fold, name, tta.name, views[0])
         return
-    order, result = [], []
-    for index, probability in predictions:
-        order.append(ids[index])
-        result.append(probability[0])
-    frame = pd.DataFrame(np.stack(result), columns=spec.classes)
-    write_predictions(folder, frame.assign(id=order, fold=fold, snapshot="last", view=tta.name), header)
+    result = np.stack([probability[:, 0] for _, probability in predictions])  # (N, M, C), in the order of the rows
+    frames = [
+        pd.DataFrame(result[:, place], columns=spec.classes).assign(id=ids, fold=fold, snapshot=name, view=tta.name)
+        for place, name in enumerate(networks)
+    ]
+    write_predictions(folder, pd.concat(frames), header)

@@ -49,6 +49,7 @@ def finish_fold(run: Path, fold: int, config: Mapping[str, Any], prepared: Prepa
             "epochs": len(history),
             "seconds": round(float(history["seconds"].sum()), 1),
             "processes": world,
+            "chosen_on_own_fold": chosen_on_own_fold(config),
         },
     )
 
@@ -101,9 +102,15 @@ def finish_run(run: Path, config: Mapping[str, Any], prepared: Prepared) -> None
                 "mean": plain_number(float(np.mean(values))),
                 "std": plain_number(float(np.std(values))),
                 "folds": {str(fold): plain_number(score) for fold, score in scores.per_fold.items()},
+                "chosen_on_own_fold": chosen_on_own_fold(config),
             },
         )
     print_scores(run, finished, existing)
+
+
+def chosen_on_own_fold(config: Mapping[str, Any]) -> bool:
+    """Whether weights were chosen by the score of the fold that they are then scored on, which makes it optimistic."""
+    return config["top_k"] > 0 or any(phase.get("start") == "best" for phase in config["phases"].values())
 
 
 def plain_number(value: float) -> float | None:
@@ -127,6 +134,8 @@ def print_scores(run: Path, finished: list[int], existing: list[int]) -> None:
     if finished == existing:
         table.add_row("OOF overall", _shown(read_json(run / "metrics.json")["overall"]))
     console.print(table)
+    if folds[0]["chosen_on_own_fold"]:
+        console.print("[yellow]optimistic: weights were chosen by the score of the fold they are scored on[/yellow]")
     if finished != existing:
         missing = [fold for fold in existing if fold not in finished]
         console.print(f"folds {missing} are not finished: the same command with fold=all trains them")

@@ -116,5 +116,6 @@ def hash_contents(config: Mapping[str, Any], prepared: Prepared) -> dict[str, st
         "table": hash_table(prepared.table),
         "folds": prepared.folds_hash,
         "images": prepared.images_hash,
+        "pseudo": sha256_file(prepared.pseudo.table.path)[:16] if prepared.pseudo else "none",
         "weights": sha256_file(Path(weights))[:16] if weights else "none",
     }

@@ -1,0 +1,272 @@
+"""Predicting a table with the models of finished runs; what predict.py does."""
+
+import hashlib
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from competition.data.folds import read_folds
+from competition.data.table import Columns, Table, read_table
+from competition.inference.inspection import equal_images, print_shares, progress_bar, write_overlays
+from competition.inference.predictor import Predictor
+from competition.inference.runs import TrainedRun, check_together, open_run
+from competition.inference.tta import TTA, load_tta
+from competition.inference.weights import load_model
+from competition.predictions.schema import Header
+from competition.predictions.writers import MapWriter, RowWriter, Writer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """How to predict.
+
+    Attributes:
+        tta: a file such as configs/tta/d4.yaml.
+        oof: predict the training table, each row by the models that did not see it, instead of the test table.
+        keep_views: keep the predictions of each view, to choose views and mean afterwards.
+        tiles: segmentation: cut pictures into tiles of the network's size at their own resolution.
+        overlays: segmentation: pictures to write with the answer painted over them.
+        device: "auto" or a device of torch's.
+    """
+
+    tta: Path
+    oof: bool = False
+    keep_views: bool = False
+    tiles: bool = False
+    overlays: int = 0
+    batch_size: int = 32
+    workers: int = 2
+    device: str = "auto"
+    precision: str = "32"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Rows of a table, and the fold whose models predict them; None: the models of all folds."""
+
+    rows: list[int]
+    fold: int | None
+
+    def members(self, run: TrainedRun) -> list[tuple[int, str]]:
+        """The models of a run that take part."""
+        return [member for member in run.models if self.fold in (None, member[0])]
+
+
+def predict_runs(
+    runs: Sequence[Path],
+    choices: Choices,
+    table_path: Path | None = None,
+    out: Path | None = None,
+    console: Console | None = None,
+) -> list[Path]:
+    """Predict a table with every model of the runs, reading each image once; a new prediction folder a run.
+
+    Interrupted, the same call goes on where it stopped.
+
+    Args:
+        runs: folders that train.py made, of one competition.
+        table_path: None: the runs' own `data.test_table`, or with `oof` their `data.table`.
+        out: the folder to write, with several runs the folder of their folders; None: see `output_folders`.
+
+    Raises:
+        ValueError: whatever is wrong with runs, table, images or choices.
+    """
+    console = console or Console()
+    tta = load_tta(choices.tta)
+    trained = [open_run(Path(run)) for run in runs]
+    check_together(trained)
+    first = trained[0]
+    if first.spec.task != "segmentation" and (choices.overlays or choices.tiles):
+        raise ValueError(f"--overlay and --tiles are for masks, and {first.folder} is a {first.spec.task} run")
+    table = _read_table(first, choices.oof, table_path)
+    folders = output_folders(trained, "oof" if choices.oof else table.path.stem, choices, out)
+    _print_notes(console, trained, table, choices.oof)
+    jobs = oof_jobs(first, table) if choices.oof else [Job(list(range(len(table))), None)]
+    device = choose_device(choices.device)
+    writers = [_writer(run, folder, table, tta, jobs, choices) for run, folder in zip(trained, folders, strict=True)]
+    with ExitStack() as stack:
+        for writer in writers:
+            stack.enter_context(writer)
+        done = set.intersection(*(writer.done for writer in writers))
+        if done:
+            console.print(f"{len(done)} images were predicted before the last command was interrupted")
+        total = sum(len(job.rows) for job in jobs)
+        console.print(
+            f"{total} images, models: {sum(len(run.models) for run in trained)}, views: {len(tta.names)}, on {device}"
+        )
+        with progress_bar(console) as progress:
+            bar = progress.add_task("predicting", total=total, completed=len(done))
+            for job in jobs:
+                left = [row for row in job.rows if table.ids[row] not in done]
+                for _ in _predict_job(Job(left, job.fold), trained, writers, table, tta, choices, device):
+                    progress.advance(bar)
+    for folder in folders:
+        write_overlays(folder, table, choices.overlays)
+    print_shares(console, folders)
+    for folder in folders:
+        console.print(f"written   {folder}", soft_wrap=True, highlight=False, markup=False)
+        if choices.overlays:
+            console.print(f"overlays  {folder / 'overlays'}", soft_wrap=True, highlight=False, markup=False)
+    console.print(
+        f"next      {_next_command(trained, folders, choices)}", soft_wrap=True, highlight=False, markup=False
+    )
+    return folders
+
+
+def _predict_job(
+    job: Job,
+    runs: Sequence[TrainedRun],
+    writers: Sequence[Writer],
+    table: Table,
+    tta: TTA,
+    choices: Choices,
+    device: str,
+) -> Iterator[None]:
+    """Predict the rows of a job into the writers; yields after each image."""
+    if not job.rows:
+        return
+    members = [(writer, *member) for run, writer in zip(runs, writers, strict=True) for member in job.members(run)]
+    models = [load_model(run.models[member]) for run in runs for member in job.members(run)]
+    predictor = Predictor(
+        models, tta, device, choices.batch_size, choices.workers, choices.precision, choices.keep_views, choices.tiles
+    )
+    for index, probability in predictor.predict([table.image_path(row) for row in job.rows]):
+        id = table.ids[job.rows[index]]
+        for (writer, fold, snapshot), views in zip(members, probability, strict=True):
+            if id not in writer.done:
+                for view, values in zip(predictor.views, views, strict=True):
+                    writer.add(id, fold, snapshot, view, values)
+        yield
+
+
+def oof_jobs(run: TrainedRun, table: Table) -> list[Job]:
+    """The held-out rows of each fold."""
+    if "fold" in table.frame:
+        fold_of = dict(zip(table.ids, table.frame["fold"].tolist(), strict=True))
+    else:
+        fold_of = read_folds(Path(run.data["prepared"]) / "folds.csv")
+    missing = [id for id in table.ids if id not in fold_of]
+    if missing or run.missing_folds:
+        problem = f"{len(missing)} rows have no fold" if missing else f"folds {run.missing_folds} have no model yet"
+        raise ValueError(f"{problem}: out-of-fold predictions need every row's fold and its model")
+    return [Job([row for row, id in enumerate(table.ids) if fold_of[id] == fold], fold) for fold in run.folds]
+
+
+def output_folders(runs: Sequence[TrainedRun], what: str, choices: Choices, out: Path | None) -> list[Path]:
+    """Where predictions go: `<run>/predictions/<table>-<tta>[-views]`, or `out`, or `<out>/<run>` with several runs.
+
+    Raises:
+        ValueError: some of them exist; the message has a command that works.
+    """
+    name = f"{what}-{choices.tta.stem}" + ("-views" if choices.keep_views else "") + ("-tiles" if choices.tiles else "")
+    if out is None:
+        folders = [run.folder / "predictions" / name for run in runs]
+    else:
+        folders = [out] if len(runs) == 1 else [out / run.folder.name for run in runs]
+    there = [folder for folder in folders if folder.exists()]
+    if there:
+        left = [str(run.folder) for run, folder in zip(runs, folders, strict=True) if not folder.exists()]
+        others = f"python predict.py {shlex.join(left)} ...\n" if left else ""
+        raise ValueError(
+            f"{', '.join(map(str, there))} exists and is not overwritten. Predict "
+            + (f"the other runs alone:\n  {others}or " if left else "")
+            + f"under another name:\n  python predict.py {shlex.join(str(run.folder) for run in runs)} "
+            f"--tta {choices.tta.stem} --out predictions/{name}-2"
+        )
+    if len(set(folders)) < len(folders):
+        raise ValueError("several runs have the same name: predict them in two commands")
+    return folders
+
+
+def choose_device(name: str) -> str:
+    """A device that is there.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} cannot be used ({str(error).splitlines()[0]}): try --device cpu") from error
+    return name
+
+
+def _read_table(run: TrainedRun, oof: bool, table_path: Path | None) -> Table:
+    columns = Columns.from_config(run.data["columns"])
+    if oof and table_path is not None:
+        raise ValueError("--oof predicts the table that the runs were trained on: leave --table out")
+    if oof:
+        return read_table(run.data["table"], run.spec.task, run.data["root"], columns, run.spec.classes)
+    if table_path is None and run.data["test_table"] is None:
+        raise ValueError(f"{run.folder} was trained without data.test_table: say what to predict with --table <file>")
+    path = Path(table_path or run.data["test_table"])
+    return read_table(path, run.spec.task, run.data["root"], columns, run.spec.classes, has_target=False)
+
+
+def _writer(run: TrainedRun, folder: Path, table: Table, tta: TTA, jobs: Sequence[Job], choices: Choices) -> Writer:
+    views = len(tta.names) if choices.keep_views else 1
+    ids = hashlib.sha256(json.dumps([table.ids, table.frame["image"].tolist()]).encode()).hexdigest()
+    request = {
+        "models": run.hashes(),
+        "views": tta.names,
+        "mean": tta.mean,
+        "transforms": list(tta.transforms),
+        "tiles": choices.tiles,
+        "precision": choices.precision,
+        "ids": ids,
+        "members": len(jobs[0].members(run)) * views,
+    }
+    header = Header(
+        kind="oof" if choices.oof else "test",
+        task=run.spec.task,
+        classes=list(run.spec.classes),
+        run=run.folder.resolve().name,
+        folds_hash=run.folds_hash,
+        tta={"views": tta.names, "mean": tta.mean},
+        created_by="predict.py",
+    )
+    return (MapWriter if run.spec.task == "segmentation" else RowWriter)(folder, header, request)
+
+
+def _next_command(runs: Sequence[TrainedRun], folders: Sequence[Path], choices: Choices) -> str:
+    named = shlex.join(str(run.folder) for run in runs)
+    if choices.keep_views:
+        return f"python average.py {shlex.quote(str(folders[0]))} --mean geometric"
+    if choices.oof:
+        return f"python evaluate.py {named} --oof {folders[0].name}"
+    if len(runs) > 1:
+        return f"python ensemble.py {named} --test {folders[0].name}"
+    return f"python submit.py make {named} --test {folders[0].name}"
+
+
+def _print_notes(console: Console, runs: Sequence[TrainedRun], table: Table, oof: bool) -> None:
+    data = runs[0].data
+    for run in runs:
+        if run.missing_folds:
+            console.print(
+                f"[yellow]{run.folder}: folds {run.missing_folds} have no model yet and do not predict.[/yellow]"
+            )
+    if oof:
+        return
+    if table.path.resolve() == Path(data["table"]).resolve():
+        console.print(
+            "[yellow]This is the training table: every image was seen by all folds but its own. "
+            "Honest predictions of it are in <run>/oof, or come with --oof.[/yellow]"
+        )
+        return
+    if not Path(data["table"]).exists():
+        return  # another machine, that only predicts
+    columns, spec = Columns.from_config(data["columns"]), runs[0].spec
+    training = read_table(data["table"], spec.task, data["root"], columns, spec.classes, has_target=False)
+    pairs = equal_images(table, training)
+    if pairs:
+        shown = ", ".join(f"{id} = {other}" for id, other in pairs[:5]) + (", …" if len(pairs) > 5 else "")
+        console.print(f"[yellow]{len(pairs)} images equal a training image, whose label is known: {shown}[/yellow]")
