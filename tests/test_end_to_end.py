@@ -1,6 +1,7 @@
 """Each task goes the whole way for real: prepare, train, be killed, resume, be done, predict."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,3 +81,23 @@ def test_task(task: str, render: Render, tmp_path: Path) -> None:
 
     settings = yaml.safe_load((run / "config.yaml").read_text())
     assert (settings["task"], settings["data"]["folds"]) == (task, 2)
+    go_to_a_submission(repository, run, len(test_rows))
+
+
+def go_to_a_submission(repository: Path, run: Path, rows: int) -> None:
+    """Evaluate, blend with a second source, decide and submit, by the commands that the steps themselves print."""
+    shutil.copytree(run, run.with_name("second"))
+    said = run_command([sys.executable, "evaluate.py", str(run), str(run.with_name("second"))], repository)
+    assert (run / "evaluation.html").exists() and "two" in said
+    out = repository / "ensembles" / "both"
+    said = run_command(
+        [sys.executable, "ensemble.py", str(run), str(run.with_name("second")), "--out", str(out)], repository
+    )
+    assert (out / "report.html").exists() and "Not better" in said
+    (command,) = [line.split() for line in said.splitlines() if line.strip().startswith("python submit.py make")]
+    run_command([sys.executable, *command[1:]], repository)
+    (submission,) = (path for path in (repository / "submissions").iterdir())
+    if submission.suffix == ".csv":
+        assert len(pd.read_csv(submission, dtype=str)) >= rows
+    run_command([sys.executable, "submit.py", "score", str(submission.relative_to(repository)), "0.5"], repository)
+    assert "best" in run_command([sys.executable, "submit.py", "choose"], repository)

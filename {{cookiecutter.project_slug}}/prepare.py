@@ -3,9 +3,11 @@
     python prepare.py --data sample
     python prepare.py --data competition
     python prepare.py --data competition data.folds=10 seed=1
+    python prepare.py --data competition --weights weights/tf_efficientnet_lite0.safetensors
 
-It lists everything that is wrong with the table and the images at once. It can be run again at any time: only new
-images are read, folds stay as they are, and new rows join them.
+It lists everything that is wrong with the table and the images at once, then looks for duplicates and for a shift
+between train and test, in pixels or, with --weights, in what a network sees. It can be run again at any time: only
+new images are read, folds stay as they are, and new rows join them.
 """
 
 import argparse
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from competition.data.looks import Describer
     from competition.data.prepare import Prepared
 
 SHOWN_CLASSES = 40
@@ -24,10 +27,16 @@ def main() -> None:
     """Parse the arguments, prepare, print what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="competition", help="a file in configs/data, by name (default: competition)")
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="weights of --network: finds other views of a scene, too"
+    )
+    parser.add_argument(
+        "--network", default="tf_efficientnet_lite0", help="one of timm's (default: tf_efficientnet_lite0)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config, as in train.py")
     arguments = parser.parse_args()
     try:
-        run(arguments.data, arguments.overrides)
+        run(arguments.data, arguments.overrides, arguments.weights, arguments.network)
     except (ValueError, OSError) as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
@@ -38,29 +47,44 @@ def main() -> None:
         sys.exit(130)
 
 
-def run(name: str, overrides: list[str]) -> None:
+def run(name: str, overrides: list[str], weights: Path | None, network: str) -> None:
     """Prepare the data config `name` and print the result."""
     from omegaconf import OmegaConf
 
     from competition.config import compose_config
+    from competition.data.likeness import compare_pictures
     from competition.data.prepare import check_test_table, draw_samples, prepare
 
     config = compose_config([f"data={name}", *overrides])
     data: Any = OmegaConf.to_container(config.data, resolve=True)
+    describe = make_describer(weights, network)
     prepared = prepare(data, config.task, config.seed)
     notes = list(prepared.notes)
-    test = data["test_table"]
+    test, table = data["test_table"], None
     if test is None or not Path(test).exists():
         notes.append(f"there is no test table ({test})" if test else "there is no test table (data.test_table is null)")
     else:
-        rows = len(check_test_table(data, config.task, prepared))
-        print(f"{test}: {rows} rows, checked")
+        table = check_test_table(data, config.task, prepared)
+        print(f"{test}: {len(table)} rows, checked")
+    notes += compare_pictures(data, prepared, table, describe)
     draw_samples(data, prepared)
     show(prepared, notes)
     print("\nWritten:")
-    for file in ("folds.csv", "images.csv", "statistics.json", "samples.png"):
-        print(f"  {Path(data['prepared']) / file}")
+    for file in ("folds.csv", "images.csv", "statistics.json", "samples.png", "duplicates.csv", "adversarial.csv"):
+        if (path := Path(data["prepared"]) / file).exists():
+            print(f"  {path}")
     print(f"\nNext:\n  python train.py experiment=baseline data={name}")
+
+
+def make_describer(weights: Path | None, network: str) -> "Describer":
+    """What finds pictures that are alike: the network whose weights are given, or pixels."""
+    if weights is None:
+        from competition.data.looks import PixelDescriber
+
+        return PixelDescriber()
+    from competition.inference.embeddings import NetworkDescriber
+
+    return NetworkDescriber(network, weights)
 
 
 def show(prepared: "Prepared", notes: list[str]) -> None:

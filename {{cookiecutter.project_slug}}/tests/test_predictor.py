@@ -193,19 +193,26 @@ def test_models_of_different_tasks_are_refused_and_no_images_are_no_results():
     assert run([(net, described)], []) == []
 
 
-def test_views_are_kept_apart_and_their_mean_is_the_prediction(paths):
-    for segmentation in (False, True):
-        models = [model(0, segmentation), model(1, segmentation)]
-        tta = TTA(["identity", "hflip"], scales=[1.0, 2.0], crops=["centre"])
-        predictor = Predictor(models, tta, workers=0, keep_views=True)
-        assert predictor.views == ["identity", "hflip", "identity@2", "hflip@2", "identity@centre", "hflip@centre"]
-        kept = [result for _, result in predictor.predict(paths)]
-        assert kept[0].shape[:3] == (2, 6, 3)
-        for views, mean in zip(kept, run(models, paths, tta), strict=True):
-            if segmentation:  # what a crop did not see takes no part
-                np.testing.assert_allclose(np.nanmean(views, axis=1).sum(axis=1), 1, atol=0.1)
-            else:
-                np.testing.assert_allclose(views.mean(axis=1), mean, atol=1e-6)
+@pytest.mark.parametrize("segmentation", [False, True])
+def test_views_are_kept_apart_and_their_mean_is_the_prediction(paths, segmentation):
+    models = [model(0, segmentation), model(1, segmentation)]
+    crops = [] if segmentation else ["centre"]
+    tta = TTA(["identity", "hflip"], scales=[1.0, 2.0], crops=crops)
+    predictor = Predictor(models, tta, workers=0, keep_views=True)
+    names = ["identity", "hflip", "identity@2", "hflip@2"]
+    assert predictor.views == names + ([] if segmentation else ["identity@centre", "hflip@centre"])
+    for (_, views), mean in zip(predictor.predict(paths), run(models, paths, tta), strict=True):
+        assert views.shape[:3] == (2, len(predictor.views), 3)
+        np.testing.assert_allclose(views.mean(axis=1), mean, atol=1e-5)
+
+
+def test_maps_of_crops_cannot_be_kept_but_averaged(paths):
+    tta = TTA(scales=[], crops=["top-left", "top-right", "bottom-left", "bottom-right"])
+    models = [model(segmentation=True)]
+    with pytest.raises(ValueError, match="a crop sees a part"):
+        Predictor(models, tta, keep_views=True)
+    for result in run(models, paths, tta):
+        np.testing.assert_allclose(result.sum(axis=1), 1, atol=1e-5)
 
 
 def test_random_draws_are_the_same_every_time_and_differ_from_each_other(paths):

@@ -31,6 +31,23 @@ def sample_seed(seed: int, epoch: int, id: str, repeat: int = 0) -> int:
     return int.from_bytes(digest, "little")
 
 
+class Pool(NamedTuple):
+    """Rows of a table to draw from.
+
+    `weights` (N,), of sum 1, are their chances, as `balanced_weights` gives them; None: all are drawn equally often.
+    """
+
+    rows: np.ndarray
+    weights: np.ndarray | None = None
+
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """So many rows: with replacement by the chances, or in passes, none drawn again before all were drawn."""
+        if self.weights is not None:
+            return rng.choice(self.rows, count, p=self.weights)
+        passes = np.tile(self.rows, (-(-count // len(self.rows)), 1))
+        return rng.permuted(passes, axis=1).ravel()[:count]
+
+
 class ImageDataset(Dataset[dict[str, Any]]):
     """The rows of a table as tensors, not yet normalised.
 
@@ -96,11 +113,15 @@ class EpochSampler(Sampler[Draw]):
         batch_size: of one rank.
         weights: chances of the rows, as `balanced_weights` gives them: rows are then drawn with replacement, as many
             as there are. None: each row once.
+        pseudo: rows with pseudo labels, which take the place of some of the others.
+        pseudo_shares: their share in each epoch, which every step of all ranks has, but for rounding; after the last
+            one it stays.
 
-    The order is cut to whole batches of all ranks, so that ranks take equal counts.
+    An epoch has as many rows as `rows` in whole batches of all ranks, whatever the share: ranks take equal counts, and
+    epochs of all phases have equally many steps, as the learning-rate schedule has it.
 
     Raises:
-        ValueError: there are fewer rows than the batches of all ranks hold.
+        ValueError: there are fewer rows than the batches of all ranks hold, or a share of a batch is no whole row.
     """
 
     def __init__(
@@ -111,38 +132,54 @@ class EpochSampler(Sampler[Draw]):
         rank: int = 0,
         world: int = 1,
         weights: np.ndarray | None = None,
+        pseudo: Pool | None = None,
+        pseudo_shares: Sequence[float] = (0.0,),
     ) -> None:
-        self.rows = np.asarray(rows, dtype=np.int64)
+        self.real = Pool(np.asarray(rows, dtype=np.int64), weights)
+        self.pseudo, self.pseudo_shares = pseudo, pseudo_shares
         self.seed, self.rank, self.world, self.epoch = seed, rank, world, 0
-        whole = batch_size * world
-        self.count = len(self.rows) // whole * whole
-        if not self.count:
+        self.step = batch_size * world  # rows of all ranks
+        self.steps = len(self.real.rows) // self.step
+        if not self.steps:
             devices = f" on each of {world} devices" if world > 1 else ""
             raise ValueError(
-                f"a batch of {batch_size}{devices} is more than the {len(self.rows)} training rows: "
-                f"set batch_size={max(1, len(self.rows))} or less"
+                f"a batch of {batch_size}{devices} is more than the {len(self.real.rows)} training rows: "
+                f"set batch_size={max(1, len(self.real.rows))} or less"
             )
-        self.probabilities = None if weights is None else np.asarray(weights, np.float64) / np.sum(weights)
+        for share in pseudo_shares:
+            if 0 < share < 1 and round(share * self.step) in (0, self.step):
+                raise ValueError(
+                    f"a share of {share:g} pseudo rows in a step of {self.step} is none or all of them: "
+                    "change data.pseudo_share or batch_size"
+                )
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next iteration is."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.count // self.world
+        return self.steps * self.step // self.world
 
     def __iter__(self) -> Iterator[Draw]:
         rng = np.random.default_rng([self.seed, self.epoch])
-        if self.probabilities is None:
-            order = rng.permutation(self.rows)
-        else:
-            order = rng.choice(self.rows, len(self.rows), p=self.probabilities)
         drawn: dict[int, int] = {}
-        for position, row in enumerate(order[: self.count].tolist()):
+        for position, row in enumerate(self._order(rng).tolist()):
             repeat = drawn.get(row, 0)
             drawn[row] = repeat + 1
             if position % self.world == self.rank:
                 yield Draw(row, self.epoch, repeat)
+
+    def _order(self, rng: np.random.Generator) -> np.ndarray:
+        """The rows of this epoch, for all ranks."""
+        share = self.pseudo_shares[min(self.epoch, len(self.pseudo_shares) - 1)]
+        if self.pseudo is None or not share:
+            return self.real.draw(rng, self.steps * self.step)
+        counts = self.step - round(share * self.step), round(share * self.step)
+        parts = [
+            pool.draw(rng, self.steps * count).reshape(self.steps, count)
+            for pool, count in zip((self.real, self.pseudo), counts, strict=True)
+        ]
+        return rng.permuted(np.hstack(parts), axis=1).ravel()  # or one rank would get all the pseudo rows
 
 
 def balanced_weights(target: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from competition.data.folds import extend_folds, folds_hash, read_folds, write_folds
+from competition.data.pseudo import Pseudo, read_pseudo
 from competition.data.statistics import compute_statistics, constant_channels, images_hash, scan_images
 from competition.data.table import Columns, Table, TableError, read_table
 from competition.files import read_json, write_json
@@ -19,6 +20,7 @@ class Prepared:
     """What `prepare` gives: `folds` has the fold of every id of the table, -1 for always train.
 
     `statistics` is described at `compute_statistics`; `scan` at `scan_images`; `notes` are sentences for the user.
+    `pseudo` has the rows of `data.pseudo`, which take part in training and in nothing else.
     """
 
     table: Table
@@ -28,6 +30,7 @@ class Prepared:
     images_hash: str
     scan: pd.DataFrame
     notes: tuple[str, ...]
+    pseudo: Pseudo | None = None
 
 
 def prepare(data: Mapping[str, Any], task: str, seed: int, make_folds: bool = True, progress: bool = True) -> Prepared:
@@ -67,7 +70,11 @@ def prepare(data: Mapping[str, Any], task: str, seed: int, make_folds: bool = Tr
     if not (prepared / "statistics.json").exists() or read_json(prepared / "statistics.json") != statistics:
         write_json(prepared / "statistics.json", statistics)
     notes += _notes(table, scan, folds, statistics)
-    return Prepared(table, folds, folds_hash(folds), statistics, images_hash(scan), scan, tuple(notes))
+    pseudo, every_scan = None, scan
+    if data.get("pseudo"):
+        pseudo = read_pseudo(data, table, folds.values(), folds_hash(folds))
+        every_scan = pd.concat([scan, _scan_alike(pseudo.table, data, statistics, progress)])
+    return Prepared(table, folds, folds_hash(folds), statistics, images_hash(every_scan), scan, tuple(notes), pseudo)
 
 
 def check_test_table(data: Mapping[str, Any], task: str, prepared: Prepared, progress: bool = True) -> Table:
@@ -78,15 +85,7 @@ def check_test_table(data: Mapping[str, Any], task: str, prepared: Prepared, pro
     """
     classes = prepared.table.classes
     table = read_table(data["test_table"], task, data["root"], Columns.from_config(data["columns"]), classes, False)
-    record = Path(data["prepared"]) / "images.csv"
-    scan = scan_images(table, data["mode"], data["scale"], data["ignore_index"], record, progress)
-    problems = [
-        f"its images have {column} {scan[column].iat[0]}, the training images {prepared.statistics[column]}"
-        for column in ("channels", "dtype")
-        if scan[column].iat[0] != prepared.statistics[column]
-    ]
-    if problems:
-        raise TableError(table.path, problems)
+    _scan_alike(table, data, prepared.statistics, progress)
     return table
 
 
@@ -150,6 +149,20 @@ def _folds(
     everything = stored | folds
     write_folds(path, list(everything), list(everything.values()))
     return folds, [f"{len(new)} new rows joined the folds"] if stored else []
+
+
+def _scan_alike(table: Table, data: Mapping[str, Any], statistics: Mapping[str, Any], progress: bool) -> pd.DataFrame:
+    """Scan the images of another table, which must have the channels and the dtype of the training images."""
+    record = Path(data["prepared"]) / "images.csv"
+    scan = scan_images(table, data["mode"], data["scale"], data["ignore_index"], record, progress)
+    problems = [
+        f"its images have {column} {scan[column].iat[0]}, the training images {statistics[column]}"
+        for column in ("channels", "dtype")
+        if scan[column].iat[0] != statistics[column]
+    ]
+    if problems:
+        raise TableError(table.path, problems)
+    return scan
 
 
 def _fold_groups(table: Table) -> list[str] | None:

@@ -6,6 +6,7 @@ file. Everything that is wrong with it is found at once and listed with its line
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -66,7 +67,7 @@ class Table:
     def __len__(self) -> int:
         return len(self.frame)
 
-    @property
+    @cached_property
     def ids(self) -> list[str]:
         return self.frame["id"].tolist()
 

@@ -79,6 +79,10 @@ class Predictor:
         self.task, self.classes = models[0][1].task, len(models[0][1].classes)
         if tta.draws and self.task == "segmentation":
             raise ValueError("random draws cannot be turned back on masks: choose a TTA of flips, scales or crops")
+        if keep_views and self.task == "segmentation" and any(view.crop for view in tta.views):
+            raise ValueError(
+                "a crop sees a part of the picture only, so its map cannot be kept: choose views or scales"
+            )
         fixed = [
             spec.architecture["name"] for _, spec in models if "img_size" in (spec.architecture.get("options") or {})
         ]

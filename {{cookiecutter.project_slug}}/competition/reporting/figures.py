@@ -130,6 +130,54 @@ def per_class(
     return figure
 
 
+def reliability(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> "Figure":
+    """A reliability diagram: how often answers are right against how sure they are, and below it how many there are.
+
+    Args:
+        curves: by name, of each bin of confidence: mean confidence, share of right answers, count; NaN has no dot.
+    """
+    figure = _figure(6, 6.5)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
+    for place, (name, (confidence, right, count)) in enumerate(curves.items()):
+        color = f"C{place % LINE_COLORS}"
+        there = np.isfinite(confidence)
+        upper.plot(confidence[there], right[there], marker="o", markersize=4, color=color, label=_short(name, 40))
+        lower.plot(confidence[there], count[there] / count.sum(), marker="o", markersize=4, color=color)
+    upper.set(
+        ylabel="share that is right",
+        xlim=(0, 1),
+        ylim=(0, 1),
+        title="above the dashed line: right more often than said",
+    )
+    upper.legend(fontsize=8)
+    lower.set(xlabel="probability", ylabel="share of answers", yscale="log")
+    return figure
+
+
+def intervals(frame: pd.DataFrame, name: str) -> "Figure":
+    """A dot and its interval for each row, a colour a prediction.
+
+    Args:
+        frame: columns label, prediction, score, low, high; rows of one label stand together. NaN has no interval.
+    """
+    labels, predictions = list(dict.fromkeys(frame["label"])), list(dict.fromkeys(frame["prediction"]))
+    figure = _figure(8, 1.2 + 0.16 * len(labels) * (1 + len(predictions)))
+    axis = figure.subplots()
+    for number, prediction in enumerate(predictions):
+        rows = frame[frame["prediction"] == prediction]
+        place = [labels.index(label) + (number + 0.5) / len(predictions) * 0.8 - 0.4 for label in rows["label"]]
+        color = f"C{number % LINE_COLORS}"
+        axis.plot(rows["score"], place, "o", markersize=4, color=color, label=_short(prediction, 40))
+        axis.hlines(place, rows["low"], rows["high"], color=color)
+    axis.set_yticks(range(len(labels)), [_short(label, 40) for label in labels], fontsize=8)
+    axis.invert_yaxis()
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_title(name)
+    axis.legend(fontsize=8)
+    return figure
+
+
 def worst_rows(target: np.ndarray, probability: np.ndarray, count: int, multilabel: bool = False) -> np.ndarray:
     """Rows of (N, C) targets and probabilities with the largest cross-entropy, worst first, at most `count`."""
     clipped = probability.astype(np.float64).clip(1e-15, 1 - 1e-15)

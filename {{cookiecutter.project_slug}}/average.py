@@ -1,0 +1,54 @@
+"""Put kept views together: choose views and their mean without predicting again.
+
+examples:
+  python predict.py runs/baseline-1a2b3c4d --oof --tta d4 --keep-views
+  python average.py runs/baseline-1a2b3c4d/predictions/oof-d4-views --mean geometric
+  python average.py runs/baseline-1a2b3c4d/predictions/oof-d4-views --views identity hflip
+
+The rank mean is for ranking metrics only (ROC AUC, mAP): it is no probability, and later steps refuse it as one.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; see --help."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0],
+        epilog=(__doc__ or "").partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("predictions", type=Path, help="a folder that predict.py --keep-views made")
+    parser.add_argument("--mean", default="arithmetic", choices=["arithmetic", "geometric", "rank"])
+    parser.add_argument("--views", nargs="+", metavar="VIEW", help="some of the views (default: all)")
+    parser.add_argument("--out", type=Path, help="folder to write (default: beside it, named after views and mean)")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Average, and end with exit code 2 and a sentence when something is wrong with the input."""
+    options = parse()
+    stem = options.predictions.name.removesuffix("-views")
+    some = f"-{'-'.join(options.views)}" if options.views else ""
+    out = options.out or options.predictions.with_name(f"{stem}{some}-{options.mean}")
+    try:
+        from competition.predictions.views import average_views
+
+        average_views(options.predictions, out, options.mean, options.views)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; nothing was written", file=sys.stderr)
+        sys.exit(130)
+    print(f"written   {out}")
+    if out.parent.name == "predictions":
+        kind = "--oof" if out.name.startswith("oof-") else "--test"
+        command = "evaluate.py" if kind == "--oof" else "submit.py make"
+        print(f"next      python {command} {out.parents[1]} {kind} {out.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""From a source's predictions to a submission file and a line in the ledger; what `submit.py make` does."""
+
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from competition.data.images import read_mask
+from competition.predictions.decisions.calibration import CALIBRATORS
+from competition.predictions.decisions.deciding import (
+    Method,
+    Outcome,
+    bayes_notes,
+    check_wanted,
+    choose,
+    compare,
+    fit_decision,
+)
+from competition.predictions.decisions.ledger import read_ledger, record
+from competition.predictions.decisions.masks import CLEANINGS, compare_cleaning, count_candidates
+from competition.predictions.decisions.material import Material, Request, exclusive_columns, open_material
+from competition.predictions.decisions.rules import ExpectedF, rules_for, takes_probabilities
+from competition.predictions.decisions.submission import WRITERS, check_new_file, write_table
+from competition.predictions.members import average_members
+from competition.predictions.schema import PredictionsError
+from competition.predictions.scoring import by_unit
+from competition.predictions.store import iter_average_maps
+from competition.predictions.truth import align
+from competition.reporting.decisions import print_outcomes, print_shares
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Made(NamedTuple):
+    """The outcome of the chosen decision, and the decision in words."""
+
+    outcome: Outcome
+    decision: str
+
+
+def make_submission(request: Request, console: "Console | None" = None) -> Path:
+    """Compare decisions out of fold, decide the test predictions by the chosen one, write them, note them down.
+
+    Raises:
+        ValueError: whatever is wrong with predictions, truth, sample or choices; nothing is written then.
+    """
+    if console is None:
+        from rich.console import Console
+
+        console = Console()
+    noted = read_ledger(request.ledger)["file"].tolist()  # a damaged one is said before the work, not after
+    material = open_material(request)
+    name = f"{material.source.name}-{material.test.folder.name}{material.layout.suffix}"
+    out = request.out or Path("submissions") / name
+    check_new_file(out)
+    if out.as_posix() in noted:
+        raise ValueError(
+            f"{request.ledger} has a submission {out} already, which is gone: take another name with --out"
+        )
+    for note in material.notes:
+        console.print(f"[yellow]{note}[/yellow]")
+    make = _make_masks if material.truth.task == "segmentation" else _make_rows
+    made = make(request, material, out, console)
+    metric = material.truth.metric
+    record(
+        request.ledger,
+        {
+            "file": out.as_posix(),
+            "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S"),
+            "source": request.source.as_posix(),
+            "run": material.oof.header.run,
+            "oof": material.oof.folder.name,
+            "test": material.test.folder.name,
+            "format": material.layout.name,
+            "decision": made.decision,
+            "metric": type(metric).__name__,
+            "greater_is_better": metric.greater_is_better,
+            "folds": material.truth.folds_hash,
+            "oof_score": repr(made.outcome.overall) if np.isfinite(made.outcome.overall) else "",
+            "fold_scores": " ".join(map(repr, made.outcome.scores)),
+        },
+    )
+    lines = (
+        f"decision    {made.decision}",
+        f"out of fold {type(metric).__name__} {made.outcome.overall:.4f}",
+        f"submission  {out}",
+        f"ledger      {request.ledger}",
+        f"next        upload it, then: python submit.py score {shlex.quote(str(out))} <score of the leaderboard>",
+    )
+    console.print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
+    return out
+
+
+def _make_rows(request: Request, material: Material, out: Path, console: "Console") -> Made:
+    """Classification."""
+    truth, metric, classes = material.truth, material.truth.metric, list(material.truth.table.classes)
+    rows, predicted = align(material.oof, truth)
+    target, probability, folds = by_unit(truth.table, rows, predicted, truth.folds[rows])
+    rules = rules_for(metric, exclusive_columns(request.exclusive, classes))
+    if request.exclusive is not None and not any(isinstance(rule, ExpectedF) for rule in rules):
+        raise ValueError(f"--exclusive is for the expected F-beta, which {type(metric).__name__} does not have")
+    calibrators = CALIBRATORS[truth.task][: 1 if material.ranks else None]  # a rank has nothing to calibrate
+    methods = [Method(calibrator, rule) for calibrator in calibrators for rule in rules]
+    check_wanted(request.decision, [method.name for method in methods])
+    with _progress(console, "deciding out of fold", len(calibrators) * len(np.unique(folds))) as done:
+        outcomes = compare(calibrators, rules, metric, target, probability, folds, done)
+    place = choose(outcomes, metric.greater_is_better, request.decision)
+    print_outcomes(console, type(metric).__name__, outcomes, place)
+    for note in bayes_notes(outcomes, metric.greater_is_better):
+        console.print(f"[yellow]{note}.[/yellow]")
+    method = methods[place]
+    decision = fit_decision(method, metric, target, probability, folds)
+
+    ids, models = _models(material, classes)
+    calibrated = [decision.calibrate(fold, values) for fold, values in models.items()]
+    answers = decision.rule.decide(np.mean(calibrated, axis=0))
+    shares = {
+        "truth": target.mean(axis=0),
+        "out of fold": outcomes[place].answers.mean(axis=0),
+        "test, one model": np.mean([decision.rule.decide(values).mean(axis=0) for values in calibrated], axis=0),
+        f"test, mean of {len(calibrated)}": answers.mean(axis=0),
+    }
+    write_table(out, material.layout.table(ids, answers), material.sample, request.sample)
+    what = "mean probability" if takes_probabilities(metric) else "share of positives"
+    print_shares(
+        console, f"{what} of each class: one model a row out of fold, several averaged in the test", classes, shares
+    )
+    return Made(outcomes[place], "+".join(filter(None, [method.calibrator.name, str(decision.rule)])))
+
+
+def _models(material: Material, classes: Sequence[str]) -> tuple[list[str], dict[int, np.ndarray]]:
+    """The ids of what is answered, and its (U, C) predictions by each fold's model.
+
+    Snapshots and views are averaged, and the images of a unit.
+    """
+    models: dict[int, np.ndarray] = {}
+    ids: list[str] = []
+    for fold, frame in material.test.frame.groupby("fold"):
+        average = average_members(frame, classes).set_index("id")
+        if material.units is not None:
+            average = average.groupby(material.units, sort=False).mean()
+        ids = ids or average.index.tolist()
+        models[int(fold)] = average.loc[ids].to_numpy(np.float64)
+    return ids, models
+
+
+def _make_masks(request: Request, material: Material, out: Path, console: "Console") -> Made:
+    """Segmentation, one image at a time."""
+    truth, metric, classes = material.truth, material.truth.metric, list(material.truth.table.classes)
+    check_wanted(request.decision, CLEANINGS)
+    row_of = {id: row for row, id in enumerate(truth.table.ids)}
+    counts, folds = [], []
+    with _progress(console, "cleaning masks out of fold", material.oof.frame["id"].nunique()) as done:
+        for id, probability in iter_average_maps(material.oof):
+            try:
+                counts.append(count_candidates(metric, read_mask(truth.table.mask_path(row_of[id])), probability))
+            except ValueError as error:
+                raise PredictionsError(material.oof.folder, [f"{id}: {error}"]) from error
+            folds.append(truth.folds[row_of[id]])
+            done()
+    outcomes, cleanings = compare_cleaning(metric, np.stack(counts), np.array(folds))
+    place = choose(outcomes, metric.greater_is_better, request.decision)
+    print_outcomes(console, type(metric).__name__, outcomes, place)
+
+    cleaning = cleanings[place]
+    pixels = np.zeros((2, len(classes)), np.int64)  # of the test, before and after cleaning
+
+    def answers() -> Iterator[tuple[str, np.ndarray]]:
+        with _progress(console, "masks of the test", material.test.frame["id"].nunique()) as done:
+            for id, probability in iter_average_maps(material.test):
+                mask = cleaning(probability)
+                for row, answer in enumerate((probability.argmax(axis=0), mask)):
+                    pixels[row] += np.bincount(answer.ravel(), minlength=len(classes))
+                yield id, mask
+                done()
+
+    WRITERS[material.layout.name](out, material.layout, answers(), material.sample, request.sample)
+    before, after = (outcome.answers.sum(axis=0) for outcome in (outcomes[0], outcomes[place]))
+    columns = {
+        "truth": after[:, 2],
+        "out of fold": before[:, 1],
+        "cleaned": after[:, 1],
+        "test": pixels[0],
+        "test, cleaned": pixels[1],
+    }
+    shares = {name: count / count.sum() for name, count in columns.items()}
+    print_shares(
+        console, "share of pixels: one model an image out of fold, several averaged in the test", classes, shares
+    )
+    return Made(outcomes[place], str(cleaning))
+
+
+@contextmanager
+def _progress(console: "Console", what: str, total: int) -> Iterator[Callable[[], None]]:
+    """A progress bar; what it gives is called after each step."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)

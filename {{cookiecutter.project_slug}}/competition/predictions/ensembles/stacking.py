@@ -1,0 +1,163 @@
+"""A second level: for each class a model from scikit-learn whose inputs are what the members say.
+
+Wolpert 1992, "Stacked generalization". The inputs of a class are that class's value of every member, the mean over the
+members of every class (which classes go together), and metadata columns of the table where they are asked for.
+`STACKERS` lists the learners, the simplest first. Each hyperparameter is chosen by cross-validation over the folds
+that the second level is fitted on, and on no others.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from competition.predictions.ensembles.blending import EDGE
+from competition.predictions.ensembles.examples import Examples, Method
+
+INNER_PARTS = 3  # folds are put together to so many parts for choosing a hyperparameter
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A model of one class.
+
+    Attributes:
+        make: an untrained estimator.
+        grid: what is tried, the most cautious value first: it is taken where there is too little to choose by.
+        scoring: what chooses, a name of scikit-learn's.
+        odds: the inputs are log-odds, and not probabilities.
+    """
+
+    make: Callable[[], Any]
+    grid: dict[str, list[Any]]
+    scoring: str = "neg_log_loss"
+    odds: bool = False
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A fitted second level: one estimator a class."""
+
+    estimators: list[Any]
+    odds: bool
+    multilabel: bool
+    weights: None = None
+
+    def predict(self, probability: np.ndarray, extra: np.ndarray) -> np.ndarray:
+        """(N, C) from members (M, N, C) and metadata (N, F); but for multi-label the classes sum to 1."""
+        inputs = class_inputs(probability, extra, self.odds)
+        columns = [_predict(estimator, inputs(index)) for index, estimator in enumerate(self.estimators)]
+        values = np.stack(columns, axis=1).astype(np.float32).clip(0, 1)
+        if self.multilabel:
+            return values
+        values = values.clip(EDGE, 1)
+        return values / values.sum(axis=1, keepdims=True)
+
+
+def class_inputs(probability: np.ndarray, extra: np.ndarray, odds: bool) -> Callable[[int], np.ndarray]:
+    """A function that gives the inputs (N, M + C + F) float32 of a class by its number."""
+    from scipy.special import logit
+
+    def link(values: np.ndarray) -> np.ndarray:
+        return logit(values.clip(EDGE, 1 - EDGE)) if odds else values
+
+    means = np.zeros(probability.shape[1:], np.float32)
+    for member in probability:
+        means += link(member) / np.float32(len(probability))
+    shared = np.hstack([means, extra])
+    return lambda index: np.hstack([link(probability[:, :, index]).T, shared])
+
+
+def fit_stack(learner: Learner, examples: Examples) -> Stack:
+    """Fit an estimator a class. Soft targets are taken as hard ones."""
+    from joblib import Parallel, delayed
+
+    target = examples.metric.hard(examples.target)
+    inputs = class_inputs(examples.probability, examples.extra, learner.odds)
+    parts = np.unique(examples.folds, return_inverse=True)[1] % INNER_PARTS
+    with warnings.catch_warnings():  # here and not in the threads, which share the filters
+        warnings.simplefilter("ignore")  # of a network stopped after its epochs, as it is meant to be
+        estimators = Parallel(n_jobs=-1, prefer="threads")(
+            delayed(_fit_class)(learner, inputs, index, target[:, index], parts) for index in range(target.shape[1])
+        )
+    return Stack(list(estimators), learner.odds, examples.multilabel)
+
+
+def _fit_class(
+    learner: Learner, inputs: Callable[[int], np.ndarray], index: int, target: np.ndarray, parts: np.ndarray
+) -> Any:
+    """Choose the hyperparameter and fit; a class that all rows have, or none, is answered by its share."""
+    from sklearn.dummy import DummyRegressor
+    from sklearn.model_selection import GridSearchCV, PredefinedSplit
+
+    values = inputs(index)
+    if target.all() or not target.any():
+        return DummyRegressor().fit(values, target)
+    both = [target[parts == part].any() and not target[parts == part].all() for part in np.unique(parts)]
+    estimator = learner.make()
+    if len(both) < 2 or not all(both):
+        first = {name: options[0] for name, options in learner.grid.items()}
+        return estimator.set_params(**first).fit(values, target)
+    search = GridSearchCV(estimator, learner.grid, cv=PredefinedSplit(parts), scoring=learner.scoring)
+    return search.fit(values, target).best_estimator_
+
+
+def _predict(estimator: Any, values: np.ndarray) -> np.ndarray:
+    """(N,) the probability of a classifier, or the value of a regression."""
+    if hasattr(estimator, "predict_proba"):
+        return estimator.predict_proba(values)[:, 1]
+    return estimator.predict(values)
+
+
+def _linear() -> Any:
+    from sklearn.linear_model import Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), Ridge())
+
+
+def _logistic() -> Any:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cholesky", max_iter=100))
+
+
+def _trees() -> Any:
+    from sklearn.ensemble import ExtraTreesClassifier
+
+    return ExtraTreesClassifier(n_estimators=100, random_state=0)
+
+
+def _boosting() -> Any:
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    return HistGradientBoostingClassifier(max_leaf_nodes=8, early_stopping=False, random_state=0)
+
+
+def _network() -> Any:
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), MLPClassifier((16,), solver="lbfgs", max_iter=100, random_state=0))
+
+
+LINEAR = Learner(_linear, {"ridge__alpha": [1000.0, 100.0, 10.0, 1.0]}, scoring="neg_mean_squared_error")
+LOGISTIC = Learner(_logistic, {"logisticregression__C": [0.001, 0.01, 0.1, 1.0]}, odds=True)
+TREES = Learner(_trees, {"min_samples_leaf": [50, 20, 5]})
+BOOSTING = Learner(_boosting, {"max_iter": [20, 50, 100]})
+NETWORK = Learner(_network, {"mlpclassifier__alpha": [10.0, 1.0, 0.1]}, odds=True)
+
+STACKERS = (
+    Method("linear", "linear regression (ridge)", partial(fit_stack, LINEAR)),
+    Method("logistic", "logistic regression", partial(fit_stack, LOGISTIC)),
+    Method("trees", "ExtraTrees", partial(fit_stack, TREES)),
+    Method("boosting", "gradient boosting", partial(fit_stack, BOOSTING)),
+    Method("network", "two-layer network", partial(fit_stack, NETWORK)),
+)

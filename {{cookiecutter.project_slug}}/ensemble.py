@@ -1,0 +1,95 @@
+"""Put several runs together: blends and second levels are compared out of fold, and the simplest good one is written.
+
+examples:
+  python ensemble.py runs/baseline-1a2b3c4d runs/larger-5e6f7a8b --out ensembles/first
+  python ensemble.py runs/* --oof oof-d4 --test test-d4 --out ensembles/d4 --methods all --strict
+  python ensemble.py runs/* --out ensembles/stack --methods linear logistic --columns camera altitude
+  python ensemble.py runs/a runs/b ensembles/first --out ensembles/second --weights 0.5 0.2 0.3
+  python ensemble.py predictions/anna predictions/ben --data competition --set metric=f_beta --out ensembles/team
+
+The output is a source like a run: evaluate.py, submit.py and ensemble.py itself work on it.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; see --help."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0],
+        epilog=(__doc__ or "").partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("sources", nargs="+", type=Path, help="runs, ensembles, or folders of the same shape")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write, for example ensembles/first")
+    parser.add_argument("--oof", default="oof", help="out-of-fold predictions of each source (default: oof)")
+    parser.add_argument("--test", help="test predictions of each source (default: the only ones)")
+    parser.add_argument("--data", help="a file in configs/data by name, for sources without a config.yaml")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="with --data: changes of the config, as in train.py"
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="what to compare beside the best single source and the mean: geometric, rank, simplex, greedy, "
+        "and the second levels linear, logistic, trees, boosting, network; or all (default: all but second levels)",
+    )
+    parser.add_argument("--use", metavar="NAME", help="write this method (default: the simplest of the best)")
+    parser.add_argument(
+        "--weights", nargs="+", type=float, default=[], metavar="W", help="one a source: write their mean with these"
+    )
+    parser.add_argument(
+        "--columns", nargs="+", default=[], metavar="NAME", help="columns of the table as inputs of second levels"
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="also score each fold with everything chosen and fitted without it"
+    )
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Ensemble, and end with exit code 2 and a sentence when something is wrong with the input."""
+    options = parse()
+    try:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        from competition.predictions.ensembles.ensembling import ensemble
+        from competition.reporting.ensemble_report import print_ensemble, report_ensemble
+
+        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+        with Progress(*columns, transient=True) as bar:
+            task = bar.add_task("reading the sources", total=None)
+            comparison, written = ensemble(
+                options.sources,
+                options.out,
+                oof=options.oof,
+                test=options.test,
+                data=options.data,
+                overrides=options.set,
+                methods=options.methods,
+                use=options.use,
+                weights=options.weights,
+                columns=options.columns,
+                strict=options.strict,
+                progress=lambda text, done, total: bar.update(task, description=text, completed=done, total=total),
+                report=report_ensemble,
+            )
+        print_ensemble(comparison)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; nothing was written", file=sys.stderr)
+        sys.exit(130)
+    print("\nWritten:")
+    for path in (*written, options.out / "ensemble.json", options.out / "report.html"):
+        print(f"  {path}")
+    print(f"\nNext:\n  python {'submit.py make' if len(written) > 1 else 'evaluate.py'} {options.out}")
+
+
+if __name__ == "__main__":
+    main()

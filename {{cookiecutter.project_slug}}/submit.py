@@ -1,0 +1,156 @@
+"""Decide, write a submission, keep account of what was submitted.
+
+examples:
+  python submit.py make runs/baseline-1a2b3c4d --sample data/competition/sample_submission.csv
+  python submit.py make runs/ensemble --test test-d4 --oof oof-d4 --decision platt+expected-f --out submissions/bold.csv
+  python submit.py make runs/unet-5e6f7a8b --format rle --classes car road --row-id "{id}_{index}"
+  python submit.py score submissions/baseline-1a2b3c4d-test-none.csv 0.9123
+  python submit.py choose
+"""
+
+import argparse
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; see --help."""
+    parser = argparse.ArgumentParser(**_texts(__doc__))
+    commands = parser.add_subparsers(required=True, metavar="make | score | choose")
+
+    def command(name: str, function: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=(function.__doc__ or "").partition("\n")[0], **_texts(function.__doc__))
+        made.set_defaults(run=function)
+        made.add_argument(
+            "--ledger",
+            type=Path,
+            default=Path("submissions.csv"),
+            help="list of submissions (default: submissions.csv)",
+        )
+        return made
+
+    make = command("make", make_file)
+    make.add_argument("source", type=Path, help="a run, an ensemble, or a folder with the same shape")
+    make.add_argument("--oof", default="oof", help="oof, or out-of-fold predictions in predictions/ (default: oof)")
+    make.add_argument("--test", help="test predictions in predictions/ (default: the only ones)")
+    make.add_argument("--data", help="a file in configs/data, for sources that have no config.yaml")
+    make.add_argument("--set", nargs="+", default=[], metavar="key=value", help="changes of the config, beside --data")
+    make.add_argument("--sample", type=Path, help="the competition's sample submission, to check against")
+    make.add_argument("--out", type=Path, help="file to write (default: submissions/<source>-<test>.csv)")
+    make.add_argument("--decision", help="a name in the printed table (default: chosen out of fold)")
+    make.add_argument(
+        "--exclusive",
+        nargs="+",
+        action="append",
+        metavar="LABEL",
+        help="labels that exclude each other; again for more",
+    )
+    layout = make.add_argument_group("format")
+    layout.add_argument(
+        "--format", choices=["labels", "columns", "rle", "masks"], help="(default: by sample and metric)"
+    )
+    layout.add_argument("--empty", help="what stands for no labels or an empty mask (default: nothing)")
+    layout.add_argument("--positive", metavar="CLASS", help="columns: write the column of this class alone")
+    layout.add_argument(
+        "--classes",
+        nargs="+",
+        dest="painted",
+        metavar="CLASS",
+        help="rle: classes with rows (default: all but the first)",
+    )
+    layout.add_argument("--row-id", help="rle: with {id}, {class}, {index} (default: {id}_{class}; for one class {id})")
+    layout.add_argument(
+        "--by-row", action="store_const", const=True, help="rle: pixels are counted along rows (default: down columns)"
+    )
+
+    score = command("score", note_leaderboard)
+    score.add_argument("file", type=Path, help="a submission, by path or by name")
+    score.add_argument("value", type=float, help="its score on the leaderboard")
+
+    command("choose", print_choice)
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Run the command, and end with exit code 2 and a sentence when something is wrong with the input."""
+    options = parse()
+    try:
+        options.run(options)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; nothing was written", file=sys.stderr)
+        sys.exit(130)
+
+
+def make_file(options: argparse.Namespace) -> None:
+    """Write a submission of a source's test predictions, by the decision that did best out of fold.
+
+    Calibrations and decisions are fitted on the other folds, compared, and the simplest within one standard error of
+    the best is taken. The file is checked against the sample submission before it is written.
+
+    examples:
+      python submit.py make runs/baseline-1a2b3c4d --sample data/competition/sample_submission.csv
+      python submit.py make runs/baseline-1a2b3c4d --exclusive clear cloudy haze --exclusive day night
+      python submit.py make team/anna --data competition --set metric=f_beta --decision one-threshold
+    """
+    from competition.predictions.decisions.material import Request
+    from competition.predictions.decisions.submit import make_submission
+
+    chosen = {name: getattr(options, name) for name in ("empty", "positive", "painted", "row_id", "by_row")}
+    make_submission(
+        Request(
+            source=options.source,
+            oof=options.oof,
+            test=options.test,
+            data=options.data,
+            overrides=options.set,
+            sample=options.sample,
+            kind=options.format,
+            options={name: value for name, value in chosen.items() if value is not None},
+            decision=options.decision,
+            exclusive=options.exclusive,
+            out=options.out,
+            ledger=options.ledger,
+        )
+    )
+
+
+def note_leaderboard(options: argparse.Namespace) -> None:
+    """Note the leaderboard's score of a submission, and draw all of them against their out-of-fold scores.
+
+    examples:
+      python submit.py score submissions/baseline-1a2b3c4d-test-none.csv 0.9123
+    """
+    from competition.predictions.decisions.ledger import note_score
+
+    print("\n".join(note_score(options.ledger, options.file, options.value)))
+
+
+def print_choice(options: argparse.Namespace) -> None:
+    """Print the two submissions to select in the end: the best out of fold, and the boldest of the rest.
+
+    The boldest is the one whose answers differ most from those of the best, among those within one standard error of
+    it: where the best is wrong about the test, it is the least likely to be wrong in the same way.
+
+    examples:
+      python submit.py choose
+    """
+    from competition.predictions.decisions.ledger import describe_choice
+
+    print("\n".join(describe_choice(options.ledger)))
+
+
+def _texts(docstring: str | None) -> dict[str, Any]:
+    """A docstring as the description of a parser, and its examples below the options."""
+    description, _, examples = inspect.cleandoc(docstring or "").partition("examples:")
+    form = argparse.RawDescriptionHelpFormatter
+    return {"description": description, "epilog": f"examples:{examples}", "formatter_class": form}
+
+
+if __name__ == "__main__":
+    main()
