@@ -36,6 +36,10 @@ def fits(group: str, choice: str, task: str) -> bool:
     """Whether a choice is one for the task."""
     if group == "model":
         return (content(group, choice)["library"] == "smp") == (task == "segmentation")
+    if group == "phases":  # those that train on pseudo labels need a table of them: see test_pseudo.py
+        return all(phase.get("rows", "real") == "real" for phase in content(group, choice).values())
+    if group == "tta":
+        return task != "segmentation" or not content(group, choice).get("draws")
     if group == "metric":
         from competition.predictions import metrics
 

@@ -27,6 +27,7 @@ from competition.predictions.store import Predictions, read_predictions
 from competition.predictions.truth import Truth, read_truth
 
 IDENTITY = "identity.json"
+UNFITTED = ("predict.py", "average.py")
 # What follows a fold's own validation, by the last part of its `_target_`.
 FOLLOWERS = ("Plateau", "EarlyStopping")
 
@@ -176,9 +177,9 @@ def _prediction_problems(predictions: Predictions, truth: Truth, table: Table) -
     problems = []
     if header.kind != "test":
         problems.append(f"their kind is {header.kind} and not test")
-    if header.created_by != "predict.py":
+    if header.created_by not in UNFITTED:
         problems.append(
-            f"they were made by {header.created_by!r}, and only what predict.py writes is known to be clean"
+            f"they were made by {header.created_by!r}; only what {' and '.join(UNFITTED)} write is fitted to no fold"
         )
     if not is_probability(header):
         problems.append("their values are means of ranks and not probabilities")

@@ -4,6 +4,7 @@ import ast
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ IRRELEVANT = (
     "data.table",
     "data.test_table",
     "data.prepared",
+    "data.pseudo",
     "data.workers",
     "model.weights",
 )
@@ -68,7 +70,7 @@ def hash_code(root: Path | None = None) -> dict[str, str]:
     """A hash of the syntax tree of each file of the code that can change a result, docstrings left out."""
     root = root or Path(competition.__file__).parent
     files = [path for folder in CODE_FOLDERS for path in sorted((root / folder).rglob("*.py"))]
-    return {path.relative_to(root).as_posix(): _hash(" ".join(_tokens(ast.parse(path.read_bytes())))) for path in files}
+    return {path.relative_to(root).as_posix(): _hash_source(path.read_bytes()) for path in files}
 
 
 def hash_table(table: Table) -> str:
@@ -80,6 +82,11 @@ def hash_table(table: Table) -> str:
     if table.target is not None:
         digest.update(table.target.tobytes())
     return digest.hexdigest()[:16]
+
+
+@cache
+def _hash_source(source: bytes) -> str:
+    return _hash(" ".join(_tokens(ast.parse(source))))
 
 
 def _tokens(node: ast.AST) -> Iterator[str]:

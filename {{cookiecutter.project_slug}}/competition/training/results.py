@@ -109,8 +109,9 @@ def finish_run(run: Path, config: Mapping[str, Any], prepared: Prepared) -> None
 
 
 def chosen_on_own_fold(config: Mapping[str, Any]) -> bool:
-    """Whether weights were chosen by the score of the fold that they are then scored on, which makes it optimistic."""
-    return config["top_k"] > 0 or any(phase.get("start") == "best" for phase in config["phases"].values())
+    """Whether epochs or rates were chosen by the fold that is then scored, which makes the score optimistic."""
+    plateau = config["scheduler"]["_target_"].endswith(".Plateau")
+    return config["top_k"] > 0 or plateau or any(phase.get("start") == "best" for phase in config["phases"].values())
 
 
 def plain_number(value: float) -> float | None:
@@ -135,7 +136,7 @@ def print_scores(run: Path, finished: list[int], existing: list[int]) -> None:
         table.add_row("OOF overall", _shown(read_json(run / "metrics.json")["overall"]))
     console.print(table)
     if folds[0]["chosen_on_own_fold"]:
-        console.print("[yellow]optimistic: weights were chosen by the score of the fold they are scored on[/yellow]")
+        console.print("[yellow]optimistic: epochs or rates were chosen by the fold that is scored[/yellow]")
     if finished != existing:
         missing = [fold for fold in existing if fold not in finished]
         console.print(f"folds {missing} are not finished: the same command with fold=all trains them")
