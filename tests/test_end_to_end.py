@@ -88,7 +88,7 @@ def go_to_a_submission(repository: Path, run: Path, rows: int) -> None:
     """Evaluate, blend with a second source, decide and submit, by the commands that the steps themselves print."""
     shutil.copytree(run, run.with_name("second"))
     said = run_command([sys.executable, "evaluate.py", str(run), str(run.with_name("second"))], repository)
-    assert (run / "evaluation.html").exists() and "two" in said
+    assert (run / "evaluation.html").exists() and "difference" in said
     out = repository / "ensembles" / "both"
     said = run_command(
         [sys.executable, "ensemble.py", str(run), str(run.with_name("second")), "--out", str(out)], repository
