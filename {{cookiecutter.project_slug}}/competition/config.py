@@ -1,6 +1,6 @@
-"""Configurations: composing them by Hydra outside of train.py, and the one that a run keeps."""
+"""Configurations: composing them by Hydra outside of train.py, the one that a run keeps, and what it implies."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,8 @@ import yaml
 from competition.files import write_text
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+# What follows a fold's own validation, by the last part of its `_target_`.
+FOLLOWERS = ("Plateau", "EarlyStopping")
 
 
 def register_resolvers() -> None:
@@ -55,3 +57,16 @@ def read_config(run: Path) -> dict[str, Any]:
 def write_config(run: Path, config: dict[str, Any]) -> None:
     """Keep the configuration of a run."""
     write_text(run / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def followers(config: Mapping[str, Any]) -> list[str]:
+    """The settings by which a fold's training follows the labels that it is scored on."""
+    found = [f"top_k={config['top_k']}"] if config.get("top_k", 0) > 0 else []  # older runs have no such choice
+    found += [
+        f"phases.{name}.start=best"
+        for name, phase in config["phases"].items()
+        if phase.get("start") == "best" and phase["epochs"] > 0
+    ]
+    parts = [("scheduler", config["scheduler"])]
+    parts += [(f"callbacks.{name}", callback) for name, callback in config["callbacks"].items()]
+    return found + [name for name, part in parts if part["_target_"].rpartition(".")[2] in FOLLOWERS]

@@ -149,11 +149,10 @@ class Predictor:
     def _predict_tiles(self, images: list[Tensor]) -> Iterator[np.ndarray]:
         maps = []
         for net, place in zip(self.nets, self.inputs, strict=True):
-            probabilities = partial(self._probabilities, net)
             maps.append(
                 predict_tiled(
                     images[place][0, 0].numpy(),
-                    lambda batch, call=probabilities: call(batch.to(self.device)),  # type: ignore[misc]
+                    partial(self._probabilities, net),
                     self.preprocessings[place].image_size,
                     self.classes,
                     self.batch_size,
@@ -171,7 +170,7 @@ class Predictor:
 
     def _probabilities(self, net: Normalized, x: Tensor) -> Tensor:
         with self._precision():
-            logits = net(x)
+            logits = net(x.to(self.device))
         return logits.float().sigmoid() if self.task == "multilabel" else logits.float().softmax(1)
 
     def _precision(self) -> AbstractContextManager[Any]:

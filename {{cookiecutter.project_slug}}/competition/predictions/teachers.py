@@ -9,14 +9,14 @@ pseudo labels, on those of student k. All else has, in one way or another:
 - a checkpoint, a restart or a rate that was chosen by the validation of fold k knows how well it did on fold k.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from competition.config import read_config
+from competition.config import followers, read_config
 from competition.data.table import Columns, Table, read_table
 from competition.files import sha256_file
 from competition.predictions.ensembles.blending import is_probability
@@ -28,8 +28,6 @@ from competition.predictions.truth import Truth, read_truth
 
 IDENTITY = "identity.json"
 UNFITTED = ("predict.py", "average.py")
-# What follows a fold's own validation, by the last part of its `_target_`.
-FOLLOWERS = ("Plateau", "EarlyStopping")
 
 
 @dataclass(frozen=True)
@@ -148,19 +146,6 @@ def run_problems(run: Path) -> list[str]:
         f"{run}: its models of fold k followed the validation on fold k ({', '.join(reasons)}), and so its labels. "
         "Train without that"
     ]
-
-
-def followers(config: Mapping[str, Any]) -> list[str]:
-    """The settings by which a fold's training follows the labels that it is scored on."""
-    found = [f"top_k={config['top_k']}"] if config.get("top_k", 0) > 0 else []  # older runs have no such choice
-    found += [
-        f"phases.{name}.start=best"
-        for name, phase in config["phases"].items()
-        if phase.get("start") == "best" and phase["epochs"] > 0
-    ]
-    parts = [("scheduler", config["scheduler"])]
-    parts += [(f"callbacks.{name}", callback) for name, callback in config["callbacks"].items()]
-    return found + [name for name, part in parts if part["_target_"].rpartition(".")[2] in FOLLOWERS]
 
 
 def _read_table(truth: Truth, path: Path | None) -> Table:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from competition.config import followers
 from competition.data.images import read_image, read_mask
 from competition.data.table import Table
 from competition.predictions.store import Predictions, iter_average_maps
@@ -58,14 +59,14 @@ def report_run(
 
 
 def _weights(config: Mapping[str, Any]) -> str:
-    restarts = any(phase.get("start") == "best" for phase in config["phases"].values())
-    optimistic = ", chosen by the score of their own fold: the score is optimistic"
+    choices = followers(config)
+    optimistic = f"; {', '.join(choices)} followed the fold that is scored: optimistic" if choices else ""
     if config["top_k"]:
         return f"the {config['top_k']} best epochs{optimistic}"
     if any(phase.get("snapshot") for phase in config["phases"].values()):
-        return "snapshots at the ends of phases" + (optimistic if restarts else "")
+        return f"snapshots at the ends of phases{optimistic}"
     ema = ", averaged (EMA)" if "ema" in config["callbacks"] else ""
-    return "the last of a fixed number of epochs" + ema + (optimistic if restarts else "")
+    return f"the last of a fixed number of epochs{ema}{optimistic}"
 
 
 def _classification_figures(table: Table, oof: Predictions) -> list[tuple[str, Any]]:

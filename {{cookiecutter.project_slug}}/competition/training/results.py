@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from competition.config import followers
 from competition.data.images import read_mask
 from competition.data.prepare import Prepared
 from competition.files import read_json, write_json
@@ -49,7 +50,7 @@ def finish_fold(run: Path, fold: int, config: Mapping[str, Any], prepared: Prepa
             "epochs": len(history),
             "seconds": round(float(history["seconds"].sum()), 1),
             "processes": world,
-            "chosen_on_own_fold": chosen_on_own_fold(config),
+            "chosen_on_own_fold": bool(followers(config)),
         },
     )
 
@@ -102,16 +103,10 @@ def finish_run(run: Path, config: Mapping[str, Any], prepared: Prepared) -> None
                 "mean": plain_number(float(np.mean(values))),
                 "std": plain_number(float(np.std(values))),
                 "folds": {str(fold): plain_number(score) for fold, score in scores.per_fold.items()},
-                "chosen_on_own_fold": chosen_on_own_fold(config),
+                "chosen_on_own_fold": bool(followers(config)),
             },
         )
     print_scores(run, finished, existing)
-
-
-def chosen_on_own_fold(config: Mapping[str, Any]) -> bool:
-    """Whether epochs or rates were chosen by the fold that is then scored, which makes the score optimistic."""
-    plateau = config["scheduler"]["_target_"].endswith(".Plateau")
-    return config["top_k"] > 0 or plateau or any(phase.get("start") == "best" for phase in config["phases"].values())
 
 
 def plain_number(value: float) -> float | None:
