@@ -9,17 +9,14 @@ The rank mean is for ranking metrics only (ROC AUC, mAP): it is no probability, 
 """
 
 import argparse
-import sys
 from pathlib import Path
+
+from competition.command import ending_with_a_sentence, make_parser
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; see --help."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").partition("\n")[0],
-        epilog=(__doc__ or "").partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("predictions", type=Path, help="a folder that predict.py --keep-views made")
     parser.add_argument("--mean", default="arithmetic", choices=["arithmetic", "geometric", "rank"])
     parser.add_argument("--views", nargs="+", metavar="VIEW", help="some of the views (default: all)")
@@ -33,16 +30,10 @@ def main() -> None:
     stem = options.predictions.name.removesuffix("-views")
     some = f"-{'-'.join(options.views)}" if options.views else ""
     out = options.out or options.predictions.with_name(f"{stem}{some}-{options.mean}")
-    try:
+    with ending_with_a_sentence():
         from competition.predictions.views import average_views
 
         average_views(options.predictions, out, options.mean, options.views)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nstopped; nothing was written", file=sys.stderr)
-        sys.exit(130)
     print(f"written   {out}")
     if out.parent.name == "predictions":
         kind = "--oof" if out.name.startswith("oof-") else "--test"

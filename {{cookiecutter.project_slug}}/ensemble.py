@@ -11,17 +11,14 @@ The output is a source like a run: evaluate.py, submit.py and ensemble.py itself
 """
 
 import argparse
-import sys
 from pathlib import Path
+
+from competition.command import ending_with_a_sentence, make_parser
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; see --help."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").partition("\n")[0],
-        epilog=(__doc__ or "").partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("sources", nargs="+", type=Path, help="runs, ensembles, or folders of the same shape")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, for example ensembles/first")
     parser.add_argument("--oof", default="oof", help="out-of-fold predictions of each source (default: oof)")
@@ -54,7 +51,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Ensemble, and end with exit code 2 and a sentence when something is wrong with the input."""
     options = parse()
-    try:
+    with ending_with_a_sentence():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         from competition.predictions.ensembles.ensembling import ensemble
@@ -79,12 +76,6 @@ def main() -> None:
                 report=report_ensemble,
             )
         print_ensemble(comparison)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nstopped; nothing was written", file=sys.stderr)
-        sys.exit(130)
     print("\nWritten:")
     for path in (*written, options.out / "ensemble.json", options.out / "report.html"):
         print(f"  {path}")

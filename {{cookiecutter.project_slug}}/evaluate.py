@@ -9,17 +9,14 @@ examples:
 """
 
 import argparse
-import sys
 from pathlib import Path
+
+from competition.command import ending_with_a_sentence, make_parser
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; see --help."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").partition("\n")[0],
-        epilog=(__doc__ or "").partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument(
         "sources",
         nargs="+",
@@ -58,7 +55,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Evaluate, and end with exit code 2 and a sentence when something is wrong with the input."""
     options = parse()
-    try:
+    with ending_with_a_sentence():
         report = report_path(options.out, options.sources[0])
         from competition.predictions.evaluation.evaluate import evaluate
 
@@ -81,12 +78,6 @@ def main() -> None:
 
         print_evaluation(evaluation)
         write_evaluation(report, evaluation)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nstopped; nothing was written", file=sys.stderr)
-        sys.exit(130)
     print(f"\nWritten:\n  {report}")
     if len(options.sources) == 1:
         print(f"\nNext, to compare:\n  python evaluate.py <another run> {options.sources[0]}")

@@ -16,16 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from competition.command import make_parser
+
 SHOWN = 50
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; see --help."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").partition("\n")[0],
-        epilog=(__doc__ or "").partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="folders that train.py made, after predict.py")
     parser.add_argument("--test", metavar="NAME", help="which predictions of each run (default: the only ones)")
     parser.add_argument("--table", type=Path, help="of the predicted images (default: the first run's data.test_table)")

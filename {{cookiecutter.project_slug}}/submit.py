@@ -10,10 +10,11 @@ examples:
 
 import argparse
 import inspect
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from competition.command import ending_with_a_sentence
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -77,14 +78,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Run the command, and end with exit code 2 and a sentence when something is wrong with the input."""
     options = parse()
-    try:
+    with ending_with_a_sentence():
         options.run(options)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nstopped; nothing was written", file=sys.stderr)
-        sys.exit(130)
 
 
 def make_file(options: argparse.Namespace) -> None:
