@@ -209,6 +209,8 @@ def test_balanced_class_weights_equal_sklearn() -> None:
     assert balanced_class_weights([10, 0, 30]) == pytest.approx([2, 1, 2 / 3])
     assert balanced_class_weights([5, 0, 10], rows=10) == [1.0, 1.0, 1.0]
     assert balanced_class_weights([2, 8], rows=10) == [4.0, 0.25]
+    assert balanced_class_weights([10, 3, 1], power=0.5) == pytest.approx(np.sqrt(expected).tolist())
+    assert balanced_class_weights([2, 8], rows=10, power=0.5) == [2.0, 0.5]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

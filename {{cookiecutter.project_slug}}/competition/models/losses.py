@@ -16,8 +16,12 @@ from torch import Tensor, nn
 IGNORE_INDEX = 255
 
 
-def balanced_class_weights(counts: Sequence[float], rows: int | None = None) -> list[float]:
-    """What `class_weights: balanced` means.
+# What `class_weights` may say instead of numbers, with the power of the balanced weights.
+BALANCES = {"balanced": 1.0, "sqrt_balanced": 0.5}
+
+
+def balanced_class_weights(counts: Sequence[float], rows: int | None = None, power: float = 1.0) -> list[float]:
+    """What `class_weights: balanced` means; `sqrt_balanced`, with the power 0.5, is half way to no weights.
 
     Args:
         counts: samples or pixels of each class.
@@ -29,9 +33,9 @@ def balanced_class_weights(counts: Sequence[float], rows: int | None = None) -> 
         A class that never occurs gets 1, since nothing is known about it.
     """
     if rows is not None:
-        return [(rows - count) / count if 0 < count < rows else 1.0 for count in counts]
+        return [((rows - count) / count) ** power if 0 < count < rows else 1.0 for count in counts]
     present = sum(count > 0 for count in counts)
-    return [sum(counts) / (present * count) if count > 0 else 1.0 for count in counts]
+    return [(sum(counts) / (present * count)) ** power if count > 0 else 1.0 for count in counts]
 
 
 class SampleLoss(nn.Module):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from competition.predictions.ensembles.comparing import CROSS_FITTED, STRICT, Comparison
+from competition.predictions.ensembles.comparing import STRICT, Comparison
 from competition.reporting.report import write_report
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def print_ensemble(comparison: Comparison) -> None:
     console.print(members)
     console.print(methods)
     console.print(f"[bold]{comparison.verdict}[/bold]")
-    console.print(CROSS_FITTED, style="dim")
+    console.print(comparison.scores_are, style="dim")
     if comparison.strict is not None:
         console.print(_strict_line(comparison))
         console.print(STRICT, style="dim")
@@ -52,7 +52,7 @@ def report_ensemble(path: Path, title: str, comparison: Comparison) -> None:
         "written": f"{comparison.titles[comparison.chosen]}"
         + (" (as asked for)" if comparison.forced else ", the simplest within one standard error of the best"),
         "metric": f"{metric}, {better} is better",
-        "what the scores are": CROSS_FITTED,
+        "what the scores are": comparison.scores_are,
     }
     if comparison.strict is not None:
         summary |= {"strict": _strict_line(comparison), "what it is": STRICT}

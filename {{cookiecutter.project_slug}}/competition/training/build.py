@@ -20,7 +20,7 @@ from competition.data.pseudo import join_tables
 from competition.data.table import Table
 from competition.inference.weights import ModelSpec
 from competition.models.classification import ClassificationModule, MultilabelModule
-from competition.models.losses import balanced_class_weights
+from competition.models.losses import BALANCES, balanced_class_weights
 from competition.models.mixing import Mix
 from competition.models.module import TrainingModule
 from competition.models.networks import (
@@ -196,14 +196,23 @@ def _dataset(
 
 
 def build_loss(config: Mapping[str, Any], prepared: Prepared, fold: int) -> torch.nn.Module:
-    """The loss, with `class_weights: balanced` replaced by numbers from the training folds."""
+    """The loss, with `class_weights` that are named (see `BALANCES`) replaced by numbers from the training folds.
+
+    Raises:
+        ValueError: a name that is not known.
+    """
     loss = _plain(config["loss"])
     for part in [loss, *(term["loss"] for term in loss.get("terms", []))]:
-        if part.get("class_weights") == "balanced":
+        name = part.get("class_weights")
+        if isinstance(name, str):
+            if name not in BALANCES:
+                raise ValueError(f"class_weights is {name!r}; give {', '.join(BALANCES)}, or one number a class")
             counts = [values for key, values in prepared.statistics["class_counts"].items() if int(key) != fold]
             rows = sum(1 for id in prepared.table.ids if prepared.folds[id] != fold)
             total = np.sum(counts, axis=0).tolist()
-            part["class_weights"] = balanced_class_weights(total, rows if config["task"] == "multilabel" else None)
+            part["class_weights"] = balanced_class_weights(
+                total, rows if config["task"] == "multilabel" else None, BALANCES[name]
+            )
     return make(loss)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from competition.predictions.ensembles.thresholding import FITTED
 from competition.predictions.selection import choose_simplest, paired_error
 
 CROSS_FITTED = (
@@ -43,6 +44,7 @@ class Comparison:
         weights: of each method (K, M), the weights fitted for each fold; None for a second level.
         correlation: (M, M), of the members' errors.
         forced: the method that was asked for; None takes the simplest within one standard error of the best.
+        thresholded: the scores are after a fitted threshold, see `thresholding`.
     """
 
     metric: Any
@@ -57,6 +59,7 @@ class Comparison:
     weights: list[np.ndarray | None]
     correlation: np.ndarray
     forced: str | None = None
+    thresholded: bool = False
     strict: Strict | None = None
 
     @cached_property
@@ -71,6 +74,11 @@ class Comparison:
         sign = 1 if self.metric.greater_is_better else -1
         mean, error = paired_error(sign * self.scores[method], sign * self.scores[self.names.index(over)])
         return mean, error
+
+    @property
+    def scores_are(self) -> str:
+        """What the numbers are, and are not."""
+        return f"{FITTED}; {CROSS_FITTED}" if self.thresholded else CROSS_FITTED
 
     @property
     def verdict(self) -> str:
@@ -100,7 +108,7 @@ class Comparison:
             "gain_over_single": _plain(self.gain(self.chosen, "single")),
             "gain_over_mean": _plain(self.gain(self.chosen, "mean")),
             "verdict": self.verdict,
-            "what_the_scores_are": CROSS_FITTED,
+            "what_the_scores_are": self.scores_are,
             "strict": self.strict
             and {
                 "overall": _plain([self.strict.overall])[0],

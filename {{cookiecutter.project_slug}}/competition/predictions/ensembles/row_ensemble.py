@@ -15,8 +15,10 @@ from competition.predictions.ensembles.comparing import Comparison, Strict, choo
 from competition.predictions.ensembles.examples import Examples, Fitted, Method
 from competition.predictions.ensembles.joining import check_tests, output_header, read_oof
 from competition.predictions.ensembles.metadata import read_metadata
+from competition.predictions.ensembles.thresholding import has_threshold, score_thresholded
+from competition.predictions.metrics import score_folds
 from competition.predictions.schema import Header
-from competition.predictions.scoring import score_table
+from competition.predictions.scoring import by_unit
 from competition.predictions.sources import Source
 from competition.predictions.store import read_predictions, write_predictions
 from competition.predictions.truth import Truth
@@ -46,7 +48,8 @@ class RowEnsemble:
         extra, self.test_extra = read_metadata(truth, columns, self.test_ids)
         folds = truth.folds[rows]
         self.folds = np.unique(folds).tolist()
-        scored = [score_table(truth.metric, truth.table, rows, member, folds) for member in probability]
+        self.thresholded = has_threshold(truth.metric)
+        scored = [self._score_rows(rows, member, folds) for member in probability]
         self.member_scores = np.array([[per_fold[fold] for fold in self.folds] for per_fold, _ in scored])
         self.member_overall = np.array([overall for _, overall in scored])
         each = dict(zip(self.folds, self.member_scores.T, strict=True))
@@ -83,6 +86,7 @@ class RowEnsemble:
             weights=[self._weights(method) for method in methods],
             correlation=error_correlation(self.examples.probability, self.examples.target),
             forced=forced,
+            thresholded=self.thresholded,
             strict=self._strict(methods, forced, fitted) if strict else None,
         )
 
@@ -111,8 +115,14 @@ class RowEnsemble:
         """The score of each fold, and overall."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of classes that a fold lacks: the members have said it
-            per_fold, overall = score_table(examples.metric, examples.table, examples.rows, probability, examples.folds)
+            per_fold, overall = self._score_rows(examples.rows, probability, examples.folds)
         return list(per_fold.values()), overall
+
+    def _score_rows(
+        self, rows: np.ndarray, probability: np.ndarray, folds: np.ndarray
+    ) -> tuple[dict[int, float], float]:
+        scorer = score_thresholded if self.thresholded else score_folds
+        return scorer(self.truth.metric, *by_unit(self.truth.table, rows, probability, folds))
 
     def _weights(self, method: Method) -> np.ndarray | None:
         fitted = self.results[method.name].fitted
