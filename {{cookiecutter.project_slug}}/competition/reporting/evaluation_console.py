@@ -8,8 +8,10 @@ from rich.console import Console
 from rich.table import Table
 
 from competition.predictions.evaluation.evaluate import TWO_FILES, Evaluation
+from competition.predictions.evaluation.evidence import class_table
 
 NOTES = 5  # more are in the report
+CLASSES = 30  # of more, the table is in the report only
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
@@ -17,6 +19,8 @@ def print_evaluation(evaluation: Evaluation) -> None:
     console, scores = Console(highlight=False, markup=False), evaluation.scores
     everything = scores["column"] == ""
     console.print(_overall(evaluation, scores[everything]))
+    if len(evaluation.truth.table.classes) <= CLASSES:
+        console.print(_classes(evaluation))
     metric = type(evaluation.metrics[0]).__name__
     for column, rows in scores[~everything & (scores["metric"] == metric)].groupby("column", sort=False):
         console.print(_subgroups(f"{metric} by {column}", rows, evaluation))
@@ -40,6 +44,16 @@ def _overall(evaluation: Evaluation, rows: pd.DataFrame) -> Table:
     )
     for row in rows.itertuples():
         table.add_row(row.prediction, row.metric, f"{row.score:.4f}", _interval(row.low, row.high))
+    return table
+
+
+def _classes(evaluation: Evaluation) -> Table:
+    first = evaluation.evidence[0]
+    frame = class_table(first, evaluation.truth).drop(columns=["answered", "right"])
+    unit = "pixels" if evaluation.truth.task == "segmentation" else "times"
+    table = _table(f"classes of {first.name}", ["class"], [f"{unit} true", *frame.columns[2:]])
+    for name, true, *ratios in frame.itertuples(index=False):
+        table.add_row(str(name), f"{true:,}", *("—" if math.isnan(value) else f"{value:.3f}" for value in ratios))
     return table
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from competition.predictions.evaluation.reliability import BINS, reliability_bins
-from competition.predictions.evaluation.weighted import cross_entropy
 from competition.predictions.members import average_members
+from competition.predictions.metrics import confusion_matrix, cross_entropy
 from competition.predictions.schema import PredictionsError
 from competition.predictions.scoring import by_unit
 from competition.predictions.store import Predictions, iter_average_maps
@@ -57,6 +57,24 @@ def gather_evidence(
     return gather(name, predictions, truth, rows, _folds(predictions, truth, rows), progress)
 
 
+def class_table(evidence: Evidence, truth: Truth) -> pd.DataFrame:
+    """Precision, recall and F1 of each class, and IoU of masks; what it counts are units, or pixels.
+
+    A figure that does not exist is NaN.
+    """
+    right, answered, true = evidence.counts.T.astype(np.float64)
+
+    def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+        return np.divide(above, below, out=np.full(len(below), np.nan), where=below > 0)
+
+    table = pd.DataFrame({"class": truth.table.classes, "true": true, "answered": answered, "right": right})
+    table = table.astype({"true": np.int64, "answered": np.int64, "right": np.int64})
+    table = table.assign(
+        precision=ratio(right, answered), recall=ratio(right, true), F1=ratio(2 * right, answered + true)
+    )
+    return table.assign(IoU=ratio(right, answered + true - right)) if truth.task == "segmentation" else table
+
+
 def _folds(predictions: Predictions, truth: Truth, rows: np.ndarray) -> np.ndarray:
     if predictions.header.kind == "test":
         return np.zeros(len(rows), np.int64)
@@ -79,7 +97,7 @@ def _gather_rows(
         classes = np.arange(len(table.classes))
         true, best = target.argmax(axis=1), probability.argmax(axis=1)
         truth_of, answer = classes == true[:, None], classes == best[:, None]
-        confusion = truth_of.astype(np.int64).T @ answer.astype(np.int64)
+        confusion = confusion_matrix(true, best, len(classes))
         sums = reliability_bins(probability.max(axis=1), true == best)
     return Evidence(
         name,
@@ -121,7 +139,7 @@ def _gather_maps(
         valid = mask != metric.ignore_index
         true, answer = mask[valid].astype(np.int64), probability.argmax(axis=0)[valid]
         confidence = probability.max(axis=0)[valid]
-        confusion += np.bincount(true * len(confusion) + answer, minlength=confusion.size).reshape(confusion.shape)
+        confusion += confusion_matrix(true, answer, len(confusion))
         sums += reliability_bins(confidence, true == answer)
         unsure.append(1 - confidence.mean() if len(confidence) else 0.0)
     stacked = np.stack(counts)
