@@ -11,18 +11,15 @@ Interrupted, the same command goes on where it stopped.
 """
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from competition.command import ending_with_a_sentence, make_parser
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; see --help."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").partition("\n")[0],
-        epilog=(__doc__ or "").partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="folders that train.py made; every finished fold predicts")
     parser.add_argument("--table", type=Path, help="CSV or parquet to predict (default: the run's data.test_table)")
     parser.add_argument("--tta", default="none", help="name of a file in configs/tta, or a path to one (default: none)")
@@ -50,7 +47,7 @@ def main() -> None:
     tta = Path(options.tta)
     if tta.suffix not in (".yaml", ".yml"):
         tta = Path(__file__).parent / "configs" / "tta" / f"{options.tta}.yaml"
-    try:
+    with ending_with_a_sentence("the same command goes on from there"):
         from competition.config import read_config
 
         for run in options.runs:  # a mistyped name is said at once, before torch is imported, which takes seconds
@@ -69,12 +66,6 @@ def main() -> None:
             precision=options.precision,
         )
         predict_runs(options.runs, choices, options.table, options.out)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
 
 
 def _count(least: int) -> Callable[[str], int]:

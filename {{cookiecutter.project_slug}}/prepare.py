@@ -1,9 +1,10 @@
 """Check a competition's data and prepare it for training: folds, image statistics, a picture of samples.
 
-    python prepare.py --data sample
-    python prepare.py --data competition
-    python prepare.py --data competition data.folds=10 seed=1
-    python prepare.py --data competition --weights weights/tf_efficientnet_lite0.safetensors
+examples:
+  python prepare.py --data sample
+  python prepare.py --data competition
+  python prepare.py --data competition data.folds=10 seed=1
+  python prepare.py --data competition --weights weights/tf_efficientnet_lite0.safetensors
 
 It lists everything that is wrong with the table and the images at once, then looks for duplicates and for a shift
 between train and test, in pixels or, with --weights, in what a network sees. It can be run again at any time: only
@@ -11,10 +12,10 @@ new images are read, folds stay as they are, and new rows join them.
 """
 
 import argparse
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from competition.command import ending_with_a_sentence, make_parser
 
 if TYPE_CHECKING:
     from competition.data.looks import Describer
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 SHOWN_CLASSES = 40
 
 
-def main() -> None:
-    """Parse the arguments, prepare, print what was found."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; see --help."""
+    parser = make_parser(__doc__)
     parser.add_argument("--data", default="competition", help="a file in configs/data, by name (default: competition)")
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="weights of --network: finds other views of a scene, too"
@@ -34,17 +35,14 @@ def main() -> None:
         "--network", default="tf_efficientnet_lite0", help="one of timm's (default: tf_efficientnet_lite0)"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config, as in train.py")
-    arguments = parser.parse_args()
-    try:
-        run(arguments.data, arguments.overrides, arguments.weights, arguments.network)
-    except (ValueError, OSError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on with the images that were not read", file=sys.stderr)
-        sys.exit(130)
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Prepare, and end with exit code 2 and a sentence when something is wrong with the input."""
+    options = parse()
+    with ending_with_a_sentence("the same command goes on with the images that were not read"):
+        run(options.data, options.overrides, options.weights, options.network)
 
 
 def run(name: str, overrides: list[str], weights: Path | None, network: str) -> None:
@@ -53,7 +51,8 @@ def run(name: str, overrides: list[str], weights: Path | None, network: str) -> 
 
     from competition.config import compose_config
     from competition.data.likeness import compare_pictures
-    from competition.data.prepare import check_test_table, draw_samples, prepare
+    from competition.data.prepare import check_test_table, prepare
+    from competition.reporting.pictures import draw_samples
 
     config = compose_config([f"data={name}", *overrides])
     data: Any = OmegaConf.to_container(config.data, resolve=True)

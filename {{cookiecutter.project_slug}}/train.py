@@ -4,7 +4,8 @@
     python train.py experiment=finetune data=competition model.weights=weights/my.safetensors
     python train.py experiment=baseline fold=0 optimizer.lr=3e-4
 
-The same command again goes on where it stopped, or says that it is done.
+The same command again goes on where it stopped, or says that it is done. Exit codes: 2 for what is wrong, in a
+sentence; 130 after Ctrl-C; 143 after SIGTERM; 75 after SIGUSR1, for schedulers that requeue (docs/faults.md).
 """
 
 import os
@@ -15,13 +16,16 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from competition.config import register_resolvers
+from competition.training.signals import Stopped, leave_on_signals
 
 register_resolvers()
+GOES_ON = "the same command goes on from the last finished epoch"
 
 
 @hydra.main(version_base=None, config_path="configs", config_name="train")
 def main(config: DictConfig) -> None:
     """Compose, check, train."""
+    leave_on_signals()
     from competition.training.run import train
 
     try:
@@ -32,8 +36,11 @@ def main(config: DictConfig) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last finished epoch", file=sys.stderr)
+        print(f"\nstopped; {GOES_ON}", file=sys.stderr)
         sys.exit(130)
+    except Stopped as stop:
+        print(f"\nstopped by {stop.number.name}; {GOES_ON}", file=sys.stderr)
+        sys.exit(stop.exit_code)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What the commands share: how they explain themselves, and how they end when something is wrong."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +18,15 @@ def make_parser(text: str | None) -> argparse.ArgumentParser:
 
 @contextmanager
 def ending_with_a_sentence(stopped: str = "nothing was written") -> Iterator[None]:
-    """End with exit code 2 and a sentence when the input is wrong, and with 130 and `stopped` on Ctrl-C."""
+    """End with exit code 2 and a sentence when the input is wrong, and with 130 and `stopped` on Ctrl-C.
+
+    RuntimeError is what torch says of a device that is full. HYDRA_FULL_ERROR=1 shows where an error came from.
+    """
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

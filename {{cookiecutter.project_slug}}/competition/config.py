@@ -11,6 +11,16 @@ from competition.files import write_text
 CONFIGS = Path(__file__).parent.parent / "configs"
 # What follows a fold's own validation, by the last part of its `_target_`.
 FOLLOWERS = ("Plateau", "EarlyStopping")
+# The tasks of what is not for every task: networks by `model.library`, losses by the last part of their `_target_`.
+TASKS_OF = {
+    "smp": ("segmentation",),
+    "timm": ("multiclass", "multilabel"),
+    "BinaryCrossEntropy": ("multilabel",),
+    "CrossEntropy": ("multiclass", "segmentation"),
+    "Dice": ("segmentation",),
+    "Lovasz": ("segmentation",),
+}
+USUAL_METRIC = {"multiclass": "accuracy", "multilabel": "f_beta", "segmentation": "mean_iou"}
 
 
 def register_resolvers() -> None:
@@ -57,6 +67,30 @@ def read_config(run: Path) -> dict[str, Any]:
 def write_config(run: Path, config: dict[str, Any]) -> None:
     """Keep the configuration of a run."""
     write_text(run / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def check_task(config: Mapping[str, Any]) -> None:
+    """Refuse a network or a loss of another task. It needs no data, whose errors would hide this one.
+
+    Raises:
+        ValueError: every part that does not fit, and what to add.
+    """
+    task, model, loss = config["task"], config["model"], config["loss"]
+    parts = [("model", model["name"], model["library"])]
+    for part in [loss, *(term["loss"] for term in loss.get("terms", []))]:
+        name = part["_target_"].rpartition(".")[2]
+        parts.append(("loss", name, name))
+    problems = []
+    for group, name, kind in dict.fromkeys(parts):
+        tasks = TASKS_OF.get(kind, (task,))
+        if task not in tasks:
+            what = "predicts masks" if kind == "smp" else f"is for {' and '.join(tasks)}"
+            problems.append(
+                f"{group} {name} {what} and the task is {task}: "
+                f"add task={tasks[0]} metric={USUAL_METRIC[tasks[0]]}, or choose another {group}"
+            )
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def followers(config: Mapping[str, Any]) -> list[str]:

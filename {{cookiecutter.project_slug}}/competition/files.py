@@ -30,6 +30,10 @@ def write_atomic(path: Path) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; results are shared
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, name):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # "disk full" does not say where
     finally:
         temporary.unlink(missing_ok=True)
 

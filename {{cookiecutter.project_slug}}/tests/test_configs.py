@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import tiny_config, train_here
+from tiny import tiny_config, train_folds, train_here, write_data
 
-from competition.config import CONFIGS, compose_config
+from competition.config import CONFIGS, check_task, compose_config
 
 GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
 CHOICES = {group: sorted(path.stem for path in (CONFIGS / group).rglob("*.yaml")) for group in GROUPS}
@@ -84,6 +84,36 @@ UNVARIED = [pair for pair in ALL if pair[0] not in VARIED]
 MASK_FLAGS = [flags for flags in FLAGS if "data.sampling=balanced" not in flags]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["experiment=segmentation"], "model Unet predicts masks and the task is multiclass: "
+         "add task=segmentation metric=mean_iou, or choose another model\nloss Dice is for segmentation"),
+        (["task=segmentation", "model=resnet"], "model resnet.* is for multiclass and multilabel and the task is "
+         "segmentation: add task=multiclass metric=accuracy, or choose another model"),
+        (["task=segmentation", "loss=bce"], "loss BinaryCrossEntropy is for multilabel and the task is segmentation"),
+        (["task=multilabel", "loss=lovasz"], "loss Lovasz is for segmentation and the task is multilabel"),
+    ],
+)  # fmt: skip
+def test_parts_of_another_task_are_refused_without_data(overrides: list[str], message: str):
+    task = [] if overrides[0].startswith("task=") else ["task=multiclass"]
+    with pytest.raises(ValueError, match=message):
+        check_task(compose_config([*task, *overrides]))
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel", "segmentation"])
+def test_every_network_and_loss_is_for_the_tasks_that_its_file_says(task: str):
+    for group in ("model", "loss"):
+        for choice in CHOICES[group]:
+            other = {"task": task, "model": {"name": "", "library": ""}, "loss": {"_target_": ""}}
+            other[group] = content(group, choice)
+            if fits(group, choice, task):
+                check_task(other)
+            else:
+                with pytest.raises(ValueError, match=f"and the task is {task}: add task="):
+                    check_task(other)
+
+
 @pytest.mark.parametrize(("group", "choice"), UNVARIED)
 def test_every_other_choice_composes(group: str, choice: str):
     config = compose_config([f"{group}={choice}"])
@@ -92,6 +122,11 @@ def test_every_other_choice_composes(group: str, choice: str):
 
 # The networks as they are configured are built and run in test_networks.py; here small ones of their kind stand in.
 STAND_INS = {"convnext": "test_convnext", "tf_efficientnet": "test_efficientnet", "vit": "test_vit"}
+SMALL_DECODERS = {
+    "Unet": ["++model.options.decoder_channels=[8,8,8,8,8]"],
+    "FPN": ["++model.options.decoder_pyramid_channels=32", "++model.options.decoder_segmentation_channels=32"],
+    "DeepLabV3Plus": ["++model.options.decoder_channels=16"],
+}
 
 
 def small_network(overrides: list[str]) -> list[str]:
@@ -100,7 +135,7 @@ def small_network(overrides: list[str]) -> list[str]:
     if "test_" in model.get("encoder", model["name"]):
         return []
     if model["library"] == "smp":
-        return ["model.encoder=tu-mobilenetv3_small_050"]
+        return ["model.encoder=tu-test_resnet", *SMALL_DECODERS[model["name"]]]
     name = next((small for kind, small in STAND_INS.items() if model["name"].startswith(kind)), "test_resnet")
     return [f"model.name={name}"]
 
@@ -118,16 +153,22 @@ def mixtures(task: str) -> list[list[str]]:
     return rows
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory) -> Path:
+    """A data set of 12 pictures: the tests that use it ask whether something works, not how well."""
+    return write_data(tmp_path_factory.mktemp("few"), rows=12)
+
+
 @pytest.mark.parametrize(
     ("task", "overrides"),
     [(task, row) for task in ("multiclass", "multilabel", "segmentation") for row in mixtures(task)],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
-def test_every_choice_trains_a_step(task: str, overrides: list[str], data: Path, tmp_path: Path, monkeypatch):
+def test_every_choice_trains_a_step(task: str, overrides: list[str], few: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setenv("WANDB_SILENT", "true")
     config = tiny_config(
-        data,
+        few,
         task,
         *overrides,
         *small_network(overrides),
@@ -145,11 +186,11 @@ def test_every_choice_trains_a_step(task: str, overrides: list[str], data: Path,
 
 @pytest.mark.parametrize("task", ["multiclass", "multilabel", "segmentation"])
 @pytest.mark.parametrize("experiment", CHOICES["experiment"])
-def test_every_experiment_trains_a_step(experiment: str, task: str, data: Path, tmp_path: Path):
+def test_every_experiment_trains_a_step(experiment: str, task: str, few: Path, tmp_path: Path):
     if not fits("experiment", experiment, task):
         pytest.skip(f"{experiment} is not for {task}")
     config = tiny_config(
-        data,
+        few,
         task,
         f"experiment={experiment}",
         "data.image_size=64",
@@ -167,9 +208,7 @@ def test_every_experiment_trains_a_step(experiment: str, task: str, data: Path, 
     "flag",
     ["channels_last", "gradient_checkpointing", pytest.param("compile", marks=pytest.mark.slow)],
 )
-def test_model_flags_train_a_step(flag: str, data: Path, tmp_path: Path):
-    config = tiny_config(
-        data, "multiclass", f"model.{flag}=true", "fold=0", "epochs=1", "trainer.limit_train_batches=1"
-    )
-    run = train_here(config, tmp_path)
+def test_model_flags_train_a_step(flag: str, few: Path, tmp_path: Path):
+    config = tiny_config(few, "multiclass", f"model.{flag}=true", "fold=0", "epochs=1", "trainer.limit_train_batches=1")
+    run = train_folds(config, tmp_path)
     assert (run / "fold0" / "model" / "model.safetensors").exists()

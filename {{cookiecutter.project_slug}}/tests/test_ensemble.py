@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -120,7 +119,14 @@ class World:
 
 @pytest.fixture
 def world(tmp_path):
+    """A world to change."""
     return World(tmp_path / "world")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """The same world, for tests that change nothing in it."""
+    return World(tmp_path_factory.mktemp("shared") / "world")
 
 
 def log_loss(target, probability):
@@ -178,18 +184,18 @@ def run(world, tmp_path, name="out", **options):
     return comparison, tmp_path / name, written
 
 
-def test_each_fold_is_blended_without_its_labels_and_its_own_models_predict_the_test(world, tmp_path):
-    comparison, out, _ = run(world, tmp_path, use="simplex")
-    members, blended = np.stack([world.oof(source) for source in world.sources]), world.oof(out)
+def test_each_fold_is_blended_without_its_labels_and_its_own_models_predict_the_test(shared, tmp_path):
+    comparison, out, _ = run(shared, tmp_path, use="simplex")
+    members, blended = np.stack([shared.oof(source) for source in shared.sources]), shared.oof(out)
     for fold in range(FOLDS):
-        held = world.folds == fold
-        weights = simplex_weights(members[:, ~held].astype(np.float32), world.truth[~held], True)
+        held = shared.folds == fold
+        weights = simplex_weights(members[:, ~held].astype(np.float32), shared.truth[~held], True)
         np.testing.assert_allclose(comparison.weights[comparison.chosen][fold], weights, atol=1e-4)
         np.testing.assert_allclose(blended[held], arithmetic(members[:, held], weights), atol=1e-4)
-        tests = np.stack([world.test(source, fold) for source in world.sources])
-        np.testing.assert_allclose(world.test(out, fold), arithmetic(tests, weights), atol=1e-4)
+        tests = np.stack([shared.test(source, fold) for source in shared.sources])
+        np.testing.assert_allclose(shared.test(out, fold), arithmetic(tests, weights), atol=1e-4)
         assert comparison.scores[comparison.chosen][fold] == pytest.approx(
-            log_loss(world.truth[held], blended[held].astype(float)), abs=1e-6
+            log_loss(shared.truth[held], blended[held].astype(float)), abs=1e-6
         )
     assert comparison.strict is None
 
@@ -244,12 +250,12 @@ def test_copies_of_a_member_are_correlated_and_gain_nothing(tmp_path):
     assert comparison.names[comparison.chosen] == "single" and "Not better" in comparison.verdict
 
 
-def test_the_simplest_method_within_one_standard_error_is_written(world, tmp_path):
-    comparison, out, _ = run(world, tmp_path)
+def test_the_simplest_method_within_one_standard_error_is_written(shared, tmp_path):
+    comparison, out, _ = run(shared, tmp_path)
     assert comparison.chosen == choose_simplest(comparison.scores, greater_is_better=False)
-    mean = arithmetic(np.stack([world.oof(source) for source in world.sources]), np.full(3, 1 / 3))
+    mean = arithmetic(np.stack([shared.oof(source) for source in shared.sources]), np.full(3, 1 / 3))
     number = comparison.names.index("mean")
-    assert comparison.overall[number] == pytest.approx(log_loss(world.truth, mean.astype(float)), abs=1e-6)
+    assert comparison.overall[number] == pytest.approx(log_loss(shared.truth, mean.astype(float)), abs=1e-6)
     gain = comparison.scores[0] - comparison.scores[number]
     assert comparison.gain(number, "single") == pytest.approx((gain.mean(), gain.std(ddof=1) / FOLDS**0.5))
     assert json.loads((out / "ensemble.json").read_text())["verdict"] == comparison.verdict
@@ -271,12 +277,12 @@ def test_the_labels_of_a_fold_do_not_reach_its_own_predictions(method, tmp_path)
 
 @pytest.mark.filterwarnings("ignore:lbfgs failed to converge")
 @pytest.mark.parametrize("name", ["linear", "logistic", "trees", "boosting", "network"])
-def test_a_second_level_is_its_scikit_learn_model_of_each_class(name, world):
-    members = np.stack([world.oof(source) for source in world.sources])
-    extra = np.zeros((len(world.ids), 0), np.float32)
-    table = read_table(world.root / "train.csv", "multilabel", world.root, Columns(fold="fold"), CLASSES)
+def test_a_second_level_is_its_scikit_learn_model_of_each_class(name, shared):
+    members = np.stack([shared.oof(source) for source in shared.sources])
+    extra = np.zeros((len(shared.ids), 0), np.float32)
+    table = read_table(shared.root / "train.csv", "multilabel", shared.root, Columns(fold="fold"), CLASSES)
     metric = LogLoss().for_task("multilabel", CLASSES)
-    one = np.zeros(len(world.ids), int)  # of one fold nothing can be chosen inside
+    one = np.zeros(len(shared.ids), int)  # of one fold nothing can be chosen inside
     examples = Examples(table, metric, np.arange(len(one)), one, members, extra, {0: np.zeros(3)})
     learner = {"linear": LINEAR, "logistic": LOGISTIC, "trees": TREES, "boosting": BOOSTING, "network": NETWORK}[name]
     stack = fit_stack(learner, examples).predict(members, extra)
@@ -284,7 +290,7 @@ def test_a_second_level_is_its_scikit_learn_model_of_each_class(name, world):
         values = np.log(members / (1 - members)) if learner.odds else members
         inputs = np.hstack([values[:, :, index].T, values.mean(axis=0)])
         model = learner.make().set_params(**{key: options[0] for key, options in learner.grid.items()})
-        model.fit(inputs, world.truth[:, index] > 0.5)
+        model.fit(inputs, shared.truth[:, index] > 0.5)
         said = model.predict(inputs) if name == "linear" else model.predict_proba(inputs)[:, 1]
         np.testing.assert_allclose(stack[:, index], said.clip(0, 1), atol=1e-3)
 
@@ -310,16 +316,16 @@ def test_strict_chooses_and_scores_without_the_fold(world, tmp_path):
     assert again.strict.chosen[0] == comparison.strict.chosen[0]
 
 
-def test_an_ensemble_is_a_source(world, tmp_path):
-    _, first, written = run(world, tmp_path, "first", sources=world.sources[:2], use="mean")
+def test_an_ensemble_is_a_source(shared, tmp_path):
+    _, first, written = run(shared, tmp_path, "first", sources=shared.sources[:2], use="mean")
     assert written == [first / "oof", first / "predictions" / "test-none"]
-    comparison, second, _ = run(world, tmp_path, "second", sources=[first, world.sources[2]], weights=[2, 1])
+    comparison, second, _ = run(shared, tmp_path, "second", sources=[first, shared.sources[2]], weights=[2, 1])
     assert comparison.names[comparison.chosen] == "given"
-    mean = np.mean([world.oof(source) for source in world.sources], axis=0)
-    np.testing.assert_allclose(world.oof(second), mean, atol=1e-6)
-    tests = [world.test(source, 1) for source in world.sources]
-    np.testing.assert_allclose(world.test(second, 1), np.mean(tests, axis=0), atol=1e-6)
-    assert read_header(second / "oof").folds_hash == world.header("oof").folds_hash
+    mean = np.mean([shared.oof(source) for source in shared.sources], axis=0)
+    np.testing.assert_allclose(shared.oof(second), mean, atol=1e-6)
+    tests = [shared.test(source, 1) for source in shared.sources]
+    np.testing.assert_allclose(shared.test(second, 1), np.mean(tests, axis=0), atol=1e-6)
+    assert read_header(second / "oof").folds_hash == shared.header("oof").folds_hash
     assert not list(tmp_path.glob(".*"))
 
 
@@ -406,16 +412,16 @@ def test_test_predictions_that_do_not_belong_are_refused_by_name(world, tmp_path
         ({"test": "test-d4"}, "no predictions called test-d4"),
     ],
 )
-def test_bad_choices_are_sentences(world, tmp_path, options, message):
+def test_bad_choices_are_sentences(shared, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
-        run(world, tmp_path, **options)
+        run(shared, tmp_path, **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_is_overwritten(world, tmp_path):
+def test_nothing_is_overwritten(shared, tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(PredictionsError, match="not overwritten"):
-        run(world, tmp_path)
+        run(shared, tmp_path)
 
 
 def segmentation(root, images=8, size=6):
@@ -501,11 +507,9 @@ def test_maps_of_another_size_are_refused_and_second_levels_too(tmp_path):
         ensemble(sources, tmp_path / "out", use="logistic")
 
 
-def test_the_command(world, tmp_path):
-    call = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
-    command = [sys.executable, "ensemble.py", *map(str, world.sources), "--out", str(tmp_path / "out")]
-    done = call([*command, "--weights", "1", "2", "3"])
-    assert done.returncode == 0, done.stderr
-    assert "cross-fitted" in done.stdout and "submit.py" in done.stdout and str(tmp_path / "out" / "oof") in done.stdout
-    again = call(command)
+def test_the_command(shared, tmp_path, command):
+    sources = [*map(str, shared.sources), "--out", str(tmp_path / "out")]
+    code, said, _ = command("ensemble.py", *sources, "--weights", 1, 2, 3)
+    assert code == 0 and "cross-fitted" in said and "submit.py" in said and str(tmp_path / "out" / "oof") in said
+    again = subprocess.run([sys.executable, "ensemble.py", *sources], cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 2 and again.stderr.startswith("error: ") and "Traceback" not in again.stderr

@@ -9,15 +9,8 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from competition.models.networks import (
-    Normalized,
-    build_network,
-    enable_gradient_checkpointing,
-    head_modules,
-    pretrained_normalization,
-    required_multiple,
-    set_trainable,
-)
+from competition.models.networks import build_network, pretrained_normalization, required_multiple
+from competition.models.normalized import Normalized, enable_gradient_checkpointing, head_modules, set_trainable
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs/model").rglob("*.yaml"))
 TIMM = {"library": "timm", "name": "test_resnet", "options": {}}

@@ -1,7 +1,7 @@
 """The null test: with labels that mean nothing, no step of the competition loop may report a gain.
 
-Networks, snapshots, second levels, calibration and tuned decisions all see permuted labels. Whatever still scores
-above chance, beyond two standard errors, has seen the labels that it is scored on.
+Networks, snapshots, averaged weights, second levels, calibration and tuned decisions all see permuted labels. Whatever
+still scores above chance, beyond two standard errors, has seen the labels that it is scored on.
 """
 
 import numpy as np
@@ -15,6 +15,7 @@ from competition.predictions.decisions.rules import rules_for
 from competition.predictions.ensembles.ensembling import ensemble
 from competition.predictions.store import read_predictions
 from competition.predictions.truth import align, read_truth
+from competition.training.averaged_run import average_weights
 
 SEEDS, ROWS = range(3), 60
 
@@ -42,6 +43,7 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
         assert comparison.strict is not None
         row |= {"chosen": comparison.overall[comparison.chosen], "strict": comparison.strict.overall}
         row |= {f"member {number}": score for number, score in enumerate(comparison.member_overall)}
+        row["averaged weights"] = average_weights(runs[0], folder / "averaged", "cpu").overall
         truth = read_truth(runs[0])
         table_rows, probability = align(read_predictions(folder / "ensemble" / "oof"), truth)
         calibrators = list(CALIBRATORS["multiclass"])

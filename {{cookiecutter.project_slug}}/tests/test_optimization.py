@@ -7,7 +7,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from competition.models.networks import Normalized, build_network, set_trainable
+from competition.models.networks import build_network
+from competition.models.normalized import Normalized, set_trainable
 from competition.models.optimization import build_optimizer, layer_factors, parameter_groups
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs/optimizer").rglob("*.yaml"))

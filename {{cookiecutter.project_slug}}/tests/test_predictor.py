@@ -11,7 +11,7 @@ from competition.inference.predictor import Predictor
 from competition.inference.tta import TTA
 from competition.inference.views import SYMMETRIES
 from competition.inference.weights import ModelSpec
-from competition.models.networks import Normalized
+from competition.models.normalized import Normalized
 
 
 def spec(task="multiclass", size=(16, 24), **values):

@@ -12,9 +12,9 @@ from PIL import Image
 
 from competition.data import statistics
 from competition.data.folds import read_folds
-from competition.data.gallery import choose_samples, overlay
-from competition.data.prepare import check_test_table, draw_samples, prepare
+from competition.data.prepare import check_test_table, prepare
 from competition.data.table import TableError
+from competition.reporting.pictures import choose_samples, draw_samples
 
 DATA = {
     "name": "competition", "test_table": None, "folds": 2, "columns": {}, "classes": None, "ignore_index": 255,
@@ -221,12 +221,29 @@ def test_every_bad_mask_is_listed(tmp_path):
     (tmp_path / "masks/4.png").write_bytes(b"no mask")
     with pytest.raises(TableError) as error:
         prepare(config(tmp_path, classes=["a", "b"]), "segmentation", 0, progress=False)
-    assert len(error.value.problems) == 3
-    for part in ("masks/1.png is 30 x 21 (height x width), its image images/1.tif is 21 x 30",
-                 "masks/2.png has the values 7, 9", "masks/4.png cannot be decoded"):  # fmt: skip
+    assert len(error.value.problems) == 4
+    for part in ("masks/1.png of images/1.tif is 30 x 21 (height x width), the image 21 x 30",
+                 "value 7 in 1 pixels of 'masks/2.png' is neither a class (0 to 1: a, b) nor data.ignore_index (255)",
+                 "data.ignore_index=9 if it means void", "masks/4.png cannot be decoded"):  # fmt: skip
         assert sum(part in problem for problem in error.value.problems) == 1, part
     with pytest.raises(ValueError, match="is the class 'b'"):
         prepare(config(tmp_path, classes=["a", "b"], ignore_index=1), "segmentation", 0, progress=False)
+
+
+def test_images_that_share_a_problem_are_one_sentence(tmp_path):
+    images = [np.zeros((20, 30, 3 if number < 4 else 4), np.uint8) for number in range(7)]
+    masks = [np.full(image.shape[:2], number % 2, np.uint8) for number, image in enumerate(images)]
+    for number in (1, 3, 5):
+        masks[number][0, : number + 1] = 11
+    masks[0], masks[2] = masks[0][1:], masks[2][1:]
+    make(tmp_path, images, mask=write_masks(tmp_path, masks))
+    with pytest.raises(TableError) as error:
+        prepare(config(tmp_path, classes=["road", "sky"]), "segmentation", 0, progress=False)
+    channels, sizes, values = error.value.problems
+    assert channels.startswith("images/4.tif (and 2 more) has channels 4, most images have 3")
+    assert sizes.startswith("masks/0.png of images/0.tif (and 1 more) is 19 x 30 (height x width), the image 20 x 30")
+    assert values.startswith("value 11 in 2 pixels of 'masks/1.png' and in 2 more masks (12 pixels) is neither")
+    assert "0 to 1: road, sky" in values and "data.ignore_index=11 if it means void" in values
 
 
 def test_masks_of_0_and_255_are_not_silently_ignored(tmp_path):
@@ -274,11 +291,3 @@ def test_classes_take_turns_among_the_samples():
     chosen = choose_samples(present, 10)
     assert len(set(chosen)) == 10
     assert {997, 998, 999} <= set(chosen) and (present[chosen][:, :2].sum(axis=0) >= 3).all()
-
-
-def test_masks_are_laid_over_their_images():
-    image, mask = np.full((8, 8, 3), 0.5), np.zeros((4, 4), np.uint8)
-    mask[0, 0], mask[3, 3] = 1, 255
-    result = overlay(image, mask, np.eye(3), 255)
-    changed = (result != image).any(axis=2)
-    assert changed[:2, :2].all() and changed.sum() == 4  # ignored pixels are grey on grey here

@@ -58,7 +58,7 @@ def test_a_rank_that_fails_ends_the_others_and_says_why(tmp_path, context, capfd
     started = time.monotonic()
     assert run_processes(context, fail_or_wait, (tmp_path,), world=2) == 2
     assert time.monotonic() - started < 30
-    assert "error: a row is bad" in capfd.readouterr().err
+    assert "error of rank 1: a row is bad" in capfd.readouterr().err
     assert not multiprocessing.active_children()
 
 

@@ -1,7 +1,6 @@
 """Pseudo labels: what each student gets, that nothing of its fold's labels is in it, and how it is trained on them."""
 
 import json
-import runpy
 import shutil
 import subprocess
 import sys
@@ -475,29 +474,23 @@ def test_no_byte_of_a_students_targets_depends_on_its_folds_labels(task, tmp_pat
 # the command
 
 
-def test_the_command(labelled, tmp_path, monkeypatch, capsys):
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["pseudo_label.py", *map(str, arguments)])
-        code = 0
-        try:
-            runpy.run_path(str(ROOT / "pseudo_label.py"), run_name="__main__")
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
+def test_the_command(labelled, tmp_path, command):
+    def label(*arguments):
+        return command("pseudo_label.py", *arguments)
 
     out, run = tmp_path / "pseudo.csv", labelled.root / "a"
-    code, said, error = command(run, "--confident", 0.95, "--confident-class", "blue=0.8", "--out", out)
+    code, said, error = label(run, "--confident", 0.95, "--confident-class", "blue=0.8", "--out", out)
     assert (code, error) == (0, "") and f"data.pseudo={out}" in said and "left out" in said
     origin = json.loads(provenance_path(out).read_text())
     assert origin["rule"] == {"name": "confident", "threshold": 0.95, "of_class": {"blue": 0.8}}
     assert [student["rows"] for student in origin["students"]] == [8, 4]
     assert origin["runs"][0]["folder"] == str(run) and len(origin["runs"][0]["identity"]) == 16
-    code, _, error = command(run, "--soft", "--out", out)
+    code, _, error = label(run, "--soft", "--out", out)
     assert code == 2 and error.startswith("error: ") and "not overwritten" in error
-    assert command(run, "--uncertain", 3, "--out", tmp_path / "uncertain.csv")[0] == 0
+    assert label(run, "--uncertain", 3, "--out", tmp_path / "uncertain.csv")[0] == 0
     assert len(pd.read_csv(tmp_path / "uncertain.csv")) == 3
     for wrong in (["--soft", "--confident", "0.9"], ["--confident-class", "blue=1", "--soft"], ["--uncertain", "0"]):
-        assert command(run, *wrong, "--out", tmp_path / "x.csv")[0] == 2
+        assert label(run, *wrong, "--out", tmp_path / "x.csv")[0] == 2
 
 
 def test_it_starts_without_torch():

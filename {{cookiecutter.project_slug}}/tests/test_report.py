@@ -8,19 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from competition.reporting.figures import (
-    class_colors,
-    confusion,
-    confusion_matrix,
-    displayable,
-    gallery,
-    learning_curves,
-    overlay,
-    per_class,
-    to_png,
-    worst_rows,
-)
+from competition.predictions.metrics import confusion_matrix
+from competition.reporting.figures import confusion, learning_curves, per_class, to_png
+from competition.reporting.pictures import class_colors, displayable, gallery, overlay, paint
 from competition.reporting.report import write_report
+from competition.reporting.run_report import worst_rows
 
 
 class Tags(HTMLParser):
@@ -74,8 +66,7 @@ def test_an_empty_report_is_a_page(tmp_path):
 def test_figures_of_any_number_of_classes(count):
     rng = np.random.default_rng(0)
     names = [f"class number {index} with a long name, 50% and $x_{index}$" for index in range(count)]
-    target, probability = np.eye(max(count, 1))[rng.integers(0, max(count, 1), 500)], rng.random((500, max(count, 1)))
-    matrix = confusion_matrix(target, probability) if count else np.zeros((0, 0), int)
+    matrix = confusion_matrix(*rng.integers(0, max(count, 1), (2, 500)), count) if count else np.zeros((0, 0), int)
     values = rng.random(count)
     values[:1] = np.nan
     with warnings.catch_warnings():
@@ -88,8 +79,9 @@ def test_figures_of_any_number_of_classes(count):
 
 
 def test_confusion_matrix_has_the_truth_in_its_rows():
-    target, probability = np.eye(3)[[0, 0, 1, 2]], np.eye(3)[[0, 1, 1, 0]]
-    assert confusion_matrix(target, probability).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+    true, answer, weight = np.array([0, 0, 1, 2]), np.array([0, 1, 1, 0]), np.array([1, 2, 0.5, 1])
+    assert confusion_matrix(true, answer, 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+    assert confusion_matrix(true, answer, 3, weight).tolist() == [[1, 2, 0], [0, 0.5, 0], [1, 0, 0]]
 
 
 def test_many_classes_show_those_with_errors():
@@ -128,8 +120,32 @@ def test_images_of_every_kind_can_be_shown():
         shown = displayable(image)
         assert shown.shape == (*image.shape[:2], 3) and shown.dtype == np.uint8
     assert displayable(images[2]).max() == 255 and displayable(images[2]).min() == 0
-    assert decode(gallery(images, ["a", "b\ntrue x, said y", "$c", "d"])).ndim == 3
     assert decode(gallery([], [])).ndim == 3
+
+
+def test_a_gallery_shows_every_picture_whole_in_its_place():
+    """Each thumbnail is one colour, so that where it lies and how large it is can be counted."""
+    colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 0, 255), (255, 255, 0), (0, 255, 255), (90, 10, 200)]
+    sizes = [(10, 10), (600, 300), (30, 90), (220, 220), (7, 11), (500, 500), (1, 1)]
+    images = [np.full((*size, 3), color, np.uint8) for color, size in zip(colors, sizes, strict=True)]
+    titles = ["a", "b\ntrue x, said y", "$c", "d", "a title that is much too long to be shown", "f", "g"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        page = decode(gallery(images, titles, [("ground", np.zeros(3)), ("object", np.ones(3))]))[:, :, ::-1]
+    shown = [(220, 220), (220, 110), (60, 180), (220, 220), (140, 220), (220, 220), (220, 220)]
+    for place, (color, size) in enumerate(zip(colors, shown, strict=True)):
+        rows, columns = np.nonzero((page == color).all(axis=2))
+        assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == size and len(rows) == size[0] * size[1]
+        assert (rows.min() // 272, columns.min() // 230) == divmod(place, 6)
+
+
+def test_masks_are_laid_over_their_images():
+    image, mask = np.full((8, 8, 3), 100, np.uint8), np.array([[1, 0], [0, 255]], np.uint8)
+    result = paint(image, mask, np.eye(3), 255)
+    changed = (result != image).any(axis=2)
+    assert changed[:4, :4].all() and not changed[:4, 4:].any() and not changed[4:, :4].any()
+    assert (result[0, 0] == [40, 193, 40]).all()  # 0.4 of the grey, and 0.6 of the class's green
+    assert 4 <= changed[4:, 4:].sum() <= 12  # hatched
 
 
 @pytest.mark.parametrize("size", [(40, 30), (20, 90)])

@@ -1,7 +1,6 @@
 """From predictions to submissions: the files, what is refused, and the account that is kept of them."""
 
 import io
-import runpy
 import subprocess
 import sys
 import zipfile
@@ -393,27 +392,17 @@ def test_ledgers_that_are_none(tmp_path):
 # the command
 
 
-def test_the_command_from_make_to_choose(tmp_path, monkeypatch, capsys):
+def test_the_command_from_make_to_choose(tmp_path, monkeypatch, command):
     source, _ = make_source(tmp_path, "multilabel", "FBeta", rows=45)
     monkeypatch.chdir(tmp_path)
-
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["submit.py", *map(str, arguments)])
-        code = 0
-        try:
-            runpy.run_path(str(ROOT / "submit.py"), run_name="__main__")
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    assert command("make", source, "--exclusive", "cat", "dog")[0] == 0
+    assert command("submit.py", "make", source, "--exclusive", "cat", "dog")[0] == 0
     assert Path("submissions/test-1234-test-none.csv").is_file()
-    code, _, error = command("make", source)
+    code, _, error = command("submit.py", "make", source)
     assert code == 2 and error.startswith("error: ") and "not overwritten" in error
     Path("submissions/test-1234-test-none.csv").unlink()
-    assert "already, which is gone" in command("make", source)[2]
-    assert command("score", "test-1234-test-none.csv", 0.75)[0] == 0
-    assert "leaderboard 0.7500" in command("choose")[1]
+    assert "already, which is gone" in command("submit.py", "make", source)[2]
+    assert command("submit.py", "score", "test-1234-test-none.csv", 0.75)[0] == 0
+    assert "leaderboard 0.7500" in command("submit.py", "choose")[1]
 
 
 def test_it_starts_without_torch():

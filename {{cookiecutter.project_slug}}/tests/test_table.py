@@ -67,8 +67,8 @@ def test_soft_targets(root):
     ]
     bad = "id,image,cat,dog\n1,images/a.png,0.25,0.7\n2,images/b.png,-0.1,1.1\n3,images/c.png,,1\n"
     found = problems(root, bad, columns=columns)
-    assert [problem[:6] for problem in found] == ["line 3", "line 3", "line 4", "line 2"]
-    assert "sum to 0.95" in found[3]
+    assert [problem[:6] for problem in found] == ["line 3", "line 4", "line 2"]
+    assert "cat is '-0.1', dog is '1.1', not within 0 to 1" in found[0] and "sum to 0.95" in found[2]
     assert (
         len(read_table(write(root, bad.splitlines()[0] + "\n1,images/a.png,0.9,0.7\n"), "multilabel", root, columns))
         == 1
@@ -138,12 +138,34 @@ def test_everything_wrong_is_listed_at_once_with_its_line(root):
         "line 9 (id '6'): the fold '-2'",
         "line 8 (id '5'): the label 'cat ' has blanks",
         "line 7 (id '4'): the label is empty",
-        "line 6 (id '3'): unknown label in 'bird'",
+        "line 6 (id '3'): unknown label 'bird'; the classes are cat, dog: correct it, or add it to data.classes",
     ]
     for part in expected:
         assert sum(part in problem for problem in found) == 1, part
     # The stray blank is the one problem of line 8's label: 'cat ' is not an unknown class, and '' neither.
     assert len(found) == len(expected)
+
+
+def test_rows_that_share_a_problem_are_one_line(root):
+    rows = [f"{row},images/a.png,{'a bird' if row % 2 else 'fish'},{row - 1}" for row in range(1, 1201)]
+    text = "\n".join(["id,image,labels,w", *rows])
+    found = problems(root, text, "multilabel", columns=Columns(weight="w"), classes=["a", "b"])
+    assert found == [
+        "600 rows, lines 2, 4, 6, 8, 10 and 595 more (the first id is '1'): "
+        "unknown label 'bird'; the classes are a, b: correct it, or add it to data.classes",
+        "600 rows, lines 3, 5, 7, 9, 11 and 595 more (the first id is '2'): "
+        "unknown label 'fish'; the classes are a, b: correct it, or add it to data.classes",
+    ]
+
+
+def test_a_column_that_holds_no_labels_is_asked_about_once(root):
+    text = "\n".join(["id,image,label", *(f"{row},images/a.png,masks/{row:03d}.png" for row in range(468))])
+    found = problems(root, text, classes=["road", "sky"])
+    assert found == [
+        "468 rows, lines 2, 3, 4, 5, 6 and 463 more (the first id is '0'): 468 unknown labels, such as "
+        "'masks/000.png', 'masks/001.png', 'masks/002.png' and 465 more; the classes are road, sky: "
+        "is data.columns.target the column of the labels, and the task multiclass?"
+    ]
 
 
 @pytest.mark.parametrize("labels", [" x", "x ", "x  y", "x\ty", "x\u00a0y"])

@@ -8,7 +8,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from safetensors.torch import load_file
-from tiny import open_tiny, prepare_tiny, tiny_config, train_here
+from tiny import open_tiny, prepare_tiny, tiny_config, train_folds, train_here
 
 from competition.predictions.store import read_predictions
 from competition.training import fold as folds
@@ -38,12 +38,6 @@ def test_a_run_leaves_everything_and_a_second_one_changes_nothing(task, data, tm
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-def test_last_checkpoint_is_tensors_and_plain_values(data, tmp_path):
-    run = train_here(tiny_config(data, "multiclass", "callbacks=ema", "callbacks.ema.decay=0.5", "fold=0"), tmp_path)
-    checkpoint = torch.load(run / "fold0" / "last.ckpt", weights_only=True)
-    assert checkpoint["epoch"] == 1
-
-
 class Stop(pl.Callback):
     """Stands for a kill: nothing is cleaned up, the newest checkpoint is what there is."""
 
@@ -68,12 +62,19 @@ RESUMED = [
 ]
 
 
+PLATEAU = ["scheduler=plateau", "scheduler.patience=0", "scheduler.min_delta=10"]
+
+
+@pytest.fixture(scope="module", params=[["scheduler=cosine"], PLATEAU], ids=["cosine", "plateau"])
+def whole(request, data, tmp_path_factory):
+    """A configuration, and a run of it that was never stopped."""
+    config = tiny_config(data, "multiclass", *RESUMED, *request.param)
+    return config, train_folds(config, tmp_path_factory.mktemp("whole"))
+
+
 @pytest.mark.parametrize("stop", [(0, 1), (1, 0), (3, 2)])
-@pytest.mark.parametrize("scheduler", ["cosine", "plateau"])
-def test_a_resumed_run_equals_one_never_stopped(stop, scheduler, data, tmp_path, monkeypatch):
-    extra = ["scheduler.patience=0", "scheduler.min_delta=10"] if scheduler == "plateau" else []
-    config = tiny_config(data, "multiclass", f"scheduler={scheduler}", *RESUMED, *extra)
-    whole = train_here(config, tmp_path / "whole")
+def test_a_resumed_run_equals_one_never_stopped(stop, whole, tmp_path, monkeypatch):
+    config, run = whole
     build = folds.build_trainer
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -82,25 +83,24 @@ def test_a_resumed_run_equals_one_never_stopped(stop, scheduler, data, tmp_path,
             lambda *a, callbacks, **k: build(*a, callbacks=[*callbacks, Stop(*stop)], **k),
         )
         with pytest.raises(OSError, match="killed"):
-            train_here(config, tmp_path / "stopped")
+            train_folds(config, tmp_path)
     torch.manual_seed(123)  # whatever the state of the world is at a resume
-    resumed = train_here(config, tmp_path / "stopped")
-    assert resumed.name == whole.name
-    assert same(weights(whole), weights(resumed))
-    histories = [pd.read_csv(run / "fold0" / "history.csv").drop(columns="seconds") for run in (whole, resumed)]
+    resumed = train_folds(config, tmp_path)
+    assert resumed.name == run.name
+    assert same(weights(run), weights(resumed))
+    histories = [pd.read_csv(each / "fold0" / "history.csv").drop(columns="seconds") for each in (run, resumed)]
     pd.testing.assert_frame_equal(*histories, check_exact=True)
-    shards = [read_predictions(run / "fold0" / "oof-0-of-1").frame for run in (whole, resumed)]
+    shards = [read_predictions(each / "fold0" / "oof-0-of-1").frame for each in (run, resumed)]
     pd.testing.assert_frame_equal(*shards, check_exact=True)
 
 
 def test_workers_do_not_change_the_oof(data, tmp_path):
     files = []
-    for workers in (0, 1, 4):
+    for workers in (0, 4):
         config = tiny_config(data, "multiclass", f"data.workers={workers}", "augmentation=light", "fold=0", "epochs=1")
-        files.append(
-            (train_here(config, tmp_path / str(workers)) / "fold0/oof-0-of-1/predictions.parquet").read_bytes()
-        )
-    assert files[0] == files[1] == files[2]
+        run = train_folds(config, tmp_path / str(workers))
+        files.append((run / "fold0/oof-0-of-1/predictions.parquet").read_bytes())
+    assert files[0] == files[1]
 
 
 def test_runs_differ_by_what_matters(data, tmp_path):
@@ -114,7 +114,7 @@ def test_runs_differ_by_what_matters(data, tmp_path):
 
 def test_a_chosen_run_goes_on_by_its_own_config(data, tmp_path):
     """`run=` with another command line, whose data and metric must take no part."""
-    run = train_here(tiny_config(data, "multiclass", "fold=0", "metric=macro_f1", "epochs=1"), tmp_path)
+    run = train_folds(tiny_config(data, "multiclass", "fold=0", "metric=macro_f1", "epochs=1"), tmp_path)
     other = tiny_config(data, "multilabel", f"run={run}", "epochs=3", "data.root=/nowhere")
     assert train_here(other, tmp_path) == run
     assert {json.loads((run / f"fold{fold}/metrics.json").read_text())["epochs"] for fold in (0, 1)} == {1}
@@ -126,8 +126,7 @@ def test_what_is_frozen_stays(data, tmp_path):
     """In a phase that trains the head, no other weight moves and no batch norm thaws."""
     config = tiny_config(data, "multiclass", "fold=0", "epochs=0", "phases=frozen_warmup")
     prepared = prepare_tiny(config)
-    run = train_here(config, tmp_path)
-    trained = weights(run)
+    trained = weights(train_folds(config, tmp_path))
     pl.seed_everything(folds.sample_seed(config["seed"], 0, "initial weights"))
     initial = folds.build_normalized(config, folds.build_spec(config, prepared)).net
     head = {
@@ -139,7 +138,7 @@ def test_what_is_frozen_stays(data, tmp_path):
 
 def test_everything_trains_in_the_last_phase(data, tmp_path):
     config = tiny_config(data, "multiclass", "fold=0", "epochs=1", "phases=frozen_warmup")
-    run = train_here(config, tmp_path)
+    run = train_folds(config, tmp_path)
     prepared = prepare_tiny(config)
     pl.seed_everything(folds.sample_seed(config["seed"], 0, "initial weights"))
     initial = folds.build_normalized(config, folds.build_spec(config, prepared)).net.state_dict()
@@ -149,8 +148,10 @@ def test_everything_trains_in_the_last_phase(data, tmp_path):
 
 def test_ema_is_scored_and_differs_from_the_last_weights(data, tmp_path):
     config = tiny_config(data, "multiclass", "fold=0", "callbacks=ema", "callbacks.ema.decay=0.9")
-    run = train_here(config, tmp_path)
-    last = torch.load(run / "fold0" / "last.ckpt", weights_only=True)["state_dict"]
+    run = train_folds(config, tmp_path)
+    checkpoint = torch.load(run / "fold0" / "last.ckpt", weights_only=True)  # tensors and plain values, nothing else
+    assert checkpoint["epoch"] == 1
+    last = checkpoint["state_dict"]
     averaged = weights(run)
     differs = [key for key in averaged if not torch.equal(averaged[key], last[f"network.net.{key}"])]
     assert any(key.endswith("weight") for key in differs)
@@ -159,8 +160,9 @@ def test_ema_is_scored_and_differs_from_the_last_weights(data, tmp_path):
 
 def test_labels_decide_the_score(data, tmp_path):
     """A pipeline that mixes rows up cannot learn; this one reaches a score that chance does not."""
-    run = train_here(tiny_config(data, "multiclass", "epochs=15", "optimizer.lr=0.003", "augmentation=none"), tmp_path)
-    assert json.loads((run / "metrics.json").read_text())["overall"] > 0.8
+    config = tiny_config(data, "multiclass", "fold=0", "epochs=15", "optimizer.lr=0.003", "augmentation=none")
+    run = train_folds(config, tmp_path)
+    assert json.loads((run / "fold0" / "metrics.json").read_text())["score"] > 0.8
 
 
 def test_always_train_rows_are_trained_and_never_scored(data, tmp_path):
@@ -202,7 +204,7 @@ def test_units_are_scored_once(data, tmp_path):
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_state(data, tmp_path):
     config = tiny_config(data, "multiclass", "fold=0", "optimizer.opt=sgd", "optimizer.lr=1e30", "scheduler=constant")
     with pytest.raises(FloatingPointError, match="optimizer.lr"):
-        train_here(config, tmp_path)
+        train_folds(config, tmp_path)
     run = next(tmp_path.iterdir())
     assert not (run / "fold0" / "metrics.json").exists() and not (run / "fold0" / "model").exists()
 

@@ -81,24 +81,30 @@ def prepare_tiny(config: dict[str, Any]) -> Prepared:
     return prepare(config["data"], config["task"], config["seed"], make_folds=True, progress=False)
 
 
-def open_tiny(config: dict[str, Any], folder: Path) -> Path:
+def open_tiny(config: dict[str, Any], folder: Path, prepared: Prepared | None = None) -> Path:
     """The folder of the run that `train.py` would open, in `folder`."""
-    identity = make_identity(config, 1, hash_contents(config, prepare_tiny(config)))
+    identity = make_identity(config, 1, hash_contents(config, prepared or prepare_tiny(config)))
     return open_run(config, identity, {"accelerator": "cpu", "devices": ["cpu"], "cpus": 1}, folder)
 
 
-def train_here(config: dict[str, Any], folder: Path) -> Path:
-    """What `train.py` does, in this process instead of one a fold; the folder of the run."""
+def train_folds(config: dict[str, Any], folder: Path) -> Path:
+    """Train the folds in this process instead of one a fold, without what follows the last one; the run's folder."""
     from competition.training.fold import train_fold
     from competition.training.processes import Place
 
-    if config["run"] is not None:
-        config = continued_config(config)
     prepared = prepare_tiny(config)
-    run = open_tiny(config, folder)
+    run = open_tiny(config, folder, prepared)
     for fold in choose_folds(config["fold"], prepared):
         if not (run / f"fold{fold}" / "metrics.json").exists():
             train_fold(run, fold, config, Place())
             finish_fold(run, fold, config, prepared, world=1)
-    finish_run(run, config, prepared)
+    return run
+
+
+def train_here(config: dict[str, Any], folder: Path) -> Path:
+    """All that `train.py` does, in this process: the folds, then score and report, which take longer here."""
+    if config["run"] is not None:
+        config = continued_config(config)
+    run = train_folds(config, folder)
+    finish_run(run, config, prepare_tiny(config))
     return run

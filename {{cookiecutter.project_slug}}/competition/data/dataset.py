@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from competition.data.augmentation import Augmentation
-from competition.data.images import fit_image, image_hw, read_image, read_mask, resize_mask, to_unit
+from competition.data.images import ImageError, fit_image, image_hw, read_image, read_mask, resize_mask, to_unit
 from competition.data.table import Table
 
 
@@ -92,8 +92,11 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: Draw | tuple[int, int]) -> dict[str, Any]:
         row, epoch, repeat = Draw(*index)
-        image = to_unit(read_image(self.table.image_path(row), self.mode), self.scale)
-        mask = read_mask(self.table.mask_path(row)) if self.table.target is None else None
+        try:
+            image = to_unit(read_image(self.table.image_path(row), self.mode), self.scale)
+            mask = read_mask(self.table.mask_path(row)) if self.table.target is None else None
+        except ImageError as error:
+            raise ImageError(f"{error} (id {self.ids[row]!r})") from error
         if self.augmentation is not None:
             image, mask = self.augmentation(image, mask, sample_seed(self.seed, epoch, self.ids[row], repeat))
         image = np.ascontiguousarray(fit_image(image, self.size, self.fit).transpose(2, 0, 1))

@@ -12,10 +12,13 @@ folds do not depend on the order of the rows.
 import hashlib
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from competition.data.problems import some
+from competition.data.table import Table
 from competition.files import write_atomic
 
 
@@ -112,6 +115,27 @@ def folds_hash(folds: Mapping[str, int]) -> str:
     """The name of these folds: 16 hexadecimal digits of SHA-256 over the sorted lines `id,fold`."""
     lines = sorted(f"{name},{fold}" for name, fold in folds.items())
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def table_folds(table: Table, data: Mapping[str, Any]) -> dict[str, int]:
+    """The fold of each id of a table, -1 for rows that are never scored: its own column, or folds.csv.
+
+    Args:
+        data: the `data` part of the config that the table was read by.
+
+    Raises:
+        ValueError: there is no folds.csv, or it lacks rows.
+    """
+    if "fold" in table.frame:
+        return dict(zip(table.ids, table.frame["fold"].tolist(), strict=True))
+    path, command = Path(data["prepared"]) / "folds.csv", f"python prepare.py --data {data['name']}"
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; make it with: {command}")
+    stored = read_folds(path)
+    missing = [id for id in table.ids if id not in stored]
+    if missing:
+        raise ValueError(f"{len(missing)} rows have no fold in {path}: {some(missing)}; {command} adds them")
+    return {id: stored[id] for id in table.ids}
 
 
 def _hashes(names: np.ndarray, seed: int) -> np.ndarray:

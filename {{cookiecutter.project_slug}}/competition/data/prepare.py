@@ -89,17 +89,6 @@ def check_test_table(data: Mapping[str, Any], task: str, prepared: Prepared, pro
     return table
 
 
-def draw_samples(data: Mapping[str, Any], prepared: Prepared) -> Path:
-    """Draw `samples.png`, images of every class with their labels or masks, unless it is up to date."""
-    path, table = Path(data["prepared"]) / "samples.png", prepared.table
-    sources = (table.path, Path(data["prepared"]) / "images.csv")
-    if not path.exists() or any(path.stat().st_mtime_ns < source.stat().st_mtime_ns for source in sources):
-        from competition.data.gallery import write_gallery
-
-        write_gallery(path, table, stratification_target(table, prepared.scan), data)
-    return path
-
-
 def stratification_target(table: Table, scan: pd.DataFrame) -> np.ndarray:
     """(N, C) 0 or 1, what folds are balanced by: labels, the likeliest class of soft targets, classes in a mask."""
     if table.target is None:

@@ -33,17 +33,26 @@ class Check:
         self.unit = "line" if path.suffix == ".csv" else "row"
 
     def rows(self, bad: Any, message: str | Callable[[int], str]) -> None:
-        """Add a problem for each row where `bad` is true; `message` is a text or gives one for a row."""
-        for row in np.flatnonzero(np.asarray(bad, dtype=bool)).tolist():
-            self.row(row, message if isinstance(message, str) else message(row))
+        """Add a problem for the rows where `bad` is true; `message` is a text or gives one for a row.
 
-    def row(self, row: int, message: str) -> None:
-        """Add a problem of one row."""
-        self.problems.append(f"{self.unit} {self.lines[row]} (id {self.ids[row]!r}): {message}")
+        Rows of the same message are one problem, which names the first of them.
+        """
+        rows_of: dict[str, list[int]] = {}
+        for row in np.flatnonzero(np.asarray(bad, dtype=bool)).tolist():
+            rows_of.setdefault(message if isinstance(message, str) else message(row), []).append(row)
+        for text, rows in rows_of.items():
+            self.problems.append(f"{self.name_rows(rows)}: {text}")
+
+    def name_rows(self, rows: Sequence[int]) -> str:
+        """Some rows, as text: their lines, and the id of the first."""
+        first = repr(self.ids[rows[0]])
+        if len(rows) == 1:
+            return f"{self.unit} {self.lines[rows[0]]} (id {first})"
+        return f"{len(rows):,} rows, {self.name_lines(rows)} (the first id is {first})"
 
     def name_lines(self, rows: Any) -> str:
-        """The lines of some rows, as text."""
-        return f"{self.unit}s {', '.join(str(line) for line in self.lines[rows])}"
+        """The lines of several rows, as text."""
+        return f"{self.unit}s {some(self.lines[rows])}"
 
     def stop_if_bad(self) -> None:
         """Raise what was collected as a TableError."""
@@ -55,3 +64,8 @@ def has_stray_blanks(values: pd.Series) -> np.ndarray:
     """True where a text has white space at an end, two in a row, or another kind than a plain blank."""
     codes, unique = pd.factorize(values)
     return np.array([value != " ".join(value.split()) for value in unique], dtype=bool)[codes]
+
+
+def some(names: Sequence[Any], most: int = 5) -> str:
+    """The first names, and how many more."""
+    return ", ".join(map(str, names[:most])) + (f" and {len(names) - most:,} more" if len(names) > most else "")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from competition.data.image_problems import image_problems, mask_problems
 from competition.data.images import ImageError, default_scale, read_image, read_mask
 from competition.data.table import Table, TableError
 from competition.files import write_atomic
@@ -61,9 +62,9 @@ def scan_images(
     if len(todo):
         known = _scan_into_record(todo, table.root, mode, known, record, progress, failures)
     scan = wanted.merge(known, on=KEY, how="left", validate="many_to_one")
-    problems = _problems(scan, failures, scale)
+    problems = image_problems(scan, failures, scale)
     if table.task == "segmentation" and "mask" in table.frame:
-        problems += _mask_problems(scan, table.classes, ignore_index)
+        problems += mask_problems(scan, table.classes, ignore_index)
     if problems:
         raise TableError(table.path, problems)
     if table.task == "segmentation" and "mask" in table.frame:
@@ -212,57 +213,6 @@ def _measure(root: Path, image_name: str, mask_name: str, mode: str) -> dict[str
 
 def _text(value: float) -> str:
     return repr(_plain(value))
-
-
-def _problems(scan: pd.DataFrame, failures: Mapping[tuple[str, str], str], scale: float | None) -> list[str]:
-    keys = dict.fromkeys(zip(scan["image"], scan["mask"], strict=True))
-    problems = [failures[key] for key in keys if key in failures]
-    read = scan[scan["dtype"].notna()].drop_duplicates("image")
-    for column in ("channels", "dtype"):
-        usual = read[column].mode().tolist()[:1]
-        other = read[~read[column].isin(usual)]
-        problems += [
-            f"{name} has {column} {_name(value)}, most images have {_name(usual[0])}"
-            + (" (mode: rgb or mode: gray makes them equal)" if column == "channels" else "")
-            for name, value in zip(other["image"], other[column], strict=True)
-        ]
-    if scale is None:
-        beyond = read[(read["dtype"] == "float32") & ((read["maximum"] > 1) | (read["minimum"] < 0))]
-        problems += [
-            f"{name} has values from {low:.4g} to {high:.4g}: float images must be within 0 to 1, "
-            "or data.scale must say which value means 1.0"
-            for name, low, high in zip(beyond["image"], beyond["minimum"], beyond["maximum"], strict=True)
-        ]
-    return problems
-
-
-def _name(value: Any) -> str:
-    return f"{value:.0f}" if isinstance(value, float) else str(value)
-
-
-def _mask_problems(scan: pd.DataFrame, classes: tuple[str, ...], ignore_index: int | None) -> list[str]:
-    problems = []
-    seen: set[int] = set()
-    for row in scan[scan["dtype"].notna()].itertuples():
-        if (row.mask_height, row.mask_width) != (row.height, row.width):
-            problems.append(
-                f"{row.mask} is {row.mask_height:.0f} x {row.mask_width:.0f} (height x width), "
-                f"its image {row.image} is {row.height:.0f} x {row.width:.0f}"
-            )
-        values = {int(pair.split(":")[0]) for pair in row.values.split()}
-        seen |= values
-        wrong = sorted(value for value in values if value >= len(classes) and value != ignore_index)
-        if wrong:
-            problems.append(
-                f"{row.mask} has the values {', '.join(map(str, wrong))}, which are neither classes "
-                f"(0 to {len(classes) - 1}) nor ignore_index ({ignore_index})"
-            )
-    if not problems and len(seen - {ignore_index}) < 2:
-        problems.append(
-            f"all masks together have only the values {sorted(seen)}: "
-            f"with ignore_index {ignore_index} there is nothing to tell apart"
-        )
-    return problems
 
 
 def _class_pixels(values: str, classes: int) -> np.ndarray:

@@ -7,13 +7,14 @@ file. Everything that is wrong with it is found at once and listed with its line
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from competition.data.problems import Check, TableError, has_stray_blanks
+from competition.data.columns import check_ids, check_paths, fold_column, text_column, weight_column
+from competition.data.problems import Check, TableError
 from competition.data.targets import check_class_names, check_units, hard_targets, soft_targets
 
 TASKS = ("multiclass", "multilabel", "segmentation")
@@ -138,19 +139,19 @@ def read_table(
     frame = raw.drop(columns=[name for name in raw.columns if name in canonical_names])
     for canonical in ("id", "image", "mask", "group", "unit"):
         if canonical in declared:
-            frame[canonical] = _text(raw[declared[canonical]])
+            frame[canonical] = text_column(raw[declared[canonical]])
     check.ids = frame["id"].to_numpy(object)
-    _check_ids(frame["id"], check)
+    check_ids(frame["id"], check)
     for canonical in ("group", "unit"):
         if canonical in declared:
             check.rows(frame[canonical] == "", f"column {declared[canonical]!r} is empty")
     for canonical in ("image", "mask"):
         if canonical in declared:
-            _check_paths(frame[canonical], root, canonical, check)
+            check_paths(frame[canonical], root, canonical, check)
     if "weight" in declared:
-        frame["weight"] = _weights(raw[declared["weight"]], check)
+        frame["weight"] = weight_column(raw[declared["weight"]], check)
     if "fold" in declared:
-        frame["fold"] = _folds(raw[declared["fold"]], check)
+        frame["fold"] = fold_column(raw[declared["fold"]], check)
 
     names = check_class_names(classes, task, check)
     target = None
@@ -160,7 +161,7 @@ def read_table(
                 "segmentation needs data.classes: the list of class names, class i being the pixel value i"
             )
     elif has_target and isinstance(columns.target, str | None):
-        names, target = hard_targets(_text(raw[target_columns[0]]), task, names, check)
+        names, target = hard_targets(text_column(raw[target_columns[0]]), task, names, check)
     elif has_target:
         names, target = soft_targets(raw, target_columns, task, names, check)
     if target is not None and "unit" in declared:
@@ -211,59 +212,3 @@ def _read_file(path: Path, check: Check) -> pd.DataFrame:
     frame = frame[(frame != "").any(axis=1)]  # blank lines are passed over, but count
     check.lines = frame.index.to_numpy() + 1
     return frame.reset_index(drop=True)
-
-
-def _text(column: pd.Series) -> pd.Series:
-    """The column as text; a missing value is empty."""
-    return column.astype(object).where(column.notna(), "").map(str)
-
-
-def _check_ids(ids: pd.Series, check: Check) -> None:
-    check.rows(ids == "", "the id is empty")
-    check.rows(has_stray_blanks(ids), "the id has blanks at its ends or in a row")
-    repeated = ids[ids.duplicated(keep=False) & (ids != "")]
-    for name, rows in repeated.groupby(repeated, sort=False).indices.items():
-        check.problems.append(f"the id {name!r} is there more than once: {check.name_lines(repeated.index[rows])}")
-
-
-def _check_paths(paths: pd.Series, root: Path, what: str, check: Check) -> None:
-    """Every path must be relative, name a file, and stay under the root after links are resolved."""
-    real_root = root.resolve()
-    folder_is_inside: dict[Path, bool] = {}  # folders are resolved once: a million files lie in few of them
-
-    def problem(text: str) -> str | None:
-        if not text:
-            return f"the {what} path is empty"
-        if "\\" in text:
-            return f"the {what} path {text!r} has a backslash; write paths with /"
-        relative = PurePosixPath(text)
-        if relative.is_absolute() or ".." in relative.parts:
-            return f"the {what} path {text!r} must be relative to the data root {root}, without '..'"
-        file = root / relative
-        if not file.is_file():
-            return f"the {what} file {file} does not exist"
-        if file.parent not in folder_is_inside:
-            folder_is_inside[file.parent] = file.parent.resolve().is_relative_to(real_root)
-        inside = folder_is_inside[file.parent]
-        if file.is_symlink():
-            inside = file.resolve().is_relative_to(real_root)
-        return None if inside else f"the {what} path {text!r} is a link that leaves the data root {root}"
-
-    found = [problem(text) for text in paths]
-    check.rows([message is not None for message in found], lambda row: str(found[row]))
-
-
-def _weights(column: pd.Series, check: Check) -> pd.Series:
-    weight = pd.to_numeric(column, errors="coerce").astype(float)
-    bad = ~np.isfinite(weight) | (weight < 0)
-    check.rows(bad, lambda row: f"the weight {column.iat[row]!r} is not a number of 0 or more")
-    if not bad.any() and weight.sum() == 0:
-        check.problems.append("all weights are 0")
-    return weight
-
-
-def _folds(column: pd.Series, check: Check) -> pd.Series:
-    fold = pd.to_numeric(column, errors="coerce").astype(float)
-    bad = ~np.isfinite(fold) | (fold < -1) | (fold != np.floor(fold))
-    check.rows(bad, lambda row: f"the fold {column.iat[row]!r} is not a whole number of -1 (always train) or more")
-    return fold.where(~bad, -1).astype(int)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from competition.data.problems import Check, has_stray_blanks
+from competition.data.problems import Check, TableError, has_stray_blanks, some
 
 # Columns of a prediction file, which also has one column a class.
 RESERVED_CLASSES = ("id", "fold", "snapshot", "view")
@@ -56,10 +56,19 @@ def hard_targets(
         if len(names) < (1 if multilabel else 2):
             check.problems.append(f"the table has {len(names)} classes; {task} needs {1 if multilabel else 2} or more")
     else:
-        known = set(names)
-        unknown = np.array([bool(set(parts) - known - {""}) for parts in parsed], dtype=bool)[codes]
-        listed = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
-        check.rows(unknown, lambda row: f"unknown label in {labels.iat[row]!r}; the classes are {listed}")
+        listed = f"the classes are {some(names, 20)}"
+        unknown = sorted(found - set(names))
+        if len(unknown) > TableError.shown:
+            having = np.array([not set(parts) <= {*names, ""} for parts in parsed])[codes]
+            check.rows(
+                having,
+                f"{len(unknown)} unknown labels, such as {some(list(map(repr, unknown)), 3)}; {listed}: is "
+                f"data.columns.target the column of the labels, and the task {task}?",
+            )
+        else:
+            for name in unknown:
+                having = np.array([name in parts for parts in parsed])[codes]
+                check.rows(having, f"unknown label {name!r}; {listed}: correct it, or add it to data.classes")
         if multilabel:
             for name in (name for name in names if len(name.split()) != 1):
                 check.problems.append(f"the class {name!r} has a blank, which separates labels; rename it")
@@ -87,9 +96,12 @@ def soft_targets(
         return names, None
     numbers = raw[names].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     outside = ~((numbers >= 0) & (numbers <= 1))
-    for row, column in np.argwhere(outside).tolist():
-        name = names[column]
-        check.row(row, f"{name} is {raw[name].iat[row]!r}, not within 0 to 1")
+
+    def say(row: int) -> str:
+        bad = [f"{name} is {raw[name].iat[row]!r}" for name, wrong in zip(names, outside[row], strict=True) if wrong]
+        return f"{', '.join(bad)}, not within 0 to 1"
+
+    check.rows(outside.any(axis=1), say)
     if task == "multiclass":
         sums = numbers.sum(axis=1)
         wrong = ~outside.any(axis=1) & (np.abs(sums - 1) > SOFT_SUM_TOLERANCE)

@@ -62,7 +62,8 @@ def write_overlays(folder: Path, table: Table, count: int) -> None:
     """Paint the answer over `count` images, evenly spread, into `<folder>/overlays`."""
     if not count:
         return
-    from competition.reporting.figures import overlay, to_png
+    from competition.reporting.figures import to_png
+    from competition.reporting.pictures import overlay
 
     predictions = read_predictions(folder)
     row_of = {id: row for row, id in enumerate(table.ids)}

@@ -8,11 +8,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
-from competition.data.folds import read_folds
+from competition.data.folds import table_folds
 from competition.data.table import Columns, Table, read_table
+from competition.inference.device import choose_device
 from competition.inference.inspection import equal_images, print_shares, progress_bar, write_overlays
 from competition.inference.predictor import Predictor
 from competition.inference.runs import TrainedRun, check_together, open_run
@@ -146,15 +146,14 @@ def _predict_job(
 
 
 def oof_jobs(run: TrainedRun, table: Table) -> list[Job]:
-    """The held-out rows of each fold."""
-    if "fold" in table.frame:
-        fold_of = dict(zip(table.ids, table.frame["fold"].tolist(), strict=True))
-    else:
-        fold_of = read_folds(Path(run.data["prepared"]) / "folds.csv")
-    missing = [id for id in table.ids if id not in fold_of]
-    if missing or run.missing_folds:
-        problem = f"{len(missing)} rows have no fold" if missing else f"folds {run.missing_folds} have no model yet"
-        raise ValueError(f"{problem}: out-of-fold predictions need every row's fold and its model")
+    """The held-out rows of each fold.
+
+    Raises:
+        ValueError: a row has no fold, or a fold no model yet.
+    """
+    if run.missing_folds:
+        raise ValueError(f"folds {run.missing_folds} have no model yet: every row needs the model of its fold")
+    fold_of = table_folds(table, run.data)
     return [Job([row for row, id in enumerate(table.ids) if fold_of[id] == fold], fold) for fold in run.folds]
 
 
@@ -182,21 +181,6 @@ def output_folders(runs: Sequence[TrainedRun], what: str, choices: Choices, out:
     if len(set(folders)) < len(folders):
         raise ValueError("several runs have the same name: predict them in two commands")
     return folders
-
-
-def choose_device(name: str) -> str:
-    """A device that is there.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name} cannot be used ({str(error).splitlines()[0]}): try --device cpu") from error
-    return name
 
 
 def _read_table(run: TrainedRun, oof: bool, table_path: Path | None) -> Table:

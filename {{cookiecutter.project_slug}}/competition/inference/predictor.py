@@ -6,42 +6,23 @@ grow with the number of images. It is used for the out-of-fold predictions and b
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torch.utils.data import DataLoader, Dataset
 
-from competition.data.augmentation import Augmentation, build_transforms
-from competition.data.dataset import sample_seed
-from competition.data.images import ImageError, fit_image, read_image, to_unit
+from competition.data.images import ImageError
+from competition.inference.reading import Batch, Images, Preprocessing, load_batches
 from competition.inference.tiles import predict_tiled
 from competition.inference.tta import TTA, average
 from competition.inference.weights import ModelSpec
-from competition.models.networks import Normalized
+from competition.models.normalized import Normalized
 
 PRECISIONS = {"32": None, "32-true": None, "16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a model wants its images; models that agree share them."""
-
-    mode: str
-    scale: float | None
-    image_size: Sequence[int]
-    fit: str
-    channels: int
-
-
-# The image as each preprocessing wants it, its stored (height, width), and what is wrong with it.
-Item = tuple[list[Tensor], tuple[int, int], str | None]
 
 
 class Predictor:
@@ -100,7 +81,7 @@ class Predictor:
         self.batch_size = max(1, batch_size // len(tta.names))
         self.workers = workers
         self.dtype = PRECISIONS[precision]
-        wanted = [Preprocessing(spec.mode, spec.scale, spec.image_size, spec.fit, spec.channels) for _, spec in models]
+        wanted = [Preprocessing.of(spec) for _, spec in models]
         self.preprocessings = list(dict.fromkeys(wanted))
         self.inputs = [self.preprocessings.index(preprocessing) for preprocessing in wanted]
 
@@ -116,57 +97,48 @@ class Predictor:
         """
         if not len(paths):
             return
-        loader = DataLoader(
-            _Images(list(paths), self.preprocessings, self.tta, self.tiles),
-            batch_size=1 if self.tiles else self.batch_size,
-            num_workers=min(self.workers, len(paths)),
-            collate_fn=_collate,
-            pin_memory=self.device.type == "cuda",
-            worker_init_fn=_start_worker,
-            generator=torch.Generator(),  # its own, so that predicting does not move the caller's
-        )
-        index = 0
-        for images, sizes, error in loader:
-            if error:
-                raise ImageError(error)
-            results = self._predict_tiles(images) if self.tiles else self._predict_batch(images, sizes)
-            for result in results:
-                yield index, result
-                index += 1
+        images = Images(paths, self.preprocessings, self.tta, self.tiles)
+        for batch in load_batches(images, self.batch_size, self.workers, self.device):
+            if batch.bad:
+                raise ImageError("\n".join(item.problem for item in batch.bad))
+            results = self._predict_tiles(batch.images) if self.tiles else self._predict_batch(batch)
+            yield from zip(batch.numbers, results, strict=True)
 
     @torch.inference_mode()
-    def _predict_batch(self, images: list[Tensor], sizes: list[tuple[int, int]]) -> Iterator[np.ndarray]:
-        moved = [batch.to(self.device, non_blocking=True) for batch in images]
-        results = [self._views(net, moved[place]) for net, place in zip(self.nets, self.inputs, strict=True)]
-        for row, size in enumerate(sizes):
+    def _predict_batch(self, batch: Batch) -> Iterator[np.ndarray]:
+        moved = [images.to(self.device, non_blocking=True) for images in batch.images]
+        results = [self.predict_views(net, moved[place]) for net, place in zip(self.nets, self.inputs, strict=True)]
+        for row, size in enumerate(batch.sizes):
             own = [result[row] for result in results]
             if self.task == "segmentation":
                 maps = [interpolate(views, size, mode="bilinear", align_corners=False) for views in own]
                 own = [views.clamp(0, 1) for views in maps]  # rounding of the weights can reach above 1
             yield torch.stack(own).cpu().numpy()
 
-    @torch.inference_mode()
     def _predict_tiles(self, images: list[Tensor]) -> Iterator[np.ndarray]:
-        maps = []
-        for net, place in zip(self.nets, self.inputs, strict=True):
-            maps.append(
-                predict_tiled(
-                    images[place][0, 0].numpy(),
-                    partial(self._probabilities, net),
-                    self.preprocessings[place].image_size,
-                    self.classes,
-                    self.batch_size,
-                )
-            )
+        maps = [self.predict_tiles(net, images[place]) for net, place in zip(self.nets, self.inputs, strict=True)]
         yield np.stack(maps)[:, None]
 
-    def _views(self, net: Normalized, x: Tensor) -> Tensor:
-        """(B, V, C) or (B, V, C, H, W) of images (B, D, channels, H, W) in D draws."""
+    @torch.inference_mode()
+    def predict_views(self, net: Normalized, x: Tensor) -> Tensor:
+        """(B, V, C), or maps (B, V, C, H, W) of the size of `x`: images (B, D, channels, H, W) in D draws."""
         results = self.tta.predict(partial(self._probabilities, net), x.flatten(0, 1))
         by_draw = [result.unflatten(0, x.shape[:2])[:, draw] for draw in range(x.shape[1]) for result in results]
         if len(self.views) > 1:
             return torch.stack(by_draw, 1)
         return average(by_draw, self.tta.mean, self.task != "multilabel").unsqueeze(1)
+
+    @torch.inference_mode()
+    def predict_tiles(self, net: Normalized, x: Tensor) -> np.ndarray:
+        """The map (C, H, W) uint8 of one picture (1, 1, channels, H, W) by tiles."""
+        place = self.inputs[self.nets.index(net)]
+        return predict_tiled(
+            x[0, 0].numpy(),
+            partial(self._probabilities, net),
+            self.preprocessings[place].image_size,
+            self.classes,
+            self.batch_size,
+        )
 
     def _probabilities(self, net: Normalized, x: Tensor) -> Tensor:
         with self._precision():
@@ -175,59 +147,3 @@ class Predictor:
 
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
-
-
-class _Images(Dataset):
-    """An image as each preprocessing wants it (draws, C, H, W), and its stored (height, width); or what is wrong.
-
-    An error is a text, because a DataLoader wraps an error of its workers in their traceback.
-    """
-
-    def __init__(self, paths: list[Path], preprocessings: list[Preprocessing], tta: TTA, tiles: bool) -> None:
-        self.paths, self.preprocessings, self.draws, self.tiles = paths, preprocessings, tta.draws, tiles
-        self.augmentation = Augmentation(build_transforms(tta.transforms)) if tta.draws else None
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Item:
-        read: dict[str, np.ndarray] = {}
-        tensors = []
-        for wanted in self.preprocessings:
-            if wanted.mode not in read:
-                try:
-                    read[wanted.mode] = read_image(self.paths[index], wanted.mode)
-                except ImageError as error:
-                    return [], (0, 0), str(error)
-            image = read[wanted.mode]
-            if image.shape[2] != wanted.channels:
-                problem = f"has {image.shape[2]} channels, and the model was trained on {wanted.channels}"
-                return [], (0, 0), f"{self.paths[index]} {problem}"
-            drawn = self._draws(to_unit(image, wanted.scale), self.paths[index].name)
-            fitted = drawn if self.tiles else [fit_image(draw, wanted.image_size, wanted.fit) for draw in drawn]
-            tensors.append(torch.from_numpy(np.stack([image.transpose(2, 0, 1) for image in fitted])))
-        height, width = next(iter(read.values())).shape[:2]
-        return tensors, (height, width), None
-
-    def _draws(self, image: np.ndarray, name: str) -> list[np.ndarray]:
-        """The image, or so many draws of it, which depend on its name alone."""
-        if self.augmentation is None:
-            return [image]
-        return [self.augmentation(image, None, sample_seed(0, draw, name))[0] for draw in range(self.draws)]
-
-
-def _collate(items: list[Item]) -> tuple[list[Tensor], list[tuple[int, int]], str | None]:
-    """A batch for each preprocessing, the sizes, and all errors in one text."""
-    errors = [error for _, _, error in items if error]
-    if errors:
-        return [], [], "\n".join(errors)
-    batches = []
-    for tensors in zip(*(tensors for tensors, _, _ in items), strict=True):
-        if len({tensor.dtype for tensor in tensors}) > 1:  # 8-bit images among 16-bit ones
-            tensors = tuple(tensor if tensor.is_floating_point() else tensor.float() / 255 for tensor in tensors)
-        batches.append(torch.stack(tensors))
-    return batches, [size for _, size, _ in items], None
-
-
-def _start_worker(_: int) -> None:
-    cv2.setNumThreads(0)  # the workers are the parallelism; their threads would get in each other's way

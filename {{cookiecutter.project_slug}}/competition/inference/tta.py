@@ -72,6 +72,17 @@ class TTA:
             )
         return cls(**config)
 
+    @classmethod
+    def from_names(cls, names: Sequence[str], mean: str) -> "TTA":
+        """The TTA of views by their names, as the header of a prediction has them; not of random draws.
+
+        Raises:
+            ValueError: a name of no view, or an unknown mean.
+        """
+        tta = cls(mean=mean)
+        tta.views = tuple(View.from_name(name) for name in names)
+        return tta
+
     @property
     def names(self) -> list[str]:
         """A name for each view, of each draw."""

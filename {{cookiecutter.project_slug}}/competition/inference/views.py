@@ -69,6 +69,22 @@ class View:
     scale: float = 1.0
     crop: str | None = None
 
+    @classmethod
+    def from_name(cls, name: str) -> "View":
+        """The view that has this `name`.
+
+        Raises:
+            ValueError: there is no such view.
+        """
+        symmetry, _, where = name.partition("@")
+        try:
+            view = cls(symmetry, crop=where) if where in CROPS else cls(symmetry, float(where or 1))
+        except ValueError:
+            view = cls("")
+        if symmetry not in SYMMETRIES or view.name != name:
+            raise ValueError(f"there is no view {name}")
+        return view
+
     @property
     def name(self) -> str:
         """`hflip`, `hflip@0.75` or `hflip@top-left`."""

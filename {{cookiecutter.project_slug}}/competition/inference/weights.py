@@ -18,7 +18,8 @@ from torch import nn
 from competition import FORMAT_VERSION
 from competition.data.images import FITS, MODES
 from competition.files import read_json, sha256_file, write_atomic, write_json
-from competition.models.networks import Normalized, build_network
+from competition.models.networks import build_network
+from competition.models.normalized import Normalized
 
 WEIGHTS, SPEC = "model.safetensors", "model.json"
 ARCHITECTURE_KEYS = ("library", "name", "encoder", "options")

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from competition.data.dataset import sample_seed
-from competition.models.networks import Normalized, set_trainable
+from competition.models.normalized import Normalized, set_trainable
 from competition.models.schedule import Plateau, Schedule
 
 

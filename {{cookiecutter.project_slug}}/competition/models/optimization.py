@@ -7,7 +7,7 @@ import timm
 from torch import nn
 from torch.optim import Optimizer
 
-from competition.models.networks import Normalized
+from competition.models.normalized import Normalized
 
 
 def build_optimizer(

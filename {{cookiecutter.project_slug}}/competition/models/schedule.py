@@ -148,7 +148,7 @@ def _anneal(share: float, high: float, low: float) -> float:
 class Phase:
     """A stretch of training: so many epochs, what is trainable in it, and a factor for the base rates.
 
-    `frozen_norms`: batch norms outside the head keep their statistics, see `networks.set_trainable`.
+    `frozen_norms`: batch norms outside the head keep their statistics, see `normalized.set_trainable`.
     `snapshot`: a model is kept at its end. `start`: "best" begins from the weights of the epoch with the best score so
     far, by the fold's own validation. `rows`: what is trained on; None: all there are.
     """

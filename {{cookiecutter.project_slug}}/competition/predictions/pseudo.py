@@ -22,7 +22,7 @@ import pandas as pd
 
 from competition.data.pseudo import ROW, STUDENT, provenance_path
 from competition.files import write_atomic, write_json
-from competition.predictions.evaluation.weighted import cross_entropy
+from competition.predictions.metrics import cross_entropy
 from competition.predictions.schema import some
 from competition.predictions.teachers import open_teachers
 

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from competition.data.problems import some
+
 SCHEMA_VERSION = 1
 MEMBER = ["fold", "snapshot", "view"]
 KINDS = ("oof", "test")
@@ -183,8 +185,3 @@ def raise_problems(where: Path | str, problems: list[str]) -> None:
     """Raise a PredictionsError where there are problems."""
     if problems:
         raise PredictionsError(where, problems)
-
-
-def some(names: Sequence[Any], most: int = 5) -> str:
-    """The first names, and how many more."""
-    return ", ".join(map(str, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -134,6 +134,11 @@ def run_problems(run: Path) -> list[str]:
             f"{run} is an ensemble: its member for fold k was fitted on the out-of-fold rows of the other folds, whose "
             "models had seen fold k's labels. Name the runs that it is made of, and their plain mean is taken"
         ]
+    if (run / "averaging.json").is_file():
+        return [
+            f"{run} has averaged weights: how many are averaged for fold k was chosen by the scores of models that had "
+            "seen fold k's labels. Name the run that it was made from"
+        ]
     if not (run / IDENTITY).is_file():
         return [f"{run} is not a run of train.py: what its models of fold k have seen, nobody can say"]
     config = read_config(run)

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from competition.config import compose_config, read_config
-from competition.data.folds import folds_hash, read_folds
+from competition.data.folds import folds_hash, table_folds
 from competition.data.table import Columns, Table, read_table
 from competition.predictions.members import average_members
+from competition.predictions.metrics.building import build_metric
 from competition.predictions.schema import PredictionsError, some
 from competition.predictions.store import Predictions
 
@@ -54,10 +55,8 @@ def read_truth(source: Path, data: str | None = None, overrides: Sequence[str] =
         classes = classes or sample_classes(config["task"])
     columns = Columns.from_config(section["columns"])
     table = read_table(section["table"], config["task"], section["root"], columns, classes)
-    folds = _folds(table, Path(section["prepared"]) / "folds.csv", section["name"])
-    from hydra.utils import instantiate
-
-    metric = instantiate(config["metric"], _convert_="all").for_task(config["task"], table.classes)
+    folds = table_folds(table, section)
+    metric = build_metric(config["metric"], config["task"], table.classes)
     return Truth(table, np.array([folds[id] for id in table.ids]), folds_hash(folds), metric, config)
 
 
@@ -121,17 +120,3 @@ def _config(source: Path, data: str | None, overrides: Sequence[str]) -> dict[st
     config = OmegaConf.to_container(compose_config([f"data={data}", "experiment_name=null", *overrides]), resolve=True)
     assert isinstance(config, dict)
     return {str(key): value for key, value in config.items()}
-
-
-def _folds(table: Table, path: Path, name: str) -> dict[str, int]:
-    """The fold of each id: the table's own column, or folds.csv."""
-    if "fold" in table.frame:
-        return dict(zip(table.ids, table.frame["fold"].tolist(), strict=True))
-    if not path.exists():
-        raise ValueError(f"{path} does not exist; make it with: python prepare.py --data {name}")
-    stored = read_folds(path)
-    missing = [id for id in table.ids if id not in stored]
-    if missing:
-        command = f"python prepare.py --data {name}"
-        raise ValueError(f"{len(missing)} rows have no fold in {path}: {some(missing)}; {command} adds them")
-    return {id: stored[id] for id in table.ids}

@@ -1,6 +1,5 @@
 """The report of an evaluation: scores and differences with intervals, where the errors are, and pictures of them."""
 
-import base64
 import html
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from competition.data.images import read_image, read_mask, resize
+from competition.data.images import read_image, read_mask
 from competition.files import write_text
 from competition.predictions.evaluation.evaluate import TWO_FILES, Evaluation
-from competition.predictions.evaluation.evidence import Evidence
+from competition.predictions.evaluation.evidence import Evidence, class_table
 from competition.predictions.evaluation.reliability import expected_calibration_error, reliability_curve
 from competition.predictions.store import iter_average_maps
-from competition.reporting.figures import confusion, gallery, intervals, overlay, reliability, to_png
-from competition.reporting.report import PAGE
+from competition.reporting.figures import confusion, intervals, reliability
+from competition.reporting.pictures import gallery, name_answer, overlay
+from competition.reporting.report import PAGE, figure_html
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 PICTURES = 24  # of a gallery
 OVERLAYS = 4  # segmentation: images of a gallery, each with answer and truth
 SHOWN = 48  # pictures of the visual subset; segmentation: a quarter of it
-LONGEST = 320  # pixels of a thumbnail
 
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:
@@ -44,40 +43,20 @@ def write_evaluation(path: Path, evaluation: Evaluation) -> None:
     for column, rows in scores[scores["column"] != ""].groupby("column", sort=False):
         own = pd.concat([overall, rows])
         own = own[own["metric"] == metric].rename(columns={"value": "label"})
-        parts += [_heading(f"By {column}"), _picture(f"{metric} by {column}", intervals(own, metric))]
+        parts += [_heading(f"By {column}"), figure_html(f"{metric} by {column}", intervals(own, metric))]
         parts.append(_table(rows.drop(columns="column")))
-    parts += [_heading(f"Classes: {first.name}"), _table(class_table(first, evaluation.truth.table.classes))]
+    parts += [_heading(f"Classes: {first.name}"), _table(class_table(first, evaluation.truth))]
     if first.confusion is not None:
         figure = confusion(first.confusion, evaluation.truth.table.classes)
-        parts.append(_picture(f"Confusion matrix: {first.name}", figure))
+        parts.append(figure_html(f"Confusion matrix: {first.name}", figure))
     parts += ["<h2>Calibration</h2>", _calibration(evaluation)]
     shown = _galleries(evaluation, first)
-    parts += [_picture(caption, figure) for caption, figure in shown]
+    parts += [figure_html(caption, figure) for caption, figure in shown]
     if evaluation.notes:
         items = "".join(f"<li>{html.escape(note)}</li>\n" for note in evaluation.notes)
         parts.append(f"<h2>Notes</h2>\n<ul>\n{items}</ul>")
     title = "Evaluation: " + ", ".join(one.name for one in evaluation.evidence)
     write_text(path, PAGE.substitute(title=html.escape(title), body="\n".join(parts)))
-
-
-def class_table(evidence: Evidence, classes: tuple[str, ...]) -> pd.DataFrame:
-    """Precision, recall and F1 of each class; what it counts are units, or pixels. NaN where it does not exist."""
-    right, answered, true = evidence.counts.T.astype(np.float64)
-
-    def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-        return np.divide(above, below, out=np.full(len(below), np.nan), where=below > 0)
-
-    return pd.DataFrame(
-        {
-            "class": classes,
-            "true": true.astype(np.int64),
-            "answered": answered.astype(np.int64),
-            "right": right.astype(np.int64),
-            "precision": ratio(right, answered),
-            "recall": ratio(right, true),
-            "F1": ratio(2 * right, answered + true),
-        }
-    )
 
 
 def _summary(evaluation: Evaluation) -> str:
@@ -103,7 +82,7 @@ def _calibration(evaluation: Evaluation) -> str:
         "segmentation": "the probability of every pixel's answered class",
     }
     caption = f"Reliability of {about[evaluation.truth.task]}; ECE is the expected calibration error"
-    return _picture(caption, reliability(curves))
+    return figure_html(caption, reliability(curves))
 
 
 def _galleries(evaluation: Evaluation, first: Evidence) -> list[tuple[str, "Figure"]]:
@@ -129,23 +108,17 @@ def _thumbnails(
 ) -> list[tuple[str, "Figure"]]:
     table = evaluation.truth.table
     assert table.target is not None and evidence.average is not None
-    images, titles = [], []
-    for row in rows[:SHOWN]:
-        image = read_image(table.image_path(row))
-        shrink = LONGEST / max(image.shape[:2])
-        images.append(image if shrink >= 1 else resize(image, [max(1, round(s * shrink)) for s in image.shape[:2]]))
-        answer = evidence.average.loc[table.ids[row]].to_numpy()
-        titles.append(f"{table.ids[row]}\n{_labels(table, table.target[row])}\n→ {_labels(table, answer)}")
-    more = f" (the first {SHOWN} of {len(rows)})" if len(rows) > SHOWN else ""
+    rows, more = rows[:SHOWN], f" (the first {SHOWN} of {len(rows)})" if len(rows) > SHOWN else ""
+    images = (read_image(table.image_path(row)) for row in rows)
+
+    def named(values: np.ndarray) -> str:
+        return name_answer(table.classes, values, table.task == "multilabel")
+
+    titles = [
+        f"{table.ids[row]}\n{named(table.target[row])}\n→ {named(evidence.average.loc[table.ids[row]].to_numpy())}"
+        for row in rows
+    ]
     return [(f"{caption}: truth → answer{more}", gallery(images, titles))]
-
-
-def _labels(table: Any, values: np.ndarray) -> str:
-    """The labels from 0.5 on, or the largest class with its probability."""
-    if table.task == "multilabel":
-        return " ".join(name for name, value in zip(table.classes, values, strict=True) if value >= 0.5) or "(none)"
-    best = int(values.argmax())
-    return table.classes[best] if values[best] == 1 else f"{table.classes[best]} {values[best]:.2f}"
 
 
 def _overlays(evaluation: Evaluation, evidence: Evidence, caption: str, rows: np.ndarray) -> list[tuple[str, "Figure"]]:
@@ -166,8 +139,3 @@ def _heading(text: str) -> str:
 def _table(frame: pd.DataFrame) -> str:
     with pd.option_context("display.max_colwidth", None):
         return frame.to_html(index=False, border=0, na_rep="—", float_format="{:.4f}".format, justify="left")
-
-
-def _picture(caption: str, figure: "Figure") -> str:
-    data, name = base64.b64encode(to_png(figure)).decode(), html.escape(caption)
-    return f'<figure><figcaption>{name}</figcaption><img alt="{name}" src="data:image/png;base64,{data}"></figure>'

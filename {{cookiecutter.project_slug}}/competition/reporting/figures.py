@@ -1,4 +1,4 @@
-"""Figures of reports, each a function that gives a matplotlib Figure; they work without a screen.
+"""Charts of reports, each a function that gives a matplotlib Figure; they work without a screen.
 
 Nothing fails for having nothing to show, or too much of it: of many classes, those that matter are shown.
 """
@@ -11,23 +11,45 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from competition.data.gallery import overlay as paint
-from competition.data.images import default_scale
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_CLASSES = 40  # more rows and columns cannot be read
 MOST_NUMBERS = 15  # a larger confusion matrix has colours only
-THUMBNAIL = 2.2  # inches
 LINE_COLORS = 10  # of matplotlib's cycle
+DPI = 100  # pixels an inch, which sizes are given in
 
 
 def to_png(figure: "Figure") -> bytes:
     """The figure as a PNG, the same bytes for the same figure."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # once, where savefig lays out and draws a second time
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    Image.fromarray(np.asarray(canvas.buffer_rgba())[:, :, :3]).save(buffer, format="png")
     return buffer.getvalue()
+
+
+def new_figure(width: float, height: float, dpi: int = DPI) -> "Figure":
+    """An empty figure of so many inches, which lays itself out and needs no screen."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+
+
+def nothing_to_show(text: str) -> "Figure":
+    """A figure that says why it is empty."""
+    figure = new_figure(4, 1)
+    figure.text(0.5, 0.5, text, ha="center", va="center", color="0.4")
+    return figure
+
+
+def shorten(text: str, most: int = 24) -> str:
+    """A label of at most so many characters."""
+    text = text.replace("$", r"\$")  # which matplotlib takes for mathematics
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def learning_curves(history: Mapping[int, pd.DataFrame], metric: str = "score") -> "Figure":
@@ -38,8 +60,8 @@ def learning_curves(history: Mapping[int, pd.DataFrame], metric: str = "score") 
     """
     history = {fold: frame for fold, frame in sorted(history.items()) if len(frame)}
     if not history:
-        return _nothing("no epochs yet")
-    figure = _figure(12, 3.4)
+        return nothing_to_show("no epochs yet")
+    figure = new_figure(12, 3.4)
     losses, scores, rates = figure.subplots(1, 3)
     for fold, frame in history.items():
         color = f"C{fold % LINE_COLORS}"
@@ -57,20 +79,13 @@ def learning_curves(history: Mapping[int, pd.DataFrame], metric: str = "score") 
     return figure
 
 
-def confusion_matrix(target: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """(C, C) int64 counts of (true, answered) class: the largest of each row of the target and probability (N, C)."""
-    count = target.shape[1]
-    pairs = target.argmax(axis=1) * count + probability.argmax(axis=1)
-    return np.bincount(pairs, minlength=count**2).reshape(count, count)
-
-
 def confusion(matrix: np.ndarray, classes: Sequence[str]) -> "Figure":
     """A confusion matrix (C, C) of (true, answered) counts, coloured by the share of the true class.
 
     Of more than 40 classes, the 40 with the most errors.
     """
     if not matrix.size or not matrix.sum():
-        return _nothing("no answers yet")
+        return nothing_to_show("no answers yet")
     names, title = list(classes), ""
     if len(names) > MOST_CLASSES:
         errors = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * matrix.diagonal()
@@ -81,7 +96,7 @@ def confusion(matrix: np.ndarray, classes: Sequence[str]) -> "Figure":
     else:
         shares = _shares(matrix)
     side = min(12.0, 2.5 + 0.45 * len(names))
-    figure = _figure(side + 0.8, side)
+    figure = new_figure(side + 0.8, side)
     axis = figure.subplots()
     picture = axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     if len(names) <= MOST_NUMBERS:
@@ -89,8 +104,8 @@ def confusion(matrix: np.ndarray, classes: Sequence[str]) -> "Figure":
             if matrix[row, column]:
                 color = "white" if shares[row, column] > 0.5 else "black"
                 axis.text(column, row, str(matrix[row, column]), ha="center", va="center", color=color, fontsize=8)
-    axis.set_xticks(range(len(names)), [_short(name) for name in names], rotation=90, fontsize=8)
-    axis.set_yticks(range(len(names)), [_short(name) for name in names], fontsize=8)
+    axis.set_xticks(range(len(names)), [shorten(name) for name in names], rotation=90, fontsize=8)
+    axis.set_yticks(range(len(names)), [shorten(name) for name in names], fontsize=8)
     axis.set(xlabel="answered", ylabel="true", title=title)
     figure.colorbar(picture, ax=axis, label="share of the true class", shrink=0.8)
     return figure
@@ -111,18 +126,18 @@ def per_class(
     """
     values = np.asarray(values, float)
     if not len(values):
-        return _nothing("no classes")
+        return nothing_to_show("no classes")
     worst = np.where(np.isnan(values), np.inf, values if greater_is_better else -values)
     order = np.argsort(worst, kind="stable")[:MOST_CLASSES]
     shown = values[order]
-    figure = _figure(8, 1.2 + 0.24 * len(order))
+    figure = new_figure(8, 1.2 + 0.24 * len(order))
     axis = figure.subplots()
     axis.barh(range(len(order)), np.nan_to_num(shown), color="C0", height=0.7)
     for place, value in enumerate(shown):
         text = " does not occur" if math.isnan(value) else f" {value:.3f}"
         axis.text(max(0.0, float(np.nan_to_num(value))), place, text, va="center", fontsize=8)
     counts = [""] * len(values) if support is None else [f"  ({int(count):,})" for count in support]
-    axis.set_yticks(range(len(order)), [_short(classes[index]) + counts[index] for index in order], fontsize=8)
+    axis.set_yticks(range(len(order)), [shorten(classes[index]) + counts[index] for index in order], fontsize=8)
     axis.invert_yaxis()
     axis.margins(x=0.12, y=0.5 / len(order))
     left_out = f": the {MOST_CLASSES} worst of {len(values)} classes" if len(values) > MOST_CLASSES else ""
@@ -136,13 +151,13 @@ def reliability(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]])
     Args:
         curves: by name, of each bin of confidence: mean confidence, share of right answers, count; NaN has no dot.
     """
-    figure = _figure(6, 6.5)
+    figure = new_figure(6, 6.5)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
     for place, (name, (confidence, right, count)) in enumerate(curves.items()):
         color = f"C{place % LINE_COLORS}"
         there = np.isfinite(confidence)
-        upper.plot(confidence[there], right[there], marker="o", markersize=4, color=color, label=_short(name, 40))
+        upper.plot(confidence[there], right[there], marker="o", markersize=4, color=color, label=shorten(name, 40))
         lower.plot(confidence[there], count[there] / count.sum(), marker="o", markersize=4, color=color)
     upper.set(
         ylabel="share that is right",
@@ -162,113 +177,19 @@ def intervals(frame: pd.DataFrame, name: str) -> "Figure":
         frame: columns label, prediction, score, low, high; rows of one label stand together. NaN has no interval.
     """
     labels, predictions = list(dict.fromkeys(frame["label"])), list(dict.fromkeys(frame["prediction"]))
-    figure = _figure(8, 1.2 + 0.16 * len(labels) * (1 + len(predictions)))
+    figure = new_figure(8, 1.2 + 0.16 * len(labels) * (1 + len(predictions)))
     axis = figure.subplots()
     for number, prediction in enumerate(predictions):
         rows = frame[frame["prediction"] == prediction]
         place = [labels.index(label) + (number + 0.5) / len(predictions) * 0.8 - 0.4 for label in rows["label"]]
         color = f"C{number % LINE_COLORS}"
-        axis.plot(rows["score"], place, "o", markersize=4, color=color, label=_short(prediction, 40))
+        axis.plot(rows["score"], place, "o", markersize=4, color=color, label=shorten(prediction, 40))
         axis.hlines(place, rows["low"], rows["high"], color=color)
-    axis.set_yticks(range(len(labels)), [_short(label, 40) for label in labels], fontsize=8)
+    axis.set_yticks(range(len(labels)), [shorten(label, 40) for label in labels], fontsize=8)
     axis.invert_yaxis()
     axis.grid(axis="x", alpha=0.3)
     axis.set_title(name)
     axis.legend(fontsize=8)
-    return figure
-
-
-def worst_rows(target: np.ndarray, probability: np.ndarray, count: int, multilabel: bool = False) -> np.ndarray:
-    """Rows of (N, C) targets and probabilities with the largest cross-entropy, worst first, at most `count`."""
-    clipped = probability.astype(np.float64).clip(1e-15, 1 - 1e-15)
-    loss = -(target * np.log(clipped)).sum(axis=1)
-    if multilabel:
-        loss -= ((1 - target) * np.log1p(-clipped)).sum(axis=1)
-    return np.argsort(-loss, kind="stable")[:count]
-
-
-def gallery(images: Sequence[np.ndarray], titles: Sequence[str], columns: int = 6) -> "Figure":
-    """Images (H, W, C) as read, of any size, depth and number of channels, with their titles."""
-    if not len(images):
-        return _nothing("no images")
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    figure = _figure(THUMBNAIL * columns, 1.25 * THUMBNAIL * rows)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes:
-        axis.set_axis_off()
-    for axis, image, title in zip(axes, images, titles, strict=False):
-        axis.imshow(displayable(image))
-        axis.set_title("\n".join(_short(line, 28) for line in title.splitlines()), fontsize=8)
-    return figure
-
-
-def overlay(image: np.ndarray, answer: np.ndarray, classes: Sequence[str], title: str = "") -> "Figure":
-    """The image (H, W, C) as read, beside itself with the answer (H, W) in colours and a legend with pixel shares.
-
-    The first class is left unpainted.
-    """
-    height, width = image.shape[:2]
-    shown = displayable(image).astype(np.float32) / 255
-    colors = class_colors(len(classes))
-    # Wide pictures stand one above the other.
-    shape = (2, 1) if width > 1.6 * height else (1, 2)
-    size = 5 * np.array([width / max(height, width), height / max(height, width)])
-    figure = _figure(
-        max(4.0, size[0] * shape[1]), size[1] * shape[0] + 1.2, dpi=max(100, min(300, max(height, width) // 5))
-    )
-    left, right = figure.subplots(*shape)
-    left.imshow(shown)
-    right.imshow(paint(shown, answer, colors, None), interpolation="nearest")
-    for axis in (left, right):
-        axis.set_axis_off()
-    figure.suptitle(_short(title, 60), fontsize=9)
-    shares = np.bincount(answer.ravel(), minlength=len(classes)) / answer.size
-    order = [index for index in np.argsort(-shares, kind="stable") if shares[index] > 0][:20]
-    from matplotlib.patches import Patch
-
-    handles = [
-        Patch(
-            facecolor=(1, 1, 1) if index == 0 else colors[index],
-            edgecolor="0.6",
-            label=f"{_short(classes[index])} {shares[index]:.1%}" + (" (unpainted)" if index == 0 else ""),
-        )
-        for index in order
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=8)
-    return figure
-
-
-def displayable(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 to look at: gray, or the first three channels; other than 8 bit is stretched to its 1-99 %."""
-    image = image[:, :, :3] if image.shape[2] >= 3 else np.repeat(image[:, :, :1], 3, axis=2)
-    if image.dtype == np.uint8:
-        return image
-    unit = image.astype(np.float32) / default_scale(image.dtype)
-    low, high = np.percentile(unit, [1, 99], axis=(0, 1))
-    return np.rint(np.clip((unit - low) / np.maximum(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
-
-
-def class_colors(count: int) -> np.ndarray:
-    """(C, 3) colours in [0, 1], neighbours far apart: matplotlib's ten, then hues in steps of the golden ratio."""
-    from matplotlib.colors import hsv_to_rgb, to_rgb
-
-    more = [hsv_to_rgb((0.618034 * index % 1, 0.5 + 0.5 * (index % 2), 0.95)) for index in range(10, count)]
-    return np.array([*(to_rgb(f"C{index}") for index in range(min(10, count))), *more]).reshape(-1, 3)
-
-
-def _figure(width: float, height: float, dpi: int = 100) -> "Figure":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _nothing(text: str) -> "Figure":
-    figure = _figure(4, 1)
-    figure.text(0.5, 0.5, text, ha="center", va="center", color="0.4")
     return figure
 
 
@@ -282,8 +203,3 @@ def _line(axis: Any, frame: pd.DataFrame, column: str, **style: Any) -> None:
 
 def _shares(matrix: np.ndarray) -> np.ndarray:
     return matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-
-
-def _short(text: str, most: int = 24) -> str:
-    text = text.replace("$", r"\$")  # which matplotlib takes for mathematics
-    return text if len(text) <= most else text[: most - 1] + "…"

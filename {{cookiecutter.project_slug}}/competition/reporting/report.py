@@ -73,8 +73,8 @@ def write_report(
     if scores:
         parts.append(f"<h2>Scores</h2>\n{_score_table(scores)}")
     if history:
-        parts.append(_figure("Learning curves", learning_curves(history, metric)))
-    parts += [_figure(caption, figure) for caption, figure in figures]
+        parts.append(figure_html("Learning curves", learning_curves(history, metric)))
+    parts += [figure_html(caption, figure) for caption, figure in figures]
     write_text(path, PAGE.substitute(title=_text(title), body="\n".join(parts)))
 
 
@@ -95,7 +95,8 @@ def _number(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def _figure(caption: str, figure: "Figure | bytes") -> str:
+def figure_html(caption: str, figure: "Figure | bytes") -> str:
+    """A figure, or the bytes of a PNG file, inline under its caption."""
     data = base64.b64encode(figure if isinstance(figure, bytes) else to_png(figure)).decode()
     name = _text(caption)
     return f'<figure><figcaption>{name}</figcaption><img alt="{name}" src="data:image/png;base64,{data}"></figure>'

@@ -10,8 +10,11 @@ import pandas as pd
 from competition.config import followers
 from competition.data.images import read_image, read_mask
 from competition.data.table import Table
+from competition.predictions.members import average_members
+from competition.predictions.metrics import confusion_matrix, cross_entropy
 from competition.predictions.store import Predictions, iter_average_maps
-from competition.reporting.figures import confusion, confusion_matrix, gallery, overlay, per_class, worst_rows
+from competition.reporting.figures import confusion, per_class
+from competition.reporting.pictures import gallery, name_answer, overlay
 from competition.reporting.report import write_report
 
 GALLERY = 24  # pictures of a gallery
@@ -72,8 +75,9 @@ def _weights(config: Mapping[str, Any]) -> str:
 def _classification_figures(table: Table, oof: Predictions) -> list[tuple[str, Any]]:
     assert table.target is not None
     row_of = {id: row for row, id in enumerate(table.ids)}
-    rows = np.array([row_of[id] for id in oof.frame["id"]])
-    target, probability = table.target[rows], oof.frame[oof.classes].to_numpy(np.float64)
+    average = average_members(oof.frame, oof.classes)
+    rows = np.array([row_of[id] for id in average["id"]])
+    target, probability = table.target[rows], average[oof.classes].to_numpy(np.float64)
     multilabel = table.task == "multilabel"
     figures = []
     if multilabel:
@@ -82,20 +86,22 @@ def _classification_figures(table: Table, oof: Predictions) -> list[tuple[str, A
         figure = per_class(wrong, oof.classes, "share of images answered wrongly at 0.5", support, False)
         figures.append(("Errors per class", figure))
     else:
-        figures.append(("Confusion matrix, out of fold", confusion(confusion_matrix(target, probability), oof.classes)))
+        matrix = confusion_matrix(target.argmax(axis=1), probability.argmax(axis=1), len(oof.classes))
+        figures.append(("Confusion matrix, out of fold", confusion(matrix, oof.classes)))
     worst = worst_rows(target, probability, GALLERY, multilabel)
-    images = [read_image(table.image_path(rows[index])) for index in worst]
-    titles = [f"{table.ids[rows[i]]}\n{_answer(oof, target[i])}\n→ {_answer(oof, probability[i])}" for i in worst]
+    images = (read_image(table.image_path(rows[index])) for index in worst)
+    titles = [
+        f"{table.ids[rows[i]]}\n{name_answer(oof.classes, target[i], multilabel)}\n"
+        f"→ {name_answer(oof.classes, probability[i], multilabel)}"
+        for i in worst
+    ]
     figures.append(("Most wrong: truth → answer (look here for label errors)", gallery(images, titles)))
     return figures
 
 
-def _answer(oof: Predictions, values: np.ndarray) -> str:
-    """The labels of one row, or its largest class with the probability."""
-    if oof.header.task == "multilabel":
-        return " ".join(name for name, value in zip(oof.classes, values, strict=True) if value >= 0.5) or "(none)"
-    best = int(values.argmax())
-    return oof.classes[best] if values[best] == 1 else f"{oof.classes[best]} {values[best]:.2f}"
+def worst_rows(target: np.ndarray, probability: np.ndarray, count: int, multilabel: bool = False) -> np.ndarray:
+    """Rows of (N, C) targets and probabilities with the largest cross-entropy, worst first, at most `count`."""
+    return np.argsort(-cross_entropy(target, probability, multilabel), kind="stable")[:count]
 
 
 def _segmentation_figures(table: Table, metric: Any, oof: Predictions, counts: np.ndarray) -> list[tuple[str, Any]]:

@@ -23,16 +23,12 @@ from competition.models.classification import ClassificationModule, MultilabelMo
 from competition.models.losses import BALANCES, balanced_class_weights
 from competition.models.mixing import Mix
 from competition.models.module import TrainingModule
-from competition.models.networks import (
-    Normalized,
-    build_network,
-    enable_gradient_checkpointing,
-    pretrained_normalization,
-    required_multiple,
-)
+from competition.models.networks import build_network, pretrained_normalization, required_multiple
+from competition.models.normalized import Normalized, enable_gradient_checkpointing
 from competition.models.optimization import build_optimizer
 from competition.models.schedule import Schedule, build_phases, pseudo_shares
 from competition.models.segmentation import SegmentationModule
+from competition.predictions.metrics.building import build_metric
 from competition.training.processes import Place
 
 MODULES: dict[str, type[TrainingModule]] = {
@@ -264,7 +260,7 @@ def inspect_config(config: Mapping[str, Any], prepared: Prepared) -> dict[str, A
     """
     spec = build_spec(config, prepared)
     network = build_normalized(config, spec)
-    make(config["metric"]).for_task(config["task"], spec.classes)
+    build_metric(config["metric"], config["task"], spec.classes)
     build_augmentation(config, prepared)
     epoch_shares(config)
     module = build_module(config, prepared, network, fold=-2, steps_per_epoch=1)

@@ -1,9 +1,12 @@
 """The resumable state of a fold: `last.ckpt`, written at the end of each epoch."""
 
 import os
+import pickle
+import shutil
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Checkpoint
 
 NAME = "last.ckpt"
@@ -22,8 +25,34 @@ class LastCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # In the same folder: Lightning's own write is a rename across filesystems where TMPDIR is another one.
         temporary = self.path.with_name(f".{NAME}")
-        trainer.save_checkpoint(temporary)  # by all ranks: it gathers and waits for each other
-        if trainer.is_global_zero:
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
+        try:
+            trainer.save_checkpoint(temporary)  # by all ranks: it gathers and waits for each other
+            if trainer.is_global_zero:
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(temporary, self.path)
+        except OSError as error:  # a failed write does not say of which file
+            temporary.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """The `last.ckpt` of a fold, or None where no epoch was finished.
+
+    Raises:
+        ValueError: it is damaged, or has more in it than tensors and plain values.
+    """
+    path = folder / NAME
+    if not path.exists():
+        return None
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} cannot be read: delete it, and the fold begins anew") from error
+    return path
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a process that was killed while it wrote left beside the files of a fold."""
+    for path in [*folder.glob(".*"), *folder.glob("model/.*"), *folder.glob("snapshots/*/.*")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,15 +1,15 @@
 """Exponential moving average of the weights, as a callback."""
 
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from timm.utils import ModelEmaV3
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader
 
 from competition.models.module import TrainingModule
-from competition.models.networks import Normalized
+from competition.models.normalized import Normalized
 
 
 class EMA(pl.Callback):
@@ -43,8 +43,6 @@ class EMA(pl.Callback):
         assert isinstance(pl_module, TrainingModule)
         self.average = ModelEmaV3(pl_module.network, decay=self.decay, use_warmup=True)
         self.average.to(pl_module.device)
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._restored is not None:  # Lightning restores callbacks before the average exists
             self.network.load_state_dict(self._restored)
             self._restored = None
@@ -65,26 +63,32 @@ class EMA(pl.Callback):
 
 
 @torch.no_grad()
-def reestimate_batch_norm(network: Normalized, loader: DataLoader, device: torch.device) -> bool:
-    """Set the batch-norm statistics of averaged weights from training images; False where there are none to set.
+def reestimate_batch_norm(
+    network: Normalized, batches: Iterable[Mapping[str, Any]], device: torch.device, frozen: Collection[str] = ()
+) -> None:
+    """Set the batch-norm statistics of averaged weights from training images; without batch norm, nothing is read.
 
     The average of statistics is not the statistics of the average: each network of the average saw other features.
     (Izmailov et al., arXiv:1803.05407, section 3.2.)
 
     Args:
-        loader: batches of training images, as the training saw them.
+        batches: of training images under "image".
+        frozen: names in `network.net` of batch norms that keep their statistics.
     """
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms = [
+        module
+        for name, module in network.net.named_modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats and name not in frozen
+    ]
     if not norms:
-        return False
+        return
     momenta = [module.momentum for module in norms]
     for module in norms:
         module.reset_running_stats()
         module.momentum = None  # the plain mean over all batches
         module.train()
-    for batch in loader:
+    for batch in batches:
         network(batch["image"].to(device, non_blocking=True))
     for module, momentum in zip(norms, momenta, strict=True):
         module.momentum = momentum
         module.eval()
-    return True

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import LambdaCallback
 from tqdm import tqdm
 
 from competition.data.dataset import sample_seed
@@ -27,9 +27,10 @@ from competition.data.prepare import Prepared, prepare
 from competition.inference.predictor import Predictor
 from competition.inference.tta import TTA
 from competition.inference.weights import ModelSpec, find_models, load_model, save_model
-from competition.models.networks import Normalized
-from competition.predictions.store import Header, write_predictions
-from competition.predictions.writers import MapWriter
+from competition.models.normalized import Normalized
+from competition.predictions.metrics.building import build_metric
+from competition.predictions.schema import Header
+from competition.predictions.writers import MapWriter, RowWriter
 from competition.training.build import (
     build_module,
     build_normalized,
@@ -39,10 +40,12 @@ from competition.training.build import (
     make,
     training_loader,
 )
-from competition.training.checkpoints import NAME, LastCheckpoint
+from competition.training.checkpoints import LastCheckpoint, find_checkpoint, remove_leftovers
+from competition.training.divergence import Divergence
 from competition.training.ema import EMA, reestimate_batch_norm
 from competition.training.processes import Place
 from competition.training.progress import Progress
+from competition.training.signals import leave_on_signals
 from competition.training.snapshots import Snapshots
 from competition.training.validation import Validation
 
@@ -63,6 +66,8 @@ def train_fold(run: Path, fold: int, config: Mapping[str, Any], place: Place) ->
     torch.set_num_threads(config["threads"] or max(1, torch.get_num_threads() // place.world))
     folder = run / f"fold{fold}"
     folder.mkdir(exist_ok=True)
+    if place.rank == 0:
+        remove_leftovers(folder)
     prepared = prepare(config["data"], config["task"], config["seed"], make_folds=False, progress=False)
     folds = np.array([prepared.folds[id] for id in prepared.table.ids])
 
@@ -73,7 +78,7 @@ def train_fold(run: Path, fold: int, config: Mapping[str, Any], place: Place) ->
     loader, steps = training_loader(config, prepared, np.flatnonzero(folds != fold), place, pseudo)
     module = build_module(config, prepared, network, fold, steps)
     rows = np.flatnonzero(folds == fold)[place.rank :: place.world]  # each row in one rank, none repeated
-    metric = make(config["metric"]).for_task(config["task"], spec.classes)
+    metric = build_metric(config["metric"], config["task"], spec.classes)
     extra = [make(callback) for callback in config["callbacks"].values()]
     ema = next((callback for callback in extra if isinstance(callback, EMA)), None)
     validation = Validation(
@@ -81,21 +86,22 @@ def train_fold(run: Path, fold: int, config: Mapping[str, Any], place: Place) ->
     )
     snapshots = Snapshots(folder, spec, validation, metric.greater_is_better, config["top_k"])
     progress = Progress(folder, fold, validation, type(metric).__name__)
+    # Lightning sets handlers of its own before training begins; under DDP, its one for SIGTERM waits for other ranks.
+    signals = LambdaCallback(on_train_start=lambda *_: leave_on_signals())
     trainer = build_trainer(
         config,
         place,
         epochs=module.schedule.epochs,
         default_root_dir=folder,
-        logger=make(config["logger"], run=run.name, fold=fold, folder=folder),
-        callbacks=[*extra, validation, snapshots, progress, LastCheckpoint(folder)],
+        logger=place.rank == 0 and make(config["logger"], run=run.name, fold=fold, folder=folder),
+        callbacks=[signals, Divergence(fold), *extra, validation, snapshots, progress, LastCheckpoint(folder)],
         enable_progress_bar=sys.stderr.isatty(),
     )
     if config["model"]["channels_last"]:
         network.to(memory_format=torch.channels_last)
     if config["model"]["compile"]:
         network.net.compile()  # in place: torch.compile(net) would rename every parameter
-    checkpoint = folder / NAME
-    trainer.fit(module, loader, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+    trainer.fit(module, loader, ckpt_path=find_checkpoint(folder), weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
 
@@ -125,8 +131,15 @@ def predict_held_out(
     rows: np.ndarray,
     device: torch.device,
     folder: Path,
+    created_by: str = "train.py",
 ) -> None:
-    """Predict the rows with the fold's snapshots, as predict.py would, into a new prediction folder."""
+    """Predict the rows with the fold's networks, as predict.py would, into a new prediction folder.
+
+    Args:
+        networks: by the names of the snapshots.
+        folder: `<run>/fold<k>/<any name>`; where it exists, nothing is done.
+        created_by: the command.
+    """
     if folder.exists() or not len(rows):
         return
     table, data = prepared.table, config["data"]
@@ -140,7 +153,7 @@ def predict_held_out(
         run=folder.parents[1].name,
         folds_hash=prepared.folds_hash,
         tta={"views": tta.names, "mean": tta.mean},
-        created_by="train.py",
+        created_by=created_by,
     )
     predictions = tqdm(
         predictor.predict([table.image_path(row) for row in rows]),
@@ -149,16 +162,7 @@ def predict_held_out(
         disable=not sys.stderr.isatty(),
         leave=False,
     )
-    ids = [table.ids[row] for row in rows]
-    if config["task"] == "segmentation":
-        with MapWriter(folder, header) as writer:
-            for index, probability in predictions:
-                for name, views in zip(networks, probability, strict=True):
-                    writer.add(ids[index], fold, name, tta.name, views[0])
-        return
-    result = np.stack([probability[:, 0] for _, probability in predictions])  # (N, M, C), in the order of the rows
-    frames = [
-        pd.DataFrame(result[:, place], columns=spec.classes).assign(id=ids, fold=fold, snapshot=name, view=tta.name)
-        for place, name in enumerate(networks)
-    ]
-    write_predictions(folder, pd.concat(frames), header)
+    with (MapWriter if config["task"] == "segmentation" else RowWriter)(folder, header) as writer:
+        for index, probability in predictions:
+            for name, views in zip(networks, probability, strict=True):
+                writer.add(table.ids[rows[index]], fold, name, tta.name, views[0])

@@ -2,26 +2,51 @@
 
 import netrc
 import os
+import urllib.error
+import urllib.request
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlparse
 
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 
-def wandb_logger(run: str, fold: int, folder: Path, project: str) -> Logger:
-    """Weights & Biases: the run `<run>-fold<k>` in the group `<run>`; offline, and saying so, when there is no key.
+class FoldWandbLogger(WandbLogger):
+    """Ends the wandb run with the training: a fold's process has not the exit handlers by which wandb would do it."""
 
-    The id is fixed, so a resumed fold goes on in its own curve.
+    def finalize(self, status: str) -> None:
+        super().finalize(status)
+        if self._experiment is not None:
+            self._experiment.finish(exit_code=0 if status == "success" else 1)
+
+
+def wandb_logger(run: str, fold: int, folder: Path, project: str) -> Logger:
+    """Weights & Biases: the run `<run>-fold<k>` in the group `<run>`.
+
+    The id is fixed, so a resumed fold goes on in its own curve. Where there is no key, or the server does not answer
+    or refuses, the run is logged offline, which is said along with the command that uploads it later. No wait is long:
+    wandb's own limits are set to seconds, unless the environment has others.
     """
-    mode = os.environ.get("WANDB_MODE", "online")
-    if mode == "online" and not _has_wandb_key():
-        mode = "offline"
-        os.environ.setdefault("WANDB_SILENT", "true")  # the line below says all that there is to know
-        print(f"wandb: no key found, so this run is logged offline; later: wandb sync {folder}/wandb/offline-run-*")
+    import wandb  # here: the other loggers need not wait for it
+
+    os.environ.setdefault("WANDB_INIT_TIMEOUT", "20")
+    os.environ.setdefault("WANDB_FINISH_TIMEOUT", "30")  # what is not uploaded then stays on disk, and wandb says so
     name = f"{run}-fold{fold}"
-    return WandbLogger(
-        project=project, name=name, id=name, group=run, save_dir=folder, offline=mode == "offline", resume="allow"
-    )
+    make = partial(FoldWandbLogger, project=project, name=name, id=name, group=run, save_dir=folder, resume="allow")
+    if os.environ.get("WANDB_MODE", "online") != "online":
+        return make(offline=True)
+    problem = "no key found" if not _has_wandb_key() else _connection_problem()
+    if problem is None:
+        logger = make()
+        try:
+            _ = logger.experiment  # made here, so that a refusal is met here
+            return logger
+        except wandb.Error as error:
+            wandb.teardown()  # else the failed run keeps its id and its mode
+            problem = str(error).partition("\n")[0]
+    os.environ.setdefault("WANDB_SILENT", "true")  # the line below says all that there is to know
+    print(f"wandb: {problem}, so this run is logged offline; later: wandb sync {folder}/wandb/offline-run-*")
+    return make(offline=True)
 
 
 def tensorboard_logger(run: str, fold: int, folder: Path) -> Logger:
@@ -43,8 +68,22 @@ def _has_wandb_key() -> bool:
     """Whether wandb could log in without asking: from the environment or from the netrc file."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(urlparse(_server()).hostname or "") is not None
     except (FileNotFoundError, netrc.NetrcParseError):
         return False
+
+
+def _connection_problem() -> str | None:
+    """Why the server cannot be used, found in seconds; wandb alone tries for minutes."""
+    try:
+        urllib.request.urlopen(_server(), timeout=5).close()
+    except urllib.error.HTTPError:
+        return None  # an answer, if not to this question
+    except OSError as error:
+        return f"{_server()} does not answer ({getattr(error, 'reason', error)})"
+    return None
+
+
+def _server() -> str:
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")

@@ -7,10 +7,13 @@ state imports them, and every fold is a fork of it. The parent itself stays free
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -18,11 +21,17 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.errors import HydraException
 
+from competition.training.faults import explain
+from competition.training.signals import EXIT_CODES, Stopped, leave_on_signals, received
+
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, SpawnContext
 
     Context = ForkServerContext | SpawnContext
 
+# Seconds that processes have to leave before they are killed; and that a rank waits for the parent to end it, when its
+# error may be only that another rank is gone.
+PATIENCE, AFTERMATH = 20.0, 5.0
 PRELOAD = ["torch", "torchvision", "pytorch_lightning", "timm", "albumentations", "competition.training.fold"]
 
 
@@ -47,7 +56,11 @@ def fold_context() -> "Context":
     context.set_forkserver_preload(PRELOAD)
     from multiprocessing.forkserver import ensure_running
 
+    # Whoever signals the whole process group must not end the server, which tells how its children end.
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in EXIT_CODES}
     ensure_running()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     return context
 
 
@@ -67,6 +80,9 @@ def call(context: "Context", function: Callable[..., Any], *arguments: Any) -> A
     except EOFError:
         process.join()
         raise RuntimeError(f"{function.__name__} ended with exit code {process.exitcode}") from None
+    except BaseException:
+        process.kill()
+        raise
     process.join()
     if kind == "error":
         raise ValueError(answer)
@@ -78,13 +94,15 @@ def _answer(sender: Connection, function: Callable[..., Any], arguments: tuple[A
         sender.send(("value", function(*arguments)))
     except (ValueError, HydraException) as error:
         sender.send(("error", str(error)))  # the text, since not every exception survives pickling
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def run_processes(context: "Context", target: Callable[..., None], arguments: tuple[Any, ...], world: int) -> int:
     """Call `target(*arguments, place)` in `world` processes at once; the first exit code that is not 0, or 0.
 
-    When one of them fails, the others are ended: they would wait for it for ever. Ctrl-C reaches them by itself; they
-    are waited for, so that a checkpoint that is being written is finished.
+    When one of them fails, the others are ended: they would wait for it for ever. A signal that `Stopped` this process
+    is passed on; Ctrl-C reaches them by itself. None outlives this call.
     """
     port = _free_port() if world > 1 else 0
     processes = [
@@ -99,10 +117,11 @@ def run_processes(context: "Context", target: Callable[..., None], arguments: tu
         process.start()
     try:
         return _wait(processes)
-    except BaseException:
-        for process in processes:
-            process.join(timeout=30)
-            process.kill()
+    except Stopped as stop:
+        _end(processes, stop.number)
+        raise
+    except KeyboardInterrupt:
+        _end(processes)
         raise
 
 
@@ -110,22 +129,35 @@ def _wait(processes: Sequence[BaseProcess]) -> int:
     """Wait until all have ended well or one has not; then end the rest."""
     running = list(processes)
     while running:
-        wait([process.sentinel for process in running])
-        ended = [process for process in running if not process.is_alive()]
-        running = [process for process in running if process.is_alive()]
+        ready = wait([process.sentinel for process in running])
+        # Asked once: between two questions a process can end, and its exit code would be lost.
+        ended = [process for process in running if process.sentinel in ready]
+        running = [process for process in running if process not in ended]
         for process in ended:
             process.join()
             if process.exitcode:
-                for other in running:
-                    other.terminate()
-                for other in running:
-                    other.join()
+                _end(running, signal.SIGTERM)
                 return process.exitcode
     return 0
 
 
+def _end(processes: Sequence[BaseProcess], number: int | None = None) -> None:
+    """Signal the processes, wait for them, and kill those that do not leave, as one that waits for another rank."""
+    for process in processes:
+        if number is not None and process.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, number)
+    deadline = time.monotonic() + PATIENCE
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        process.kill()
+    for process in processes:
+        process.join()
+
+
 def _start(target: Callable[..., None], arguments: tuple[Any, ...], place: Place, method: str) -> None:
-    """In the new process: find the others, end with the parent, call the target."""
+    """In the new process: find the others, end with the parent, call the target, exit with a code."""
+    leave_on_signals()
     # A child takes over the server's way to start processes: each data loader would start a server of its own and
     # import everything once more.
     multiprocessing.set_start_method(method, force=True)
@@ -139,12 +171,27 @@ def _start(target: Callable[..., None], arguments: tuple[Any, ...], place: Place
             "MASTER_PORT": str(place.port),
         }
     try:
-        target(*arguments, place)
+        sys.exit(_run(target, arguments, place))
+    except Stopped as stop:
+        sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ValueError, FloatingPointError) as error:  # what the data or the settings are to blame for
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+
+
+def _run(target: Callable[..., None], arguments: tuple[Any, ...], place: Place) -> int:
+    """Call the target; 0, or 2 after a sentence on what went wrong."""
+    try:
+        target(*arguments, place)
+    except Exception as error:
+        if received:  # the error comes from leaving: a signal to the whole group ends the workers of the loaders too
+            raise Stopped(received[0]) from None
+        sentence = explain(error)
+        if sentence is None:
+            time.sleep(AFTERMATH if place.world > 1 else 0)
+            raise
+        print(f"error{f' of rank {place.rank}' if place.world > 1 else ''}: {sentence}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _end_with_parent() -> None:

@@ -17,7 +17,7 @@ from competition.training.validation import Validation
 
 
 class Progress(pl.Callback):
-    """Prints, logs and keeps the figures of each epoch, and stops a training whose loss is no number.
+    """Prints, logs and keeps the figures of each epoch.
 
     The history is part of the checkpoint, so after a kill and a resume no epoch appears twice.
     """
@@ -41,12 +41,6 @@ class Progress(pl.Callback):
         # Lightning reports the loss divided by the accumulated batches.
         losses = gather(float(self.total) / self.batches * trainer.accumulate_grad_batches)
         loss = sum(losses) / len(losses)
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the training loss became {loss} in epoch {trainer.current_epoch + 1} of fold {self.fold}; "
-                "the state before that epoch is kept. Lower optimizer.lr, set trainer.gradient_clip_val=1.0 "
-                "or train in trainer.precision=32-true"
-            )
         row = {
             "epoch": trainer.current_epoch + 1,
             "lr": pl_module.optimizers().param_groups[-1]["lr"],  # type: ignore[union-attr]

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from hydra.utils import instantiate
 from rich.console import Console
 from rich.table import Table as RichTable
 
@@ -15,7 +14,9 @@ from competition.config import followers
 from competition.data.images import read_mask
 from competition.data.prepare import Prepared
 from competition.files import read_json, write_json
+from competition.predictions.members import average_members
 from competition.predictions.metrics import score_fold_counts
+from competition.predictions.metrics.building import build_metric
 from competition.predictions.scoring import score_table
 from competition.predictions.store import iter_average_maps, merge_folders, read_predictions
 from competition.reporting.run_report import report_run
@@ -56,9 +57,9 @@ def finish_fold(run: Path, fold: int, config: Mapping[str, Any], prepared: Prepa
 
 
 def score_shards(shards: Sequence[Path], config: Mapping[str, Any], prepared: Prepared) -> Scores:
-    """The competition's metric over the predictions in these folders."""
+    """The competition's metric over the predictions in these folders, averaged over the snapshots."""
     table = prepared.table
-    metric = instantiate(config["metric"], _convert_="all").for_task(config["task"], table.classes)
+    metric = build_metric(config["metric"], config["task"], table.classes)
     row_of = {id: row for row, id in enumerate(table.ids)}
     parts = [read_predictions(shard) for shard in shards]
     if config["task"] == "segmentation":
@@ -69,10 +70,10 @@ def score_shards(shards: Sequence[Path], config: Mapping[str, Any], prepared: Pr
                 folds.append(prepared.folds[id])
         stacked = np.stack(counts)
         return Scores(metric, *score_fold_counts(metric, stacked, np.array(folds)), stacked)
-    frame = pd.concat([part.frame for part in parts])
+    frame = pd.concat([average_members(part.frame, part.classes) for part in parts])
     rows = np.array([row_of[id] for id in frame["id"]])
-    probability = frame[list(table.classes)].to_numpy(np.float64)
-    return Scores(metric, *score_table(metric, table, rows, probability, frame["fold"].to_numpy()))
+    probability, folds = frame[list(table.classes)].to_numpy(np.float64), [prepared.folds[id] for id in frame["id"]]
+    return Scores(metric, *score_table(metric, table, rows, probability, np.array(folds)))
 
 
 def finish_run(run: Path, config: Mapping[str, Any], prepared: Prepared) -> None:

@@ -17,10 +17,12 @@ from rich.console import Console
 
 from competition.data.prepare import Prepared, prepare
 from competition.files import sha256_file
+from competition.training.faults import describe_exit
 from competition.training.identity import hash_table, make_identity
 from competition.training.processes import Place, call, fold_context, run_processes
 from competition.training.results import finish_fold, finish_run
 from competition.training.run_folder import continued_config, open_run
+from competition.training.signals import EXIT_CODES, Stopped
 
 console = Console()
 
@@ -34,6 +36,7 @@ def train(config: dict[str, Any], runs: Path = Path("runs")) -> Path:
     Raises:
         ValueError: the data or the configuration cannot be used; nothing has been written then.
         RuntimeError: a fold failed; the others' results and the state before the failure are kept.
+        Stopped: a signal ended a fold's processes; the same holds.
     """
     context = fold_context()  # it imports torch in the background, while the data is checked here
     if config["run"] is not None:
@@ -51,9 +54,12 @@ def train(config: dict[str, Any], runs: Path = Path("runs")) -> Path:
             continue
         console.rule(f"{run.name}  fold {fold}", style="dim")
         code = run_processes(context, _train_fold, (run, fold, config), world)
+        for number, meaning in EXIT_CODES.items():
+            if code == meaning:
+                raise Stopped(number)
         if code:
             raise RuntimeError(
-                f"fold {fold} ended with exit code {code}, see above; what is finished is kept in {run}. "
+                f"fold {fold} {describe_exit(code)}; what is finished is kept in {run}. "
                 "The same command goes on from there"
             )
         finish_fold(run, fold, config, prepared, world)

@@ -76,9 +76,10 @@ def _read_identity(run: Path) -> dict[str, str]:
             f"{run} is not a run: it has no identity.json; runs are the folders that train.py makes in runs/"
         )
     content = read_json(path)
-    if content.get("format_version") != FORMAT_VERSION:
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
         raise ValueError(
-            f"{run} has the format version {content.get('format_version')}, and this code reads {FORMAT_VERSION}: "
+            f"{run} has the format version {version}, and this code reads {FORMAT_VERSION}: "
             "use the code that the run was made with (its commit is in environment.json), or train again"
         )
     return content["identity"]

@@ -91,7 +91,7 @@ def open_material(request: Request) -> Material:
     check_oof(oof, truth)
     _check_test(test, oof)
     sample = None if request.sample is None else read_sample(request.sample)
-    layout = _layout(request, truth, sample)
+    layout = choose_layout(request, truth, sample)
     units = _units(truth, test)
     ids = (test.frame["id"] if units is None else units).unique().tolist()
     check_rows(layout.row_ids(ids), layout.columns, sample, request.sample)
@@ -113,7 +113,7 @@ def _check_test(test: Predictions, oof: Predictions) -> None:
     raise_problems(test.folder, problems)
 
 
-def _layout(request: Request, truth: Truth, sample: pd.DataFrame | None) -> Any:
+def choose_layout(request: Request, truth: Truth, sample: pd.DataFrame | None) -> Any:
     """The format, with the columns of the sample submission or else of the table."""
     task, classes, options = truth.task, truth.table.classes, request.options
     probabilities = task != "segmentation" and takes_probabilities(truth.metric)

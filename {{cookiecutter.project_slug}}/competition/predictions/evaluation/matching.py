@@ -13,6 +13,7 @@ import numpy as np
 
 from competition.config import compose_config, read_config
 from competition.data.table import Columns, read_table
+from competition.predictions.metrics.building import build_metric
 from competition.predictions.schema import HEADER, Header, raise_problems, some
 from competition.predictions.sources import test_names
 from competition.predictions.store import Predictions, read_header
@@ -73,7 +74,6 @@ def read_labelled(path: Path, header: Header, source: Path, data: str | None, ov
         raise ValueError(f"{', '.join(overrides)} changes a configuration: name the data with --data")
     if data is None and not (source / "config.yaml").is_file():
         raise ValueError(f"{source} has no config.yaml: say what its metric and columns are with --data <name>")
-    from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
     config: Any
@@ -85,7 +85,7 @@ def read_labelled(path: Path, header: Header, source: Path, data: str | None, ov
     section = config["data"]
     columns = replace(Columns.from_config(section["columns"]), fold=None, weight=None)
     table = read_table(path, header.task, section["root"], columns, header.classes)
-    metric = instantiate(config["metric"], _convert_="all").for_task(header.task, table.classes)
+    metric = build_metric(config["metric"], header.task, table.classes)
     return Truth(table, np.zeros(len(table), np.int64), "", metric, config)
 
 

@@ -23,6 +23,7 @@ from competition.predictions.metrics import (
     QuadraticKappa,
     RocAuc,
     SegmentationMetric,
+    cross_entropy,
 )
 
 Score = Callable[[np.ndarray], float]  # of (N,) weights: how often each row counts
@@ -135,17 +136,6 @@ def _(metric: MeanAveragePrecision, target: np.ndarray, probability: np.ndarray)
     return lambda weight: metric.mean_of_classes(
         np.array([average_precision(*levels(weight)) for levels in rankings]), "no row has it"
     )
-
-
-def cross_entropy(target: np.ndarray, probability: np.ndarray, multilabel: bool) -> np.ndarray:
-    """(N,) cross-entropy of each row, clipped as in `metrics.LogLoss`; multi-label: the mean over the classes.
-
-    With the probability as its own target it is the entropy, how undecided a row is.
-    """
-    probability = np.asarray(probability, np.float64).clip(1e-15, 1 - 1e-15)
-    if multilabel:
-        return -(target * np.log(probability) + (1 - target) * np.log1p(-probability)).mean(axis=1)
-    return -(target * np.log(probability)).sum(axis=1)
 
 
 def _mean_of_rows(values: np.ndarray) -> Score:

@@ -1,0 +1,96 @@
+"""Folds, decisions and ensembles at the size of a large competition: seconds, and peak memory of the process.
+
+    .venv/bin/python benchmarks/arrays.py
+
+Nothing is trained: predictions are the truth seen through noise. Machines differ, so compare with the line that is
+printed first, the time of one matrix product.
+"""
+
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "{{cookiecutter.project_slug}}"))
+
+from competition.data.folds import folds_hash, make_folds
+from competition.predictions.decisions.expected_f import best_answers
+from competition.predictions.ensembles.ensembling import ensemble
+from competition.predictions.schema import Header
+from competition.predictions.store import write_predictions
+
+ROWS, LABELS, FOLDS, MEMBERS = 40_000, 17, 10, 48
+SHARES = np.geomspace(0.9, 0.002, LABELS)
+
+
+def timed(what: str, work: Callable[[], object]) -> None:
+    """Run, and print how long it took."""
+    start = time.perf_counter()
+    work()
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{what:60s} {seconds:7.2f} s   peak so far {peak:6.0f} MiB", flush=True)
+
+
+def write_members(root: Path, target: np.ndarray, rng: np.random.Generator) -> list[Path]:
+    """So many sources of out-of-fold predictions for one table."""
+    ids, names = [f"r{row}" for row in range(ROWS)], [f"c{label}" for label in range(LABELS)]
+    folds = np.arange(ROWS) % FOLDS
+    labels = [" ".join(np.array(names)[row]) for row in target]
+    cv2.imwrite(str(root / "x.png"), np.zeros((4, 4, 3), np.uint8))
+    table = pd.DataFrame({"id": ids, "image": "x.png", "labels": labels, "fold": folds})
+    table.to_csv(root / "train.csv", index=False)
+    columns = dict.fromkeys(("target", "group", "unit", "weight")) | {"id": "id", "image": "image", "fold": "fold"}
+    data = {"name": "made", "root": str(root), "table": str(root / "train.csv"), "test_table": None, "classes": None}
+    data |= {"prepared": str(root), "folds": FOLDS, "columns": columns, "ignore_index": 255}
+    metric = {"_target_": "competition.predictions.metrics.FBeta", "beta": 2.0, "threshold": 0.5}
+    header = Header(
+        kind="oof",
+        task="multilabel",
+        classes=names,
+        run="made",
+        folds_hash=folds_hash(dict(zip(ids, folds.tolist(), strict=True))),
+        tta={"views": ["identity"], "mean": "arithmetic"},
+        created_by="benchmark",
+    )
+    for member in range(MEMBERS):
+        odds = (2 * target - 1) * 2 + (1 + member / MEMBERS) * rng.normal(size=target.shape) + np.log(SHARES)
+        frame = pd.DataFrame((1 / (1 + np.exp(-odds))).astype(np.float32), columns=names)
+        source = root / f"member{member}"
+        write_predictions(source / "oof", frame.assign(id=ids, fold=folds, snapshot="last", view="mean"), header)
+        (source / "config.yaml").write_text(yaml.safe_dump({"task": "multilabel", "data": data, "metric": metric}))
+    return [root / f"member{member}" for member in range(MEMBERS)]
+
+
+def main() -> None:
+    """Measure and print."""
+    rng = np.random.default_rng(0)
+    target = rng.random((ROWS, LABELS)) < SHARES
+    ids = [f"r{row}" for row in range(ROWS)]
+    matrix = rng.random((3000, 3000))
+    timed("yardstick: product of two 3000 x 3000 matrices", lambda: matrix @ matrix)
+    timed(f"folds, {ROWS:,} x {LABELS} labels, {FOLDS}", lambda: make_folds(ids, FOLDS, target))
+    many = [f"r{row}" for row in range(1_000_000)]
+    groups = rng.integers(0, 50_000, len(many)).tolist()
+    classes = np.eye(5)[rng.integers(0, 5, len(many))]
+    timed("folds, 1,000,000 rows in 50,000 groups", lambda: make_folds(many, FOLDS, classes, groups))
+    probability = np.clip(0.7 * target + 0.3 * rng.random(target.shape), 0, 1)
+    timed(f"largest expected F2, {ROWS:,} x {LABELS}", lambda: best_answers(probability, beta=2))
+    with tempfile.TemporaryDirectory() as folder:
+        sources = write_members(Path(folder), target, rng)
+        methods = ["mean", "geometric", "simplex", "greedy"]
+        timed(
+            f"ensemble, {MEMBERS} members x {ROWS:,} x {LABELS}, {', '.join(methods)}",
+            lambda: ensemble(sources, Path(folder) / "out", methods=methods),
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Write what a code competition's notebook needs, and rehearse it: infer.py, models and decision in one folder.
+
+examples:
+  python bundle.py runs/finetune-1a2b3c4d --out bundle --oof oof-flips
+  python bundle.py runs/finetune-* --out bundle --half --budget-mb 500 --sample data/competition/sample_submission.csv
+  python bundle.py ensembles/first --out bundle --wheels host.txt
+  python bundle.py bundle --rehearse --table data/competition/train.csv --rows 5000 --hidden 50000
+
+Upload the folder as a data set; its notebook.ipynb runs infer.py. Rehearse before: the host will not say what is wrong.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from competition.command import ending_with_a_sentence, make_parser
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; see --help."""
+    parser = make_parser(__doc__)
+    parser.add_argument("sources", nargs="+", type=Path, help="runs, or one ensemble; with --rehearse: a bundle")
+    build = parser.add_argument_group("to write a bundle")
+    build.add_argument("--out", type=Path, help="folder to write")
+    build.add_argument(
+        "--oof", default="oof", help="out-of-fold predictions of the runs, whose views are taken too (default: oof)"
+    )
+    build.add_argument("--tiles", action="store_true", help="masks: in tiles, as predict.py --tiles does")
+    build.add_argument("--half", action="store_true", help="weights in half precision: half the room")
+    build.add_argument("--budget-mb", type=float, metavar="MB", help="refuse a larger bundle")
+    build.add_argument("--wheels", type=Path, metavar="FREEZE", help="wheels of what the host's pip freeze lacks")
+    build.add_argument("--decision", help="a name in the printed table (default: chosen out of fold)")
+    build.add_argument("--exclusive", nargs="+", action="append", metavar="LABEL", help="as in submit.py make")
+    build.add_argument("--sample", type=Path, help="the competition's sample submission, for columns and format")
+    build.add_argument(
+        "--format", choices=["labels", "columns", "rle", "masks"], help="(default: by sample and metric)"
+    )
+    build.add_argument("--empty", help="what stands for no labels or an empty mask (default: nothing)")
+    build.add_argument("--positive", metavar="CLASS", help="columns: write the column of this class alone")
+    build.add_argument("--classes", nargs="+", dest="painted", metavar="CLASS", help="rle: classes with rows")
+    build.add_argument("--row-id", help="rle: with {id}, {class}, {index}")
+    build.add_argument("--by-row", action="store_const", const=True, help="rle: pixels are counted along rows")
+    rehearse = parser.add_argument_group("to rehearse one")
+    rehearse.add_argument("--rehearse", action="store_true", help="run the bundle as the host would")
+    rehearse.add_argument("--table", type=Path, help="rows to draw from")
+    rehearse.add_argument("--images", type=Path, help="folder its image paths begin in (default: the run's data.root)")
+    rehearse.add_argument("--rows", type=int, default=5000, help="rows of the rehearsed test (default: 5000)")
+    rehearse.add_argument("--hidden", type=int, help="rows of the hidden test, to forecast its time (default: --rows)")
+    rehearse.add_argument("--workers", type=int, default=2, help="processes that read images (default: 2)")
+    rehearse.add_argument("--batch-size", type=int, default=32, help="images a pass, all views counted (default: 32)")
+    options = parser.parse_args(arguments)
+    needed = options.table if options.rehearse else options.out
+    if needed is None:
+        parser.error("--rehearse needs --table" if options.rehearse else "--out names the folder to write")
+    if options.rehearse and len(options.sources) > 1:
+        parser.error("one bundle is rehearsed at a time")
+    return options
+
+
+def main() -> None:
+    """Bundle or rehearse, and end with exit code 2 and a sentence when something is wrong with the input."""
+    options = parse()
+    with ending_with_a_sentence():
+        (rehearse if options.rehearse else build)(options)
+
+
+def build(options: argparse.Namespace) -> None:
+    """Write a bundle."""
+    from rich.console import Console
+
+    from competition.bundle.build import Request, build_bundle
+    from competition.bundle.manifest import room_lines
+    from competition.reporting.decisions import print_outcomes
+
+    chosen: dict[str, Any] = {
+        name: getattr(options, name) for name in ("empty", "positive", "painted", "row_id", "by_row")
+    }
+    built = build_bundle(
+        Request(
+            sources=options.sources,
+            out=options.out,
+            oof=options.oof,
+            tiles=options.tiles,
+            half=options.half,
+            budget_mb=options.budget_mb,
+            decision=options.decision,
+            exclusive=options.exclusive,
+            sample=options.sample,
+            kind=options.format,
+            options={name: value for name, value in chosen.items() if value is not None},
+            host_packages=options.wheels,
+        )
+    )
+    print_outcomes(Console(), built.recipe.metric, built.decided.outcomes, built.decided.place)
+    print("\n".join(room_lines(built.sizes)))
+    print(f"\nWritten:\n  {options.out}")
+    print(f"\nNext:\n  python bundle.py {options.out} --rehearse --table {built.truth.table.path}")
+
+
+def rehearse(options: argparse.Namespace) -> None:
+    """Rehearse a bundle; a ValueError if it is not as it must be."""
+    from competition.bundle.rehearse import describe, rehearse
+
+    rehearsed = rehearse(
+        options.sources[0],
+        options.table,
+        options.images,
+        options.rows,
+        options.hidden,
+        options.workers,
+        options.batch_size,
+    )
+    print("\n".join(describe(rehearsed, options.hidden or options.rows)))
+    if rehearsed.problems:
+        raise ValueError("\n".join(["the bundle is not fit to be submitted:", *rehearsed.problems]))
+    print(f"\nNext:\n  upload {options.sources[0]} as a data set, and submit its notebook.ipynb")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The decision of a bundle: compared and fitted, as submit.py does, out of fold on what is bundled."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from competition.bundle.parameters import Decider
+from competition.bundle.sources import Parts
+from competition.bundle.values import blended_maps, blended_rows
+from competition.predictions.decisions.calibration import CALIBRATORS
+from competition.predictions.decisions.deciding import Method, Outcome, check_wanted, choose, compare, fit_decision
+from competition.predictions.decisions.masks import CLEANINGS, compare_cleaning, count_candidates
+from competition.predictions.decisions.material import exclusive_columns
+from competition.predictions.decisions.rules import rules_for, takes_probabilities
+from competition.predictions.scoring import by_unit
+from competition.predictions.truth import Truth, check_oof
+
+
+@dataclass(frozen=True)
+class Decided:
+    """The decisions that were compared, the place of the one that was chosen, and that one, fitted on all folds."""
+
+    outcomes: list[Outcome]
+    place: int
+    decider: Decider
+
+    @property
+    def score(self) -> float:
+        return self.outcomes[self.place].overall
+
+
+def decide(
+    found: Parts, truth: Truth, wanted: str | None = None, exclusive: Sequence[Sequence[str]] | None = None
+) -> Decided:
+    """Compare the decisions for this task and metric, and fit the simplest within one standard error of the best.
+
+    Args:
+        wanted: the name of another one to take.
+        exclusive: as in `material.Request`.
+
+    Raises:
+        ValueError: there is no such decision, there are fewer than two folds, or predictions and truth do not go
+            together.
+    """
+    for part in found.parts:
+        check_oof(part.oof, truth)
+    if truth.task == "segmentation":
+        return _decide_maps(found, truth, wanted)
+    metric = truth.metric
+    if found.blend == "rank" and not takes_probabilities(metric):
+        raise ValueError(f"means of ranks are no probabilities, and {type(metric).__name__} decides by probabilities")
+    rows, predicted = blended_rows(found, truth)
+    target, probability, folds = by_unit(truth.table, rows, predicted, truth.folds[rows])
+    rules = rules_for(metric, exclusive_columns(exclusive, list(truth.table.classes)))
+    calibrators = CALIBRATORS[truth.task][: 1 if found.blend == "rank" else None]  # a rank cannot be calibrated
+    methods = [Method(calibrator, rule) for calibrator in calibrators for rule in rules]
+    check_wanted(wanted, [method.name for method in methods])
+    outcomes = compare(calibrators, rules, metric, target, probability, folds)
+    place = choose(outcomes, metric.greater_is_better, wanted)
+    return Decided(outcomes, place, fit_decision(methods[place], metric, target, probability, folds))
+
+
+def _decide_maps(found: Parts, truth: Truth, wanted: str | None) -> Decided:
+    check_wanted(wanted, CLEANINGS)
+    counts, folds = [], []
+    for mask, probability, fold in blended_maps(found, truth):
+        counts.append(count_candidates(truth.metric, mask, probability))
+        folds.append(fold)
+    outcomes, cleanings = compare_cleaning(truth.metric, np.stack(counts), np.array(folds))
+    place = choose(outcomes, truth.metric.greater_is_better, wanted)
+    return Decided(outcomes, place, cleanings[place])

@@ -1,0 +1,70 @@
+"""Wheels of what a host lacks, so that it needs no network; torch and CUDA are always the host's own."""
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+HOSTS_OWN = re.compile(r"torch|torchvision|torchaudio|triton|nvidia-.*|cuda-.*")
+
+
+def download_wheels(modules: Sequence[str], host_packages: Path, folder: Path) -> None:
+    """Download wheels, in the versions that are installed here, of what modules need and the host lacks.
+
+    Args:
+        host_packages: a text with the host's `pip freeze`.
+        folder: to make; it stays empty where nothing is lacking.
+
+    Raises:
+        ValueError: there is no such file, or pip could not download them.
+    """
+    if not host_packages.is_file():
+        raise ValueError(f"--wheels {host_packages} does not exist: on the host, pip freeze > {host_packages.name}")
+    lines = host_packages.read_text(encoding="utf-8").splitlines()
+    there = {_canonical(re.split(r"==| @ |>=", line)[0]) for line in lines if line and not line.startswith("#")}
+    lacking = [
+        f"{name}=={importlib.metadata.version(name)}" for name in sorted(_required(modules)) if name not in there
+    ]
+    folder.mkdir()
+    if not lacking:
+        return
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    done = subprocess.run([*command, "--dest", str(folder), *lacking], capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"wheels of {', '.join(lacking)} could not be downloaded: {done.stderr.strip()}")
+
+
+def _required(modules: Sequence[str]) -> set[str]:
+    """The packages of modules and all that they require, without the host's own."""
+    packages = importlib.metadata.packages_distributions()
+    waiting = [_canonical(packages[module][0]) for module in modules]
+    found: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in found and not HOSTS_OWN.fullmatch(name):
+            found.add(name)
+            waiting += _requirements(name)
+    return found
+
+
+def _requirements(name: str) -> Iterator[str]:
+    """The installed packages that a package requires, but for its extras."""
+    for line in importlib.metadata.requires(name) or []:
+        requirement, _, marker = line.partition(";")
+        other = _canonical(re.split(r"[\s\[<>=!~(]", requirement.strip())[0])
+        if "extra" not in marker and _is_installed(other):
+            yield other
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()

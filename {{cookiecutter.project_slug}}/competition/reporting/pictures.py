@@ -1,0 +1,193 @@
+"""Pictures to look at: thumbnails with titles, answers painted over images, `samples.png`."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from competition.data.images import default_scale, read_image, read_mask, resize, resize_mask
+from competition.data.prepare import Prepared, stratification_target
+from competition.data.table import Table
+from competition.files import write_atomic
+from competition.reporting.figures import DPI, new_figure, nothing_to_show, shorten, to_png
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLUMNS = 6  # of a gallery
+THUMBNAIL, MARGIN, TITLE, LEGEND = 220, 10, 52, 24  # pixels; a title has up to three lines, a legend line one
+MOST_NAMES, NAMES_A_LINE = 20, 8  # of a legend
+SAMPLES = 24
+
+
+def gallery(
+    images: Iterable[np.ndarray], titles: Sequence[str], legend: Sequence[tuple[str, np.ndarray]] = ()
+) -> "Figure":
+    """Thumbnails of images (H, W, C), as read or `displayable`, with their titles; one image is held at a time.
+
+    Args:
+        legend: names and their (3,) colours in [0, 1].
+    """
+    if not titles:
+        return nothing_to_show("no images")
+    columns = min(COLUMNS, len(titles))
+    cell, line = THUMBNAIL + MARGIN, THUMBNAIL + TITLE
+    width, foot = columns * cell, LEGEND * -(-len(legend) // NAMES_A_LINE)
+    height = -(-len(titles) // columns) * line + foot
+    figure = new_figure(width / DPI, height / DPI)
+    figure.set_layout_engine("none")  # placed by the pixel: to lay out an axis for each image takes seconds
+    for place, (image, title) in enumerate(zip(images, titles, strict=True)):
+        row, column = divmod(place, columns)
+        picture = _thumbnail(displayable(image))
+        left, top = column * cell + (cell - picture.shape[1]) // 2, row * line + TITLE
+        figure.figimage(picture, left, height - top - picture.shape[0], origin="upper")
+        text = "\n".join(shorten(part, 28) for part in title.splitlines())
+        x, y = (column + 0.5) * cell / width, 1 - (top - 4) / height
+        figure.text(x, y, text, ha="center", va="bottom", fontsize=8)
+    if legend:
+        figure.legend(handles=_patches(legend), loc="lower center", ncols=NAMES_A_LINE, fontsize=8, frameon=False)
+    return figure
+
+
+def overlay(image: np.ndarray, answer: np.ndarray, classes: Sequence[str], title: str = "") -> "Figure":
+    """The image (H, W, C) as read, beside itself with the answer (H, W) in colours and a legend with pixel shares.
+
+    The first class is left unpainted.
+    """
+    height, width = image.shape[:2]
+    shown, colors = displayable(image), class_colors(len(classes))
+    # Wide pictures stand one above the other.
+    shape = (2, 1) if width > 1.6 * height else (1, 2)
+    size = 5 * np.array([width / max(height, width), height / max(height, width)])
+    figure = new_figure(
+        max(4.0, size[0] * shape[1]), size[1] * shape[0] + 1.2, dpi=max(DPI, min(300, max(height, width) // 5))
+    )
+    left, right = figure.subplots(*shape)
+    left.imshow(shown)
+    right.imshow(paint(shown, answer, colors, None), interpolation="nearest")
+    for axis in (left, right):
+        axis.set_axis_off()
+    figure.suptitle(shorten(title, 60), fontsize=9)
+    shares = np.bincount(answer.ravel(), minlength=len(classes)) / answer.size
+    order = [index for index in np.argsort(-shares, kind="stable") if shares[index] > 0][:MOST_NAMES]
+    named = [
+        (f"{shorten(classes[index])} {shares[index]:.1%}", colors[index])
+        if index
+        else (f"{shorten(classes[0])} {shares[0]:.1%} (unpainted)", np.ones(3))
+        for index in order
+    ]
+    figure.legend(handles=_patches(named), loc="outside lower center", ncols=min(4, len(named)), fontsize=8)
+    return figure
+
+
+def paint(
+    image: np.ndarray, mask: np.ndarray, colors: np.ndarray, ignore_index: int | None, first: int = 1
+) -> np.ndarray:
+    """The image (H, W, 3) uint8 with the classes from `first` on in their colours; ignored pixels are hatched."""
+    mask = resize_mask(mask, image.shape[:2])
+    result = image.copy()
+    ignored = np.zeros(mask.shape, bool) if ignore_index is None else mask == ignore_index
+    painted = (mask >= first) & ~ignored & (mask < len(colors))
+    # Over grey, since two colours mixed look like a third class.
+    gray = image[painted].mean(axis=1, keepdims=True)
+    result[painted] = np.rint(0.4 * gray + 0.6 * 255 * colors[mask[painted]])
+    result[ignored & ((np.indices(mask.shape).sum(axis=0) // 3) % 2 == 0)] = 128
+    return result
+
+
+def displayable(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 to look at: gray, or the first three channels; other than 8 bit is stretched to its 1-99 %."""
+    image = image[:, :, :3] if image.shape[2] >= 3 else np.repeat(image[:, :, :1], 3, axis=2)
+    if image.dtype == np.uint8:
+        return image
+    unit = image.astype(np.float32) / default_scale(image.dtype)
+    low, high = np.percentile(unit, [1, 99], axis=(0, 1))
+    return np.rint(np.clip((unit - low) / np.maximum(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
+
+
+def class_colors(count: int) -> np.ndarray:
+    """(C, 3) colours in [0, 1], neighbours far apart: matplotlib's ten, then hues in steps of the golden ratio."""
+    from matplotlib.colors import hsv_to_rgb, to_rgb
+
+    more = [hsv_to_rgb((0.618034 * index % 1, 0.5 + 0.5 * (index % 2), 0.95)) for index in range(10, count)]
+    return np.array([*(to_rgb(f"C{index}") for index in range(min(10, count))), *more]).reshape(-1, 3)
+
+
+def draw_samples(data: Mapping[str, Any], prepared: Prepared) -> Path:
+    """Draw `samples.png`, images of every class with their labels or masks, unless it is up to date.
+
+    Args:
+        data: the `data` part of the config.
+    """
+    path, table = Path(data["prepared"]) / "samples.png", prepared.table
+    sources = (table.path, Path(data["prepared"]) / "images.csv")
+    if path.exists() and all(path.stat().st_mtime_ns >= source.stat().st_mtime_ns for source in sources):
+        return path
+    colors = class_colors(len(table.classes))
+    first = int(table.classes[:1] == ("background",))  # a background stays as it is
+    masks = "mask" in table.frame
+
+    def picture(row: int) -> np.ndarray:
+        image = _thumbnail(displayable(read_image(table.image_path(row), data["mode"])))
+        return paint(image, read_mask(table.mask_path(row)), colors, data["ignore_index"], first) if masks else image
+
+    rows = choose_samples(stratification_target(table, prepared.scan), SAMPLES)
+    names = [shorten(name) for name in table.classes]
+    legend = list(zip(names, colors, strict=True))[first:MOST_NAMES] if masks else ()
+    figure = gallery(map(picture, rows), [_title(table, row) for row in rows], legend)
+    with write_atomic(path) as temporary:
+        temporary.write_bytes(to_png(figure))
+    return path
+
+
+def name_answer(classes: Sequence[str], values: np.ndarray, multilabel: bool) -> str:
+    """The labels from 0.5 on, or the largest class with its probability."""
+    if multilabel:
+        return " ".join(name for name, value in zip(classes, values, strict=True) if value >= 0.5) or "(none)"
+    best = int(values.argmax())
+    return classes[best] if values[best] == 1 else f"{classes[best]} {values[best]:.2f}"
+
+
+def choose_samples(present: np.ndarray, count: int) -> list[int]:
+    """Rows of `present` (N, C), which classes an image has, in which the classes (and none) take turns.
+
+    They are drawn at random, but the same every time.
+    """
+    order = np.random.default_rng(0).permutation(len(present))
+    queues = [order[present[order, number] > 0].tolist() for number in range(present.shape[1])]
+    queues.append(order[~(present[order] > 0).any(axis=1)].tolist())
+    chosen: dict[int, None] = {}
+    while len(chosen) < min(count, len(present)):
+        for queue in queues:
+            while queue and queue[0] in chosen:
+                queue.pop(0)
+            if queue and len(chosen) < count:
+                chosen[queue.pop(0)] = None
+    return list(chosen)
+
+
+def _thumbnail(image: np.ndarray) -> np.ndarray:
+    """The image with a longer side of THUMBNAIL; a small one grows by a whole number, so that its pixels stay sharp."""
+    longer = max(image.shape[:2])
+    if longer > THUMBNAIL:
+        return resize(image, [max(1, round(side * THUMBNAIL / longer)) for side in image.shape[:2]])
+    factor = THUMBNAIL // longer
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def _patches(named: Sequence[tuple[str, Any]]) -> list[Any]:
+    from matplotlib.patches import Patch
+
+    return [Patch(facecolor=color, edgecolor="0.6", label=name) for name, color in named]
+
+
+def _title(table: Table, row: int) -> str:
+    name = table.ids[row]
+    lines = [name if len(name) <= 24 else f"…{name[-23:]}"]
+    if table.target is not None:
+        target = table.target[row]
+        some = [index for index in np.argsort(-target, kind="stable") if target[index] > 0]
+        shares = [table.classes[n] if target[n] == 1 else f"{table.classes[n]} {target[n]:.2f}" for n in some]
+        lines.append(" ".join(shares) or "—")
+    return "\n".join(lines)

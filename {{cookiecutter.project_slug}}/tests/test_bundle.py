@@ -1,0 +1,496 @@
+"""Bundles of runs made by hand: what infer.py writes is what predict.py, ensemble.py and submit.py write."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from rich.console import Console
+from tiny import CLASSES, write_data
+
+import bundle as command
+from competition.bundle.build import Request, build_bundle
+from competition.bundle.dropping import Unit
+from competition.bundle.engine import Engine
+from competition.bundle.images import stored_size
+from competition.bundle.inferring import BAD, PARTS, infer
+from competition.bundle.inputs import read_inputs
+from competition.bundle.job import Request as Wanted
+from competition.bundle.manifest import MANIFEST
+from competition.bundle.pace import Pace
+from competition.bundle.parameters import decider_from_plain, decider_to_plain
+from competition.bundle.recipe import read_recipe
+from competition.bundle.rehearse import rehearse
+from competition.bundle.sandbox import has_namespaces, run_sandboxed
+from competition.bundle.versions import Difference, check_host
+from competition.bundle.wheels import _required
+from competition.data.folds import write_folds
+from competition.inference.predicting import Choices, predict_runs
+from competition.inference.weights import ModelSpec, save_model
+from competition.models.networks import build_network
+from competition.models.normalized import head_modules
+from competition.predictions.decisions.calibration import CALIBRATORS
+from competition.predictions.decisions.deciding import Method, fit_decision
+from competition.predictions.decisions.material import Request as Submission
+from competition.predictions.decisions.rules import rules_for
+from competition.predictions.decisions.submission import difference
+from competition.predictions.decisions.submit import make_submission
+from competition.predictions.ensembles.ensembling import ensemble
+from competition.predictions.metrics import FBeta, MacroF1
+
+ROOT = Path(__file__).parents[1]
+FOREIGN = ("hydra", "omegaconf", "lightning", "pytorch_lightning", "wandb", "git", "albumentations", "rich")
+METRICS = {"multiclass": "MacroF1", "multilabel": "FBeta", "segmentation": "MeanIoU"}
+COLUMNS = dict.fromkeys(("target", "group", "unit", "weight", "fold")) | {"id": "id", "image": "image"}
+QUIET = Console(quiet=True)
+
+
+def make_run(folder: Path, data: Path, task: str, seed: int) -> Path:
+    """A run of two folds with random networks, and what predict.py says out of fold with kept views."""
+    classes = ["background", *CLASSES] if task == "segmentation" else CLASSES
+    unet = {"library": "smp", "name": "Unet", "encoder": "tu-test_resnet", "options": {"decoder_channels": [8] * 5}}
+    network = unet if task == "segmentation" else {"library": "timm", "name": "test_resnet"}
+    for fold in (0, 1):
+        torch.manual_seed(10 * seed + fold)
+        net = build_network(network, 3, len(classes))
+        for module in head_modules(net):  # a new head is zero, and would give the same for every image
+            for parameter in module.parameters():
+                torch.nn.init.normal_(parameter)
+        spec = ModelSpec(
+            task=task,
+            architecture=network,
+            channels=3,
+            classes=classes,
+            image_size=(32, 32),
+            fit="stretch",
+            mode="stored",
+            scale=None,
+            mean=(0.5,) * 3,
+            std=(0.2,) * 3,
+        )
+        save_model(folder / f"fold{fold}" / "model", net, spec)
+    section = {
+        "name": "competition",
+        "root": str(data),
+        "table": str(data / "train.csv"),
+        "test_table": str(data / "test.csv"),
+        "prepared": str(data),
+        "folds": 2,
+        "classes": classes,
+        "columns": COLUMNS,
+    }
+    metric = {"_target_": f"competition.predictions.metrics.{METRICS[task]}"}
+    config = {"task": task, "data": section, "metric": metric}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    predict(folder, "none", folder / "oof", oof=True)
+    predict(folder, "flips", folder / "predictions" / "oof-flips", oof=True)
+    if task != "segmentation":
+        predict(folder, "flips", folder / "predictions" / "oof-flips-views", oof=True, keep_views=True)
+    return folder
+
+
+def predict(run: Path, tta: str, out: Path, **choices: bool) -> None:
+    path = ROOT / "configs" / "tta" / f"{tta}.yaml"
+    predict_runs([run], Choices(tta=path, workers=0, device="cpu", **choices), None, out, QUIET)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    root = write_data(tmp_path_factory.mktemp("data"))
+    write_folds(root / "folds.csv", [f"row{row}" for row in range(24)], [(row // 4) % 2 for row in range(24)])
+    return root
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, data) -> list[Path]:
+    """Two multi-label runs."""
+    root = tmp_path_factory.mktemp("runs")
+    return [make_run(root / name, data, "multilabel", seed) for seed, name in enumerate("ab")]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory, runs) -> Path:
+    """A bundle of both."""
+    out = tmp_path_factory.mktemp("bundles") / "bundle"
+    build_bundle(Request(sources=runs, out=out, oof="oof-flips", decision="fixed-threshold"))
+    return out
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory, data) -> tuple[Path, Path]:
+    """A segmentation run, and a bundle of it in half precision."""
+    root = tmp_path_factory.mktemp("masks")
+    run = make_run(root / "unet", data, "segmentation", 0)
+    build_bundle(Request(sources=[run], out=root / "bundle", decision="minimum-area", half=True))
+    return run, root / "bundle"
+
+
+def wanted(data: Path, out: Path, **values) -> Wanted:
+    defaults = {"test": data / "test.csv", "images": None, "sample": None, "workers": 0, "device": "cpu"}
+    return Wanted(out=out, **{**defaults, **values})
+
+
+# the whole way
+
+
+@pytest.mark.parametrize("use", ["mean", "geometric"])
+def test_an_ensemble_answers_as_ensemble_and_submit_do(tmp_path, data, runs, use):
+    """Its probabilities, calibrated for each fold: what any decision would be made by."""
+    copies = [shutil.copytree(run, tmp_path / run.name) for run in runs]
+    for run in copies:
+        predict(run, "flips", run / "predictions" / "test-flips")
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        metric = {"_target_": "competition.predictions.metrics.LogLoss"}
+        (run / "config.yaml").write_text(yaml.safe_dump({**config, "metric": metric}))
+    ensemble(copies, tmp_path / "both", oof="oof-flips", use=use)
+    decision, ledger = "platt+probabilities", tmp_path / "submissions.csv"
+    made = make_submission(
+        Submission(source=tmp_path / "both", decision=decision, out=tmp_path / "made.csv", ledger=ledger), QUIET
+    )
+    build_bundle(Request(sources=[tmp_path / "both"], out=tmp_path / "bundle", decision=decision))
+    answers = pd.read_csv(infer(tmp_path / "bundle", wanted(data, tmp_path / "out")))
+    pd.testing.assert_frame_equal(answers, pd.read_csv(made), atol=1e-5)
+
+
+def test_masks_are_those_of_submit(tmp_path, data, masks):
+    run = shutil.copytree(masks[0], tmp_path / "unet")
+    predict(run, "none", run / "predictions" / "test-none")
+    for kind, suffix in (("rle", "csv"), ("masks", "zip")):
+        out = tmp_path / f"made.{suffix}"
+        request = Submission(source=run, kind=kind, decision="minimum-area", out=out, ledger=tmp_path / f"{kind}.csv")
+        make_submission(request, QUIET)
+        build_bundle(Request(sources=[run], out=tmp_path / kind, kind=kind, decision="minimum-area"))
+        assert difference(out, infer(tmp_path / kind, wanted(data, tmp_path / f"out-{kind}")), kind) < 0.002
+
+
+def test_the_rehearsal_of_rows(data, bundle):
+    rehearsed = rehearse(bundle, data / "test.csv", rows=60, workers=1)
+    assert rehearsed.problems == []
+    assert rehearsed.report["images"] == 60 + rehearsed.planted
+    assert len(rehearsed.bad) == rehearsed.planted == 7
+    assert rehearsed.comparison.images == 24 and rehearsed.comparison.answers == 0
+    assert rehearsed.isolated == has_namespaces(data)
+
+
+@pytest.mark.slow  # another process that imports torch; the way of masks is above
+def test_the_rehearsal_of_masks_in_half_precision(data, masks):
+    rehearsed = rehearse(masks[1], data / "test.csv", rows=30, workers=0, hidden=1000)
+    assert rehearsed.problems == [] and len(rehearsed.bad) == 7
+    assert rehearsed.hidden_seconds > rehearsed.report["seconds_to_first_batch"]
+
+
+# what is in a bundle
+
+
+def test_a_bundle_has_what_it_needs_and_nothing_else(bundle, masks):
+    for folder in (bundle, masks[1]):
+        code = [path.read_text() for path in folder.rglob("*.py")]
+        assert not any(re.search(rf"^(import|from) ({'|'.join(FOREIGN)})\b", text, re.M) for text in code)
+        assert not list(folder.glob("competition/training")) and not list(folder.rglob("*.ckpt"))
+        listed = json.loads((folder / MANIFEST).read_text())["files"]
+        there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        assert there == {*listed, MANIFEST}
+        (cell,) = json.loads((folder / "notebook.ipynb").read_text())["cells"]
+        assert "infer.py" in "".join(cell["source"])
+    assert {"segmentation_models_pytorch", "tifffile", "torch"} <= set(read_recipe(masks[1]).needs)
+    assert "segmentation_models_pytorch" not in read_recipe(bundle).needs
+
+
+def test_it_infers_where_what_trains_is_not_installed(tmp_path, data, bundle, masks, monkeypatch):
+    for name in FOREIGN:
+        monkeypatch.setitem(sys.modules, name, None)  # importing it is an error
+    for number, folder in enumerate((bundle, masks[1])):
+        assert infer(folder, wanted(data, tmp_path / str(number))).is_file()
+
+
+def test_half_precision_takes_half_the_room(masks):
+    run, folder = masks
+    whole, half = (next(root.rglob("model.safetensors")).stat().st_size for root in (run, folder))
+    assert 0.4 < half / whole < 0.6
+
+
+def test_values_are_what_the_score_loses(bundle, runs, data):
+    """Out of fold without the run, by scoring what is left; the views by their kept predictions."""
+    first, second = read_recipe(bundle).runs
+    metric = FBeta().for_task("multilabel", CLASSES)
+    target = pd.read_csv(data / "train.csv", keep_default_na=False)["labels"].map(lambda text: text.split())
+    truth = np.array([[name in labels for name in CLASSES] for labels in target], float)
+
+    def rows(run, name, views):
+        frame = pd.read_parquet(run / "predictions" / name / "predictions.parquet")
+        frame = frame[frame["view"].isin(views)].groupby("id")[list(CLASSES)].mean()
+        return frame.loc[[f"row{row}" for row in range(24)]].to_numpy()
+
+    a, b = (rows(run, "oof-flips", ["mean"]) for run in runs)
+    assert first.value == pytest.approx(metric(truth, (a + b) / 2) - metric(truth, b))
+    both, one = (rows(runs[1], "oof-flips-views", views) for views in (["identity", "hflip"], ["identity"]))
+    loss = metric(truth, (a + both) / 2) - metric(truth, (a + one) / 2)
+    assert second.view_values[1] == pytest.approx(loss)
+
+
+def test_what_cannot_be_bundled_is_said_and_leaves_nothing(tmp_path, runs, bundle, capsys):
+    stack = tmp_path / "stack"
+    stack.mkdir()
+    (stack / "ensemble.json").write_text(json.dumps({"method": "logistic", "weights": None, "sources": []}))
+    drawn = shutil.copytree(runs[0], tmp_path / "drawn")
+    header = json.loads((drawn / "oof" / "predictions.json").read_text())
+    (drawn / "oof" / "predictions.json").write_text(
+        json.dumps({**header, "tta": {"views": ["identity#0"], "mean": "arithmetic"}})
+    )
+    out = tmp_path / "out"
+    for arguments, message in (
+        ([stack], "second level (logistic)"),
+        ([stack, runs[0]], "put all together with ensemble.py"),
+        ([drawn], "random draws"),
+        ([tmp_path], "is not a run"),
+        ([*runs, "--budget-mb", "1"], "models/a"),
+        ([runs[0], "--decision", "coin"], "there is no decision coin"),
+        ([runs[0], "--oof", "oof-x"], "is not a prediction folder"),
+    ):
+        sys.argv = ["bundle.py", *map(str, arguments), "--out", str(out)]
+        with pytest.raises(SystemExit) as ended:
+            command.main()
+        said = capsys.readouterr().err
+        assert ended.value.code == 2 and message in said and "Traceback" not in said
+        assert not out.exists() and not list(tmp_path.glob(".out*"))
+    with pytest.raises(ValueError, match="exists and is not overwritten"):
+        build_bundle(Request(sources=runs, out=bundle))
+
+
+@pytest.mark.parametrize(("task", "metric"), [("multiclass", MacroF1()), ("multilabel", FBeta())])
+def test_decisions_come_back_from_plain_values(task, metric):
+    rng = np.random.default_rng(0)
+    target = np.eye(4)[rng.integers(0, 4, 300)]  # exclusive labels, which expected-f finds
+    probability = (0.5 * target + rng.dirichlet(np.ones(4), 300)) / 1.5
+    metric = metric.for_task(task, list("abcd"))
+    for calibrator in CALIBRATORS[task]:
+        for rule in rules_for(metric):
+            fitted = fit_decision(Method(calibrator, rule), metric, target, probability, np.arange(300) % 3)
+            back = decider_from_plain(json.loads(json.dumps(decider_to_plain(fitted))))
+            for fold in (0, 5):  # a fold of its own, and a model of no fold
+                np.testing.assert_array_equal(
+                    back.rule.decide(back.calibrate(fold, probability)),
+                    fitted.rule.decide(fitted.calibrate(fold, probability)),
+                )
+
+
+# whatever the test is
+
+
+def test_other_rows_missing_ones_and_a_folder(tmp_path, data, bundle):
+    whole = pd.read_csv(infer(bundle, wanted(data, tmp_path / "whole")), dtype=str, keep_default_na=False)
+    whole = whole.set_index("id")["labels"]
+    pd.DataFrame({"id": ["row3", "row7", "row5", "gone"], "labels": "x"}).to_csv(tmp_path / "sample.csv", index=False)
+    pd.DataFrame({"id": ["row5", "row3", "row9"]}).to_csv(tmp_path / "some.csv", index=False)  # no image column
+    for name in ("row3", "row5", "row9"):
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        shutil.copy(data / "images" / f"{name[3:]}.png", tmp_path / "pictures" / f"{name}.png")
+    for test in (tmp_path / "some.csv", tmp_path / "pictures"):
+        out = tmp_path / test.stem
+        path = infer(bundle, wanted(data, out, test=test, images=tmp_path / "pictures", sample=tmp_path / "sample.csv"))
+        found = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("id")["labels"]
+        assert found.index.tolist() == ["row3", "row7", "row5", "gone"]
+        assert found["row3"] == whole["row3"] and found["row5"] == whole["row5"]
+        assert found["gone"] == found["row7"] != ""  # the fallback: labels that are frequent
+        assert not (out / PARTS).exists()
+
+
+def test_what_is_wrong_with_the_test_is_said_before_anything_is_predicted(tmp_path, data, bundle):
+    pd.DataFrame({"id": ["x"], "labels": ""}).to_csv(tmp_path / "other.csv", index=False)
+    pd.DataFrame({"id": ["row1"], "cat": 0}).to_csv(tmp_path / "columns.csv", index=False)
+    for values, message in (
+        ({"test": tmp_path / "none.csv"}, "does not exist"),
+        ({"test": tmp_path / "other.csv", "images": tmp_path / "none"}, "is not a folder"),
+        ({"sample": tmp_path / "other.csv"}, "is about an image of the test"),
+        ({"sample": tmp_path / "columns.csv", "test": tmp_path}, "there is no image"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            infer(bundle, wanted(data, tmp_path / "out", **values))
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_of_units_and_ids_that_come_twice(tmp_path, data):
+    frame = pd.read_csv(data / "test.csv", dtype=str).head(4).assign(thing=["u", "v", "u", "v"])
+    pd.concat([frame, frame.head(1)]).to_csv(tmp_path / "t.csv", index=False)
+    found = read_inputs(tmp_path / "t.csv", data, {"id": "id", "image": "image", "unit": "thing"}, set())
+    assert found.ids == frame["id"].tolist() and found.units == ["u", "v", "u", "v"]
+    assert "1 ids" in found.notes[0]
+    with pytest.raises(ValueError, match="no column thing"):
+        read_inputs(data / "test.csv", data, {"id": "id", "image": "image", "unit": "thing"}, set())
+
+
+def test_sizes_are_read_from_the_head(tmp_path):
+    picture = np.zeros((3, 5, 3), np.uint8)
+    for suffix in ("png", "jpg", "webp", "bmp", "tif"):
+        cv2.imwrite(str(tmp_path / f"p.{suffix}"), picture)
+        assert stored_size(tmp_path / f"p.{suffix}") == (3, 5)
+    (tmp_path / "text.png").write_bytes(b"text")
+    assert stored_size(tmp_path / "text.png") == stored_size(tmp_path / "gone.png") == (0, 0)
+
+
+# memory, time, interruptions
+
+
+def test_out_of_memory_halves_the_batch_and_an_image_that_never_fits_is_left_out(data, bundle):
+    engine = Engine(bundle, read_recipe(bundle), "cpu", 16, "32")  # 8 images in two views
+    paths = [data / f"images/{row}.png" for row in range(9)]
+    whole = [result for batch in engine.batches(paths, 0) for result in engine.predict(batch, np.copy)]
+
+    def too_large(net, arguments):
+        if len(arguments[0]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine.nets[1, 0, 0].register_forward_pre_hook(too_large)
+    most = 4  # two images in two views
+    halved = [result for batch in engine.batches(paths, 0) for result in engine.predict(batch, np.copy)]
+    assert engine.most == 2 and len(engine.notes) == 2
+    assert [number for number, _ in halved] == list(range(9))
+    for (_, one), (_, other) in zip(whole, halved, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    most = 1
+    assert [each for batch in engine.batches(paths, 0) for _, each in engine.predict(batch, np.copy)] == [None] * 9
+
+
+def test_killed_it_goes_on_where_it_stopped(tmp_path, data, bundle, monkeypatch):
+    whole = infer(bundle, wanted(data, tmp_path / "whole")).read_text()
+    request = wanted(data, tmp_path / "out", batch_size=8)
+    predicted: list[int] = []
+    predict_batch = Engine.predict
+
+    def killed(self, batch, finish):
+        if len(predicted) >= 12:
+            raise KeyboardInterrupt
+        predicted.extend(batch.numbers)
+        return predict_batch(self, batch, finish)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "predict", killed)
+        with pytest.raises(KeyboardInterrupt):
+            infer(bundle, request)
+    assert not (tmp_path / "out" / "submission.csv").exists()
+    with (tmp_path / "out" / PARTS / "done.jsonl").open("a") as lines:
+        lines.write('[20, "')  # the kill came within a line
+    again: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Engine,
+            "predict",
+            lambda self, batch, finish: again.extend(batch.numbers) or predict_batch(self, batch, finish),
+        )
+        assert infer(bundle, request).read_text() == whole
+    assert len(again) == 24 - len(predicted)
+
+
+def test_when_time_is_over_the_rest_gets_the_fallback_and_that_is_said_loudly(tmp_path, data, bundle, capsys):
+    whole = pd.read_csv(infer(bundle, wanted(data, tmp_path / "whole")), dtype=str, keep_default_na=False)
+    path = infer(bundle, wanted(data, tmp_path / "out", batch_size=8, time_limit=1e-3))
+    late = pd.read_csv(path, dtype=str, keep_default_na=False)
+    assert late["id"].tolist() == whole["id"].tolist()
+    assert (late["labels"][:4] == whole["labels"][:4]).all() and late["labels"][4:].nunique() == 1
+    bad = pd.read_csv(tmp_path / "out" / BAD)
+    assert len(bad) == 20 and set(bad["problem"]) == {"no time was left"}
+    assert "WARNING: 20 of 24 images" in capsys.readouterr().err
+
+
+def test_short_of_time_views_go_first_then_the_member_that_is_worth_least_for_its_time(data, bundle):
+    engine = Engine(bundle, read_recipe(bundle), "cpu", 32, "32")
+    first, second = read_recipe(bundle).runs
+    seconds = {(0, 0, 0): 4.0, (0, 1, 0): 4.0, (1, 0, 0): 1.0, (1, 1, 0): 1.0}
+    gone = []
+    while unit := engine.active.next_unit(seconds):
+        seconds = engine.active.drop(unit, seconds)
+        gone.append(unit)
+    assert [unit.kind for unit in gone] == ["view"] * 2 + ["member"] * 3
+    assert set(seconds) == set(engine.active.networks) and len(seconds) == 1
+    assert sum(seconds.values()) == pytest.approx(2 if engine.active.members[0][0] == 0 else 0.5)
+    rates = {0: first.value / 4, 1: second.value / 1}
+    assert gone[2].run == min(rates, key=rates.get)
+    (batch,) = engine.batches([data / "images/0.png"], 0)
+    ((_, values),) = engine.predict(batch, np.copy)
+    assert values.shape == (1, len(CLASSES))
+    assert Unit("view", 0, 0) not in gone or Unit("view", 0, 1) not in gone
+
+
+def test_forecasts_are_exact_where_the_speed_is(tmp_path):
+    now = [0.0]
+    pace = Pace(1000, 100, clock=lambda: now[0])
+    now[0] = 7.0  # starting takes its time
+    pace.advance(50)
+    assert pace.forecast is None
+    for _ in range(2):
+        now[0] += 10
+        pace.advance(50)
+    assert pace.forecast == pytest.approx(7 + 950 * 0.2) and pace.mean_seconds == pytest.approx(0.2)
+    pace.restart()
+    now[0] += 5
+    pace.advance(100)
+    assert pace.forecast == pytest.approx(32 + 750 * 0.05)
+    assert not pace.is_over
+    now[0] = 96.0
+    assert pace.is_over
+
+
+# the host
+
+
+def test_versions_and_files_that_differ_are_named(tmp_path, bundle, capsys):
+    assert Difference("timm", "1.0.2", "0.9").major and Difference("timm", "1.0.2", None).major
+    assert not Difference("timm", "1.0.2", "1.1").major
+    other = shutil.copytree(bundle, tmp_path / "other")
+    recipe = json.loads((other / "bundle.json").read_text())
+    here = recipe["versions"]["numpy"]
+    newer = str(int(here.split(".")[0]) + 1) + here[1:]
+    text = json.dumps({**recipe, "versions": {**recipe["versions"], "numpy": newer}})
+    (other / "bundle.json").write_text(text)
+    manifest = json.loads((other / MANIFEST).read_text())
+    manifest["files"]["bundle.json"]["bytes"] = len(text.encode())
+    (other / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=f"numpy is {here} here, and {newer}"):
+        check_host(other, any_version=False)
+    check_host(other, any_version=True)
+    assert f"note: numpy is {here}" in capsys.readouterr().out
+    (other / "infer.py").unlink()
+    with pytest.raises(ValueError, match=r"infer\.py is missing"):
+        check_host(other, any_version=True)
+
+
+def test_wheels_are_never_of_torch_or_cuda():
+    required = _required(["timm", "torch"])
+    assert {"timm", "safetensors", "huggingface-hub"} <= required
+    assert not [name for name in required if re.match("torch|nvidia|triton|cuda", name)]
+
+
+@pytest.mark.parametrize("namespaces", [False, True])
+def test_a_sandbox_has_no_network_and_no_way_to_write(tmp_path, namespaces):
+    inside, work = tmp_path / "in", tmp_path / "work"
+    inside.mkdir()
+    work.mkdir()
+    if namespaces and not has_namespaces(inside):
+        pytest.skip("namespaces are not allowed here")
+    script = (
+        "import pathlib, socket\n"
+        "try: socket.create_connection(('127.0.0.1', 9), timeout=5)\n"
+        "except OSError as error: print(error)\n"
+        f"pathlib.Path({str(work / 'out')!r}).write_text('x')\n"
+        "try: pathlib.Path('new').write_text('x')\n"
+        "except OSError: print('read-only')\n"
+    )
+    done = run_sandboxed([sys.executable, "-c", script], inside, work, namespaces)
+    assert done.returncode == 0, done.stderr
+    assert (work / "out").read_text() == "x"
+    assert ("Network is unreachable" if namespaces else "the rehearsal has no network") in done.stdout
+    assert not namespaces or "read-only" in done.stdout
+
+
+def test_the_help_needs_no_torch():
+    code = "import sys, bundle\ntry: bundle.parse(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0 and "--rehearse" in done.stdout

@@ -1,0 +1,32 @@
+"""Only what is a run of this version of the code is continued."""
+
+import json
+
+import pytest
+from tiny import open_tiny, tiny_config
+
+from competition import FORMAT_VERSION
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"format_version": FORMAT_VERSION - 1, "identity": {}}, "format version 0.*train again"),
+        ({"format_version": FORMAT_VERSION + 1, "identity": {}}, "format version 2.*train again"),
+        ({"identity": {}}, "format version None"),
+        ([], "format version None"),
+        (None, "is not a run: it has no identity.json"),
+    ],
+)
+def test_a_run_of_another_version_is_refused_by_hash_and_by_name(content, message, data, tmp_path):
+    config = tiny_config(data, "multiclass")
+    run = open_tiny(config, tmp_path)
+    identity = run / "identity.json"
+    identity.unlink() if content is None else identity.write_text(json.dumps(content))
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    if content is not None:  # without its stamp, the folder is taken for a new run's
+        with pytest.raises(ValueError, match=message):
+            open_tiny(config, tmp_path)
+    with pytest.raises(ValueError, match=message):
+        open_tiny(config | {"run": str(run)}, tmp_path)
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
