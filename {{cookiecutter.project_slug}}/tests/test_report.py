@@ -148,13 +148,3 @@ def test_masks_are_laid_over_their_images():
     assert 4 <= changed[4:, 4:].sum() <= 12  # hatched
 
 
-@pytest.mark.parametrize("size", [(40, 30), (20, 90)])
-def test_overlay_paints_the_answer_where_it_is(size):
-    image = np.zeros((*size, 3), np.uint8)
-    answer = np.zeros(size, np.uint8)
-    answer[: size[0] // 2, : size[1] // 2] = 1
-    figure = overlay(image, answer, ["ground", "object"], "an id")
-    painted = figure.axes[1].get_images()[0].get_array()
-    assert painted[1, 1].max() > 0.2 and painted[-1, -1].max() == 0 and painted[1, -1].max() == 0
-    assert "object 25.0%" in [text.get_text() for text in figure.legends[0].get_texts()]
-    assert decode(figure).ndim == 3

@@ -32,7 +32,7 @@ def to_png(figure: "Figure") -> bytes:
     return buffer.getvalue()
 
 
-def new_figure(width: float, height: float, dpi: int = DPI) -> "Figure":
+def new_figure(width: float, height: float, dpi: float = DPI) -> "Figure":
     """An empty figure of so many inches, which lays itself out and needs no screen."""
     from matplotlib.figure import Figure
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 COLUMNS = 6  # of a gallery
 THUMBNAIL, MARGIN, TITLE, LEGEND = 220, 10, 52, 24  # pixels; a title has up to three lines, a legend line one
+PAINTED = (500, 1500)  # least and most pixels of the longer side of a painted picture
 MOST_NAMES, NAMES_A_LINE = 20, 8  # of a legend
 SAMPLES = 24
 
@@ -39,7 +40,7 @@ def gallery(
     figure.set_layout_engine("none")  # placed by the pixel: to lay out an axis for each image takes seconds
     for place, (image, title) in enumerate(zip(images, titles, strict=True)):
         row, column = divmod(place, columns)
-        picture = _thumbnail(displayable(image))
+        picture = _fit(displayable(image), THUMBNAIL, THUMBNAIL)
         left, top = column * cell + (cell - picture.shape[1]) // 2, row * line + TITLE
         figure.figimage(picture, left, height - top - picture.shape[0], origin="upper")
         text = "\n".join(shorten(part, 28) for part in title.splitlines())
@@ -55,20 +56,8 @@ def overlay(image: np.ndarray, answer: np.ndarray, classes: Sequence[str], title
 
     The first class is left unpainted.
     """
-    height, width = image.shape[:2]
     shown, colors = displayable(image), class_colors(len(classes))
-    # Wide pictures stand one above the other.
-    shape = (2, 1) if width > 1.6 * height else (1, 2)
-    size = 5 * np.array([width / max(height, width), height / max(height, width)])
-    figure = new_figure(
-        max(4.0, size[0] * shape[1]), size[1] * shape[0] + 1.2, dpi=max(DPI, min(300, max(height, width) // 5))
-    )
-    left, right = figure.subplots(*shape)
-    left.imshow(shown)
-    right.imshow(paint(shown, answer, colors, None), interpolation="nearest")
-    for axis in (left, right):
-        axis.set_axis_off()
-    figure.suptitle(shorten(title, 60), fontsize=9)
+    plain, painted = (_fit(picture, *PAINTED) for picture in (shown, paint(shown, answer, colors, None)))
     shares = np.bincount(answer.ravel(), minlength=len(classes)) / answer.size
     order = [index for index in np.argsort(-shares, kind="stable") if shares[index] > 0][:MOST_NAMES]
     named = [
@@ -77,7 +66,17 @@ def overlay(image: np.ndarray, answer: np.ndarray, classes: Sequence[str], title
         else (f"{shorten(classes[0])} {shares[0]:.1%} (unpainted)", np.ones(3))
         for index in order
     ]
-    figure.legend(handles=_patches(named), loc="outside lower center", ncols=min(4, len(named)), fontsize=8)
+    height, width = plain.shape[:2]
+    step = (0, height + MARGIN) if width > 1.6 * height else (width + MARGIN, 0)  # wide pictures: one below the other
+    text = max(1.0, max(height, width) / PAINTED[0])  # letters grow with the picture
+    top, foot = round(30 * text), round(LEGEND * text) * -(-len(named) // 4)
+    page = max(round(PAINTED[0] * text), step[0] + width), top + step[1] + height + foot
+    figure = new_figure(page[0] / DPI / text, page[1] / DPI / text, dpi=DPI * text)
+    figure.set_layout_engine("none")
+    for number, picture in enumerate((plain, painted)):
+        figure.figimage(picture, number * step[0], page[1] - top - number * step[1] - height, origin="upper")
+    figure.text(0.5, 1 - top / 2 / page[1], shorten(title, 60), ha="center", va="center", fontsize=9)
+    figure.legend(handles=_patches(named), loc="lower center", ncols=4, fontsize=8, frameon=False)
     return figure
 
 
@@ -129,7 +128,7 @@ def draw_samples(data: Mapping[str, Any], prepared: Prepared) -> Path:
     masks = "mask" in table.frame
 
     def picture(row: int) -> np.ndarray:
-        image = _thumbnail(displayable(read_image(table.image_path(row), data["mode"])))
+        image = _fit(displayable(read_image(table.image_path(row), data["mode"])), THUMBNAIL, THUMBNAIL)
         return paint(image, read_mask(table.mask_path(row)), colors, data["ignore_index"], first) if masks else image
 
     rows = choose_samples(stratification_target(table, prepared.scan), SAMPLES)
@@ -167,12 +166,15 @@ def choose_samples(present: np.ndarray, count: int) -> list[int]:
     return list(chosen)
 
 
-def _thumbnail(image: np.ndarray) -> np.ndarray:
-    """The image with a longer side of THUMBNAIL; a small one grows by a whole number, so that its pixels stay sharp."""
+def _fit(image: np.ndarray, least: int, most: int) -> np.ndarray:
+    """The image with a longer side of at most `most` pixels.
+
+    One of less than `least` grows by a whole number, so that its pixels stay sharp.
+    """
     longer = max(image.shape[:2])
-    if longer > THUMBNAIL:
-        return resize(image, [max(1, round(side * THUMBNAIL / longer)) for side in image.shape[:2]])
-    factor = THUMBNAIL // longer
+    if longer > most:
+        return resize(image, [max(1, round(side * most / longer)) for side in image.shape[:2]])
+    factor = max(1, least // longer)
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
