@@ -148,3 +148,20 @@ def test_masks_are_laid_over_their_images():
     assert 4 <= changed[4:, 4:].sum() <= 12  # hatched
 
 
+@pytest.mark.parametrize("size", [(40, 30), (20, 90), (900, 2000)])
+def test_overlay_paints_the_answer_where_it_is(size):
+    image, answer = np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8)
+    answer[: size[0] // 2, : size[1] // 2] = 1
+    figure = overlay(image, answer, ["ground", "object"], "an id")
+    plain, painted = (picture.get_array() for picture in figure.images)
+    assert plain.shape == painted.shape and 450 <= max(plain.shape) <= 1500
+    height, width = plain.shape[:2]
+    colored = (painted != plain).any(axis=2)
+    assert colored[: height // 2 - 1, : width // 2 - 1].all()
+    assert not colored[height // 2 + 1 :].any() and not colored[:, width // 2 + 1 :].any()
+    assert "object 25.0%" in [text.get_text() for text in figure.legends[0].get_texts()]
+    page = decode(figure)[:, :, ::-1]
+    orange = np.round(0.6 * 255 * class_colors(2)[1])  # over black
+    whole = (np.abs(page - orange) <= 1).all(axis=2).sum(), (page == 0).all(axis=2).sum()
+    assert whole[0] == pytest.approx(height * width / 4, rel=0.02)
+    assert whole[1] == pytest.approx(height * width * 7 / 4, rel=0.02)

@@ -116,19 +116,26 @@ class Stop(pl.Callback):
             raise OSError("killed")
 
 
-CHOICES = {"best": BEST, "cycles": ["phases=cycles", "epochs=2", "fold=0", "top_k=2"]}
+# Stopped before the first restart and after each, and within a cycle and at its beginning.
+STOPS = {
+    "best": (BEST, [2, 4, 5]),
+    "cycles": (["phases=cycles", "epochs=2", "fold=0", "top_k=2"], [2, 5]),
+}
 
 
-@pytest.fixture(scope="module", params=CHOICES.values(), ids=CHOICES)
-def whole(request, data, tmp_path_factory):
-    """A configuration, and a run of it that was never stopped."""
-    config = tiny_config(data, "multiclass", *request.param, "metric=log_loss", "optimizer.lr=0.01")
-    return config, train_folds(config, tmp_path_factory.mktemp("whole"))
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """By name: a configuration, and a run of it that was never stopped."""
+    made = {}
+    for name, (choices, _) in STOPS.items():
+        config = tiny_config(data, "multiclass", *choices, "metric=log_loss", "optimizer.lr=0.01")
+        made[name] = config, train_folds(config, tmp_path_factory.mktemp(name))
+    return made
 
 
-@pytest.mark.parametrize("epoch", [2, 4, 5])
-def test_a_resume_takes_the_same_snapshots(epoch, whole, tmp_path, monkeypatch):
-    config, run = whole
+@pytest.mark.parametrize(("name", "epoch"), [(name, epoch) for name, (_, epochs) in STOPS.items() for epoch in epochs])
+def test_a_resume_takes_the_same_snapshots(name, epoch, whole, tmp_path, monkeypatch):
+    config, run = whole[name]
     with pytest.raises(OSError, match="killed"):
         train(config, tmp_path, monkeypatch, Stop(epoch))
     resumed = train_folds(config, tmp_path)

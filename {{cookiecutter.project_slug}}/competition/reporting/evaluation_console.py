@@ -43,7 +43,7 @@ def _overall(evaluation: Evaluation, rows: pd.DataFrame) -> Table:
         ["score", "interval"],
     )
     for row in rows.itertuples():
-        table.add_row(row.prediction, row.metric, f"{row.score:.4f}", _interval(row.low, row.high))
+        table.add_row(row.prediction, row.metric, f"{row.score:.4f}", format_interval(row.low, row.high))
     return table
 
 
@@ -63,9 +63,8 @@ def _subgroups(title: str, rows: pd.DataFrame, evaluation: Evaluation) -> Table:
     table = _table(title, ["value"], [*counts, *(one.name for one in evaluation.evidence)])
     for value, same in rows.groupby("value", sort=False):
         numbers = [f"{same[name].iat[0]:,}" for name in ("images", "groups")[: len(counts)]]
-        table.add_row(
-            str(value), *numbers, *(f"{row.score:.4f} {_interval(row.low, row.high)}" for row in same.itertuples())
-        )
+        scores = (f"{row.score:.4f} {format_interval(row.low, row.high)}" for row in same.itertuples())
+        table.add_row(str(value), *numbers, *scores)
     return table
 
 
@@ -76,13 +75,13 @@ def _differences(what: str, rows: pd.DataFrame) -> Table:
     table.add_column("first is", overflow="fold")
     for row in rows.itertuples():
         error = f" ± {row.error:.4f}" if several else ""
-        seeds = [_interval(row.seed_low, row.seed_high)] if several else []
+        seeds = [format_interval(row.seed_low, row.seed_high)] if several else []
         table.add_row(
             row.metric,
             f"{row.first:.4f}",
             f"{row.second:.4f}",
             f"{row.difference:+.4f}{error}",
-            _interval(row.low, row.high),
+            format_interval(row.low, row.high),
             *seeds,
             row.verdict,
         )
@@ -98,5 +97,6 @@ def _table(title: str, texts: list[str], numbers: list[str]) -> Table:
     return table
 
 
-def _interval(low: Any, high: Any) -> str:
+def format_interval(low: Any, high: Any) -> str:
+    """An interval in brackets; NaN ends mean that there are too few groups for one."""
     return "(too few)" if math.isnan(low) else f"[{low:.4f}, {high:.4f}]"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 6  # of a gallery
-THUMBNAIL, MARGIN, TITLE, LEGEND = 220, 10, 52, 24  # pixels; a title has up to three lines, a legend line one
+THUMBNAIL, MARGIN, TITLE, LEGEND = 220, 10, 52, 28  # pixels; a title has up to three lines, a legend line one
 PAINTED = (500, 1500)  # least and most pixels of the longer side of a painted picture
 MOST_NAMES, NAMES_A_LINE = 20, 8  # of a legend
 SAMPLES = 24

@@ -17,6 +17,7 @@ IRRELEVANT = (
     "fold",
     "run",
     "experiment_name",
+    "epochs",  # phases have it
     "logger",
     "project",
     "data.name",

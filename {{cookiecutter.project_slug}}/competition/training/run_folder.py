@@ -49,13 +49,13 @@ def continued_config(config: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: `run=` is not a run, or is of another version of this code.
     """
     run = Path(config["run"])
-    _read_identity(run)
+    read_identity(run)
     console.print(f"{run} goes on by its own config.yaml; of this command line only run= and fold= count")
     return read_config(run) | {"run": config["run"], "fold": config["fold"]}
 
 
 def _continue_run(run: Path, identity: Mapping[str, str], environment: dict[str, Any]) -> Path:
-    old = _read_identity(run)
+    old = read_identity(run)
     differences = describe_differences(identity, old)
     record = read_json(run / "environment.json")
     if differences:
@@ -69,7 +69,12 @@ def _continue_run(run: Path, identity: Mapping[str, str], environment: dict[str,
     return run
 
 
-def _read_identity(run: Path) -> dict[str, str]:
+def read_identity(run: Path) -> dict[str, str]:
+    """What a run was made from, as `make_identity` says it.
+
+    Raises:
+        ValueError: it is not a run, or of another version of this code.
+    """
     path = run / "identity.json"
     if not path.is_file():
         raise ValueError(
@@ -85,12 +90,28 @@ def _read_identity(run: Path) -> dict[str, str]:
     return content["identity"]
 
 
+def describe_changes(old: Path, new: Path) -> list[str]:
+    """One line for each thing in which a run differs from an older one: configuration, data, code, packages.
+
+    Raises:
+        ValueError: one of them is not a run, or is of another version of this code.
+    """
+    lines = describe_differences(read_identity(new), read_identity(old))
+    first, second = (read_json(run / "environment.json")["created"]["packages"] for run in (old, new))
+    names = sorted(first.keys() | second.keys())
+    return lines + [
+        f"package {name}: {first.get(name, 'absent')} -> {second.get(name, 'absent')}"
+        for name in names
+        if first.get(name) != second.get(name)
+    ]
+
+
 def _nearest_run(identity: Mapping[str, str], runs: Path, experiment: str) -> tuple[Path, list[str]] | None:
     """The run of the same experiment with the fewest differences, the newest of equals."""
     others = []
     for path in runs.glob(f"{experiment}-*/identity.json"):
         try:
-            differences = describe_differences(identity, _read_identity(path.parent))
+            differences = describe_differences(identity, read_identity(path.parent))
         except ValueError:
             continue  # of another version; it takes no part
         others.append((len(differences), -path.stat().st_mtime, path.parent, differences))

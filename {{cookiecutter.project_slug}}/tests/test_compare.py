@@ -1,0 +1,28 @@
+"""compare.py: what changed between runs, beside what it brought."""
+
+import json
+
+from tiny import tiny_config, train_here
+
+
+def test_a_change_stands_beside_the_difference_of_the_scores(data, tmp_path, command):
+    runs = [
+        train_here(tiny_config(data, "multiclass", f"optimizer.lr={rate}", "epochs=1"), tmp_path)
+        for rate in (0.001, 0.02)
+    ]
+    scores = [json.loads((run / "metrics.json").read_text())["overall"] for run in runs]
+    environment = json.loads((runs[1] / "environment.json").read_text())
+    environment["created"]["packages"]["torch"] = "1.0"
+    (runs[1] / "environment.json").write_text(json.dumps(environment))
+    code, said, _ = command("compare.py", *runs, "--resamples", 100)
+    assert code == 0 and "2 changes" in said and "cannot be laid on one of them" in said
+    assert "optimizer.lr: 0.001 -> 0.02" in said and "package torch:" in said and "-> 1.0" in said
+    assert f"{scores[0]:.4f}" in said and f"{scores[1]:.4f}" in said and f"{scores[1] - scores[0]:+.4f}" in said
+    # The other way round, everything turns.
+    code, said, _ = command("compare.py", *runs[::-1], "--resamples", 100)
+    assert "optimizer.lr: 0.02 -> 0.001" in said and f"{scores[0] - scores[1]:+.4f}" in said
+
+
+def test_what_is_no_run_is_refused(data, tmp_path, command):
+    code, _, error = command("compare.py", data, tmp_path / "typo")
+    assert code == 2 and "is not a run" in error
