@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,7 +31,6 @@ from competition.training.identity import make_identity
 from competition.training.processes import Place
 from competition.training.run import hash_contents
 
-ROOT = Path(__file__).parents[1]
 LABELLED, UNLABELLED = range(16), range(16, 24)
 
 
@@ -491,11 +488,3 @@ def test_the_command(labelled, tmp_path, command):
     assert len(pd.read_csv(tmp_path / "uncertain.csv")) == 3
     for wrong in (["--soft", "--confident", "0.9"], ["--confident-class", "blue=1", "--soft"], ["--uncertain", "0"]):
         assert label(run, *wrong, "--out", tmp_path / "x.csv")[0] == 2
-
-
-def test_it_starts_without_torch():
-    code = (
-        "import sys, competition.predictions.pseudo; print({'torch', 'sklearn', 'matplotlib', 'rich'} & {*sys.modules})"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.strip() == "set()", done.stderr

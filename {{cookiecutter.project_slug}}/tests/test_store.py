@@ -308,9 +308,14 @@ def test_merging_folders_of_ranks_and_folds(tmp_path):
 def test_predictions_need_no_torch():
     """A team mate with another pipeline uses them too, and they start in no time."""
     script = (
-        "import sys, competition.predictions.store, competition.predictions.metrics, competition.predictions.members\n"
-        "heavy = {'torch', 'sklearn', 'matplotlib', 'cv2', 'hydra'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        "import sys\n"
+        "def check(*heavy):\n"
+        "    found = {'torch', 'sklearn', 'matplotlib', *heavy} & {*sys.modules}\n"
+        "    assert not found, found\n"
+        "import competition.predictions.store, competition.predictions.metrics, competition.predictions.members\n"
+        "check('rich', 'cv2', 'hydra')\n"
+        "import competition.predictions.pseudo, competition.predictions.decisions.submit\n"
+        "check('rich')"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

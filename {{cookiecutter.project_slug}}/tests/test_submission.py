@@ -1,8 +1,6 @@
 """From predictions to submissions: the files, what is refused, and the account that is kept of them."""
 
 import io
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -28,7 +26,6 @@ from competition.predictions.decisions.submission import difference, read_sample
 from competition.predictions.decisions.submit import make_submission
 from competition.predictions.store import Header, MapWriter, PredictionsError, write_predictions
 
-ROOT = Path(__file__).parents[1]
 CLASSES = ["cat", "dog", "newt"]
 
 
@@ -403,10 +400,3 @@ def test_the_command_from_make_to_choose(tmp_path, monkeypatch, command):
     assert "already, which is gone" in command("submit.py", "make", source)[2]
     assert command("submit.py", "score", "test-1234-test-none.csv", 0.75)[0] == 0
     assert "leaderboard 0.7500" in command("submit.py", "choose")[1]
-
-
-def test_it_starts_without_torch():
-    heavy = {"torch", "sklearn", "matplotlib", "rich"}
-    code = f"import sys, competition.predictions.decisions.submit; print({heavy} & {{*sys.modules}})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.strip() == "set()", done.stderr

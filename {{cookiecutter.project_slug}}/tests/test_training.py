@@ -13,6 +13,7 @@ from tiny import open_tiny, prepare_tiny, tiny_config, train_folds, train_here
 from competition.predictions.store import read_predictions
 from competition.training import fold as folds
 from competition.training.processes import Place
+from competition.training.run import train
 
 
 def weights(run, fold=0):
@@ -231,3 +232,10 @@ def test_mistakes_say_what_to_do(override, message, data, tmp_path):
         inspect_config(config, prepared)
         choose_folds(config["fold"], prepared)
         folds.training_loader(config, prepared, np.arange(12), Place())
+
+
+def test_a_network_of_another_task_is_refused_before_any_data_is_read(tmp_path):
+    config = tiny_config(tmp_path / "nowhere", "multiclass", "model=tiny_unet")
+    with pytest.raises(ValueError, match=r"predicts masks and the task is multiclass: add task=segmentation"):
+        train(config, tmp_path)
+    assert not list(tmp_path.iterdir())

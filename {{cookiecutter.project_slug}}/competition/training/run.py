@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from competition.config import check_task
 from competition.data.prepare import Prepared, prepare
 from competition.files import sha256_file
 from competition.training.faults import describe_exit
@@ -38,9 +39,10 @@ def train(config: dict[str, Any], runs: Path = Path("runs")) -> Path:
         RuntimeError: a fold failed; the others' results and the state before the failure are kept.
         Stopped: a signal ended a fold's processes; the same holds.
     """
-    context = fold_context()  # it imports torch in the background, while the data is checked here
     if config["run"] is not None:
         config = continued_config(config)
+    check_task(config)
+    context = fold_context()  # it imports torch in the background, while the data is checked here
     data = config["data"]
     prepared = prepare(data, config["task"], config["seed"], make_folds=data["name"] == "sample")
     folds = choose_folds(config["fold"], prepared)
