@@ -96,7 +96,7 @@ def test_weights_of_another_network_are_refused(weights: Path, tmp_path: Path) -
 def test_missing_hub_says_what_to_do(architecture: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "/nowhere")
-    with pytest.raises(RuntimeError, match=r"model\.weights=<file>"):
+    with pytest.raises(ValueError, match=r"model\.weights=<file>"):
         build_network(architecture, 3, 4, pretrained=True)
 
 

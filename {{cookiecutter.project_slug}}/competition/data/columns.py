@@ -44,7 +44,9 @@ def check_paths(paths: pd.Series, root: Path, what: str, check: Check) -> None:
         inside = folder_is_inside[file.parent]
         if file.is_symlink():
             inside = file.resolve().is_relative_to(real_root)
-        return None if inside else f"the {what} path {text!r} is a link that leaves the data root {root}"
+        if inside:
+            return None
+        return f"the {what} path {text!r} is a link that leaves the data root {root}: set data.root to its target"
 
     found = [problem(text) for text in paths]
     check.rows([message is not None for message in found], lambda row: str(found[row]))

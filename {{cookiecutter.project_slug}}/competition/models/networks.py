@@ -35,8 +35,8 @@ def build_network(
         pretrained: take timm's or smp's published weights from the hub or its cache, unless `weights` is given.
 
     Raises:
-        ValueError: an unknown library, name or option, or weights that do not fit; says what is close.
-        RuntimeError: published weights cannot be had.
+        ValueError: an unknown library, name or option, weights that do not fit, or published ones that cannot be had;
+            says what is close.
     """
     library = architecture.get("library")
     if library not in BUILDERS:
@@ -203,7 +203,7 @@ def _from_hub(published: bool, name: str, build: Callable[[], nn.Module]) -> nn.
     except TypeError:
         raise
     except Exception as error:
-        raise RuntimeError(
+        raise ValueError(
             f"the published weights of {name} could not be loaded ({type(error).__name__}: {str(error)[:200]}). "
             "No network? Give model.weights=<file>, or train from scratch with model.pretrained=false"
         ) from error

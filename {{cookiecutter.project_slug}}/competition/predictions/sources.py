@@ -46,7 +46,9 @@ def find_sources(folders: Sequence[Path], oof: str = "oof", test: str | None = N
             continue
         path = folder / "oof" if oof == "oof" else folder / "predictions" / oof
         if not (path / HEADER).is_file():
-            made = "train.py makes them" if oof == "oof" else f"python predict.py {folder} --oof makes such"
+            made = (
+                "train.py makes them" if oof == "oof" else f"python predict.py {folder} --oof --tta <name> makes such"
+            )
             problems.append(f"{folder} has no out-of-fold predictions {path.relative_to(folder)}; {made}")
             continue
         names = test_names(folder) if test is None else [test]

@@ -165,6 +165,8 @@ def _read_png(data: bytes) -> Any:
 
 
 def _read_text(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise PredictionsError(path, ["there is no such file"])
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (OSError, ValueError) as error:

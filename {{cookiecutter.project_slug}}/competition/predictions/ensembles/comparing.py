@@ -86,7 +86,13 @@ class Comparison:
         title = self.titles[self.chosen]
         (single, single_error), (mean, mean_error) = (self.gain(self.chosen, over) for over in ("single", "mean"))
         if self.names[self.chosen] == "single":
-            return "Not better than the best single source: no blend gains more than one standard error."
+            sign = 1 if self.metric.greater_is_better else -1
+            best = self.members[int(np.nanargmax(sign * self.member_overall))]
+            return (
+                "Not better than the best single source: no blend gains more than one standard error. What is written "
+                "is for each fold the source that is best on the other folds, so that its score is honest; to submit "
+                f"one source, take it itself: {best} has the best score of all rows."
+            )
         if self.names[self.chosen] == "mean":
             better = "better than the best single source" if single > single_error else "not clearly better than one"
             return f"Nothing fitted is better than the mean: the plain mean is written, {better}."
