@@ -12,11 +12,16 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 from tiny import prepare_tiny
 
 import competition.training.fold  # noqa: F401  # here, or each fork would import torch anew
 from competition.training import run as runs
+
+# The first backward pass of a process decides whether its forks may have any: after torch.compile it would start
+# threads, which do not survive a fork.
+torch.ones(1, requires_grad=True).backward()
 
 
 def start_training(config: dict[str, Any], folder: Path, before: Callable[[], None] = lambda: None) -> BaseProcess:
