@@ -12,15 +12,18 @@ def explain(error: Exception) -> str | None:
     from safetensors import SafetensorError
 
     text = str(error)
+    advice = "most often memory ran out; lower data.workers, or batch_size"
     if isinstance(error, ValueError | FloatingPointError):
         match = WORKER_ERROR.match(text)
         return match[1].strip() if match else text
+    if isinstance(error, ConnectionError | EOFError):  # the only peers that are spoken to without torch between
+        return f"a DataLoader worker ended while it handed over a batch ({text or type(error).__name__}): {advice}"
     if isinstance(error, OSError):
         return f"{error.filename or 'a file'} cannot be read or written ({error.strerror or text})"
     if isinstance(error, SafetensorError):
         return f"the weights cannot be written ({text})"
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
-        return f"{text.strip().rstrip('.')}: most often memory ran out; lower data.workers, or batch_size"
+        return f"{text.strip().rstrip('.')}: {advice}"
     return None
 
 
