@@ -41,7 +41,7 @@ def timed(what: str, work: Callable[[], object]) -> None:
 
 def write_members(root: Path, target: np.ndarray, rng: np.random.Generator) -> list[Path]:
     """So many sources of out-of-fold predictions for one table."""
-    ids, names = [f"r{row}" for row in range(ROWS)], [f"c{label}" for label in range(LABELS)]
+    ids, names = [f"r{row}" for row in range(ROWS)], [f"c{label:02d}" for label in range(LABELS)]
     folds = np.arange(ROWS) % FOLDS
     labels = [" ".join(np.array(names)[row]) for row in target]
     cv2.imwrite(str(root / "x.png"), np.zeros((4, 4, 3), np.uint8))
