@@ -8,13 +8,13 @@ The same command again goes on where it stopped, or says that it is done. Exit c
 sentence; 130 after Ctrl-C; 143 after SIGTERM; 75 after SIGUSR1, for schedulers that requeue (docs/faults.md).
 """
 
-import os
 import sys
 from typing import Any, cast
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from competition.command import ending_with_a_sentence
 from competition.config import register_resolvers
 from competition.training.signals import Stopped, leave_on_signals
 
@@ -29,15 +29,8 @@ def main(config: DictConfig) -> None:
     from competition.training.run import train
 
     try:
-        train(cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)))
-    except (ValueError, RuntimeError, OSError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"\nstopped; {GOES_ON}", file=sys.stderr)
-        sys.exit(130)
+        with ending_with_a_sentence(GOES_ON):
+            train(cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)))
     except Stopped as stop:
         print(f"\nstopped by {stop.number.name}; {GOES_ON}", file=sys.stderr)
         sys.exit(stop.exit_code)

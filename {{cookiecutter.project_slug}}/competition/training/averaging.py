@@ -64,7 +64,7 @@ def find_snapshots(
     elif len(set(counts.values())) > 1:
         problems.append(f"the folds have different numbers of snapshots: {counts}")
     for fold, names in snapshots.items():
-        missing = [name for name in names if name not in find_models(run / f"fold{fold}")]
+        missing = sorted(set(names) - find_models(run / f"fold{fold}").keys(), key=names.index)
         if missing:
             problems.append(f"fold {fold} lacks the snapshots {', '.join(missing)}: copy the whole run again")
     raise_problems(run, problems)

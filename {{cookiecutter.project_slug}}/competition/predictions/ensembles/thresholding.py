@@ -1,7 +1,7 @@
 """Scores after one fitted threshold, so that members and methods of different calibration are compared fairly.
 
-A metric that decides at 0.5 prefers whoever is biased its way: F2 out of fold fell by 0.02 from a mean to a logistic
-second level of it, which with a fitted threshold each were equal (camvid_tiles).
+A metric that decides at 0.5 prefers whoever is biased its way: on tiles of road scenes the out-of-fold F2 of a logistic
+second level was 0.014 below that of one network at 0.5, and 0.005 with a tuned threshold each.
 """
 
 import warnings
