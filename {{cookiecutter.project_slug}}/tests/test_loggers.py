@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import wandb
 from groups import log_of, start_training
 from tiny import tiny_config
 
@@ -25,6 +26,7 @@ def test_without_its_server_wandb_goes_offline(environment, sentence, data, tmp_
         os.environ["NETRC"] = str(tmp_path / "none")
         os.environ.update(environment)
 
+    wandb.teardown()  # else the fork would go on in the session of a test before this one
     config = tiny_config(data, "multiclass", "logger=wandb", "fold=0", "epochs=2")
     command = start_training(config, tmp_path, before=spoil)
     command.join(timeout=240)  # wandb alone goes on trying for longer

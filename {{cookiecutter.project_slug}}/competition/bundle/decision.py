@@ -8,11 +8,17 @@ import numpy as np
 from competition.bundle.parameters import Decider
 from competition.bundle.sources import Parts
 from competition.bundle.values import blended_maps, blended_rows
-from competition.predictions.decisions.calibration import CALIBRATORS
-from competition.predictions.decisions.deciding import Method, Outcome, check_wanted, choose, compare, fit_decision
+from competition.predictions.decisions.deciding import (
+    Outcome,
+    candidates_for,
+    check_wanted,
+    choose,
+    compare,
+    fit_decision,
+)
 from competition.predictions.decisions.masks import CLEANINGS, compare_cleaning, count_candidates
 from competition.predictions.decisions.material import exclusive_columns
-from competition.predictions.decisions.rules import rules_for, takes_probabilities
+from competition.predictions.decisions.rules import takes_probabilities
 from competition.predictions.scoring import by_unit
 from competition.predictions.truth import Truth, check_oof
 
@@ -52,13 +58,11 @@ def decide(
         raise ValueError(f"means of ranks are no probabilities, and {type(metric).__name__} decides by probabilities")
     rows, predicted = blended_rows(found, truth)
     target, probability, folds = by_unit(truth.table, rows, predicted, truth.folds[rows])
-    rules = rules_for(metric, exclusive_columns(exclusive, list(truth.table.classes)))
-    calibrators = CALIBRATORS[truth.task][: 1 if found.blend == "rank" else None]  # a rank cannot be calibrated
-    methods = [Method(calibrator, rule) for calibrator in calibrators for rule in rules]
-    check_wanted(wanted, [method.name for method in methods])
-    outcomes = compare(calibrators, rules, metric, target, probability, folds)
+    groups = exclusive_columns(exclusive, list(truth.table.classes))
+    candidates = candidates_for(metric, found.blend == "rank", groups, wanted)
+    outcomes = compare(candidates.calibrators, candidates.rules, metric, target, probability, folds)
     place = choose(outcomes, metric.greater_is_better, wanted)
-    return Decided(outcomes, place, fit_decision(methods[place], metric, target, probability, folds))
+    return Decided(outcomes, place, fit_decision(candidates.methods[place], metric, target, probability, folds))
 
 
 def _decide_maps(found: Parts, truth: Truth, wanted: str | None) -> Decided:

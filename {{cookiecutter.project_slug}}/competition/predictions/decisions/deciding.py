@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from competition.predictions.decisions.calibration import Calibrator
-from competition.predictions.decisions.rules import ExpectedF, OneThreshold, Rule
+from competition.predictions.decisions.calibration import CALIBRATORS, Calibrator
+from competition.predictions.decisions.rules import ExpectedF, OneThreshold, Rule, rules_for
 from competition.predictions.metrics import ClassificationMetric, score_folds
 from competition.predictions.selection import choose_simplest, paired_error
 
@@ -27,6 +27,44 @@ class Method:
     @property
     def name(self) -> str:
         return "+".join(filter(None, [self.calibrator.name, self.rule.name]))
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What is compared: each calibrator with each rule, none fitted, the simplest first."""
+
+    calibrators: Sequence[Calibrator]
+    rules: Sequence[Rule]
+
+    @property
+    def methods(self) -> list[Method]:
+        """In the order of `compare`'s outcomes."""
+        return [Method(calibrator, rule) for calibrator in self.calibrators for rule in self.rules]
+
+
+def candidates_for(
+    metric: ClassificationMetric,
+    ranks: bool = False,
+    exclusive: Sequence[tuple[int, ...]] | None = None,
+    wanted: str | None = None,
+) -> Candidates:
+    """The calibrators and rules that suit a metric, ready for its task.
+
+    Args:
+        ranks: the predictions are ranks, which have nothing to calibrate.
+        exclusive: as in `ExpectedF`.
+        wanted: the name of the one that will be taken; None: it is chosen.
+
+    Raises:
+        ValueError: there is no `wanted`, or `exclusive` has no use here.
+    """
+    rules = rules_for(metric, exclusive)
+    if exclusive is not None and not any(isinstance(rule, ExpectedF) for rule in rules):
+        raise ValueError(f"--exclusive is for the expected F-beta, which {type(metric).__name__} does not have")
+    assert metric.task is not None  # set by for_task
+    candidates = Candidates(CALIBRATORS[metric.task][: 1 if ranks else None], rules)
+    check_wanted(wanted, [method.name for method in candidates.methods])
+    return candidates
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from competition.data.images import read_mask
-from competition.predictions.decisions.calibration import CALIBRATORS
 from competition.predictions.decisions.deciding import (
-    Method,
     Outcome,
     bayes_notes,
+    candidates_for,
     check_wanted,
     choose,
     compare,
@@ -23,7 +22,7 @@ from competition.predictions.decisions.deciding import (
 from competition.predictions.decisions.ledger import read_ledger, record
 from competition.predictions.decisions.masks import CLEANINGS, compare_cleaning, count_candidates
 from competition.predictions.decisions.material import Material, Request, exclusive_columns, open_material
-from competition.predictions.decisions.rules import ExpectedF, rules_for, takes_probabilities
+from competition.predictions.decisions.rules import takes_probabilities
 from competition.predictions.decisions.submission import WRITERS, check_new_file, write_table
 from competition.predictions.members import average_members
 from competition.predictions.schema import PredictionsError
@@ -101,19 +100,15 @@ def _make_rows(request: Request, material: Material, out: Path, console: "Consol
     truth, metric, classes = material.truth, material.truth.metric, list(material.truth.table.classes)
     rows, predicted = align(material.oof, truth)
     target, probability, folds = by_unit(truth.table, rows, predicted, truth.folds[rows])
-    rules = rules_for(metric, exclusive_columns(request.exclusive, classes))
-    if request.exclusive is not None and not any(isinstance(rule, ExpectedF) for rule in rules):
-        raise ValueError(f"--exclusive is for the expected F-beta, which {type(metric).__name__} does not have")
-    calibrators = CALIBRATORS[truth.task][: 1 if material.ranks else None]  # a rank has nothing to calibrate
-    methods = [Method(calibrator, rule) for calibrator in calibrators for rule in rules]
-    check_wanted(request.decision, [method.name for method in methods])
-    with _progress(console, "deciding out of fold", len(calibrators) * len(np.unique(folds))) as done:
-        outcomes = compare(calibrators, rules, metric, target, probability, folds, done)
+    exclusive = exclusive_columns(request.exclusive, classes)
+    candidates = candidates_for(metric, material.ranks, exclusive, request.decision)
+    with _progress(console, "deciding out of fold", len(candidates.calibrators) * len(np.unique(folds))) as done:
+        outcomes = compare(candidates.calibrators, candidates.rules, metric, target, probability, folds, done)
     place = choose(outcomes, metric.greater_is_better, request.decision)
     print_outcomes(console, type(metric).__name__, outcomes, place)
     for note in bayes_notes(outcomes, metric.greater_is_better):
         console.print(f"[yellow]{note}.[/yellow]")
-    method = methods[place]
+    method = candidates.methods[place]
     decision = fit_decision(method, metric, target, probability, folds)
 
     ids, models = _models(material, classes)
