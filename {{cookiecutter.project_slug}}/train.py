@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from competition.command import ending_with_a_sentence
 from competition.config import register_resolvers
-from competition.training.signals import Stopped, leave_on_signals
+from competition.processes.signals import Stopped, leave_on_signals
 
 register_resolvers()
 GOES_ON = "the same command goes on from the last finished epoch"

@@ -25,10 +25,10 @@ from competition.models.schedule import build_phases, pseudo_shares
 from competition.predictions.pseudo import Confident, Soft, list_uncertain, pseudo_label
 from competition.predictions.schema import Header
 from competition.predictions.store import merge_folders, write_predictions
+from competition.processes.running import Place
 from competition.training import fold as folds
 from competition.training.build import epoch_shares, training_loader
 from competition.training.identity import make_identity
-from competition.training.processes import Place
 from competition.training.run import hash_contents
 
 LABELLED, UNLABELLED = range(16), range(16, 24)

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from tiny import open_tiny, prepare_tiny, tiny_config, train_folds, train_here
 
 from competition.predictions.store import read_predictions
+from competition.processes.running import Place
 from competition.training import fold as folds
-from competition.training.processes import Place
 from competition.training.run import train
 
 

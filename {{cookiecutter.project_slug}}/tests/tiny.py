@@ -89,8 +89,8 @@ def open_tiny(config: dict[str, Any], folder: Path, prepared: Prepared | None = 
 
 def train_folds(config: dict[str, Any], folder: Path) -> Path:
     """Train the folds in this process instead of one a fold, without what follows the last one; the run's folder."""
+    from competition.processes.running import Place
     from competition.training.fold import train_fold
-    from competition.training.processes import Place
 
     prepared = prepare_tiny(config)
     run = open_tiny(config, folder, prepared)

@@ -29,7 +29,7 @@ from competition.models.optimization import build_optimizer
 from competition.models.schedule import Schedule, build_phases, pseudo_shares
 from competition.models.segmentation import SegmentationModule
 from competition.predictions.metrics.building import build_metric
-from competition.training.processes import Place
+from competition.processes.running import Place
 
 MODULES: dict[str, type[TrainingModule]] = {
     "multiclass": ClassificationModule,

@@ -31,6 +31,8 @@ from competition.models.normalized import Normalized
 from competition.predictions.metrics.building import build_metric
 from competition.predictions.schema import Header
 from competition.predictions.writers import MapWriter, RowWriter
+from competition.processes.running import Place
+from competition.processes.signals import leave_on_signals
 from competition.training.build import (
     build_module,
     build_normalized,
@@ -43,9 +45,7 @@ from competition.training.build import (
 from competition.training.checkpoints import LastCheckpoint, find_checkpoint, remove_leftovers
 from competition.training.divergence import Divergence
 from competition.training.ema import EMA, reestimate_batch_norm
-from competition.training.processes import Place
 from competition.training.progress import Progress
-from competition.training.signals import leave_on_signals
 from competition.training.snapshots import Snapshots
 from competition.training.validation import Validation
 

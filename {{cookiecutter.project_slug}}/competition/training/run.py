@@ -18,12 +18,12 @@ from rich.console import Console
 from competition.config import check_task
 from competition.data.prepare import Prepared, prepare
 from competition.files import sha256_file
-from competition.training.faults import describe_exit
+from competition.processes.faults import describe_exit
+from competition.processes.running import Place, call, fold_context, run_processes
+from competition.processes.signals import EXIT_CODES, Stopped
 from competition.training.identity import hash_table, make_identity
-from competition.training.processes import Place, call, fold_context, run_processes
 from competition.training.results import finish_fold, finish_run
 from competition.training.run_folder import continued_config, open_run
-from competition.training.signals import EXIT_CODES, Stopped
 
 console = Console()
 

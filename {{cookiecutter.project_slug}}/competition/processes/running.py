@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.errors import HydraException
 
-from competition.training.faults import explain
-from competition.training.signals import EXIT_CODES, Stopped, leave_on_signals, received
+from competition.processes.faults import explain
+from competition.processes.signals import EXIT_CODES, Stopped, leave_on_signals, received
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, SpawnContext
