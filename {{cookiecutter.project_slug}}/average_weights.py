@@ -32,7 +32,7 @@ def main() -> None:
     out = options.out or options.run.with_name(f"{options.run.name}-averaged")
     with ending_with_a_sentence("the same command goes on from there"):
         from competition.config import read_config
-        from competition.predictions.writers import check_new
+        from competition.files import check_new
 
         check_new(out)
         read_config(options.run)  # a mistyped name is said at once, before torch is imported, which takes seconds

@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 from competition.command import ending_with_a_sentence, make_parser
+from competition.files import check_new
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -92,8 +93,7 @@ def report_path(out: Path | None, source: Path) -> Path:
     if not source.is_dir():
         raise ValueError(f"{source} is not a folder")
     if out is not None:
-        if out.exists():
-            raise ValueError(f"{out} exists and is not overwritten: choose another name, or delete it first")
+        check_new(out)
         return out
     path, number = source / "evaluation.html", 1
     while path.exists():

@@ -8,17 +8,16 @@ examples:
 
 The targets of fold k's student are the mean over the runs of what their fold-k models say. Ensembles, and runs whose
 checkpoints were chosen on their own fold, are refused: they know fold k's labels.
+
+Segmentation: each student gets a mask an image, a PNG in a folder beside the table, which must lie under the data root.
+Pixels whose class is less sure than --confident have the value data.ignore_index, which is neither trained nor scored;
+images without a confident pixel are left out. There are no soft masks. --uncertain goes by the mean over the pixels.
 """
 
 import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from competition.command import make_parser
-
-SHOWN = 50
+from competition.command import ending_with_a_sentence, make_parser
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -29,7 +28,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--table", type=Path, help="of the predicted images (default: the first run's data.test_table)")
     parser.add_argument("--out", type=Path, required=True, help=".csv or .parquet to write")
     mode = parser.add_mutually_exclusive_group(required=True)
-    mode.add_argument("--confident", type=float, metavar="P", help="hard labels, of the images that are so sure")
+    mode.add_argument("--confident", type=float, metavar="P", help="hard labels, of the images or pixels so sure")
     mode.add_argument("--soft", action="store_true", help="all images, with their probabilities as targets")
     mode.add_argument("--uncertain", type=_count, metavar="N", help="list the N least certain, to be labelled by hand")
     parser.add_argument(
@@ -52,50 +51,40 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Write the table, and end with exit code 2 and a sentence when something is wrong with the input."""
     options = parse()
-    try:
-        from competition.config import read_config
-        from competition.data.pseudo import provenance_path
-        from competition.predictions.pseudo import Confident, Soft, list_uncertain, pseudo_label
+    with ending_with_a_sentence():
+        (list_images if options.uncertain else label)(options)
 
-        if options.uncertain:
-            frame = list_uncertain(options.runs, options.out, options.uncertain, options.test, options.table)
-            names = ["id", "image", "entropy", "margin"]
-            show(names, frame[names].to_numpy().tolist())
-        else:
-            rule = Soft() if options.soft else Confident(options.confident, dict(options.confident_class))
-            students = pseudo_label(options.runs, options.out, rule, options.test, options.table, options.weight)
-            rows = [["images", *(student["rows"] for student in students)]]
-            rows += [["left out: of its own fold", *(student["held_out"] for student in students)]]
-            rows += [[name, *(student["classes"][name] for student in students)] for name in students[0]["classes"]]
-            show(["for the student of fold", *(str(student["student"]) for student in students)], rows)
-        config = read_config(options.runs[0])
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    data = config["data"]["name"]
+
+def list_images(options: argparse.Namespace) -> None:
+    """List the images to label by hand."""
+    from competition.config import read_config
+    from competition.predictions.pseudo.uncertain import list_uncertain
+    from competition.reporting.pseudo_console import print_uncertain
+
+    print_uncertain(list_uncertain(options.runs, options.out, options.uncertain, options.test, options.table))
+    data = read_config(options.runs[0])["data"]["name"]
     print(f"\nWritten:\n  {options.out}")
-    if options.uncertain:
-        print(f"\nNext, when they are labelled and in the training table:\n  python prepare.py --data {data}")
-        return
-    print(f"  {provenance_path(options.out)}")
+    print(f"\nNext, when they are labelled and in the training table:\n  python prepare.py --data {data}")
+
+
+def label(options: argparse.Namespace) -> None:
+    """Write the table of pseudo labels."""
+    from competition.config import read_config
+    from competition.data.pseudo import masks_folder, provenance_path
+    from competition.predictions.pseudo.labelling import pseudo_label
+    from competition.predictions.pseudo.rules import Confident, Soft
+    from competition.reporting.pseudo_console import print_students
+
+    rule = Soft() if options.soft else Confident(options.confident, dict(options.confident_class))
+    print_students(pseudo_label(options.runs, options.out, rule, options.test, options.table, options.weight))
+    config = read_config(options.runs[0])
+    masks = [masks_folder(options.out)] if config["task"] == "segmentation" else []
+    print("\nWritten:")
+    for path in (options.out, provenance_path(options.out), *masks):
+        print(f"  {path}")
     experiment = f"experiment={config['experiment_name']} " if config["experiment_name"] else ""
-    print(f"\nNext:\n  python train.py {experiment}data={data} data.pseudo={options.out}")
+    print(f"\nNext:\n  python train.py {experiment}data={config['data']['name']} data.pseudo={options.out}")
     print("  and phases=both_then_train or phases=pseudo_then_train, to end on the real rows")
-
-
-def show(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print the first rows of a table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table()
-    for name in names:
-        table.add_column(name, justify="right")
-    for row in rows[:SHOWN]:
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row))
-    Console().print(table)
-    if len(rows) > SHOWN:
-        print(f"and {len(rows) - SHOWN} more")
 
 
 def _count(text: str) -> int:

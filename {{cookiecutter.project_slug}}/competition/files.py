@@ -1,8 +1,9 @@
-"""Files that are either whole or absent: written beside their target, flushed, then renamed."""
+"""Files and folders that are either whole or absent: written beside their target, flushed, then renamed."""
 
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,56 @@ def write_atomic(path: Path) -> Iterator[Path]:
         raise OSError(error.errno, error.strerror, str(path)) from error  # "disk full" does not say where
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its name when the block ends well, and goes when it does not.
+
+    Raises:
+        ValueError: the folder exists.
+    """
+    folder = Path(folder)
+    check_new(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        yield temporary
+        publish(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish(temporary: Path, folder: Path) -> None:
+    """Give a complete temporary folder its name.
+
+    Raises:
+        ValueError: somebody else was faster.
+    """
+    for path in temporary.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    umask = os.umask(0)
+    os.umask(umask)
+    temporary.chmod(0o777 & ~umask)  # mkdtemp makes folders private; results are shared
+    try:
+        temporary.rename(folder)
+    except OSError:
+        check_new(folder)
+        raise
+
+
+def check_new(*paths: Path) -> None:
+    """Refuse results that exist.
+
+    Raises:
+        ValueError: names those that do.
+    """
+    there = [str(path) for path in paths if path.exists()]
+    if there:
+        exist = "exists and is" if len(there) == 1 else "exist and are"
+        raise ValueError(f"{', '.join(there)} {exist} not overwritten: choose another name, or delete it first")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -25,7 +25,7 @@ from competition.predictions.ensembles.ensembling import ensemble
 from competition.predictions.ensembles.examples import Examples
 from competition.predictions.ensembles.stacking import BOOSTING, LINEAR, LOGISTIC, NETWORK, TREES, fit_stack
 from competition.predictions.metrics import LogLoss
-from competition.predictions.schema import Header, PredictionsError
+from competition.predictions.schema import Header
 from competition.predictions.selection import choose_simplest
 from competition.predictions.store import MapWriter, iter_average_maps, read_header, read_predictions, write_predictions
 from competition.reporting.ensemble_report import report_ensemble
@@ -420,7 +420,7 @@ def test_bad_choices_are_sentences(shared, tmp_path, options, message):
 
 def test_nothing_is_overwritten(shared, tmp_path):
     (tmp_path / "out").mkdir()
-    with pytest.raises(PredictionsError, match="not overwritten"):
+    with pytest.raises(ValueError, match="not overwritten"):
         run(shared, tmp_path)
 
 

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,10 +9,11 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
+from pseudo_world import LABELLED, UNLABELLED, config_of, draw, make_run, write_world
 from safetensors.torch import load_file
-from tiny import CLASSES, open_tiny, prepare_tiny, tiny_config, train_here, write_data
+from tiny import CLASSES, open_tiny, prepare_tiny, train_here
 
-from competition.config import CONFIGS, write_config
+from competition.config import CONFIGS
 from competition.data.dataset import EpochSampler, Pool
 from competition.data.folds import folds_hash
 from competition.data.pseudo import join_tables, provenance_path
@@ -22,72 +21,15 @@ from competition.data.table import TableError
 from competition.files import read_json, write_json
 from competition.inference.predicting import Choices, predict_runs
 from competition.models.schedule import build_phases, pseudo_shares
-from competition.predictions.pseudo import Confident, Soft, list_uncertain, pseudo_label
-from competition.predictions.schema import Header
-from competition.predictions.store import merge_folders, write_predictions
+from competition.predictions.pseudo.labelling import pseudo_label
+from competition.predictions.pseudo.rules import Confident, Soft
+from competition.predictions.pseudo.uncertain import list_uncertain
+from competition.predictions.store import merge_folders
 from competition.processes.running import Place
 from competition.training import fold as folds
 from competition.training.build import epoch_shares, training_loader
 from competition.training.identity import make_identity
 from competition.training.run import hash_contents
-
-LABELLED, UNLABELLED = range(16), range(16, 24)
-
-
-def write_world(root, flipped=False):
-    """16 labelled pictures in two given folds, 8 unlabelled ones; `flipped` gives fold 0 other labels throughout."""
-    frame = pd.read_csv(write_data(root) / "train.csv", keep_default_na=False)
-    train = frame.iloc[LABELLED].assign(part=[row % 2 for row in LABELLED], site=[f"s{row}" for row in LABELLED])
-    held = train["part"] == 0
-    if flipped:
-        following = dict(zip(CLASSES, CLASSES[1:] + CLASSES[:1], strict=True))
-        train.loc[held, "label"] = train.loc[held, "label"].map(following)
-        train.loc[held, "labels"] = [
-            " ".join(name for name in CLASSES if name not in text.split()) for text in train.loc[held, "labels"]
-        ]
-    train.to_csv(root / "train.csv", index=False)
-    frame.iloc[UNLABELLED][["id", "image"]].to_csv(root / "test.csv", index=False)
-    return root
-
-
-@cache
-def composed(task, overrides):
-    return json.dumps(tiny_config(Path("/world"), task, "data.columns.fold=part", *overrides))
-
-
-def config_of(root, task, *overrides, pseudo=None):
-    """As `tiny_config`; composed once for all worlds, since composing takes longer than all else here."""
-    config = json.loads(composed(task, overrides).replace('"/world', f'"{root}'))
-    config["data"]["pseudo"] = pseudo and str(pseudo)
-    return config
-
-
-def make_run(root, name, probability, task="multiclass", overrides=(), header=None):
-    """A run as train.py and predict.py leave it, but for its models; `probability` is (2 folds, N, 3)."""
-    config = config_of(root, task, *overrides)
-    prepared = prepare_tiny(config)
-    folder = root / name
-    write_config(folder, config)
-    write_json(folder / "identity.json", {"identity": {"content folds": prepared.folds_hash}})
-    values = {"task": task, "classes": CLASSES, "folds_hash": prepared.folds_hash, "created_by": "predict.py"}
-    member = {"snapshot": "last", "view": "identity"}
-    frames = [
-        pd.DataFrame(rows, columns=CLASSES).assign(id=[f"row{row}" for row in UNLABELLED], fold=fold, **member)
-        for fold, rows in enumerate(probability)
-    ]
-    test = Header(kind="test", **values | (header or {}))
-    write_predictions(folder / "predictions" / "test-none", pd.concat(frames), test)
-    oof = pd.DataFrame(np.full((16, 3), 1 / 3), columns=CLASSES)
-    oof = oof.assign(id=[f"row{row}" for row in LABELLED], fold=[row % 2 for row in LABELLED], **member)
-    write_predictions(folder / "oof", oof, Header(kind="oof", **values))
-    return folder
-
-
-def draw(task, seed=0, folds=2, rows=8):
-    rng = np.random.default_rng(seed)
-    if task == "multilabel":
-        return rng.random((folds, rows, 3))
-    return rng.dirichlet([0.4] * 3, (folds, rows))
 
 
 @pytest.fixture
@@ -128,7 +70,7 @@ def test_confident_multiclass_against_a_loop(world, tmp_path):
     labels = found[CLASSES].idxmax(axis=1)
     assert list(zip(found["row"], found["id"], found["student"], labels, strict=True)) == expected
     assert set(found[CLASSES].to_numpy().ravel()) == {0.0, 1.0} and (found[CLASSES].sum(axis=1) == 1).all()
-    counted = [[student["student"], student["classes"]["red"]] for student in students]
+    counted = [[student.student, student.classes["red"]] for student in students]
     assert counted == [[fold, sum(e[2:] == (fold, "red") for e in expected)] for fold in (0, 1)]
 
 
@@ -237,7 +179,7 @@ def test_missing_folds_and_other_ids_are_refused(world, tmp_path):
         assert part in str(error.value)
 
 
-def test_masks_empty_selections_and_bad_choices_are_refused(world, tmp_path):
+def test_empty_selections_and_bad_choices_are_refused(world, tmp_path):
     run = make_run(world, "a", np.full((2, 8, 3), 1 / 3))
     out = tmp_path / "pseudo.csv"
     with pytest.raises(ValueError, match=r"fold 0 gets no image: the surest has 0.333\n.*fold 1"):
@@ -249,13 +191,7 @@ def test_masks_empty_selections_and_bad_choices_are_refused(world, tmp_path):
     other = make_run(world, "b", draw("multilabel"), "multilabel")
     with pytest.raises(ValueError, match="0.4 is not above 0.5"):
         pseudo_label([other], out, Confident(0.4))
-    config = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(config.replace("task: multiclass", "task: segmentation"))
-    with pytest.raises(ValueError, match="not for masks"):
-        pseudo_label([run], out, Soft())
     assert not out.exists() and not provenance_path(out).exists()
-    with pytest.raises(ValueError, match="data.pseudo is for multiclass and multilabel"):
-        prepare_tiny(config_of(world, "segmentation", pseudo=out))
 
 
 def test_a_table_that_does_not_fit_is_refused_in_one_error(world, tmp_path):
@@ -442,30 +378,41 @@ def train_without_report(config, folder):
 
 
 def two_rounds(root, task):
-    """Train, predict, pseudo-label, and once more with what came out; the lines of both tables."""
+    """Train, predict, pseudo-label, and once more with what came out; the lines of both tables, and their masks."""
     tables = [root / "first.csv", root / "second.csv"]
     pseudo = None
-    for table, rule in zip(tables, (Confident(0.51 if task == "multilabel" else 0.38), Soft()), strict=True):
+    sure = Confident({"multiclass": 0.38, "multilabel": 0.51, "segmentation": 0.3}[task])
+    for table, rule in zip(tables, (sure, sure if task == "segmentation" else Soft()), strict=True):
+        of_task = "loss=cross_entropy" if task == "segmentation" else "data.sampling=balanced"
         config = config_of(
-            root, task, "data.sampling=balanced", "loss.class_weights=balanced", "optimizer.lr=0.01", "epochs=2",
-            pseudo=pseudo,
-        )  # fmt: skip
+            root, task, of_task, "loss.class_weights=balanced", "optimizer.lr=0.01", "epochs=2", pseudo=pseudo
+        )
         run = train_without_report(config, root / "runs")
         predict_runs([run], Choices(tta=CONFIGS / "tta" / "none.yaml", workers=0, device="cpu"))
         pseudo_label([run], table, rule)
         pseudo = table
-    return [table.read_bytes().splitlines() for table in tables]
+    return [targets_of(table, root) for table in tables]
 
 
-@pytest.mark.parametrize("task", ["multiclass", pytest.param("multilabel", marks=pytest.mark.slow)])
+def targets_of(table, root):
+    """For each student the lines of a table, each with the bytes of its mask where it has one."""
+    frame = pd.read_csv(table, dtype=str)
+    masks = [(root / name).read_bytes() for name in frame["mask"]] if "mask" in frame else [b""] * len(frame)
+    lines = list(zip(table.read_bytes().splitlines()[1:], masks, strict=True))
+    students = frame["student"].astype(int)
+    return [[line for line, student in zip(lines, students, strict=True) if student == fold] for fold in (0, 1)]
+
+
+SLOW = [pytest.param(task, marks=pytest.mark.slow) for task in ("multilabel", "segmentation")]
+
+
+@pytest.mark.parametrize("task", ["multiclass", *SLOW])
 def test_no_byte_of_a_students_targets_depends_on_its_folds_labels(task, tmp_path):
     """Every label of fold 0 is another one, everything is made anew in two rounds: its student must not notice."""
     rounds = [two_rounds(write_world(tmp_path / str(flipped), flipped), task) for flipped in (False, True)]
     for original, changed in zip(*rounds, strict=True):
-        of = [[[line for line in lines if line.startswith(student)] for lines in (original, changed)]
-              for student in (b"0/", b"1/")]  # fmt: skip
-        assert of[0][0] and of[0][0] == of[0][1]
-        assert of[1][0] and of[1][0] != of[1][1]  # the labels do matter
+        assert original[0] and original[0] == changed[0]
+        assert original[1] and original[1] != changed[1]  # the labels do matter
 
 
 # the command

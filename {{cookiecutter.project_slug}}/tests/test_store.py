@@ -138,7 +138,7 @@ def test_columns_and_types(tmp_path):
 def test_an_existing_folder_is_not_touched(tmp_path):
     write_predictions(tmp_path / "p", rows(["a"], 0), header())
     before = (tmp_path / "p" / "predictions.parquet").read_bytes()
-    with pytest.raises(PredictionsError, match="exists and is not overwritten"):
+    with pytest.raises(ValueError, match="exists and is not overwritten"):
         write_predictions(tmp_path / "p", rows(["b"], 0, seed=5), header())
     assert (tmp_path / "p" / "predictions.parquet").read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 1
@@ -313,7 +313,7 @@ def test_predictions_need_no_torch():
         "    assert not found, found\n"
         "import competition.predictions.store, competition.predictions.metrics, competition.predictions.members\n"
         "check('rich', 'cv2', 'hydra')\n"
-        "import competition.predictions.pseudo, competition.predictions.decisions.submit\n"
+        "import competition.predictions.pseudo.labelling, competition.predictions.decisions.submit\n"
         "check('rich')"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -96,7 +96,7 @@ def test_a_table_takes_the_order_of_the_sample(tmp_path):
     frame = pd.DataFrame({"id": ["2", "010"], "cat": [0.5, 1 / 3], "dog": [0, 1]})
     write_table(tmp_path / "s.csv", frame, read_sample(tmp_path / "sample.csv"), tmp_path / "sample.csv")
     assert (tmp_path / "s.csv").read_text() == "id,dog,cat\n010,1,0.33333333\n2,0,0.5\n"
-    with pytest.raises(PredictionsError, match="not overwritten"):
+    with pytest.raises(ValueError, match="not overwritten"):
         write_table(tmp_path / "s.csv", frame, None, None)
 
 

@@ -18,12 +18,11 @@ from competition.bundle.sources import Part, Parts, open_parts
 from competition.bundle.values import Values, measure
 from competition.bundle.versions import WHEELS, installed_versions
 from competition.bundle.wheels import download_wheels
-from competition.files import read_json, sha256_file, write_json
+from competition.files import check_new, new_folder, read_json, sha256_file, write_json
 from competition.inference.weights import SPEC, WEIGHTS
 from competition.predictions.decisions import material
 from competition.predictions.decisions.submission import read_sample
 from competition.predictions.truth import Truth, read_truth
-from competition.predictions.writers import check_new, new_folder
 
 CODE = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("infer.py")

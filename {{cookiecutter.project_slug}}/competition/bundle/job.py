@@ -15,8 +15,8 @@ from competition.bundle.manifest import MANIFEST
 from competition.bundle.parameters import layout_to_plain
 from competition.bundle.recipe import Recipe, read_recipe
 from competition.data.problems import some
-from competition.files import sha256_file
-from competition.predictions.decisions.submission import check_new_file, read_sample
+from competition.files import check_new, sha256_file
+from competition.predictions.decisions.submission import read_sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ def open_job(bundle: Path, request: Request) -> Job:
     recipe = read_recipe(bundle)
     layout = recipe.format
     submission = request.out / f"submission{layout.suffix}"
-    check_new_file(submission)
+    check_new(submission)
     sample = None if request.sample is None else read_sample(request.sample)
     names = set() if sample is None else set(sample.iloc[:, 0])
     inputs = read_inputs(request.test, request.images, recipe.columns, names)

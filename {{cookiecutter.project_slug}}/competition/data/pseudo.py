@@ -30,9 +30,9 @@ class Pseudo:
         """The rows of one student."""
         chosen = np.flatnonzero(self.student == fold)
         table = self.table
-        assert table.target is not None
         frame = table.frame.iloc[chosen].reset_index(drop=True)
-        return Table(frame, table.task, table.classes, table.root, table.target[chosen], table.path)
+        target = None if table.target is None else table.target[chosen]
+        return Table(frame, table.task, table.classes, table.root, target, table.path)
 
 
 class JoinedTable(Table):
@@ -48,6 +48,11 @@ def provenance_path(table: Path | str) -> Path:
     return Path(table).with_suffix(".json")
 
 
+def masks_folder(table: Path | str) -> Path:
+    """Where the masks of a table of pseudo labels lie: in a folder of its name beside it."""
+    return Path(table).with_suffix("")
+
+
 def read_pseudo(data: Mapping[str, Any], real: Table, folds: Iterable[int], folds_hash: str) -> Pseudo:
     """Read and check the table `data.pseudo`.
 
@@ -59,12 +64,11 @@ def read_pseudo(data: Mapping[str, Any], real: Table, folds: Iterable[int], fold
 
     Raises:
         TableError: everything that is wrong with it.
-        ValueError: the task has no pseudo labels, or what stands beside the table is not valid JSON.
+        ValueError: what stands beside the table is not valid JSON.
     """
     path = Path(data["pseudo"])
-    if real.task == "segmentation":
-        raise ValueError("data.pseudo is for multiclass and multilabel: there are no pseudo labels of masks")
-    columns = Columns(id=ROW, target=list(real.classes), weight="weight")
+    target = "mask" if real.task == "segmentation" else list(real.classes)
+    columns = Columns(id=ROW, target=target, weight="weight")
     table = read_table(path, real.task, real.root, columns, real.classes)
     origin = provenance_path(path)
     made_with = read_json(origin).get("folds_hash") if origin.is_file() else None
@@ -90,9 +94,9 @@ def read_pseudo(data: Mapping[str, Any], real: Table, folds: Iterable[int], fold
 
 def join_tables(real: Table, pseudo: Table) -> JoinedTable:
     """The rows of the training table, and after them those of one student; only what training reads of them."""
-    assert real.target is not None and pseudo.target is not None
-    names = ["id", "image", "weight"]
+    target = None
+    if real.target is not None and pseudo.target is not None:
+        target = np.concatenate([real.target, pseudo.target])
+    names = ["id", "image", "weight", *(["mask"] if target is None else [])]
     frame = pd.concat([real.frame.assign(weight=real.weights)[names], pseudo.frame[names]], ignore_index=True)
-    return JoinedTable(
-        frame, real.task, real.classes, real.root, np.concatenate([real.target, pseudo.target]), pseudo.path
-    )
+    return JoinedTable(frame, real.task, real.classes, real.root, target, pseudo.path)

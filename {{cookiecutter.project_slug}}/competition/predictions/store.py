@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from competition.files import read_json, write_json
+from competition.files import new_folder, read_json, write_json
 from competition.predictions.members import merge
 from competition.predictions.schema import (
     HEADER,
@@ -48,7 +48,7 @@ from competition.predictions.schema import (
     raise_problems,
     row_columns,
 )
-from competition.predictions.writers import MapWriter, new_folder, with_members
+from competition.predictions.writers import MapWriter, with_members
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ def write_predictions(folder: Path, frame: pd.DataFrame, header: Header) -> None
     """Write classification rows (id, fold, snapshot, view, one float column a class) as a new prediction folder.
 
     Raises:
-        PredictionsError: everything that is wrong with the rows, or the folder exists; nothing is written then.
+        PredictionsError: everything that is wrong with the rows; nothing is written then.
+        ValueError: the folder exists.
     """
     raise_problems(folder, header_problems(asdict(header)))
     frame = frame[row_columns(frame, header, folder)].reset_index(drop=True)

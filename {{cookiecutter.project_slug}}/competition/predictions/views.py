@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from competition.files import check_new
 from competition.predictions.ensembles.blending import arithmetic, equal_weights, geometric, rank_mean
 from competition.predictions.schema import MEMBER
 from competition.predictions.store import Predictions, iter_maps, read_predictions, write_predictions
-from competition.predictions.writers import MapWriter, check_new
+from competition.predictions.writers import MapWriter
 
 MEANS = ("arithmetic", "geometric", "rank")
 

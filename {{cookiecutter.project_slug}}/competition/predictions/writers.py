@@ -5,13 +5,11 @@ a `request` under a name that the same request finds again, else under a random 
 """
 
 import json
-import os
 import shutil
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
-from competition.files import read_json, write_atomic, write_json
+from competition.files import check_new, publish, read_json, write_atomic, write_json
 from competition.predictions.schema import (
     HEADER,
     INDEX,
@@ -204,50 +202,6 @@ def with_members(header: Header, frame: pd.DataFrame) -> Header:
     """The header with the members of the rows."""
     members = [dict(zip(MEMBER, member, strict=True)) for member in members_of(frame)]
     return Header(**{**asdict(header), "members": members})
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its name when the block ends well, and goes when it does not."""
-    folder = Path(folder)
-    check_new(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        yield temporary
-        publish(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def publish(temporary: Path, folder: Path) -> None:
-    """Give a complete temporary folder its name.
-
-    Raises:
-        PredictionsError: somebody else was faster.
-    """
-    for path in temporary.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    umask = os.umask(0)
-    os.umask(umask)
-    temporary.chmod(0o777 & ~umask)  # mkdtemp makes folders private; results are shared
-    try:
-        temporary.rename(folder)
-    except OSError:
-        check_new(folder)
-        raise
-
-
-def check_new(folder: Path) -> None:
-    """Refuse a prediction folder that exists.
-
-    Raises:
-        PredictionsError: it exists.
-    """
-    if folder.exists():
-        raise PredictionsError(folder, ["it exists and is not overwritten: choose another name, or delete it first"])
 
 
 def _write_map(path: Path, probability: np.ndarray) -> None:

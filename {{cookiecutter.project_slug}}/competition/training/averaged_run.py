@@ -20,14 +20,13 @@ from rich.table import Table as RichTable
 
 from competition.config import followers, read_config
 from competition.data.prepare import prepare
-from competition.files import read_json, write_json
+from competition.files import check_new, new_folder, read_json, write_json
 from competition.inference.device import choose_device
 from competition.inference.weights import SPEC
 from competition.predictions.metrics.building import build_metric
 from competition.predictions.schema import some
 from competition.predictions.store import merge_folders, read_predictions
 from competition.predictions.truth import Truth, check_oof
-from competition.predictions.writers import check_new, new_folder
 from competition.training.averaging import Candidates, choose_counts, find_snapshots
 from competition.training.results import plain_number, score_shards
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from competition.files import write_atomic
+from competition.files import check_new, write_atomic
 from competition.predictions.decisions.formats import FORMATS, Masks, RunLengths
 from competition.predictions.schema import PredictionsError, raise_problems, some
 
@@ -56,9 +56,10 @@ def write_table(path: Path, frame: pd.DataFrame, sample: pd.DataFrame | None, sa
     """Write a submission as a new CSV, rows and columns in the order of the sample submission.
 
     Raises:
-        PredictionsError: as `check_rows`, NaN or infinite values, or the file exists; nothing is written then.
+        PredictionsError: as `check_rows`, or NaN or infinite values; nothing is written then.
+        ValueError: the file exists.
     """
-    check_new_file(path)
+    check_new(path)
     key = frame.columns[0]
     check_rows(frame[key].tolist(), list(frame), sample, sample_path)
     if sample is not None:
@@ -98,11 +99,11 @@ def write_masks(
     """Write (id, mask (H, W) of class numbers) as a new zip of PNGs, one at a time.
 
     Raises:
-        PredictionsError: the file exists.
+        ValueError: the file exists.
     """
     import cv2
 
-    check_new_file(path)
+    check_new(path)
     kind = np.uint8 if len(layout.classes) <= 256 else np.uint16
     with write_atomic(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for id, mask in masks:
@@ -110,16 +111,6 @@ def write_masks(
 
 
 WRITERS: dict[str, Callable[..., None]] = {"rle": write_runs, "masks": write_masks}
-
-
-def check_new_file(path: Path) -> None:
-    """Refuse a file that exists.
-
-    Raises:
-        PredictionsError: it exists.
-    """
-    if path.exists():
-        raise PredictionsError(path, ["it exists and is not overwritten: choose another name with --out"])
 
 
 def difference(first: Path, second: Path, kind: str) -> float:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from competition.data.images import read_mask
+from competition.files import check_new
 from competition.predictions.decisions.deciding import (
     Outcome,
     bayes_notes,
@@ -23,7 +24,7 @@ from competition.predictions.decisions.ledger import read_ledger, record
 from competition.predictions.decisions.masks import CLEANINGS, compare_cleaning, count_candidates
 from competition.predictions.decisions.material import Material, Request, exclusive_columns, open_material
 from competition.predictions.decisions.rules import takes_probabilities
-from competition.predictions.decisions.submission import WRITERS, check_new_file, write_table
+from competition.predictions.decisions.submission import WRITERS, write_table
 from competition.predictions.members import average_members
 from competition.predictions.schema import PredictionsError
 from competition.predictions.scoring import by_unit
@@ -56,7 +57,7 @@ def make_submission(request: Request, console: "Console | None" = None) -> Path:
     material = open_material(request)
     name = f"{material.source.name}-{material.test.folder.name}{material.layout.suffix}"
     out = request.out or Path("submissions") / name
-    check_new_file(out)
+    check_new(out)
     if out.as_posix() in noted:
         raise ValueError(
             f"{request.ledger} has a submission {out} already, which is gone: take another name with --out"

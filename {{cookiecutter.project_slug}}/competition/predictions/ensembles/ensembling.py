@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from competition.config import write_config
-from competition.files import write_json
+from competition.files import check_new, new_folder, write_json
 from competition.predictions.ensembles.blending import BLENDS, MEAN, RANK, SINGLE, given
 from competition.predictions.ensembles.comparing import Comparison
 from competition.predictions.ensembles.examples import Method
@@ -27,7 +27,6 @@ from competition.predictions.ensembles.stacking import STACKERS
 from competition.predictions.metrics import MeanAveragePrecision, RocAuc
 from competition.predictions.sources import Source, find_sources
 from competition.predictions.truth import Truth, read_truth
-from competition.predictions.writers import check_new, new_folder
 
 
 def ensemble(

@@ -24,10 +24,11 @@ from competition.predictions.ensembles.comparing import Comparison, Strict, choo
 from competition.predictions.ensembles.examples import Method
 from competition.predictions.ensembles.joining import check_test, output_header
 from competition.predictions.ensembles.row_ensemble import Progress, error_correlation
+from competition.predictions.maps import iter_side_by_side, size_problems
 from competition.predictions.metrics import SegmentationMetric, score_fold_counts
-from competition.predictions.schema import Header, PredictionsError, some
+from competition.predictions.schema import Header, PredictionsError, raise_problems
 from competition.predictions.sources import Source
-from competition.predictions.store import MapWriter, Predictions, iter_average_maps, read_predictions
+from competition.predictions.store import MapWriter, Predictions, read_predictions
 from competition.predictions.truth import Truth, check_oof
 
 PIXELS = 400  # of an image, for fitting weights: neighbours say the same, so more of them add little
@@ -145,12 +146,12 @@ class MapEnsemble:
         with MapWriter(folder, header) as writer:
             for fold in self.folds:
                 blend = self._fit(method, frozenset({fold}))
-                for id, maps in _lockstep(members, fold, ids[fold]):
+                for id, maps in iter_side_by_side(members, ids[fold], fold):
                     writer.add(id, fold, "mean", "mean", blend.predict(maps, NO_METADATA))
 
     def _images(self, fold: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The mask (H, W) and the members' maps (M, C, H, W) of every image of a fold."""
-        for id, maps in _lockstep(self.oof, fold, self.ids[fold]):
+        for id, maps in iter_side_by_side(self.oof, self.ids[fold], fold):
             yield read_mask(self.truth.table.mask_path(self.row_of[id])), maps
 
     def _look_at(self, fold: int) -> MapExamples:
@@ -209,13 +210,6 @@ class MapEnsemble:
         return Strict(scores[0].tolist(), float(overall[0]), chosen)
 
 
-def _lockstep(members: Sequence[Predictions], fold: int, ids: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """(id, maps (M, C, H, W) float32) of a fold's models, averaged over snapshots and views, one image at a time."""
-    parts = [replace(member, frame=member.frame[member.frame["fold"] == fold]) for member in members]
-    for rows in zip(*(iter_average_maps(part, ids) for part in parts), strict=True):
-        yield rows[0][0], np.stack([probability for _, probability in rows])
-
-
 def _read(sources: Sequence[Source], truth: Truth) -> tuple[list[Predictions], list[Predictions]]:
     """The out-of-fold predictions of the sources, and the test ones where there are such."""
     oof: list[Predictions] = []
@@ -225,27 +219,13 @@ def _read(sources: Sequence[Source], truth: Truth) -> tuple[list[Predictions], l
         try:
             oof.append(read_predictions(source.oof))
             check_oof(oof[-1], truth)
-            _check_sizes(oof[-1], oof[0])
+            raise_problems(source.oof, size_problems(oof[-1], oof[0]))
             if source.test is not None:
                 tests.append(read_predictions(source.test))
                 check_test(tests[-1], truth, tests[0].folder, tests[0].frame["id"].unique().tolist())
-                _check_sizes(tests[-1], tests[0])
+                raise_problems(source.test, size_problems(tests[-1], tests[0]))
         except PredictionsError as error:
             problems.append(str(error))
     if problems:
         raise ValueError("\n".join(problems))
     return oof, tests
-
-
-def _check_sizes(predictions: Predictions, first: Predictions) -> None:
-    """Refuse maps of another size than the first source's; the ids are the same."""
-    sizes = [
-        part.frame.drop_duplicates("id").set_index("id")[["height", "width"]].sort_index()
-        for part in (first, predictions)
-    ]
-    different = (sizes[0] != sizes[1]).any(axis=1)
-    if different.any():
-        ids = different.index[different].tolist()
-        raise PredictionsError(
-            predictions.folder, [f"{len(ids)} maps have another size than in {first.folder}: {some(ids)}"]
-        )

@@ -9,7 +9,7 @@ pseudo labels, on those of student k. All else has, in one way or another:
 - a checkpoint, a restart or a rate that was chosen by the validation of fold k knows how well it did on fold k.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from competition.config import followers, read_config
 from competition.data.table import Columns, Table, read_table
 from competition.files import sha256_file
 from competition.predictions.ensembles.blending import is_probability
+from competition.predictions.maps import iter_side_by_side, size_problems
 from competition.predictions.members import average_members
 from competition.predictions.schema import some
 from competition.predictions.sources import Source, find_sources
@@ -44,8 +45,12 @@ class Teachers:
         return list(self.truth.table.classes)
 
     @property
+    def task(self) -> str:
+        return self.truth.task
+
+    @property
     def multilabel(self) -> bool:
-        return self.truth.task == "multilabel"
+        return self.task == "multilabel"
 
     @property
     def folds(self) -> list[int]:
@@ -55,7 +60,7 @@ class Teachers:
     def probability(self, fold: int | None = None) -> np.ndarray:
         """(N, C) float64: the mean over the runs of what their models of this fold say, snapshots and views averaged.
 
-        None takes the models of all folds, which is for looking and not for training.
+        None takes the models of all folds, which is for looking and not for training. Of masks see `maps`.
         """
         total = np.zeros((len(self.table), len(self.classes)))
         for part in self.predictions:
@@ -64,6 +69,27 @@ class Teachers:
         if self.multilabel:
             return total / len(self.predictions)
         return total / total.sum(axis=1, keepdims=True)  # exactly, which predictions need not be
+
+    def maps(self, rows: np.ndarray, fold: int | None = None) -> Iterator[np.ndarray]:
+        """As `probability`, of segmentation: (C, H, W) float32 of these rows of the table, one image at a time.
+
+        As stored, in steps of 1 / 255. A bar is shown on a terminal.
+        """
+        from rich.console import Console
+        from rich.progress import track
+
+        ids = self.table.frame["id"].iloc[rows].tolist()
+        what = "reading the maps" if fold is None else f"masks for the student of fold {fold}"
+        console = Console(stderr=True)
+        for _, maps in track(
+            iter_side_by_side(self.predictions, ids, fold),
+            what,
+            total=len(ids),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        ):
+            yield maps.mean(axis=0)
 
     def held_out(self, fold: int) -> np.ndarray:
         """(N,) bool: images that belong to the fold, by their file, group or unit.
@@ -122,6 +148,8 @@ def open_teachers(runs: Sequence[Path], test: str | None = None, table: Path | N
     unlabelled = _read_table(truth, table)
     predictions = [read_predictions(source.test) for source in sources if source.test is not None]
     problems = [problem for part in predictions for problem in _prediction_problems(part, truth, unlabelled)]
+    if not problems and truth.task == "segmentation":
+        problems = [f"{part.folder}: {text}" for part in predictions for text in size_problems(part, predictions[0])]
     if problems:
         raise ValueError("\n".join(problems))
     return Teachers(sources, predictions, truth, unlabelled)
@@ -142,8 +170,6 @@ def run_problems(run: Path) -> list[str]:
     if not (run / IDENTITY).is_file():
         return [f"{run} is not a run of train.py: what its models of fold k have seen, nobody can say"]
     config = read_config(run)
-    if config["task"] == "segmentation":
-        return [f"{run} is a segmentation run: there are pseudo labels for multiclass and multilabel, not for masks"]
     reasons = followers(config)
     if not reasons:
         return []

@@ -1,0 +1,99 @@
+"""Labelled and unlabelled pictures, and runs that have predicted the latter, for the tests of pseudo labels."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from tiny import CLASSES, prepare_tiny, tiny_config, write_data
+
+from competition.config import write_config
+from competition.files import write_json
+from competition.predictions.schema import Header
+from competition.predictions.store import MapWriter, write_predictions
+
+LABELLED, UNLABELLED = range(16), range(16, 24)
+
+
+def write_world(root, flipped=False):
+    """16 labelled pictures in two given folds, 8 unlabelled ones; `flipped` gives fold 0 other labels throughout."""
+    frame = pd.read_csv(write_data(root) / "train.csv", keep_default_na=False)
+    train = frame.iloc[LABELLED].assign(part=[row % 2 for row in LABELLED], site=[f"s{row}" for row in LABELLED])
+    held = train["part"] == 0
+    if flipped:
+        following = dict(zip(CLASSES, CLASSES[1:] + CLASSES[:1], strict=True))
+        train.loc[held, "label"] = train.loc[held, "label"].map(following)
+        train.loc[held, "labels"] = [
+            " ".join(name for name in CLASSES if name not in text.split()) for text in train.loc[held, "labels"]
+        ]
+        for name in train.loc[held, "mask"]:
+            mask = cv2.imread(str(root / name), cv2.IMREAD_UNCHANGED)
+            cv2.imwrite(str(root / name), (mask + 1) % 4)
+    train.to_csv(root / "train.csv", index=False)
+    frame.iloc[UNLABELLED][["id", "image"]].to_csv(root / "test.csv", index=False)
+    return root
+
+
+@cache
+def composed(task, overrides):
+    return json.dumps(tiny_config(Path("/world"), task, "data.columns.fold=part", *overrides))
+
+
+def config_of(root, task, *overrides, pseudo=None):
+    """As `tiny_config`; composed once for all worlds, since composing takes longer than all else here."""
+    config = json.loads(composed(task, overrides).replace('"/world', f'"{root}'))
+    config["data"]["pseudo"] = pseudo and str(pseudo)
+    return config
+
+
+def make_run(root, name, probability, task="multiclass", overrides=(), header=None):
+    """A run as train.py and predict.py leave it, but for its models; `probability` is (2 folds, N, 3)."""
+    folder, values = begin_run(root, name, task, overrides)
+    member = {"snapshot": "last", "view": "identity"}
+    frames = [
+        pd.DataFrame(rows, columns=CLASSES).assign(id=[f"row{row}" for row in UNLABELLED], fold=fold, **member)
+        for fold, rows in enumerate(probability)
+    ]
+    test = Header(kind="test", **values | (header or {}))
+    write_predictions(folder / "predictions" / "test-none", pd.concat(frames), test)
+    oof = pd.DataFrame(np.full((16, 3), 1 / 3), columns=CLASSES)
+    oof = oof.assign(id=[f"row{row}" for row in LABELLED], fold=[row % 2 for row in LABELLED], **member)
+    write_predictions(folder / "oof", oof, Header(kind="oof", **values))
+    return folder
+
+
+def make_map_run(root, name, maps, overrides=()):
+    """As `make_run`, of segmentation; `maps` is (2 folds, N, 4, H, W)."""
+    folder, values = begin_run(root, name, "segmentation", overrides)
+    with MapWriter(folder / "predictions" / "test-none", Header(kind="test", **values)) as writer:
+        for fold, of_fold in enumerate(maps):
+            for row, probability in zip(UNLABELLED, of_fold, strict=True):
+                writer.add(f"row{row}", fold, "last", "identity", probability)
+    with MapWriter(folder / "oof", Header(kind="oof", **values)) as writer:
+        for row in LABELLED:
+            writer.add(f"row{row}", row % 2, "last", "identity", np.full((4, 32, 32), 0.25))
+    return folder
+
+
+def begin_run(root, name, task, overrides):
+    """The folder of a run with its configuration, and what the headers of its predictions say."""
+    config = config_of(root, task, *overrides)
+    prepared = prepare_tiny(config)
+    folder = root / name
+    write_config(folder, config)
+    write_json(folder / "identity.json", {"identity": {"content folds": prepared.folds_hash}})
+    return folder, {
+        "task": task,
+        "classes": prepared.table.classes,
+        "folds_hash": prepared.folds_hash,
+        "created_by": "predict.py",
+    }
+
+
+def draw(task, seed=0, folds=2, rows=8):
+    rng = np.random.default_rng(seed)
+    if task == "multilabel":
+        return rng.random((folds, rows, 3))
+    return rng.dirichlet([0.4] * 3, (folds, rows))
