@@ -11,9 +11,9 @@ Upload the folder as a data set; its notebook.ipynb runs infer.py. Rehearse befo
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from competition.command import ending_with_a_sentence, make_parser
+from competition.predictions.decisions.options import add_decision_options, add_format_options, format_options
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -29,17 +29,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     build.add_argument("--half", action="store_true", help="weights in half precision: half the room")
     build.add_argument("--budget-mb", type=float, metavar="MB", help="refuse a larger bundle")
     build.add_argument("--wheels", type=Path, metavar="FREEZE", help="wheels of what the host's pip freeze lacks")
-    build.add_argument("--decision", help="a name in the printed table (default: chosen out of fold)")
-    build.add_argument("--exclusive", nargs="+", action="append", metavar="LABEL", help="as in submit.py make")
-    build.add_argument("--sample", type=Path, help="the competition's sample submission, for columns and format")
-    build.add_argument(
-        "--format", choices=["labels", "columns", "rle", "masks"], help="(default: by sample and metric)"
-    )
-    build.add_argument("--empty", help="what stands for no labels or an empty mask (default: nothing)")
-    build.add_argument("--positive", metavar="CLASS", help="columns: write the column of this class alone")
-    build.add_argument("--classes", nargs="+", dest="painted", metavar="CLASS", help="rle: classes with rows")
-    build.add_argument("--row-id", help="rle: with {id}, {class}, {index}")
-    build.add_argument("--by-row", action="store_const", const=True, help="rle: pixels are counted along rows")
+    add_decision_options(build)
+    add_format_options(parser)
     rehearse = parser.add_argument_group("to rehearse one")
     rehearse.add_argument("--rehearse", action="store_true", help="run the bundle as the host would")
     rehearse.add_argument("--table", type=Path, help="rows to draw from")
@@ -72,9 +63,6 @@ def build(options: argparse.Namespace) -> None:
     from competition.bundle.manifest import room_lines
     from competition.reporting.decisions import print_outcomes
 
-    chosen: dict[str, Any] = {
-        name: getattr(options, name) for name in ("empty", "positive", "painted", "row_id", "by_row")
-    }
     built = build_bundle(
         Request(
             sources=options.sources,
@@ -87,7 +75,7 @@ def build(options: argparse.Namespace) -> None:
             exclusive=options.exclusive,
             sample=options.sample,
             kind=options.format,
-            options={name: value for name, value in chosen.items() if value is not None},
+            options=format_options(options),
             host_packages=options.wheels,
         )
     )

@@ -52,14 +52,11 @@ def main() -> None:
     """Ensemble, and end with exit code 2 and a sentence when something is wrong with the input."""
     options = parse()
     with ending_with_a_sentence():
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
         from competition.predictions.ensembles.ensembling import ensemble
+        from competition.progress import progress_bar
         from competition.reporting.ensemble_report import print_ensemble, report_ensemble
 
-        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-        with Progress(*columns, transient=True) as bar:
-            task = bar.add_task("reading the sources", total=None)
+        with progress_bar("reading the sources") as progress:
             comparison, written = ensemble(
                 options.sources,
                 options.out,
@@ -72,7 +69,7 @@ def main() -> None:
                 weights=options.weights,
                 columns=options.columns,
                 strict=options.strict,
-                progress=lambda text, done, total: bar.update(task, description=text, completed=done, total=total),
+                progress=progress,
                 report=report_ensemble,
             )
         print_ensemble(comparison)

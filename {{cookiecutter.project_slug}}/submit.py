@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from competition.command import ending_with_a_sentence
+from competition.predictions.decisions.options import add_decision_options, add_format_options, format_options
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -39,33 +40,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     make.add_argument("--test", help="test predictions in predictions/ (default: the only ones)")
     make.add_argument("--data", help="a file in configs/data, for sources that have no config.yaml")
     make.add_argument("--set", nargs="+", default=[], metavar="key=value", help="changes of the config, beside --data")
-    make.add_argument("--sample", type=Path, help="the competition's sample submission, to check against")
     make.add_argument("--out", type=Path, help="file to write (default: submissions/<source>-<test>.csv)")
-    make.add_argument("--decision", help="a name in the printed table (default: chosen out of fold)")
-    make.add_argument(
-        "--exclusive",
-        nargs="+",
-        action="append",
-        metavar="LABEL",
-        help="labels that exclude each other; again for more",
-    )
-    layout = make.add_argument_group("format")
-    layout.add_argument(
-        "--format", choices=["labels", "columns", "rle", "masks"], help="(default: by sample and metric)"
-    )
-    layout.add_argument("--empty", help="what stands for no labels or an empty mask (default: nothing)")
-    layout.add_argument("--positive", metavar="CLASS", help="columns: write the column of this class alone")
-    layout.add_argument(
-        "--classes",
-        nargs="+",
-        dest="painted",
-        metavar="CLASS",
-        help="rle: classes with rows (default: all but the first)",
-    )
-    layout.add_argument("--row-id", help="rle: with {id}, {class}, {index} (default: {id}_{class}; for one class {id})")
-    layout.add_argument(
-        "--by-row", action="store_const", const=True, help="rle: pixels are counted along rows (default: down columns)"
-    )
+    add_decision_options(make)
+    add_format_options(make)
 
     score = command("score", note_leaderboard)
     score.add_argument("file", type=Path, help="a submission, by path or by name")
@@ -93,26 +70,30 @@ def make_file(options: argparse.Namespace) -> None:
       python submit.py make runs/baseline-1a2b3c4d --exclusive clear cloudy haze --exclusive day night
       python submit.py make team/anna --data competition --set metric=f_beta --decision one-threshold
     """
+    from rich.console import Console
+
     from competition.predictions.decisions.material import Request
     from competition.predictions.decisions.submit import make_submission
+    from competition.progress import progress_bar
+    from competition.reporting.decisions import print_submission
 
-    chosen = {name: getattr(options, name) for name in ("empty", "positive", "painted", "row_id", "by_row")}
-    make_submission(
-        Request(
-            source=options.source,
-            oof=options.oof,
-            test=options.test,
-            data=options.data,
-            overrides=options.set,
-            sample=options.sample,
-            kind=options.format,
-            options={name: value for name, value in chosen.items() if value is not None},
-            decision=options.decision,
-            exclusive=options.exclusive,
-            out=options.out,
-            ledger=options.ledger,
-        )
+    request = Request(
+        source=options.source,
+        oof=options.oof,
+        test=options.test,
+        data=options.data,
+        overrides=options.set,
+        sample=options.sample,
+        kind=options.format,
+        options=format_options(options),
+        decision=options.decision,
+        exclusive=options.exclusive,
+        out=options.out,
+        ledger=options.ledger,
     )
+    with progress_bar("reading the predictions") as progress:
+        submission = make_submission(request, progress)
+    print_submission(Console(), submission)
 
 
 def note_leaderboard(options: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
-from tiny import CLASSES, write_data
+from tiny import CLASSES, save_random_model, write_data
 
 import bundle as command
 from competition.bundle.build import Request, build_bundle
@@ -34,9 +34,6 @@ from competition.bundle.versions import Difference, check_host
 from competition.bundle.wheels import _required
 from competition.data.folds import write_folds
 from competition.inference.predicting import Choices, predict_runs
-from competition.inference.weights import ModelSpec, save_model
-from competition.models.networks import build_network
-from competition.models.normalized import head_modules
 from competition.predictions.decisions.calibration import CALIBRATORS
 from competition.predictions.decisions.deciding import Method, fit_decision
 from competition.predictions.decisions.material import Request as Submission
@@ -56,27 +53,8 @@ QUIET = Console(quiet=True)
 def make_run(folder: Path, data: Path, task: str, seed: int) -> Path:
     """A run of two folds with random networks, and what predict.py says out of fold with kept views."""
     classes = ["background", *CLASSES] if task == "segmentation" else CLASSES
-    unet = {"library": "smp", "name": "Unet", "encoder": "tu-test_resnet", "options": {"decoder_channels": [8] * 5}}
-    network = unet if task == "segmentation" else {"library": "timm", "name": "test_resnet"}
     for fold in (0, 1):
-        torch.manual_seed(10 * seed + fold)
-        net = build_network(network, 3, len(classes))
-        for module in head_modules(net):  # a new head is zero, and would give the same for every image
-            for parameter in module.parameters():
-                torch.nn.init.normal_(parameter)
-        spec = ModelSpec(
-            task=task,
-            architecture=network,
-            channels=3,
-            classes=classes,
-            image_size=(32, 32),
-            fit="stretch",
-            mode="stored",
-            scale=None,
-            mean=(0.5,) * 3,
-            std=(0.2,) * 3,
-        )
-        save_model(folder / f"fold{fold}" / "model", net, spec)
+        save_random_model(folder / f"fold{fold}" / "model", task, classes, 10 * seed + fold)
     section = {
         "name": "competition",
         "root": str(data),
@@ -153,11 +131,11 @@ def test_an_ensemble_answers_as_ensemble_and_submit_do(tmp_path, data, runs, use
     ensemble(copies, tmp_path / "both", oof="oof-flips", use=use)
     decision, ledger = "platt+probabilities", tmp_path / "submissions.csv"
     made = make_submission(
-        Submission(source=tmp_path / "both", decision=decision, out=tmp_path / "made.csv", ledger=ledger), QUIET
+        Submission(source=tmp_path / "both", decision=decision, out=tmp_path / "made.csv", ledger=ledger)
     )
     build_bundle(Request(sources=[tmp_path / "both"], out=tmp_path / "bundle", decision=decision))
     answers = pd.read_csv(infer(tmp_path / "bundle", wanted(data, tmp_path / "out")))
-    pd.testing.assert_frame_equal(answers, pd.read_csv(made), atol=1e-5)
+    pd.testing.assert_frame_equal(answers, pd.read_csv(made.path), atol=1e-5)
 
 
 def test_masks_are_those_of_submit(tmp_path, data, masks):
@@ -166,7 +144,7 @@ def test_masks_are_those_of_submit(tmp_path, data, masks):
     for kind, suffix in (("rle", "csv"), ("masks", "zip")):
         out = tmp_path / f"made.{suffix}"
         request = Submission(source=run, kind=kind, decision="minimum-area", out=out, ledger=tmp_path / f"{kind}.csv")
-        make_submission(request, QUIET)
+        make_submission(request)
         build_bundle(Request(sources=[run], out=tmp_path / kind, kind=kind, decision="minimum-area"))
         assert difference(out, infer(tmp_path / kind, wanted(data, tmp_path / f"out-{kind}")), kind) < 0.002
 

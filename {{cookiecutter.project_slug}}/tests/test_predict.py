@@ -10,29 +10,17 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 import yaml
+from tiny import save_random_model
 
 from competition.data.images import ImageError
 from competition.inference.predicting import Choices, predict_runs
 from competition.inference.predictor import Predictor
 from competition.inference.tta import TTA
-from competition.inference.weights import ModelSpec, load_model, save_model
-from competition.models.networks import build_network
-from competition.models.normalized import head_modules
+from competition.inference.weights import load_model
 from competition.predictions.store import iter_maps, read_predictions
 
 ROOT = Path(__file__).parents[1]
-NETWORKS = {
-    "multiclass": {"library": "timm", "name": "test_resnet"},
-    "multilabel": {"library": "timm", "name": "test_resnet"},
-    "segmentation": {
-        "library": "smp",
-        "name": "Unet",
-        "encoder": "tu-test_resnet",
-        "options": {"decoder_channels": [8, 8, 8, 8, 8]},
-    },
-}
 CLASSES = ("ground", "cat", "dog")
 
 
@@ -52,24 +40,7 @@ def data(tmp_path):
 
 def make_run(folder, data, task="multiclass", folds=(0, 1), classes=CLASSES, seed=0, **data_config):
     for fold in folds:
-        torch.manual_seed(fold + 10 * seed)
-        net = build_network(NETWORKS[task], 3, len(classes))
-        for module in head_modules(net):  # a new head is zero, and would give the same for every image
-            for parameter in module.parameters():
-                torch.nn.init.normal_(parameter)
-        spec = ModelSpec(
-            task=task,
-            architecture=NETWORKS[task],
-            channels=3,
-            classes=classes,
-            image_size=(32, 32),
-            fit="stretch",
-            mode="stored",
-            scale=None,
-            mean=(0.5,) * 3,
-            std=(0.2,) * 3,
-        )
-        save_model(folder / f"fold{fold}" / "model", net, spec)
+        save_random_model(folder / f"fold{fold}" / "model", task, classes, fold + 10 * seed)
     section = {
         "root": str(data),
         "table": str(data / "train.csv"),

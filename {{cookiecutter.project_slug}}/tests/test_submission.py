@@ -25,6 +25,7 @@ from competition.predictions.decisions.material import Request
 from competition.predictions.decisions.submission import difference, read_sample, write_table
 from competition.predictions.decisions.submit import make_submission
 from competition.predictions.store import Header, MapWriter, PredictionsError, write_predictions
+from competition.reporting.decisions import print_submission
 
 CLASSES = ["cat", "dog", "newt"]
 
@@ -197,8 +198,9 @@ def submit(source, tmp_path, **values):
     """(the file, what was printed) of a submission in `tmp_path`."""
     console = Console(file=io.StringIO(), width=100)
     values = {"out": tmp_path / "s.csv", "ledger": tmp_path / "submissions.csv", **values}
-    path = make_submission(Request(source=source, **values), console)
-    return path, console.file.getvalue()
+    made = make_submission(Request(source=source, **values))
+    print_submission(console, made)
+    return made.path, console.file.getvalue()
 
 
 def test_labels_of_an_f_beta(tmp_path):

@@ -1,5 +1,6 @@
 """Small data sets and runs that the tests share. Everything is made in temporary folders and trained on the CPU."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,46 @@ def open_tiny(config: dict[str, Any], folder: Path, prepared: Prepared | None = 
     """The folder of the run that `train.py` would open, in `folder`."""
     identity = make_identity(config, 1, hash_contents(config, prepared or prepare_tiny(config)))
     return open_run(config, identity, {"accelerator": "cpu", "devices": ["cpu"], "cpus": 1}, folder)
+
+
+NETWORKS = {
+    "multiclass": {"library": "timm", "name": "test_resnet"},
+    "multilabel": {"library": "timm", "name": "test_resnet"},
+    "segmentation": {
+        "library": "smp",
+        "name": "Unet",
+        "encoder": "tu-test_resnet",
+        "options": {"decoder_channels": [8, 8, 8, 8, 8]},
+    },
+}
+
+
+def save_random_model(folder: Path, task: str, classes: Sequence[str], seed: int) -> None:
+    """A model of random weights, as training saves it, for images of 32 x 32."""
+    import torch
+
+    from competition.inference.weights import ModelSpec, save_model
+    from competition.models.networks import build_network
+    from competition.models.normalized import head_modules
+
+    torch.manual_seed(seed)
+    net = build_network(NETWORKS[task], 3, len(classes))
+    for module in head_modules(net):  # a new head is zero, and would give the same for every image
+        for parameter in module.parameters():
+            torch.nn.init.normal_(parameter)
+    spec = ModelSpec(
+        task=task,
+        architecture=NETWORKS[task],
+        channels=3,
+        classes=classes,
+        image_size=(32, 32),
+        fit="stretch",
+        mode="stored",
+        scale=None,
+        mean=(0.5,) * 3,
+        std=(0.2,) * 3,
+    )
+    save_model(folder, net, spec)
 
 
 def train_folds(config: dict[str, Any], folder: Path) -> Path:

@@ -6,12 +6,15 @@
     config.yaml            of a run or an ensemble: which data and metric it is about
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from competition.predictions.schema import HEADER
 from competition.predictions.store import read_header
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,35 +41,79 @@ def find_sources(folders: Sequence[Path], oof: str = "oof", test: str | None = N
     Raises:
         ValueError: a folder twice, predictions that are not there, or several to choose from; every problem is listed.
     """
-    problems: list[str] = []
-    sources: list[Source] = []
-    for folder in map(Path, folders):
-        if folder.resolve() in {source.folder.resolve() for source in sources}:
-            problems.append(f"{folder} is named twice")
-            continue
-        path = folder / "oof" if oof == "oof" else folder / "predictions" / oof
-        if not (path / HEADER).is_file():
-            made = (
-                "train.py makes them" if oof == "oof" else f"python predict.py {folder} --oof --tta <name> makes such"
-            )
-            problems.append(f"{folder} has no out-of-fold predictions {path.relative_to(folder)}; {made}")
-            continue
-        names = test_names(folder) if test is None else [test]
-        if len(names) > 1:
-            problems.append(f"{folder} has several test predictions: choose with --test {' or --test '.join(names)}")
-            continue
-        chosen = folder / "predictions" / names[0] if names else None
-        if chosen is not None and not (chosen / HEADER).is_file():
-            there = f"; there are {', '.join(test_names(folder))}" if test_names(folder) else ""
-            problems.append(f"{folder} has no predictions called {names[0]}{there}")
-            continue
-        sources.append(Source(folder, path, chosen))
-    if problems:
-        raise ValueError("\n".join(problems))
-    return sources
+    return _collect(folders, lambda folder: _find_source(folder, oof, test))
+
+
+def find_predictions(paths: Sequence[Path], oof: str, test: str | None, labelled: bool) -> list[Path]:
+    """The prediction folder that each path means: itself, or one in a source.
+
+    Args:
+        oof: as in `find_sources`.
+        test: the name of predictions of kind test, to compare with a labelled table; None: the only ones.
+        labelled: whether there is such a table.
+
+    Raises:
+        ValueError: predictions that are not there, twice the same, or several to choose from; all are listed.
+    """
+    return _collect(paths, lambda path: _find_prediction(path, oof, test, labelled))
 
 
 def test_names(folder: Path) -> list[str]:
     """Names of the predictions of kind test in a source."""
     found = sorted(path.parent for path in (folder / "predictions").glob(f"*/{HEADER}"))
     return [path.name for path in found if read_header(path).kind == "test"]
+
+
+def _collect(paths: Sequence[Path], find: Callable[[Path], T]) -> list[T]:
+    """What is found for each path; what is wrong with all of them is one ValueError."""
+    problems: list[str] = []
+    found: dict[Path, T] = {}
+    for path in map(Path, paths):
+        if path.resolve() in found:
+            problems.append(f"{path} is named twice")
+            continue
+        try:
+            found[path.resolve()] = find(path)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
+    return list(found.values())
+
+
+def _find_source(folder: Path, oof: str, test: str | None) -> Source:
+    path = _oof_folder(folder, oof)
+    if not (path / HEADER).is_file():
+        made = "train.py makes them" if oof == "oof" else f"python predict.py {folder} --oof --tta <name> makes such"
+        raise ValueError(f"{folder} has no out-of-fold predictions {path.relative_to(folder)}; {made}")
+    return Source(folder, path, _find_test(folder, test))
+
+
+def _find_prediction(path: Path, oof: str, test: str | None, labelled: bool) -> Path:
+    folder: Path | None = path
+    if not (path / HEADER).is_file():
+        folder = _find_test(path, test) if labelled else _oof_folder(path, oof)
+    if folder is None:
+        raise ValueError(f"{path} has no test predictions")
+    if not (folder / HEADER).is_file():
+        raise ValueError(f"{path} has no predictions {folder}")
+    if not labelled and read_header(folder).kind == "test":
+        raise ValueError(f"{folder} is of kind test: name the table that has the truth with --table")
+    return folder
+
+
+def _oof_folder(source: Path, oof: str) -> Path:
+    return source / "oof" if oof == "oof" else source / "predictions" / oof
+
+
+def _find_test(source: Path, test: str | None) -> Path | None:
+    """The test predictions of a source, None where there are none."""
+    there = test_names(source)
+    names = there if test is None else [test]
+    if len(names) > 1:
+        raise ValueError(f"{source} has several test predictions: choose with --test {' or --test '.join(names)}")
+    chosen = source / "predictions" / names[0] if names else None
+    if chosen is not None and not (chosen / HEADER).is_file():
+        others = f"; there are {', '.join(there)}" if there else ""
+        raise ValueError(f"{source} has no predictions called {names[0]}{others}")
+    return chosen

@@ -1,17 +1,37 @@
 """What is printed of decisions: their comparison, and how the answers' classes shift from the folds to the test."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from competition.predictions.decisions.deciding import Outcome
+from competition.predictions.decisions.submit import Submission
 from competition.predictions.selection import paired_error
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 MOST_CLASSES = 40
+
+
+def print_submission(console: "Console", submission: Submission) -> None:
+    """What was compared, what was chosen, where it is, and what comes next."""
+    made = submission.made
+    print_outcomes(console, submission.metric, made.outcomes, made.place)
+    print_shares(console, made.shared, submission.classes, made.shares)
+    for note in made.notes:
+        console.print(note, style="yellow", markup=False)
+    lines = (
+        f"decision    {made.decision}",
+        f"out of fold {submission.metric} {made.outcomes[made.place].overall:.4f}",
+        f"submission  {submission.path}",
+        f"ledger      {submission.ledger}",
+        f"next        upload it, then: python submit.py score {shlex.quote(str(submission.path))} "
+        "<score of the leaderboard>",
+    )
+    console.print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
 
 
 def print_outcomes(console: "Console", metric: str, outcomes: Sequence[Outcome], chosen: int) -> None:

@@ -28,7 +28,7 @@ from competition.predictions.schema import some
 from competition.predictions.store import merge_folders, read_predictions
 from competition.predictions.truth import Truth, check_oof
 from competition.training.averaging import Candidates, choose_counts, find_snapshots
-from competition.training.results import plain_number, score_shards
+from competition.training.results import plain_number, score_predictions
 
 console = Console(highlight=False, markup=False)
 
@@ -78,25 +78,27 @@ def average_weights(run: Path, out: Path, device: str = "auto") -> Averaging:
     metric = build_metric(config["metric"], config["task"], prepared.table.classes)
     folds = np.array([prepared.folds[id] for id in prepared.table.ids])
     snapshots = find_snapshots(run, config, sorted(set(folds.tolist()) - {-1}), metric.greater_is_better)
-    check_oof(read_predictions(run / "oof"), Truth(prepared.table, folds, prepared.folds_hash, metric, config))
+    oof = read_predictions(run / "oof")
+    check_oof(oof, Truth(prepared.table, folds, prepared.folds_hash, metric, config))
     folder = _open_partial(out, run, config, snapshots, prepared.images_hash) / out.name
     candidates = Candidates(run, config, prepared, snapshots, folder, target)
     scores: dict[int, dict[int, float]] = {}
     for fold, names in snapshots.items():
-        for n in candidates.make(fold):
-            score = score_shards([candidates.oof(fold, n)], config, prepared).per_fold[fold]
+        candidates.make(fold)
+        for n in range(1, len(names) + 1):
+            score = score_predictions([candidates.oof(fold, n)], config, prepared).per_fold[fold]
             scores.setdefault(n, {})[fold] = score
             console.print(f"fold {fold}  {n} of {len(names)} snapshots  {type(metric).__name__} {score:.4f}")
     chosen = choose_counts(scores, metric.greater_is_better)
-    averaged = score_shards([candidates.oof(fold, n) for fold, n in chosen.items()], config, prepared)
+    averaged = score_predictions([candidates.oof(fold, n) for fold, n in chosen.items()], config, prepared)
     averaging = Averaging(
         type(metric).__name__,
         scores,
         chosen,
         averaged.per_fold,
         averaged.overall,
-        run=score_shards([run / "oof"], config, prepared).overall,
-        newest=score_shards([candidates.oof(fold, 1) for fold in chosen], config, prepared).overall,
+        run=score_predictions([oof], config, prepared).overall,
+        newest=score_predictions([candidates.oof(fold, 1) for fold in chosen], config, prepared).overall,
         followed=followers(config),
     )
     _write_run(out, candidates, averaging)
@@ -157,7 +159,7 @@ def _write_run(out: Path, candidates: Candidates, averaging: Averaging) -> None:
             trained = read_json(run / folder.name / "metrics.json")
             write_json(folder / "metrics.json", trained | {"score": plain_number(averaging.per_fold[fold])})
         ids = [id for id in prepared.table.ids if prepared.folds[id] >= 0]
-        merge_folders([candidates.oof(fold, n) for fold, n in chosen.items()], temporary / "oof", ids)
+        merge_folders([candidates.oof_folder(fold, n) for fold, n in chosen.items()], temporary / "oof", ids)
         record |= {
             "overall": plain_number(averaging.overall),
             "mean": plain_number(float(np.mean(values))),

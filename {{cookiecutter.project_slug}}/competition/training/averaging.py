@@ -12,9 +12,10 @@ everything that is chosen, it is chosen out of fold:
   fold k's labels, as always when folds are crossed, but what was measured on fold k's rows takes no part.
 """
 
+import copy
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -31,6 +32,7 @@ from competition.data.prepare import Prepared
 from competition.inference.weights import find_models, load_model, save_model
 from competition.models.schedule import build_phases
 from competition.predictions.schema import raise_problems
+from competition.predictions.store import Predictions, read_predictions
 from competition.processes.running import Place
 from competition.training.build import training_loader
 from competition.training.ema import reestimate_batch_norm
@@ -140,46 +142,51 @@ class Candidates:
         """The model folder of the mean of n snapshots."""
         return self.folder / f"fold{fold}" / f"model-{n}"
 
-    def oof(self, fold: int, n: int) -> Path:
+    def oof_folder(self, fold: int, n: int) -> Path:
         """Its prediction folder; when it is there, the candidate is whole."""
         return self.folder / f"fold{fold}" / f"oof-{n}"
 
-    def make(self, fold: int) -> Iterator[int]:
-        """Make those of a fold that are not there yet; yields each n, from 1.
+    def oof(self, fold: int, n: int) -> Predictions:
+        """What it says of the held-out rows."""
+        return read_predictions(self.oof_folder(fold, n))
+
+    def make(self, fold: int) -> None:
+        """Make those of a fold that are not there yet.
 
         Raises:
             ValueError: an average or its batch-norm statistics have NaN or infinite values.
         """
         names = self.snapshots[fold]
-        paths = [self.run / f"fold{fold}" / "snapshots" / name for name in names]
-        states = [load_model(path)[0].net.state_dict() for path in paths]
-        network, spec = load_model(paths[0])
+        missing = [n for n in range(1, len(names) + 1) if not self.oof_folder(fold, n).exists()]
+        if not missing:
+            return
+        models = [load_model(self.run / f"fold{fold}" / "snapshots" / name) for name in names]
+        states = [network.net.state_dict() for network, _ in models]
+        network, spec = copy.deepcopy(models[0])
         network.to(self.device)
         folds = np.array([self.prepared.folds[id] for id in self.prepared.table.ids])
         loader = self._plain_training_loader(fold, np.flatnonzero(folds != fold))
-        for n in range(1, len(names) + 1):
-            if not self.oof(fold, n).exists():
-                network.net.load_state_dict(average_states(states[:n]))
-                batches = tqdm(loader, f"fold {fold}  batch norm", disable=not sys.stderr.isatty(), leave=False)
-                reestimate_batch_norm(network, batches, self.device, frozen_norms(states[:n]))
-                if not all(values.isfinite().all() for values in network.net.state_dict().values()):
-                    raise ValueError(
-                        f"{self.run}: fold {fold}: the mean of the snapshots {', '.join(names[:n])} has weights or "
-                        "batch-norm statistics that are NaN or infinite: train again with a lower optimizer.lr"
-                    )
-                save_model(self.model(fold, n), network.net, spec)
-                predict_held_out(
-                    self.config,
-                    self.prepared,
-                    fold,
-                    {"last": network},  # as find_models calls the model of a fold without snapshots
-                    spec,
-                    np.flatnonzero(folds == fold),
-                    self.device,
-                    self.oof(fold, n),
-                    created_by="average_weights.py",
+        for n in missing:
+            network.net.load_state_dict(average_states(states[:n]))
+            batches = tqdm(loader, f"fold {fold}  batch norm", disable=not sys.stderr.isatty(), leave=False)
+            reestimate_batch_norm(network, batches, self.device, frozen_norms(states[:n]))
+            if not all(values.isfinite().all() for values in network.net.state_dict().values()):
+                raise ValueError(
+                    f"{self.run}: fold {fold}: the mean of the snapshots {', '.join(names[:n])} has weights or "
+                    "batch-norm statistics that are NaN or infinite: train again with a lower optimizer.lr"
                 )
-            yield n
+            save_model(self.model(fold, n), network.net, spec)
+            predict_held_out(
+                self.config,
+                self.prepared,
+                fold,
+                {"last": network},  # as find_models calls the model of a fold without snapshots
+                spec,
+                np.flatnonzero(folds == fold),
+                self.device,
+                self.oof_folder(fold, n),
+                created_by="average_weights.py",
+            )
 
     def _plain_training_loader(self, fold: int, rows: np.ndarray) -> DataLoader:
         """What the newest weights were trained on, not augmented, like the images that will be predicted."""

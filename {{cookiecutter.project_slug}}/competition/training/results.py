@@ -18,7 +18,7 @@ from competition.predictions.members import average_members
 from competition.predictions.metrics import score_fold_counts
 from competition.predictions.metrics.building import build_metric
 from competition.predictions.scoring import score_table
-from competition.predictions.store import iter_average_maps, merge_folders, read_predictions
+from competition.predictions.store import Predictions, iter_average_maps, merge_folders, read_predictions
 from competition.reporting.run_report import report_run
 
 console = Console()
@@ -41,7 +41,7 @@ def finish_fold(run: Path, fold: int, config: Mapping[str, Any], prepared: Prepa
     """Write the metrics.json of a fold all of whose processes have ended well. Doing it twice is harmless."""
     shards = sorted((run / f"fold{fold}").glob("oof-*-of-*"))
     history = pd.read_csv(run / f"fold{fold}" / "history.csv")
-    scores = score_shards(shards, config, prepared)
+    scores = score_predictions([read_predictions(shard) for shard in shards], config, prepared)
     write_json(
         run / f"fold{fold}" / "metrics.json",
         {
@@ -56,12 +56,11 @@ def finish_fold(run: Path, fold: int, config: Mapping[str, Any], prepared: Prepa
     )
 
 
-def score_shards(shards: Sequence[Path], config: Mapping[str, Any], prepared: Prepared) -> Scores:
-    """The competition's metric over the predictions in these folders, averaged over the snapshots."""
+def score_predictions(parts: Sequence[Predictions], config: Mapping[str, Any], prepared: Prepared) -> Scores:
+    """The competition's metric over predictions of different rows together, averaged over the snapshots."""
     table = prepared.table
     metric = build_metric(config["metric"], config["task"], table.classes)
     row_of = {id: row for row, id in enumerate(table.ids)}
-    parts = [read_predictions(shard) for shard in shards]
     if config["task"] == "segmentation":
         counts, folds = [], []
         for part in parts:
@@ -84,7 +83,8 @@ def finish_run(run: Path, config: Mapping[str, Any], prepared: Prepared) -> None
         if not (run / "oof").exists():
             shards = [shard for fold in existing for shard in sorted((run / f"fold{fold}").glob("oof-*-of-*"))]
             merge_folders(shards, run / "oof", [id for id in prepared.table.ids if prepared.folds[id] >= 0])
-        scores = score_shards([run / "oof"], config, prepared)
+        oof = read_predictions(run / "oof")
+        scores = score_predictions([oof], config, prepared)
         report_run(
             run,
             config,
@@ -92,7 +92,7 @@ def finish_run(run: Path, config: Mapping[str, Any], prepared: Prepared) -> None
             scores.metric,
             scores.per_fold,
             scores.overall,
-            read_predictions(run / "oof"),
+            oof,
             scores.counts,
         )
         values = list(scores.per_fold.values())

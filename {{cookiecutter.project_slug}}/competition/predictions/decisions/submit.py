@@ -1,11 +1,9 @@
 """From a source's predictions to a submission file and a line in the ledger; what `submit.py make` does."""
 
-import shlex
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -30,29 +28,45 @@ from competition.predictions.schema import PredictionsError
 from competition.predictions.scoring import by_unit
 from competition.predictions.store import iter_average_maps
 from competition.predictions.truth import align
-from competition.reporting.decisions import print_outcomes, print_shares
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from competition.progress import Progress, silent, stepping
 
 
-class Made(NamedTuple):
-    """The outcome of the chosen decision, and the decision in words."""
+@dataclass(frozen=True)
+class Made:
+    """The decisions that were compared, and what was written by one of them.
 
-    outcome: Outcome
+    Attributes:
+        outcomes: of all decisions, out of fold; `place` is that of the chosen one.
+        decision: it in words.
+        notes: what the user should know, a sentence each.
+        shares: (C,) of each class, in the truth and in the answers; `shared` says what is shared.
+    """
+
+    outcomes: list[Outcome]
+    place: int
     decision: str
+    shared: str
+    shares: dict[str, np.ndarray]
+    notes: list[str] = field(default_factory=list)
 
 
-def make_submission(request: Request, console: "Console | None" = None) -> Path:
+@dataclass(frozen=True)
+class Submission:
+    """A submission that was written and noted down."""
+
+    path: Path
+    ledger: Path
+    metric: str
+    classes: list[str]
+    made: Made
+
+
+def make_submission(request: Request, progress: Progress = silent) -> Submission:
     """Compare decisions out of fold, decide the test predictions by the chosen one, write them, note them down.
 
     Raises:
         ValueError: whatever is wrong with predictions, truth, sample or choices; nothing is written then.
     """
-    if console is None:
-        from rich.console import Console
-
-        console = Console()
     noted = read_ledger(request.ledger)["file"].tolist()  # a damaged one is said before the work, not after
     material = open_material(request)
     name = f"{material.source.name}-{material.test.folder.name}{material.layout.suffix}"
@@ -62,11 +76,9 @@ def make_submission(request: Request, console: "Console | None" = None) -> Path:
         raise ValueError(
             f"{request.ledger} has a submission {out} already, which is gone: take another name with --out"
         )
-    for note in material.notes:
-        console.print(f"[yellow]{note}[/yellow]")
     make = _make_masks if material.truth.task == "segmentation" else _make_rows
-    made = make(request, material, out, console)
-    metric = material.truth.metric
+    made = make(request, material, out, progress)
+    metric, outcome = material.truth.metric, made.outcomes[made.place]
     record(
         request.ledger,
         {
@@ -81,34 +93,24 @@ def make_submission(request: Request, console: "Console | None" = None) -> Path:
             "metric": type(metric).__name__,
             "greater_is_better": metric.greater_is_better,
             "folds": material.truth.folds_hash,
-            "oof_score": repr(made.outcome.overall) if np.isfinite(made.outcome.overall) else "",
-            "fold_scores": " ".join(map(repr, made.outcome.scores)),
+            "oof_score": repr(outcome.overall) if np.isfinite(outcome.overall) else "",
+            "fold_scores": " ".join(map(repr, outcome.scores)),
         },
     )
-    lines = (
-        f"decision    {made.decision}",
-        f"out of fold {type(metric).__name__} {made.outcome.overall:.4f}",
-        f"submission  {out}",
-        f"ledger      {request.ledger}",
-        f"next        upload it, then: python submit.py score {shlex.quote(str(out))} <score of the leaderboard>",
-    )
-    console.print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
-    return out
+    made = replace(made, notes=[*material.notes, *made.notes])
+    return Submission(out, request.ledger, type(metric).__name__, list(material.truth.table.classes), made)
 
 
-def _make_rows(request: Request, material: Material, out: Path, console: "Console") -> Made:
+def _make_rows(request: Request, material: Material, out: Path, progress: Progress) -> Made:
     """Classification."""
     truth, metric, classes = material.truth, material.truth.metric, list(material.truth.table.classes)
     rows, predicted = align(material.oof, truth)
     target, probability, folds = by_unit(truth.table, rows, predicted, truth.folds[rows])
     exclusive = exclusive_columns(request.exclusive, classes)
     candidates = candidates_for(metric, material.ranks, exclusive, request.decision)
-    with _progress(console, "deciding out of fold", len(candidates.calibrators) * len(np.unique(folds))) as done:
-        outcomes = compare(candidates.calibrators, candidates.rules, metric, target, probability, folds, done)
+    done = stepping(progress, "deciding out of fold", len(candidates.calibrators) * len(np.unique(folds)))
+    outcomes = compare(candidates.calibrators, candidates.rules, metric, target, probability, folds, done)
     place = choose(outcomes, metric.greater_is_better, request.decision)
-    print_outcomes(console, type(metric).__name__, outcomes, place)
-    for note in bayes_notes(outcomes, metric.greater_is_better):
-        console.print(f"[yellow]{note}.[/yellow]")
     method = candidates.methods[place]
     decision = fit_decision(method, metric, target, probability, folds)
 
@@ -123,10 +125,14 @@ def _make_rows(request: Request, material: Material, out: Path, console: "Consol
     }
     write_table(out, material.layout.table(ids, answers), material.sample, request.sample)
     what = "mean probability" if takes_probabilities(metric) else "share of positives"
-    print_shares(
-        console, f"{what} of each class: one model a row out of fold, several averaged in the test", classes, shares
+    return Made(
+        outcomes,
+        place,
+        "+".join(filter(None, [method.calibrator.name, str(decision.rule)])),
+        f"{what} of each class: one model a row out of fold, several averaged in the test",
+        shares,
+        [f"{note}." for note in bayes_notes(outcomes, metric.greater_is_better)],
     )
-    return Made(outcomes[place], "+".join(filter(None, [method.calibrator.name, str(decision.rule)])))
 
 
 def _models(material: Material, classes: Sequence[str]) -> tuple[list[str], dict[int, np.ndarray]]:
@@ -145,35 +151,34 @@ def _models(material: Material, classes: Sequence[str]) -> tuple[list[str], dict
     return ids, models
 
 
-def _make_masks(request: Request, material: Material, out: Path, console: "Console") -> Made:
+def _make_masks(request: Request, material: Material, out: Path, progress: Progress) -> Made:
     """Segmentation, one image at a time."""
     truth, metric, classes = material.truth, material.truth.metric, list(material.truth.table.classes)
     check_wanted(request.decision, CLEANINGS)
     row_of = {id: row for row, id in enumerate(truth.table.ids)}
     counts, folds = [], []
-    with _progress(console, "cleaning masks out of fold", material.oof.frame["id"].nunique()) as done:
-        for id, probability in iter_average_maps(material.oof):
-            try:
-                counts.append(count_candidates(metric, read_mask(truth.table.mask_path(row_of[id])), probability))
-            except ValueError as error:
-                raise PredictionsError(material.oof.folder, [f"{id}: {error}"]) from error
-            folds.append(truth.folds[row_of[id]])
-            done()
+    done = stepping(progress, "cleaning masks out of fold", material.oof.frame["id"].nunique())
+    for id, probability in iter_average_maps(material.oof):
+        try:
+            counts.append(count_candidates(metric, read_mask(truth.table.mask_path(row_of[id])), probability))
+        except ValueError as error:
+            raise PredictionsError(material.oof.folder, [f"{id}: {error}"]) from error
+        folds.append(truth.folds[row_of[id]])
+        done()
     outcomes, cleanings = compare_cleaning(metric, np.stack(counts), np.array(folds))
     place = choose(outcomes, metric.greater_is_better, request.decision)
-    print_outcomes(console, type(metric).__name__, outcomes, place)
 
     cleaning = cleanings[place]
     pixels = np.zeros((2, len(classes)), np.int64)  # of the test, before and after cleaning
 
     def answers() -> Iterator[tuple[str, np.ndarray]]:
-        with _progress(console, "masks of the test", material.test.frame["id"].nunique()) as done:
-            for id, probability in iter_average_maps(material.test):
-                mask = cleaning(probability)
-                for row, answer in enumerate((probability.argmax(axis=0), mask)):
-                    pixels[row] += np.bincount(answer.ravel(), minlength=len(classes))
-                yield id, mask
-                done()
+        done = stepping(progress, "masks of the test", material.test.frame["id"].nunique())
+        for id, probability in iter_average_maps(material.test):
+            mask = cleaning(probability)
+            for row, answer in enumerate((probability.argmax(axis=0), mask)):
+                pixels[row] += np.bincount(answer.ravel(), minlength=len(classes))
+            yield id, mask
+            done()
 
     WRITERS[material.layout.name](out, material.layout, answers(), material.sample, request.sample)
     before, after = (outcome.answers.sum(axis=0) for outcome in (outcomes[0], outcomes[place]))
@@ -185,18 +190,5 @@ def _make_masks(request: Request, material: Material, out: Path, console: "Conso
         "test, cleaned": pixels[1],
     }
     shares = {name: count / count.sum() for name, count in columns.items()}
-    print_shares(
-        console, "share of pixels: one model an image out of fold, several averaged in the test", classes, shares
-    )
-    return Made(outcomes[place], str(cleaning))
-
-
-@contextmanager
-def _progress(console: "Console", what: str, total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar; what it gives is called after each step."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
+    shared = "share of pixels: one model an image out of fold, several averaged in the test"
+    return Made(outcomes, place, str(cleaning), shared, shares)

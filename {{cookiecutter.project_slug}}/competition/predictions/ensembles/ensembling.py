@@ -22,11 +22,12 @@ from competition.predictions.ensembles.comparing import Comparison
 from competition.predictions.ensembles.examples import Method
 from competition.predictions.ensembles.joining import check_sources
 from competition.predictions.ensembles.map_ensemble import MAP_BLENDS, MapEnsemble
-from competition.predictions.ensembles.row_ensemble import Progress, RowEnsemble
+from competition.predictions.ensembles.row_ensemble import RowEnsemble
 from competition.predictions.ensembles.stacking import STACKERS
 from competition.predictions.metrics import MeanAveragePrecision, RocAuc
 from competition.predictions.sources import Source, find_sources
 from competition.predictions.truth import Truth, read_truth
+from competition.progress import Progress, silent
 
 
 def ensemble(
@@ -41,7 +42,7 @@ def ensemble(
     weights: Sequence[float] = (),
     columns: Sequence[str] = (),
     strict: bool = False,
-    progress: Progress = lambda text, done, total: None,
+    progress: Progress = silent,
     report: Callable[[Path, str, Comparison], None] | None = None,
 ) -> tuple[Comparison, list[Path]]:
     """Compare methods of putting sources together, and write what the simplest good one predicts as a new source.

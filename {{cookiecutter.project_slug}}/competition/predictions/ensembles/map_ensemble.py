@@ -23,13 +23,14 @@ from competition.predictions.ensembles.blending import (
 from competition.predictions.ensembles.comparing import Comparison, Strict, choose
 from competition.predictions.ensembles.examples import Method
 from competition.predictions.ensembles.joining import check_test, output_header
-from competition.predictions.ensembles.row_ensemble import Progress, error_correlation
+from competition.predictions.ensembles.row_ensemble import error_correlation
 from competition.predictions.maps import iter_side_by_side, size_problems
 from competition.predictions.metrics import SegmentationMetric, score_fold_counts
 from competition.predictions.schema import Header, PredictionsError, raise_problems
 from competition.predictions.sources import Source
 from competition.predictions.store import MapWriter, Predictions, read_predictions
 from competition.predictions.truth import Truth, check_oof
+from competition.progress import Progress
 
 PIXELS = 400  # of an image, for fitting weights: neighbours say the same, so more of them add little
 MAP_EDGE = 0.5 / 255  # maps are stored in 8 bits: 0 means less than this

@@ -22,8 +22,7 @@ from competition.predictions.scoring import by_unit
 from competition.predictions.sources import Source
 from competition.predictions.store import read_predictions, write_predictions
 from competition.predictions.truth import Truth
-
-Progress = Callable[[str, int, int], None]  # what is being done, how many steps are done, of how many
+from competition.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ import pandas as pd
 from competition.predictions.ensembles.blending import is_probability
 from competition.predictions.evaluation.bootstrap import FEWEST_GROUPS, compare, interval, resample, resampled_groups
 from competition.predictions.evaluation.evidence import Evidence, gather_evidence
-from competition.predictions.evaluation.matching import check_predictions, find_predictions, read_labelled
+from competition.predictions.evaluation.matching import check_predictions, read_labelled
 from competition.predictions.evaluation.subgroups import shown_rows, subgroup_columns, subgroups
 from competition.predictions.evaluation.weighted import Score, fold_score
 from competition.predictions.metrics import METRICS
+from competition.predictions.sources import find_predictions
 from competition.predictions.store import read_predictions
 from competition.predictions.truth import Truth, read_truth
 

@@ -14,50 +14,9 @@ import numpy as np
 from competition.config import compose_config, read_config
 from competition.data.table import Columns, read_table
 from competition.predictions.metrics.building import build_metric
-from competition.predictions.schema import HEADER, Header, raise_problems, some
-from competition.predictions.sources import test_names
-from competition.predictions.store import Predictions, read_header
+from competition.predictions.schema import Header, raise_problems, some
+from competition.predictions.store import Predictions
 from competition.predictions.truth import Truth, check_oof
-
-
-def find_predictions(paths: Sequence[Path], oof: str, test: str | None, labelled: bool) -> list[Path]:
-    """The prediction folder that each path means: itself, or one in a run, ensemble, or folder of that shape.
-
-    Args:
-        oof: "oof", or the name of out-of-fold predictions in `predictions/`.
-        test: the name of predictions of kind test, to compare with a labelled table; None: the only ones.
-        labelled: whether there is such a table.
-
-    Raises:
-        ValueError: predictions that are not there, twice the same, or several to choose from; all are listed.
-    """
-    problems: list[str] = []
-    found: list[Path] = []
-    for path in paths:
-        if (path / HEADER).is_file():
-            folder = path
-        elif not labelled:
-            folder = path / "oof" if oof == "oof" else path / "predictions" / oof
-        else:
-            names = [test] if test else test_names(path)
-            if len(names) != 1:
-                problems.append(
-                    f"{path} has several test predictions, choose with --test: {', '.join(names)}"
-                    if names
-                    else f"{path} has no test predictions"
-                )
-                continue
-            folder = path / "predictions" / names[0]
-        if not (folder / HEADER).is_file():
-            problems.append(f"{path} has no predictions {folder}")
-        elif folder.resolve() in {other.resolve() for other in found}:
-            problems.append(f"{path} is named twice")
-        elif not labelled and read_header(folder).kind == "test":
-            problems.append(f"{folder} is of kind test: name the table that has the truth with --table")
-        found.append(folder)
-    if problems:
-        raise ValueError("\n".join(problems))
-    return found
 
 
 def read_labelled(path: Path, header: Header, source: Path, data: str | None, overrides: Sequence[str]) -> Truth:
