@@ -23,9 +23,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     build = parser.add_argument_group("to write a bundle")
     build.add_argument("--out", type=Path, help="folder to write")
     build.add_argument(
-        "--oof", default="oof", help="out-of-fold predictions of the runs, whose views are taken too (default: oof)"
+        "--oof",
+        default="oof",
+        help="out-of-fold predictions of the runs, whose views or tiles it takes (default: oof)",
     )
-    build.add_argument("--tiles", action="store_true", help="masks: in tiles, as predict.py --tiles does")
     build.add_argument("--half", action="store_true", help="weights in half precision: half the room")
     build.add_argument("--budget-mb", type=float, metavar="MB", help="refuse a larger bundle")
     build.add_argument("--wheels", type=Path, metavar="FREEZE", help="wheels of what the host's pip freeze lacks")
@@ -68,7 +69,6 @@ def build(options: argparse.Namespace) -> None:
             sources=options.sources,
             out=options.out,
             oof=options.oof,
-            tiles=options.tiles,
             half=options.half,
             budget_mb=options.budget_mb,
             decision=options.decision,

@@ -30,6 +30,7 @@ from competition.bundle.parameters import decider_from_plain, decider_to_plain
 from competition.bundle.recipe import read_recipe
 from competition.bundle.rehearse import rehearse
 from competition.bundle.sandbox import has_namespaces, run_sandboxed
+from competition.bundle.sources import open_parts
 from competition.bundle.versions import Difference, check_host
 from competition.bundle.wheels import _required
 from competition.data.folds import write_folds
@@ -75,9 +76,9 @@ def make_run(folder: Path, data: Path, task: str, seed: int) -> Path:
     return folder
 
 
-def predict(run: Path, tta: str, out: Path, **choices: bool) -> None:
+def predict(run: Path, tta: str, out: Path, table: Path | None = None, **choices: bool) -> None:
     path = ROOT / "configs" / "tta" / f"{tta}.yaml"
-    predict_runs([run], Choices(tta=path, workers=0, device="cpu", **choices), None, out, QUIET)
+    predict_runs([run], Choices(tta=path, workers=0, device="cpu", **choices), table, out, QUIET)
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +148,31 @@ def test_masks_are_those_of_submit(tmp_path, data, masks):
         make_submission(request)
         build_bundle(Request(sources=[run], out=tmp_path / kind, kind=kind, decision="minimum-area"))
         assert difference(out, infer(tmp_path / kind, wanted(data, tmp_path / f"out-{kind}")), kind) < 0.002
+
+
+def test_masks_in_tiles_are_those_of_submit(tmp_path, data, masks):
+    """Pictures larger than the network's: what was cut into tiles out of fold, the bundle cuts into tiles."""
+    run, tiled = shutil.copytree(masks[0], tmp_path / "unet"), "oof-none-tiles"
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 50, 70, 3), np.uint8)
+    for name, picture in zip("ab", pixels, strict=True):
+        cv2.imwrite(str(data / f"{name}.png"), picture)
+    table = tmp_path / "large.csv"
+    pd.DataFrame({"id": ["a", "b"], "image": ["a.png", "b.png"]}).to_csv(table, index=False)
+    predict(run, "none", run / "predictions" / tiled, oof=True, tiles=True)
+    predict(run, "none", run / "predictions" / "test-none", table, tiles=True)
+    out, common = tmp_path / "made.zip", {"kind": "masks", "decision": "argmax"}
+    make_submission(Submission(source=run, oof=tiled, out=out, ledger=tmp_path / "submissions.csv", **common))
+    answers = {}
+    for oof in ("oof", tiled):
+        bundle = tmp_path / f"bundle-{oof}"
+        build_bundle(Request(sources=[run], out=bundle, oof=oof, **common))
+        answers[oof] = infer(bundle, wanted(data, tmp_path / f"out-{oof}", test=table, images=data))
+    assert difference(out, answers[tiled], "masks") < 0.002 < 0.05 < difference(out, answers["oof"], "masks")
+    other = shutil.copytree(run, tmp_path / "other")
+    shutil.rmtree(other / "predictions" / tiled)
+    shutil.copytree(other / "oof", other / "predictions" / tiled)
+    with pytest.raises(ValueError, match="one is in tiles and the other is not"):
+        open_parts([run, other], tiled)
 
 
 def test_the_rehearsal_of_rows(data, bundle):

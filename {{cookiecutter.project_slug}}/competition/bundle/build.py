@@ -38,8 +38,7 @@ class Request:
     Args:
         sources: runs, or one ensemble.
         out: the folder to write.
-        oof: the out-of-fold predictions of the runs: decision, views and their mean come from them.
-        tiles: segmentation: the out-of-fold predictions were made with --tiles.
+        oof: the out-of-fold predictions of the runs: decision, views, their mean and tiles come from them.
         half: round weights to half precision.
         budget_mb: refuse a larger bundle.
         decision, exclusive, sample, kind, options: as in submit.py make, see `material.Request`.
@@ -49,7 +48,6 @@ class Request:
     sources: Sequence[Path]
     out: Path
     oof: str = "oof"
-    tiles: bool = False
     half: bool = False
     budget_mb: float | None = None
     decision: str | None = None
@@ -89,7 +87,7 @@ def build_bundle(request: Request) -> Built:
         classes=list(truth.table.classes),
         runs=_runs(found, measure(found, truth)),
         blend=found.blend,
-        tiles=request.tiles,
+        tiles=found.tiles,
         columns={name: truth.config["data"]["columns"][name] for name in ("id", "image", "unit")},
         prior=[] if truth.table.target is None else truth.table.target.mean(axis=0, dtype=np.float64).tolist(),
         decision=decider_to_plain(decided.decider),

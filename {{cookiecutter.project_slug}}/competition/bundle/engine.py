@@ -104,7 +104,9 @@ class Engine:
 
     @torch.inference_mode()
     def _values(self, batch: Batch, part: slice) -> Iterator[np.ndarray]:
-        images = [each[part].to(self.device, non_blocking=True) for each in batch.images]
+        images = [each[part] for each in batch.images]
+        if not self.recipe.tiles:  # which go to the device one by one
+            images = [each.to(self.device, non_blocking=True) for each in images]
         members = [self._member(run, fold, images) for run, fold in self.active.members]
         self._images += len(images[0])
         if self.recipe.task != "segmentation":

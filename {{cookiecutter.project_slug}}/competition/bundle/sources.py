@@ -22,6 +22,10 @@ class Part:
     weights: dict[int, float]
 
     @property
+    def tiles(self) -> bool:
+        return bool(self.oof.header.tta.get("tiles"))
+
+    @property
     def snapshots(self) -> dict[tuple[int, str], int]:
         """The place of each (fold, snapshot) that is bundled: those that predicted out of fold."""
         models = [model for model in self.run.models if model[0] in self.weights]
@@ -36,6 +40,11 @@ class Parts(NamedTuple):
 
     parts: list[Part]
     blend: str
+
+    @property
+    def tiles(self) -> bool:
+        """Whether pictures are cut into tiles, as they were when the runs predicted out of fold."""
+        return self.parts[0].tiles
 
 
 def open_parts(folders: Sequence[Path], oof: str) -> Parts:
@@ -59,6 +68,11 @@ def open_parts(folders: Sequence[Path], oof: str) -> Parts:
         found = Parts([replace(part, weights=dict.fromkeys(part.run.folds, equal)) for part in parts], "arithmetic")
     check_together([part.run for part in found.parts])
     problems = [problem for part in found.parts for problem in _problems(part)]
+    problems += [
+        f"{part.oof.folder} and {found.parts[0].oof.folder}: one is in tiles and the other is not; predict both alike"
+        for part in found.parts
+        if part.tiles != found.tiles
+    ]
     if problems:
         raise ValueError("\n".join(problems))
     return found

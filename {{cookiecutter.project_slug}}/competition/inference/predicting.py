@@ -214,7 +214,7 @@ def _writer(run: TrainedRun, folder: Path, table: Table, tta: TTA, jobs: Sequenc
         classes=list(run.spec.classes),
         run=run.folder.resolve().name,
         folds_hash=run.folds_hash,
-        tta={"views": tta.names, "mean": tta.mean},
+        tta={"views": tta.names, "mean": tta.mean, **({"tiles": True} if choices.tiles else {})},
         created_by="predict.py",
     )
     return (MapWriter if run.spec.task == "segmentation" else RowWriter)(folder, header, request)

@@ -42,7 +42,7 @@ class Header:
         classes: names in the order of the columns.
         run: the run that predicted.
         folds_hash: of the folds it was trained on (`folds.folds_hash`); None when unknown. Others cannot be blended.
-        tta: {"views": [...], "mean": "arithmetic" | "geometric"}.
+        tta: {"views": [...], "mean": "arithmetic" | "geometric"}, and "tiles": True where pictures were cut into tiles.
         members: [{"fold": ..., "snapshot": ..., "view": ...}], filled in from the rows when they are written.
         created_by: the command or person.
     """
