@@ -1,5 +1,6 @@
 """Bundles of runs made by hand: what infer.py writes is what predict.py, ensemble.py and submit.py write."""
 
+import importlib.metadata
 import json
 import re
 import shutil
@@ -25,6 +26,7 @@ from competition.bundle.inferring import BAD, PARTS, infer
 from competition.bundle.inputs import read_inputs
 from competition.bundle.job import Request as Wanted
 from competition.bundle.manifest import MANIFEST
+from competition.bundle.notebook import write_notebook
 from competition.bundle.pace import Pace
 from competition.bundle.parameters import decider_from_plain, decider_to_plain
 from competition.bundle.recipe import read_recipe
@@ -32,7 +34,7 @@ from competition.bundle.rehearse import rehearse
 from competition.bundle.sandbox import has_namespaces, run_sandboxed
 from competition.bundle.sources import open_parts
 from competition.bundle.versions import Difference, check_host
-from competition.bundle.wheels import _required
+from competition.bundle.wheels import _required, download_wheels
 from competition.data.folds import write_folds
 from competition.inference.predicting import Choices, predict_runs
 from competition.predictions.decisions.calibration import CALIBRATORS
@@ -470,6 +472,39 @@ def test_wheels_are_never_of_torch_or_cuda():
     required = _required(["timm", "torch"])
     assert {"timm", "safetensors", "huggingface-hub"} <= required
     assert not [name for name in required if re.match("torch|nvidia|triton|cuda", name)]
+
+
+@pytest.fixture
+def host(tmp_path) -> Path:
+    """What pip freeze prints on a host that has all that is here but torch and pytest's iniconfig."""
+    names = {each.name.lower() for each in importlib.metadata.distributions()} - {"torch", "iniconfig"}
+    (tmp_path / "host.txt").write_text("".join(f"{name}==0\n" for name in names))
+    return tmp_path / "host.txt"
+
+
+def test_a_host_that_lacks_nothing_gets_no_wheels(tmp_path, host):
+    with host.open("a") as lines:
+        lines.write("iniconfig==2.0\n")
+    download_wheels(["pytest", "torch"], host, tmp_path / "wheels")
+    write_notebook(tmp_path, "bundle")
+    assert not (tmp_path / "wheels").exists() and "pip install" not in (tmp_path / "notebook.ipynb").read_text()
+
+
+@pytest.mark.slow  # pip, and where uv made the environment it is fetched first
+def test_what_the_host_lacks_is_downloaded_and_can_be_imported(tmp_path, host, monkeypatch):
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    wheels = tmp_path / "wheels"
+    try:
+        download_wheels(["pytest", "torch"], host, wheels)
+    except ValueError as error:
+        if not re.search("(?i)connection|resolution|dns|timed out|no matching distribution", str(error)):
+            raise
+        pytest.skip(f"no package index can be reached: {error}")
+    (wheel,) = wheels.iterdir()
+    assert wheel.name == f"iniconfig-{importlib.metadata.version('iniconfig')}-py3-none-any.whl"
+    code = f"import sys; sys.path.insert(0, {str(wheel)!r}); import iniconfig; print(iniconfig.__file__)"
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith(str(wheel))
 
 
 @pytest.mark.parametrize("namespaces", [False, True])

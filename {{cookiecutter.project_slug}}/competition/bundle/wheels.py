@@ -1,7 +1,9 @@
 """Wheels of what a host lacks, so that it needs no network; torch and CUDA are always the host's own."""
 
 import importlib.metadata
+import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,10 +17,10 @@ def download_wheels(modules: Sequence[str], host_packages: Path, folder: Path) -
 
     Args:
         host_packages: a text with the host's `pip freeze`.
-        folder: to make; it stays empty where nothing is lacking.
+        folder: to make, unless nothing is lacking.
 
     Raises:
-        ValueError: there is no such file, or pip could not download them.
+        ValueError: there is no such file, or pip is not there or could not download them.
     """
     if not host_packages.is_file():
         raise ValueError(f"--wheels {host_packages} does not exist: on the host, pip freeze > {host_packages.name}")
@@ -27,13 +29,21 @@ def download_wheels(modules: Sequence[str], host_packages: Path, folder: Path) -
     lacking = [
         f"{name}=={importlib.metadata.version(name)}" for name in sorted(_required(modules)) if name not in there
     ]
-    folder.mkdir()
     if not lacking:
         return
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-    done = subprocess.run([*command, "--dest", str(folder), *lacking], capture_output=True, text=True)
+    command = [*_pip(), "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(folder), *lacking]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"wheels of {', '.join(lacking)} could not be downloaded: {done.stderr.strip()}")
+
+
+def _pip() -> list[str]:
+    """The command of pip; environments that uv made have none, but uv can bring it."""
+    if importlib.util.find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip"]
+    if shutil.which("uv") is not None:
+        return ["uv", "tool", "run", "--python", sys.executable, "pip"]
+    raise ValueError("--wheels downloads with pip, which is not here: python -m ensurepip")
 
 
 def _required(modules: Sequence[str]) -> set[str]:
