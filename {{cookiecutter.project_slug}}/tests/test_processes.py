@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from competition.processes.running import Place, call, run_processes
+from competition.processes.group import Place
+from competition.processes.running import call, run_processes
 
 # The way that the command uses, a server that imports torch, takes seconds to start; a plain fork does the same here.
 pytestmark = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")

@@ -25,11 +25,11 @@ from competition.predictions.pseudo.labelling import pseudo_label
 from competition.predictions.pseudo.rules import Confident, Soft
 from competition.predictions.pseudo.uncertain import list_uncertain
 from competition.predictions.store import merge_folders
-from competition.processes.running import Place
+from competition.processes.group import Place
 from competition.training import fold as folds
 from competition.training.build import epoch_shares, training_loader
 from competition.training.identity import make_identity
-from competition.training.run import hash_contents
+from competition.training.plan import hash_contents
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny import open_tiny, prepare_tiny, tiny_config, train_folds, train_here
 
 from competition.predictions.store import read_predictions
-from competition.processes.running import Place
+from competition.processes.group import Place
 from competition.training import fold as folds
 from competition.training.run import train
 
@@ -227,7 +227,7 @@ def test_mistakes_say_what_to_do(override, message, data, tmp_path):
         config = tiny_config(data, "multiclass", override)
         prepared = prepare_tiny(config)
         from competition.training.build import inspect_config
-        from competition.training.run import choose_folds
+        from competition.training.plan import choose_folds
 
         inspect_config(config, prepared)
         choose_folds(config["fold"], prepared)

@@ -11,8 +11,8 @@ import pandas as pd
 from competition.config import compose_config
 from competition.data.prepare import Prepared, prepare
 from competition.training.identity import make_identity
+from competition.training.plan import choose_folds, hash_contents
 from competition.training.results import finish_fold, finish_run
-from competition.training.run import choose_folds, hash_contents
 from competition.training.run_folder import continued_config, open_run
 
 CLASSES = ["blue", "green", "red"]
@@ -130,7 +130,7 @@ def save_random_model(folder: Path, task: str, classes: Sequence[str], seed: int
 
 def train_folds(config: dict[str, Any], folder: Path) -> Path:
     """Train the folds in this process instead of one a fold, without what follows the last one; the run's folder."""
-    from competition.processes.running import Place
+    from competition.processes.group import Place
     from competition.training.fold import train_fold
 
     prepared = prepare_tiny(config)

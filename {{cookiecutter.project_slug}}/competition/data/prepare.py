@@ -13,6 +13,7 @@ from competition.data.pseudo import Pseudo, read_pseudo
 from competition.data.statistics import compute_statistics, constant_channels, images_hash, scan_images
 from competition.data.table import Columns, Table, TableError, read_table
 from competition.files import read_json, write_json
+from competition.locks import lock
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ def prepare(data: Mapping[str, Any], task: str, seed: int, make_folds: bool = Tr
 
         classes = classes or sample_classes(task)
         if not Path(data["table"]).exists():
-            write_sample(Path(data["root"]), task)
+            with lock(Path(data["root"]) / ".lock"):  # several jobs may begin at once
+                if not Path(data["table"]).exists():
+                    write_sample(Path(data["root"]), task)
     table = read_table(data["table"], task, data["root"], Columns.from_config(data["columns"]), classes)
     ignore_index = data["ignore_index"]
     if not isinstance(ignore_index, int):

@@ -27,9 +27,13 @@ def explain(error: Exception) -> str | None:
     return None
 
 
-def describe_exit(code: int) -> str:
-    """How a process ended, from its exit code as `multiprocessing` gives it: negative after a signal."""
+def describe_exit(code: int, where: str = "above") -> str:
+    """How a process ended, from its exit code as `multiprocessing` gives it: negative after a signal.
+
+    Args:
+        where: it said why.
+    """
     if code >= 0:
-        return f"ended with exit code {code}, see above"
+        return f"ended with exit code {code}, see {where}"
     name = signal.Signals(-code).name
     return f"was killed by {name}" + (", most often because memory ran out" if -code == signal.SIGKILL else "")

@@ -25,6 +25,13 @@ class Stopped(BaseException):
         return EXIT_CODES[self.number]
 
 
+def raise_stopped(code: int) -> None:
+    """Raise `Stopped` where a process ended with an exit code that says so."""
+    for number, meaning in EXIT_CODES.items():
+        if code == meaning:
+            raise Stopped(number)
+
+
 def leave_on_signals() -> None:
     """From now on SIGTERM and SIGUSR1 raise `Stopped` in the main thread, the first one only.
 

@@ -33,7 +33,7 @@ from competition.inference.weights import find_models, load_model, save_model
 from competition.models.schedule import build_phases
 from competition.predictions.schema import raise_problems
 from competition.predictions.store import Predictions, read_predictions
-from competition.processes.running import Place
+from competition.processes.group import Place
 from competition.training.build import training_loader
 from competition.training.ema import reestimate_batch_norm
 from competition.training.fold import predict_held_out

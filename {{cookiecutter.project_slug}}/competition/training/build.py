@@ -29,7 +29,7 @@ from competition.models.optimization import build_optimizer
 from competition.models.schedule import Schedule, build_phases, pseudo_shares
 from competition.models.segmentation import SegmentationModule
 from competition.predictions.metrics.building import build_metric
-from competition.processes.running import Place
+from competition.processes.group import Place
 
 MODULES: dict[str, type[TrainingModule]] = {
     "multiclass": ClassificationModule,
@@ -232,9 +232,7 @@ def build_module(
 
 def build_trainer(config: Mapping[str, Any], place: Place, epochs: int, **arguments: Any) -> pl.Trainer:
     """Lightning's Trainer from configs/trainer, for this process's place."""
-    settings = dict(config["trainer"])
-    if place.world > 1:
-        settings["devices"] = place.world
+    settings = dict(config["trainer"]) | {"devices": place.devices, "num_nodes": place.nodes}
     if settings["strategy"] == "ddp" and any(phase["trainable"] != "all" for phase in config["phases"].values()):
         # What a phase freezes gets no gradient, and plain DDP would wait for it.
         settings["strategy"] = "ddp_find_unused_parameters_true"

@@ -31,7 +31,7 @@ from competition.models.normalized import Normalized
 from competition.predictions.metrics.building import build_metric
 from competition.predictions.schema import Header
 from competition.predictions.writers import MapWriter, RowWriter
-from competition.processes.running import Place
+from competition.processes.group import Place
 from competition.processes.signals import leave_on_signals
 from competition.training.build import (
     build_module,
@@ -54,6 +54,7 @@ logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", module="pytorch_lightning.utilities._pytree")  # a deprecation of torch inside it
 warnings.filterwarnings("ignore", ".*does not have many workers.*")  # data.workers is the user's choice
 warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
+warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # it is not needed for one machine
 warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # the figures of an epoch are gathered before they are logged
 
 
@@ -63,7 +64,7 @@ def train_fold(run: Path, fold: int, config: Mapping[str, Any], place: Place) ->
     Args:
         config: resolved, plain values, which train.py has checked.
     """
-    torch.set_num_threads(config["threads"] or max(1, torch.get_num_threads() // place.world))
+    torch.set_num_threads(config["threads"] or max(1, torch.get_num_threads() // place.sharing))
     folder = run / f"fold{fold}"
     folder.mkdir(exist_ok=True)
     if place.rank == 0:

@@ -15,6 +15,7 @@ from competition.data.table import Table
 # Paths are left out because the contents behind them are hashed instead.
 IRRELEVANT = (
     "fold",
+    "fold_workers",
     "run",
     "experiment_name",
     "epochs",  # phases have it

@@ -6,24 +6,31 @@
         oof/         the out-of-fold predictions of all folds
         metrics.json report.html
 
-The parent process does all of this without torch; the folds are trained in processes of their own.
+The parent process does all of this without torch; the folds are trained in processes of their own. Of several machines,
+the first does it, and the others only train.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from competition.config import check_task
-from competition.data.prepare import Prepared, prepare
-from competition.files import sha256_file
-from competition.processes.faults import describe_exit
-from competition.processes.running import Place, call, fold_context, run_processes
-from competition.processes.signals import EXIT_CODES, Stopped
-from competition.training.identity import hash_table, make_identity
-from competition.training.results import finish_fold, finish_run
+from competition.locks import lock
+from competition.processes.nodes import Node, check_nodes, find_node
+from competition.processes.running import fold_context
+from competition.processes.team import Team, gather
+from competition.training.identity import describe_differences
+from competition.training.plan import make_plan
+from competition.training.results import finish_run
 from competition.training.run_folder import continued_config, open_run
+from competition.training.workers import follow, train_at_once, train_in_turn
+
+if TYPE_CHECKING:
+    from competition.processes.group import Context
 
 console = Console()
 
@@ -31,99 +38,74 @@ console = Console()
 def train(config: dict[str, Any], runs: Path = Path("runs")) -> Path:
     """Train the folds that are asked for and not finished yet; the folder of the run.
 
+    Other jobs may train other folds of the run at the same time, and whoever finishes the last one puts them together.
+
     Args:
         config: resolved, plain values.
 
     Raises:
-        ValueError: the data or the configuration cannot be used; nothing has been written then.
+        ValueError: the data or the configuration cannot be used, or a fold is trained by another job; nothing has been
+            trained then.
         RuntimeError: a fold failed; the others' results and the state before the failure are kept.
         Stopped: a signal ended a fold's processes; the same holds.
     """
     if config["run"] is not None:
         config = continued_config(config)
     check_task(config)
+    node = check_nodes(config["trainer"]["num_nodes"], find_node(os.environ))
     context = fold_context()  # it imports torch in the background, while the data is checked here
-    data = config["data"]
-    prepared = prepare(data, config["task"], config["seed"], make_folds=data["name"] == "sample")
-    folds = choose_folds(config["fold"], prepared)
-    hardware = call(context, _inspect, config, prepared)
-    world = count_processes(config["trainer"], hardware)
-    identity = make_identity(config, world, hash_contents(config, prepared))
-    run = open_run(config, identity, hardware, runs)
-    for fold in folds:
-        if (run / f"fold{fold}" / "metrics.json").exists():
-            console.print(f"fold {fold} is finished")
-            continue
-        console.rule(f"{run.name}  fold {fold}", style="dim")
-        code = run_processes(context, _train_fold, (run, fold, config), world)
-        for number, meaning in EXIT_CODES.items():
-            if code == meaning:
-                raise Stopped(number)
-        if code:
-            raise RuntimeError(
-                f"fold {fold} {describe_exit(code)}; what is finished is kept in {run}. "
-                "The same command goes on from there"
-            )
-        finish_fold(run, fold, config, prepared, world)
-    finish_run(run, config, prepared)
+    with gather(node) as team:
+        return _lead(context, config, runs, node, team) if node.rank == 0 else _follow(context, config, node, team)
+
+
+def _lead(context: "Context", config: dict[str, Any], runs: Path, node: Node, team: Team) -> Path:
+    """Do all that is to be done once, and train on this machine what the others train on theirs."""
+    plan = make_plan(context, config, node.count, make_folds=config["data"]["name"] == "sample")
+    team.tell(identity=plan.identity)
+    team.agree()
+    with lock(runs / ".lock"):  # jobs that begin together make one folder
+        run = open_run(config, plan.identity, plan.hardware, runs)
+    with ExitStack() as claims:
+        folds = _claim(run, plan.folds, claims)
+        if len(plan.visible) > 1:
+            train_at_once(context, run, folds, plan)
+        else:
+            train_in_turn(context, run, folds, plan, node, team)
+    team.tell(run=str(run))
+    with lock(run / ".lock"):  # and jobs that end together put the folds together once
+        finish_run(run, config, plan.prepared)
     return run
 
 
-# Imported in the child only: this process stays without torch.
-def _inspect(config: Mapping[str, Any], prepared: Prepared) -> dict[str, Any]:
-    from competition.training.build import inspect_config
-
-    return inspect_config(config, prepared)
-
-
-def _train_fold(run: Path, fold: int, config: Mapping[str, Any], place: Place) -> None:
-    from competition.training.fold import train_fold
-
-    train_fold(run, fold, config, place)
+def _follow(context: "Context", config: dict[str, Any], node: Node, team: Team) -> Path:
+    """Train what node 0 says, once it has checked the data and this machine has found the same."""
+    leader = team.hear()["identity"]
+    plan = make_plan(context, config, node.count, make_folds=False)
+    differences = describe_differences(plan.identity, leader)
+    if differences:
+        raise ValueError(f"node {node.rank} would train another run than node 0:\n" + "\n".join(differences))
+    team.agree()
+    return follow(context, plan, node, team)
 
 
-def choose_folds(chosen: Any, prepared: Prepared) -> list[int]:
-    """The folds that `fold=` asks for: "all", a number, or a list of numbers.
+def _claim(run: Path, folds: Sequence[int], claims: ExitStack) -> list[int]:
+    """Those of the folds that are not finished, which are this job's until `claims` is closed.
 
     Raises:
-        ValueError: a fold that does not exist.
+        ValueError: another job trains some of them.
     """
-    existing = sorted(set(prepared.folds.values()) - {-1})
-    if chosen == "all":
-        return existing
-    wanted = chosen if isinstance(chosen, list) else [chosen]
-    unknown = [fold for fold in wanted if fold not in existing]
-    if unknown or not wanted:
-        raise ValueError(f"fold={chosen}: the folds are {existing}; give one, a list such as fold=[0,1], or fold=all")
-    return sorted(set(wanted))
-
-
-def count_processes(trainer: Mapping[str, Any], hardware: Mapping[str, Any]) -> int:
-    """Processes that train one fold on this machine: one a device.
-
-    Raises:
-        ValueError: the accelerator or so many devices are not there.
-    """
-    accelerator, devices = trainer["accelerator"], trainer["devices"]
-    if accelerator in ("gpu", "cuda") and hardware["accelerator"] != "gpu":
-        raise ValueError("trainer.accelerator=gpu, but torch sees no GPU here: use trainer=auto or trainer=cpu")
-    available = len(hardware["devices"]) if accelerator != "cpu" and hardware["accelerator"] == "gpu" else None
-    if devices == "auto":
-        return available or 1
-    if not isinstance(devices, int) or devices < 1:
-        raise ValueError(f"trainer.devices is {devices!r}; give a number, or auto for all GPUs")
-    if available and devices > available:
-        raise ValueError(f"trainer.devices={devices}, but there are {available} GPUs here")
-    return devices
-
-
-def hash_contents(config: Mapping[str, Any], prepared: Prepared) -> dict[str, str]:
-    """Hashes of what a run reads, by name."""
-    weights = config["model"]["weights"]
-    return {
-        "table": hash_table(prepared.table),
-        "folds": prepared.folds_hash,
-        "images": prepared.images_hash,
-        "pseudo": sha256_file(prepared.pseudo.table.path)[:16] if prepared.pseudo else "none",
-        "weights": sha256_file(Path(weights))[:16] if weights else "none",
-    }
+    unfinished, problems = [], []
+    for fold in folds:
+        finished = run / f"fold{fold}" / "metrics.json"
+        if not finished.exists():
+            try:
+                claims.enter_context(lock(run / f".fold{fold}.lock", wait=False))
+            except ValueError as holder:
+                problems.append(f"fold {fold} of {run} is being trained by {holder}")
+        if finished.exists():  # now, or since somebody else gave the claim up
+            console.print(f"fold {fold} is finished")
+        else:
+            unfinished.append(fold)
+    if problems:
+        raise ValueError("\n".join([*problems, "wait for it, stop it, or choose other folds"]))
+    return unfinished

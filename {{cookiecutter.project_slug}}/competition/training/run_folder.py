@@ -50,8 +50,10 @@ def continued_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     run = Path(config["run"])
     read_identity(run)
-    console.print(f"{run} goes on by its own config.yaml; of this command line only run= and fold= count")
-    return read_config(run) | {"run": config["run"], "fold": config["fold"]}
+    console.print(
+        f"{run} goes on by its own config.yaml; of this command line only run=, fold= and fold_workers= count"
+    )
+    return read_config(run) | {name: config[name] for name in ("run", "fold", "fold_workers")}
 
 
 def _continue_run(run: Path, identity: Mapping[str, str], environment: dict[str, Any]) -> Path:

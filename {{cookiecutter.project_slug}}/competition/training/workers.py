@@ -1,0 +1,140 @@
+"""Trains the folds of a run, each in processes of its own: one after another, or several at a time."""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from competition.processes.faults import describe_exit
+from competition.processes.group import Group, Place, Setting, free_port
+from competition.processes.nodes import Node
+from competition.processes.signals import Stopped, raise_stopped
+from competition.processes.team import Team
+from competition.training.plan import Plan
+from competition.training.results import finish_fold
+
+if TYPE_CHECKING:
+    from competition.processes.group import Context
+
+console = Console()
+TAIL = 5  # lines of the log of a failed fold that are shown
+
+
+def train_in_turn(context: "Context", run: Path, folds: Sequence[int], plan: Plan, node: Node, team: Team) -> None:
+    """Train one fold after another, each on all devices of all nodes. Called on node 0, which the others follow.
+
+    Raises:
+        RuntimeError: a fold failed; the others' results and the state before the failure are kept.
+        Stopped: a signal ended a fold's processes; the same holds.
+    """
+    for fold in folds:
+        console.rule(f"{run.name}  fold {fold}", style="dim")
+        port = free_port() if node.count > 1 else 0
+        team.tell(run=str(run), fold=fold, port=port)
+        train_part(context, run, fold, plan, node, port, team)
+        finish_fold(run, fold, plan.config, plan.prepared, plan.world)
+
+
+def follow(context: "Context", plan: Plan, node: Node, team: Team) -> Path:
+    """Train this node's part of every fold that node 0 calls; the folder of the run.
+
+    Raises:
+        ValueError: this machine does not see the run's folder.
+        RuntimeError, Stopped: as `train_in_turn`, or another node has ended.
+    """
+    while "fold" in (order := team.hear()):
+        run = Path(order["run"])
+        if not (run / "identity.json").exists():
+            raise ValueError(f"node {node.rank} does not see {run}, which node 0 made: all need one shared file system")
+        train_part(context, run, order["fold"], plan, node, order["port"], team)
+    return Path(order["run"])
+
+
+def train_part(context: "Context", run: Path, fold: int, plan: Plan, node: Node, port: int, team: Team) -> None:
+    """Train this node's part of a fold, while the others do theirs.
+
+    Args:
+        port: at which rank 0 listens for the others, if there are other nodes.
+
+    Raises:
+        RuntimeError, Stopped: as `train_in_turn`.
+    """
+    setting = Setting(node.rank, node.count, node.address, port)
+    with Group(context, _train_fold, (run, fold, plan.config), plan.devices, setting) as group:
+        code = team.run(group)
+    raise_stopped(code)
+    if code:
+        raise RuntimeError(
+            f"fold {fold} {describe_exit(code)}; what is finished is kept in {run}. The same command goes on from there"
+        )
+
+
+def train_at_once(context: "Context", run: Path, folds: Sequence[int], plan: Plan) -> None:
+    """Train as many folds at a time as the plan has workers; a fold that fails leaves the others alone.
+
+    What a fold says goes to `<run>/fold<k>/log.txt`; its epochs are shown on the console too.
+
+    Raises:
+        RuntimeError: at the end, with the folds that failed and the ends of their logs.
+        Stopped: a signal ended a fold's processes, and with them all.
+    """
+    pending, running, ended = deque(folds), dict[int, tuple[int, Group]](), list[int]()
+    failed: dict[int, int] = {}
+    workers = min(len(plan.visible), len(folds))
+    with ExitStack() as groups:
+        try:
+            while pending or running or ended:
+                for worker in [worker for worker in range(workers) if worker not in running][: len(pending)]:
+                    fold = pending.popleft()
+                    log = _log(run, fold)
+                    log.parent.mkdir(exist_ok=True)
+                    console.print(f"fold {fold} begins; its log is {log}")
+                    setting = Setting(sharing=workers, visible=plan.visible[worker], log=log)
+                    group = Group(context, _train_fold, (run, fold, plan.config), plan.devices, setting)
+                    running[worker] = fold, groups.enter_context(group)
+                while ended:  # after others have begun: the score of many masks takes its time
+                    finish_fold(run, ended[-1], plan.config, plan.prepared, plan.world)
+                    console.print(f"fold {ended.pop()} is finished")
+                if running:
+                    wait([sentinel for _, group in running.values() for sentinel in group.sentinels])
+                for worker, (fold, group) in list(running.items()):
+                    code = group.poll()
+                    if code is None:
+                        continue
+                    del running[worker]
+                    raise_stopped(code)
+                    if code:
+                        failed[fold] = code
+                        console.print(f"fold {fold} failed; the others go on")
+                    else:
+                        ended.append(fold)
+        except Stopped as stop:
+            for _, group in running.values():
+                group.signal(stop.number)  # all at once; each is waited for in its turn
+            raise
+    if failed:
+        raise RuntimeError(
+            "\n".join(_describe_failure(run, fold, code) for fold, code in failed.items())
+            + f"\nwhat is finished is kept in {run}. The same command goes on from there"
+        )
+
+
+# Imported in the child only: this process stays without torch.
+def _train_fold(run: Path, fold: int, config: Mapping[str, Any], place: Place) -> None:
+    from competition.training.fold import train_fold
+
+    train_fold(run, fold, config, place)
+
+
+def _log(run: Path, fold: int) -> Path:
+    return run / f"fold{fold}" / "log.txt"
+
+
+def _describe_failure(run: Path, fold: int, code: int) -> str:
+    log = _log(run, fold)
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
+    return "\n    ".join([f"fold {fold} {describe_exit(code, str(log))}", *lines])
