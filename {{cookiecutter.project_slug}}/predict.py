@@ -6,8 +6,10 @@ examples:
   python predict.py runs/baseline-1a2b3c4d --table data/extra.csv --out predictions/extra
   python predict.py runs/baseline-1a2b3c4d --oof --tta d4
   python predict.py runs/unet-5e6f7a8b --overlay 10 --device cuda --precision 16-mixed
+  python predict.py runs/unet-5e6f7a8b --tiles --devices 4
 
-Interrupted, the same command goes on where it stopped.
+With several devices each image goes to one of them. Interrupted, the same command goes on where it stopped, also with
+another number of devices.
 """
 
 import argparse
@@ -29,6 +31,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--workers", type=_count(0), default=2, help="processes that read images (default: 2)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    parser.add_argument(
+        "--devices", type=_count(1), metavar="N", help="processes, one a GPU, or N on the CPU (default: all GPUs, or 1)"
+    )
     parser.add_argument("--precision", default="32", choices=["32", "16-mixed", "bf16-mixed"], help="(default: 32)")
     parser.add_argument(
         "--oof", action="store_true", help="the training table, each row by the models that did not see it"
@@ -63,6 +68,7 @@ def main() -> None:
             batch_size=options.batch_size,
             workers=options.workers,
             device=options.device,
+            devices=options.devices,
             precision=options.precision,
         )
         predict_runs(options.runs, choices, options.table, options.out)

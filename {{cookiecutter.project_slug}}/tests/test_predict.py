@@ -1,6 +1,7 @@
 """predict.py on runs made by hand: what it writes, where, and what it refuses."""
 
 import json
+import multiprocessing
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import yaml
 from tiny import save_random_model
 
 from competition.data.images import ImageError
+from competition.inference import sharing
+from competition.inference.device import choose_devices
 from competition.inference.predicting import Choices, predict_runs
 from competition.inference.predictor import Predictor
 from competition.inference.tta import TTA
@@ -275,3 +278,76 @@ def test_test_images_that_equal_training_images_are_said(tmp_path, data, capsys)
     run = make_run(tmp_path / "run", data, table=str(data / "known.csv"))
     predict([run])
     assert "1 images equal a training image, whose label is known: 003 = t" in capsys.readouterr().out
+
+
+@pytest.fixture
+def forks(monkeypatch):
+    """Processes as plain forks: the command's server would import torch anew."""
+    if "fork" not in multiprocessing.get_all_start_methods():
+        pytest.skip("needs fork")
+    monkeypatch.setattr(sharing, "fold_context", lambda preload: multiprocessing.get_context("fork"))
+
+
+def same_predictions(first, second):
+    """Whether two folders say the same but for rounding, file by file: an image's batch is another in each."""
+    one, other = read_predictions(first), read_predictions(second)
+    pd.testing.assert_frame_equal(one.frame, other.frame, atol=1e-6)
+    assert sorted(path.name for path in first.iterdir()) == sorted(path.name for path in second.iterdir())
+    if one.header.task == "segmentation":
+        for a, b in zip(iter_maps(one), iter_maps(other), strict=True):
+            np.testing.assert_allclose(a.probability, b.probability, atol=1.01 / 255)
+
+
+@pytest.mark.parametrize(
+    ("task", "processes", "choices"),
+    [
+        ("multilabel", 2, {"tta": "flips", "keep_views": True}),
+        ("segmentation", 7, {}),
+        ("segmentation", 2, {"tiles": True}),
+    ],
+)
+def test_several_processes_write_what_one_writes(task, processes, choices, tmp_path, data, forks):
+    """Also where there are fewer images than processes."""
+    runs = [make_run(tmp_path / name, data, task) for name in "ab"]
+    whole = predict(runs, out=tmp_path / "whole", **choices)
+    shared = predict(runs, out=tmp_path / "shared", devices=processes, **choices)
+    for one, other in zip(whole, shared, strict=True):
+        same_predictions(one, other)
+    assert not list(tmp_path.glob("*/.*"))
+
+
+@pytest.mark.parametrize("task", ["multiclass", "segmentation"])
+def test_an_error_names_its_process_and_another_number_of_processes_goes_on(task, tmp_path, data, forks, capfd):
+    run = make_run(tmp_path / "run", data, task)
+    (whole,) = predict([run], out=tmp_path / "whole")
+    good = (data / "3.png").read_bytes()
+    (data / "3.png").write_bytes(b"no picture")
+    with pytest.raises(RuntimeError, match="the same command goes on from there"):
+        predict([run], batch_size=1, devices=2)
+    assert f"error of rank 1: {data}/3.png" in capfd.readouterr().err
+    (data / "3.png").write_bytes(good)
+    (folder,) = predict([run], batch_size=1, devices=3)
+    assert "images were predicted before" in capfd.readouterr().out
+    same_predictions(whole, folder)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_devices_that_are_not_there_are_refused():
+    assert choose_devices("cpu") == ["cpu"] and choose_devices("cpu", 3) == ["cpu"] * 3
+    if torch.cuda.is_available():
+        with pytest.raises(ValueError, match=r"--devices 99, but --device cuda has \d+ here"):
+            choose_devices("cuda", 99)
+
+
+@pytest.mark.slow
+def test_the_command_predicts_in_two_processes(tmp_path, data):
+    """From the server that imports torch, as a user starts it."""
+    run = make_run(tmp_path / "run", data)
+    command = [sys.executable, str(ROOT / "predict.py"), str(run), "--device", "cpu", "--workers", "1"]
+    for name, devices in (("one", "1"), ("two", "2")):
+        done = subprocess.run(
+            [*command, "--devices", devices, "--out", str(tmp_path / name)], capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("predicting") == 1 and "5/5" in done.stdout
+    same_predictions(tmp_path / "one", tmp_path / "two")

@@ -1,4 +1,4 @@
-"""Which device to compute on."""
+"""Which devices to compute on."""
 
 import torch
 
@@ -16,3 +16,22 @@ def choose_device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name} cannot be used ({str(error).splitlines()[0]}): try --device cpu") from error
     return name
+
+
+def choose_devices(name: str, count: int | None = None) -> list[str]:
+    """The device of each process that predicts.
+
+    Args:
+        name: as for `choose_device`.
+        count: of processes; None: one for each GPU where `name` chooses no certain one, else one.
+
+    Raises:
+        ValueError: the device or so many of it are not there.
+    """
+    device = choose_device(name)
+    if device == "cpu":
+        return [device] * (count or 1)
+    there = torch.cuda.device_count() if device == "cuda" else 1
+    if count is not None and count > there:
+        raise ValueError(f"--devices {count}, but --device {name} has {there} here")
+    return [f"cuda:{index}" for index in range(count or there)] if there > 1 else [device]

@@ -3,59 +3,21 @@
 import hashlib
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from competition.data.folds import table_folds
 from competition.data.table import Columns, Table, read_table
-from competition.inference.device import choose_device
+from competition.inference.device import choose_devices
 from competition.inference.inspection import equal_images, print_shares, progress_bar, write_overlays
-from competition.inference.predictor import Predictor
 from competition.inference.runs import TrainedRun, check_together, open_run
+from competition.inference.sharing import Choices, Job, Work, predict_work
 from competition.inference.tta import TTA, load_tta
-from competition.inference.weights import load_model
 from competition.predictions.schema import Header
 from competition.predictions.writers import MapWriter, RowWriter, Writer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choices:
-    """How to predict.
-
-    Attributes:
-        tta: a file such as configs/tta/d4.yaml.
-        oof: predict the training table, each row by the models that did not see it, instead of the test table.
-        keep_views: keep the predictions of each view, to choose views and mean afterwards.
-        tiles: segmentation: cut pictures into tiles of the network's size at their own resolution.
-        overlays: segmentation: pictures to write with the answer painted over them.
-        device: "auto" or a device of torch's.
-    """
-
-    tta: Path
-    oof: bool = False
-    keep_views: bool = False
-    tiles: bool = False
-    overlays: int = 0
-    batch_size: int = 32
-    workers: int = 2
-    device: str = "auto"
-    precision: str = "32"
-
-
-@dataclass(frozen=True)
-class Job:
-    """Rows of a table, and the fold whose models predict them; None: the models of all folds."""
-
-    rows: list[int]
-    fold: int | None
-
-    def members(self, run: TrainedRun) -> list[tuple[int, str]]:
-        """The models of a run that take part."""
-        return [member for member in run.models if self.fold in (None, member[0])]
 
 
 def predict_runs(
@@ -88,7 +50,7 @@ def predict_runs(
     folders = output_folders(trained, "oof" if choices.oof else table.path.stem, choices, out)
     _print_notes(console, trained, table, choices.oof)
     jobs = oof_jobs(first, table) if choices.oof else [Job(list(range(len(table))), None)]
-    device = choose_device(choices.device)
+    devices = choose_devices(choices.device, choices.devices)
     writers = [_writer(run, folder, table, tta, jobs, choices) for run, folder in zip(trained, folders, strict=True)]
     with ExitStack() as stack:
         for writer in writers:
@@ -97,15 +59,19 @@ def predict_runs(
         if done:
             console.print(f"{len(done)} images were predicted before the last command was interrupted")
         total = sum(len(job.rows) for job in jobs)
+        left = [Job([row for row in job.rows if table.ids[row] not in done], job.fold) for job in jobs]
         console.print(
-            f"{total} images, models: {sum(len(run.models) for run in trained)}, views: {len(tta.names)}, on {device}"
+            f"{total} images, models: {sum(len(run.models) for run in trained)}, views: {len(tta.names)}, "
+            f"on {', '.join(devices)}"
         )
         with progress_bar(console) as progress:
             bar = progress.add_task("predicting", total=total, completed=len(done))
-            for job in jobs:
-                left = [row for row in job.rows if table.ids[row] not in done]
-                for _ in _predict_job(Job(left, job.fold), trained, writers, table, tta, choices, device):
-                    progress.advance(bar)
+            predict_work(
+                Work(trained, left, table, tta, choices),
+                devices,
+                lambda: [writer.part() for writer in writers],
+                lambda images: progress.advance(bar, images),
+            )
     for folder in folders:
         write_overlays(folder, table, choices.overlays)
     print_shares(console, folders)
@@ -117,32 +83,6 @@ def predict_runs(
         f"next      {_next_command(trained, folders, choices)}", soft_wrap=True, highlight=False, markup=False
     )
     return folders
-
-
-def _predict_job(
-    job: Job,
-    runs: Sequence[TrainedRun],
-    writers: Sequence[Writer],
-    table: Table,
-    tta: TTA,
-    choices: Choices,
-    device: str,
-) -> Iterator[None]:
-    """Predict the rows of a job into the writers; yields after each image."""
-    if not job.rows:
-        return
-    members = [(writer, *member) for run, writer in zip(runs, writers, strict=True) for member in job.members(run)]
-    models = [load_model(run.models[member]) for run in runs for member in job.members(run)]
-    predictor = Predictor(
-        models, tta, device, choices.batch_size, choices.workers, choices.precision, choices.keep_views, choices.tiles
-    )
-    for index, probability in predictor.predict([table.image_path(row) for row in job.rows]):
-        id = table.ids[job.rows[index]]
-        for (writer, fold, snapshot), views in zip(members, probability, strict=True):
-            if id not in writer.done:
-                for view, values in zip(predictor.views, views, strict=True):
-                    writer.add(id, fold, snapshot, view, values)
-        yield
 
 
 def oof_jobs(run: TrainedRun, table: Table) -> list[Job]:
@@ -217,7 +157,7 @@ def _writer(run: TrainedRun, folder: Path, table: Table, tta: TTA, jobs: Sequenc
         tta={"views": tta.names, "mean": tta.mean, **({"tiles": True} if choices.tiles else {})},
         created_by="predict.py",
     )
-    return (MapWriter if run.spec.task == "segmentation" else RowWriter)(folder, header, request)
+    return (MapWriter if run.spec.task == "segmentation" else RowWriter)(folder, header, request, table.ids)
 
 
 def _next_command(runs: Sequence[TrainedRun], folders: Sequence[Path], choices: Choices) -> str:

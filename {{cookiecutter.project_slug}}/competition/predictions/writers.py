@@ -7,34 +7,29 @@ a `request` under a name that the same request finds again, else under a random 
 import json
 import shutil
 import tempfile
-import zipfile
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
 
-from competition.files import check_new, publish, read_json, write_atomic, write_json
+from competition.files import check_new, publish, read_json, write_json
+from competition.predictions.parts import MapPart, Part, RowPart, find_parts, next_number
 from competition.predictions.schema import (
     HEADER,
     INDEX,
-    INDEX_COLUMNS,
     MEMBER,
-    ROUNDING,
     ROWS,
     Header,
-    PredictionsError,
     frame_problems,
     header_problems,
     members_of,
     raise_problems,
 )
 
-BLOCK = 4096  # rows that are put on disk together
-REQUEST, DONE = "request.json", "done.jsonl"
+REQUEST = "request.json"
 
 
 class Writer:
@@ -46,10 +41,19 @@ class Writer:
         request: plain values that say what is being predicted with what, `members` how many rows an id has. The
             temporary folder of an interrupted writer with an equal request is taken up: `done` has the ids that are
             whole in it. One of another request is dropped.
+        ids: the order of the rows; None: as they were added.
     """
 
-    def __init__(self, folder: Path, header: Header, request: Mapping[str, Any] | None = None) -> None:
-        self.folder, self.header, self.request = Path(folder), header, request
+    kind: ClassVar[type[Part]]
+
+    def __init__(
+        self,
+        folder: Path,
+        header: Header,
+        request: Mapping[str, Any] | None = None,
+        ids: Sequence[str] | None = None,
+    ) -> None:
+        self.folder, self.header, self.request, self.ids = Path(folder), header, request, ids
         self.done: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -61,11 +65,18 @@ class Writer:
         else:
             self.temporary = self.folder.with_name(f".{self.folder.name}.partial")
             self._take_up(json.loads(json.dumps(self.request)))
+        self.parts = next_number(self.temporary)
+        self.own = self.part()
         return self
 
+    def part(self) -> Part:
+        """A new part of this prediction, which another process can add to and close while the block lasts."""
+        self.parts += 1
+        return self.kind(self.temporary, self.parts - 1, self.header.classes)
+
     def add(self, id: str, fold: int, snapshot: str, view: str, probability: np.ndarray) -> None:
-        """Add one member's prediction of one image."""
-        raise NotImplementedError
+        """Add one member's prediction of one image; see the `add` of the parts."""
+        self.own.add(id, fold, snapshot, view, probability)
 
     def _take_up(self, request: dict[str, Any]) -> None:
         path = self.temporary / REQUEST
@@ -74,22 +85,32 @@ class Writer:
             self.temporary.mkdir()
             write_json(path, request)
             return
-        self.done = self._read_done(int(request["members"]))
+        counts = self._read()["id"].value_counts()
+        self.done = set(counts.index[counts == request["members"]])
 
-    def _read_done(self, members: int) -> set[str]:
-        """Take the rows of whole images back; their ids."""
-        raise NotImplementedError
+    def _read(self) -> pd.DataFrame:
+        """The rows or the index of all parts."""
+        frame = self.kind.read_all(self.temporary)
+        if self.request is not None:  # an image that was interrupted between its members has been predicted again
+            frame = frame.drop_duplicates(["id", *MEMBER], keep="last")
+        if self.ids is not None:
+            place = {id: number for number, id in enumerate(self.ids)}
+            frame = frame.sort_values("id", key=lambda ids: ids.map(place), kind="stable")
+        return frame.reset_index(drop=True)
 
-    def _finish(self) -> pd.DataFrame:
-        """Put the last pieces into the temporary folder; the rows or the index."""
+    def _finish(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Turn the parts into what a prediction folder has; the rows or the index."""
         raise NotImplementedError
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         try:
+            self.own.close()
             if kind is None:
-                frame = self._finish()
+                frame = self._finish(self._read())
                 raise_problems(self.folder, frame_problems(frame, self.header))
                 write_json(self.temporary / HEADER, asdict(with_members(self.header, frame)))
+                for path in find_parts(self.temporary):
+                    path.unlink()
                 (self.temporary / REQUEST).unlink(missing_ok=True)
                 publish(self.temporary, self.folder)
         finally:
@@ -98,102 +119,33 @@ class Writer:
 
 
 class RowWriter(Writer):
-    """Writes a classification prediction one row at a time."""
+    """Writes a classification prediction."""
 
-    def __enter__(self) -> Self:
-        self.waiting: list[tuple[tuple[str, int, str, str], np.ndarray]] = []
-        self.frames: list[pd.DataFrame] = []
-        return super().__enter__()
+    kind = RowPart
 
-    def add(self, id: str, fold: int, snapshot: str, view: str, probability: np.ndarray) -> None:
-        """Add one member's probability (C,)."""
-        self.waiting.append(((id, fold, snapshot, view), probability))
-        if len(self.waiting) == BLOCK:
-            self._flush()
-
-    def _flush(self) -> None:
-        if not self.waiting:
-            return
-        frame = pd.DataFrame([key for key, _ in self.waiting], columns=["id", *MEMBER])
-        frame[self.header.classes] = np.stack([values for _, values in self.waiting]).astype(np.float32)
-        if self.request is not None:
-            with write_atomic(self.temporary / f"block-{len(self.frames):06d}.parquet") as temporary:
-                frame.to_parquet(temporary, index=False)
-        self.frames.append(frame)
-        self.waiting = []
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if kind is not None and self.request is not None:
-            self._flush()
-        super().__exit__(kind, error, trace)
-
-    def _read_done(self, members: int) -> set[str]:
-        frames = [pd.read_parquet(path) for path in sorted(self.temporary.glob("block-*.parquet"))]
-        counts = pd.concat([frame["id"] for frame in frames]).value_counts() if frames else pd.Series(dtype=int)
-        done = set(counts.index[counts == members])
-        self.frames = [frame[frame["id"].isin(done)] for frame in frames]
-        return done
-
-    def _finish(self) -> pd.DataFrame:
-        self._flush()
-        frame = pd.concat(self.frames, ignore_index=True)
+    def _finish(self, frame: pd.DataFrame) -> pd.DataFrame:
         frame[self.header.classes] = frame[self.header.classes].clip(0, 1)
         frame.to_parquet(self.temporary / ROWS, index=False)
-        for path in self.temporary.glob("block-*.parquet"):
-            path.unlink()
         return frame
 
 
 class MapWriter(Writer):
-    """Writes a segmentation prediction one map at a time. `temporary` takes further files meanwhile."""
+    """Writes a segmentation prediction. `temporary` takes further files meanwhile."""
+
+    kind = MapPart
 
     def __enter__(self) -> Self:
-        self.rows: list[dict[str, Any]] = []
         super().__enter__()
         (self.temporary / "maps").mkdir(exist_ok=True)
         return self
 
-    def add(self, id: str, fold: int, snapshot: str, view: str, probability: np.ndarray) -> None:
-        """Add one member's probability (C, H, W): float in [0, 1], or uint8 as stored.
-
-        Raises:
-            PredictionsError: another number of classes, NaN, or outside [0, 1].
-        """
-        file = f"maps/{len(self.rows):06d}.npz"
-        _write_map(self.temporary / file, self._checked(id, probability))
-        values = (id, fold, snapshot, view, file, *probability.shape[1:])
-        self.rows.append(dict(zip(INDEX_COLUMNS, values, strict=True)))
-        if self.request is not None:
-            with (self.temporary / DONE).open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(self.rows[-1]) + "\n")
-
-    def _checked(self, id: str, probability: np.ndarray) -> np.ndarray:
-        """(C, H, W) uint8."""
-        classes = len(self.header.classes)
-        if probability.ndim != 3 or len(probability) != classes:
-            raise PredictionsError(self.folder, [f"{id}: the map is {probability.shape} and not ({classes}, H, W)"])
-        if probability.dtype == np.uint8:
-            return probability
-        low, high = float(probability.min()), float(probability.max())
-        if not (low >= -ROUNDING and high <= 1 + ROUNDING):
-            raise PredictionsError(self.folder, [f"{id}: the map has NaN or values outside 0 to 1"])
-        return np.rint(probability.clip(0, 1) * 255).astype(np.uint8)
-
-    def _read_done(self, members: int) -> set[str]:
-        path = self.temporary / DONE
-        # A last line that was cut off has no end, and its map is written again.
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-        rows = [json.loads(line) for line in lines]
-        counts = Counter(row["id"] for row in rows)
-        self.rows = [row for row in rows if counts[row["id"]] == members]
-        path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
-        return {row["id"] for row in self.rows}
-
-    def _finish(self) -> pd.DataFrame:
-        (self.temporary / DONE).unlink(missing_ok=True)
-        frame = pd.DataFrame(self.rows, columns=INDEX_COLUMNS)
-        for name in {path.name for path in (self.temporary / "maps").iterdir()} - {Path(f).name for f in frame["file"]}:
-            (self.temporary / "maps" / name).unlink()  # of an image that was interrupted
+    def _finish(self, frame: pd.DataFrame) -> pd.DataFrame:
+        names = [f"maps/{number:06d}.npz" for number in range(len(frame))]
+        for old, new in zip(frame["file"], names, strict=True):
+            (self.temporary / old).rename(self.temporary / new)
+        for path in (self.temporary / "maps").glob("part-*"):
+            path.unlink()  # of an image that was interrupted
+        frame["file"] = names
         frame.to_parquet(self.temporary / INDEX, index=False)
         return frame
 
@@ -202,10 +154,3 @@ def with_members(header: Header, frame: pd.DataFrame) -> Header:
     """The header with the members of the rows."""
     members = [dict(zip(MEMBER, member, strict=True)) for member in members_of(frame)]
     return Header(**{**asdict(header), "members": members})
-
-
-def _write_map(path: Path, probability: np.ndarray) -> None:
-    """As np.savez_compressed, whose compression takes five times as long for a quarter less."""
-    archive = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1)
-    with archive, archive.open("probability.npy", "w") as file:
-        np.lib.format.write_array(file, probability, allow_pickle=False)

@@ -9,11 +9,9 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
-
-from hydra.errors import HydraException
 
 from competition.processes.group import Group
 from competition.processes.signals import EXIT_CODES
@@ -26,8 +24,8 @@ if TYPE_CHECKING:
 PRELOAD = ["torch", "torchvision", "pytorch_lightning", "timm", "albumentations", "competition.training.fold"]
 
 
-def fold_context() -> "Context":
-    """The way to start processes here; the server begins to import in the background at once."""
+def fold_context(preload: Sequence[str] = PRELOAD) -> "Context":
+    """The way to start processes here; the server begins to import `preload` in the background at once."""
     # Threads that spin while they wait take the cores from whatever else trains or reads images; on a CPU that another
     # process shares, a small network trained four times slower. The price: alone on two cores, two waiting threads
     # took a tiny network nearly twice as long, hence `threads: 1` in experiment=baseline.
@@ -35,7 +33,7 @@ def fold_context() -> "Context":
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context.set_forkserver_preload(list(preload))
     from multiprocessing.forkserver import ensure_running
 
     # Whoever signals the whole process group must not end the server, which tells how its children end.
@@ -74,7 +72,7 @@ def call(context: "Context", function: Callable[..., Any], *arguments: Any) -> A
 def _answer(sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     try:
         sender.send(("value", function(*arguments)))
-    except (ValueError, HydraException) as error:
+    except ValueError as error:
         sender.send(("error", str(error)))  # the text, since not every exception survives pickling
     except KeyboardInterrupt:
         sys.exit(130)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from torch.utils.data import DataLoader
 
@@ -39,8 +40,15 @@ MODULES: dict[str, type[TrainingModule]] = {
 
 
 def make(config: Any, **arguments: Any) -> Any:
-    """The object that a config's `_target_` names, with plain lists and dicts inside."""
-    return instantiate(config, _convert_="all", **arguments)
+    """The object that a config's `_target_` names, with plain lists and dicts inside.
+
+    Raises:
+        ValueError: there is no such thing, or it refuses its arguments.
+    """
+    try:
+        return instantiate(config, _convert_="all", **arguments)
+    except HydraException as error:
+        raise ValueError(str(error)) from error
 
 
 def build_spec(config: Mapping[str, Any], prepared: Prepared) -> ModelSpec:
