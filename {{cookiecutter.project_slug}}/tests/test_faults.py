@@ -161,21 +161,26 @@ def float_tiff(value: float) -> bytes:
     return file.getvalue()
 
 
-def test_a_loss_that_is_no_number_names_its_batch(own_data, tmp_path):
-    """One of the training images becomes NaN after the first epoch; its file has the size that it had."""
+@pytest.mark.parametrize(("choices", "world"), [([], 1), DDP])
+def test_a_loss_that_is_no_number_names_its_batch(choices, world, own_data, tmp_path):
+    """One of the training images becomes NaN after the first epoch; its file has the size that it had.
+
+    Of two processes, the one that read it says so: the weights that the other gets are no numbers either.
+    """
     frame = pd.read_csv(own_data / "train.csv")
     frame["image"] = [f"images/{row}.tif" for row in range(len(frame))]
     for row, name in enumerate(frame["image"]):
         (own_data / name).write_bytes(float_tiff(row / len(frame)))
     frame.to_csv(own_data / "train.csv", index=False)
-    config = tiny_config(own_data, "multiclass", *LONG)
+    config = tiny_config(own_data, "multiclass", *LONG, *choices)
     command = start_training(config, tmp_path)
     wait_for(lambda: has_checkpoint(tmp_path))
     trained = pd.read_csv(own_data / "prepared/folds.csv").query("fold != 0")["id"].tolist()
     replace(own_data / f"images/{trained[0].removeprefix('row')}.tif", float_tiff(np.nan))
     log = ends_with(command, tmp_path, "the training loss became nan in epoch", "optimizer.lr")
     named = log.partition("for the ids ")[2].partition(";")[0].split(", ")
-    assert trained[0] in named and len(named) == config["batch_size"] and set(named) <= set(trained)
+    assert trained[0] in named and len(named) == config["batch_size"] // world and set(named) <= set(trained)
+    assert log.count("error of rank") == world - 1
     assert loads(tmp_path)
     weights = torch.load(next(tmp_path.glob("runs/*/fold0/last.ckpt")), weights_only=True)["state_dict"]
     assert all(value.isfinite().all() for value in weights.values())

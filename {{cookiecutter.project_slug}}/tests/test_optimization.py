@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from competition.models.networks import build_network
 from competition.models.normalized import Normalized, set_trainable
-from competition.models.optimization import build_optimizer, layer_factors, parameter_groups
+from competition.models.optimization import build_optimizer, layer_factors, parameter_groups, scale_rate
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs/optimizer").rglob("*.yaml"))
 # timm starts the last norm of each block at 0, which leaves the block without a gradient in the first step
@@ -112,6 +112,14 @@ def test_sgd_is_nesterov_and_options_arrive() -> None:
     assert build_optimizer(network(TIMM), "sgd", 0.1, momentum=0.8).defaults["nesterov"] is True
     assert build_optimizer(network(TIMM), "sgd", 0.1, momentum=0.8).defaults["momentum"] == 0.8
     assert build_optimizer(network(TIMM), "adamw", 0.1, betas=[0.5, 0.9]).defaults["betas"] == (0.5, 0.9)
+
+
+def test_a_rate_for_another_batch_size_is_scaled_where_that_is_asked_for() -> None:
+    assert scale_rate(1e-3, 64, None) == 1e-3
+    assert scale_rate(1e-3, 64, 256) == pytest.approx(2.5e-4)
+    for reference in (0, 1.5, True, "256"):
+        with pytest.raises(ValueError, match="lr_batch_size is"):
+            scale_rate(1e-3, 64, reference)  # type: ignore[arg-type]
 
 
 def test_refusals() -> None:

@@ -121,6 +121,8 @@ def test_members_and_ids_go_together_by_kind(tmp_path):
     assert "1 ids lack some of the 2 members: b" in problems_of(uneven, header(kind="test"), tmp_path)
     unequal_views = pd.concat([rows(["a", "b"], [0, 1]), rows(["a"], 0, view="hflip")])
     assert "1 ids lack some of the 2 members: b" in problems_of(unequal_views, tmp_path=tmp_path)
+    best_epochs = [rows([id], fold, snapshot=name) for id, fold, name in (("a", 0, "epoch001"), ("b", 1, "epoch003"))]
+    write_predictions(tmp_path / "best", pd.concat(best_epochs), header())  # other names in each fold
     write_predictions(tmp_path / "p", pd.concat([rows(["a", "b"], 0), rows(["a", "b"], 1)]), header(kind="test"))
 
 

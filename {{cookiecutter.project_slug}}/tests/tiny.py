@@ -1,6 +1,7 @@
 """Small data sets and runs that the tests share. Everything is made in temporary folders and trained on the CPU."""
 
 from collections.abc import Sequence
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,9 @@ def prepare_tiny(config: dict[str, Any]) -> Prepared:
     return prepare(config["data"], config["task"], config["seed"], make_folds=True, progress=False)
 
 
-def open_tiny(config: dict[str, Any], folder: Path, prepared: Prepared | None = None) -> Path:
+def open_tiny(config: dict[str, Any], folder: Path, prepared: Prepared | None = None, world: int = 1) -> Path:
     """The folder of the run that `train.py` would open, in `folder`."""
-    identity = make_identity(config, 1, hash_contents(config, prepared or prepare_tiny(config)))
+    identity = make_identity(config, world, hash_contents(config, prepared or prepare_tiny(config)))
     return open_run(config, identity, {"accelerator": "cpu", "devices": ["cpu"], "cpus": 1}, folder)
 
 
@@ -128,17 +129,25 @@ def save_random_model(folder: Path, task: str, classes: Sequence[str], seed: int
     save_model(folder, net, spec)
 
 
-def train_folds(config: dict[str, Any], folder: Path) -> Path:
-    """Train the folds in this process instead of one a fold, without what follows the last one; the run's folder."""
+def train_folds(config: dict[str, Any], folder: Path, world: int = 1) -> Path:
+    """Train the folds in this process instead of one a fold, without what follows the last one; the run's folder.
+
+    Args:
+        world: above 1, so many forks of this process train a fold together.
+    """
     from competition.processes.group import Place
+    from competition.processes.running import run_processes
     from competition.training.fold import train_fold
 
     prepared = prepare_tiny(config)
-    run = open_tiny(config, folder, prepared)
+    run = open_tiny(config, folder, prepared, world)
     for fold in choose_folds(config["fold"], prepared):
         if not (run / f"fold{fold}" / "metrics.json").exists():
-            train_fold(run, fold, config, Place())
-            finish_fold(run, fold, config, prepared, world=1)
+            if world == 1:
+                train_fold(run, fold, config, Place())
+            else:
+                assert run_processes(get_context("fork"), train_fold, (run, fold, config), world) == 0
+            finish_fold(run, fold, config, prepared, world)
     return run
 
 

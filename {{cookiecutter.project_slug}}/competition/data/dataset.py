@@ -144,10 +144,10 @@ class EpochSampler(Sampler[Draw]):
         self.step = batch_size * world  # rows of all ranks
         self.steps = len(self.real.rows) // self.step
         if not self.steps:
-            devices = f" on each of {world} devices" if world > 1 else ""
+            devices, most = f" on each of {world} devices" if world > 1 else "", len(self.real.rows) // world * world
             raise ValueError(
                 f"a batch of {batch_size}{devices} is more than the {len(self.real.rows)} training rows: "
-                f"set batch_size={max(1, len(self.real.rows))} or less"
+                f"set batch_size={max(world, most)} or less"
             )
         for share in pseudo_shares:
             if 0 < share < 1 and round(share * self.step) in (0, self.step):

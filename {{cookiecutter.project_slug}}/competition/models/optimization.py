@@ -10,6 +10,24 @@ from torch.optim import Optimizer
 from competition.models.normalized import Normalized
 
 
+def scale_rate(lr: float, batch_size: int, reference: int | None) -> float:
+    """`lr`, which is for steps of `reference` images, scaled linearly to steps of `batch_size`; None: as it is.
+
+    The linear rule is for SGD (Goyal et al. 2017, https://arxiv.org/abs/1706.02677, section 2.1); for Adam and its kind
+    it goes far, and the square root of the ratio is more usual (https://arxiv.org/abs/2205.10287).
+
+    Raises:
+        ValueError: `reference` is no number of images.
+    """
+    if reference is None:
+        return lr
+    if isinstance(reference, bool) or not isinstance(reference, int) or reference < 1:
+        raise ValueError(
+            f"lr_batch_size is {reference!r}; it is the number of images a step that optimizer.lr is for, or null"
+        )
+    return lr * batch_size / reference
+
+
 def build_optimizer(
     net: nn.Module,
     opt: str,

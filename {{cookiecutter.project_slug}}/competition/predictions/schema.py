@@ -128,17 +128,19 @@ def frame_problems(frame: pd.DataFrame, header: Header) -> list[str]:
     if len(twice):
         problems.append(f"{len(twice)} ids come more than once for one member: {some(sorted(twice))}")
         return problems
-    key = ["snapshot", "view"] if header.kind == "oof" else MEMBER
+    members = frame[MEMBER].drop_duplicates()
+    full = len(members)
     if header.kind == "oof":
-        several = frame["id"][frame.duplicated(["id", *key])].unique()
+        folds = frame.groupby("id")["fold"].nunique()
+        several = folds.index[folds > 1]
         if len(several):
             problems.append(f"{len(several)} ids are out of fold in more than one fold: {some(sorted(several))}")
             return problems
-    full = frame[key].drop_duplicates()
+        full = members["fold"].value_counts().max()  # each fold names its snapshots, as the best epochs, by itself
     counts = frame.groupby("id", sort=False).size()
-    short = counts.index[counts < len(full)]
+    short = counts.index[counts < full]
     if len(short):
-        problems.append(f"{len(short)} ids lack some of the {len(full)} members: {some(sorted(short))}")
+        problems.append(f"{len(short)} ids lack some of the {full} members: {some(sorted(short))}")
     return problems
 
 

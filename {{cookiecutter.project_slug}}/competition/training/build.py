@@ -26,7 +26,7 @@ from competition.models.mixing import Mix
 from competition.models.module import TrainingModule
 from competition.models.networks import build_network, pretrained_normalization, required_multiple
 from competition.models.normalized import Normalized, enable_gradient_checkpointing
-from competition.models.optimization import build_optimizer
+from competition.models.optimization import build_optimizer, scale_rate
 from competition.models.schedule import Schedule, build_phases, pseudo_shares
 from competition.models.segmentation import SegmentationModule
 from competition.predictions.metrics.building import build_metric
@@ -224,10 +224,11 @@ def build_module(
     config: Mapping[str, Any], prepared: Prepared, network: Normalized, fold: int, steps_per_epoch: int
 ) -> TrainingModule:
     """The Lightning module of the task."""
+    rate = scale_rate(config["optimizer"]["lr"], config["batch_size"], config.get("lr_batch_size"))
     arguments: dict[str, Any] = {
         "network": network,
         "loss": build_loss(config, prepared, fold),
-        "make_optimizer": partial(build_optimizer, **config["optimizer"]),
+        "make_optimizer": partial(build_optimizer, **config["optimizer"] | {"lr": rate}),
         "schedule": Schedule(build_phases(config["phases"]), make(config["scheduler"]), steps_per_epoch),
         "seed": config["seed"],
     }
@@ -241,7 +242,7 @@ def build_module(
 def build_trainer(config: Mapping[str, Any], place: Place, epochs: int, **arguments: Any) -> pl.Trainer:
     """Lightning's Trainer from configs/trainer, for this process's place."""
     settings = dict(config["trainer"]) | {"devices": place.devices, "num_nodes": place.nodes}
-    if settings["strategy"] == "ddp" and any(phase["trainable"] != "all" for phase in config["phases"].values()):
+    if settings["strategy"] == "ddp" and any(phase.trainable != "all" for phase in build_phases(config["phases"])):
         # What a phase freezes gets no gradient, and plain DDP would wait for it.
         settings["strategy"] = "ddp_find_unused_parameters_true"
     return pl.Trainer(
@@ -258,6 +259,8 @@ def build_trainer(config: Mapping[str, Any], place: Place, epochs: int, **argume
 def inspect_config(config: Mapping[str, Any], prepared: Prepared) -> dict[str, Any]:
     """Build everything once, so that a mistake is found before a run exists; gives the hardware that torch sees.
 
+    A learning rate that is scaled is said.
+
     Returns:
         {"accelerator": gpu | mps | cpu, "devices": [names], "cpus": count}
 
@@ -270,7 +273,13 @@ def inspect_config(config: Mapping[str, Any], prepared: Prepared) -> dict[str, A
     build_augmentation(config, prepared)
     epoch_shares(config)
     module = build_module(config, prepared, network, fold=-2, steps_per_epoch=1)
-    module.make_optimizer(network)
+    optimizer = module.make_optimizer(network)
+    if config.get("lr_batch_size"):
+        print(
+            f"optimizer.lr={config['optimizer']['lr']:g} is for {config['lr_batch_size']} images a step; "
+            f"for batch_size={config['batch_size']} it is {optimizer.defaults['lr']:g}",
+            flush=True,
+        )
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     kind = "gpu" if gpus else "mps" if torch.backends.mps.is_available() else "cpu"
     return {"accelerator": kind, "devices": gpus or [kind], "cpus": os.cpu_count()}

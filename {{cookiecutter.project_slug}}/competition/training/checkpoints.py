@@ -52,7 +52,9 @@ def find_checkpoint(folder: Path) -> Path | None:
     return path
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what a process that was killed while it wrote left beside the files of a fold."""
-    for path in [*folder.glob(".*"), *folder.glob("model/.*"), *folder.glob("snapshots/*/.*")]:
+def remove_leftovers(folder: Path, world: int) -> None:
+    """Delete what a process that was killed while it wrote left beside the files of a fold, and out-of-fold
+    predictions shared out among another number of processes than `world`: some rows would come twice."""
+    shards = set(folder.glob("oof-*-of-*")) - set(folder.glob(f"oof-*-of-{world}"))
+    for path in [*folder.glob(".*"), *folder.glob("model/.*"), *folder.glob("snapshots/*/.*"), *shards]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()

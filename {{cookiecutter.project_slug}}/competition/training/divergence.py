@@ -37,6 +37,7 @@ class Divergence(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
         self._read(trainer)
+        trainer.strategy.barrier()  # the rank whose loss was no number names its batch before others see the weights
         # A finite loss can have an infinite gradient: the last step of an epoch is seen in the weights alone.
         finite = torch.stack([value.isfinite().all() for value in pl_module.network.state_dict().values()])
         if not finite.all():

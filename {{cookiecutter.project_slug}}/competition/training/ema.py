@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from competition.models.module import TrainingModule
 from competition.models.normalized import Normalized
+from competition.training.distributed import share_norms
 
 
 class EMA(pl.Callback):
@@ -68,6 +69,8 @@ def reestimate_batch_norm(
 ) -> None:
     """Set the batch-norm statistics of averaged weights from training images; without batch norm, nothing is read.
 
+    Under DDP all ranks call it, each with as many batches of its own rows, and get the same statistics.
+
     The average of statistics is not the statistics of the average: each network of the average saw other features.
     (Izmailov et al., arXiv:1803.05407, section 3.2.)
 
@@ -89,6 +92,7 @@ def reestimate_batch_norm(
         module.train()
     for batch in batches:
         network(batch["image"].to(device, non_blocking=True))
+    share_norms(network, average=True)
     for module, momentum in zip(norms, momenta, strict=True):
         module.momentum = momentum
         module.eval()

@@ -50,7 +50,8 @@ from competition.training.snapshots import Snapshots
 from competition.training.validation import Validation
 
 # Lightning greets every process with the hardware and advertisements; one fold after another, that is noise.
-logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+for name in ("pytorch_lightning", "lightning_fabric"):
+    logging.getLogger(name).setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", module="pytorch_lightning.utilities._pytree")  # a deprecation of torch inside it
 warnings.filterwarnings("ignore", ".*does not have many workers.*")  # data.workers is the user's choice
 warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
@@ -68,7 +69,9 @@ def train_fold(run: Path, fold: int, config: Mapping[str, Any], place: Place) ->
     folder = run / f"fold{fold}"
     folder.mkdir(exist_ok=True)
     if place.rank == 0:
-        remove_leftovers(folder)
+        remove_leftovers(folder, place.world)
+    else:
+        warnings.simplefilter("ignore")  # those of one rank are enough
     prepared = prepare(config["data"], config["task"], config["seed"], make_folds=False, progress=False)
     folds = np.array([prepared.folds[id] for id in prepared.table.ids])
 

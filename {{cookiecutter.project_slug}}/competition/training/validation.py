@@ -14,7 +14,7 @@ from competition.models.module import TrainingModule
 from competition.models.schedule import Plateau
 from competition.models.segmentation import SegmentationModule
 from competition.predictions.scoring import score_rows
-from competition.training.distributed import gather
+from competition.training.distributed import gather, share_norms
 from competition.training.ema import EMA
 
 
@@ -53,6 +53,7 @@ class Validation(pl.Callback):
         """Mean loss a row and the metric, over the rows of all ranks."""
         network = self.ema.network if self.ema else module.network
         segmentation = isinstance(module, SegmentationModule)
+        share_norms(network)
         network.eval()
         total, rows, results = 0.0, [], []
         for batch in self.loader:
