@@ -1,6 +1,8 @@
 """Dataset, sampler, loader: what a sample is depends on (seed, epoch, id) and on nothing else."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import albumentations as A
 import numpy as np
@@ -14,6 +16,7 @@ from competition.data.dataset import (
     Draw,
     EpochSampler,
     ImageDataset,
+    Pool,
     balanced_weights,
     make_loader,
     sample_seed,
@@ -158,20 +161,32 @@ def test_loader_starts_no_idle_worker(labelled: Table) -> None:
     assert [batch["row"].tolist() for batch in evaluation] == [[5, 1], [2]]
 
 
-def test_ranks_share_the_order() -> None:
+def batched(draws: Iterable[Draw], size: int) -> Iterator[tuple[Draw, ...]]:
+    """As itertools.batched of Python 3.12."""
+    return zip(*[iter(draws)] * size, strict=True)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weights": np.repeat([1, 3], [12, 11]) / 45},
+        {"pseudo": Pool(np.arange(200, 209)), "pseudo_shares": [0.5]},
+    ],
+    ids=["each", "balanced", "pseudo"],
+)
+def test_a_step_of_several_ranks_has_the_draws_of_one(options: dict[str, Any], world: int) -> None:
     rows = np.arange(100, 123)
-    alone = EpochSampler(rows, seed=3, batch_size=4)
-    alone.set_epoch(2)
-    order = [draw.row for draw in alone]
-    assert len(order) == 20 == len(set(order)) and set(order) < set(rows.tolist())
-    ranks = [EpochSampler(rows, seed=3, batch_size=2, rank=rank, world=2) for rank in range(2)]
-    for sampler in ranks:
+    samplers = [EpochSampler(rows, 3, 6, **options)]
+    samplers += [EpochSampler(rows, 3, 6 // world, rank, world, **options) for rank in range(world)]
+    for sampler in samplers:
         sampler.set_epoch(2)
-    shares = [[draw.row for draw in sampler] for sampler in ranks]
-    assert len(shares[0]) == len(shares[1]) == len(ranks[0]) == 10
-    for step in range(5):  # a step of two ranks sees the same four rows as a step of one
-        both = shares[0][2 * step : 2 * step + 2] + shares[1][2 * step : 2 * step + 2]
-        assert sorted(both) == sorted(order[4 * step : 4 * step + 4])
+    alone, *ranks = ([list(draws) for draws in batched(sampler, sampler.step // sampler.world)] for sampler in samplers)
+    assert len(alone) == 3 and all(len(each) == 3 for each in ranks)
+    for draws, *shares in zip(alone, *ranks, strict=True):
+        assert sorted(draw for share in shares for draw in share) == sorted(draws)
+        assert len(set(draws)) == 6  # a row that is drawn again is another repeat: no two ranks see the same picture
 
 
 def test_order_depends_on_seed_and_epoch_alone() -> None:

@@ -13,6 +13,8 @@ from tiny import open_tiny, prepare_tiny, tiny_config, train_folds, train_here
 from competition.predictions.store import read_predictions
 from competition.processes.group import Place
 from competition.training import fold as folds
+from competition.training.build import inspect_config
+from competition.training.plan import choose_folds
 from competition.training.run import train
 
 
@@ -226,12 +228,15 @@ def test_mistakes_say_what_to_do(override, message, data, tmp_path):
     with pytest.raises(ValueError, match=message):
         config = tiny_config(data, "multiclass", override)
         prepared = prepare_tiny(config)
-        from competition.training.build import inspect_config
-        from competition.training.plan import choose_folds
-
         inspect_config(config, prepared)
         choose_folds(config["fold"], prepared)
         folds.training_loader(config, prepared, np.arange(12), Place())
+
+
+def test_a_rate_that_is_scaled_is_said(data, capsys):
+    config = tiny_config(data, "multiclass", "optimizer.lr=0.001", "lr_batch_size=16")
+    inspect_config(config, prepare_tiny(config))
+    assert "optimizer.lr=0.001 is for 16 images a step; for batch_size=4 it is 0.00025" in capsys.readouterr().out
 
 
 def test_a_network_of_another_task_is_refused_before_any_data_is_read(tmp_path):

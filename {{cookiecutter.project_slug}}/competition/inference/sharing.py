@@ -105,6 +105,8 @@ def _predict_counting(
     torch.set_num_threads(max(1, torch.get_num_threads() // place.world))
     if place.rank:
         warnings.simplefilter("ignore")  # those of one process are enough
+    if devices[place.rank].startswith("cuda"):
+        torch.cuda.set_device(devices[place.rank])  # else what names no device takes memory of the first
     for _ in _predict_share(work, parts[place.rank], devices[place.rank], place):
         counts[place.rank] += 1
 
