@@ -161,6 +161,13 @@ def test_ema_is_scored_and_differs_from_the_last_weights(data, tmp_path):
     assert any("running_mean" in key for key in differs)  # estimated for the averaged weights
 
 
+def test_ema_keeps_batch_norms_that_training_held_still(data, tmp_path):
+    choices = ["callbacks=ema", "phases.train.frozen_norms=true"]
+    run = train_folds(tiny_config(data, "multiclass", "fold=0", "epochs=1", "phases=frozen_warmup", *choices), tmp_path)
+    means = [value for key, value in weights(run).items() if "running_mean" in key]
+    assert means and not any(value.any() for value in means)  # as they were at first
+
+
 def test_labels_decide_the_score(data, tmp_path):
     """A pipeline that mixes rows up cannot learn; this one reaches a score that chance does not."""
     config = tiny_config(data, "multiclass", "fold=0", "epochs=15", "optimizer.lr=0.003", "augmentation=none")

@@ -113,7 +113,9 @@ def train_fold(run: Path, fold: int, config: Mapping[str, Any], place: Place) ->
     scored = (ema.network if ema else network).to(device).eval()
     if ema:
         loader.sampler.set_epoch(module.schedule.epochs)  # type: ignore[attr-defined]  # an EpochSampler
-        reestimate_batch_norm(scored, loader, device)
+        network.train()
+        frozen = [name for name, part in network.net.named_modules() if not part.training]
+        reestimate_batch_norm(scored, loader, device, frozen)
     if trainer.is_global_zero:
         save_model(folder / "model", scored.net, spec)
     trainer.strategy.barrier()  # the models are there for all ranks
