@@ -255,6 +255,30 @@ def test_an_error_while_maps_are_written_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_maps_that_were_interrupted_are_taken_up_in_the_order_of_the_ids(tmp_path):
+    """Also where a kill came while the maps got their names: what has lost its line in the index is written again."""
+    request = {"members": 1}
+    begun = MapWriter(tmp_path / "p", header("segmentation"), request, ["a", "b", "c"])
+    with pytest.raises(KeyboardInterrupt), begun:
+        parts = begun.part(), begun.part()
+        for part, id in ((parts[0], "c"), (parts[1], "b")):
+            part.add(id, 0, "last", "mean", np.ones((3, 2, 2)))
+        raise KeyboardInterrupt
+    maps = begun.temporary / "maps"
+    next(maps.glob("part-002-*")).rename(maps / "000001.npz")  # b
+    with MapWriter(tmp_path / "p", header("segmentation"), request, ["a", "b", "c"]) as writer:
+        assert writer.done == {"c"}
+        for id in "ab":
+            writer.add(id, 0, "last", "mean", np.zeros((3, 2, 2)))
+    found = [(row.id, row.probability.max()) for row in iter_maps(read_predictions(tmp_path / "p"))]
+    assert found == [("a", 0), ("b", 0), ("c", 1)]
+    assert sorted(path.name for path in (tmp_path / "p").rglob("*.*")) == [
+        *(f"{number:06d}.npz" for number in range(3)),
+        "index.parquet",
+        "predictions.json",
+    ]
+
+
 def test_a_bad_header_is_said_before_the_first_map(tmp_path):
     bad = replace(header("segmentation"), classes=["cat", "fold"])
     with pytest.raises(PredictionsError, match="cannot be called fold"), MapWriter(tmp_path / "p", bad):
