@@ -476,8 +476,9 @@ def test_wheels_are_never_of_torch_or_cuda():
 
 @pytest.fixture
 def host(tmp_path) -> Path:
-    """What pip freeze prints on a host that has all that is here but torch and pytest's iniconfig."""
+    """What pip freeze prints on a host with all that is here but torch and iniconfig, and with another OpenCV."""
     names = {each.name.lower() for each in importlib.metadata.distributions()} - {"torch", "iniconfig"}
+    names = {name for name in names if "opencv" not in name} | {"opencv-contrib-python"}
     (tmp_path / "host.txt").write_text("".join(f"{name}==0\n" for name in names))
     return tmp_path / "host.txt"
 
@@ -485,7 +486,7 @@ def host(tmp_path) -> Path:
 def test_a_host_that_lacks_nothing_gets_no_wheels(tmp_path, host):
     with host.open("a") as lines:
         lines.write("iniconfig==2.0\n")
-    download_wheels(["pytest", "torch"], host, tmp_path / "wheels")
+    download_wheels(["pytest", "torch", "cv2"], host, tmp_path / "wheels")
     write_notebook(tmp_path, "bundle")
     assert not (tmp_path / "wheels").exists() and "pip install" not in (tmp_path / "notebook.ipynb").read_text()
 
@@ -495,7 +496,7 @@ def test_what_the_host_lacks_is_downloaded_and_can_be_imported(tmp_path, host, m
     monkeypatch.setenv("PIP_RETRIES", "0")
     wheels = tmp_path / "wheels"
     try:
-        download_wheels(["pytest", "torch"], host, wheels)
+        download_wheels(["pytest", "torch", "cv2"], host, wheels)
     except ValueError as error:
         if not re.search("(?i)connection|resolution|dns|timed out|no matching distribution", str(error)):
             raise

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+OPENCV = re.compile(r"opencv-(contrib-)?python(-headless)?")  # they are all cv2, and would overwrite each other
 HOSTS_OWN = re.compile(r"torch|torchvision|torchaudio|triton|nvidia-.*|cuda-.*")
 
 
@@ -25,10 +26,9 @@ def download_wheels(modules: Sequence[str], host_packages: Path, folder: Path) -
     if not host_packages.is_file():
         raise ValueError(f"--wheels {host_packages} does not exist: on the host, pip freeze > {host_packages.name}")
     lines = host_packages.read_text(encoding="utf-8").splitlines()
-    there = {_canonical(re.split(r"==| @ |>=", line)[0]) for line in lines if line and not line.startswith("#")}
-    lacking = [
-        f"{name}=={importlib.metadata.version(name)}" for name in sorted(_required(modules)) if name not in there
-    ]
+    there = {_kind(_canonical(re.split(r"==| @ |>=", line)[0])) for line in lines if line and line[0] != "#"}
+    needed = [name for name in sorted(_required(modules)) if _kind(name) not in there]
+    lacking = [f"{name}=={importlib.metadata.version(name)}" for name in needed]
     if not lacking:
         return
     command = [*_pip(), "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(folder), *lacking]
@@ -74,6 +74,11 @@ def _is_installed(name: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
+
+
+def _kind(name: str) -> str:
+    """The name, one for all packages of OpenCV."""
+    return "opencv" if OPENCV.fullmatch(name) else name
 
 
 def _canonical(name: str) -> str:
