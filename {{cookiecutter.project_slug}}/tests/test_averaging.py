@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import log_loss
-from tiny import CLASSES, tiny_config, train_here, write_data
+from tiny import CLASSES, tiny_config, train_scored, write_data
 from torch.optim.swa_utils import update_bn
 
 from competition.files import sha256_file
@@ -93,7 +93,7 @@ def run(tmp_path_factory):
     """Three folds of three snapshots, by a metric without ties."""
     folder = tmp_path_factory.mktemp("cycles")
     choices = ["phases=cycles", "epochs=1", "data.folds=3", "metric=log_loss", "optimizer.lr=0.01"]
-    return train_here(tiny_config(write_data(folder / "data"), "multiclass", *choices), folder / "runs")
+    return train_scored(tiny_config(write_data(folder / "data"), "multiclass", *choices), folder / "runs")
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +205,7 @@ def test_a_fold_whose_average_is_nan_is_named(run, tmp_path):
 
 def test_masks_and_the_best_epochs(data, tmp_path, capsys):
     config = tiny_config(data, "segmentation", "top_k=2", "epochs=2", "optimizer.lr=0.01")
-    run = train_here(config, tmp_path)
+    run = train_scored(config, tmp_path)
     result = average_weights(run, tmp_path / "out", "cpu")
     for fold, names in find_snapshots(run, config, [0, 1], True).items():
         history = pd.read_csv(run / f"fold{fold}" / "history.csv").sort_values("score", ascending=False)

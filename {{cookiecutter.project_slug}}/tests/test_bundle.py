@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from rich.console import Console
 from tiny import CLASSES, save_random_model, write_data
 
 import bundle as command
+from competition.bundle import rehearse as rehearsing
 from competition.bundle.build import Request, build_bundle
 from competition.bundle.dropping import Unit
 from competition.bundle.engine import Engine
@@ -177,7 +179,19 @@ def test_masks_in_tiles_are_those_of_submit(tmp_path, data, masks):
         open_parts([run, other], tiled)
 
 
-def test_the_rehearsal_of_rows(data, bundle):
+def run_here(command, host, work, namespaces):
+    """As `run_sandboxed`, without what takes seconds: a process that imports torch anew. So nothing is isolated."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(host)
+        patch.setattr(sys, "argv", command[1:])
+        runpy.run_path(command[1], run_name="__main__")
+    return subprocess.CompletedProcess(command, 0)
+
+
+@pytest.mark.parametrize("sandboxed", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_rehearsal_of_rows(data, bundle, sandboxed, monkeypatch):
+    if not sandboxed:
+        monkeypatch.setattr(rehearsing, "run_sandboxed", run_here)
     rehearsed = rehearse(bundle, data / "test.csv", rows=60, workers=1)
     assert rehearsed.problems == []
     assert rehearsed.report["images"] == 60 + rehearsed.planted

@@ -2,12 +2,12 @@
 
 import json
 
-from tiny import tiny_config, train_here
+from tiny import tiny_config, train_scored
 
 
 def test_a_change_stands_beside_the_difference_of_the_scores(data, tmp_path, command):
     runs = [
-        train_here(tiny_config(data, "multiclass", f"optimizer.lr={rate}", "epochs=1"), tmp_path)
+        train_scored(tiny_config(data, "multiclass", f"optimizer.lr={rate}", "epochs=1"), tmp_path)
         for rate in (0.001, 0.02)
     ]
     scores = [json.loads((run / "metrics.json").read_text())["overall"] for run in runs]

@@ -3,12 +3,11 @@
 The choices are found, not listed: a file that is added is tested from then on.
 """
 
-from itertools import zip_longest
 from pathlib import Path
 
 import pytest
 import yaml
-from tiny import tiny_config, train_folds, train_here, write_data
+from tiny import tiny_config, train_folds, write_data
 
 from competition.config import CONFIGS, check_task, compose_config
 
@@ -71,7 +70,7 @@ def test_no_choice_hides_a_package_in_its_code():
 
 
 # One training of a step uses the first choice of every group, the next one the second, and so on, so that every
-# choice is used, in as few trainings as the longest group has choices.
+# choice is used with one of the tasks that it is for, and every loss with each, in as few trainings as can be.
 VARIED = ["augmentation", "callbacks", "logger", "loss", "metric", "model", "optimizer", "phases", "scheduler", "tta"]
 FLAGS = [
     ["trainer=auto", "trainer.precision=bf16-mixed"],
@@ -140,16 +139,18 @@ def small_network(overrides: list[str]) -> list[str]:
     return [f"model.name={name}"]
 
 
-def mixtures(task: str) -> list[list[str]]:
-    columns = []
-    for group in VARIED:
-        names = [name for name in CHOICES[group] if fits(group, name, task)]
-        columns.append([f"{group}={name}" for name in names])
-    flags = MASK_FLAGS if task == "segmentation" else FLAGS
-    rows = []
-    for index, _ in enumerate(zip_longest(*columns)):
-        chosen = [column[index % len(column)] for column in columns]
-        rows.append(chosen + flags[index % len(flags)])
+def mixtures() -> list[tuple[str, list[str]]]:
+    rows: list[tuple[str, list[str]]] = []
+    used: set[str] = set()
+    for task in ("multiclass", "multilabel", "segmentation"):
+        fitting = {group: [f"{group}={name}" for name in CHOICES[group] if fits(group, name, task)] for group in VARIED}
+        new = {group: [name for name in names if name not in used] for group, names in fitting.items()}
+        new["loss"] = fitting["loss"]
+        flags = MASK_FLAGS if task == "segmentation" else FLAGS
+        columns = [new[group] or names for group, names in fitting.items()]
+        for index in range(max(map(len, new.values()))):
+            rows.append((task, [column[index % len(column)] for column in columns] + flags[index % len(flags)]))
+        used.update(name for names in fitting.values() for name in names)
     return rows
 
 
@@ -161,7 +162,7 @@ def few(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(
     ("task", "overrides"),
-    [(task, row) for task in ("multiclass", "multilabel", "segmentation") for row in mixtures(task)],
+    mixtures(),
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
 def test_every_choice_trains_a_step(task: str, overrides: list[str], few: Path, tmp_path: Path, monkeypatch):
@@ -173,14 +174,13 @@ def test_every_choice_trains_a_step(task: str, overrides: list[str], few: Path, 
         *overrides,
         *small_network(overrides),
         "model.pretrained=false",
-        "data.image_size=64",
         "fold=0",
         "epochs=1",
         "batch_size=4",
         "trainer.limit_train_batches=2",
     )
     config["phases"] = {name: phase | {"epochs": 1} for name, phase in config["phases"].items()}
-    run = train_here(config, tmp_path)
+    run = train_folds(config, tmp_path)
     assert (run / "fold0" / "metrics.json").exists()
 
 
@@ -193,7 +193,6 @@ def test_every_experiment_trains_a_step(experiment: str, task: str, few: Path, t
         few,
         task,
         f"experiment={experiment}",
-        "data.image_size=64",
         "model.pretrained=false",
         "logger=none",
         "fold=0",
@@ -201,7 +200,7 @@ def test_every_experiment_trains_a_step(experiment: str, task: str, few: Path, t
         "trainer.limit_train_batches=1",
     )
     config["phases"] = {name: phase | {"epochs": 1} for name, phase in config["phases"].items()}
-    assert (train_here(config, tmp_path) / "fold0" / "metrics.json").exists()
+    assert (train_folds(config, tmp_path) / "fold0" / "metrics.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 import tifffile
 import torch
 from groups import log_of, members, start_training, wait_for
-from tiny import tiny_config, train_here
+from tiny import tiny_config, train_folds
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, mounts a disk")
 LONG = ["epochs=500", "fold=0", "augmentation=none", "validate_every=100"]
@@ -137,7 +137,7 @@ def disk(tmp_path):
 
 @pytest.mark.slow
 def test_a_full_disk_keeps_the_last_good_state(disk, data, tmp_path):
-    whole = train_here(tiny_config(data, "multiclass", "epochs=1", "fold=0"), tmp_path / "other")
+    whole = train_folds(tiny_config(data, "multiclass", "epochs=1", "fold=0"), tmp_path / "other")
     size = (whole / "fold0/last.ckpt").stat().st_size
     disk(f"size={size * 3 // 2}")  # room for one checkpoint, and not for the next beside it
     command = start_training(tiny_config(data, "multiclass", *LONG), tmp_path)
@@ -197,15 +197,15 @@ class Overflow(pl.Callback):
 def test_weights_that_are_no_numbers_are_not_kept(data, tmp_path):
     config = tiny_config(data, "multiclass", "fold=0", "+callbacks.overflow._target_=test_faults.Overflow")
     with pytest.raises(FloatingPointError, match="the weights are no longer finite after epoch 2 of fold 0"):
-        train_here(config, tmp_path)
+        train_folds(config, tmp_path)
     assert torch.load(next(tmp_path.glob("*/fold0/last.ckpt")), weights_only=True)["epoch"] == 0
 
 
 @pytest.mark.parametrize("spoil", [lambda data: data[: len(data) // 2], lambda data: b"cos\nsystem\n(S'true'\ntR."])
 def test_a_checkpoint_that_is_damaged_or_has_code_in_it_is_refused(spoil, data, tmp_path):
     config = tiny_config(data, "multiclass", "fold=0", "epochs=1")
-    checkpoint = train_here(config, tmp_path) / "fold0/last.ckpt"
+    checkpoint = train_folds(config, tmp_path) / "fold0/last.ckpt"
     (checkpoint.parent / "metrics.json").unlink()
     checkpoint.write_bytes(spoil(checkpoint.read_bytes()))
     with pytest.raises(ValueError, match=r"last\.ckpt cannot be read: delete it"):
-        train_here(config, tmp_path)
+        train_folds(config, tmp_path)

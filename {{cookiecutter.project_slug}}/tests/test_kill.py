@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from groups import start_training
-from tiny import tiny_config, train_here
+from tiny import tiny_config, train_here, train_scored
 
 from competition.models.module import TrainingModule
 
@@ -82,7 +82,7 @@ def results(run: Path) -> dict[str, bytes | str]:
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
     """The results of a run that nothing stopped."""
-    return results(train_here(tiny_config(data, "multiclass", *STATEFUL), tmp_path_factory.mktemp("whole")))
+    return results(train_scored(tiny_config(data, "multiclass", *STATEFUL), tmp_path_factory.mktemp("whole")))
 
 
 def test_a_run_killed_again_and_again_ends_as_one_never_killed(data, whole, tmp_path):
@@ -117,4 +117,4 @@ def test_a_kill_of_all_processes_at_any_time(seconds, data, whole, tmp_path):
     time.sleep(seconds)
     os.killpg(command.pid, signal.SIGKILL)
     command.join()
-    assert results(train_here(config, tmp_path / "runs")) == whole
+    assert results(train_scored(config, tmp_path / "runs")) == whole

@@ -7,7 +7,7 @@ still scores above chance, beyond two standard errors, has seen the labels that 
 import numpy as np
 import pandas as pd
 import pytest
-from tiny import CLASSES, tiny_config, train_here, write_data
+from tiny import CLASSES, tiny_config, train_scored, write_data
 
 from competition.predictions.decisions.calibration import CALIBRATORS
 from competition.predictions.decisions.deciding import compare
@@ -32,7 +32,7 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
         frame.to_csv(data / "train.csv", index=False)
         shared = ["data.folds=3", "phases=cycles", "epochs=2", "augmentation=none", "optimizer.lr=0.003"]
         runs = [
-            train_here(
+            train_scored(
                 tiny_config(data, "multiclass", *shared, f"seed={number}", f"experiment_name=m{number}"),
                 folder / "runs",
             )

@@ -15,6 +15,7 @@ import torch
 import yaml
 from tiny import save_random_model
 
+from competition.bundle.imports import find_imports
 from competition.data.images import ImageError
 from competition.inference import sharing
 from competition.inference.device import choose_devices
@@ -160,19 +161,31 @@ def test_the_command_line_ends_with_2_and_a_sentence(tmp_path):
     assert subprocess.run([*command, "x", "--workers", "-1"], capture_output=True, cwd=ROOT).returncode == 2
 
 
+FOREIGN = ("hydra", "omegaconf", "pytorch_lightning", "lightning", "wandb")
+
+
+def test_the_command_imports_nothing_that_only_training_needs(tmp_path, data, command, monkeypatch):
+    """As modules are loaded, which here they are already, and as the command runs."""
+    assert not set(find_imports(ROOT / "predict.py", ROOT).needs) & set(FOREIGN)
+    for name in FOREIGN:
+        monkeypatch.setitem(sys.modules, name, None)  # importing it is an error
+    code, said, error = command("predict.py", make_run(tmp_path / "run", data), "--workers", 0, "--device", "cpu")
+    assert (code, error) == (0, "") and "5 images" in said and "written" in said
+
+
+@pytest.mark.slow
 def test_the_command_predicts_where_hydra_lightning_and_wandb_are_not_installed(tmp_path, data):
     """From another folder, too: a saved model predicts with the code and its files alone."""
     run = make_run(tmp_path / "run", data, folds=(0,))
     script = (
         "import runpy, sys\n"
-        "for name in ('hydra', 'omegaconf', 'pytorch_lightning', 'lightning', 'wandb'): sys.modules[name] = None\n"
+        f"for name in {FOREIGN}: sys.modules[name] = None\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         f"sys.argv = ['predict.py', {str(run)!r}, '--workers', '0', '--device', 'cpu']\n"
         f"runpy.run_path({str(ROOT / 'predict.py')!r}, run_name='__main__')\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "5 images" in done.stdout and "written" in done.stdout
     assert len(read_predictions(run / "predictions" / "test-none").frame) == 5
 
 

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from pseudo_world import LABELLED, UNLABELLED, config_of, draw, make_run, write_world
 from safetensors.torch import load_file
-from tiny import CLASSES, open_tiny, prepare_tiny, train_here
+from tiny import CLASSES, prepare_tiny, train_folds, train_scored
 
 from competition.config import CONFIGS
 from competition.data.dataset import EpochSampler, Pool
@@ -24,7 +24,6 @@ from competition.models.schedule import build_phases, pseudo_shares
 from competition.predictions.pseudo.labelling import pseudo_label
 from competition.predictions.pseudo.rules import Confident, Soft
 from competition.predictions.pseudo.uncertain import list_uncertain
-from competition.predictions.store import merge_folders
 from competition.processes.group import Place
 from competition.training import fold as folds
 from competition.training.build import epoch_shares, training_loader
@@ -354,27 +353,18 @@ def test_a_resumed_student_equals_one_never_stopped(labelled, tmp_path, monkeypa
     config = config_of(
         labelled.root, "multiclass", "phases=both_then_train", "fold=0", "epochs=1", pseudo=labelled.table
     )
-    whole = train_here(config, tmp_path / "whole")
+    whole = train_folds(config, tmp_path / "whole")
     build = folds.build_trainer
     with monkeypatch.context() as patch:
         patch.setattr(folds, "build_trainer", lambda *a, callbacks, **k: build(*a, callbacks=[*callbacks, Stop()], **k))
         with pytest.raises(OSError, match="killed"):
-            train_here(config, tmp_path / "stopped")
-    resumed = train_here(config, tmp_path / "stopped")
+            train_folds(config, tmp_path / "stopped")
+    resumed = train_folds(config, tmp_path / "stopped")
     first, second = (load_file(run / "fold0" / "model" / "model.safetensors") for run in (whole, resumed))
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 # the leak
-
-
-def train_without_report(config, folder):
-    """As `train_here`, without the figures, which take longer than the training."""
-    prepared, run = prepare_tiny(config), open_tiny(config, folder)
-    for fold in (0, 1):
-        folds.train_fold(run, fold, config, Place())
-    merge_folders([run / f"fold{fold}" / "oof-0-of-1" for fold in (0, 1)], run / "oof", prepared.table.ids)
-    return run
 
 
 def two_rounds(root, task):
@@ -387,7 +377,7 @@ def two_rounds(root, task):
         config = config_of(
             root, task, of_task, "loss.class_weights=balanced", "optimizer.lr=0.01", "epochs=2", pseudo=pseudo
         )
-        run = train_without_report(config, root / "runs")
+        run = train_scored(config, root / "runs")
         predict_runs([run], Choices(tta=CONFIGS / "tta" / "none.yaml", workers=0, device="cpu"))
         pseudo_label([run], table, rule)
         pseudo = table

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from groups import log_of, members, start_training, wait_for
-from tiny import tiny_config, train_here
+from tiny import tiny_config, train_folds
 
 from competition.models.module import TrainingModule
 
@@ -62,7 +62,7 @@ def test_a_run_that_left_goes_on_to_the_same_result(data, tmp_path):
     command.join(timeout=60)
     assert command.exitcode == 75, log_of(tmp_path)  # the fold was asked, and the command says so
     assert "epoch   1/3" in log_of(tmp_path) and "epoch   2/3" not in log_of(tmp_path)
-    train_here(config, tmp_path / "runs")
-    train_here(config, tmp_path / "whole")
+    train_folds(config, tmp_path / "runs")
+    train_folds(config, tmp_path / "whole")
     first, second = (tmp_path.glob(f"{name}/*/fold0/oof-0-of-1/predictions.parquet") for name in ("runs", "whole"))
     assert next(first).read_bytes() == next(second).read_bytes()

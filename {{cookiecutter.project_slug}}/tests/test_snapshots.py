@@ -8,7 +8,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from safetensors.torch import load_file
-from tiny import tiny_config, train_folds, train_here
+from tiny import tiny_config, train_folds, train_scored
 
 from competition.models.module import TrainingModule
 from competition.predictions.store import read_predictions
@@ -72,7 +72,7 @@ def test_a_snapshot_is_the_state_after_the_step_of_the_lowest_rate(data, tmp_pat
 
 
 def test_snapshots_are_kept_apart_in_the_oof_and_averaged_in_the_score(data, tmp_path):
-    run = train_here(tiny_config(data, "multiclass", "phases=cycles", "epochs=1", "metric=log_loss"), tmp_path)
+    run = train_scored(tiny_config(data, "multiclass", "phases=cycles", "epochs=1", "metric=log_loss"), tmp_path)
     oof = read_predictions(run / "oof")
     assert oof.frame.groupby("id")["snapshot"].agg(sorted).map(tuple).unique().tolist() == [
         ("cycle1", "cycle2", "cycle3")
@@ -85,7 +85,7 @@ def test_snapshots_are_kept_apart_in_the_oof_and_averaged_in_the_score(data, tmp
     assert metrics["overall"] == pytest.approx(score, rel=1e-5) and metrics["chosen_on_own_fold"] is False
 
 
-BEST = ["phases=best_restarts", "epochs=4", "fold=0", "phases.again1.epochs=1", "phases.again2.epochs=1"]
+BEST = ["phases=best_restarts", "epochs=3", "fold=0", "phases.again1.epochs=1", "phases.again2.epochs=1"]
 
 
 def test_a_restart_begins_from_the_best_weights_so_far(data, tmp_path, monkeypatch):
@@ -93,8 +93,8 @@ def test_a_restart_begins_from_the_best_weights_so_far(data, tmp_path, monkeypat
     config = tiny_config(data, "multiclass", *BEST, "metric=log_loss", "optimizer.lr=0.01")
     run = train(config, tmp_path, monkeypatch, witness)
     history = pd.read_csv(run / "fold0" / "history.csv")["score"].tolist()
-    ends = [[weights for epoch, _, weights in witness.steps if epoch == number][-1] for number in range(6)]
-    for start in (4, 5):
+    ends = [[weights for epoch, _, weights in witness.steps if epoch == number][-1] for number in range(5)]
+    for start in (3, 4):
         assert same(witness.starts[start], ends[int(np.argmin(history[:start]))])
     assert json.loads((run / "fold0" / "metrics.json").read_text())["chosen_on_own_fold"] is True
 
@@ -116,9 +116,9 @@ class Stop(pl.Callback):
             raise OSError("killed")
 
 
-# Stopped before the first restart and after each, and within a cycle and at its beginning.
+# Stopped before the first restart and after the last, and within a cycle and at its beginning.
 STOPS = {
-    "best": (BEST, [2, 4, 5]),
+    "best": (BEST, [1, 4]),
     "cycles": (["phases=cycles", "epochs=2", "fold=0", "top_k=2"], [2, 5]),
 }
 

@@ -8,7 +8,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from safetensors.torch import load_file
-from tiny import open_tiny, prepare_tiny, tiny_config, train_folds, train_here
+from tiny import open_tiny, prepare_tiny, tiny_config, train_folds, train_here, train_scored
 
 from competition.predictions.store import read_predictions
 from competition.processes.group import Place
@@ -53,7 +53,7 @@ class Stop(pl.Callback):
 
 
 RESUMED = [
-    "epochs=4",
+    "epochs=2",
     "fold=0",
     "phases=frozen_warmup",
     "callbacks=ema",
@@ -63,21 +63,25 @@ RESUMED = [
     "augmentation.mixup=0.4",
     "data.sampling=balanced",
 ]
+CURVES = {
+    "cosine": ["scheduler=cosine"],
+    "plateau": ["scheduler=plateau", "scheduler.patience=0", "scheduler.min_delta=10"],
+}
 
 
-PLATEAU = ["scheduler=plateau", "scheduler.patience=0", "scheduler.min_delta=10"]
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """By curve: a configuration, and a run of it that was never stopped."""
+    configs = {name: tiny_config(data, "multiclass", *RESUMED, *curve) for name, curve in CURVES.items()}
+    return {name: (config, train_folds(config, tmp_path_factory.mktemp(name))) for name, config in configs.items()}
 
 
-@pytest.fixture(scope="module", params=[["scheduler=cosine"], PLATEAU], ids=["cosine", "plateau"])
-def whole(request, data, tmp_path_factory):
-    """A configuration, and a run of it that was never stopped."""
-    config = tiny_config(data, "multiclass", *RESUMED, *request.param)
-    return config, train_folds(config, tmp_path_factory.mktemp("whole"))
-
-
-@pytest.mark.parametrize("stop", [(0, 1), (1, 0), (3, 2)])
-def test_a_resumed_run_equals_one_never_stopped(stop, whole, tmp_path, monkeypatch):
-    config, run = whole
+# Before there is a checkpoint, right after the phase changed, and in the last step of all.
+@pytest.mark.parametrize(
+    ("curve", "stop"), [("cosine", (0, 1)), ("cosine", (1, 0)), ("cosine", (2, 2)), ("plateau", (2, 2))]
+)
+def test_a_resumed_run_equals_one_never_stopped(curve, stop, whole, tmp_path, monkeypatch):
+    config, run = whole[curve]
     build = folds.build_trainer
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -187,7 +191,7 @@ def test_always_train_rows_are_trained_and_never_scored(data, tmp_path):
         "data.folds=1",
         "epochs=1",
     )
-    run = train_here(config, tmp_path / "runs")
+    run = train_scored(config, tmp_path / "runs")
     assert set(read_predictions(run / "oof").frame["id"]) == {f"row{row}" for row in range(12, 24)}
 
 
@@ -203,7 +207,7 @@ def test_units_are_scored_once(data, tmp_path):
         "data.columns.unit=thing",
         "epochs=1",
     )
-    run = train_here(config, tmp_path / "runs")
+    run = train_scored(config, tmp_path / "runs")
     oof = read_predictions(run / "oof")
     merged = oof.frame.merge(frame[["id", "thing", "label"]], on="id")
     by_thing = merged.groupby("thing").agg({**dict.fromkeys(oof.classes, "mean"), "label": "first"})

@@ -1,7 +1,9 @@
 """Small data sets and runs that the tests share. Everything is made in temporary folders and trained on the CPU."""
 
+import json
 from collections.abc import Sequence
 from multiprocessing import get_context
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from competition.config import compose_config
 from competition.data.prepare import Prepared, prepare
 from competition.training.identity import make_identity
 from competition.training.plan import choose_folds, hash_contents
-from competition.training.results import finish_fold, finish_run
+from competition.training.results import finish_fold, finish_run, merge_oof, score_predictions, write_scores
 from competition.training.run_folder import continued_config, open_run
 
 CLASSES = ["blue", "green", "red"]
@@ -51,6 +53,12 @@ def write_data(root: Path, rows: int = 24) -> Path:
 
 def tiny_config(root: Path, task: str, *overrides: str) -> dict[str, Any]:
     """The resolved configuration of a training of a second on the data of `write_data`."""
+    return json.loads(_composed(task, overrides).replace('"/world', f'"{root}'))
+
+
+@cache
+def _composed(task: str, overrides: tuple[str, ...]) -> str:
+    """Composed once for all data sets, since composing takes longer than much of what is tested."""
     from omegaconf import OmegaConf
 
     classes = "[background,blue,green,red]" if task == "segmentation" else "null"
@@ -59,10 +67,10 @@ def tiny_config(root: Path, task: str, *overrides: str) -> dict[str, Any]:
             f"task={task}",
             f"metric={ {'multiclass': 'accuracy', 'multilabel': 'f_beta', 'segmentation': 'mean_iou'}[task] }",
             "data=competition",
-            f"data.root={root}",
-            f"data.table={root}/train.csv",
-            f"data.test_table={root}/test.csv",
-            f"data.prepared={root}/prepared",
+            "data.root=/world",
+            "data.table=/world/train.csv",
+            "data.test_table=/world/test.csv",
+            "data.prepared=/world/prepared",
             f"data.classes={classes}",
             "data.image_size=32",
             "data.folds=2",
@@ -75,7 +83,7 @@ def tiny_config(root: Path, task: str, *overrides: str) -> dict[str, Any]:
             *overrides,
         ]
     )
-    return OmegaConf.to_container(config, resolve=True)
+    return json.dumps(OmegaConf.to_container(config, resolve=True))
 
 
 def prepare_tiny(config: dict[str, Any]) -> Prepared:
@@ -157,4 +165,12 @@ def train_here(config: dict[str, Any], folder: Path) -> Path:
         config = continued_config(config)
     run = train_folds(config, folder)
     finish_run(run, config, prepare_tiny(config))
+    return run
+
+
+def train_scored(config: dict[str, Any], folder: Path) -> Path:
+    """As `train_here`, without the report, whose figures take longer than the training."""
+    run = train_folds(config, folder)
+    prepared = prepare_tiny(config)
+    write_scores(run, config, score_predictions([merge_oof(run, prepared)], config, prepared))
     return run

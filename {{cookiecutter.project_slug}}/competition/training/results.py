@@ -80,10 +80,7 @@ def finish_run(run: Path, config: Mapping[str, Any], prepared: Prepared) -> None
     existing = sorted(set(prepared.folds.values()) - {-1})
     finished = [fold for fold in existing if (run / f"fold{fold}" / "metrics.json").exists()]
     if finished == existing and not (run / "metrics.json").exists():
-        if not (run / "oof").exists():
-            shards = [shard for fold in existing for shard in sorted((run / f"fold{fold}").glob("oof-*-of-*"))]
-            merge_folders(shards, run / "oof", [id for id in prepared.table.ids if prepared.folds[id] >= 0])
-        oof = read_predictions(run / "oof")
+        oof = merge_oof(run, prepared)
         scores = score_predictions([oof], config, prepared)
         report_run(
             run,
@@ -95,19 +92,32 @@ def finish_run(run: Path, config: Mapping[str, Any], prepared: Prepared) -> None
             oof,
             scores.counts,
         )
-        values = list(scores.per_fold.values())
-        write_json(
-            run / "metrics.json",
-            {
-                "metric": type(scores.metric).__name__,
-                "overall": plain_number(scores.overall),
-                "mean": plain_number(float(np.mean(values))),
-                "std": plain_number(float(np.std(values))),
-                "folds": {str(fold): plain_number(score) for fold, score in scores.per_fold.items()},
-                "chosen_on_own_fold": bool(followers(config)),
-            },
-        )
+        write_scores(run, config, scores)
     print_scores(run, finished, existing)
+
+
+def merge_oof(run: Path, prepared: Prepared) -> Predictions:
+    """The out-of-fold predictions of a run whose folds are all finished, put together in `oof`."""
+    if not (run / "oof").exists():
+        shards = sorted(run.glob("fold*/oof-*-of-*"))
+        merge_folders(shards, run / "oof", [id for id in prepared.table.ids if prepared.folds[id] >= 0])
+    return read_predictions(run / "oof")
+
+
+def write_scores(run: Path, config: Mapping[str, Any], scores: Scores) -> None:
+    """Write the metrics.json of a run, which says that it is finished."""
+    values = list(scores.per_fold.values())
+    write_json(
+        run / "metrics.json",
+        {
+            "metric": type(scores.metric).__name__,
+            "overall": plain_number(scores.overall),
+            "mean": plain_number(float(np.mean(values))),
+            "std": plain_number(float(np.std(values))),
+            "folds": {str(fold): plain_number(score) for fold, score in scores.per_fold.items()},
+            "chosen_on_own_fold": bool(followers(config)),
+        },
+    )
 
 
 def plain_number(value: float) -> float | None:
