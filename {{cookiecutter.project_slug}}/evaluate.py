@@ -81,7 +81,10 @@ def main() -> None:
         write_evaluation(report, evaluation)
     print(f"\nWritten:\n  {report}")
     if len(options.sources) == 1:
-        print(f"\nNext, to compare:\n  python evaluate.py <another run> {options.sources[0]}")
+        source = options.sources[0]
+        others = [path.parent for path in source.resolve().parent.glob("*/oof") if path.parent != source.resolve()]
+        other = max(others, key=lambda path: path.stat().st_mtime).name if others else "<another run>"
+        print(f"\nNext, to compare it with another:\n  python evaluate.py {source.parent / other} {source}")
 
 
 def report_path(out: Path | None, source: Path) -> Path:

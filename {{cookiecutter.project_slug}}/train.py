@@ -15,7 +15,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from competition.command import ending_with_a_sentence
-from competition.config import register_resolvers
+from competition.config import check_overrides, register_resolvers
 from competition.processes.signals import Stopped, leave_on_signals
 
 register_resolvers()
@@ -37,4 +37,6 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    with ending_with_a_sentence(GOES_ON):
+        check_overrides(sys.argv[1:])
     main()

@@ -1,5 +1,6 @@
 """Configurations: composing them by Hydra outside of train.py, the one that a run keeps, and what it implies."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,20 +8,10 @@ from typing import Any
 import yaml
 
 from competition.files import write_text
+from competition.settings import CONFIGS, unknown_choice, unknown_setting
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 # What follows a fold's own validation, by the last part of its `_target_`.
 FOLLOWERS = ("Plateau", "EarlyStopping")
-# The tasks of what is not for every task: networks by `model.library`, losses by the last part of their `_target_`.
-TASKS_OF = {
-    "smp": ("segmentation",),
-    "timm": ("multiclass", "multilabel"),
-    "BinaryCrossEntropy": ("multilabel",),
-    "CrossEntropy": ("multiclass", "segmentation"),
-    "Dice": ("segmentation",),
-    "Lovasz": ("segmentation",),
-}
-USUAL_METRIC = {"multiclass": "accuracy", "multilabel": "f_beta", "segmentation": "mean_iou"}
 
 
 def register_resolvers() -> None:
@@ -36,7 +27,7 @@ def compose_config(overrides: Sequence[str], name: str = "train") -> Any:
     """The configuration that `train.py` would have with these overrides.
 
     Raises:
-        ValueError: a choice or key that does not exist.
+        ValueError: a choice or setting that does not exist, or an override that cannot be read.
     """
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
@@ -47,7 +38,36 @@ def compose_config(overrides: Sequence[str], name: str = "train") -> Any:
         try:
             return compose(name, list(overrides))
         except (HydraException, OmegaConfBaseException) as error:
-            raise ValueError(str(error)) from error
+            raise ValueError(_explain(error)) from error
+
+
+def check_overrides(arguments: Sequence[str]) -> None:
+    """Refuse a command line of `train.py` that does not compose, before Hydra does: its errors name no alternatives.
+
+    A command line with flags, such as --help, is left to Hydra.
+
+    Raises:
+        ValueError: as `compose_config`.
+    """
+    if not any(argument.startswith("-") for argument in arguments):
+        compose_config(arguments)
+
+
+def _explain(error: Exception) -> str:
+    """Hydra's error in a sentence."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+
+    text = " ".join(str(error).split())
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} is no override: write key=value, and a value with commas or blanks in quotes"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        return unknown_choice(group, choice, error.options)
+    if unknown := re.match(r"Could not override '([^']+)'", text):
+        return unknown_setting(unknown[1])
+    if there := re.match(r"Could not append to config. An item is already at '([^']+)'", text):
+        return f"the setting {there[1]!r} is there already: leave out the +"
+    return text
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -67,30 +87,6 @@ def read_config(run: Path) -> dict[str, Any]:
 def write_config(run: Path, config: dict[str, Any]) -> None:
     """Keep the configuration of a run."""
     write_text(run / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-
-
-def check_task(config: Mapping[str, Any]) -> None:
-    """Refuse a network or a loss of another task. It needs no data, whose errors would hide this one.
-
-    Raises:
-        ValueError: every part that does not fit, and what to add.
-    """
-    task, model, loss = config["task"], config["model"], config["loss"]
-    parts = [("model", model["name"], model["library"])]
-    for part in [loss, *(term["loss"] for term in loss.get("terms", []))]:
-        name = part["_target_"].rpartition(".")[2]
-        parts.append(("loss", name, name))
-    problems = []
-    for group, name, kind in dict.fromkeys(parts):
-        tasks = TASKS_OF.get(kind, (task,))
-        if task not in tasks:
-            what = "predicts masks" if kind == "smp" else f"is for {' and '.join(tasks)}"
-            problems.append(
-                f"{group} {name} {what} and the task is {task}: "
-                f"add task={tasks[0]} metric={USUAL_METRIC[tasks[0]]}, or choose another {group}"
-            )
-    if problems:
-        raise ValueError("\n".join(problems))
 
 
 def followers(config: Mapping[str, Any]) -> list[str]:

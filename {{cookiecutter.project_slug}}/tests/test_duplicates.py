@@ -7,9 +7,10 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import mannwhitneyu, norm
 from test_prepare import config
 
-from competition.data.adversarial import adversarial_validation, column_aucs, image_properties
+from competition.data.adversarial import adversarial_validation, auc_interval, column_aucs, image_properties
 from competition.data.duplicates import (
     COSINE,
     NEAR_MARGIN,
@@ -236,9 +237,20 @@ def test_columns_that_tell_train_from_test():
     train["name"], test["name"] = [f"x{n}" for n in range(100)], [f"y{n}" for n in range(100)]
     train["height"], test["height"] = [100] * 100, [101] * 100
     aucs = column_aucs(train, test.assign(extra=1))
-    assert list(aucs)[:2] == ["height", "camera"] and aucs["height"] == 1
-    assert aucs["camera"] == pytest.approx(0.9, abs=0.02)
-    assert max(aucs["name"], aucs["year"]) < 0.62 and "extra" not in aucs
+    assert list(aucs)[:2] == ["height", "camera"] and aucs["height"] == (1, 1, 1)
+    assert aucs["camera"].value == pytest.approx(0.9, abs=0.02)
+    assert max(aucs["name"].value, aucs["year"].value) < 0.62 and "extra" not in aucs
+
+
+def test_the_interval_of_an_auc_has_the_true_one_in_19_of_20_samples():
+    """Two normal distributions whose means are apart by d: the true AUC is the normal one of d / sqrt(2)."""
+    rng = np.random.default_rng(0)
+    for distance in (0.0, 0.5, 1.5):
+        samples = rng.normal(size=(400, 60)), rng.normal(distance, 1, (400, 90))
+        areas = [mannwhitneyu(b, a).statistic / (60 * 90) for a, b in zip(*samples, strict=True)]
+        intervals = [auc_interval(area, 60, 90) for area in areas]
+        inside = np.mean([one.low <= norm.cdf(distance / np.sqrt(2)) <= one.high for one in intervals])
+        assert 0.92 < inside < 0.98
 
 
 def test_what_prepare_says(tmp_path):

@@ -420,9 +420,22 @@ def test_a_page_of_segmentation(place, tmp_path):
     from competition.reporting.evaluation_report import write_evaluation
 
     (tmp_path / "ids.txt").write_text("007")
-    run = make_run(tmp_path / "a", place, "segmentation")
+    run = make_run(tmp_path / "a", place, "segmentation", skill=0.4)
     evaluation = evaluate([run], resamples=100, show=str(tmp_path / "ids.txt"), by=[])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         write_evaluation(tmp_path / "page.html", evaluation)
     assert (tmp_path / "page.html").read_text().count(", truth</figcaption>") == 4 + 4 + 1
+
+
+def test_a_page_shows_as_wrong_only_what_is_wrong(place, tmp_path):
+    from competition.reporting.evaluation_report import write_evaluation
+
+    for skill, wrong in ((0.4, True), (9.0, False)):
+        run = make_run(tmp_path / str(skill), place, skill=skill)
+        evaluation = evaluate([run], resamples=100, by=[])
+        accuracy = overall(evaluation, "Accuracy")["score"].item()
+        assert evaluation.evidence[0].right.mean() == pytest.approx(accuracy) and (accuracy < 1) is wrong
+        write_evaluation(tmp_path / f"{skill}.html", evaluation)
+        page = (tmp_path / f"{skill}.html").read_text()
+        assert ("Most wrong" in page) is wrong and ("no answer is wrong" in page) is not wrong

@@ -100,6 +100,15 @@ def test_missing_hub_says_what_to_do(architecture: dict[str, Any], monkeypatch: 
         build_network(architecture, 3, 4, pretrained=True)
 
 
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own client would try five times."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "/nowhere")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ValueError, match="http://127.0.0.1:9 does not answer .*model.weights=<file>"):
+        build_network(TIMM, 3, 4, pretrained=True)
+
+
 @pytest.mark.parametrize(
     ("architecture", "message"),
     [

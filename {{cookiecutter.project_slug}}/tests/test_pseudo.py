@@ -415,6 +415,8 @@ def test_the_command(labelled, tmp_path, command):
     out, run = tmp_path / "pseudo.csv", labelled.root / "a"
     code, said, error = label(run, "--confident", 0.95, "--confident-class", "blue=0.8", "--out", out)
     assert (code, error) == (0, "") and f"data.pseudo={out}" in said and "left out" in said
+    for fold in (0, 1):
+        assert f"the student of fold {fold} gets no image of green, red: " in said
     origin = json.loads(provenance_path(out).read_text())
     assert origin["rule"] == {"name": "confident", "threshold": 0.95, "of_class": {"blue": 0.8}}
     assert [student["rows"] for student in origin["students"]] == [8, 4]

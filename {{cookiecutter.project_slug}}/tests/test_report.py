@@ -10,7 +10,8 @@ import pytest
 
 from competition.predictions.metrics import confusion_matrix
 from competition.reporting.figures import confusion, learning_curves, per_class, to_png
-from competition.reporting.pictures import class_colors, displayable, gallery, overlay, paint
+from competition.reporting.palette import class_colors, paint
+from competition.reporting.pictures import displayable, gallery, overlay
 from competition.reporting.report import write_report
 from competition.reporting.run_report import worst_rows
 
@@ -96,9 +97,9 @@ def test_worst_rows_first():
     target = np.eye(3)[[0, 1, 2, 0]]
     probability = np.array([[0.9, 0.1, 0], [0.5, 0.5, 0], [1, 0, 0], [0.1, 0.9, 0]])
     assert worst_rows(target, probability, 3).tolist() == [2, 3, 1]
-    assert worst_rows(target, probability, 9).tolist() == [2, 3, 1, 0]
+    assert worst_rows(target, probability, 9).tolist() == [2, 3, 1]  # the first is right
     labels, answers = np.array([[0, 0], [1, 1]]), np.array([[0.9, 0.1], [0.6, 0.6]])
-    assert worst_rows(labels, answers, 2, multilabel=True).tolist() == [0, 1]
+    assert worst_rows(labels, answers, 2, multilabel=True).tolist() == [0]
 
 
 @pytest.mark.parametrize("folds", [{}, {0: history(0)}, {0: history(1)}, {fold: history(3) for fold in range(12)}])
@@ -140,12 +141,12 @@ def test_a_gallery_shows_every_picture_whole_in_its_place():
 
 
 def test_masks_are_laid_over_their_images():
+    """Every class in its colour, that of number 0, too."""
     image, mask = np.full((8, 8, 3), 100, np.uint8), np.array([[1, 0], [0, 255]], np.uint8)
-    result = paint(image, mask, np.eye(3), 255)
-    changed = (result != image).any(axis=2)
-    assert changed[:4, :4].all() and not changed[:4, 4:].any() and not changed[4:, :4].any()
-    assert (result[0, 0] == [40, 193, 40]).all()  # 0.4 of the grey, and 0.6 of the class's green
-    assert 4 <= changed[4:, 4:].sum() <= 12  # hatched
+    result = paint(image, mask, 3, 255)
+    first, second = (np.rint(40 + 0.6 * 255 * color) for color in class_colors(3)[:2])  # over 0.4 of the grey
+    assert (result[:4, :4] == second).all() and (result[:4, 4:] == first).all() and (result[4:, :4] == first).all()
+    assert 4 <= (result[4:, 4:] != image[4:, 4:]).any(axis=2).sum() <= 12  # hatched
 
 
 @pytest.mark.parametrize("size", [(40, 30), (20, 90), (900, 2000)])
@@ -156,12 +157,20 @@ def test_overlay_paints_the_answer_where_it_is(size):
     plain, painted = (picture.get_array() for picture in figure.images)
     assert plain.shape == painted.shape and 450 <= max(plain.shape) <= 1500
     height, width = plain.shape[:2]
-    colored = (painted != plain).any(axis=2)
-    assert colored[: height // 2 - 1, : width // 2 - 1].all()
-    assert not colored[height // 2 + 1 :].any() and not colored[:, width // 2 + 1 :].any()
-    assert "object 25.0%" in [text.get_text() for text in figure.legends[0].get_texts()]
+    blue, orange = np.rint(0.6 * 255 * class_colors(2))  # over black
+    assert (painted[: height // 2 - 1, : width // 2 - 1] == orange).all()
+    assert (painted[height // 2 + 1 :] == blue).all() and (painted[:, width // 2 + 1 :] == blue).all()
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == ["ground 75.0%", "object 25.0%"]
     page = decode(figure)[:, :, ::-1]
-    orange = np.round(0.6 * 255 * class_colors(2)[1])  # over black
-    whole = (np.abs(page - orange) <= 1).all(axis=2).sum(), (page == 0).all(axis=2).sum()
-    assert whole[0] == pytest.approx(height * width / 4, rel=0.02)
-    assert whole[1] == pytest.approx(height * width * 7 / 4, rel=0.02)
+    for color, share in ((orange, 1 / 4), (blue, 3 / 4), (np.zeros(3), 1)):
+        pixels = (np.abs(page - color) <= 1).all(axis=2).sum()
+        assert pixels == pytest.approx(height * width * share, rel=0.02)
+
+
+def test_ignored_pixels_have_no_share_and_colours_are_those_of_the_number():
+    image, mask = np.zeros((50, 50, 3), np.uint8), np.full((50, 50), 255, np.uint8)
+    mask[:10] = 2
+    figure = overlay(image, mask, ["sky", "road", "car"], ignore_index=255)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["car 100.0%"]
+    assert tuple(figure.legends[0].get_patches()[0].get_facecolor()[:3]) == tuple(class_colors(3)[2])

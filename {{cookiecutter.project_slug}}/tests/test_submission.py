@@ -367,9 +367,9 @@ def test_scores_are_noted_once_and_drawn(tmp_path):
     assert cv2.imread(str(tmp_path / "submissions.png")).shape[2] == 3
     kept = ledger.read_bytes()
     for file, value, message in (
-        ("four.csv", 0.5, "has 0 submissions four.csv"),
+        ("four.csv", 0.5, "has no submission four.csv"),
         ("one.csv", 0.4, "has the score 0.5"),
-        ("one.csv", float("nan"), "not a score"),
+        ("one.csv", float("nan"), "not a finite number"),
     ):
         with pytest.raises(ValueError, match=message):
             note_score(ledger, Path(file), value)

@@ -5,6 +5,7 @@ not of the worker that reads it, the device it is for, or the order; and persist
 """
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -202,6 +203,9 @@ def balanced_weights(target: np.ndarray, weight: np.ndarray | None = None) -> np
     total = (target if weight is None else target * np.asarray(weight)[:, None]).sum(axis=0)
     chances = (target[:, total > 0] / total[total > 0]).sum(axis=1)
     return chances / chances.sum()
+
+
+warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores are the user's choice
 
 
 def make_loader(

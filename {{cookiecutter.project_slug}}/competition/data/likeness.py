@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from competition.data.adversarial import FEWEST, Adversarial, adversarial_validation, column_aucs, image_properties
+from competition.data.adversarial import AUC, FEWEST, Adversarial, adversarial_validation, column_aucs, image_properties
 from competition.data.duplicates import BETWEEN_FOLDS, SAME_FOLD, TRAIN_AND_TEST, find_duplicates
 from competition.data.looks import Describer, Looks, look_at
 from competition.data.prepare import Prepared
@@ -109,10 +109,14 @@ def _shift_notes(data: Mapping[str, Any], prepared: Prepared, test: Table, looks
     return _describe_shift(result, columns, likeness["id"].head(SHOWN).tolist(), path)
 
 
-def _describe_shift(result: Adversarial, columns: Mapping[str, float], pictures: list[str], path: Path) -> list[str]:
+def _describe_shift(result: Adversarial, columns: Mapping[str, AUC], pictures: list[str], path: Path) -> list[str]:
     auc = f"AUC {result.auc:.3f}, 95 % interval {result.low:.3f} to {result.high:.3f}"
-    telling = ", ".join(f"{name} ({value:.2f})" for name, value in columns.items() if value >= TELLING)
-    notes = [f"columns that tell train from test by themselves (AUC): {telling}"] if telling else []
+    telling = ", ".join(
+        f"{name} ({one.value:.2f}, {one.low:.2f} to {one.high:.2f})"
+        for name, one in columns.items()
+        if one.value >= TELLING and one.low > 0.5
+    )
+    notes = [f"columns that tell train from test by themselves (AUC, 95 % interval): {telling}"] if telling else []
     if not result.differs:
         return [f"train and test pictures cannot be told apart ({auc})", *notes]
     return [

@@ -132,7 +132,7 @@ def read_table(
         check.problems.append(f"the data root {root} is not a folder")
     check.stop_if_bad()
     if raw.empty:
-        check.problems.append("the table has no rows")
+        check.problems.append("the table has no rows: below the line of column names goes one row an image")
         check.stop_if_bad()
 
     canonical_names = {"id", "image", "mask", "group", "unit", "weight", "fold"}

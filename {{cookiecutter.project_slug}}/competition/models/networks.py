@@ -9,6 +9,7 @@ An architecture is plain data, so that it can be written to a file and built aga
 """
 
 import difflib
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from competition.models.normalized import head_modules
+from competition.reachable import connection_problem
+
+# timm warns of weights that a network has no place for, as the head's of an encoder; `_check_loaded` knows better.
+logging.getLogger("timm.models._builder").setLevel(logging.ERROR)
 
 Architecture = Mapping[str, Any]
 
@@ -198,13 +203,19 @@ def _from_hub(published: bool, name: str, build: Callable[[], nn.Module]) -> nn.
     """Call `build`; where it asks the hub, say what can be done when that fails in one of its many ways."""
     if not published:
         return build()
+    from huggingface_hub import constants
+
+    problem = None if constants.HF_HUB_OFFLINE else connection_problem(constants.ENDPOINT)
+    if problem is not None:
+        constants.HF_HUB_OFFLINE = True  # what the cache has is taken, and for the rest no minutes are lost
     try:
         return build()
     except TypeError:
         raise
     except Exception as error:
         raise ValueError(
-            f"the published weights of {name} could not be loaded ({type(error).__name__}: {str(error)[:200]}). "
+            f"the published weights of {name} could not be loaded "
+            f"({problem or f'{type(error).__name__}: {str(error)[:200]}'}). "
             "No network? Give model.weights=<file>, or train from scratch with model.pretrained=false"
         ) from error
 

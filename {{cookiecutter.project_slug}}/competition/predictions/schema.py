@@ -112,7 +112,7 @@ def frame_problems(frame: pd.DataFrame, header: Header) -> list[str]:
     """What is wrong with rows or an index that has the columns."""
     problems = []
     if not len(frame):
-        return ["there are no rows"]
+        return ["there are no rows: every predicted image has one, or one a member"]
     for name in ("id", "snapshot", "view"):
         if not all(isinstance(value, str) for value in frame[name].unique()):
             problems.append(

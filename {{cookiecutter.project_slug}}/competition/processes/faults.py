@@ -37,3 +37,9 @@ def describe_exit(code: int, where: str = "above") -> str:
         return f"ended with exit code {code}, see {where}"
     name = signal.Signals(-code).name
     return f"was killed by {name}" + (", most often because memory ran out" if -code == signal.SIGKILL else "")
+
+
+def goes_on(*codes: int) -> str:
+    """What to do after processes ended so: an error that was explained would only come again."""
+    same = "same command goes on from there"
+    return f"Mend what is named above; then the {same}" if 2 in codes else f"The {same}"

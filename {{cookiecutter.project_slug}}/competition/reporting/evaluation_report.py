@@ -50,6 +50,8 @@ def write_evaluation(path: Path, evaluation: Evaluation) -> None:
         figure = confusion(first.confusion, evaluation.truth.table.classes)
         parts.append(figure_html(f"Confusion matrix: {first.name}", figure))
     parts += ["<h2>Calibration</h2>", _calibration(evaluation)]
+    if first.right.all():
+        parts.append(f"<p>{html.escape(first.name)}: no answer is wrong.</p>")
     shown = _galleries(evaluation, first)
     parts += [figure_html(caption, figure) for caption, figure in shown]
     if evaluation.notes:
@@ -87,8 +89,8 @@ def _calibration(evaluation: Evaluation) -> str:
 
 def _galleries(evaluation: Evaluation, first: Evidence) -> list[tuple[str, "Figure"]]:
     chosen = {
-        "Most wrong (look here for label errors)": _largest(first, first.wrong),
-        "Most uncertain": _largest(first, first.unsure),
+        "Most wrong (look here for label errors)": _largest(first, first.wrong, ~first.right),
+        "Most uncertain": _largest(first, first.unsure, np.ones_like(first.right)),
         "Shown and not scored": evaluation.shown,
     }
     draw = _overlays if first.average is None else _thumbnails
@@ -99,8 +101,9 @@ def _galleries(evaluation: Evaluation, first: Evidence) -> list[tuple[str, "Figu
     return figures
 
 
-def _largest(evidence: Evidence, values: np.ndarray) -> np.ndarray:
-    return evidence.rows[np.argsort(-values, kind="stable")[: OVERLAYS if evidence.average is None else PICTURES]]
+def _largest(evidence: Evidence, values: np.ndarray, among: np.ndarray) -> np.ndarray:
+    order = np.argsort(-values, kind="stable")
+    return evidence.rows[order[among[order]][: OVERLAYS if evidence.average is None else PICTURES]]
 
 
 def _thumbnails(
@@ -127,8 +130,9 @@ def _overlays(evaluation: Evaluation, evidence: Evidence, caption: str, rows: np
     maps = iter_average_maps(evidence.predictions, [table.ids[row] for row in rows])
     for row, (id, probability) in zip(rows, maps, strict=True):
         image, mask = read_image(table.image_path(row)), read_mask(table.mask_path(row))
-        for what, painted in (("answer", probability.argmax(0)), ("truth", np.where(mask < len(probability), mask, 0))):
-            figures.append((f"{caption}: {id}, {what}", overlay(image, painted, table.classes)))
+        for what, painted in (("answer", probability.argmax(0)), ("truth", mask)):
+            picture = overlay(image, painted, table.classes, ignore_index=evaluation.truth.metric.ignore_index)
+            figures.append((f"{caption}: {id}, {what}", picture))
     return figures
 
 

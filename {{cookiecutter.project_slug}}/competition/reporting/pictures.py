@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from competition.data.images import default_scale, read_image, read_mask, resize, resize_mask
+from competition.data.images import default_scale, read_image, read_mask, resize
 from competition.data.prepare import Prepared, stratification_target
 from competition.data.table import Table
 from competition.files import write_atomic
 from competition.reporting.figures import DPI, new_figure, nothing_to_show, shorten, to_png
+from competition.reporting.palette import class_colors, paint
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,21 +52,19 @@ def gallery(
     return figure
 
 
-def overlay(image: np.ndarray, answer: np.ndarray, classes: Sequence[str], title: str = "") -> "Figure":
+def overlay(
+    image: np.ndarray, answer: np.ndarray, classes: Sequence[str], title: str = "", ignore_index: int | None = None
+) -> "Figure":
     """The image (H, W, C) as read, beside itself with the answer (H, W) in colours and a legend with pixel shares.
 
-    The first class is left unpainted.
+    Ignored pixels are hatched and have no part in the shares.
     """
     shown, colors = displayable(image), class_colors(len(classes))
-    plain, painted = (_fit(picture, *PAINTED) for picture in (shown, paint(shown, answer, colors, None)))
-    shares = np.bincount(answer.ravel(), minlength=len(classes)) / answer.size
+    plain, painted = (_fit(picture, *PAINTED) for picture in (shown, paint(shown, answer, len(classes), ignore_index)))
+    counts = np.bincount(answer[answer != ignore_index], minlength=len(classes))
+    shares = counts / max(counts.sum(), 1)
     order = [index for index in np.argsort(-shares, kind="stable") if shares[index] > 0][:MOST_NAMES]
-    named = [
-        (f"{shorten(classes[index])} {shares[index]:.1%}", colors[index])
-        if index
-        else (f"{shorten(classes[0])} {shares[0]:.1%} (unpainted)", np.ones(3))
-        for index in order
-    ]
+    named = [(f"{shorten(classes[index])} {shares[index]:.1%}", colors[index]) for index in order]
     height, width = plain.shape[:2]
     step = (0, height + MARGIN) if width > 1.6 * height else (width + MARGIN, 0)  # wide pictures: one below the other
     text = max(1.0, max(height, width) / PAINTED[0])  # letters grow with the picture
@@ -80,21 +79,6 @@ def overlay(image: np.ndarray, answer: np.ndarray, classes: Sequence[str], title
     return figure
 
 
-def paint(
-    image: np.ndarray, mask: np.ndarray, colors: np.ndarray, ignore_index: int | None, first: int = 1
-) -> np.ndarray:
-    """The image (H, W, 3) uint8 with the classes from `first` on in their colours; ignored pixels are hatched."""
-    mask = resize_mask(mask, image.shape[:2])
-    result = image.copy()
-    ignored = np.zeros(mask.shape, bool) if ignore_index is None else mask == ignore_index
-    painted = (mask >= first) & ~ignored & (mask < len(colors))
-    # Over grey, since two colours mixed look like a third class.
-    gray = image[painted].mean(axis=1, keepdims=True)
-    result[painted] = np.rint(0.4 * gray + 0.6 * 255 * colors[mask[painted]])
-    result[ignored & ((np.indices(mask.shape).sum(axis=0) // 3) % 2 == 0)] = 128
-    return result
-
-
 def displayable(image: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 to look at: gray, or the first three channels; other than 8 bit is stretched to its 1-99 %."""
     image = image[:, :, :3] if image.shape[2] >= 3 else np.repeat(image[:, :, :1], 3, axis=2)
@@ -103,14 +87,6 @@ def displayable(image: np.ndarray) -> np.ndarray:
     unit = image.astype(np.float32) / default_scale(image.dtype)
     low, high = np.percentile(unit, [1, 99], axis=(0, 1))
     return np.rint(np.clip((unit - low) / np.maximum(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
-
-
-def class_colors(count: int) -> np.ndarray:
-    """(C, 3) colours in [0, 1], neighbours far apart: matplotlib's ten, then hues in steps of the golden ratio."""
-    from matplotlib.colors import hsv_to_rgb, to_rgb
-
-    more = [hsv_to_rgb((0.618034 * index % 1, 0.5 + 0.5 * (index % 2), 0.95)) for index in range(10, count)]
-    return np.array([*(to_rgb(f"C{index}") for index in range(min(10, count))), *more]).reshape(-1, 3)
 
 
 def draw_samples(data: Mapping[str, Any], prepared: Prepared) -> Path:
@@ -123,17 +99,17 @@ def draw_samples(data: Mapping[str, Any], prepared: Prepared) -> Path:
     sources = (table.path, Path(data["prepared"]) / "images.csv")
     if path.exists() and all(path.stat().st_mtime_ns >= source.stat().st_mtime_ns for source in sources):
         return path
-    colors = class_colors(len(table.classes))
-    first = int(table.classes[:1] == ("background",))  # a background stays as it is
     masks = "mask" in table.frame
 
     def picture(row: int) -> np.ndarray:
         image = _fit(displayable(read_image(table.image_path(row), data["mode"])), THUMBNAIL, THUMBNAIL)
-        return paint(image, read_mask(table.mask_path(row)), colors, data["ignore_index"], first) if masks else image
+        return (
+            paint(image, read_mask(table.mask_path(row)), len(table.classes), data["ignore_index"]) if masks else image
+        )
 
     rows = choose_samples(stratification_target(table, prepared.scan), SAMPLES)
     names = [shorten(name) for name in table.classes]
-    legend = list(zip(names, colors, strict=True))[first:MOST_NAMES] if masks else ()
+    legend = list(zip(names, class_colors(len(names)), strict=True))[:MOST_NAMES] if masks else ()
     figure = gallery(map(picture, rows), [_title(table, row) for row in rows], legend)
     with write_atomic(path) as temporary:
         temporary.write_bytes(to_png(figure))

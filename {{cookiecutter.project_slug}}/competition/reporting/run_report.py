@@ -11,9 +11,9 @@ from competition.config import followers
 from competition.data.images import read_image, read_mask
 from competition.data.table import Table
 from competition.predictions.members import average_members
-from competition.predictions.metrics import confusion_matrix, cross_entropy
+from competition.predictions.metrics import answered_right, confusion_matrix, cross_entropy
 from competition.predictions.store import Predictions, iter_average_maps
-from competition.reporting.figures import confusion, per_class
+from competition.reporting.figures import confusion, nothing_to_show, per_class
 from competition.reporting.pictures import gallery, name_answer, overlay
 from competition.reporting.report import write_report
 
@@ -95,13 +95,15 @@ def _classification_figures(table: Table, oof: Predictions) -> list[tuple[str, A
         f"→ {name_answer(oof.classes, probability[i], multilabel)}"
         for i in worst
     ]
-    figures.append(("Most wrong: truth → answer (look here for label errors)", gallery(images, titles)))
+    wrong = gallery(images, titles) if titles else nothing_to_show("no answer is wrong")
+    figures.append(("Most wrong: truth → answer (look here for label errors)", wrong))
     return figures
 
 
 def worst_rows(target: np.ndarray, probability: np.ndarray, count: int, multilabel: bool = False) -> np.ndarray:
-    """Rows of (N, C) targets and probabilities with the largest cross-entropy, worst first, at most `count`."""
-    return np.argsort(-cross_entropy(target, probability, multilabel), kind="stable")[:count]
+    """Rows of (N, C) targets and probabilities that are answered wrongly, by their cross-entropy, at most `count`."""
+    order = np.argsort(-cross_entropy(target, probability, multilabel), kind="stable")
+    return order[~answered_right(target, probability, multilabel)[order]][:count]
 
 
 def _segmentation_figures(table: Table, metric: Any, oof: Predictions, counts: np.ndarray) -> list[tuple[str, Any]]:
@@ -109,12 +111,12 @@ def _segmentation_figures(table: Table, metric: Any, oof: Predictions, counts: n
     support = counts[:, :, 2].sum(axis=0)
     figures = [(f"{type(metric).__name__} per class", per_class(values, oof.classes, type(metric).__name__, support))]
     right, true = counts[:, :, 0].sum(axis=1), counts[:, :, 2].sum(axis=1)
-    worst = np.argsort(right / np.maximum(true, 1), kind="stable")[:OVERLAYS]
+    share = right / np.maximum(true, 1)
+    worst = [index for index in np.argsort(share, kind="stable")[:OVERLAYS] if right[index] < true[index]]
     ids = oof.frame["id"].drop_duplicates().tolist()
     row_of = {id: row for row, id in enumerate(table.ids)}
     for id, probability in iter_average_maps(oof, [ids[index] for index in worst]):
         image, mask = read_image(table.image_path(row_of[id])), read_mask(table.mask_path(row_of[id]))
         figures.append((f"Fewest pixels right: {id}, answer", overlay(image, probability.argmax(0), oof.classes)))
-        shown = np.where(mask < len(oof.classes), mask, 0)
-        figures.append((f"{id}, truth", overlay(image, shown, oof.classes)))
+        figures.append((f"{id}, truth", overlay(image, mask, oof.classes, ignore_index=metric.ignore_index)))
     return figures

@@ -1,5 +1,6 @@
 """From a configuration and the prepared data to the parts of a training: network, loss, loaders, trainer."""
 
+import inspect
 import os
 from collections.abc import Mapping
 from functools import partial
@@ -31,6 +32,7 @@ from competition.models.schedule import Schedule, build_phases, pseudo_shares
 from competition.models.segmentation import SegmentationModule
 from competition.predictions.metrics.building import build_metric
 from competition.processes.group import Place
+from competition.settings import unknown_setting
 
 MODULES: dict[str, type[TrainingModule]] = {
     "multiclass": ClassificationModule,
@@ -267,6 +269,16 @@ def inspect_config(config: Mapping[str, Any], prepared: Prepared) -> dict[str, A
     Raises:
         ValueError: what in the configuration or the data cannot be used.
     """
+    known = list(inspect.signature(pl.Trainer).parameters)
+    unknown = [
+        unknown_setting(f"trainer.{name}", [f"trainer.{other}" for other in known])
+        for name in config["trainer"]
+        if name not in known
+    ]
+    if unknown:
+        raise ValueError("\n".join(unknown))
+    for callback in config["callbacks"].values():
+        make(callback)
     spec = build_spec(config, prepared)
     network = build_normalized(config, spec)
     build_metric(config["metric"], config["task"], spec.classes)

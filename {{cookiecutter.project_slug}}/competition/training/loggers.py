@@ -2,17 +2,22 @@
 
 import netrc
 import os
-import urllib.error
-import urllib.request
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
+from competition.reachable import connection_problem
+
 
 class FoldWandbLogger(WandbLogger):
     """Ends the wandb run with the training: a fold's process has not the exit handlers by which wandb would do it."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._wandb_init.pop("anonymous", None)  # wandb warns of an argument that Lightning still hands over
 
     def finalize(self, status: str) -> None:
         super().finalize(status)
@@ -35,7 +40,7 @@ def wandb_logger(run: str, fold: int, folder: Path, project: str) -> Logger:
     make = partial(FoldWandbLogger, project=project, name=name, id=name, group=run, save_dir=folder, resume="allow")
     if os.environ.get("WANDB_MODE", "online") != "online":
         return make(offline=True)
-    problem = "no key found" if not _has_wandb_key() else _connection_problem()
+    problem = "no key found" if not _has_wandb_key() else connection_problem(_server())
     if problem is None:
         logger = make()
         try:
@@ -72,17 +77,6 @@ def _has_wandb_key() -> bool:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(urlparse(_server()).hostname or "") is not None
     except (FileNotFoundError, netrc.NetrcParseError):
         return False
-
-
-def _connection_problem() -> str | None:
-    """Why the server cannot be used, found in seconds; wandb alone tries for minutes."""
-    try:
-        urllib.request.urlopen(_server(), timeout=5).close()
-    except urllib.error.HTTPError:
-        return None  # an answer, if not to this question
-    except OSError as error:
-        return f"{_server()} does not answer ({getattr(error, 'reason', error)})"
-    return None
 
 
 def _server() -> str:

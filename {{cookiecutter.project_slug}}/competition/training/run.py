@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from competition.config import check_task
+from competition.checks import check_config
 from competition.locks import lock
 from competition.processes.nodes import Node, check_nodes, find_node
 from competition.processes.running import fold_context
@@ -51,7 +51,7 @@ def train(config: dict[str, Any], runs: Path = Path("runs")) -> Path:
     """
     if config["run"] is not None:
         config = continued_config(config)
-    check_task(config)
+    check_config(config)
     node = check_nodes(config["trainer"]["num_nodes"], find_node(os.environ))
     context = fold_context()  # it imports torch in the background, while the data is checked here
     with gather(node) as team:

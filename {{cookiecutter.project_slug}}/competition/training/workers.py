@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from competition.processes.faults import describe_exit
+from competition.processes.faults import describe_exit, goes_on
 from competition.processes.group import Group, Place, Setting, free_port
 from competition.processes.nodes import Node
 from competition.processes.signals import Stopped, raise_stopped
@@ -68,9 +68,7 @@ def train_part(context: "Context", run: Path, fold: int, plan: Plan, node: Node,
         code = team.run(group)
     raise_stopped(code)
     if code:
-        raise RuntimeError(
-            f"fold {fold} {describe_exit(code)}; what is finished is kept in {run}. The same command goes on from there"
-        )
+        raise RuntimeError(f"fold {fold} {describe_exit(code)}; what is finished is kept in {run}. {goes_on(code)}")
 
 
 def train_at_once(context: "Context", run: Path, folds: Sequence[int], plan: Plan) -> None:
@@ -119,7 +117,7 @@ def train_at_once(context: "Context", run: Path, folds: Sequence[int], plan: Pla
     if failed:
         raise RuntimeError(
             "\n".join(_describe_failure(run, fold, code) for fold, code in failed.items())
-            + f"\nwhat is finished is kept in {run}. The same command goes on from there"
+            + f"\nwhat is finished is kept in {run}. {goes_on(*failed.values())}"
         )
 
 

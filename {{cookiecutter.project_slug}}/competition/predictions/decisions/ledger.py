@@ -31,6 +31,7 @@ COLUMNS = [
     "leaderboard",
 ]
 LEDGER = "submissions.csv"
+NONE_YET = "{} lists no submissions yet: python submit.py make <source> makes one"
 
 
 class Final(NamedTuple):
@@ -80,18 +81,23 @@ def record_score(path: Path, file: Path, value: float) -> pd.DataFrame:
         ValueError: not a finite number, no such submission, several of that name, or it has a score already.
     """
     if not np.isfinite(value):
-        raise ValueError(f"{value} is not a score")
+        raise ValueError(f"the score {value} is not a finite number")
     frame = read_ledger(path)
+    if frame.empty:
+        raise ValueError(NONE_YET.format(path))
     files = frame["file"].map(Path)
     rows = np.flatnonzero([other.resolve() == file.resolve() for other in files])
     if not len(rows):
         rows = np.flatnonzero([other.name == str(file) for other in files])
     if len(rows) != 1:
         listed = "".join(f"\n  {name}" for name in frame["file"])
-        raise ValueError(f"{path} has {len(rows)} submissions {file}; it has{listed or ' none'}")
+        what = f"several submissions of the name {file}: give the path of one" if len(rows) else f"no submission {file}"
+        raise ValueError(f"{path} has {what}; it lists{listed}")
     row = rows[0]
     if frame["leaderboard"][row] not in ("", repr(value)):
-        raise ValueError(f"{frame['file'][row]} has the score {frame['leaderboard'][row]} in {path}: correct it there")
+        raise ValueError(
+            f"{frame['file'][row]} has the score {frame['leaderboard'][row]} already: if that is wrong, correct {path}"
+        )
     frame.loc[row, "leaderboard"] = repr(value)
     _write(path, frame)
     return frame
@@ -170,7 +176,10 @@ def note_score(path: Path, file: Path, value: float) -> list[str]:
     frame = record_score(path, file, value)
     both = frame[(frame["leaderboard"] != "") & (frame["oof_score"] != "")]
     if both.empty:
-        return [f"written  {path}; no submission has both scores, so there is nothing to draw"]
+        return [
+            f"written  {path}",
+            "no submission has a score out of fold beside the leaderboard's: nothing to compare",
+        ]
     both = comparable(both)
     picture = path.with_suffix(".png")
     with write_atomic(picture) as temporary:
@@ -193,7 +202,7 @@ def describe_choice(path: Path) -> list[str]:
     """
     frame = read_ledger(path)
     if frame.empty:
-        raise ValueError(f"{path} has no submissions yet: python submit.py make <source> makes one")
+        raise ValueError(NONE_YET.format(path))
     same = comparable(frame)
     final = final_two(same)
     lines = [f"{len(same)} submissions with {frame['metric'].iloc[-1]} on the folds {frame['folds'].iloc[-1]}"]

@@ -25,7 +25,12 @@ def read_sample(path: Path) -> pd.DataFrame:
     """
     sample = _read_text(path)
     problems = [] if len(sample.columns) > 1 else ["it has no column beside the ids"]
-    raise_problems(path, problems if len(sample) else [*problems, "it has no rows"])
+    raise_problems(
+        path,
+        problems
+        if len(sample)
+        else [*problems, "it has no rows; a sample submission has one for every answer that is wanted"],
+    )
     return sample
 
 

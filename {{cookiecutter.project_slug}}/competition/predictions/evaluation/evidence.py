@@ -7,7 +7,7 @@ import pandas as pd
 
 from competition.predictions.evaluation.reliability import BINS, reliability_bins
 from competition.predictions.members import average_members
-from competition.predictions.metrics import confusion_matrix, cross_entropy
+from competition.predictions.metrics import answered_right, confusion_matrix, cross_entropy
 from competition.predictions.schema import PredictionsError
 from competition.predictions.scoring import by_unit
 from competition.predictions.store import Predictions, iter_average_maps
@@ -25,6 +25,7 @@ class Evidence:
         counts: (C, 3) right, answered and true units (pixels) of each class.
         confusion: (C, C) counts of (true, answered) class; None for multi-label.
         reliability: (3, B) sums, see `predictions/evaluation/reliability.py`.
+        right: (U,) whether the answer is the truth, in every label or pixel.
         wrong, unsure: (U,) the larger, the further from the truth, and the less decided.
         average: the probabilities by id, averaged over the members, of all images; None for segmentation.
     """
@@ -37,6 +38,7 @@ class Evidence:
     counts: np.ndarray
     confusion: np.ndarray | None
     reliability: np.ndarray
+    right: np.ndarray
     wrong: np.ndarray
     unsure: np.ndarray
     average: pd.DataFrame | None = None
@@ -108,6 +110,7 @@ def _gather_rows(
         np.stack([(truth_of & answer).sum(axis=0), answer.sum(axis=0), truth_of.sum(axis=0)], axis=1),
         confusion,
         sums,
+        right=answered_right(target, probability, multilabel),
         wrong=cross_entropy(target, probability, multilabel),
         unsure=cross_entropy(probability, probability, multilabel),
         average=average,
@@ -145,5 +148,16 @@ def _gather_maps(
     stacked = np.stack(counts)
     right, true_pixels = stacked[:, :, 0].sum(axis=1), stacked[:, :, 2].sum(axis=1)
     wrong = 1 - right / np.maximum(true_pixels, 1)
-    pooled = stacked.sum(axis=0)
-    return Evidence(name, predictions, (stacked,), folds, rows, pooled, confusion, sums, wrong, np.array(unsure))
+    return Evidence(
+        name,
+        predictions,
+        (stacked,),
+        folds,
+        rows,
+        stacked.sum(axis=0),
+        confusion,
+        sums,
+        right=right == true_pixels,
+        wrong=wrong,
+        unsure=np.array(unsure),
+    )

@@ -19,6 +19,7 @@ from competition.predictions.metrics.classification import (
     LogLoss,
     MacroF1,
     QuadraticKappa,
+    answered_right,
     cross_entropy,
 )
 from competition.predictions.metrics.folds import score_fold_counts, score_folds
@@ -56,6 +57,7 @@ __all__ = [
     "QuadraticKappa",
     "RocAuc",
     "SegmentationMetric",
+    "answered_right",
     "confusion_matrix",
     "cross_entropy",
     "example_score",

@@ -43,6 +43,13 @@ def cross_entropy(target: np.ndarray, probability: np.ndarray, multilabel: bool)
     return -(target * np.log(probability)).sum(axis=1)
 
 
+def answered_right(target: np.ndarray, probability: np.ndarray, multilabel: bool) -> np.ndarray:
+    """(N,) whether the likeliest class is the true one; multi-label: whether all labels are, from 0.5 on."""
+    if multilabel:
+        return ((probability >= 0.5) == (target >= 0.5)).all(axis=1)
+    return probability.argmax(axis=1) == target.argmax(axis=1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class MacroF1(ClassificationMetric):
     """F1 of each class, averaged over the classes that occur in the truth or in the answers.

@@ -1,0 +1,96 @@
+"""Mistakes in a configuration or on the command line: a sentence with the setting's name, in no time."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import tiny_config
+
+from competition.checks import check_config
+from competition.config import CONFIGS, check_overrides, compose_config
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("epochz=1", "there is no setting 'epochz'; did you mean epochs?"),
+        ("optimizr=sgd", "there is no setting 'optimizr'; did you mean optimizer?"),
+        ("optimizer.lrr=1", "there is no setting 'optimizer.lrr'; did you mean optimizer.lr?"),
+        ("lr=1", "there is no setting 'lr'; did you mean optimizer.lr?"),
+        ("qqqqq=1", "there is no setting 'qqqqq': python train.py --help lists all"),
+        ("experiment=basline", "there is no experiment=basline, did you mean baseline? (experiment is one of baseline"),
+        ("model=qqqqq", "there is no model=qqqqq (model is one of convnext, "),
+        ("+epochs=1", "the setting 'epochs' is there already: leave out the +"),
+        ("fold=[1", "'fold=[1' is no override: write key=value"),
+        ("baseline", "'baseline' is no override: write key=value"),
+    ],
+)
+def test_an_override_that_does_not_compose_is_named_with_what_may_have_been_meant(override: str, sentence: str):
+    with pytest.raises(ValueError) as error:
+        check_overrides(["seed=1", override])
+    assert str(error.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("+epochz=1", "there is no setting 'epochz'; did you mean epochs?"),
+        ("+data.samplng=1", "there is no setting 'data.samplng'; did you mean data.sampling?"),
+        ("+scheduler.flor=1", "there is no setting 'scheduler.flor'; did you mean scheduler.floor?"),
+        ("scheduler.warmup=abc", "scheduler.warmup is 'abc'; it must be a number"),
+        ("optimizer.lr=abc", "optimizer.lr is 'abc'; it must be a number above 0"),
+        ("optimizer.lr=true", "optimizer.lr is True; it must be a number above 0"),
+        ("batch_size=0", "batch_size is 0; it must be a whole number from 1"),
+        ("epochs=1.5", "epochs is 1.5; it must be a whole number from 0"),
+        ("data.sampling=balancd", "data.sampling is 'balancd'; it must be one of shuffle, balanced"),
+        ("model.pretrained=maybe", "model.pretrained is 'maybe'; it must be true or false"),
+        ("data.image_size=[32,0]", "data.image_size is [32, 0]; it must be a whole number above 0, or [height,width]"),
+        ("phases.train.trainable=tail", "phases.train.trainable is 'tail'; it is one of all, head"),
+        ("data.root=nowhere", "data.root is nowhere, and there is no such folder: put the data there, or correct"),
+        ("model.weights=gone.safetensors", "there is no weight file gone.safetensors: correct model.weights"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_named(override: str, sentence: str, data: Path):
+    check_config(tiny_config(data, "multiclass"))
+    with pytest.raises(ValueError) as error:
+        check_config(tiny_config(data, "multiclass", override))
+    assert str(error.value).startswith(sentence)
+
+
+def test_all_mistakes_are_told_at_once(data: Path):
+    wrong = ["+seeds=1", "batch_size=x", "threads=0", "model=tiny_unet", "data.table=gone.csv"]
+    with pytest.raises(ValueError) as error:
+        check_config(tiny_config(data, "multiclass", *wrong))
+    assert len(str(error.value).splitlines()) == len(wrong)
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel", "segmentation"])
+@pytest.mark.parametrize("path", sorted((CONFIGS / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_no_experiment_is_refused_for_its_settings(path: Path, task: str, data: Path):
+    try:
+        check_config(tiny_config(data, task, f"experiment={path.stem}"))
+    except ValueError as error:
+        assert all("and the task is" in line for line in str(error).splitlines())
+
+
+def test_the_command_ends_with_2_before_torch_is_imported(tmp_path: Path, command):
+    """Mistakes that Hydra would meet, and those that it would not."""
+    try:
+        compose_config([])
+    except ValueError:
+        pytest.skip("configs/project.yaml is a template here")
+    sentence = "error: there is no setting 'epochz'; did you mean epochs?\n"
+    assert command("train.py", "epochz=1") == (2, "", sentence)
+    script = (
+        "import runpy, sys\n"
+        "sys.modules['torch'] = None\n"  # importing it is an error, also in the processes of folds
+        "sys.argv = ['train.py', 'experiment=baseline', '+epochz=1']\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", sentence)
+    assert not list(tmp_path.iterdir())
