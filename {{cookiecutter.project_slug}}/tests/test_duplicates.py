@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import mannwhitneyu, norm
+from scipy.stats import norm
 from test_prepare import config
 
 from competition.data.adversarial import adversarial_validation, auc_interval, column_aucs, image_properties
@@ -246,11 +246,11 @@ def test_the_interval_of_an_auc_has_the_true_one_in_19_of_20_samples():
     """Two normal distributions whose means are apart by d: the true AUC is the normal one of d / sqrt(2)."""
     rng = np.random.default_rng(0)
     for distance in (0.0, 0.5, 1.5):
-        samples = rng.normal(size=(400, 60)), rng.normal(distance, 1, (400, 90))
-        areas = [mannwhitneyu(b, a).statistic / (60 * 90) for a, b in zip(*samples, strict=True)]
+        negatives, positives = rng.normal(size=(2000, 60)), rng.normal(distance, 1, (2000, 90))
+        areas = (positives[:, :, None] > negatives[:, None, :]).mean(axis=(1, 2))
         intervals = [auc_interval(area, 60, 90) for area in areas]
         inside = np.mean([one.low <= norm.cdf(distance / np.sqrt(2)) <= one.high for one in intervals])
-        assert 0.92 < inside < 0.98
+        assert 0.92 < inside < 0.97
 
 
 def test_what_prepare_says(tmp_path):
