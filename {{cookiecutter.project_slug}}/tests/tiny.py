@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Sequence
-from multiprocessing import get_context
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
