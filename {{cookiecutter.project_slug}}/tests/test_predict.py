@@ -316,7 +316,7 @@ def same_predictions(first, second):
     ("task", "processes", "choices"),
     [
         ("multilabel", 2, {"tta": "flips", "keep_views": True}),
-        ("segmentation", 7, {}),
+        ("segmentation", 6, {}),
         ("segmentation", 2, {"tiles": True}),
     ],
 )
