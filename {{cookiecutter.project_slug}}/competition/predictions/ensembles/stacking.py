@@ -75,11 +75,13 @@ def class_inputs(probability: np.ndarray, extra: np.ndarray, odds: bool) -> Call
 def fit_stack(learner: Learner, examples: Examples) -> Stack:
     """Fit an estimator a class. Soft targets are taken as hard ones."""
     from joblib import Parallel, delayed
+    from threadpoolctl import threadpool_limits
 
     target = examples.metric.hard(examples.target)
     inputs = class_inputs(examples.probability, examples.extra, learner.odds)
     parts = np.unique(examples.folds, return_inverse=True)[1] % INNER_PARTS
-    with warnings.catch_warnings():  # here and not in the threads, which share the filters
+    # The classes are the parallelism: threads of BLAS and OpenMP beneath them wait for each other, ten times as long.
+    with threadpool_limits(1, "blas"), warnings.catch_warnings():  # here: all threads share limits and filters
         warnings.simplefilter("ignore")  # of a network stopped after its epochs, as it is meant to be
         estimators = Parallel(n_jobs=-1, prefer="threads")(
             delayed(_fit_class)(learner, inputs, index, target[:, index], parts) for index in range(target.shape[1])
@@ -91,10 +93,17 @@ def _fit_class(
     learner: Learner, inputs: Callable[[int], np.ndarray], index: int, target: np.ndarray, parts: np.ndarray
 ) -> Any:
     """Choose the hyperparameter and fit; a class that all rows have, or none, is answered by its share."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, "openmp"):  # of the calling thread
+        return _choose_and_fit(learner, inputs(index), target, parts)
+
+
+def _choose_and_fit(learner: Learner, values: np.ndarray, target: np.ndarray, parts: np.ndarray) -> Any:
+    """An estimator of inputs (N, F) and a target (N,) bool; `parts` (N,) are held out in turn for choosing."""
     from sklearn.dummy import DummyRegressor
     from sklearn.model_selection import GridSearchCV, PredefinedSplit
 
-    values = inputs(index)
     if target.all() or not target.any():
         return DummyRegressor().fit(values, target)
     some = np.random.default_rng(0).permutation(len(target))[:CHOOSING_ROWS]
