@@ -9,8 +9,9 @@ examples:
 
 The output is a source like a run: evaluate.py, submit.py and ensemble.py itself work on it.
 
-A second level is fitted for each class and fold. With 48 sources of 40,000 rows, 17 classes and 10 folds, two cores need
-about a minute each for linear, logistic and network, 4 minutes for boosting and 8 for trees; --strict takes a multiple.
+A second level is fitted for each class and fold. With 48 sources of 40,000 rows, 17 classes and 10 folds two cores need
+about a minute each for linear, logistic and network, 4 minutes for boosting and 8 for trees; --strict multiplies that
+by the number of folds.
 """
 
 import argparse
