@@ -89,7 +89,7 @@ class MapPart(Part):
         name = NAME.format(self.number)
         file = f"maps/{name}-{self.count:06d}.npz"
         _write_map(self.folder / file, values)
-        row = dict(zip(INDEX_COLUMNS, (id, fold, snapshot, view, file, *values.shape[1:]), strict=True))
+        row = dict(zip(INDEX_COLUMNS, (id, int(fold), snapshot, view, file, *values.shape[1:]), strict=True))
         with (self.folder / f"{name}.jsonl").open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(row) + "\n")
         self.count += 1
