@@ -133,11 +133,21 @@ def _accept(node: Node) -> list[Connection]:
             except TimeoutError:
                 missing = sorted(set(range(1, node.count)) - links.keys())
                 raise ValueError(f"the nodes {missing} did not come within {GATHERING} seconds") from None
-            with suppress(EOFError, OSError, ValueError):  # whoever else knocks at an open port
-                job, rank = json.loads(link.recv_bytes(LONGEST))
-                if job == node.job:
-                    links[rank] = link
+            rank = _greeted(link, node.job)
+            if rank is None:
+                link.close()
+            else:
+                links[rank] = link
     return list(links.values())
+
+
+def _greeted(link: Connection, job: str) -> int | None:
+    """The rank that a node of this job says first; None for whoever else knocks at an open port."""
+    try:
+        theirs, rank = json.loads(link.recv_bytes(LONGEST))
+    except (EOFError, OSError, ValueError):
+        return None
+    return int(rank) if theirs == job else None
 
 
 def _reach(node: Node) -> Connection:
