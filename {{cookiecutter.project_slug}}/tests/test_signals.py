@@ -45,8 +45,8 @@ def test_a_signal_ends_everything_with_its_code(number, code, choices, whole_gro
 
 
 def test_a_run_that_left_goes_on_to_the_same_result(data, tmp_path):
-    """Asked to leave in the middle of the second epoch."""
-    config = tiny_config(data, "multiclass", "epochs=3", "fold=0")
+    """Asked to leave in the middle of the second epoch, with a worker that draws batches ahead."""
+    config = tiny_config(data, "multiclass", "epochs=3", "fold=0", "data.workers=1")
 
     def ask_in_epoch_2() -> None:
         begin = TrainingModule.on_train_batch_start

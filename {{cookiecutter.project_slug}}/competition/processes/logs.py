@@ -29,6 +29,7 @@ class Tee:
 def log_to(path: Path) -> None:
     """From now on errors, warnings and progress go to the end of the file `path`, what is printed there and to the
     console."""
+    path.parent.mkdir(exist_ok=True)
     file = path.open("a", buffering=1, encoding="utf-8")
     sys.stdout = Tee(os.fdopen(os.dup(1), "w", buffering=1), file)
     os.dup2(file.fileno(), 2)  # of libraries in C too

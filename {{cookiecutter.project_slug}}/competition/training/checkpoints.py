@@ -36,20 +36,20 @@ class LastCheckpoint(Checkpoint):
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
-def find_checkpoint(folder: Path) -> Path | None:
-    """The `last.ckpt` of a fold, or None where no epoch was finished.
+def find_checkpoint(folder: Path) -> tuple[Path | None, int]:
+    """The `last.ckpt` of a fold and how many epochs it has behind it; None and 0 where no epoch was finished.
 
     Raises:
         ValueError: it is damaged, or has more in it than tensors and plain values.
     """
     path = folder / NAME
     if not path.exists():
-        return None
+        return None, 0
     try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        epoch = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["epoch"]
+    except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} cannot be read: delete it, and the fold begins anew") from error
-    return path
+    return path, epoch + 1
 
 
 def remove_leftovers(folder: Path, world: int) -> None:

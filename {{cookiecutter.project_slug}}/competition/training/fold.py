@@ -106,7 +106,10 @@ def train_fold(run: Path, fold: int, config: Mapping[str, Any], place: Place) ->
         network.to(memory_format=torch.channels_last)
     if config["model"]["compile"]:
         network.net.compile()  # in place: torch.compile(net) would rename every parameter
-    trainer.fit(module, loader, ckpt_path=find_checkpoint(folder), weights_only=True)
+    checkpoint, epochs = find_checkpoint(folder)
+    # Lightning lets the loader's workers begin before it tells the sampler which epoch it goes on with.
+    loader.sampler.set_epoch(epochs)  # type: ignore[attr-defined]  # an EpochSampler
+    trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
 

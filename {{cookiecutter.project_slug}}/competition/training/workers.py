@@ -80,25 +80,18 @@ def train_at_once(context: "Context", run: Path, folds: Sequence[int], plan: Pla
         RuntimeError: at the end, with the folds that failed and the ends of their logs.
         Stopped: a signal ended a fold's processes, and with them all.
     """
-    pending, running, ended = deque(folds), dict[int, tuple[int, Group]](), list[int]()
-    failed: dict[int, int] = {}
+    pending, running, failed = deque(folds), dict[int, tuple[int, Group]](), dict[int, int]()
     workers = min(len(plan.visible), len(folds))
     with ExitStack() as groups:
         try:
-            while pending or running or ended:
-                for worker in [worker for worker in range(workers) if worker not in running][: len(pending)]:
+            while pending or running:
+                for worker in sorted(set(range(workers)) - running.keys())[: len(pending)]:
                     fold = pending.popleft()
-                    log = _log(run, fold)
-                    log.parent.mkdir(exist_ok=True)
-                    console.print(f"fold {fold} begins; its log is {log}")
-                    setting = Setting(sharing=workers, visible=plan.visible[worker], log=log)
+                    setting = Setting(sharing=workers, visible=plan.visible[worker], log=_log(run, fold))
                     group = Group(context, _train_fold, (run, fold, plan.config), plan.devices, setting)
+                    console.print(f"fold {fold} begins; its log is {setting.log}")
                     running[worker] = fold, groups.enter_context(group)
-                while ended:  # after others have begun: the score of many masks takes its time
-                    finish_fold(run, ended[-1], plan.config, plan.prepared, plan.world)
-                    console.print(f"fold {ended.pop()} is finished")
-                if running:
-                    wait([sentinel for _, group in running.values() for sentinel in group.sentinels])
+                wait([sentinel for _, group in running.values() for sentinel in group.sentinels])
                 for worker, (fold, group) in list(running.items()):
                     code = group.poll()
                     if code is None:
@@ -109,7 +102,8 @@ def train_at_once(context: "Context", run: Path, folds: Sequence[int], plan: Pla
                         failed[fold] = code
                         console.print(f"fold {fold} failed; the others go on")
                     else:
-                        ended.append(fold)
+                        finish_fold(run, fold, plan.config, plan.prepared, plan.world)
+                        console.print(f"fold {fold} is finished")
         except Stopped as stop:
             for _, group in running.values():
                 group.signal(stop.number)  # all at once; each is waited for in its turn
