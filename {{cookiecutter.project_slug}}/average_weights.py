@@ -1,10 +1,10 @@
 """Average the weights of a run's snapshots: one model a fold in place of several, for production.
 
 examples:
-  python train.py experiment=finetune phases=cycles
-  python average_weights.py runs/finetune-1a2b3c4d
-  python evaluate.py runs/finetune-1a2b3c4d-averaged runs/finetune-1a2b3c4d
-  python predict.py runs/finetune-1a2b3c4d-averaged --tta flips
+  python train.py experiment=finetune_cnn phases=cycles
+  python average_weights.py runs/finetune_cnn-1a2b3c4d
+  python evaluate.py runs/finetune_cnn-1a2b3c4d-averaged runs/finetune_cnn-1a2b3c4d
+  python predict.py runs/finetune_cnn-1a2b3c4d-averaged --tta flips
 
 What it writes is a run like any other. How many of the newest snapshots are averaged (with top_k, of the best) is
 chosen for each fold on the other folds, and batch-norm statistics are estimated anew on the training images.

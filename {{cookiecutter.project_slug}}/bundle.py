@@ -1,8 +1,8 @@
 """Write what a code competition's notebook needs, and rehearse it: infer.py, models and decision in one folder.
 
 examples:
-  python bundle.py runs/finetune-1a2b3c4d --out bundle --oof oof-flips
-  python bundle.py runs/finetune-* --out bundle --half --budget-mb 500 --sample data/competition/sample_submission.csv
+  python bundle.py runs/finetune_cnn-1a2b3c4d --out bundle --oof oof-flips
+  python bundle.py runs/a-* runs/b-* --out bundle --half --budget-mb 500 --sample data/competition/sample_submission.csv
   python bundle.py ensembles/first --out bundle --wheels host.txt
   python bundle.py bundle --rehearse --table data/competition/train.csv --rows 5000 --hidden 50000
 

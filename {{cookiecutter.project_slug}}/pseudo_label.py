@@ -1,7 +1,7 @@
 """Label unlabelled images by the predictions of runs, for each fold's student by models that never saw its fold.
 
 examples:
-  python pseudo_label.py runs/finetune-1a2b3c4d --confident 0.95 --out data/competition/pseudo.csv
+  python pseudo_label.py runs/finetune_cnn-1a2b3c4d --confident 0.95 --out data/competition/pseudo.csv
   python pseudo_label.py runs/a-1a2b3c4d runs/b-5e6f7a8b --test test-d4 --soft --out data/competition/pseudo.parquet
   python pseudo_label.py runs/a-1a2b3c4d --confident 0.95 --confident-class cat=0.9 dog=0.99 --out pseudo.csv
   python pseudo_label.py runs/a-1a2b3c4d --uncertain 100 --out uncertain.csv

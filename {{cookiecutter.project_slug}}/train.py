@@ -1,7 +1,7 @@
 """Train the folds of an experiment and score them out of fold.
 
     python train.py experiment=baseline
-    python train.py experiment=finetune data=competition model.weights=weights/my.safetensors
+    python train.py experiment=finetune_cnn data=competition model.weights=weights/my.safetensors
     python train.py experiment=baseline fold=0 optimizer.lr=3e-4
 
 The same command again goes on where it stopped, or says that it is done. Exit codes: 2 for what is wrong, in a

@@ -24,8 +24,10 @@ TASKS = {
     "dice": ["segmentation"],
     "lovasz": ["segmentation"],
     "ce_dice": ["segmentation"],
-    "segmentation": ["segmentation"],
-    "finetune": ["multiclass", "multilabel"],
+    "segmentation_binary": ["segmentation"],
+    "segmentation_large": ["segmentation"],
+    "segmentation_multiclass": ["segmentation"],
+    "baseline": ["multiclass", "multilabel", "segmentation"],
 }
 
 
@@ -88,7 +90,7 @@ MASK_FLAGS = [flags for flags in FLAGS if "data.sampling=balanced" not in flags]
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["experiment=segmentation"], "model Unet predicts masks and the task is multiclass: "
+        (["experiment=segmentation_multiclass"], "model Unet predicts masks and the task is multiclass: "
          "add task=segmentation metric=mean_iou, or choose another model\nloss Dice is for segmentation"),
         (["task=segmentation", "model=resnet"], "model resnet.* is for multiclass and multilabel and the task is "
          "segmentation: add task=multiclass metric=accuracy, or choose another model"),
@@ -119,6 +121,7 @@ def test_every_other_choice_composes(group: str, choice: str):
 
 # The networks as they are configured are built and run in test_networks.py; here small ones of their kind stand in.
 STAND_INS = {"convnext": "test_convnext", "tf_efficientnet": "test_efficientnet", "vit": "test_vit"}
+SMALL_EXPERIMENTS = {"vit_small_patch16_224.augreg_in21k_ft_in1k": "test_vit", "resnet18": "test_resnet"}
 SMALL_DECODERS = {
     "Unet": ["++model.options.decoder_channels=[8,8,8,8,8]"],
     "FPN": ["++model.options.decoder_pyramid_channels=32", "++model.options.decoder_segmentation_channels=32"],
@@ -182,23 +185,23 @@ def test_every_choice_trains_a_step(task: str, overrides: list[str], few: Path, 
     assert (run / "fold0" / "metrics.json").exists()
 
 
-@pytest.mark.parametrize("task", ["multiclass", "multilabel", "segmentation"])
 @pytest.mark.parametrize("experiment", CHOICES["experiment"])
-def test_every_experiment_trains_a_step(experiment: str, task: str, few: Path, tmp_path: Path):
-    if not fits("experiment", experiment, task):
-        pytest.skip(f"{experiment} is not for {task}")
-    config = tiny_config(
-        few,
-        task,
-        f"experiment={experiment}",
-        "model.pretrained=false",
-        "logger=none",
-        "fold=0",
-        "batch_size=4",
-        "trainer.limit_train_batches=1",
-    )
-    config["phases"] = {name: phase | {"epochs": 1} for name, phase in config["phases"].items()}
-    assert (train_folds(config, tmp_path) / "fold0" / "metrics.json").exists()
+def test_every_experiment_trains_a_step(experiment: str, few: Path, tmp_path: Path):
+    for task in TASKS.get(experiment, ["multiclass"]):
+        config = tiny_config(
+            few,
+            task,
+            f"experiment={experiment}",
+            "model.pretrained=false",
+            "logger=none",
+            "batch_size=4",
+            "trainer.limit_train_batches=1",
+        )
+        small = SMALL_EXPERIMENTS.get(config["model"]["name"], config["model"]["name"])
+        config |= {"model": config["model"] | {"name": small}, "fold": 0 if config["fold"] == "all" else config["fold"]}
+        config["phases"] = {name: phase | {"epochs": 1} for name, phase in config["phases"].items()}
+        run = train_folds(config, tmp_path / task)
+        assert list(run.glob("*/metrics.json"))
 
 
 @pytest.mark.parametrize(

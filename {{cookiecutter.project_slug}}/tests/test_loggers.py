@@ -56,7 +56,7 @@ def log_two(port: int, folder: Path) -> None:
 
     os.environ.pop("WANDB_MODE", None)
     os.environ |= {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": f"http://127.0.0.1:{port}"}
-    logger = wandb_logger("r", 0, folder, "p")
+    logger = wandb_logger("r", "fold0", folder, "p")
     for step in range(2):
         logger.log_metrics({"loss": 1.0}, step)
     logger.finalize("success")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from competition.inference.tiles import predict_tiled
+from competition.inference.tiles import predict_tiled, tiled_logits
 
 
 def pixelwise(x):
@@ -27,6 +27,16 @@ def test_a_pixelwise_network_gives_the_same_in_tiles(size, batch_size):
     assert shapes == {(1, 32, 32)} and result.dtype == np.uint8
     expected = np.rint(pixelwise(torch.from_numpy(image)[None])[0].numpy() * 255)
     np.testing.assert_allclose(result, expected, atol=1)
+
+
+def test_the_softmax_of_tiled_logits_is_that_of_the_logits():
+    image = torch.rand((1, 1, 40, 70), generator=torch.Generator().manual_seed(0))
+
+    def network(x):
+        return torch.stack([x[:, 0], 2 - 30 * x[:, 0], torch.zeros_like(x[:, 0])], dim=1)
+
+    logits = tiled_logits(network, image, (32, 32), 3)
+    torch.testing.assert_close(logits.softmax(1), network(image).softmax(1), atol=0.01, rtol=0)
 
 
 def test_the_middle_of_a_tile_counts_more_than_its_border():

@@ -14,7 +14,7 @@ from competition.predictions.store import read_predictions
 from competition.processes.group import Place
 from competition.training import fold as folds
 from competition.training.build import inspect_config
-from competition.training.plan import choose_folds
+from competition.training.plan import choose_parts
 from competition.training.run import train
 
 
@@ -240,7 +240,7 @@ def test_mistakes_say_what_to_do(override, message, data, tmp_path):
         config = tiny_config(data, "multiclass", override)
         prepared = prepare_tiny(config)
         inspect_config(config, prepared)
-        choose_folds(config["fold"], prepared)
+        choose_parts(config, prepared)
         folds.training_loader(config, prepared, np.arange(12), Place())
 
 
@@ -255,3 +255,16 @@ def test_a_network_of_another_task_is_refused_before_any_data_is_read(tmp_path):
     with pytest.raises(ValueError, match=r"predicts masks and the task is multiclass: add task=segmentation"):
         train(config, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_masks_by_crops_are_validated_and_predicted_as_whole_pictures(data, tmp_path):
+    """Tiles of 16 pixels on pictures of 32: the last validation is measured on the maps that are written."""
+    config = tiny_config(data, "segmentation", "data.fit=tiles", "data.image_size=16", "fold=0", "optimizer.lr=0.01")
+    run = train_folds(config, tmp_path)
+    oof = read_predictions(run / "fold0" / "oof-0-of-1")
+    assert set(zip(oof.frame["height"], oof.frame["width"], strict=True)) == {(32, 32)}
+    history = pd.read_csv(run / "fold0" / "history.csv")
+    score = json.loads((run / "fold0" / "metrics.json").read_text())["score"]
+    assert history["score"].iat[-1] == pytest.approx(score, abs=0.01)  # maps are kept in 8 bits
+    with pytest.raises(ValueError, match="tiles, which have one view: choose tta=none"):
+        folds.build_spec(tiny_config(data, "segmentation", "data.fit=tiles", "tta=flips"), prepare_tiny(config))

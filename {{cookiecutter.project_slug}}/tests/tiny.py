@@ -14,7 +14,7 @@ import pandas as pd
 from competition.config import compose_config
 from competition.data.prepare import Prepared, prepare
 from competition.training.identity import make_identity
-from competition.training.plan import choose_folds, hash_contents
+from competition.training.plan import choose_parts, hash_contents
 from competition.training.results import finish_fold, finish_run, merge_oof, score_predictions, write_scores
 from competition.training.run_folder import continued_config, open_run
 
@@ -149,13 +149,13 @@ def train_folds(config: dict[str, Any], folder: Path, world: int = 1) -> Path:
 
     prepared = prepare_tiny(config)
     run = open_tiny(config, folder, prepared, world)
-    for fold in choose_folds(config["fold"], prepared):
-        if not (run / f"fold{fold}" / "metrics.json").exists():
+    for part in choose_parts(config, prepared):
+        if not (run / part.name / "metrics.json").exists():
             if world == 1:
-                train_fold(run, fold, config, Place())
+                train_fold(run, part, config, Place())
             else:
-                assert run_processes(get_context("fork"), train_fold, (run, fold, config), world) == 0
-            finish_fold(run, fold, config, prepared, world)
+                assert run_processes(get_context("fork"), train_fold, (run, part, config), world) == 0
+            finish_fold(run, part, config, prepared, world)
     return run
 
 

@@ -18,6 +18,7 @@ from competition.bundle.sources import Part, Parts, open_parts
 from competition.bundle.values import Values, measure
 from competition.bundle.versions import WHEELS, installed_versions
 from competition.bundle.wheels import download_wheels
+from competition.data.holdout import fold_name
 from competition.files import check_new, new_folder, read_json, sha256_file, write_json
 from competition.inference.weights import SPEC, WEIGHTS
 from competition.predictions.decisions import material
@@ -151,7 +152,7 @@ def _runs(found: Parts, values: Sequence[Values]) -> list[BundledRun]:
 
 def _models(name: str, part: Part) -> list[BundledModel]:
     return [
-        BundledModel(fold=fold, snapshot=place, folder=f"models/{name}/fold{fold}/{snapshot}")
+        BundledModel(fold=fold, snapshot=place, folder=f"models/{name}/{fold_name(fold)}/{snapshot}")
         for (fold, snapshot), place in part.snapshots.items()
     ]
 

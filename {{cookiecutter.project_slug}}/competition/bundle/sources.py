@@ -65,7 +65,7 @@ def open_parts(folders: Sequence[Path], oof: str) -> Parts:
     else:
         equal = 1 / len(folders)
         parts = [_open_part(folder, folder / ("oof" if oof == "oof" else f"predictions/{oof}")) for folder in folders]
-        found = Parts([replace(part, weights=dict.fromkeys(part.run.folds, equal)) for part in parts], "arithmetic")
+        found = Parts([replace(part, weights=dict.fromkeys(part.run.members, equal)) for part in parts], "arithmetic")
     check_together([part.run for part in found.parts])
     problems = [problem for part in found.parts for problem in _problems(part)]
     problems += [
@@ -117,5 +117,5 @@ def _problems(part: Part) -> list[str]:
         TTA.from_names(tta["views"], tta["mean"])
     except ValueError as error:
         return [f"{folder}: {error}; a bundle needs views and a mean as predict.py --oof --tta makes them"]
-    without = sorted(set(part.weights) - set(part.run.folds))
+    without = sorted(set(part.weights) - set(part.run.members))
     return [f"{part.run.folder}: folds {without} have no model"] if without else []

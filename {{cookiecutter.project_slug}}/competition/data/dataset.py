@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from competition.data.augmentation import Augmentation
+from competition.data.crops import random_crop
 from competition.data.images import ImageError, fit_image, image_hw, read_image, read_mask, resize_mask, to_unit
 from competition.data.table import Table
 
@@ -56,7 +57,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
         table: with targets.
         augmentation: None leaves the image as it is.
         image_size: of the tensors, (height, width) or one number.
-        fit: how images get that size after the augmentation, see `fit_image`.
+        fit: how images get that size after the augmentation, see `fit_image`. "tiles": random crops of that size are
+            augmented; without augmentation, the whole picture at its own size.
         mode: "stored", "gray" or "rgb".
         scale: stored value that means 1.0; None: by dtype.
         seed: of the augmentation.
@@ -94,15 +96,21 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: Draw | tuple[int, int]) -> dict[str, Any]:
         row, epoch, repeat = Draw(*index)
         try:
-            image = to_unit(read_image(self.table.image_path(row), self.mode), self.scale)
+            image = read_image(self.table.image_path(row), self.mode)
             mask = read_mask(self.table.mask_path(row)) if self.table.target is None else None
         except ImageError as error:
             raise ImageError(f"{error} (id {self.ids[row]!r})") from error
+        seed = sample_seed(self.seed, epoch, self.ids[row], repeat)
+        whole = self.fit == "tiles" and self.augmentation is None
+        if self.fit == "tiles" and mask is not None and not whole:  # first: what is cut away costs nothing from here on
+            image, mask = random_crop(image, mask, self.size, self.ignore_index, seed)
+        image = to_unit(image, self.scale)
         if self.augmentation is not None:
-            image, mask = self.augmentation(image, mask, sample_seed(self.seed, epoch, self.ids[row], repeat))
-        image = np.ascontiguousarray(fit_image(image, self.size, self.fit).transpose(2, 0, 1))
+            image, mask = self.augmentation(image, mask, seed)
+        size = image.shape[:2] if whole else self.size
+        image = np.ascontiguousarray(fit_image(image, size, self.fit).transpose(2, 0, 1))
         if mask is not None:
-            target = torch.from_numpy(resize_mask(mask, self.size).astype(np.int64))
+            target = torch.from_numpy(resize_mask(mask, size).astype(np.int64))
         else:
             assert self.table.target is not None
             target = torch.tensor(self.table.target[row], dtype=torch.float32)

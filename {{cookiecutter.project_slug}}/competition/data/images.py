@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 MODES = ("stored", "gray", "rgb")
-FITS = ("stretch", "crop")
+FITS = ("stretch", "crop", "tiles")
 # The share of the shorter side that a centre crop keeps: with it most published ImageNet weights are evaluated (timm's
 # crop_pct). On 153 photographs, a linear head on frozen features scored .955 with it, .940 with the whole side.
 CROPPED = 0.875
@@ -87,10 +87,10 @@ def fit_image(image: np.ndarray, size: int | Sequence[int], fit: str) -> np.ndar
         size: (height, width) or one number.
         fit: "stretch" changes the proportions; "crop" cuts out the centre in its proportions: the size is CROPPED
             of what the scaled image has in its tighter direction. An image of that size already stays as it is: it
-            comes from an augmentation that crops.
+            comes from an augmentation that crops, or from `random_crop`, where the fit is "tiles".
     """
     height, width = image_hw(size)
-    if fit == "stretch" or image.shape[:2] == (height, width):
+    if fit != "crop" or image.shape[:2] == (height, width):
         return resize(image, size)
     scale = max(height / image.shape[0], width / image.shape[1]) / CROPPED
     covering = resize(image, (max(height, round(image.shape[0] * scale)), max(width, round(image.shape[1] * scale))))

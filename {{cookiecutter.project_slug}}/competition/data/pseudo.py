@@ -2,7 +2,8 @@
 
 The student of fold k is the model that is trained without fold k. It gets the rows with its own number and no others:
 the targets of another student were made by models that had seen fold k's labels. Nothing may be computed over the rows
-of several students either, since how many rows another student has, and which, depends on those labels too.
+of several students either, since how many rows another student has, and which, depends on those labels too. The student
+of FULL is trained on every row, and nothing scores it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from competition.data.holdout import FULL
 from competition.data.table import Columns, Table, TableError, read_table
 from competition.files import read_json
 
@@ -74,7 +76,9 @@ def read_pseudo(data: Mapping[str, Any], real: Table, folds: Iterable[int], fold
     made_with = read_json(origin).get("folds_hash") if origin.is_file() else None
     problems = []
     if made_with is None:
-        problems.append(f"{origin}, which pseudo_label.py writes beside it and which says the folds, is not there")
+        problems.append(
+            f"{origin}, which pseudo_label.py or distill.py writes beside it and which says the folds, is not there"
+        )
     elif made_with != folds_hash:
         problems.append(
             f"it was made with the folds {made_with}, and the folds now are {folds_hash}: its students are others"
@@ -83,7 +87,7 @@ def read_pseudo(data: Mapping[str, Any], real: Table, folds: Iterable[int], fold
         raise TableError(path, [*problems, f"there is no column {STUDENT!r}"])
     student = pd.to_numeric(table.frame[STUDENT], errors="coerce")
     existing = sorted(set(folds) - {-1})
-    unknown = ~student.isin(existing)
+    unknown = ~student.isin([*existing, FULL])
     for name, value in zip(table.frame["id"][unknown], table.frame[STUDENT][unknown], strict=True):
         problems.append(f"row {name!r}: the student {value!r} is none of the folds {existing}")
     problems += [f"the student {fold} has no rows" for fold in existing if not (student == fold).any()]

@@ -91,6 +91,8 @@ def oof_jobs(run: TrainedRun, table: Table) -> list[Job]:
     Raises:
         ValueError: a row has no fold, or a fold no model yet.
     """
+    if not run.folds:
+        raise ValueError(f"{run.folder} was trained on every row: there is none that its model did not see")
     if run.missing_folds:
         raise ValueError(f"folds {run.missing_folds} have no model yet: every row needs the model of its fold")
     fold_of = table_folds(table, run.data)
@@ -154,7 +156,11 @@ def _writer(run: TrainedRun, folder: Path, table: Table, tta: TTA, jobs: Sequenc
         classes=list(run.spec.classes),
         run=run.folder.resolve().name,
         folds_hash=run.folds_hash,
-        tta={"views": tta.names, "mean": tta.mean, **({"tiles": True} if choices.tiles else {})},
+        tta={
+            "views": tta.names,
+            "mean": tta.mean,
+            **({"tiles": True} if choices.tiles or run.spec.fit == "tiles" else {}),
+        },
         created_by="predict.py",
     )
     return (MapWriter if run.spec.task == "segmentation" else RowWriter)(folder, header, request, table.ids)

@@ -32,7 +32,8 @@ class Predictor:
         models: networks with their specs; they may differ in everything else, preprocessing included.
         tta: views and their mean.
         keep_views: give the probabilities of each view, not their mean.
-        tiles: segmentation: predict in tiles of the network's size at the stored resolution, one view.
+        tiles: segmentation: predict in tiles of the network's size at the stored resolution, one view. Models whose
+            fit is "tiles" always do.
         device: where to compute; the models are moved there.
         batch_size: images in one forward pass, all views counted.
         workers: processes that read images; 0 reads in this one. The result does not depend on it.
@@ -73,9 +74,15 @@ class Predictor:
         if precision == "16-mixed" and self.device.type == "cpu":
             raise ValueError("precision 16-mixed needs a GPU; on the CPU take 32 or bf16-mixed")
         self.nets = [net.to(self.device).eval() for net, _ in models]
-        if tiles and tta.names != ["identity"]:
+        trained = {spec.fit == "tiles" for _, spec in models}
+        if len(trained) > 1 and not tiles:
+            raise ValueError(
+                "some models are trained on crops of the stored resolution, others on whole pictures: predict them in "
+                "two commands"
+            )
+        self.tiles = tiles or True in trained
+        if self.tiles and tta.names != ["identity"]:
             raise ValueError("tiles are predicted in one view: choose --tta none")
-        self.tiles = tiles
         self.tta = tta
         self.views = tta.names if keep_views else [tta.name]
         self.batch_size = max(1, batch_size // len(tta.names))

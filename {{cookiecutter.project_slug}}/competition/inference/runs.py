@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from competition.config import read_config
+from competition.data.holdout import FULL, fold_name
 from competition.files import read_json
 from competition.inference.weights import SPEC, ModelSpec, find_models, read_spec
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run that has models: its configuration's data section, and the model folders by (fold, snapshot)."""
+    """A run that has models: its configuration's data section, and the model folders by (fold, snapshot).
+
+    The fold of a model of every row is FULL.
+    """
 
     folder: Path
     data: dict[str, Any]
@@ -25,9 +29,14 @@ class TrainedRun:
     spec: ModelSpec
 
     @property
+    def members(self) -> list[int]:
+        """The folds that have models, FULL first where there is one of every row."""
+        return sorted({fold for fold, _ in self.models})
+
+    @property
     def folds(self) -> list[int]:
         """The folds that have models."""
-        return sorted({fold for fold, _ in self.models})
+        return [fold for fold in self.members if fold != FULL]
 
     @property
     def folds_hash(self) -> str | None:
@@ -36,7 +45,12 @@ class TrainedRun:
 
     @property
     def missing_folds(self) -> list[int]:
-        """Folds without a model. With folds given in the table, how many there are stands nowhere else."""
+        """Folds without a model; none are missing beside a model of every row alone.
+
+        With folds given in the table, how many there are stands nowhere else.
+        """
+        if not self.folds:
+            return []
         existing = range(self.data["folds"]) if self.data["columns"]["fold"] is None else self.folds
         return [fold for fold in existing if fold not in self.folds]
 
@@ -53,6 +67,7 @@ def open_run(folder: Path) -> TrainedRun:
     """
     config = read_config(folder)
     folds = {int(match[1]): path for path in folder.glob("fold*") if (match := re.fullmatch(r"fold(\d+)", path.name))}
+    folds[FULL] = folder / fold_name(FULL)
     models = {(fold, name): path for fold in sorted(folds) for name, path in find_models(folds[fold]).items()}
     if not models:
         raise ValueError(f"{folder} has no model yet: no fold is finished; go on with python train.py run={folder}")
@@ -60,12 +75,16 @@ def open_run(folder: Path) -> TrainedRun:
     for fold, snapshots in names.items():
         first = next(iter(names.values()))
         if len(snapshots) != len(first):
-            raise ValueError(f"{folder}: fold {fold} has the snapshots {snapshots}, the first fold has {first}")
+            raise ValueError(
+                f"{folder}: {fold_name(fold)} has the snapshots {snapshots}, and the first model has {first}"
+            )
     specs = {member: read_spec(path) for member, path in models.items()}
     spec = next(iter(specs.values()))
     for (fold, _), other in specs.items():
         if (other.task, other.classes) != (spec.task, spec.classes):
-            raise ValueError(f"{folder}: the model of fold {fold} has another task or other classes than the first")
+            raise ValueError(
+                f"{folder}: the model of {fold_name(fold)} has another task or other classes than the first"
+            )
     return TrainedRun(folder, config["data"], models, spec)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 OVERLAP = 0.5  # of a tile, in both directions: every pixel inside the picture lies near the middle of some tile
+TILES_A_PASS = 4  # while training watches itself: less than a training step has in memory
 SIGMA = 1 / 8  # of a tile: the window of nnU-Net (Isensee et al. 2021)
 
 
@@ -53,6 +54,26 @@ def predict_tiled(
         weight = np.concatenate([weight[done:], np.zeros_like(weight[:done])])
     above, before = missing[0] // 2, missing[1] // 2
     return result[:, above : above + height, before : before + width]
+
+
+def tiled_logits(network: Callable[[Tensor], Tensor], image: Tensor, tile: Sequence[int], classes: int) -> Tensor:
+    """Logits of a whole picture from its tiles, for losses and metrics that take logits.
+
+    They are log-probabilities, whose softmax gives the probabilities of `predict_tiled` back; 0 is taken as 1 / 510.
+
+    Args:
+        network: (B, channels, h, w) to logits (B, classes, h, w).
+        image: (1, channels, H, W).
+
+    Returns:
+        (1, classes, H, W) float32, on the device of the image.
+    """
+
+    def probabilities(tiles: Tensor) -> Tensor:
+        return network(tiles.to(image.device)).float().softmax(1)
+
+    values = torch.from_numpy(predict_tiled(image[0].cpu().numpy(), probabilities, tile, classes, TILES_A_PASS))
+    return (values.to(image.device).float() / 255).clamp(min=1 / 510).log()[None]
 
 
 def _starts(length: int, tile: int) -> list[int]:

@@ -179,7 +179,6 @@ class Candidates:
             predict_held_out(
                 self.config,
                 self.prepared,
-                fold,
                 {"last": network},  # as find_models calls the model of a fold without snapshots
                 spec,
                 np.flatnonzero(folds == fold),

@@ -16,10 +16,12 @@ from torch.utils.data import DataLoader
 
 from competition.data.augmentation import Augmentation
 from competition.data.dataset import EpochSampler, ImageDataset, Pool, balanced_weights, make_loader
+from competition.data.holdout import Holdout
 from competition.data.images import FITS, image_hw
 from competition.data.prepare import Prepared
 from competition.data.pseudo import join_tables
 from competition.data.table import Table
+from competition.inference.tta import TTA
 from competition.inference.weights import ModelSpec
 from competition.models.classification import ClassificationModule, MultilabelModule
 from competition.models.losses import BALANCES, balanced_class_weights
@@ -68,11 +70,14 @@ def build_spec(config: Mapping[str, Any], prepared: Prepared) -> ModelSpec:
             f"{model['name']} needs sizes divisible by {multiple}, and data.image_size is {height} x {width}: "
             f"try data.image_size=[{_round_up(height, multiple)},{_round_up(width, multiple)}]"
         )
-    if data["fit"] not in FITS or (data["fit"] == "crop" and config["task"] == "segmentation"):
+    masks = config["task"] == "segmentation"
+    if data["fit"] not in FITS or (data["fit"] == "crop" and masks) or (data["fit"] == "tiles" and not masks):
         raise ValueError(
-            f"data.fit is {data['fit']!r}; it must be one of {', '.join(FITS)}, and stretch for segmentation, "
-            "where every pixel is predicted"
+            f"data.fit is {data['fit']!r}; it must be one of {', '.join(FITS)}: stretch or tiles for segmentation, "
+            "where every pixel is predicted, and stretch or crop else"
         )
+    if data["fit"] == "tiles" and TTA.from_config(config["tta"]).names != ["identity"]:
+        raise ValueError("data.fit=tiles predicts in tiles, which have one view: choose tta=none")
     if data["normalize"] == "weights":
         mean, std = pretrained_normalization(architecture, statistics["channels"])
     else:
@@ -179,9 +184,9 @@ def _pool(config: Mapping[str, Any], table: Table, rows: np.ndarray) -> Pool:
 
 
 def evaluation_loader(config: Mapping[str, Any], prepared: Prepared, rows: np.ndarray, place: Place) -> DataLoader:
-    """These rows as they are, in their order."""
+    """These rows as they are, in their order; whole pictures, whose sizes differ, one by one."""
     dataset = _dataset(config, prepared, prepared.table, None)
-    size = local_batch_size(config, place.world)
+    size = 1 if config["data"]["fit"] == "tiles" else local_batch_size(config, place.world)
     return make_loader(dataset, [(int(row), 0) for row in rows], size, config["data"]["workers"])
 
 
@@ -201,35 +206,36 @@ def _dataset(
     )
 
 
-def build_loss(config: Mapping[str, Any], prepared: Prepared, fold: int) -> torch.nn.Module:
-    """The loss, with `class_weights` that are named (see `BALANCES`) replaced by numbers from the training folds.
+def build_loss(config: Mapping[str, Any], prepared: Prepared, part: Holdout) -> torch.nn.Module:
+    """The loss, with `class_weights` that are named (see `BALANCES`) replaced by numbers from the trained rows.
 
     Raises:
         ValueError: a name that is not known.
     """
     loss = _plain(config["loss"])
-    for part in [loss, *(term["loss"] for term in loss.get("terms", []))]:
-        name = part.get("class_weights")
+    for term in [loss, *(term["loss"] for term in loss.get("terms", []))]:
+        name = term.get("class_weights")
         if isinstance(name, str):
             if name not in BALANCES:
                 raise ValueError(f"class_weights is {name!r}; give {', '.join(BALANCES)}, or one number a class")
-            counts = [values for key, values in prepared.statistics["class_counts"].items() if int(key) != fold]
-            rows = sum(1 for id in prepared.table.ids if prepared.folds[id] != fold)
+            by_fold = prepared.statistics["class_counts"]
+            counts = [values for key, values in by_fold.items() if int(key) not in part.folds]
+            rows = sum(1 for id in prepared.table.ids if prepared.folds[id] not in part.folds)
             total = np.sum(counts, axis=0).tolist()
-            part["class_weights"] = balanced_class_weights(
+            term["class_weights"] = balanced_class_weights(
                 total, rows if config["task"] == "multilabel" else None, BALANCES[name]
             )
     return make(loss)
 
 
 def build_module(
-    config: Mapping[str, Any], prepared: Prepared, network: Normalized, fold: int, steps_per_epoch: int
+    config: Mapping[str, Any], prepared: Prepared, network: Normalized, part: Holdout, steps_per_epoch: int
 ) -> TrainingModule:
     """The Lightning module of the task."""
     rate = scale_rate(config["optimizer"]["lr"], config["batch_size"], config.get("lr_batch_size"))
     arguments: dict[str, Any] = {
         "network": network,
-        "loss": build_loss(config, prepared, fold),
+        "loss": build_loss(config, prepared, part),
         "make_optimizer": partial(build_optimizer, **config["optimizer"] | {"lr": rate}),
         "schedule": Schedule(build_phases(config["phases"]), make(config["scheduler"]), steps_per_epoch),
         "seed": config["seed"],
@@ -284,7 +290,7 @@ def inspect_config(config: Mapping[str, Any], prepared: Prepared) -> dict[str, A
     build_metric(config["metric"], config["task"], spec.classes)
     build_augmentation(config, prepared)
     epoch_shares(config)
-    module = build_module(config, prepared, network, fold=-2, steps_per_epoch=1)
+    module = build_module(config, prepared, network, Holdout(()), steps_per_epoch=1)
     optimizer = module.make_optimizer(network)
     if config.get("lr_batch_size"):
         print(

@@ -22,8 +22,8 @@ class Divergence(pl.Callback):
         FloatingPointError: with the epoch, the step, the ids of the batch, and what to try.
     """
 
-    def __init__(self, fold: int) -> None:
-        self.fold = fold
+    def __init__(self, part: str) -> None:
+        self.part = part
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.unread: tuple[int, Tensor, Tensor] | None = None  # (step of the epoch, loss, rows)
@@ -42,7 +42,7 @@ class Divergence(pl.Callback):
         finite = torch.stack([value.isfinite().all() for value in pl_module.network.state_dict().values()])
         if not finite.all():
             raise FloatingPointError(
-                f"the weights are no longer finite after epoch {trainer.current_epoch + 1} of fold {self.fold}; "
+                f"the weights are no longer finite after epoch {trainer.current_epoch + 1} of {self.part}; "
                 f"the state before that epoch is kept; {ADVICE}"
             )
 
@@ -55,7 +55,7 @@ class Divergence(pl.Callback):
             assert isinstance(dataset, ImageDataset)
             ids = [dataset.ids[row] for row in rows.tolist()]
             raise FloatingPointError(
-                f"the training loss became {float(loss)} in epoch {trainer.current_epoch + 1}, step {step + 1} of fold "
-                f"{self.fold}, for the ids {some(ids, 32)}; the state before that epoch is kept; look at these images "
+                f"the training loss became {float(loss)} in epoch {trainer.current_epoch + 1}, step {step + 1} of "
+                f"{self.part}, for the ids {some(ids, 32)}; the state before that epoch is kept; look at these images "
                 f"and labels, {ADVICE}"
             )

@@ -1,6 +1,6 @@
-"""Trains one fold: one Trainer, one fit, then the fold's weights and its out-of-fold predictions.
+"""Trains the model of one fold: one Trainer, one fit, then its weights and its out-of-fold predictions.
 
-It runs in a process of its own (under DDP in several) and leaves in `<run>/fold<k>/`:
+It runs in a process of its own (under DDP in several) and leaves in `<run>/fold<k>/` (or another, see data/holdout.py):
 
     last.ckpt         the state after the newest epoch, for a resume
     history.csv       the figures of each epoch
@@ -23,6 +23,7 @@ from pytorch_lightning.callbacks import LambdaCallback
 from tqdm import tqdm
 
 from competition.data.dataset import sample_seed
+from competition.data.holdout import Holdout
 from competition.data.prepare import Prepared, prepare
 from competition.inference.predictor import Predictor
 from competition.inference.tta import TTA
@@ -60,14 +61,15 @@ warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # it is no
 warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # the figures of an epoch are gathered before they are logged
 
 
-def train_fold(run: Path, fold: int, config: Mapping[str, Any], place: Place) -> None:
-    """Train fold `fold` of the run in the folder `run`, or go on with it where there is a last.ckpt.
+def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], place: Place) -> None:
+    """Train a model of the run in the folder `run`, or go on with it where there is a last.ckpt.
 
     Args:
+        part: what it is trained without, and scored on: as a rule a fold.
         config: resolved, plain values, which train.py has checked.
     """
     torch.set_num_threads(config["threads"] or max(1, torch.get_num_threads() // place.sharing))
-    folder = run / f"fold{fold}"
+    folder = run / part.name
     folder.mkdir(exist_ok=True)
     if place.rank == 0:
         remove_leftovers(folder, place.world)
@@ -76,21 +78,20 @@ def train_fold(run: Path, fold: int, config: Mapping[str, Any], place: Place) ->
     prepared = prepare(config["data"], config["task"], config["seed"], make_folds=False, progress=False)
     folds = np.array([prepared.folds[id] for id in prepared.table.ids])
 
-    pl.seed_everything(sample_seed(config["seed"], fold, "initial weights"), verbose=False)
+    pl.seed_everything(initial_seed(config["seed"], part), verbose=False)
     spec = build_spec(config, prepared)
     network = build_normalized(config, spec)
-    pseudo = prepared.pseudo.of(fold) if prepared.pseudo else None
-    loader, steps = training_loader(config, prepared, np.flatnonzero(folds != fold), place, pseudo)
-    module = build_module(config, prepared, network, fold, steps)
-    rows = np.flatnonzero(folds == fold)[place.rank :: place.world]  # each row in one rank, none repeated
+    pseudo = prepared.pseudo.of(part.fold) if prepared.pseudo else None
+    loader, steps = training_loader(config, prepared, part.trained(folds), place, pseudo)
+    module = build_module(config, prepared, network, part, steps)
+    rows = part.held(folds)[place.rank :: place.world]  # each row in one rank, none repeated
     metric = build_metric(config["metric"], config["task"], spec.classes)
     extra = [make(callback) for callback in config["callbacks"].values()]
     ema = next((callback for callback in extra if isinstance(callback, EMA)), None)
-    validation = Validation(
-        evaluation_loader(config, prepared, rows, place), prepared.table, metric, config["validate_every"], ema
-    )
+    every = config["validate_every"] if part.folds else 0
+    validation = Validation(evaluation_loader(config, prepared, rows, place), prepared.table, metric, every, ema)
     snapshots = Snapshots(folder, spec, validation, metric.greater_is_better, config["top_k"])
-    progress = Progress(folder, fold, validation, type(metric).__name__)
+    progress = Progress(folder, part.title, validation, type(metric).__name__)
     # Lightning sets handlers of its own before training begins; under DDP, its one for SIGTERM waits for other ranks.
     signals = LambdaCallback(on_train_start=lambda *_: leave_on_signals())
     trainer = build_trainer(
@@ -98,8 +99,8 @@ def train_fold(run: Path, fold: int, config: Mapping[str, Any], place: Place) ->
         place,
         epochs=module.schedule.epochs,
         default_root_dir=folder,
-        logger=place.rank == 0 and make(config["logger"], run=run.name, fold=fold, folder=folder),
-        callbacks=[signals, Divergence(fold), *extra, validation, snapshots, progress, LastCheckpoint(folder)],
+        logger=place.rank == 0 and make(config["logger"], run=run.name, part=part.name, folder=folder),
+        callbacks=[signals, Divergence(part.title), *extra, validation, snapshots, progress, LastCheckpoint(folder)],
         enable_progress_bar=sys.stderr.isatty(),
     )
     if config["model"]["channels_last"]:
@@ -124,7 +125,12 @@ def train_fold(run: Path, fold: int, config: Mapping[str, Any], place: Place) ->
         save_model(folder / "model", scored.net, spec)
     trainer.strategy.barrier()  # the models are there for all ranks
     networks = {name: load_model(path)[0] for name, path in find_models(folder).items()}
-    predict_held_out(config, prepared, fold, networks, spec, rows, device, folder / oof_name(place))
+    predict_held_out(config, prepared, networks, spec, rows, device, folder / oof_name(place))
+
+
+def initial_seed(seed: int, part: Holdout) -> int:
+    """From what the initial weights are drawn: other ones for each model of a run."""
+    return sample_seed(seed, part.fold, "initial weights" + "".join(f" and {fold}" for fold in part.folds[1:]))
 
 
 def oof_name(place: Place) -> str:
@@ -135,7 +141,6 @@ def oof_name(place: Place) -> str:
 def predict_held_out(
     config: Mapping[str, Any],
     prepared: Prepared,
-    fold: int,
     networks: Mapping[str, Normalized],
     spec: ModelSpec,
     rows: np.ndarray,
@@ -143,7 +148,7 @@ def predict_held_out(
     folder: Path,
     created_by: str = "train.py",
 ) -> None:
-    """Predict the rows with the fold's networks, as predict.py would, into a new prediction folder.
+    """Predict the rows with the networks of a fold, as predict.py would, into a new prediction folder.
 
     Args:
         networks: by the names of the snapshots.
@@ -162,17 +167,18 @@ def predict_held_out(
         classes=spec.classes,
         run=folder.parents[1].name,
         folds_hash=prepared.folds_hash,
-        tta={"views": tta.names, "mean": tta.mean},
+        tta={"views": tta.names, "mean": tta.mean, **({"tiles": True} if predictor.tiles else {})},
         created_by=created_by,
     )
     predictions = tqdm(
         predictor.predict([table.image_path(row) for row in rows]),
-        desc=f"fold {fold}  out-of-fold",
+        desc=f"{folder.parent.name}  out-of-fold",
         total=len(rows),
         disable=not sys.stderr.isatty(),
         leave=False,
     )
     with (MapWriter if config["task"] == "segmentation" else RowWriter)(folder, header) as writer:
         for index, probability in predictions:
+            id = table.ids[rows[index]]
             for name, views in zip(networks, probability, strict=True):
-                writer.add(table.ids[rows[index]], fold, name, tta.name, views[0])
+                writer.add(id, prepared.folds[id], name, tta.name, views[0])

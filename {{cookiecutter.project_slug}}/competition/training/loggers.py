@@ -25,8 +25,8 @@ class FoldWandbLogger(WandbLogger):
             self._experiment.finish(exit_code=0 if status == "success" else 1)
 
 
-def wandb_logger(run: str, fold: int, folder: Path, project: str) -> Logger:
-    """Weights & Biases: the run `<run>-fold<k>` in the group `<run>`.
+def wandb_logger(run: str, part: str, folder: Path, project: str) -> Logger:
+    """Weights & Biases: the run `<run>-<part>`, such as `<run>-fold0`, in the group `<run>`.
 
     The id is fixed, so a resumed fold goes on in its own curve. Where there is no key, or the server does not answer
     or refuses, the run is logged offline, which is said along with the command that uploads it later. No wait is long:
@@ -36,7 +36,7 @@ def wandb_logger(run: str, fold: int, folder: Path, project: str) -> Logger:
 
     os.environ.setdefault("WANDB_INIT_TIMEOUT", "20")
     os.environ.setdefault("WANDB_FINISH_TIMEOUT", "30")  # what is not uploaded then stays on disk, and wandb says so
-    name = f"{run}-fold{fold}"
+    name = f"{run}-{part}"
     make = partial(FoldWandbLogger, project=project, name=name, id=name, group=run, save_dir=folder, resume="allow")
     if os.environ.get("WANDB_MODE", "online") != "online":
         return make(offline=True)
@@ -54,17 +54,17 @@ def wandb_logger(run: str, fold: int, folder: Path, project: str) -> Logger:
     return make(offline=True)
 
 
-def tensorboard_logger(run: str, fold: int, folder: Path) -> Logger:
+def tensorboard_logger(run: str, part: str, folder: Path) -> Logger:
     """TensorBoard event files in the fold's folder."""
     return TensorBoardLogger(save_dir=folder, name=None, version="tensorboard")
 
 
-def csv_logger(run: str, fold: int, folder: Path) -> Logger:
+def csv_logger(run: str, part: str, folder: Path) -> Logger:
     """Lightning's CSV file in the fold's folder."""
     return CSVLogger(save_dir=folder, name=None, version="csv")
 
 
-def no_logger(run: str, fold: int, folder: Path) -> bool:
+def no_logger(run: str, part: str, folder: Path) -> bool:
     """Nothing but what every run writes anyway."""
     return False
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from competition.config import followers
+from competition.data.holdout import FULL, Holdout, choose_holdouts
 from competition.data.prepare import Prepared, prepare
 from competition.files import sha256_file
 from competition.processes.running import call
@@ -22,7 +24,7 @@ class Plan:
 
     Attributes:
         config: resolved, plain values.
-        folds: to be trained, finished or not.
+        parts: the models to be trained, finished or not, by what they are trained without.
         hardware: what torch sees here, see `inspect_config`.
         devices: of this machine that train one fold, with one process each.
         world: processes that train one fold, on all machines.
@@ -32,7 +34,7 @@ class Plan:
 
     config: dict[str, Any]
     prepared: Prepared
-    folds: list[int]
+    parts: list[Holdout]
     hardware: dict[str, Any]
     devices: int
     world: int
@@ -52,7 +54,7 @@ def make_plan(context: "Context", config: dict[str, Any], nodes: int, make_folds
     """
     data, trainer = config["data"], config["trainer"]
     prepared = prepare(data, config["task"], config["seed"], make_folds)
-    folds = choose_folds(config["fold"], prepared)
+    parts = choose_parts(config, prepared)
     hardware = call(context, _inspect, config, prepared)
     devices = count_processes(trainer, hardware)
     world = devices * nodes
@@ -61,23 +63,28 @@ def make_plan(context: "Context", config: dict[str, Any], nodes: int, make_folds
         raise ValueError("fold_workers is for one machine: on several, each fold has all devices of all of them")
     visible = share_gpus(workers, devices, gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
     identity = make_identity(config, world, hash_contents(config, prepared))
-    return Plan(config, prepared, folds, hardware, devices, world, visible, identity)
+    return Plan(config, prepared, parts, hardware, devices, world, visible, identity)
 
 
-def choose_folds(chosen: Any, prepared: Prepared) -> list[int]:
-    """The folds that `fold=` asks for: "all", a number, or a list of numbers.
+def choose_parts(config: Mapping[str, Any], prepared: Prepared) -> list[Holdout]:
+    """The models that `fold=` asks for.
 
     Raises:
-        ValueError: a fold that does not exist.
+        ValueError: as `choose_holdouts`; or a model of every row or without two folds cannot be had by this
+            configuration.
     """
-    existing = sorted(set(prepared.folds.values()) - {-1})
-    if chosen == "all":
-        return existing
-    wanted = chosen if isinstance(chosen, list) else [chosen]
-    unknown = [fold for fold in wanted if fold not in existing]
-    if unknown or not wanted:
-        raise ValueError(f"fold={chosen}: the folds are {existing}; give one, a list such as fold=[0,1], or fold=all")
-    return sorted(set(wanted))
+    chosen = config["fold"]
+    parts = choose_holdouts(chosen, sorted(set(prepared.folds.values()) - {-1}))
+    problems = []
+    if chosen in ("none", "pairs"):
+        problems += [f"{name} follows the validation on one fold, and there is none" for name in followers(config)]
+    if prepared.pseudo and chosen == "pairs":
+        problems.append("data.pseudo has targets for students without one fold, made by models that saw the other")
+    if prepared.pseudo and chosen == "none" and not len(prepared.pseudo.of(FULL)):
+        problems.append(f"{prepared.pseudo.table.path} has no rows for a model of every row (student {FULL})")
+    if problems:
+        raise ValueError("\n".join(f"fold={chosen}: {problem}" for problem in problems))
+    return parts
 
 
 def hash_contents(config: Mapping[str, Any], prepared: Prepared) -> dict[str, str]:

@@ -22,8 +22,8 @@ class Progress(pl.Callback):
     The history is part of the checkpoint, so after a kill and a resume no epoch appears twice.
     """
 
-    def __init__(self, folder: Path, fold: int, validation: Validation, metric_name: str) -> None:
-        self.folder, self.fold, self.validation, self.metric_name = folder, fold, validation, metric_name
+    def __init__(self, folder: Path, part: str, validation: Validation, metric_name: str) -> None:
+        self.folder, self.part, self.validation, self.metric_name = folder, part, validation, metric_name
         self.history: list[dict[str, float]] = []
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -61,7 +61,7 @@ class Progress(pl.Callback):
         validated = "" if math.isnan(row["val_loss"]) else f"  validation {row['val_loss']:.4f}"
         scored = "" if math.isnan(row["score"]) else f"  {self.metric_name} {row['score']:.4f}"
         tqdm.write(  # above the bar, not through it
-            f"fold {self.fold}  epoch {row['epoch']:>3}/{pl_module.schedule.epochs} ({phase.name})  "
+            f"{self.part}  epoch {row['epoch']:>3}/{pl_module.schedule.epochs} ({phase.name})  "
             f"loss {loss:.4f}{validated}{scored}  lr {row['lr']:.1e}  {row['seconds']:.0f} s"
         )
 

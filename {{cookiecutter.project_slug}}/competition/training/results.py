@@ -1,5 +1,6 @@
-"""From the out-of-fold predictions of finished folds to the score, the report and what is printed at the end."""
+"""From the out-of-fold predictions of finished folds to the score and the report."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,21 +8,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.table import Table as RichTable
 
 from competition.config import followers
+from competition.data.holdout import Holdout
 from competition.data.images import read_mask
 from competition.data.prepare import Prepared
-from competition.files import read_json, write_json
+from competition.files import write_json
 from competition.predictions.members import average_members
 from competition.predictions.metrics import score_fold_counts
 from competition.predictions.metrics.building import build_metric
 from competition.predictions.scoring import score_table
 from competition.predictions.store import Predictions, iter_average_maps, merge_folders, read_predictions
+from competition.reporting.run_console import print_run
 from competition.reporting.run_report import report_run
-
-console = Console()
 
 
 @dataclass(frozen=True)
@@ -37,17 +36,19 @@ class Scores:
     counts: np.ndarray | None = None
 
 
-def finish_fold(run: Path, fold: int, config: Mapping[str, Any], prepared: Prepared, world: int) -> None:
-    """Write the metrics.json of a fold all of whose processes have ended well. Doing it twice is harmless."""
-    shards = sorted((run / f"fold{fold}").glob("oof-*-of-*"))
-    history = pd.read_csv(run / f"fold{fold}" / "history.csv")
-    scores = score_predictions([read_predictions(shard) for shard in shards], config, prepared)
+def finish_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: Prepared, world: int) -> None:
+    """Write the metrics.json of a model all of whose processes have ended well. Doing it twice is harmless."""
+    folder = run / part.name
+    shards = [read_predictions(shard) for shard in sorted(folder.glob("oof-*-of-*"))]
+    history = pd.read_csv(folder / "history.csv")
+    # Nothing measures a model of every row.
+    score = score_predictions(shards, config, prepared).overall if part.folds else math.nan
     write_json(
-        run / f"fold{fold}" / "metrics.json",
+        folder / "metrics.json",
         {
-            "fold": fold,
-            "metric": type(scores.metric).__name__,
-            "score": plain_number(scores.per_fold[fold]),
+            "held_out": list(part.folds),
+            "metric": type(build_metric(config["metric"], config["task"], prepared.table.classes)).__name__,
+            "score": plain_number(score),
             "epochs": len(history),
             "seconds": round(float(history["seconds"].sum()), 1),
             "processes": world,
@@ -93,7 +94,7 @@ def finish_run(run: Path, config: Mapping[str, Any], prepared: Prepared) -> None
             scores.counts,
         )
         write_scores(run, config, scores)
-    print_scores(run, finished, existing)
+    print_run(run, existing, build_metric(config["metric"], config["task"], prepared.table.classes).greater_is_better)
 
 
 def merge_oof(run: Path, prepared: Prepared) -> Predictions:
@@ -123,35 +124,3 @@ def write_scores(run: Path, config: Mapping[str, Any], scores: Scores) -> None:
 def plain_number(value: float) -> float | None:
     """A float for JSON, which has no NaN: None stands for a score that does not exist."""
     return float(value) if np.isfinite(value) else None
-
-
-def print_scores(run: Path, finished: list[int], existing: list[int]) -> None:
-    """The score of each finished fold, of all together, and what to do next."""
-    folds = [read_json(run / f"fold{fold}" / "metrics.json") for fold in finished]
-    metric = folds[0]["metric"]
-    table = RichTable(title=run.name, title_justify="left")
-    for name in ("fold", metric, "epochs", "seconds"):
-        table.add_column(name, justify="right")
-    for fold in folds:
-        table.add_row(str(fold["fold"]), _shown(fold["score"]), str(fold["epochs"]), f"{fold['seconds']:.0f}")
-    if len(folds) > 1:
-        values = [fold["score"] for fold in folds if fold["score"] is not None]
-        table.add_section()
-        table.add_row("mean ± std", f"{np.mean(values):.4f} ± {np.std(values):.4f}")
-    if finished == existing:
-        table.add_row("OOF overall", _shown(read_json(run / "metrics.json")["overall"]))
-    console.print(table)
-    if folds[0]["chosen_on_own_fold"]:
-        console.print("[yellow]optimistic: epochs or rates were chosen by the fold that is scored[/yellow]")
-    if finished != existing:
-        missing = [fold for fold in existing if fold not in finished]
-        console.print(f"folds {missing} are not finished: the same command with fold=all trains them")
-        return
-    console.print(
-        f"models and history   {run}/fold<k>/\nout-of-fold          {run}/oof/\nreport               {run}/report.html"
-    )
-    console.print(f"next                 python predict.py {run}")
-
-
-def _shown(score: float | None) -> str:
-    return "—" if score is None else f"{score:.4f}"

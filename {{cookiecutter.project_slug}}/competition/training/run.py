@@ -3,6 +3,7 @@
     runs/<experiment>-<hash>/
         config.yaml  identity.json  environment.json
         fold<k>/     see training/fold.py; metrics.json when it is finished
+        full/        the same, of a model of every row; without-<j>-<k>/ of one without two folds
         oof/         the out-of-fold predictions of all folds
         metrics.json report.html
 
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from competition.checks import check_config
+from competition.data.holdout import Holdout
 from competition.locks import lock
 from competition.processes.nodes import Node, check_nodes, find_node
 from competition.processes.running import fold_context
@@ -66,11 +68,11 @@ def _lead(context: "Context", config: dict[str, Any], runs: Path, node: Node, te
     with lock(runs / ".lock"):  # jobs that begin together make one folder
         run = open_run(config, plan.identity, plan.hardware, runs)
     with ExitStack() as claims:
-        folds = _claim(run, plan.folds, claims)
+        parts = _claim(run, plan.parts, claims)
         if len(plan.visible) > 1:
-            train_at_once(context, run, folds, plan)
+            train_at_once(context, run, parts, plan)
         else:
-            train_in_turn(context, run, folds, plan, node, team)
+            train_in_turn(context, run, parts, plan, node, team)
     team.tell(run=str(run))
     with lock(run / ".lock"):  # and jobs that end together put the folds together once
         finish_run(run, config, plan.prepared)
@@ -88,24 +90,24 @@ def _follow(context: "Context", config: dict[str, Any], node: Node, team: Team) 
     return follow(context, plan, node, team)
 
 
-def _claim(run: Path, folds: Sequence[int], claims: ExitStack) -> list[int]:
-    """Those of the folds that are not finished, which are this job's until `claims` is closed.
+def _claim(run: Path, parts: Sequence[Holdout], claims: ExitStack) -> list[Holdout]:
+    """Those of the models that are not finished, which are this job's until `claims` is closed.
 
     Raises:
         ValueError: another job trains some of them.
     """
     unfinished, problems = [], []
-    for fold in folds:
-        finished = run / f"fold{fold}" / "metrics.json"
+    for part in parts:
+        finished = run / part.name / "metrics.json"
         if not finished.exists():
             try:
-                claims.enter_context(lock(run / f".fold{fold}.lock", wait=False))
+                claims.enter_context(lock(run / f".{part.name}.lock", wait=False))
             except ValueError as holder:
-                problems.append(f"fold {fold} of {run} is being trained by {holder}")
+                problems.append(f"{part.title} of {run} is being trained by {holder}")
         if finished.exists():  # now, or since somebody else gave the claim up
-            console.print(f"fold {fold} is finished")
+            console.print(f"{part.title} is finished")
         else:
-            unfinished.append(fold)
+            unfinished.append(part)
     if problems:
         raise ValueError("\n".join([*problems, "wait for it, stop it, or choose other folds"]))
     return unfinished

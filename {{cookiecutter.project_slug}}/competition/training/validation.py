@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from competition.data.dataset import ImageDataset
 from competition.data.table import Table
+from competition.inference.tiles import tiled_logits
 from competition.models.module import TrainingModule
 from competition.models.schedule import Plateau
 from competition.models.segmentation import SegmentationModule
@@ -26,7 +29,7 @@ class Validation(pl.Callback):
 
     Args:
         loader: this rank's held-out rows as `ImageDataset` items without augmentation.
-        every: epochs from one validation to the next; the last epoch always has one.
+        every: epochs from one validation to the next; the last epoch always has one. 0: never, nothing is held out.
     """
 
     def __init__(self, loader: DataLoader, table: Table, metric: Any, every: int = 1, ema: EMA | None = None) -> None:
@@ -36,7 +39,7 @@ class Validation(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
         epoch = trainer.current_epoch + 1
-        if epoch % self.every and epoch != pl_module.schedule.epochs:
+        if not self.every or (epoch % self.every and epoch != pl_module.schedule.epochs):
             self.loss = self.score = math.nan
             return
         with warnings.catch_warnings():
@@ -55,11 +58,15 @@ class Validation(pl.Callback):
         segmentation = isinstance(module, SegmentationModule)
         share_norms(network)
         network.eval()
+        dataset = self.loader.dataset
+        assert isinstance(dataset, ImageDataset)
+        tiled = partial(tiled_logits, network, tile=dataset.size, classes=len(self.table.classes))
+        predict = tiled if dataset.fit == "tiles" else network
         total, rows, results = 0.0, [], []
         for batch in self.loader:
             batch = {key: value.to(module.device, non_blocking=True) for key, value in batch.items()}
             with module.trainer.precision_plugin.forward_context():
-                logits = network(batch["image"])
+                logits = predict(batch["image"])
             logits = logits.float()
             # Rows count alike here: batch losses such as Dice take no weights.
             total += float(module.loss(logits, batch["target"], torch.ones_like(batch["weight"]))) * len(logits)

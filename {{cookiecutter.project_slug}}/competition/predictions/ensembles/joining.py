@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from competition.data.holdout import FULL
 from competition.predictions.ensembles.blending import is_probability
 from competition.predictions.schema import Header, PredictionsError, some
 from competition.predictions.sources import Source
@@ -91,9 +92,13 @@ def check_test(predictions: Predictions, truth: Truth, first: Path, ids: Sequenc
     if header.folds_hash is not None and header.folds_hash != truth.folds_hash:
         problems.append(f"they were made with the folds {header.folds_hash}, and the folds now are {truth.folds_hash}")
     found = sorted(set(predictions.frame["fold"].tolist()))
-    if found != folds:
+    if found not in (folds, [FULL, *folds]):
         problems.append(
             f"they have the folds {found}, and a second level of each of {folds} needs its own fold's model"
+        )
+    elif found != predicted_folds(first):
+        problems.append(
+            f"only they or {first}, but not both, have a model of every row: predict both with one, or none"
         )
     if ids:
         said, there = set(ids), set(predictions.frame["id"])
@@ -102,6 +107,11 @@ def check_test(predictions: Predictions, truth: Truth, first: Path, ids: Sequenc
                 problems.append(f"{len(names)} ids {what}, compared with {first}: {some(sorted(names))}")
     if problems:
         raise PredictionsError(predictions.folder, problems)
+
+
+def predicted_folds(folder: Path) -> list[int]:
+    """The folds whose models made predictions, FULL first where there is one of every row."""
+    return sorted({member["fold"] for member in read_header(folder).members})
 
 
 def output_header(truth: Truth, run: str, mean: str = "arithmetic") -> Header:

@@ -139,15 +139,16 @@ class MapEnsemble:
         self._write(method, oof, header, self.oof, self.ids)
         if test is not None:
             ids = self.tests[0].frame["id"].drop_duplicates().tolist()
-            self._write(method, test, replace(header, kind="test"), self.tests, dict.fromkeys(self.folds, ids))
+            folds = sorted(set(self.tests[0].frame["fold"].tolist()))  # FULL too: nothing is left out of its fit
+            self._write(method, test, replace(header, kind="test"), self.tests, dict.fromkeys(folds, ids))
 
     def _write(
         self, method: Method, folder: Path, header: Header, members: Sequence[Predictions], ids: dict[int, list[str]]
     ) -> None:
         with MapWriter(folder, header) as writer:
-            for fold in self.folds:
+            for fold, own in ids.items():
                 blend = self._fit(method, frozenset({fold}))
-                for id, maps in iter_side_by_side(members, ids[fold], fold):
+                for id, maps in iter_side_by_side(members, own, fold):
                     writer.add(id, fold, "mean", "mean", blend.predict(maps, NO_METADATA))
 
     def _images(self, fold: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

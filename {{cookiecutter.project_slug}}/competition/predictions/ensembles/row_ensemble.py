@@ -13,7 +13,7 @@ import pandas as pd
 from competition.predictions.ensembles.blending import RANK
 from competition.predictions.ensembles.comparing import Comparison, Strict, choose
 from competition.predictions.ensembles.examples import Examples, Fitted, Method
-from competition.predictions.ensembles.joining import check_tests, output_header, read_oof
+from competition.predictions.ensembles.joining import check_tests, output_header, predicted_folds, read_oof
 from competition.predictions.ensembles.metadata import read_metadata
 from competition.predictions.ensembles.thresholding import has_threshold, score_thresholded
 from competition.predictions.metrics import score_folds
@@ -44,6 +44,8 @@ class RowEnsemble:
         self.sources, self.names, self.truth = sources, list(names), truth
         rows, probability = read_oof(sources, truth)
         self.test_ids = check_tests(sources, truth)
+        test = sources[0].test
+        self.test_folds = [] if test is None else predicted_folds(test)
         extra, self.test_extra = read_metadata(truth, columns, self.test_ids)
         folds = truth.folds[rows]
         self.folds = np.unique(folds).tolist()
@@ -90,7 +92,10 @@ class RowEnsemble:
         )
 
     def write(self, method: Method, oof: Path, test: Path | None, run: str) -> None:
-        """Write the cross-fitted predictions of the rows, and each fold's method applied to its models' test ones."""
+        """Write the cross-fitted predictions of the rows, and each fold's method applied to its models' test ones.
+
+        To models of every row is applied what is fitted on all folds.
+        """
         header = output_header(self.truth, run, "rank" if method is RANK else "arithmetic")
         ids = self.truth.table.frame["id"].to_numpy()[self.examples.rows].tolist()
         result = self.results[method.name]
@@ -100,7 +105,7 @@ class RowEnsemble:
         frames = []
         with tempfile.TemporaryDirectory() as scratch:
             members = self._read_tests(Path(scratch) / "test.npy")
-            for place, fold in enumerate(self.folds):
+            for place, fold in enumerate(self.test_folds):
                 fitted = result.fitted.get(fold) or method.fit(self._without(fold))
                 probability = fitted.predict(members[place], self.test_extra)
                 frames.append(_rows(self.test_ids, fold, probability, header))
@@ -145,17 +150,17 @@ class RowEnsemble:
         """(K, M, T, C) float32 in a file: of every fold, each member's test predictions averaged over its snapshots."""
         assert self.test_ids is not None
         classes = self.truth.table.classes
-        shape = (len(self.folds), len(self.sources), len(self.test_ids), len(classes))
+        shape = (len(self.test_folds), len(self.sources), len(self.test_ids), len(classes))
         members = np.lib.format.open_memmap(path, "w+", np.float32, shape)
         ids = pd.Index(self.test_ids)
         for number, source in enumerate(self.sources):
             assert source.test is not None
             frame = read_predictions(source.test).frame
-            place = np.searchsorted(self.folds, frame["fold"]) * len(ids) + ids.get_indexer(frame["id"])
+            place = np.searchsorted(self.test_folds, frame["fold"]) * len(ids) + ids.get_indexer(frame["id"])
             rows = np.bincount(place)
             for index, name in enumerate(classes):
                 total = np.bincount(place, weights=frame[name])
-                members[:, number, :, index] = (total / rows).reshape(len(self.folds), len(ids))
+                members[:, number, :, index] = (total / rows).reshape(len(self.test_folds), len(ids))
         return members
 
 
