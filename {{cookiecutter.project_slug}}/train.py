@@ -9,13 +9,12 @@ sentence; 130 after Ctrl-C; 143 after SIGTERM; 75 after SIGUSR1, for schedulers 
 """
 
 import sys
-from typing import Any, cast
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from competition.command import ending_with_a_sentence
-from competition.config import check_overrides, register_resolvers
+from competition.config import check_overrides, register_resolvers, resolve_config
 from competition.processes.signals import Stopped, leave_on_signals
 
 register_resolvers()
@@ -30,7 +29,7 @@ def main(config: DictConfig) -> None:
 
     try:
         with ending_with_a_sentence(GOES_ON):
-            train(cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)))
+            train(resolve_config(config))
     except Stopped as stop:
         print(f"\nstopped by {stop.number.name}; {GOES_ON}", file=sys.stderr)
         sys.exit(stop.exit_code)

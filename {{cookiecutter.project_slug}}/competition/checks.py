@@ -85,7 +85,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     problems = [
         *map(unknown_setting, _unknown(config)),
         *_value_problems(config),
-        *_scheduler_problems(config["scheduler"]),
+        *_scheduler_problems("scheduler", config["scheduler"]),
         *_phase_problems(config["phases"]),
         *task_problems(config),
         *_file_problems(config),
@@ -136,28 +136,33 @@ def _value_problems(config: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _scheduler_problems(scheduler: Mapping[str, Any]) -> list[str]:
+def _scheduler_problems(where: str, scheduler: Mapping[str, Any]) -> list[str]:
     from hydra.utils import get_class
 
     values = {name: value for name, value in scheduler.items() if name != "_target_"}
     known = [item.name for item in fields(get_class(scheduler["_target_"])) if item.init]
     return [
-        unknown_setting(f"scheduler.{name}", [f"scheduler.{other}" for other in known])
+        unknown_setting(f"{where}.{name}", [f"{where}.{other}" for other in known])
         if name not in known
-        else f"scheduler.{name} is {value!r}; it must be a number"
+        else f"{where}.{name} is {value!r}; it must be a number"
         for name, value in values.items()
         if name not in known or not _is_number(value)
     ]
 
 
 def _phase_problems(phases: Mapping[str, Any]) -> list[str]:
-    from competition.models.schedule import build_phases
+    from competition.models.phases import build_phases
 
     try:
-        build_phases(phases)
+        built = build_phases(phases)
     except ValueError as error:
         return [str(error)]
-    return []
+    return [
+        problem
+        for phase in built
+        if phase.scheduler is not None
+        for problem in _scheduler_problems(f"phases.{phase.name}.scheduler", phase.scheduler)
+    ]
 
 
 def _file_problems(config: Mapping[str, Any]) -> list[str]:

@@ -3,12 +3,15 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
 from competition.files import write_text
 from competition.settings import CONFIGS, unknown_choice, unknown_setting
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 # What follows a fold's own validation, by the last part of its `_target_`.
 FOLLOWERS = ("Plateau", "EarlyStopping")
@@ -70,6 +73,57 @@ def _explain(error: Exception) -> str:
     return text
 
 
+def resolve_config(config: "DictConfig") -> dict[str, Any]:
+    """A composed configuration as plain values, in which each phase has what it names.
+
+    `augmentation: flip` and `scheduler: constant` of a phase are replaced by the contents of those files, so that a
+    run keeps what it was made from; in a phase with its own `image_size`, `${data.image_size}` in the augmentation
+    stands for that one.
+
+    Raises:
+        ValueError: a name that is no choice; every one is listed.
+    """
+    from omegaconf import OmegaConf
+
+    plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    raw = cast(dict[str, Any], OmegaConf.to_container(config))
+    phases = {name: phase for name, phase in plain["phases"].items() if isinstance(phase, dict)}
+    problems = []
+    for name, phase in phases.items():
+        for group in ("augmentation", "scheduler"):
+            if isinstance(phase.get(group), str):
+                path = CONFIGS / group / f"{phase[group]}.yaml"
+                if path.is_file():
+                    raw["phases"][name][group] = phase[group] = yaml.safe_load(path.read_text(encoding="utf-8"))
+                else:
+                    known = sorted(file.stem for file in path.parent.glob("*.yaml"))
+                    problems.append(f"phases.{name}: {unknown_choice(group, phase[group], known)}")
+    if problems:
+        raise ValueError("\n".join(problems))
+    for name, phase in phases.items():
+        if phase.get("augmentation") is not None or phase.get("image_size") is not None:
+            size = phase.get("image_size") or plain["data"]["image_size"]
+            augmentation = raw["phases"][name].get("augmentation") or raw["augmentation"]
+            own = plain | {"data": plain["data"] | {"image_size": size}, "augmentation": augmentation}
+            phase["augmentation"] = OmegaConf.to_container(OmegaConf.create(own).augmentation, resolve=True)
+    return plain
+
+
+def make(config: Any, **arguments: Any) -> Any:
+    """The object that a config's `_target_` names, with plain lists and dicts inside.
+
+    Raises:
+        ValueError: there is no such thing, or it refuses its arguments.
+    """
+    from hydra.errors import HydraException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(config, _convert_="all", **arguments)
+    except HydraException as error:
+        raise ValueError(str(error)) from error
+
+
 def read_config(run: Path) -> dict[str, Any]:
     """The configuration of a run, as plain values.
 
@@ -92,11 +146,9 @@ def write_config(run: Path, config: dict[str, Any]) -> None:
 def followers(config: Mapping[str, Any]) -> list[str]:
     """The settings by which a fold's training follows the labels that it is scored on."""
     found = [f"top_k={config['top_k']}"] if config.get("top_k", 0) > 0 else []  # older runs have no such choice
-    found += [
-        f"phases.{name}.start=best"
-        for name, phase in config["phases"].items()
-        if phase.get("start") == "best" and phase["epochs"] > 0
-    ]
+    running = [(name, phase) for name, phase in config["phases"].items() if phase["epochs"] > 0]
+    found += [f"phases.{name}.start=best" for name, phase in running if phase.get("start") == "best"]
     parts = [("scheduler", config["scheduler"])]
+    parts += [(f"phases.{name}.scheduler", phase["scheduler"]) for name, phase in running if phase.get("scheduler")]
     parts += [(f"callbacks.{name}", callback) for name, callback in config["callbacks"].items()]
     return found + [name for name, part in parts if part["_target_"].rpartition(".")[2] in FOLLOWERS]

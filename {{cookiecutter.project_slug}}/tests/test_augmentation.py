@@ -51,6 +51,25 @@ def test_light_mirrors_nothing() -> None:
         assert left.mean() > right.mean() + 50 and top.mean() > bottom.mean()
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("channels", [1, 2, 4, 8])
+def test_aerial_multiplies_and_shifts_each_channel_by_itself(channels: int, dtype: type) -> None:
+    aerial = load(next(path for path in CONFIGS if path.stem == "aerial"))
+    chosen = [
+        leaf for leaf in leaves(aerial.compose) if type(leaf).__name__ in ("MultiplicativeNoise", "AdditiveNoise")
+    ]
+    full = 255 if dtype == np.uint8 else 1.0
+    flat = np.full((*SIZE, channels), 0.5 * full, dtype)
+    for leaf, least, most in zip(chosen, (0.8, -0.1), (1.2, 0.1), strict=True):
+        leaf.p = 1
+        for seed in range(5):
+            out = Augmentation([leaf])(flat, None, seed)[0].astype(float)
+            changes = out[0, 0] / flat[0, 0] if least > 0 else (out[0, 0] - flat[0, 0]) / full
+            assert (np.ptp(out, axis=(0, 1)) <= 0.01 * full).all()  # one number a channel
+            assert len(np.unique(changes)) > channels / 2  # of 8 bits, two may be the same
+            assert (changes >= least - 0.01).all() and (changes <= most + 0.01).all()
+
+
 @pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem != "none"], ids=lambda path: path.stem)
 def test_pure_function_of_its_arguments(path: Path) -> None:
     first, second = load(path), load(path)
@@ -61,7 +80,7 @@ def test_pure_function_of_its_arguments(path: Path) -> None:
     for seed in reversed(range(12)):
         for again, first_time in zip(second(image, mask, seed), results[seed], strict=True):
             assert again is not None and first_time is not None and np.array_equal(again, first_time)
-    assert len({result[0].tobytes() for result in results}) >= (2 if path.stem == "flip" else 9)
+    assert len({result[0].tobytes() for result in results}) >= {"flip": 2, "symmetries": 4}.get(path.stem, 9)
     assert np.array_equal(image, before[0]) and np.array_equal(mask, before[1])
 
 

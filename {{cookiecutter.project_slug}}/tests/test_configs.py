@@ -14,7 +14,12 @@ from competition.checks import task_problems
 from competition.config import CONFIGS, compose_config
 
 GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
-CHOICES = {group: sorted(path.stem for path in (CONFIGS / group).rglob("*.yaml")) for group in GROUPS}
+CHOICES = {
+    group: sorted(
+        path.relative_to(CONFIGS / group).with_suffix("").as_posix() for path in (CONFIGS / group).rglob("*.yaml")
+    )
+    for group in GROUPS
+}
 ALL = [(group, choice) for group in GROUPS for choice in CHOICES[group]]
 
 # Groups whose choices fit some tasks only; every other choice is tried with all tasks.
@@ -28,6 +33,7 @@ TASKS = {
     "segmentation_large": ["segmentation"],
     "segmentation_multiclass": ["segmentation"],
     "baseline": ["multiclass", "multilabel", "segmentation"],
+    "amazon": ["multilabel"],  # all of that folder
 }
 
 
@@ -47,7 +53,7 @@ def fits(group: str, choice: str, task: str) -> bool:
         from competition.predictions import metrics
 
         return task in getattr(metrics, content(group, choice)["_target_"].rpartition(".")[2]).tasks
-    return task in TASKS.get(choice, [task]) if group in ("loss", "experiment") else True
+    return task in TASKS.get(choice.partition("/")[0], [task]) if group in ("loss", "experiment") else True
 
 
 @pytest.mark.parametrize(("group", "choice"), ALL)
@@ -121,7 +127,6 @@ def test_every_other_choice_composes(group: str, choice: str):
 
 # The networks as they are configured are built and run in test_networks.py; here small ones of their kind stand in.
 STAND_INS = {"convnext": "test_convnext", "tf_efficientnet": "test_efficientnet", "vit": "test_vit"}
-SMALL_EXPERIMENTS = {"vit_small_patch16_224.augreg_in21k_ft_in1k": "test_vit", "resnet18": "test_resnet"}
 SMALL_DECODERS = {
     "Unet": ["++model.options.decoder_channels=[8,8,8,8,8]"],
     "FPN": ["++model.options.decoder_pyramid_channels=32", "++model.options.decoder_segmentation_channels=32"],
@@ -187,7 +192,7 @@ def test_every_choice_trains_a_step(task: str, overrides: list[str], few: Path, 
 
 @pytest.mark.parametrize("experiment", CHOICES["experiment"])
 def test_every_experiment_trains_a_step(experiment: str, few: Path, tmp_path: Path):
-    for task in TASKS.get(experiment, ["multiclass"]):
+    for task in TASKS.get(experiment.partition("/")[0], ["multiclass"]):
         config = tiny_config(
             few,
             task,
@@ -197,7 +202,8 @@ def test_every_experiment_trains_a_step(experiment: str, few: Path, tmp_path: Pa
             "batch_size=4",
             "trainer.limit_train_batches=1",
         )
-        small = SMALL_EXPERIMENTS.get(config["model"]["name"], config["model"]["name"])
+        name = config["model"]["name"]
+        small = name if config["model"]["library"] != "timm" else "test_vit" if "vit" in name else "test_resnet"
         config |= {"model": config["model"] | {"name": small}, "fold": 0 if config["fold"] == "all" else config["fold"]}
         config["phases"] = {name: phase | {"epochs": 1} for name, phase in config["phases"].items()}
         run = train_folds(config, tmp_path / task)

@@ -9,7 +9,7 @@ import pytest
 
 from competition.data.augmentation import Augmentation
 from competition.data.crops import random_crop
-from competition.data.dataset import Draw, ImageDataset, sample_seed
+from competition.data.dataset import Draw, ImageDataset, Look, sample_seed
 from competition.data.table import Columns, read_table
 
 IGNORE = 255
@@ -68,12 +68,12 @@ def test_the_dataset_crops_for_training_and_gives_whole_pictures_else(tmp_path: 
     cv2.imwrite(str(tmp_path / "mask.png"), mask)
     pd.DataFrame({"id": ["a"], "image": ["a.png"], "mask": ["mask.png"]}).to_csv(tmp_path / "t.csv", index=False)
     table = read_table(tmp_path / "t.csv", "segmentation", tmp_path, Columns(), ["x", "y", "z"])
-    training = ImageDataset(table, Augmentation([]), 16, "tiles", seed=3)
+    training = ImageDataset(table, [Look(Augmentation([]), (16, 16))], "tiles", seed=3)
     for draw in (Draw(0, 0), Draw(0, 1), Draw(0, 1, 1)):
         expected = random_crop(image, mask, (16, 16), IGNORE, sample_seed(3, draw.epoch, "a", draw.repeat))
         item = training[draw]
         np.testing.assert_array_equal(item["image"].permute(1, 2, 0), expected[0])
         np.testing.assert_array_equal(item["target"], expected[1])
-    whole = ImageDataset(table, None, 16, "tiles")[Draw(0, 0)]
+    whole = ImageDataset(table, [Look(None, None)], "tiles")[Draw(0, 0)]
     np.testing.assert_array_equal(whole["image"].permute(1, 2, 0), image)
     np.testing.assert_array_equal(whole["target"], mask)

@@ -16,6 +16,7 @@ from competition.data.dataset import (
     Draw,
     EpochSampler,
     ImageDataset,
+    Look,
     Pool,
     balanced_weights,
     make_loader,
@@ -67,7 +68,7 @@ def noisy() -> Augmentation:
 
 def batches(table: Table, workers: int, epochs: int = 2, seed: int = 1) -> list[bytes]:
     sampler = EpochSampler(range(ROWS), seed=7, batch_size=2)
-    loader = make_loader(ImageDataset(table, noisy(), (16, 24), seed=seed), sampler, 2, workers)
+    loader = make_loader(ImageDataset(table, [Look(noisy(), (16, 24))], seed=seed), sampler, 2, workers)
     result = []
     for epoch in range(epochs):
         sampler.set_epoch(epoch)
@@ -77,7 +78,7 @@ def batches(table: Table, workers: int, epochs: int = 2, seed: int = 1) -> list[
 
 
 def test_item_of_a_classification_table(labelled: Table) -> None:
-    item = ImageDataset(labelled, None, (10, 12))[(4, 0)]
+    item = ImageDataset(labelled, [Look(None, (10, 12))])[(4, 0)]
     assert item["image"].dtype == torch.uint8 and item["image"].shape == (3, 10, 12)
     assert item["image"].is_contiguous()
     red, green, blue = item["image"].float().mean((1, 2)).tolist()
@@ -89,17 +90,17 @@ def test_item_of_a_classification_table(labelled: Table) -> None:
 
 
 def test_item_of_a_segmentation_table(masked: Table) -> None:
-    item = ImageDataset(masked, None, (32, 40))[Draw(1, 0)]
+    item = ImageDataset(masked, [Look(None, (32, 40))])[Draw(1, 0)]
     assert item["image"].dtype == torch.float32 and item["image"].shape == (1, 32, 40)
     assert item["target"].dtype == torch.int64 and item["target"].shape == (32, 40)
     assert torch.allclose(item["image"][0], (item["target"] * 40000 + 10000) / 65535)
-    scaled = ImageDataset(masked, None, (32, 40), scale=50000)[(1, 0)]["image"]
+    scaled = ImageDataset(masked, [Look(None, (32, 40))], scale=50000)[(1, 0)]["image"]
     assert scaled.max().item() == pytest.approx(1.0)
-    assert ImageDataset(masked, None, 16, mode="rgb")[(0, 0)]["image"].shape == (3, 16, 16)
+    assert ImageDataset(masked, [Look(None, (16, 16))], mode="rgb")[(0, 0)]["image"].shape == (3, 16, 16)
 
 
 def test_mask_follows_the_image_through_augmentation_and_resize(masked: Table) -> None:
-    dataset = ImageDataset(masked, Augmentation([A.D4(p=1), A.Affine(rotate=(-40, 40), p=1)]), (48, 48))
+    dataset = ImageDataset(masked, [Look(Augmentation([A.D4(p=1), A.Affine(rotate=(-40, 40), p=1)]), (48, 48))])
     for epoch in range(6):
         item = dataset[(0, epoch)]
         seen = item["target"] != 255
@@ -110,8 +111,8 @@ def test_mask_follows_the_image_through_augmentation_and_resize(masked: Table) -
 
 
 def test_stream_differs_by_seed_epoch_id_and_repeat(labelled: Table) -> None:
-    dataset = ImageDataset(labelled, noisy(), (16, 24), seed=1)
-    other = ImageDataset(labelled, noisy(), (16, 24), seed=2)
+    dataset = ImageDataset(labelled, [Look(noisy(), (16, 24))], seed=1)
+    other = ImageDataset(labelled, [Look(noisy(), (16, 24))], seed=2)
 
     def image(source: ImageDataset, *draw: int) -> bytes:
         return source[Draw(*draw)]["image"].numpy().tobytes()
@@ -128,7 +129,7 @@ def test_two_ids_are_not_augmented_alike(tmp_path: Path) -> None:
     Image.fromarray(np.arange(20 * 24 * 3, dtype=np.uint8).reshape(20, 24, 3)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
     (tmp_path / "t.csv").write_text("id,image,label\n1,a.png,x\n2,b.png,y\n")
-    dataset = ImageDataset(read_table(tmp_path / "t.csv", "multiclass", tmp_path, Columns()), noisy(), (20, 24))
+    dataset = ImageDataset(read_table(tmp_path / "t.csv", "multiclass", tmp_path, Columns()), [Look(noisy(), (20, 24))])
     same = [torch.equal(dataset[(0, epoch)]["image"], dataset[(1, epoch)]["image"]) for epoch in range(10)]
     assert sum(same) <= 2
 
@@ -155,7 +156,7 @@ def test_loader_leaves_torchs_random_numbers_alone(labelled: Table) -> None:
 
 
 def test_loader_starts_no_idle_worker(labelled: Table) -> None:
-    dataset = ImageDataset(labelled, None, 16)
+    dataset = ImageDataset(labelled, [Look(None, (16, 16))])
     assert make_loader(dataset, EpochSampler(range(ROWS), 0, 4), 4, workers=8).num_workers == 2
     evaluation = make_loader(dataset, [(row, 0) for row in (5, 1, 2)], 2, workers=0)
     assert [batch["row"].tolist() for batch in evaluation] == [[5, 1], [2]]

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from competition.predictions.decisions.calibration import CALIBRATORS, Calibrator, Platt, Temperature
 from competition.predictions.decisions.deciding import Method, bayes_notes, check_wanted, choose, compare, fit_decision
-from competition.predictions.decisions.expected_f import Group, best_answers, find_exclusive
+from competition.predictions.decisions.expected_f import Group, best_answers, find_alone, find_exclusive
 from competition.predictions.decisions.masks import (
     CANDIDATES,
     CLEANINGS,
@@ -90,6 +90,41 @@ def test_expected_f_is_the_best_of_all_answers(groups, beta):
         worth = [metric(truths, np.tile(each, (len(truths), 1)), chances) for each in answers]
         ours = metric(truths, np.tile(answer.astype(float), (len(truths), 1)), chances)
         assert ours == pytest.approx(max(worth), abs=1e-9)
+
+
+@pytest.mark.parametrize("groups", [[], [Group((0, 3), True)], [Group((1, 2), False)], [Group((0, 1, 4), True)]])
+def test_a_label_that_stands_alone_is_the_whole_truth_or_none_of_it(groups):
+    """The oracle: with its probability the truth is label 0 alone, else it is drawn from the others, given that."""
+    rng = np.random.default_rng(7)
+    metric, answers = f_beta(5), np.array(list(itertools.product([0.0, 1.0], repeat=5)))
+    group = next((group for group in groups if 0 in group.labels), None)
+    for p in np.concatenate([rng.random((15, 5)) * 0.5, rng.beta(0.2, 2, (15, 5)) * 0.5]):
+        single = p[0] / p[list(group.labels)].sum() if group else p[0]
+        others = np.append(0, np.minimum(p[1:] / (1 - single), 1))
+        if group:  # without the label, one of the rest of its group is true
+            rest = [label for label in group.labels if label]
+            others[rest] = p[rest] / p[rest].sum()
+        left = [Group(tuple(label for label in each.labels if label), each.always) for each in groups]
+        truths, chances = truths_with_chances(others, left)
+        chances = chances * (1 - single) + single * (truths == np.eye(5)[0]).all(axis=1)
+        worth = [metric(truths, np.tile(each, (len(truths), 1)), chances) for each in answers]
+        chosen = best_answers(p[None], 2.0, groups, alone=[0]).astype(float)
+        ours = metric(truths, np.tile(chosen, (len(truths), 1)), chances)
+        assert ours == pytest.approx(max(worth), abs=1e-9)
+
+
+def test_labels_that_stand_alone_are_found_in_enough_rows():
+    rng = np.random.default_rng(8)
+    weather, ground = np.eye(4)[rng.integers(4, size=300)], rng.random((300, 5)) < 0.4
+    ground[weather[:, 3] == 1] = False  # nothing is seen below clouds
+    target = np.hstack([weather, ground])
+    rule = ExpectedF(2.0, 1.0).fit(f_beta(9), target, target)
+    assert rule.alone == (3,) and rule.groups == (Group((0, 1, 2, 3), True),)
+    assert find_alone(weather) == []  # all rows have one label: that is a group
+    cloudy = np.flatnonzero(weather[:, 3])
+    assert find_alone(np.delete(target, cloudy[1:], axis=0)) == []  # a single row is no evidence
+    target[cloudy[0], 5] = 1
+    assert find_alone(target) == []
 
 
 def test_an_empty_answer_is_worth_what_the_metric_says():

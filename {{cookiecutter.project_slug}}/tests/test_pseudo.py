@@ -20,14 +20,14 @@ from competition.data.pseudo import join_tables, provenance_path
 from competition.data.table import TableError
 from competition.files import read_json, write_json
 from competition.inference.predicting import Choices, predict_runs
-from competition.models.schedule import build_phases, pseudo_shares
+from competition.models.phases import build_phases, pseudo_shares
 from competition.predictions.pseudo.labelling import pseudo_label
 from competition.predictions.pseudo.rules import Confident, Soft
 from competition.predictions.pseudo.uncertain import list_uncertain
 from competition.processes.group import Place
 from competition.training import fold as folds
-from competition.training.build import epoch_shares, training_loader
 from competition.training.identity import make_identity
+from competition.training.loaders import epoch_shares, training_loader
 from competition.training.plan import hash_contents
 
 

@@ -15,7 +15,7 @@ from competition.predictions.pseudo.labelling import pseudo_label
 from competition.predictions.pseudo.rules import Confident, Soft
 from competition.predictions.pseudo.uncertain import list_uncertain
 from competition.processes.group import Place
-from competition.training.build import training_loader
+from competition.training.loaders import training_loader
 
 NAMES = ["background", *CLASSES]
 

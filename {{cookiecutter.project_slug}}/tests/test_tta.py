@@ -177,6 +177,7 @@ def test_bad_choices_are_refused_with_the_good_ones():
 def test_every_config_loads_without_hydra(tmp_path):
     found = {path.stem: len(load_tta(path).names) for path in (CONFIGS / "tta").glob("*.yaml")}
     expected = {"none": 1, "flips": 2, "d4": 8, "five_crops": 5, "scales": 6, "d4_scales": 24, "random": 8}
+    expected |= {"d4_crops": 48, "random_crops": 32}
     assert found == expected
     with pytest.raises(ValueError, match="there is no TTA .*/d5.yaml; .* has d4, "):
         load_tta(CONFIGS / "tta" / "d5.yaml")

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from competition.config import compose_config
+from competition.config import compose_config, resolve_config
 from competition.data.prepare import Prepared, prepare
 from competition.training.identity import make_identity
 from competition.training.plan import choose_parts, hash_contents
@@ -59,8 +59,6 @@ def tiny_config(root: Path, task: str, *overrides: str) -> dict[str, Any]:
 @cache
 def _composed(task: str, overrides: tuple[str, ...]) -> str:
     """Composed once for all data sets, since composing takes longer than much of what is tested."""
-    from omegaconf import OmegaConf
-
     classes = "[background,blue,green,red]" if task == "segmentation" else "null"
     config = compose_config(
         [
@@ -83,7 +81,7 @@ def _composed(task: str, overrides: tuple[str, ...]) -> str:
             *overrides,
         ]
     )
-    return json.dumps(OmegaConf.to_container(config, resolve=True))
+    return json.dumps(resolve_config(config))
 
 
 def prepare_tiny(config: dict[str, Any]) -> Prepared:

@@ -73,7 +73,7 @@ def _rule(values: Mapping[str, Any]) -> Rule:
     if values["name"] != ExpectedF.name:
         return RULES[values["name"]](**_arguments(values))
     groups = tuple(Group(tuple(labels), always) for labels, always in values["groups"])
-    return ExpectedF(values["beta"], values["empty"], groups=groups)
+    return ExpectedF(values["beta"], values["empty"], groups=groups, alone=tuple(values["alone"]))
 
 
 def _arguments(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from competition.data.augmentation import Augmentation
 from competition.data.crops import random_crop
-from competition.data.images import ImageError, fit_image, image_hw, read_image, read_mask, resize_mask, to_unit
+from competition.data.images import ImageError, fit_image, read_image, read_mask, resize_mask, to_unit
 from competition.data.table import Table
 
 
@@ -50,15 +50,21 @@ class Pool(NamedTuple):
         return rng.permuted(passes, axis=1).ravel()[:count]
 
 
+class Look(NamedTuple):
+    """How images look in an epoch: `augmentation` and `image_size` (height, width); None leaves them as they are."""
+
+    augmentation: Augmentation | None
+    image_size: tuple[int, int] | None
+
+
 class ImageDataset(Dataset[dict[str, Any]]):
     """The rows of a table as tensors, not yet normalised.
 
     Args:
         table: with targets.
-        augmentation: None leaves the image as it is.
-        image_size: of the tensors, (height, width) or one number.
+        looks: of the images in each epoch; after the last one it stays.
         fit: how images get that size after the augmentation, see `fit_image`. "tiles": random crops of that size are
-            augmented; without augmentation, the whole picture at its own size.
+            augmented.
         mode: "stored", "gray" or "rgb".
         scale: stored value that means 1.0; None: by dtype.
         seed: of the augmentation.
@@ -71,8 +77,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def __init__(
         self,
         table: Table,
-        augmentation: Augmentation | None,
-        image_size: int | Sequence[int],
+        looks: Sequence[Look],
         fit: str = "stretch",
         mode: str = "stored",
         scale: float | None = None,
@@ -80,8 +85,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         ignore_index: int = 255,
     ) -> None:
         self.table = table
-        self.augmentation = augmentation
-        self.size = image_hw(image_size)
+        self.looks = looks
         self.fit = fit
         self.mode = mode
         self.scale = scale
@@ -95,19 +99,19 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: Draw | tuple[int, int]) -> dict[str, Any]:
         row, epoch, repeat = Draw(*index)
+        augmentation, size = self.looks[min(epoch, len(self.looks) - 1)]
         try:
             image = read_image(self.table.image_path(row), self.mode)
             mask = read_mask(self.table.mask_path(row)) if self.table.target is None else None
         except ImageError as error:
             raise ImageError(f"{error} (id {self.ids[row]!r})") from error
         seed = sample_seed(self.seed, epoch, self.ids[row], repeat)
-        whole = self.fit == "tiles" and self.augmentation is None
-        if self.fit == "tiles" and mask is not None and not whole:  # first: what is cut away costs nothing from here on
-            image, mask = random_crop(image, mask, self.size, self.ignore_index, seed)
+        if self.fit == "tiles" and mask is not None and size is not None:
+            image, mask = random_crop(image, mask, size, self.ignore_index, seed)  # first: less is left to work on
         image = to_unit(image, self.scale)
-        if self.augmentation is not None:
-            image, mask = self.augmentation(image, mask, seed)
-        size = image.shape[:2] if whole else self.size
+        if augmentation is not None:
+            image, mask = augmentation(image, mask, seed)
+        size = size or image.shape[:2]
         image = np.ascontiguousarray(fit_image(image, size, self.fit).transpose(2, 0, 1))
         if mask is not None:
             target = torch.from_numpy(resize_mask(mask, size).astype(np.int64))

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from competition.data.dataset import sample_seed
 from competition.models.normalized import Normalized, set_trainable
-from competition.models.schedule import Plateau, Schedule
+from competition.models.phases import Schedule
 
 
 class TrainingModule(pl.LightningModule):
@@ -57,12 +57,10 @@ class TrainingModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if isinstance(self.schedule.curve, Plateau):
-            checkpoint["plateau"] = self.schedule.curve.state_dict()
+        checkpoint["curves"] = self.schedule.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if isinstance(self.schedule.curve, Plateau):
-            self.schedule.curve.load_state_dict(checkpoint["plateau"])
+        self.schedule.load_state_dict(checkpoint["curves"])
 
     def on_train_epoch_start(self) -> None:
         # A function of the epoch alone, re-applied at each: a resumed run freezes what the stopped one froze.

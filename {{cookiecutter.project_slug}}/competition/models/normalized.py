@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from competition.models.layers import layer_depths
+from competition.models.phases import TRAINABLE
+
 
 class Normalized(nn.Module):
     """A network with the normalisation of its input, so that the two are never parted.
@@ -26,7 +29,7 @@ class Normalized(nn.Module):
         if len(mean) != len(std) or min(std, default=0.0) <= 0:
             raise ValueError(f"mean and std need one value a channel and std above 0, but are {mean} and {std}")
         self.net = net
-        self.trainable, self.frozen_norms = "all", False
+        self.frozen_norms = False
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
 
@@ -39,13 +42,24 @@ class Normalized(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """As always, except that what is frozen stays in eval: its batch norms keep their statistics."""
         super().train(mode)
-        if mode and (self.trainable == "head" or self.frozen_norms):
-            for module in self.net.modules():
-                if self.trainable == "head" or isinstance(module, _BatchNorm):
-                    module.eval()
-            for module in head_modules(self.net):
-                module.train()
+        if mode:
+            _still(self.net)
+            if self.frozen_norms:
+                head = {inner for module in head_modules(self.net) for inner in module.modules()}
+                for module in self.net.modules():
+                    if isinstance(module, _BatchNorm) and module not in head:
+                        module.eval()
         return self
+
+
+def _still(module: nn.Module) -> None:
+    """Put into eval what does not train as a whole; inside it, parts may."""
+    parameters = list(module.parameters())
+    if parameters and all(parameter.requires_grad for parameter in parameters):
+        return
+    module.training = False
+    for child in module.children():
+        _still(child)
 
 
 def head_modules(net: nn.Module) -> list[nn.Module]:
@@ -57,19 +71,36 @@ def head_modules(net: nn.Module) -> list[nn.Module]:
 
 
 def set_trainable(net: Normalized, trainable: str, frozen_norms: bool = False) -> None:
-    """Train "all" of the network or its "head" alone; it holds until the next call, also after `net.train()`.
+    """Train "all" of the network, its "head" alone, or "last<n>": the head and the last n layers before it.
 
-    The frozen part gets no gradients, and its batch norms and dropouts are in eval. With `frozen_norms`, batch norms
-    outside the head keep their statistics also where everything trains: those of the pretraining are better than what
-    a few hundred images give, and training and prediction then see the same features.
+    Layers are timm's: the stages of a convolutional network, the blocks of a transformer; of an smp network those of
+    the encoder, and the head is all the rest. More layers than there are: all of them.
+
+    It holds until the next call, also after `net.train()`. The frozen part gets no gradients, and its batch norms and
+    dropouts are in eval. With `frozen_norms`, batch norms outside the head keep their statistics also where they
+    train: those of the pretraining are better than what a few hundred images give, and training and prediction then
+    see the same features.
+
+    Raises:
+        ValueError: none of these, or "last<n>" of a network whose layers are not known.
     """
-    if trainable not in ("all", "head"):
-        raise ValueError(f"trainable is 'all' or 'head', not {trainable!r}")
-    net.trainable, net.frozen_norms = trainable, frozen_norms
+    match = TRAINABLE.fullmatch(trainable)
+    if match is None:
+        raise ValueError(f"trainable is all, head or last1, last2, ..., not {trainable!r}")
+    net.frozen_norms = frozen_norms
     net.requires_grad_(trainable == "all")
+    if match[1]:
+        for name, depth in layer_depths(net.net, coarse=True).items():
+            net.net.get_parameter(name).requires_grad_(depth <= int(match[1]))
     for module in head_modules(net.net):
         module.requires_grad_(True)
     net.train(net.training)
+
+
+def trainable_share(net: Normalized) -> float:
+    """The share of the network's parameters that train now, in [0, 1]."""
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in net.parameters()]
+    return sum(count for count, trains in counts if trains) / sum(count for count, _ in counts)
 
 
 def enable_gradient_checkpointing(net: nn.Module) -> None:

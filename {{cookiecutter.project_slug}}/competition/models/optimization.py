@@ -3,10 +3,10 @@
 import difflib
 from typing import Any, cast
 
-import timm
 from torch import nn
 from torch.optim import Optimizer
 
+from competition.models.layers import layer_depths
 from competition.models.normalized import Normalized
 
 
@@ -89,28 +89,10 @@ def layer_factors(net: nn.Module, layer_decay: float) -> dict[str, float]:
     Raises:
         ValueError: a network for which timm has no grouping, or a factor outside (0, 1].
     """
-    from timm.models import group_parameters
-
     if not 0 < layer_decay <= 1:
         raise ValueError(f"optimizer.layer_decay is a factor above 0 and at most 1, but is {layer_decay}")
-    encoder = getattr(net, "encoder", None)
-    if encoder is None:
-        grouped, aliases = net, {name: [name] for name, _ in net.named_parameters()}
-    elif hasattr(encoder, "model"):
-        # timm's feature extractor has no grouping of its own, so the whole network of that name is asked. The
-        # extractor's names are those of the network, with its first level flattened, or under `model.`.
-        grouped = timm.create_model(encoder.name)
-        aliases = {
-            name: [f"encoder.model.{alias}" for alias in (name, name.replace(".", "_", 1), f"model.{name}")]
-            for name, _ in grouped.named_parameters()
-        }
-    else:
-        raise ValueError("optimizer.layer_decay needs a network of timm's or a tu- encoder, whose layers are known")
-    if not hasattr(grouped, "group_matcher"):
-        raise ValueError(f"timm does not group the layers of {type(grouped).__name__}: set optimizer.layer_decay=null")
-    layers = group_parameters(grouped, cast(Any, grouped).group_matcher(coarse=False), reverse=True)
-    top = max(layers.values())
-    own = {name for name, _ in net.named_parameters()}
-    return {
-        alias: layer_decay ** (top - layers[name]) for name, found in aliases.items() for alias in found if alias in own
-    }
+    try:
+        depths = layer_depths(net)
+    except ValueError as error:
+        raise ValueError(f"{error}; or set optimizer.layer_decay=null") from error
+    return {name: layer_decay**depth for name, depth in depths.items()}

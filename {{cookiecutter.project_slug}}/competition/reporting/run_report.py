@@ -58,6 +58,8 @@ def report_run(
     figures = (
         _segmentation_figures(table, metric, oof, counts) if counts is not None else _classification_figures(table, oof)
     )
+    if (run / "plan.png").exists():  # a run that averages another has none
+        figures.insert(0, ("Plan", (run / "plan.png").read_bytes()))
     write_report(run / "report.html", run.name, summary, scores, history, figures, metric=name)
 
 

@@ -30,13 +30,13 @@ from tqdm import tqdm
 
 from competition.data.prepare import Prepared
 from competition.inference.weights import find_models, load_model, save_model
-from competition.models.schedule import build_phases
+from competition.models.phases import build_phases
 from competition.predictions.schema import raise_problems
 from competition.predictions.store import Predictions, read_predictions
 from competition.processes.group import Place
-from competition.training.build import training_loader
 from competition.training.ema import reestimate_batch_norm
 from competition.training.fold import predict_held_out
+from competition.training.loaders import training_loader
 
 
 def find_snapshots(
@@ -189,10 +189,13 @@ class Candidates:
 
     def _plain_training_loader(self, fold: int, rows: np.ndarray) -> DataLoader:
         """What the newest weights were trained on, not augmented, like the images that will be predicted."""
-        config = self.config | {"augmentation": {**self.config["augmentation"], "transforms": []}}
+        plain = {"augmentation": {**self.config["augmentation"], "transforms": []}}
+        phases = {
+            name: phase | {"augmentation": None, "image_size": None} for name, phase in self.config["phases"].items()
+        }
         pseudo = self.prepared.pseudo.of(fold) if self.prepared.pseudo else None
-        loader, _ = training_loader(config, self.prepared, rows, Place(), pseudo)
+        loader, _ = training_loader(self.config | plain | {"phases": phases}, self.prepared, rows, Place(), pseudo)
         # Past the last epoch, the sampler keeps to the last phase's share of pseudo rows.
-        epochs = sum(phase.epochs for phase in build_phases(config["phases"]))
+        epochs = sum(phase.epochs for phase in build_phases(phases))
         loader.sampler.set_epoch(epochs)  # type: ignore[attr-defined]  # an EpochSampler
         return loader

@@ -1,4 +1,4 @@
-"""From a configuration and the prepared data to the parts of a training: network, loss, loaders, trainer."""
+"""From a configuration and the prepared data to the parts of a training: network, loss, module, trainer."""
 
 import inspect
 import os
@@ -10,17 +10,11 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from hydra.errors import HydraException
-from hydra.utils import instantiate
-from torch.utils.data import DataLoader
 
-from competition.data.augmentation import Augmentation
-from competition.data.dataset import EpochSampler, ImageDataset, Pool, balanced_weights, make_loader
+from competition.config import make
 from competition.data.holdout import Holdout
 from competition.data.images import FITS, image_hw
 from competition.data.prepare import Prepared
-from competition.data.pseudo import join_tables
-from competition.data.table import Table
 from competition.inference.tta import TTA
 from competition.inference.weights import ModelSpec
 from competition.models.classification import ClassificationModule, MultilabelModule
@@ -30,29 +24,21 @@ from competition.models.module import TrainingModule
 from competition.models.networks import build_network, pretrained_normalization, required_multiple
 from competition.models.normalized import Normalized, enable_gradient_checkpointing
 from competition.models.optimization import build_optimizer, scale_rate
-from competition.models.schedule import Schedule, build_phases, pseudo_shares
+from competition.models.phases import Schedule, build_phases
 from competition.models.segmentation import SegmentationModule
 from competition.predictions.metrics.building import build_metric
 from competition.processes.group import Place
+from competition.reporting.phases import PhasePreview
 from competition.settings import unknown_setting
+from competition.training.loaders import build_looks, epoch_shares, phase_augmentation
+from competition.training.preview import preview_phases
+from competition.training.sizes import check_sizes, try_sizes
 
 MODULES: dict[str, type[TrainingModule]] = {
     "multiclass": ClassificationModule,
     "multilabel": MultilabelModule,
     "segmentation": SegmentationModule,
 }
-
-
-def make(config: Any, **arguments: Any) -> Any:
-    """The object that a config's `_target_` names, with plain lists and dicts inside.
-
-    Raises:
-        ValueError: there is no such thing, or it refuses its arguments.
-    """
-    try:
-        return instantiate(config, _convert_="all", **arguments)
-    except HydraException as error:
-        raise ValueError(str(error)) from error
 
 
 def build_spec(config: Mapping[str, Any], prepared: Prepared) -> ModelSpec:
@@ -63,13 +49,7 @@ def build_spec(config: Mapping[str, Any], prepared: Prepared) -> ModelSpec:
     """
     model, data, statistics = config["model"], config["data"], prepared.statistics
     architecture = {key: model[key] for key in ("library", "name", "encoder", "options") if model.get(key) is not None}
-    height, width = image_hw(data["image_size"])
-    multiple = required_multiple(architecture)
-    if height % multiple or width % multiple:
-        raise ValueError(
-            f"{model['name']} needs sizes divisible by {multiple}, and data.image_size is {height} x {width}: "
-            f"try data.image_size=[{_round_up(height, multiple)},{_round_up(width, multiple)}]"
-        )
+    check_sizes(config, required_multiple(architecture))
     masks = config["task"] == "segmentation"
     if data["fit"] not in FITS or (data["fit"] == "crop" and masks) or (data["fit"] == "tiles" and not masks):
         raise ValueError(
@@ -87,7 +67,7 @@ def build_spec(config: Mapping[str, Any], prepared: Prepared) -> ModelSpec:
         architecture=architecture,
         channels=statistics["channels"],
         classes=list(prepared.table.classes),
-        image_size=(height, width),
+        image_size=image_hw(data["image_size"]),
         fit=data["fit"],
         mode=data["mode"],
         scale=statistics["scale"],
@@ -104,106 +84,6 @@ def build_normalized(config: Mapping[str, Any], spec: ModelSpec) -> Normalized:
     if model["gradient_checkpointing"]:
         enable_gradient_checkpointing(net)
     return Normalized(net, spec.mean, spec.std)
-
-
-def build_augmentation(config: Mapping[str, Any], prepared: Prepared) -> Augmentation:
-    """The training augmentation, checked against the images that it will get.
-
-    Raises:
-        ValueError: names every transform that cannot take them.
-    """
-    transforms = [make(transform) for transform in config["augmentation"]["transforms"]]
-    augmentation = Augmentation(transforms, config["data"]["ignore_index"])
-    statistics = prepared.statistics
-    unchanged = statistics["dtype"] == "uint8" and statistics["scale"] == 255
-    augmentation.check(
-        statistics["channels"], np.uint8 if unchanged else np.float32, image_hw(config["data"]["image_size"])
-    )
-    return augmentation
-
-
-def local_batch_size(config: Mapping[str, Any], world: int) -> int:
-    """Images in one pass of one process; `batch_size` is all of an optimizer step.
-
-    Raises:
-        ValueError: it cannot be divided evenly.
-    """
-    accumulate = config["trainer"]["accumulate_grad_batches"]
-    size, rest = divmod(config["batch_size"], world * accumulate)
-    if rest or not size:
-        raise ValueError(
-            f"batch_size={config['batch_size']} cannot be divided over {world} processes and {accumulate} accumulated "
-            f"batches: make it a multiple of {world * accumulate}"
-        )
-    return size
-
-
-def training_loader(
-    config: Mapping[str, Any], prepared: Prepared, rows: np.ndarray, place: Place, pseudo: Table | None = None
-) -> tuple[DataLoader, int]:
-    """This process's share of the training rows, augmented, and the optimizer steps of an epoch.
-
-    Args:
-        pseudo: the pseudo rows of the student that is trained.
-    """
-    data = config["data"]
-    table = prepared.table if pseudo is None else join_tables(prepared.table, pseudo)
-    dataset = _dataset(config, prepared, table, build_augmentation(config, prepared))
-    real = _pool(config, table, rows)
-    sampler = EpochSampler(
-        real.rows,
-        seed=config["seed"],
-        batch_size=config["batch_size"] // place.world,
-        rank=place.rank,
-        world=place.world,
-        weights=real.weights,
-        pseudo=None if pseudo is None else _pool(config, table, np.arange(len(prepared.table), len(table))),
-        pseudo_shares=epoch_shares(config),
-    )
-    size = local_batch_size(config, place.world)
-    return make_loader(dataset, sampler, size, data["workers"]), len(sampler) * place.world // config["batch_size"]
-
-
-def epoch_shares(config: Mapping[str, Any]) -> list[float]:
-    """The share of pseudo rows in each epoch.
-
-    Raises:
-        ValueError: a phase wants pseudo rows and there are none, or data.pseudo_share is no share.
-    """
-    data = config["data"]
-    return pseudo_shares(build_phases(config["phases"]), data["pseudo_share"] if data.get("pseudo") else None)
-
-
-def _pool(config: Mapping[str, Any], table: Table, rows: np.ndarray) -> Pool:
-    """Rows to train on, with the chances that data.sampling gives them."""
-    if config["data"]["sampling"] != "balanced":
-        return Pool(rows)
-    if table.target is None:
-        raise ValueError("data.sampling=balanced is for classification; for masks see loss.class_weights=balanced")
-    return Pool(rows, balanced_weights(table.target[rows], table.weights[rows]))
-
-
-def evaluation_loader(config: Mapping[str, Any], prepared: Prepared, rows: np.ndarray, place: Place) -> DataLoader:
-    """These rows as they are, in their order; whole pictures, whose sizes differ, one by one."""
-    dataset = _dataset(config, prepared, prepared.table, None)
-    size = 1 if config["data"]["fit"] == "tiles" else local_batch_size(config, place.world)
-    return make_loader(dataset, [(int(row), 0) for row in rows], size, config["data"]["workers"])
-
-
-def _dataset(
-    config: Mapping[str, Any], prepared: Prepared, table: Table, augmentation: Augmentation | None
-) -> ImageDataset:
-    data = config["data"]
-    return ImageDataset(
-        table,
-        augmentation,
-        data["image_size"],
-        data["fit"],
-        data["mode"],
-        prepared.statistics["scale"],
-        config["seed"],
-        data["ignore_index"],
-    )
 
 
 def build_loss(config: Mapping[str, Any], prepared: Prepared, part: Holdout) -> torch.nn.Module:
@@ -233,17 +113,21 @@ def build_module(
 ) -> TrainingModule:
     """The Lightning module of the task."""
     rate = scale_rate(config["optimizer"]["lr"], config["batch_size"], config.get("lr_batch_size"))
+    phases = build_phases(config["phases"])
+    curves = {phase.name: make(phase.scheduler or config["scheduler"]) for phase in phases}
     arguments: dict[str, Any] = {
         "network": network,
         "loss": build_loss(config, prepared, part),
         "make_optimizer": partial(build_optimizer, **config["optimizer"] | {"lr": rate}),
-        "schedule": Schedule(build_phases(config["phases"]), make(config["scheduler"]), steps_per_epoch),
+        "schedule": Schedule(phases, curves, steps_per_epoch),
         "seed": config["seed"],
     }
-    augmentation = config["augmentation"]
-    mix = Mix(augmentation["mixup"], augmentation["cutmix"], config["task"])
-    if mix:
-        arguments["mix"] = mix
+    mixes = {}
+    for phase in phases:
+        augmentation = phase_augmentation(config, phase)
+        mixes[phase.name] = Mix(augmentation["mixup"], augmentation["cutmix"], config["task"])
+    if any(mixes.values()):
+        arguments["mixes"] = mixes
     return MODULES[config["task"]](**arguments)
 
 
@@ -264,13 +148,14 @@ def build_trainer(config: Mapping[str, Any], place: Place, epochs: int, **argume
     )
 
 
-def inspect_config(config: Mapping[str, Any], prepared: Prepared) -> dict[str, Any]:
-    """Build everything once, so that a mistake is found before a run exists; gives the hardware that torch sees.
+def inspect_config(config: Mapping[str, Any], prepared: Prepared) -> tuple[dict[str, Any], list[PhasePreview]]:
+    """Build everything once, so that a mistake is found before a run exists.
 
     A learning rate that is scaled is said.
 
     Returns:
-        {"accelerator": gpu | mps | cpu, "devices": [names], "cpus": count}
+        The hardware that torch sees, {"accelerator": gpu | mps | cpu, "devices": [names], "cpus": count}, and what
+        the training will do.
 
     Raises:
         ValueError: what in the configuration or the data cannot be used.
@@ -288,9 +173,10 @@ def inspect_config(config: Mapping[str, Any], prepared: Prepared) -> dict[str, A
     spec = build_spec(config, prepared)
     network = build_normalized(config, spec)
     build_metric(config["metric"], config["task"], spec.classes)
-    build_augmentation(config, prepared)
+    build_looks(config, prepared)
     epoch_shares(config)
     module = build_module(config, prepared, network, Holdout(()), steps_per_epoch=1)
+    try_sizes(network, module.schedule.phases, spec.channels)
     optimizer = module.make_optimizer(network)
     if config.get("lr_batch_size"):
         print(
@@ -298,13 +184,10 @@ def inspect_config(config: Mapping[str, Any], prepared: Prepared) -> dict[str, A
             f"for batch_size={config['batch_size']} it is {optimizer.defaults['lr']:g}",
             flush=True,
         )
+    previews = preview_phases(config, module)
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     kind = "gpu" if gpus else "mps" if torch.backends.mps.is_available() else "cpu"
-    return {"accelerator": kind, "devices": gpus or [kind], "cpus": os.cpu_count()}
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
+    return {"accelerator": kind, "devices": gpus or [kind], "cpus": os.cpu_count()}, previews
 
 
 def _plain(value: Any) -> Any:

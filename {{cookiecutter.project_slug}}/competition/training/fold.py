@@ -22,6 +22,7 @@ import torch
 from pytorch_lightning.callbacks import LambdaCallback
 from tqdm import tqdm
 
+from competition.config import make
 from competition.data.dataset import sample_seed
 from competition.data.holdout import Holdout
 from competition.data.prepare import Prepared, prepare
@@ -39,13 +40,11 @@ from competition.training.build import (
     build_normalized,
     build_spec,
     build_trainer,
-    evaluation_loader,
-    make,
-    training_loader,
 )
 from competition.training.checkpoints import LastCheckpoint, find_checkpoint, remove_leftovers
 from competition.training.divergence import Divergence
 from competition.training.ema import EMA, reestimate_batch_norm
+from competition.training.loaders import evaluation_loader, training_loader
 from competition.training.progress import Progress
 from competition.training.snapshots import Snapshots
 from competition.training.validation import Validation
@@ -89,7 +88,9 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], place: Place
     extra = [make(callback) for callback in config["callbacks"].values()]
     ema = next((callback for callback in extra if isinstance(callback, EMA)), None)
     every = config["validate_every"] if part.folds else 0
-    validation = Validation(evaluation_loader(config, prepared, rows, place), prepared.table, metric, every, ema)
+    tile = spec.image_size if spec.fit == "tiles" else None
+    held_out = evaluation_loader(config, prepared, rows, place)
+    validation = Validation(held_out, prepared.table, metric, every, ema, tile)
     snapshots = Snapshots(folder, spec, validation, metric.greater_is_better, config["top_k"])
     progress = Progress(folder, part.title, validation, type(metric).__name__)
     # Lightning sets handlers of its own before training begins; under DDP, its one for SIGTERM waits for other ranks.

@@ -11,6 +11,7 @@ from competition.data.holdout import FULL, Holdout, choose_holdouts
 from competition.data.prepare import Prepared, prepare
 from competition.files import sha256_file
 from competition.processes.running import call
+from competition.reporting.phases import PhasePreview
 from competition.training.devices import count_gpus, count_processes, share_gpus
 from competition.training.identity import hash_table, make_identity
 
@@ -26,6 +27,7 @@ class Plan:
         config: resolved, plain values.
         parts: the models to be trained, finished or not, by what they are trained without.
         hardware: what torch sees here, see `inspect_config`.
+        phases: what they will do.
         devices: of this machine that train one fold, with one process each.
         world: processes that train one fold, on all machines.
         visible: CUDA_VISIBLE_DEVICES of each worker that trains folds at once.
@@ -36,6 +38,7 @@ class Plan:
     prepared: Prepared
     parts: list[Holdout]
     hardware: dict[str, Any]
+    phases: list[PhasePreview]
     devices: int
     world: int
     visible: list[str | None]
@@ -55,7 +58,7 @@ def make_plan(context: "Context", config: dict[str, Any], nodes: int, make_folds
     data, trainer = config["data"], config["trainer"]
     prepared = prepare(data, config["task"], config["seed"], make_folds)
     parts = choose_parts(config, prepared)
-    hardware = call(context, _inspect, config, prepared)
+    hardware, phases = call(context, _inspect, config, prepared)
     devices = count_processes(trainer, hardware)
     world = devices * nodes
     workers, gpus = config["fold_workers"], count_gpus(trainer, hardware)
@@ -63,7 +66,7 @@ def make_plan(context: "Context", config: dict[str, Any], nodes: int, make_folds
         raise ValueError("fold_workers is for one machine: on several, each fold has all devices of all of them")
     visible = share_gpus(workers, devices, gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
     identity = make_identity(config, world, hash_contents(config, prepared))
-    return Plan(config, prepared, parts, hardware, devices, world, visible, identity)
+    return Plan(config, prepared, parts, hardware, phases, devices, world, visible, identity)
 
 
 def choose_parts(config: Mapping[str, Any], prepared: Prepared) -> list[Holdout]:
@@ -100,7 +103,7 @@ def hash_contents(config: Mapping[str, Any], prepared: Prepared) -> dict[str, st
 
 
 # Imported in the child only: the calling process stays without torch.
-def _inspect(config: Mapping[str, Any], prepared: Prepared) -> dict[str, Any]:
+def _inspect(config: Mapping[str, Any], prepared: Prepared) -> tuple[dict[str, Any], list[PhasePreview]]:
     from competition.training.build import inspect_config
 
     return inspect_config(config, prepared)

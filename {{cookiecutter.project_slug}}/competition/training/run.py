@@ -1,7 +1,7 @@
 """A run: all folds of one configuration, from the checked data to the out-of-fold score.
 
     runs/<experiment>-<hash>/
-        config.yaml  identity.json  environment.json
+        config.yaml  identity.json  environment.json  plan.png
         fold<k>/     see training/fold.py; metrics.json when it is finished
         full/        the same, of a model of every row; without-<j>-<k>/ of one without two folds
         oof/         the out-of-fold predictions of all folds
@@ -21,10 +21,13 @@ from rich.console import Console
 
 from competition.checks import check_config
 from competition.data.holdout import Holdout
+from competition.files import write_atomic
 from competition.locks import lock
 from competition.processes.nodes import Node, check_nodes, find_node
 from competition.processes.running import fold_context
 from competition.processes.team import Team, gather
+from competition.reporting.figures import to_png
+from competition.reporting.phases import phases_figure
 from competition.training.identity import describe_differences
 from competition.training.plan import make_plan
 from competition.training.results import finish_run
@@ -67,6 +70,9 @@ def _lead(context: "Context", config: dict[str, Any], runs: Path, node: Node, te
     team.agree()
     with lock(runs / ".lock"):  # jobs that begin together make one folder
         run = open_run(config, plan.identity, plan.hardware, runs)
+    if not (run / "plan.png").exists():
+        with write_atomic(run / "plan.png") as path:
+            path.write_bytes(to_png(phases_figure(plan.phases)))
     with ExitStack() as claims:
         parts = _claim(run, plan.parts, claims)
         if len(plan.visible) > 1:

@@ -10,7 +10,7 @@ import torch
 
 from competition.inference.weights import ModelSpec, save_model
 from competition.models.module import TrainingModule
-from competition.models.schedule import Schedule
+from competition.models.phases import Schedule
 from competition.training.validation import Validation
 
 

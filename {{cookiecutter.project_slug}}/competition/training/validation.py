@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,11 +11,9 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from competition.data.dataset import ImageDataset
 from competition.data.table import Table
 from competition.inference.tiles import tiled_logits
 from competition.models.module import TrainingModule
-from competition.models.schedule import Plateau
 from competition.models.segmentation import SegmentationModule
 from competition.predictions.scoring import score_rows
 from competition.training.distributed import gather, share_norms
@@ -28,12 +27,21 @@ class Validation(pl.Callback):
     to make the shares equal.
 
     Args:
-        loader: this rank's held-out rows as `ImageDataset` items without augmentation.
+        loader: this rank's held-out rows as items of an `ImageDataset` without augmentation.
         every: epochs from one validation to the next; the last epoch always has one. 0: never, nothing is held out.
+        tile: (height, width) of the tiles that whole pictures are predicted in; None: pictures of the network's size.
     """
 
-    def __init__(self, loader: DataLoader, table: Table, metric: Any, every: int = 1, ema: EMA | None = None) -> None:
-        self.loader, self.table, self.metric, self.every, self.ema = loader, table, metric, every, ema
+    def __init__(
+        self,
+        loader: DataLoader,
+        table: Table,
+        metric: Any,
+        every: int = 1,
+        ema: EMA | None = None,
+        tile: tuple[int, int] | None = None,
+    ) -> None:
+        self.loader, self.table, self.metric, self.every, self.ema, self.tile = loader, table, metric, every, ema, tile
         self.loss = self.score = math.nan
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -45,8 +53,7 @@ class Validation(pl.Callback):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of classes that a fold lacks: said once, with the score of record
             self.loss, self.score = self.evaluate(pl_module)
-        if isinstance(pl_module.schedule.curve, Plateau):
-            pl_module.schedule.curve.observe(self.loss)
+        pl_module.schedule.observe(trainer.current_epoch, self.loss)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         del self.loader  # its workers end here, and do not stay beside those of the predictor
@@ -58,10 +65,9 @@ class Validation(pl.Callback):
         segmentation = isinstance(module, SegmentationModule)
         share_norms(network)
         network.eval()
-        dataset = self.loader.dataset
-        assert isinstance(dataset, ImageDataset)
-        tiled = partial(tiled_logits, network, tile=dataset.size, classes=len(self.table.classes))
-        predict = tiled if dataset.fit == "tiles" else network
+        predict: Callable[[torch.Tensor], torch.Tensor] = network
+        if self.tile:
+            predict = partial(tiled_logits, network, tile=self.tile, classes=len(self.table.classes))
         total, rows, results = 0.0, [], []
         for batch in self.loader:
             batch = {key: value.to(module.device, non_blocking=True) for key, value in batch.items()}

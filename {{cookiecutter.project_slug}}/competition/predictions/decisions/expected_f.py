@@ -6,7 +6,8 @@ largest  sum over s of P(i, s) (1 + b²) / (k + b² s),  and k is found by tryin
 algorithm for F-measure maximization"). With independent labels that is a prefix of the labels sorted by probability
 (Jansche 2007; Ye et al. 2012), and P(i, s) follows from the Poisson-binomial distribution of the count of the others.
 
-Labels that exclude each other are one draw and not several: a group adds at most one to the count.
+Labels that exclude each other are one draw and not several: a group adds at most one to the count. A label that
+stands alone excludes all others: either it is the whole truth, or the truth is drawn from the rest.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,9 @@ class Group(NamedTuple):
     always: bool
 
 
-def best_answers(probability: np.ndarray, beta: float, groups: Sequence[Group] = (), empty: float = 1.0) -> np.ndarray:
+def best_answers(
+    probability: np.ndarray, beta: float, groups: Sequence[Group] = (), empty: float = 1.0, alone: Sequence[int] = ()
+) -> np.ndarray:
     """The answers of largest expected F-beta, exact; O(C³) a row, all rows at once.
 
     Args:
@@ -33,13 +36,14 @@ def best_answers(probability: np.ndarray, beta: float, groups: Sequence[Group] =
         beta: above 1, a missed label costs more than one too many.
         groups: labels that exclude each other; the others are independent given the picture.
         empty: what an empty answer scores where the truth is empty too.
+        alone: column numbers of labels that are never true together with another, of the same group or not.
 
     Returns:
         (N, C) bool. Between equally good answers, the shorter one.
     """
     rows = max(1, BLOCK // probability.shape[1] ** 2)
     blocks = [
-        _best_block(probability[start : start + rows].T.astype(np.float64), beta, groups, empty)
+        _best_block(probability[start : start + rows].T.astype(np.float64), beta, groups, empty, alone)
         for start in range(0, len(probability), rows)
     ]
     return np.concatenate(blocks) if blocks else np.zeros(probability.shape, bool)
@@ -61,6 +65,21 @@ def find_exclusive(target: np.ndarray) -> list[Group]:
     return groups
 
 
+def find_alone(target: np.ndarray) -> list[int]:
+    """Labels that are never true together with another in the target (N, C), and in more rows than by accident.
+
+    By accident: if rows with the label had no further one as often as the others have at most one, so many rows would
+    all lack it with a chance below 1 in 1,000.
+    """
+    rows = np.asarray(target, bool)
+    counts = rows.sum(axis=1)
+    found = []
+    for label, own in enumerate(rows.T):
+        if own.any() and not own.all() and (counts[own] == 1).all() and (counts[~own] <= 1).mean() ** own.sum() < 1e-3:
+            found.append(label)
+    return found
+
+
 def _cover(rows: np.ndarray, together: np.ndarray, free: np.ndarray) -> list[int]:
     """Labels out of the `free` ones that cover every row exactly once; empty where there are none."""
     if not len(rows):
@@ -75,31 +94,36 @@ def _cover(rows: np.ndarray, together: np.ndarray, free: np.ndarray) -> list[int
     return []
 
 
-def _best_block(probability: np.ndarray, beta: float, groups: Sequence[Group], empty: float) -> np.ndarray:
+def _best_block(
+    probability: np.ndarray, beta: float, groups: Sequence[Group], empty: float, alone: Sequence[int]
+) -> np.ndarray:
     """(N, C) answers to (C, N) probabilities: rows come last, so that every step is over contiguous memory."""
     classes, _ = probability.shape
-    grouped = {label for group in groups for label in group.labels}
-    draws = [*groups, *(Group((label,), False) for label in range(classes) if label not in grouped)]
-    marginal = np.empty_like(probability)
-    chance = np.empty((len(draws), probability.shape[1]))  # that the draw gives a label at all
-    draw_of = np.empty(classes, int)
-    for number, (labels, always) in enumerate(draws):
-        columns = list(labels)
-        total = probability[columns].sum(axis=0)
-        chance[number] = 1 if always else np.minimum(total, 1)
-        share = np.divide(
-            probability[columns], total, out=np.full((len(columns), len(total)), 1 / len(columns)), where=total > 0
-        )
-        marginal[columns] = share * chance[number]
-        draw_of[columns] = number
+    _divide(probability, groups)
+    single = probability[list(alone)]
+    single /= np.maximum(single.sum(axis=0), 1)
+    rest = 1 - single.sum(axis=0)  # the chance of a truth without those; what follows is given one
+    if len(single):
+        probability[list(alone)] = 0
+        probability = np.minimum(np.divide(probability, rest, out=np.zeros_like(probability), where=rest > 0), 1)
+        groups = [Group(tuple(label for label in group.labels if label not in alone), group.always) for group in groups]
+        groups = [group for group in groups if group.labels]
+        _divide(probability, groups)
+    taken = {*alone, *(label for group in groups for label in group.labels)}
+    draws = [group.labels for group in groups] + [(label,) for label in range(classes) if label not in taken]
+    chance = np.stack([probability[list(labels)].sum(axis=0) for labels in draws])  # that the draw gives a label at all
+    draw_of = np.zeros(classes, int)
+    for number, labels in enumerate(draws):
+        draw_of[list(labels)] = number
 
     counts = _count_distribution(chance)
     sizes = np.arange(1, classes + 1)
     # A label of the draw g is true together with s - 1 others, of the other draws.
     weight = (1 + beta**2) / (sizes[:, None] + beta**2 * np.arange(1, len(draws) + 1))  # (sizes, s)
-    value = (weight @ _without_each(counts, chance))[draw_of] * marginal[:, None]  # (C, sizes, N)
+    value = (weight @ _without_each(counts, chance))[draw_of] * (probability * rest)[:, None]  # (C, sizes, N)
+    value[list(alone)] = single[:, None] * ((1 + beta**2) / (sizes + beta**2))[:, None]
     expected = np.empty((classes + 1, probability.shape[1]))
-    expected[0] = empty * counts[0]
+    expected[0] = empty * counts[0] * rest
     ranked = np.sort(value, axis=0)[::-1]
     for size in sizes:
         expected[size] = ranked[:size, size - 1].sum(axis=0)
@@ -109,6 +133,17 @@ def _best_block(probability: np.ndarray, beta: float, groups: Sequence[Group], e
     answer = np.zeros(probability.shape, bool)
     np.put_along_axis(answer, order, np.arange(classes)[:, None] < best, axis=0)
     return answer.T
+
+
+def _divide(probability: np.ndarray, groups: Sequence[Group]) -> None:
+    """Make the probabilities (C, N) of each group those of one draw, in place."""
+    for labels, always in groups:
+        columns = list(labels)
+        total = probability[columns].sum(axis=0)
+        share = np.divide(
+            probability[columns], total, out=np.full((len(columns), len(total)), 1 / len(columns)), where=total > 0
+        )
+        probability[columns] = share * (1 if always else np.minimum(total, 1))
 
 
 def _count_distribution(chance: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from competition.predictions.decisions.expected_f import Group, best_answers, find_exclusive
+from competition.predictions.decisions.expected_f import Group, best_answers, find_alone, find_exclusive
 from competition.predictions.metrics import ClassificationMetric, FBeta, MacroF1
 
 COARSE = np.arange(0.05, 0.96, 0.05)
@@ -136,27 +136,32 @@ class ExpectedF(Rule):
     Args:
         exclusive: labels that exclude each other, by column number; None: those that the training labels show.
         groups: the same with what `fit` found out about them.
+        alone: labels that exclude all others, by column number, which the training labels show.
     """
 
     beta: float = 2.0
     empty: float = 1.0
     exclusive: Sequence[tuple[int, ...]] | None = None
     groups: tuple[Group, ...] = ()
+    alone: tuple[int, ...] = ()
     name: ClassVar[str] = "expected-f"
 
     def fit(self, metric: ClassificationMetric, target: np.ndarray, probability: np.ndarray) -> Self:
         true = metric.hard(target)
-        if self.exclusive is None:
-            return replace(self, groups=tuple(find_exclusive(true)))
-        return replace(
-            self, groups=tuple(Group(labels, bool(true[:, labels].any(axis=1).all())) for labels in self.exclusive)
+        groups = (
+            find_exclusive(true)
+            if self.exclusive is None
+            else [Group(labels, bool(true[:, labels].any(axis=1).all())) for labels in self.exclusive]
         )
+        return replace(self, groups=tuple(groups), alone=tuple(find_alone(true)))
 
     def decide(self, probability: np.ndarray) -> np.ndarray:
-        return best_answers(probability, self.beta, self.groups, self.empty)
+        return best_answers(probability, self.beta, self.groups, self.empty, self.alone)
 
     def __str__(self) -> str:
-        return f"{self.name}, {len(self.groups)} exclusive groups" if self.groups else self.name
+        parts = [f"{len(self.groups)} exclusive groups"] if self.groups else []
+        parts += [f"{len(self.alone)} labels that stand alone"] if self.alone else []
+        return ", ".join([self.name, *parts])
 
 
 def takes_probabilities(metric: ClassificationMetric) -> bool:

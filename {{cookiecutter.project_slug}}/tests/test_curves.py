@@ -1,4 +1,4 @@
-"""Learning-rate curves against torch's own, and the phases around them."""
+"""Learning-rate curves against torch's own."""
 
 import math
 
@@ -6,26 +6,24 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from competition.models.schedule import (
+from competition.models.curves import (
     Constant,
     Cosine,
     CosineRestarts,
     Exponential,
     OneCycle,
-    Phase,
     Plateau,
     Poly,
-    Schedule,
     Step,
-    build_phases,
 )
+from competition.models.phases import Phase, Schedule
 
 STEPS, EPOCHS = 7, 4
 TOTAL = STEPS * EPOCHS
 
 
 def factors(curve, steps=TOTAL):
-    schedule = Schedule((Phase("train", EPOCHS),), curve, STEPS)
+    schedule = Schedule((Phase("train", EPOCHS),), {"train": curve}, STEPS)
     return [schedule.factor(step) for step in range(steps)]
 
 
@@ -49,6 +47,11 @@ def torch_factors(make, every=1):
         (Poly(0.9), lambda o: lr_scheduler.PolynomialLR(o, TOTAL - 1, power=0.9), 1),
         (Step(every=2, gamma=0.1), lambda o: lr_scheduler.StepLR(o, 2, 0.1), STEPS),
         (Exponential(0.8), lambda o: lr_scheduler.ExponentialLR(o, 0.8 ** (1 / STEPS)), 1),
+        (
+            Exponential(0.33, every=30),
+            lambda o: lr_scheduler.LambdaLR(o, lambda epoch: 0.33 ** (epoch / 30 / STEPS)),
+            1,
+        ),
         (
             # torch rounds the length of the rise: 1 + 0.3 * 27 steps is not whole, 1/3 of 27 is
             OneCycle(rise=1 / 3, start=0.04, floor=0.04 / 1e4),
@@ -79,23 +82,9 @@ def test_a_phase_ends_exactly_at_its_lowest_rate():
 
 def test_each_restart_begins_at_its_own_height():
     # 3 cycles over 31 steps: a cycle begins at every tenth step
-    schedule = Schedule((Phase("train", 1),), CosineRestarts(cycles=3, gamma=0.5, floor=0.0), 31)
+    schedule = Schedule((Phase("train", 1),), {"train": CosineRestarts(cycles=3, gamma=0.5, floor=0.0)}, 31)
     assert [schedule.factor(step) for step in (0, 10, 20)] == pytest.approx([1.0, 0.5, 0.25])
     assert schedule.factor(9) < 0.05 and schedule.factor(30) == pytest.approx(0)
-
-
-def test_phases_follow_each_other():
-    schedule = Schedule((Phase("head", 2, "head", lr=3.0), Phase("train", 3, "all")), Cosine(floor=0.1), STEPS)
-    assert schedule.epochs == 5
-    assert [schedule.locate(epoch)[0].name for epoch in range(5)] == ["head"] * 2 + ["train"] * 3
-    assert [schedule.locate(epoch)[1] for epoch in range(5)] == [0, 0, 2, 2, 2]
-    values = [schedule.factor(step) for step in range(5 * STEPS)]
-    assert values[0] == pytest.approx(3.0)
-    assert values[2 * STEPS - 1] == pytest.approx(0.3)
-    assert values[2 * STEPS] == pytest.approx(1.0)
-    assert values[-1] == pytest.approx(0.1)
-    # Lightning asks once more after the last step; that must not fail or jump
-    assert schedule.factor(5 * STEPS) == pytest.approx(0.1)
 
 
 def test_plateau_is_torchs_reduce_on_plateau():
@@ -118,16 +107,3 @@ def test_plateau_remembers_through_a_checkpoint():
     second.load_state_dict(first.state_dict())
     assert second.factor == first.factor < 1
     assert not math.isinf(second.best)
-
-
-def test_bad_phases_are_listed_together():
-    with pytest.raises(ValueError) as error:
-        build_phases({"a": {"epochs": -1}, "b": {"epochs": 1, "trainable": "tail"}, "c": {"epoch": 3}})
-    for part in ("phases.a.epochs", "phases.b.trainable", "epoch"):
-        assert part in str(error.value)
-    with pytest.raises(ValueError, match="no epochs"):
-        build_phases({"a": {"epochs": 0}})
-
-
-def test_a_phase_of_no_epochs_is_left_out():
-    assert [phase.name for phase in build_phases({"head": {"epochs": 0}, "train": {"epochs": 1}})] == ["train"]

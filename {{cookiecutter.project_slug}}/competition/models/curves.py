@@ -1,0 +1,141 @@
+"""Learning-rate curves over a phase of training.
+
+A curve gives a factor for the optimizer's base rates. It is called with `progress`, from 0 at the phase's first
+optimizer step to exactly 1 at its last, and `epoch`, the number of epochs begun and passed in the phase
+(a fraction within an epoch). Both are needed: a cosine lives on progress, a step schedule on epochs.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+class Curve(Protocol):
+    """A factor for the base learning rates, in [0, 1], as a function of where a phase stands."""
+
+    def __call__(self, progress: float, epoch: float) -> float: ...
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The base rate throughout."""
+
+    def __call__(self, progress: float, epoch: float) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Linear warm-up over the share `warmup` of the phase, then half a cosine down to `floor`."""
+
+    warmup: float = 0.0
+    floor: float = 0.0
+
+    def __call__(self, progress: float, epoch: float) -> float:
+        if progress < self.warmup:
+            start = max(self.floor, 0.01)  # a first step at rate 0 would be wasted
+            return start + (1 - start) * progress / self.warmup
+        return _anneal((progress - self.warmup) / (1 - self.warmup) if self.warmup < 1 else 1.0, 1.0, self.floor)
+
+
+@dataclass(frozen=True)
+class OneCycle:
+    """Cosine from `start` to 1 over the share `rise`, then cosine down to `floor` (Smith & Topin, arXiv:1708.07120)."""
+
+    rise: float = 0.3
+    start: float = 0.04
+    floor: float = 1e-4
+
+    def __call__(self, progress: float, epoch: float) -> float:
+        if progress < self.rise:
+            return _anneal(progress / self.rise, self.start, 1.0)
+        return _anneal((progress - self.rise) / (1 - self.rise) if self.rise < 1 else 1.0, 1.0, self.floor)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Multiplied by `gamma` after every `every` epochs."""
+
+    every: int
+    gamma: float = 0.1
+
+    def __call__(self, progress: float, epoch: float) -> float:
+        return self.gamma ** int(epoch / self.every)
+
+
+@dataclass(frozen=True)
+class Poly:
+    """(1 - progress) ** power, down to `floor` (DeepLab, arXiv:1606.00915)."""
+
+    power: float = 0.9
+    floor: float = 0.0
+
+    def __call__(self, progress: float, epoch: float) -> float:
+        return self.floor + (1 - self.floor) * (1 - progress) ** self.power
+
+
+@dataclass(frozen=True)
+class Exponential:
+    """gamma ** (epoch / every), smoothly within epochs."""
+
+    gamma: float = 0.9
+    every: float = 1.0
+
+    def __call__(self, progress: float, epoch: float) -> float:
+        return self.gamma ** (epoch / self.every)
+
+
+@dataclass(frozen=True)
+class CosineRestarts:
+    """`cycles` equal cosines; cycle i begins at gamma ** i and each ends at `floor` (SGDR, arXiv:1608.03983)."""
+
+    cycles: int = 3
+    gamma: float = 1.0
+    floor: float = 0.0
+
+    def __call__(self, progress: float, epoch: float) -> float:
+        # The last step of all belongs to the end of the last cycle, not to the start of a further one.
+        cycle = min(int(progress * self.cycles), self.cycles - 1)
+        return _anneal(progress * self.cycles - cycle, self.gamma**cycle, self.floor)
+
+
+@dataclass
+class Plateau:
+    """Multiplied by `gamma` when the validation loss has not improved by `min_delta` for `patience` validations.
+
+    The only curve with a memory: the validation feeds it, the checkpoint keeps its state.
+    """
+
+    patience: int = 3
+    gamma: float = 0.1
+    min_delta: float = 1e-4
+    floor: float = 1e-4
+    factor: float = field(default=1.0, init=False)
+    best: float = field(default=math.inf, init=False)
+    waited: int = field(default=0, init=False)
+
+    def __call__(self, progress: float, epoch: float) -> float:
+        return self.factor
+
+    def observe(self, loss: float) -> None:
+        """Take a validation loss into account; lower is better."""
+        if loss < self.best - self.min_delta:
+            self.best, self.waited = loss, 0
+            return
+        self.waited += 1
+        if self.waited > self.patience:
+            self.factor, self.waited = max(self.factor * self.gamma, self.floor), 0
+
+    def state_dict(self) -> dict[str, float]:
+        """What it remembers, as plain values."""
+        return {"factor": self.factor, "best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.factor, self.best, self.waited = float(state["factor"]), float(state["best"]), int(state["waited"])
+
+
+def _anneal(share: float, high: float, low: float) -> float:
+    """Half a cosine from `high` at share 0 to `low` at share 1."""
+    return low + (high - low) * 0.5 * (1 + math.cos(math.pi * share))

@@ -1,0 +1,221 @@
+"""Phases: what they train, on which images, at which rates; and that a resume in any of them changes nothing."""
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import pytorch_lightning as pl
+import torch
+from safetensors.torch import load_file
+from tiny import prepare_tiny, tiny_config, train_folds
+
+from competition.models.curves import Constant, Cosine, Plateau
+from competition.models.phases import Phase, Schedule, build_phases
+from competition.reporting.figures import to_png
+from competition.reporting.phases import phases_figure
+from competition.training import fold as folds
+from competition.training.build import inspect_config
+
+STEPS = 7
+
+
+def test_phases_follow_each_other():
+    schedule = Schedule(
+        (Phase("head", 2, "head", lr=3.0), Phase("train", 3, "all")),
+        dict.fromkeys(("head", "train"), Cosine(floor=0.1)),
+        STEPS,
+    )
+    assert schedule.epochs == 5
+    assert [schedule.locate(epoch)[0].name for epoch in range(5)] == ["head"] * 2 + ["train"] * 3
+    assert [schedule.locate(epoch)[1] for epoch in range(5)] == [0, 0, 2, 2, 2]
+    values = [schedule.factor(step) for step in range(5 * STEPS)]
+    assert values[0] == pytest.approx(3.0)
+    assert values[2 * STEPS - 1] == pytest.approx(0.3)
+    assert values[2 * STEPS] == pytest.approx(1.0)
+    assert values[-1] == pytest.approx(0.1)
+    # Lightning asks once more after the last step; that must not fail or jump
+    assert schedule.factor(5 * STEPS) == pytest.approx(0.1)
+
+
+def test_bad_phases_are_listed_together():
+    with pytest.raises(ValueError) as error:
+        build_phases(
+            {
+                "a": {"epochs": -1, "lr": "fast", "image_size": [32], "snapshot": 1},
+                "b": {"epochs": 1, "trainable": "last0", "rows": "all", "start": "first", "augmentation": "flip"},
+                "c": {"epoch": 3},
+                "d": None,
+            }
+        )
+    for part in ("a.epochs", "a.lr", "a.image_size", "a.snapshot", "b.trainable", "b.rows", "b.start"):
+        assert f"phases.{part} is" in str(error.value)
+    for part in ("b.augmentation", "c has 'epoch'", "c.epochs is None", "d is None"):
+        assert f"phases.{part}" in str(error.value)
+    with pytest.raises(ValueError, match="no epochs"):
+        build_phases({"a": {"epochs": 0}})
+
+
+def test_a_phase_of_no_epochs_is_left_out():
+    assert [phase.name for phase in build_phases({"head": {"epochs": 0}, "train": {"epochs": 1}})] == ["train"]
+
+
+def test_each_phase_runs_through_its_own_curve_and_a_checkpoint_keeps_what_it_remembers():
+    def schedule():
+        phases = Phase("drop", 2), Phase("again", 2), Phase("calm", 1)
+        return Schedule(phases, {"drop": Plateau(0, 0.1), "again": Plateau(0, 0.5), "calm": Constant()}, STEPS)
+
+    first, second = schedule(), schedule()
+    for epoch, loss in enumerate([1.0, 2.0, 1.0, 2.0]):
+        first.observe(epoch, loss)
+    assert [first.factor(epoch * STEPS) for epoch in (1, 3, 4)] == [pytest.approx(0.1), 0.5, 1.0]
+    second.load_state_dict(first.state_dict())
+    assert [second.factor(step) for step in range(5 * STEPS)] == [first.factor(step) for step in range(5 * STEPS)]
+
+
+# A phase of each kind; the last restarts from the best weights.
+PHASES = [
+    "phases.train.epochs=0",
+    "+phases.head={epochs: 1, trainable: head, lr: 2.0}",
+    "+phases.last={epochs: 1, trainable: last1, image_size: 16, augmentation: flip, scheduler: constant}",
+    "+phases.drop={epochs: 2, image_size: [24, 40], frozen_norms: true,"
+    " scheduler: {_target_: competition.models.curves.Plateau, patience: 0, min_delta: 10}}",
+    "+phases.again={epochs: 2, augmentation: hard, lr: 0.5, start: best, snapshot: true}",
+]
+OTHERS = ["fold=0", "optimizer.layer_decay=0.5", "augmentation.mixup=0.4", "optimizer.lr=0.01"]
+
+
+class Witness(pl.Callback):
+    """The shape of the images and the rates in each step, and the weights after each epoch."""
+
+    def __init__(self):
+        self.shapes, self.rates, self.weights = [], [], []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.shapes.append((trainer.current_epoch, tuple(batch["image"].shape[2:])))
+        self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.weights.append({key: value.clone() for key, value in pl_module.network.net.state_dict().items()})
+
+
+class Stop(pl.Callback):
+    """Stands for a kill: nothing is cleaned up, the newest checkpoint is what there is."""
+
+    def __init__(self, epoch, batch):
+        self.epoch, self.batch = epoch, batch
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (self.epoch, self.batch):
+            raise OSError("killed")
+
+
+def train(config, folder, *own):
+    build = folds.build_trainer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folds, "build_trainer", lambda *a, callbacks, **k: build(*a, callbacks=[*callbacks, *own], **k))
+        return train_folds(config, folder)
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A configuration with all kinds of phases, a run of it that was never stopped, and what a witness saw of it.
+
+    Its worker stays alive from one epoch to the next.
+    """
+    config = tiny_config(data, "multiclass", *PHASES, *OTHERS, "data.workers=1")
+    witness = Witness()
+    return config, train(config, tmp_path_factory.mktemp("whole"), witness), witness
+
+
+def moved(old, new):
+    """The top-level parts of the network in which a tensor changed."""
+    return {key.partition(".")[0] for key in old if not torch.equal(old[key], new[key])}
+
+
+def test_phases_train_what_they_say_on_images_of_their_size(whole):
+    _, _, witness = whole
+    sizes = dict.fromkeys(witness.shapes)
+    assert list(sizes) == [(0, (32, 32)), (1, (16, 16)), (2, (24, 40)), (3, (24, 40)), (4, (32, 32)), (5, (32, 32))]
+    after = witness.weights
+    assert moved(after[0], after[1]) == {"layer4", "fc"}  # layer 4 is the last stage of a residual network
+    everything = {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"}
+    assert moved(after[1], after[2]) == moved(after[4], after[5]) == everything
+    norms = [key for key in after[1] if "running" in key]
+    assert all(torch.equal(after[1][key], after[3][key]) for key in norms)  # frozen_norms
+    assert not any(torch.equal(after[4][key], after[5][key]) for key in norms)
+
+
+def test_layer_decay_reaches_every_curve(whole):
+    _, _, witness = whole
+    rates = np.array(witness.rates)
+    assert np.allclose(rates / rates[:, -1:], rates[0] / rates[0, -1]) and rates[0, 0] < 0.1 * rates[0, -1]
+    highest = rates[:, -1].reshape(6, 3)  # three steps an epoch
+    assert np.allclose(highest[1], 0.01)
+    # An observation reaches the rate one step later: the scheduler has set that of the next step by then.
+    assert np.allclose(highest[3], [0.01, 0.01, 0.01]) and highest[4, 0] == pytest.approx(0.005 * highest[0, 0] / 0.02)
+
+
+@pytest.mark.parametrize("stop", [(1, 1), (3, 0), (5, 2)])
+def test_a_resume_within_any_phase_equals_a_run_never_stopped(stop, whole, tmp_path):
+    config, run, _ = whole
+    config = config | {"data": config["data"] | {"workers": 0}}
+    with pytest.raises(OSError, match="killed"):
+        train(config, tmp_path, Stop(*stop))
+    resumed = train_folds(config, tmp_path)
+    histories = [pd.read_csv(each / "fold0/history.csv").drop(columns="seconds") for each in (run, resumed)]
+    pd.testing.assert_frame_equal(*histories, check_exact=True)
+    name = "fold0/snapshots/again/model.safetensors"
+    first, second = load_file(run / name), load_file(resumed / name)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    oof = "fold0/oof-0-of-1/predictions.parquet"
+    assert (run / oof).read_bytes() == (resumed / oof).read_bytes()
+
+
+def test_a_phases_names_are_replaced_by_what_they_stand_for(data):
+    config = tiny_config(data, "multiclass", "augmentation=photo", "augmentation.mixup=0.4", *PHASES)
+    phases = config["phases"]
+    assert [transform["_target_"] for transform in phases["last"]["augmentation"]["transforms"]] == [
+        "albumentations.HorizontalFlip"
+    ]
+    assert phases["last"]["augmentation"]["mixup"] == 0.0  # that of the file, where the run's own has its override
+    # What is written for the size of the images is for that of the phase.
+    assert phases["drop"]["augmentation"]["transforms"][0]["size"] == [24, 40]
+    assert phases["drop"]["augmentation"]["mixup"] == 0.4
+    assert phases["again"]["augmentation"]["transforms"][0]["size"] == [32, 32]
+    assert phases["last"]["scheduler"] == {"_target_": "competition.models.curves.Constant"}
+    with pytest.raises(ValueError, match=r"phases.a: there is no augmentation=flop, .* flip(.|\n)*phases.b: .*steep"):
+        tiny_config(data, "multiclass", "+phases.a.augmentation=flop", "+phases.b.scheduler=steep")
+
+
+def test_an_image_size_that_the_network_cannot_take_is_refused(data):
+    config = tiny_config(
+        data,
+        "segmentation",
+        "model=fpn",
+        "model.encoder=tu-test_resnet",
+        "model.pretrained=false",
+        "+phases.small={epochs: 1, image_size: 40}",
+        "+phases.odd={epochs: 1, image_size: [32, 50]}",
+    )
+    with pytest.raises(ValueError, match=r"small.image_size=\[64,64\](.|\n)*odd.image_size=\[32,64\]"):
+        inspect_config(config, prepare_tiny(config))
+    fixed = ["model.name=test_vit", "+model.options.img_size=32", "+model.options.dynamic_img_size=false"]
+    fixed += ["+phases.small={epochs: 1, image_size: 16}"]
+    config = tiny_config(data, "multiclass", *fixed)
+    with pytest.raises(ValueError, match=r"phases.small.image_size: .* 16 x 16"):
+        inspect_config(config, prepare_tiny(config))
+
+
+def test_the_picture_of_a_run_shows_what_the_phases_do(data):
+    config = tiny_config(data, "multiclass", *PHASES, *OTHERS)
+    _, previews = inspect_config(config, prepare_tiny(config))
+    head, last, drop, again = previews
+    net = folds.build_normalized(config, folds.build_spec(config, prepare_tiny(config))).net
+    total = sum(value.numel() for value in net.parameters())
+    assert head.share == pytest.approx(sum(value.numel() for value in net.fc.parameters()) / total)
+    assert head.share < last.share < drop.share == again.share == 1
+    assert last.image_size == (16, 16) and last.augmentations == ["HorizontalFlip"]
+    assert "GridDistortion" in again.augmentations and "mixup" in drop.augmentations and drop.waits
+    assert last.rates[0][1] == pytest.approx(0.01) and last.rates[0][0] < 0.001  # layer decay
+    picture = cv2.imdecode(np.frombuffer(to_png(phases_figure(previews)), np.uint8), cv2.IMREAD_COLOR)
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
