@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -39,7 +39,7 @@ class Validation(pl.Callback):
         metric: Any,
         every: int = 1,
         ema: EMA | None = None,
-        tile: tuple[int, int] | None = None,
+        tile: Sequence[int] | None = None,
     ) -> None:
         self.loader, self.table, self.metric, self.every, self.ema, self.tile = loader, table, metric, every, ema, tile
         self.loss = self.score = math.nan
