@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-from tiny import tiny_config, train_here
+from tiny import tiny_config, train_scored
 
 from competition.config import compose_config
 from competition.data.prepare import prepare
@@ -59,7 +59,7 @@ def test_from_the_table_to_the_submission(amazon, tmp_path, monkeypatch, command
     ]
     config = tiny_config(Path("data/amazon"), "multilabel", *choices, *few, "tta=d4", "experiment_name=amazon/alno")
     config["phases"] = {name: phase | {"epochs": 1} for name, phase in config["phases"].items()}
-    run = train_here(config, Path("runs"))
+    run = train_scored(config, Path("runs"))
     assert run.parent == Path("runs/amazon")
     model = json.loads((run / "fold0/snapshots/again2/model.json").read_text())
     assert (model["channels"], model["scale"], len(model["classes"])) == (4, 65535, 17)
