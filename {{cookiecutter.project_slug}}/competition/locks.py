@@ -5,11 +5,15 @@ kill. Linux passes it on over NFS. The files stay, since deleting one that other
 """
 
 import errno
-import fcntl
 import os
 import socket
 from pathlib import Path
 from typing import TextIO
+
+try:
+    import fcntl
+except ImportError:  # Windows, which is for a single job here
+    fcntl = None  # type: ignore[assignment]
 
 # What a file system without locks says, as Lustre mounted without `flock`. A run there works as long as only one job
 # trains a fold and jobs do not end in the same second.
@@ -27,6 +31,8 @@ def lock(path: Path, wait: bool = True) -> TextIO:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a+")
+    if fcntl is None:
+        return file
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:

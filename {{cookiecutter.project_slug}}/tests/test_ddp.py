@@ -1,7 +1,7 @@
 """Two processes (DDP over gloo) against one: the same rows, pixels, weights, figures and out-of-fold predictions.
 
 Equal is what a loss that averages over samples and a network without batch norm give; the weights within what another
-order of adding up leaves. What differs by nature is listed in docs/scale_differences.md.
+order of adding up leaves. What differs by nature is listed in docs/scale.md.
 """
 
 import json

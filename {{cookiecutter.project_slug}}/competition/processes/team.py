@@ -170,5 +170,7 @@ def _link(peer: socket.socket) -> Connection:
     peer.settimeout(None)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in KEEPALIVE.items():
+        if not hasattr(socket, name):
+            continue  # macOS has other names, and defaults of hours
         peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return Connection(peer.detach())
