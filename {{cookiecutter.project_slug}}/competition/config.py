@@ -64,8 +64,8 @@ def _explain(error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         return f"{error.override!r} is no override: write key=value, and a value with commas or blanks in quotes"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        return unknown_choice(group, choice, error.options)
+        group, _, choice = error.missing_cfg_file.partition("/")
+        return unknown_choice(group, choice)
     if unknown := re.match(r"Could not override '([^']+)'", text):
         return unknown_setting(unknown[1])
     if there := re.match(r"Could not append to config. An item is already at '([^']+)'", text):
@@ -96,8 +96,7 @@ def resolve_config(config: "DictConfig") -> dict[str, Any]:
                 if path.is_file():
                     raw["phases"][name][group] = phase[group] = yaml.safe_load(path.read_text(encoding="utf-8"))
                 else:
-                    known = sorted(file.stem for file in path.parent.glob("*.yaml"))
-                    problems.append(f"phases.{name}: {unknown_choice(group, phase[group], known)}")
+                    problems.append(f"phases.{name}: {unknown_choice(group, phase[group])}")
     if problems:
         raise ValueError("\n".join(problems))
     for name, phase in phases.items():

@@ -34,8 +34,15 @@ def unknown_setting(name: str, known: Sequence[str] = ()) -> str:
     return f"there is no setting {name!r}{f'; did you mean {hint}?' if hint else ': python train.py --help lists all'}"
 
 
-def unknown_choice(group: str, choice: str, known: Sequence[str]) -> str:
+def choices(group: str) -> list[str]:
+    """The choices of a group, with those in its folders, as amazon/albu."""
+    paths = (CONFIGS / group).rglob("*.yaml")
+    return sorted(path.relative_to(CONFIGS / group).with_suffix("").as_posix() for path in paths)
+
+
+def unknown_choice(group: str, choice: str) -> str:
     """A sentence for a choice that a group does not have."""
+    known = choices(group)
     hint = nearest(choice, known)
     suggestion = f", did you mean {hint}?" if hint else ""
     return f"there is no {group}={choice}{suggestion} ({group} is one of {', '.join(known)})"

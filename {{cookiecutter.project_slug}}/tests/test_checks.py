@@ -21,7 +21,14 @@ ROOT = Path(__file__).parents[1]
         ("optimizer.lrr=1", "there is no setting 'optimizer.lrr'; did you mean optimizer.lr?"),
         ("lr=1", "there is no setting 'lr'; did you mean optimizer.lr?"),
         ("qqqqq=1", "there is no setting 'qqqqq': python train.py --help lists all"),
-        ("experiment=basline", "there is no experiment=basline, did you mean baseline? (experiment is one of baseline"),
+        (
+            "experiment=basline",
+            "there is no experiment=basline, did you mean baseline? (experiment is one of all_data, ",
+        ),
+        (
+            "experiment=amazon/alba",
+            "there is no experiment=amazon/alba, did you mean amazon/albu? (experiment is one of",
+        ),
         ("model=qqqqq", "there is no model=qqqqq (model is one of convnext, "),
         ("+epochs=1", "the setting 'epochs' is there already: leave out the +"),
         ("fold=[1", "'fold=[1' is no override: write key=value"),

@@ -209,7 +209,7 @@ def test_snapshots_predict_instead_of_the_last_weights(tmp_path, data):
     crossed = frame[(frame["fold"] == 0) & (frame["snapshot"] == "cycle1")]
     np.testing.assert_allclose(crossed[list(CLASSES)], old, atol=1e-6)
     shutil.rmtree(run / "fold1" / "snapshots" / "cycle2")
-    with pytest.raises(ValueError, match="fold 1 has the snapshots"):
+    with pytest.raises(ValueError, match="fold1 has the snapshots"):
         predict([run])
 
 
