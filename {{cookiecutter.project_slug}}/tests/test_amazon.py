@@ -46,6 +46,7 @@ def amazon(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_from_the_table_to_the_submission(amazon, tmp_path, monkeypatch, command):
     monkeypatch.chdir(amazon)
     few = ["data.folds=2", "data.image_size=32", "data.workers=0"]

@@ -203,6 +203,7 @@ def test_a_fold_whose_average_is_nan_is_named(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_masks_and_the_best_epochs(data, tmp_path, capsys):
     config = tiny_config(data, "segmentation", "top_k=2", "epochs=2", "optimizer.lr=0.01")
     run = train_scored(config, tmp_path)

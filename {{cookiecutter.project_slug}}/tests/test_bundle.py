@@ -124,7 +124,7 @@ def wanted(data: Path, out: Path, **values) -> Wanted:
 # the whole way
 
 
-@pytest.mark.parametrize("use", ["mean", "geometric"])
+@pytest.mark.parametrize("use", [pytest.param("mean", marks=pytest.mark.slow), "geometric"])
 def test_an_ensemble_answers_as_ensemble_and_submit_do(tmp_path, data, runs, use):
     """Its probabilities, calibrated for each fold: what any decision would be made by."""
     copies = [shutil.copytree(run, tmp_path / run.name) for run in runs]

@@ -190,7 +190,10 @@ def test_every_choice_trains_a_step(task: str, overrides: list[str], few: Path, 
     assert (run / "fold0" / "metrics.json").exists()
 
 
-@pytest.mark.parametrize("experiment", CHOICES["experiment"])
+@pytest.mark.parametrize(
+    "experiment",
+    [pytest.param(name, marks=[pytest.mark.slow] if "/" in name else []) for name in CHOICES["experiment"]],
+)
 def test_every_experiment_trains_a_step(experiment: str, few: Path, tmp_path: Path):
     for task in TASKS.get(experiment.partition("/")[0], ["multiclass"]):
         config = tiny_config(

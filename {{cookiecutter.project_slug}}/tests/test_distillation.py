@@ -96,6 +96,7 @@ def test_whatever_cannot_teach_is_said_before_anything_is_written(world, tmp_pat
     assert not out.exists() and not provenance_path(out).exists()
 
 
+@pytest.mark.slow
 def test_no_byte_of_a_students_targets_depends_on_its_folds_labels(tmp_path):
     """Every label of fold 1 is another one and the teachers are trained anew: its student must not notice."""
     lines = []

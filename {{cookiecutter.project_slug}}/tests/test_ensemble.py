@@ -200,7 +200,7 @@ def test_each_fold_is_blended_without_its_labels_and_its_own_models_predict_the_
     assert comparison.strict is None
 
 
-@pytest.mark.parametrize("task", ["multilabel", "multiclass"])
+@pytest.mark.parametrize("task", ["multilabel", pytest.param("multiclass", marks=pytest.mark.slow)])
 def test_logistic_regression_equals_scikit_learn_by_hand(task, tmp_path):
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, PredefinedSplit

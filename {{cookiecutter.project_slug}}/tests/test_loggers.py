@@ -13,11 +13,12 @@ from tiny import tiny_config
 KEY = "0123456789abcdef" * 2 + "01234567"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "sentence"),
     [
         ({"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"}, "http://127.0.0.1:9 does not answer"),
-        pytest.param({"WANDB_BASE_URL": "http://127.0.0.1:9"}, "no key found", marks=pytest.mark.slow),
+        ({"WANDB_BASE_URL": "http://127.0.0.1:9"}, "no key found"),
     ],
 )
 def test_without_its_server_wandb_goes_offline(environment, sentence, data, tmp_path):

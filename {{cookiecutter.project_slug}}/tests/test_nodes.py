@@ -76,6 +76,7 @@ def predictions(folder: Path) -> dict[str, bytes]:
     return {"/".join(path.parts[-3:]): path.read_bytes() for path in paths}
 
 
+@pytest.mark.slow
 def test_two_nodes_train_as_two_processes_of_one(start_nodes, data, tmp_path):
     choices = ["epochs=1", "fold=0", "augmentation=light"]
     logs = end(start_nodes(*[tiny_config(data, "multiclass", *choices, *NODES)] * 2), 0)
@@ -95,8 +96,9 @@ def test_nodes_with_different_configurations_are_refused(start_nodes, data, tmp_
     assert not any((tmp_path / "runs").iterdir())
 
 
-@pytest.mark.parametrize("which", [0, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1])
 def test_a_node_that_leaves_or_dies_ends_all(which, number, start_nodes, data, tmp_path):
     nodes = start_nodes(*[tiny_config(data, "multiclass", *LONG, *NODES)] * 2)
     wait_for(lambda: any(tmp_path.glob("runs/*/fold0/last.ckpt")))

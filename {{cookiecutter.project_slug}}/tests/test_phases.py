@@ -155,7 +155,9 @@ def test_layer_decay_reaches_every_curve(whole):
     assert np.allclose(highest[3], [0.01, 0.01, 0.01]) and highest[4, 0] == pytest.approx(0.005 * highest[0, 0] / 0.02)
 
 
-@pytest.mark.parametrize("stop", [(1, 1), (3, 0), (5, 2)])
+@pytest.mark.parametrize(
+    "stop", [pytest.param((1, 1), marks=pytest.mark.slow), pytest.param((3, 0), marks=pytest.mark.slow), (5, 2)]
+)
 def test_a_resume_within_any_phase_equals_a_run_never_stopped(stop, whole, tmp_path):
     config, run, _ = whole
     config = config | {"data": config["data"] | {"workers": 0}}

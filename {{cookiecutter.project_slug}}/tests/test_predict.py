@@ -214,7 +214,7 @@ def test_snapshots_predict_instead_of_the_last_weights(tmp_path, data):
 
 
 @pytest.mark.parametrize("task", ["multiclass", "segmentation"])
-@pytest.mark.parametrize("kept", [0, 3])
+@pytest.mark.parametrize("kept", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_an_interrupted_prediction_goes_on_where_it_stopped(task, kept, tmp_path, data, monkeypatch):
     runs = [make_run(tmp_path / name, data, task) for name in "ab"]
     whole = predict(runs, out=tmp_path / "whole")
@@ -316,7 +316,7 @@ def same_predictions(first, second):
     ("task", "processes", "choices"),
     [
         ("multilabel", 2, {"tta": "flips", "keep_views": True}),
-        ("segmentation", 6, {}),
+        pytest.param("segmentation", 6, {}, marks=pytest.mark.slow),
         ("segmentation", 2, {"tiles": True}),
     ],
 )
@@ -330,7 +330,7 @@ def test_several_processes_write_what_one_writes(task, processes, choices, tmp_p
     assert not list(tmp_path.glob("*/.*"))
 
 
-@pytest.mark.parametrize("task", ["multiclass", "segmentation"])
+@pytest.mark.parametrize("task", ["multiclass", pytest.param("segmentation", marks=pytest.mark.slow)])
 def test_an_error_names_its_process_and_another_number_of_processes_goes_on(task, tmp_path, data, forks, capfd):
     run = make_run(tmp_path / "run", data, task)
     (whole,) = predict([run], out=tmp_path / "whole")

@@ -133,7 +133,14 @@ def whole(data, tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize(("name", "epoch"), [(name, epoch) for name, (_, epochs) in STOPS.items() for epoch in epochs])
+@pytest.mark.parametrize(
+    ("name", "epoch"),
+    [
+        pytest.param(name, epoch, marks=[pytest.mark.slow] if epoch == epochs[0] else [])
+        for name, (_, epochs) in STOPS.items()
+        for epoch in epochs
+    ],
+)
 def test_a_resume_takes_the_same_snapshots(name, epoch, whole, tmp_path, monkeypatch):
     config, run = whole[name]
     with pytest.raises(OSError, match="killed"):
