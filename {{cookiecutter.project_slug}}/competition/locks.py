@@ -43,7 +43,8 @@ def lock(path: Path, wait: bool = True) -> TextIO:
         if error.errno not in UNSUPPORTED:
             file.close()
             raise
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on host {socket.gethostname()}\n")
-    file.flush()
+    if not wait:  # others are told who has it
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on host {socket.gethostname()}\n")
+        file.flush()
     return file

@@ -5,6 +5,7 @@ The command starts its processes from a server that imports torch, which takes s
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -38,6 +39,7 @@ def start_training(config: dict[str, Any], folder: Path, before: Callable[[], No
 
 def _lead(config: dict[str, Any], folder: Path, before: Callable[[], None]) -> None:
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
     os.chdir(folder)
     log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from tiny import open_tiny, tiny_config, train_folds
 
 from competition.config import read_config
+from competition.data.holdout import Holdout
 from competition.predictions.store import iter_maps, read_predictions
 from competition.processes.running import run_processes
 from competition.training.ema import EMA
@@ -209,7 +210,7 @@ def test_processes_agree_and_go_on_where_they_stopped(data, tmp_path):
     config = json.loads(json.dumps(read_config(run)))
     stopped = config | {"callbacks": {**config["callbacks"], "stop": {"_target_": "test_ddp.Stop"}}}
     again = open_tiny(config, tmp_path / "again", world=2)
-    assert run_processes(get_context("fork"), train_fold, (again, 0, stopped), 2) == 9
+    assert run_processes(get_context("fork"), train_fold, (again, Holdout((0,)), stopped), 2) == 9
     assert train_folds(config, tmp_path / "again", 2) == again
     for name in ("model/model.safetensors", "oof-0-of-2/predictions.parquet", "oof-1-of-2/predictions.parquet"):
         assert (run / "fold0" / name).read_bytes() == (again / "fold0" / name).read_bytes()

@@ -19,6 +19,8 @@ import torch
 from groups import log_of, members, start_training, wait_for
 from tiny import tiny_config, train_folds
 
+from competition.training import run as runs
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, mounts a disk")
 LONG = ["epochs=500", "fold=0", "augmentation=none", "validate_every=100"]
 DDP = pytest.param(["trainer=ddp_cpu"], 2, marks=pytest.mark.slow)
@@ -147,10 +149,15 @@ def test_a_full_disk_keeps_the_last_good_state(disk, data, tmp_path):
 
 @pytest.mark.slow
 def test_a_disk_that_becomes_read_only_keeps_the_last_good_state(disk, data, tmp_path):
+    def unlocked() -> None:
+        runs.lock = lambda *_, **__: Path(os.devnull).open()
+
     disk("size=50m")
-    command = start_training(tiny_config(data, "multiclass", *LONG), tmp_path)
+    # The kernel does it of itself when a disk fails; asked to, it refuses while a file such as a lock is open to write.
+    command = start_training(tiny_config(data, "multiclass", *LONG), tmp_path, before=unlocked)
     wait_for(lambda: has_checkpoint(tmp_path))
-    subprocess.run(["mount", "-o", "remount,ro", tmp_path / "runs"], check=False, capture_output=True)
+    remount = ["mount", "-o", "remount,ro", tmp_path / "runs"]
+    wait_for(lambda: not subprocess.run(remount, capture_output=True).returncode)
     ends_with(command, tmp_path, "fold0/", "Read-only file system")
     assert torch.load(next(tmp_path.glob("runs/*/fold0/last.ckpt")), weights_only=True)["epoch"] >= 0
 

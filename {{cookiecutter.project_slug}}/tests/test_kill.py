@@ -63,8 +63,8 @@ def killed(config: dict, runs: Path, event: int) -> bool:
 
 
 def results(run: Path) -> dict[str, bytes | str]:
-    """What must not differ: everything but figures of time, records of the machine, states for a resume, and what
-    was half-written beside the folds when the process was killed."""
+    """What must not differ: everything but figures of time, records of the machine, pictures, states for a resume, and
+    what was half-written beside the folds when the process was killed."""
     found: dict[str, bytes | str] = {}
     for path in sorted(path for path in run.rglob("*") if path.is_file()):
         name = path.relative_to(run).as_posix()
@@ -74,7 +74,7 @@ def results(run: Path) -> dict[str, bytes | str]:
             found[name] = pd.read_csv(path).drop(columns="seconds").to_csv()
         elif path.name == "metrics.json":
             found[name] = json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "seconds"})
-        elif path.name not in ("environment.json", "report.html", "last.ckpt"):
+        elif path.name not in ("environment.json", "report.html", "plan.png", "last.ckpt"):
             found[name] = path.read_bytes()
     return found
 
