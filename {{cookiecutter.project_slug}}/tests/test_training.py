@@ -8,6 +8,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from safetensors.torch import load_file
+from stopping import Stop
 from tiny import open_tiny, prepare_tiny, tiny_config, train_folds, train_here, train_scored
 
 from competition.predictions.store import read_predictions
@@ -39,17 +40,6 @@ def test_a_run_leaves_everything_and_a_second_one_changes_nothing(task, data, tm
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     assert train_here(config, tmp_path) == run
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
-
-
-class Stop(pl.Callback):
-    """Stands for a kill: nothing is cleaned up, the newest checkpoint is what there is."""
-
-    def __init__(self, epoch, batch):
-        self.epoch, self.batch = epoch, batch
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if (trainer.current_epoch, batch_idx) == (self.epoch, self.batch):
-            raise OSError("killed")
 
 
 RESUMED = [
