@@ -12,6 +12,7 @@ new images are read, folds stay as they are, and new rows join them.
 """
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,7 @@ def run(name: str, overrides: list[str], weights: Path | None, network: str) -> 
     for file in ("folds.csv", "images.csv", "statistics.json", "samples.png", "duplicates.csv", "adversarial.csv"):
         if (path := Path(data["prepared"]) / file).exists():
             print(f"  {path}")
-    print(f"\nNext:\n  python train.py experiment=baseline data={name}")
+    print(f"\nNext:\n  {shlex.join(['python', 'train.py', 'experiment=baseline', f'data={name}', *overrides])}")
 
 
 def make_describer(weights: Path | None, network: str) -> "Describer":

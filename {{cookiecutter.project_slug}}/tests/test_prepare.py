@@ -1,6 +1,7 @@
 """Preparation: statistics against numpy, every offender listed, nothing read or moved twice."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from competition.config import compose_config
 from competition.data import statistics
 from competition.data.folds import read_folds
 from competition.data.prepare import check_test_table, prepare
@@ -291,3 +293,21 @@ def test_classes_take_turns_among_the_samples():
     chosen = choose_samples(present, 10)
     assert len(set(chosen)) == 10
     assert {997, 998, 999} <= set(chosen) and (present[chosen][:, :2].sum(axis=0) >= 3).all()
+
+
+def test_the_next_command_is_about_the_same_data(tmp_path: Path, command: Any) -> None:
+    make(tmp_path, [np.full((8, 8, 3), 30 * number, np.uint8) for number in range(8)], label=list("abababab"))
+    (tmp_path / "with space").mkdir()
+    settings = config(tmp_path, prepared=str(tmp_path / "with space"))
+    overrides = [f"data.{name}={settings[name]}" for name in ("root", "table", "prepared", "folds")]
+    code, out, err = command(
+        "prepare.py", "--data", "competition", "task=multiclass", "data.test_table=null", *overrides
+    )
+    assert code == 0, err
+    script, *arguments = shlex.split(out.split("Next:")[1])[1:]
+    assert script == "train.py"
+    trained = compose_config(arguments)
+    assert {name: trained.data[name] for name in ("root", "table", "prepared", "folds")} == {
+        name: settings[name] for name in ("root", "table", "prepared", "folds")
+    }
+    assert trained.task == "multiclass"

@@ -41,7 +41,8 @@ def gallery(
     figure.set_layout_engine("none")  # placed by the pixel: to lay out an axis for each image takes seconds
     for place, (image, title) in enumerate(zip(images, titles, strict=True)):
         row, column = divmod(place, columns)
-        picture = _fit(displayable(image), THUMBNAIL, THUMBNAIL)
+        inside = THUMBNAIL - 2  # of a frame, without which a white sky has no edge on white paper
+        picture = np.pad(_fit(displayable(image), inside, inside), ((1, 1), (1, 1), (0, 0)), constant_values=192)
         left, top = column * cell + (cell - picture.shape[1]) // 2, row * line + TITLE
         figure.figimage(picture, left, height - top - picture.shape[0], origin="upper")
         text = "\n".join(shorten(part, 28) for part in title.splitlines())
@@ -143,15 +144,13 @@ def choose_samples(present: np.ndarray, count: int) -> list[int]:
 
 
 def _fit(image: np.ndarray, least: int, most: int) -> np.ndarray:
-    """The image with a longer side of at most `most` pixels.
-
-    One of less than `least` grows by a whole number, so that its pixels stay sharp.
-    """
+    """The image with a longer side of `least` to `most` pixels; one that grows keeps its pixels sharp."""
     longer = max(image.shape[:2])
+    size = [max(1, round(side * np.clip(longer, least, most) / longer)) for side in image.shape[:2]]
     if longer > most:
-        return resize(image, [max(1, round(side * most / longer)) for side in image.shape[:2]])
-    factor = max(1, least // longer)
-    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+        return resize(image, size)
+    rows, columns = (np.arange(new) * old // new for new, old in zip(size, image.shape[:2], strict=True))
+    return image[rows][:, columns]
 
 
 def _patches(named: Sequence[tuple[str, Any]]) -> list[Any]:
