@@ -23,8 +23,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "{{cookiecutter.project_slug}
 from competition.data.folds import folds_hash, make_folds
 from competition.predictions.decisions.expected_f import best_answers
 from competition.predictions.ensembles.ensembling import ensemble
+from competition.predictions.ensembles.examples import Examples
+from competition.predictions.ensembles.stacking import STACKERS
 from competition.predictions.schema import Header
 from competition.predictions.store import write_predictions
+from competition.predictions.truth import read_truth
 
 ROWS, LABELS, FOLDS, MEMBERS = 40_000, 17, 10, 48
 SHARES = np.geomspace(0.9, 0.002, LABELS)
@@ -37,6 +40,12 @@ def timed(what: str, work: Callable[[], object]) -> None:
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{what:60s} {seconds:7.2f} s   peak so far {peak:6.0f} MiB", flush=True)
+
+
+def see(target: np.ndarray, member: int, rng: np.random.Generator) -> np.ndarray:
+    """What a member says, (N, C) float32 probabilities; later members see less."""
+    odds = (2 * target - 1) * 2 + (1 + member / MEMBERS) * rng.normal(size=target.shape) + np.log(SHARES)
+    return (1 / (1 + np.exp(-odds))).astype(np.float32)
 
 
 def write_members(root: Path, target: np.ndarray, rng: np.random.Generator) -> list[Path]:
@@ -61,8 +70,7 @@ def write_members(root: Path, target: np.ndarray, rng: np.random.Generator) -> l
         created_by="benchmark",
     )
     for member in range(MEMBERS):
-        odds = (2 * target - 1) * 2 + (1 + member / MEMBERS) * rng.normal(size=target.shape) + np.log(SHARES)
-        frame = pd.DataFrame((1 / (1 + np.exp(-odds))).astype(np.float32), columns=names)
+        frame = pd.DataFrame(see(target, member, rng), columns=names)
         source = root / f"member{member}"
         write_predictions(source / "oof", frame.assign(id=ids, fold=folds, snapshot="last", view="mean"), header)
         (source / "config.yaml").write_text(yaml.safe_dump({"task": "multilabel", "data": data, "metric": metric}))
@@ -90,6 +98,14 @@ def main() -> None:
             f"ensemble, {MEMBERS} members x {ROWS:,} x {LABELS}, {', '.join(methods)}",
             lambda: ensemble(sources, Path(folder) / "out", methods=methods),
         )
+        truth = read_truth(sources[0])
+    probability = np.stack([see(target, member, rng) for member in range(MEMBERS)])
+    scores = dict.fromkeys(range(FOLDS), np.zeros(MEMBERS))
+    extra = np.zeros((ROWS, 0), np.float32)
+    examples = Examples(truth.table, truth.metric, np.arange(ROWS), truth.folds, probability, extra, scores)
+    others = examples.take(list(range(1, FOLDS)))
+    for method in STACKERS:
+        timed(f"second level {method.name}, 1 of {FOLDS} folds", lambda method=method: method.fit(others))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,96 @@
+"""What each step brings, out of fold: one view of one snapshot, all views, all snapshots; for labels each decision.
+
+    cd my-competition
+    python predict.py runs/<run> --oof --tta d4 --keep-views
+    python ../benchmarks/steps.py runs/<run> runs/<run>/predictions/oof-d4-views --draw block
+
+A folder without kept views (runs/<run>/oof) will do. The one snapshot is the newest, or with top_k the best epoch of
+each fold. Intervals are of 1,000 draws of a column of the table, of rows without one. Prints a table in Markdown.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+sys.path.insert(0, ".")
+
+from competition.data.images import read_mask
+from competition.inference.weights import find_models
+from competition.predictions.decisions.calibration import CALIBRATORS
+from competition.predictions.decisions.deciding import compare
+from competition.predictions.decisions.rules import rules_for
+from competition.predictions.evaluation.bootstrap import interval, resample
+from competition.predictions.evaluation.weighted import fold_score
+from competition.predictions.store import Predictions, iter_average_maps, read_predictions
+from competition.predictions.truth import Truth, align, read_truth
+from competition.training.averaging import find_snapshots
+
+DRAWS = 1000
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("predictions", type=Path)
+    parser.add_argument("--draw", metavar="COLUMN", help="of the table: its rows with one value are drawn together")
+    options = parser.parse_args()
+    predictions = read_predictions(options.predictions)
+    truth = read_truth(options.run)
+    for number, (step, some) in enumerate(steps(predictions, truth, options.run)):
+        scores = list(score_masks(some, truth) if truth.task == "segmentation" else score_labels(some, truth))
+        if number == 0:
+            print("| | " + " | ".join(f"{name} | interval" for name, *_ in scores) + " |")
+            print("| --- " * (1 + 2 * len(scores)) + "|")
+        cells = []
+        for _, arrays, rows in scores:
+            score = fold_score(truth.metric, arrays, truth.folds[rows])
+            drawn = truth.table.frame[options.draw].to_numpy()[rows] if options.draw else np.arange(len(rows))
+            part = (np.arange(len(rows)), score)
+            low, high = interval(resample([part], pd.factorize(drawn)[0], DRAWS, seed=0)[:, 0])
+            cells += [f"{score(np.ones(len(rows))):.3f}", f"{low:.3f} to {high:.3f}"]
+        print(f"| {step} | " + " | ".join(cells) + " |", flush=True)
+
+
+def steps(predictions: Predictions, truth: Truth, run: Path) -> Iterator[tuple[str, Predictions]]:
+    """The predictions with ever more of their views and snapshots."""
+    frame = predictions.frame
+    folds = sorted(frame["fold"].unique().tolist())
+    views = frame["view"].drop_duplicates().tolist()
+    one = pd.Series(data=True, index=frame.index)
+    several = len(find_models(run / f"fold{folds[0]}")) > 1
+    if several:
+        names = find_snapshots(run, truth.config, folds, truth.metric.greater_is_better)
+        one = frame["snapshot"] == frame["fold"].map({fold: of_fold[0] for fold, of_fold in names.items()})
+    yield "one snapshot, one view", replace(predictions, frame=frame[one & (frame["view"] == views[0])])
+    if len(views) > 1:
+        yield f"+ {len(views)} views", replace(predictions, frame=frame[one])
+    if several:
+        yield f"+ {len(names[folds[0]])} snapshots", predictions
+
+
+def score_labels(predictions: Predictions, truth: Truth) -> Iterator[tuple[str, tuple[np.ndarray, ...], np.ndarray]]:
+    """Of each decision: its name, the target and the answers (N, C), and the rows (N,) of the table."""
+    rows, probability = align(predictions, truth)
+    target, (plain, *_) = truth.table.target[rows], CALIBRATORS[truth.task]
+    for outcome in compare([plain], rules_for(truth.metric), truth.metric, target, probability, truth.folds[rows]):
+        yield outcome.name, (target, outcome.answers), rows
+
+
+def score_masks(predictions: Predictions, truth: Truth) -> Iterator[tuple[str, tuple[np.ndarray, ...], np.ndarray]]:
+    """The metric's name, its pixel counts (N, C, 3), and the rows (N,) of the table."""
+    place = {id: row for row, id in enumerate(truth.table.ids)}
+    rows, counts = [], []
+    for id, probability in iter_average_maps(predictions):
+        rows.append(place[id])
+        counts.append(truth.metric.counts(read_mask(truth.table.mask_path(place[id])), probability))
+    yield type(truth.metric).__name__, (np.stack(counts),), np.array(rows)
+
+
+if __name__ == "__main__":
+    main()
