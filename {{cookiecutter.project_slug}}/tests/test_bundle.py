@@ -224,6 +224,17 @@ def test_a_bundle_has_what_it_needs_and_nothing_else(bundle, masks):
     assert "segmentation_models_pytorch" not in read_recipe(bundle).needs
 
 
+def test_no_folder_of_this_machine_is_uploaded(tmp_path, data, runs, monkeypatch):
+    monkeypatch.chdir(runs[0].parent)
+    request = Request(sources=[Path("a"), runs[1]], out=tmp_path / "out", oof="oof-flips", decision="fixed-threshold")
+    build_bundle(request)
+    texts = [path.read_text() for path in (tmp_path / "out").rglob("*") if path.suffix in (".py", ".json", ".ipynb")]
+    assert not any(str(folder) in text for text in texts for folder in (runs[0].parent, data, tmp_path, ROOT))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="there is no run a, b here"):
+        rehearse(tmp_path / "out", data / "test.csv")
+
+
 def test_it_infers_where_what_trains_is_not_installed(tmp_path, data, bundle, masks, monkeypatch):
     for name in FOREIGN:
         monkeypatch.setitem(sys.modules, name, None)  # importing it is an error

@@ -10,6 +10,8 @@ import wandb
 from groups import log_of, start_training
 from tiny import tiny_config
 
+from competition.training.loggers import csv_logger
+
 KEY = "0123456789abcdef" * 2 + "01234567"
 
 
@@ -61,3 +63,12 @@ def log_two(port: int, folder: Path) -> None:
     for step in range(2):
         logger.log_metrics({"loss": 1.0}, step)
     logger.finalize("success")
+
+
+def test_a_resume_deletes_no_csv(tmp_path):
+    for loss in (0.5, 0.25, 0.125):
+        logger = csv_logger("run", "fold0", tmp_path)
+        logger.log_metrics({"loss": loss})
+        logger.save()
+    files = sorted(tmp_path.glob("*/metrics.csv"))
+    assert [path.read_text().split()[1].split(",")[0] for path in files] == ["0.5", "0.25", "0.125"]

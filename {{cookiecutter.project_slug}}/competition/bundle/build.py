@@ -1,5 +1,6 @@
 """Writing a bundle: weights, the code that inference needs, parameters, a notebook, and a manifest of it all."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -137,7 +138,7 @@ def _runs(found: Parts, values: Sequence[Values]) -> list[BundledRun]:
     return [
         BundledRun(
             name=name,
-            source=str(part.run.folder.resolve()),
+            source=os.path.relpath(part.run.folder),  # the bundle is uploaded, and this machine's folders are not
             views=part.oof.header.tta["views"],
             mean=part.oof.header.tta["mean"],
             models=_models(name, part),

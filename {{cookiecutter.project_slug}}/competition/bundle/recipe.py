@@ -31,7 +31,7 @@ class BundledRun:
     """A run: its models are averaged over snapshots and views.
 
     Attributes:
-        source: the folder of the run, for the rehearsal.
+        source: the folder of the run from where the bundle was written, for the rehearsal.
         views, mean: the TTA, see `TTA.from_names`.
         weights: of its model in the blend of each fold, by fold.
         value: what the out-of-fold score of the blend loses without the run; None where nobody knows.

@@ -69,6 +69,12 @@ def rehearse(
         ValueError: the bundle, the table, its images or the runs cannot be used, or infer.py ended with an error.
     """
     recipe = read_recipe(bundle)
+    missing = [run.source for run in recipe.runs if not (Path(run.source) / "config.yaml").is_file()]
+    if missing:
+        raise ValueError(
+            f"there is no run {', '.join(missing)} here, whose predictions the bundle's are compared with: rehearse in "
+            f"the folder in which the bundle was written"
+        )
     root = images or Path(read_config(Path(recipe.runs[0].source))["data"]["root"])
     drawn = _draw(read_inputs(table, root, recipe.columns, set()), root, recipe, rows)
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as name:

@@ -60,8 +60,9 @@ def tensorboard_logger(run: str, part: str, folder: Path) -> Logger:
 
 
 def csv_logger(run: str, part: str, folder: Path) -> Logger:
-    """Lightning's CSV file in the fold's folder."""
-    return CSVLogger(save_dir=folder, name=None, version="csv")
+    """Lightning's CSV file in the fold's folder: `csv/`, after a resume `csv-2/`, since it would delete the first."""
+    attempts = len(list(folder.glob("csv*/metrics.csv")))
+    return CSVLogger(save_dir=folder, name=None, version=f"csv-{attempts + 1}" if attempts else "csv")
 
 
 def no_logger(run: str, part: str, folder: Path) -> bool:
