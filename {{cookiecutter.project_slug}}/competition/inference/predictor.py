@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from competition.data.images import ImageError
+from competition.inference.memory import keep_freed_memory
 from competition.inference.reading import Batch, Images, Preprocessing, load_batches
 from competition.inference.tiles import predict_tiled
 from competition.inference.tta import TTA, average
@@ -73,6 +74,8 @@ class Predictor:
         self.device = torch.device(device)
         if precision == "16-mixed" and self.device.type == "cpu":
             raise ValueError("precision 16-mixed needs a GPU; on the CPU take 32 or bf16-mixed")
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.nets = [net.to(self.device).eval() for net, _ in models]
         trained = {spec.fit == "tiles" for _, spec in models}
         if len(trained) > 1 and not tiles:
