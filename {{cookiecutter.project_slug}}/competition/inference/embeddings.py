@@ -8,6 +8,7 @@ import timm.data
 import torch
 
 from competition.files import sha256_file
+from competition.inference.memory import keep_freed_memory
 from competition.models.networks import build_network
 
 SIZE = 128  # at 224 it takes three times as long, and fewer re-encoded copies were found
@@ -42,6 +43,8 @@ class NetworkDescriber:
         self.size = wanted["input_size"][1] if fixed else SIZE
         self.key = f"{network} {sha256_file(weights)}"
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.net: Any = net.eval().to(self.device)
         self.mean, self.std = (
             torch.tensor(wanted[name], device=self.device).view(1, 3, 1, 1) for name in ("mean", "std")
