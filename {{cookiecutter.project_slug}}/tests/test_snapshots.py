@@ -99,6 +99,18 @@ def test_a_restart_begins_from_the_best_weights_so_far(data, tmp_path, monkeypat
     assert json.loads((run / "fold0" / "metrics.json").read_text())["chosen_on_own_fold"] is True
 
 
+def test_a_restart_does_not_go_back_to_where_the_head_alone_was_trained(data, tmp_path, monkeypatch):
+    witness = Witness()
+    again = "+phases.again={epochs: 1, start: best}"
+    phases = ["phases=frozen_warmup", "phases.head.epochs=1", "phases.train.lr=30", again]
+    config = tiny_config(data, "multiclass", *phases, "epochs=2", "fold=0", "metric=log_loss", "optimizer.lr=0.01")
+    run = train(config, tmp_path, monkeypatch, witness)
+    history = pd.read_csv(run / "fold0" / "history.csv")["score"].tolist()
+    assert history[0] < min(history[1:3])  # the head alone scored best
+    ends = [[weights for epoch, _, weights in witness.steps if epoch == number][-1] for number in range(3)]
+    assert same(witness.starts[3], ends[1 + int(np.argmin(history[1:3]))])
+
+
 def test_the_top_epochs_are_kept(data, tmp_path):
     config = tiny_config(data, "multiclass", "epochs=5", "top_k=2", "fold=0", "metric=log_loss", "optimizer.lr=0.01")
     run = train_folds(config, tmp_path)

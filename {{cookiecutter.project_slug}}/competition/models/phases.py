@@ -35,7 +35,8 @@ class Phase:
         image_size: of the training images, one number or [height, width]; validation and prediction keep
             data.image_size.
         rows: what is trained on; None: all there are.
-        start: "best" begins from the weights of the epoch with the best score so far, by the fold's own validation.
+        start: "best" begins from the weights of the epoch with the best score so far, by the fold's own validation,
+            among the epochs since other layers were trained.
         snapshot: a model is kept at its end.
     """
 

@@ -32,7 +32,7 @@ class Snapshots(pl.Callback):
         self.folder, self.spec, self.validation, self.top_k = folder / "snapshots", spec, validation, top_k
         self.sign = 1 if greater_is_better else -1
         self.top: list[tuple[float, int]] = []  # (score, epoch), the best first
-        self.best_score = -math.inf
+        self.best_score, self.best_of = -math.inf, ""  # among the epochs that train what the last one trained
         self.best: dict[str, torch.Tensor] = {}
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -51,16 +51,22 @@ class Snapshots(pl.Callback):
             self._save(trainer, pl_module, phase.name)
         if self.top_k and math.isfinite(score):
             self._keep_top(trainer, pl_module, score, epoch)
+        if phase.trainable != self.best_of:
+            # A head fits the network as it came. With everything in training, batch norms take other statistics, and
+            # what begins again from such a head has lost it within a few steps (measured: docs/amazon.md).
+            self.best_score, self.best_of = -math.inf, phase.trainable
         if restarts(pl_module.schedule) and score > self.best_score:
             self.best_score = score
             self.best = {key: value.detach().cpu().clone() for key, value in pl_module.network.state_dict().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"top": [list(pair) for pair in self.top], "best_score": self.best_score, "best": self.best}
+        top = [list(pair) for pair in self.top]
+        return {"top": top, "best_score": self.best_score, "best_of": self.best_of, "best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.top = [(float(score), int(epoch)) for score, epoch in state_dict["top"]]
-        self.best_score, self.best = state_dict["best_score"], state_dict["best"]
+        self.best_score, self.best_of = state_dict["best_score"], state_dict["best_of"]
+        self.best = state_dict["best"]
 
     def _keep_top(self, trainer: pl.Trainer, module: TrainingModule, score: float, epoch: int) -> None:
         # Of equal scores the earlier epoch stays: Python's sort keeps the order.
