@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-# In a new process: once memory is kept, by any predictor of another test, it stays so. Blocks of 64 MiB; the first times
-# are until they have found their places.
+# In a new process: once memory is kept, by any predictor of another test, it stays so. Blocks of 64 MiB; the first
+# times are until they have found their places.
 CODE = """
 import resource
 from competition.inference.memory import keep_freed_memory
