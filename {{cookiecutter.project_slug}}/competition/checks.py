@@ -11,7 +11,7 @@ from typing import Any
 from competition.data.images import MODES, image_hw
 from competition.settings import known_settings, unknown_setting
 
-# Networks (by `model.library`) and losses (by the last part of their `_target_`) that are for some tasks only.
+# Networks (by `model.library`) and losses (by the last part of their `_target_`) that suit some kinds of targets only.
 TASKS_OF = {
     "smp": ("segmentation",),
     "timm": ("multiclass", "multilabel"),

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-import pytorch_lightning as pl
 import torch
 from pseudo_world import LABELLED, UNLABELLED, config_of, draw, make_run, write_world
 from safetensors.torch import load_file
+from stopping import Stop
 from tiny import CLASSES, prepare_tiny, train_folds, train_scored
 
 from competition.config import CONFIGS
@@ -341,14 +341,6 @@ def test_the_contents_of_the_table_are_part_of_the_identity(labelled, tmp_path):
     assert identities[0]["content images"] != identities[1]["content images"] == identities[2]["content images"]
 
 
-class Stop(pl.Callback):
-    """Stands for a kill in the second epoch."""
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if trainer.current_epoch == 1:
-            raise OSError("killed")
-
-
 def test_a_resumed_student_equals_one_never_stopped(labelled, tmp_path, monkeypatch):
     config = config_of(
         labelled.root, "multiclass", "phases=both_then_train", "fold=0", "epochs=1", pseudo=labelled.table
@@ -356,7 +348,9 @@ def test_a_resumed_student_equals_one_never_stopped(labelled, tmp_path, monkeypa
     whole = train_folds(config, tmp_path / "whole")
     build = folds.build_trainer
     with monkeypatch.context() as patch:
-        patch.setattr(folds, "build_trainer", lambda *a, callbacks, **k: build(*a, callbacks=[*callbacks, Stop()], **k))
+        patch.setattr(
+            folds, "build_trainer", lambda *a, callbacks, **k: build(*a, callbacks=[*callbacks, Stop(1, 0)], **k)
+        )
         with pytest.raises(OSError, match="killed"):
             train_folds(config, tmp_path / "stopped")
     resumed = train_folds(config, tmp_path / "stopped")

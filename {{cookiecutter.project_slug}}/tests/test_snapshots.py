@@ -8,6 +8,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from safetensors.torch import load_file
+from stopping import Stop
 from tiny import tiny_config, train_folds, train_scored
 
 from competition.models.module import TrainingModule
@@ -119,15 +120,6 @@ def test_the_top_epochs_are_kept(data, tmp_path):
     assert json.loads((run / "fold0" / "metrics.json").read_text())["chosen_on_own_fold"] is True
 
 
-class Stop(pl.Callback):
-    def __init__(self, epoch):
-        self.epoch = epoch
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if (trainer.current_epoch, batch_idx) == (self.epoch, 1):
-            raise OSError("killed")
-
-
 # Stopped before the first restart and after the last, and within a cycle and at its beginning.
 STOPS = {
     "best": (BEST, [1, 4]),
@@ -156,7 +148,7 @@ def whole(data, tmp_path_factory):
 def test_a_resume_takes_the_same_snapshots(name, epoch, whole, tmp_path, monkeypatch):
     config, run = whole[name]
     with pytest.raises(OSError, match="killed"):
-        train(config, tmp_path, monkeypatch, Stop(epoch))
+        train(config, tmp_path, monkeypatch, Stop(epoch, 1))
     resumed = train_folds(config, tmp_path)
     first, second = snapshots(run), snapshots(resumed)
     assert first.keys() == second.keys()
