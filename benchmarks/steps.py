@@ -19,14 +19,14 @@ import pandas as pd
 
 sys.path.insert(0, ".")
 
-from competition.data.images import read_mask
 from competition.inference.weights import find_models
 from competition.predictions.decisions.calibration import CALIBRATORS
 from competition.predictions.decisions.deciding import compare
 from competition.predictions.decisions.rules import rules_for
 from competition.predictions.evaluation.bootstrap import interval, resample
+from competition.predictions.evaluation.evidence import gather_evidence
 from competition.predictions.evaluation.weighted import fold_score
-from competition.predictions.store import Predictions, iter_average_maps, read_predictions
+from competition.predictions.store import Predictions, read_predictions
 from competition.predictions.truth import Truth, align, read_truth
 from competition.training.averaging import find_snapshots
 
@@ -84,12 +84,8 @@ def score_labels(predictions: Predictions, truth: Truth) -> Iterator[tuple[str, 
 
 def score_masks(predictions: Predictions, truth: Truth) -> Iterator[tuple[str, tuple[np.ndarray, ...], np.ndarray]]:
     """The metric's name, its pixel counts (N, C, 3), and the rows (N,) of the table."""
-    place = {id: row for row, id in enumerate(truth.table.ids)}
-    rows, counts = [], []
-    for id, probability in iter_average_maps(predictions):
-        rows.append(place[id])
-        counts.append(truth.metric.counts(read_mask(truth.table.mask_path(place[id])), probability))
-    yield type(truth.metric).__name__, (np.stack(counts),), np.array(rows)
+    evidence = gather_evidence("", predictions, truth, np.flatnonzero(truth.folds >= 0))
+    yield type(truth.metric).__name__, evidence.arrays, evidence.rows
 
 
 if __name__ == "__main__":
