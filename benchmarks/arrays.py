@@ -20,14 +20,14 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "{{cookiecutter.project_slug}}"))
 
-from competition.data.folds import folds_hash, make_folds
-from competition.predictions.decisions.expected_f import best_answers
-from competition.predictions.ensembles.ensembling import ensemble
-from competition.predictions.ensembles.examples import Examples
-from competition.predictions.ensembles.stacking import STACKERS
-from competition.predictions.schema import Header
-from competition.predictions.store import write_predictions
-from competition.predictions.truth import read_truth
+from foldwise.data.folds import folds_hash, make_folds
+from foldwise.predictions.decisions.expected_f import best_answers
+from foldwise.predictions.ensembles.ensembling import ensemble
+from foldwise.predictions.ensembles.examples import Examples
+from foldwise.predictions.ensembles.stacking import STACKERS
+from foldwise.predictions.schema import Header
+from foldwise.predictions.store import write_predictions
+from foldwise.predictions.truth import read_truth
 
 ROWS, LABELS, FOLDS, MEMBERS = 40_000, 17, 10, 48
 SHARES = np.geomspace(0.9, 0.002, LABELS)
@@ -59,7 +59,7 @@ def write_members(root: Path, target: np.ndarray, rng: np.random.Generator) -> l
     columns = dict.fromkeys(("target", "group", "unit", "weight")) | {"id": "id", "image": "image", "fold": "fold"}
     data = {"name": "made", "root": str(root), "table": str(root / "train.csv"), "test_table": None, "classes": None}
     data |= {"prepared": str(root), "folds": FOLDS, "columns": columns, "ignore_index": 255}
-    metric = {"_target_": "competition.predictions.metrics.FBeta", "beta": 2.0, "threshold": 0.5}
+    metric = {"_target_": "foldwise.predictions.metrics.FBeta", "beta": 2.0, "threshold": 0.5}
     header = Header(
         kind="oof",
         task="multilabel",

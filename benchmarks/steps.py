@@ -19,16 +19,16 @@ import pandas as pd
 
 sys.path.insert(0, ".")
 
-from competition.inference.weights import find_models
-from competition.predictions.decisions.calibration import CALIBRATORS
-from competition.predictions.decisions.deciding import compare
-from competition.predictions.decisions.rules import rules_for
-from competition.predictions.evaluation.bootstrap import interval, resample
-from competition.predictions.evaluation.evidence import gather_evidence
-from competition.predictions.evaluation.weighted import fold_score
-from competition.predictions.store import Predictions, read_predictions
-from competition.predictions.truth import Truth, align, read_truth
-from competition.training.averaging import find_snapshots
+from foldwise.inference.weights import find_models
+from foldwise.predictions.decisions.calibration import CALIBRATORS
+from foldwise.predictions.decisions.deciding import compare
+from foldwise.predictions.decisions.rules import rules_for
+from foldwise.predictions.evaluation.bootstrap import interval, resample
+from foldwise.predictions.evaluation.evidence import gather_evidence
+from foldwise.predictions.evaluation.weighted import fold_score
+from foldwise.predictions.store import Predictions, read_predictions
+from foldwise.predictions.truth import Truth, align, read_truth
+from foldwise.training.averaging import find_snapshots
 
 DRAWS = 1000
 

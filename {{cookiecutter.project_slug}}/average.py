@@ -11,7 +11,7 @@ The rank mean is for ranking metrics only (ROC AUC, mAP): it is no probability, 
 import argparse
 from pathlib import Path
 
-from competition.command import ending_with_a_sentence, make_parser
+from foldwise.command import exit_on_error, make_parser
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -30,8 +30,8 @@ def main() -> None:
     stem = options.predictions.name.removesuffix("-views")
     some = f"-{'-'.join(options.views)}" if options.views else ""
     out = options.out or options.predictions.with_name(f"{stem}{some}-{options.mean}")
-    with ending_with_a_sentence():
-        from competition.predictions.views import average_views
+    with exit_on_error():
+        from foldwise.predictions.views import average_views
 
         average_views(options.predictions, out, options.mean, options.views)
     print(f"written   {out}")

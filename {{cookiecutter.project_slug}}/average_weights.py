@@ -14,7 +14,7 @@ Interrupted, the same command goes on where it stopped.
 import argparse
 from pathlib import Path
 
-from competition.command import ending_with_a_sentence, make_parser
+from foldwise.command import exit_on_error, make_parser
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -30,13 +30,13 @@ def main() -> None:
     """Average, and end with exit code 2 and a sentence when something is wrong with the input."""
     options = parse()
     out = options.out or options.run.with_name(f"{options.run.name}-averaged")
-    with ending_with_a_sentence("the same command goes on from there"):
-        from competition.config import read_config
-        from competition.files import check_new
+    with exit_on_error("the same command goes on from there"):
+        from foldwise.config import read_config
+        from foldwise.files import check_new
 
         check_new(out)
         read_config(options.run)  # a mistyped name is said at once, before torch is imported, which takes seconds
-        from competition.training.averaged_run import average_weights, print_averaging
+        from foldwise.training.averaged_run import average_weights, print_averaging
 
         print_averaging(average_weights(options.run, out, options.device))
     print(f"written   {out}")

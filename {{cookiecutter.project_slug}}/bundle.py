@@ -12,8 +12,9 @@ Upload the folder as a data set; its notebook.ipynb runs infer.py. Rehearse befo
 import argparse
 from pathlib import Path
 
-from competition.command import ending_with_a_sentence, make_parser
-from competition.predictions.decisions.options import add_decision_options, add_format_options, format_options
+from foldwise.command import exit_on_error, make_parser
+from foldwise.errors import Refusal
+from foldwise.predictions.decisions.options import add_decision_options, add_format_options, format_options
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -52,7 +53,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Bundle or rehearse, and end with exit code 2 and a sentence when something is wrong with the input."""
     options = parse()
-    with ending_with_a_sentence():
+    with exit_on_error():
         (rehearse if options.rehearse else build)(options)
 
 
@@ -60,9 +61,9 @@ def build(options: argparse.Namespace) -> None:
     """Write a bundle."""
     from rich.console import Console
 
-    from competition.bundle.build import Request, build_bundle
-    from competition.bundle.manifest import room_lines
-    from competition.reporting.decisions import print_outcomes
+    from foldwise.bundle.build import Request, build_bundle
+    from foldwise.bundle.manifest import room_lines
+    from foldwise.reporting.decisions import print_outcomes
 
     built = build_bundle(
         Request(
@@ -86,8 +87,8 @@ def build(options: argparse.Namespace) -> None:
 
 
 def rehearse(options: argparse.Namespace) -> None:
-    """Rehearse a bundle; a ValueError if it is not as it must be."""
-    from competition.bundle.rehearse import describe, rehearse
+    """Rehearse a bundle; a Refusal if it is not as it must be."""
+    from foldwise.bundle.rehearse import describe, rehearse
 
     rehearsed = rehearse(
         options.sources[0],
@@ -100,7 +101,7 @@ def rehearse(options: argparse.Namespace) -> None:
     )
     print("\n".join(describe(rehearsed, options.hidden or options.rows)))
     if rehearsed.problems:
-        raise ValueError("\n".join(["the bundle is not fit to be submitted:", *rehearsed.problems]))
+        raise Refusal("\n".join(["the bundle is not fit to be submitted:", *rehearsed.problems]))
     print(f"\nNext:\n  upload {options.sources[0]} as a data set, and submit its notebook.ipynb")
 
 

@@ -11,7 +11,7 @@ how much a difference is worth; python evaluate.py --against compares several se
 import argparse
 from pathlib import Path
 
-from competition.command import ending_with_a_sentence, make_parser
+from foldwise.command import exit_on_error, make_parser
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -27,15 +27,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Compare, and end with exit code 2 and a sentence when something is wrong with the input."""
     options = parse()
-    with ending_with_a_sentence():
-        from competition.training.run_folder import describe_changes
+    with exit_on_error():
+        from foldwise.training.run_folder import describe_changes
 
         changes = [describe_changes(options.run, other) for other in options.others]
-        from competition.predictions.evaluation.evaluate import evaluate
+        from foldwise.predictions.evaluation.evaluate import evaluate
 
         runs = [options.run, *options.others]
         evaluation = evaluate(runs, oof=options.oof, by=[], resamples=options.resamples, progress=True)
-        from competition.reporting.comparison_console import print_comparison
+        from foldwise.reporting.comparison_console import print_comparison
 
         print_comparison(evaluation, changes)
     print(f"\nNext, subgroups and pictures:\n  python evaluate.py {' '.join(map(str, runs))}")

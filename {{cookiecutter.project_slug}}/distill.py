@@ -7,13 +7,13 @@ examples:
 
 The first trains the teachers, one for each two folds: 10 of five folds, 3 of three. The student of fold k learns of an
 image of fold j from the one that was trained without both, so its out-of-fold score stays honest. Several runs are
-averaged. With out-of-fold predictions there are targets for a student of every row too (fold=none).
+averaged. With out-of-fold predictions there are targets for a student of every row too (fold=full).
 """
 
 import argparse
 from pathlib import Path
 
-from competition.command import ending_with_a_sentence, make_parser
+from foldwise.command import exit_on_error, make_parser
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -30,11 +30,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Write the table, and end with exit code 2 and a sentence when something is wrong with the input."""
     options = parse()
-    with ending_with_a_sentence("nothing was written"):
-        from competition.config import read_config
-        from competition.data.holdout import FULL
-        from competition.data.pseudo import provenance_path
-        from competition.predictions.distillation import distill
+    with exit_on_error("nothing was written"):
+        from foldwise.config import read_config
+        from foldwise.data.holdout import FULL
+        from foldwise.data.pseudo import provenance_path
+        from foldwise.predictions.distillation import distill
 
         students = distill(options.runs, options.out, options.weight)
         data = read_config(options.runs[0])["data"]["name"]

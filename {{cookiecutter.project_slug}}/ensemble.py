@@ -17,7 +17,7 @@ by the number of folds.
 import argparse
 from pathlib import Path
 
-from competition.command import ending_with_a_sentence, make_parser
+from foldwise.command import exit_on_error, make_parser
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -55,10 +55,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Ensemble, and end with exit code 2 and a sentence when something is wrong with the input."""
     options = parse()
-    with ending_with_a_sentence():
-        from competition.predictions.ensembles.ensembling import ensemble
-        from competition.progress import progress_bar
-        from competition.reporting.ensemble_report import print_ensemble, report_ensemble
+    with exit_on_error():
+        from foldwise.predictions.ensembles.ensembling import ensemble
+        from foldwise.progress import progress_bar
+        from foldwise.reporting.ensemble_report import print_ensemble, report_ensemble
 
         with progress_bar("reading the sources") as progress:
             comparison, written = ensemble(

@@ -11,8 +11,9 @@ examples:
 import argparse
 from pathlib import Path
 
-from competition.command import ending_with_a_sentence, make_parser
-from competition.files import check_new
+from foldwise.command import exit_on_error, make_parser
+from foldwise.errors import Refusal
+from foldwise.files import check_new
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -56,9 +57,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Evaluate, and end with exit code 2 and a sentence when something is wrong with the input."""
     options = parse()
-    with ending_with_a_sentence():
+    with exit_on_error():
         report = report_path(options.out, options.sources[0])
-        from competition.predictions.evaluation.evaluate import evaluate
+        from foldwise.predictions.evaluation.evaluate import evaluate
 
         evaluation = evaluate(
             options.sources,
@@ -74,8 +75,8 @@ def main() -> None:
             seed=options.seed,
             progress=True,
         )
-        from competition.reporting.evaluation_console import print_evaluation
-        from competition.reporting.evaluation_report import write_evaluation
+        from foldwise.reporting.evaluation_console import print_evaluation
+        from foldwise.reporting.evaluation_report import write_evaluation
 
         print_evaluation(evaluation)
         write_evaluation(report, evaluation)
@@ -91,10 +92,10 @@ def report_path(out: Path | None, source: Path) -> Path:
     """`out`, or the first free name of evaluation.html, evaluation-2.html, ... in the source.
 
     Raises:
-        ValueError: the source is not a folder, or `out` exists.
+        Refusal: the source is not a folder, or `out` exists.
     """
     if not source.is_dir():
-        raise ValueError(f"{source} is not a folder")
+        raise Refusal(f"{source} is not a folder")
     if out is not None:
         check_new(out)
         return out

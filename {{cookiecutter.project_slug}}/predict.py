@@ -16,7 +16,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from competition.command import ending_with_a_sentence, make_parser
+from foldwise.command import exit_on_error, make_parser
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -52,12 +52,12 @@ def main() -> None:
     tta = Path(options.tta)
     if tta.suffix not in (".yaml", ".yml"):
         tta = Path(__file__).parent / "configs" / "tta" / f"{options.tta}.yaml"
-    with ending_with_a_sentence("the same command goes on from there"):
-        from competition.config import read_config
+    with exit_on_error("the same command goes on from there"):
+        from foldwise.config import read_config
 
         for run in options.runs:  # a mistyped name is said at once, before torch is imported, which takes seconds
             read_config(run)
-        from competition.inference.predicting import Choices, predict_runs
+        from foldwise.inference.predicting import Choices, predict_runs
 
         choices = Choices(
             tta=tta,

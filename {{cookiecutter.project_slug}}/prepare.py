@@ -16,11 +16,11 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from competition.command import ending_with_a_sentence, make_parser
+from foldwise.command import exit_on_error, make_parser
 
 if TYPE_CHECKING:
-    from competition.data.looks import Describer
-    from competition.data.prepare import Prepared
+    from foldwise.data.looks import Describer
+    from foldwise.data.prepare import Prepared
 
 SHOWN_CLASSES = 40
 
@@ -42,7 +42,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Prepare, and end with exit code 2 and a sentence when something is wrong with the input."""
     options = parse()
-    with ending_with_a_sentence("the same command goes on with the images that were not read"):
+    with exit_on_error("the same command goes on with the images that were not read"):
         run(options.data, options.overrides, options.weights, options.network)
 
 
@@ -50,10 +50,10 @@ def run(name: str, overrides: list[str], weights: Path | None, network: str) -> 
     """Prepare the data config `name` and print the result."""
     from omegaconf import OmegaConf
 
-    from competition.config import compose_config
-    from competition.data.likeness import compare_pictures
-    from competition.data.prepare import check_test_table, prepare
-    from competition.reporting.pictures import draw_samples
+    from foldwise.config import compose_config
+    from foldwise.data.likeness import compare_pictures
+    from foldwise.data.prepare import check_test_table, prepare
+    from foldwise.reporting.pictures import draw_samples
 
     config = compose_config([f"data={name}", *overrides])
     data: Any = OmegaConf.to_container(config.data, resolve=True)
@@ -79,10 +79,10 @@ def run(name: str, overrides: list[str], weights: Path | None, network: str) -> 
 def make_describer(weights: Path | None, network: str) -> "Describer":
     """What finds pictures that are alike: the network whose weights are given, or pixels."""
     if weights is None:
-        from competition.data.looks import PixelDescriber
+        from foldwise.data.looks import PixelDescriber
 
         return PixelDescriber()
-    from competition.inference.embeddings import NetworkDescriber
+    from foldwise.inference.embeddings import NetworkDescriber
 
     return NetworkDescriber(network, weights)
 

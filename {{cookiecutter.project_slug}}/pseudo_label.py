@@ -17,7 +17,7 @@ images without a confident pixel are left out. There are no soft masks. --uncert
 import argparse
 from pathlib import Path
 
-from competition.command import ending_with_a_sentence, make_parser
+from foldwise.command import exit_on_error, make_parser
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -51,15 +51,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Write the table, and end with exit code 2 and a sentence when something is wrong with the input."""
     options = parse()
-    with ending_with_a_sentence():
+    with exit_on_error():
         (list_images if options.uncertain else label)(options)
 
 
 def list_images(options: argparse.Namespace) -> None:
     """List the images to label by hand."""
-    from competition.config import read_config
-    from competition.predictions.pseudo.uncertain import list_uncertain
-    from competition.reporting.pseudo_console import print_uncertain
+    from foldwise.config import read_config
+    from foldwise.predictions.pseudo.uncertain import list_uncertain
+    from foldwise.reporting.pseudo_console import print_uncertain
 
     print_uncertain(list_uncertain(options.runs, options.out, options.uncertain, options.test, options.table))
     data = read_config(options.runs[0])["data"]["name"]
@@ -69,11 +69,11 @@ def list_images(options: argparse.Namespace) -> None:
 
 def label(options: argparse.Namespace) -> None:
     """Write the table of pseudo labels."""
-    from competition.config import read_config
-    from competition.data.pseudo import masks_folder, provenance_path
-    from competition.predictions.pseudo.labelling import pseudo_label
-    from competition.predictions.pseudo.rules import Confident, Soft
-    from competition.reporting.pseudo_console import print_students
+    from foldwise.config import read_config
+    from foldwise.data.pseudo import masks_folder, provenance_path
+    from foldwise.predictions.pseudo.labelling import pseudo_label
+    from foldwise.predictions.pseudo.rules import Confident, Soft
+    from foldwise.reporting.pseudo_console import print_students
 
     rule = Soft() if options.soft else Confident(options.confident, dict(options.confident_class))
     print_students(pseudo_label(options.runs, options.out, rule, options.test, options.table, options.weight))

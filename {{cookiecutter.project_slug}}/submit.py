@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from competition.command import ending_with_a_sentence
-from competition.predictions.decisions.options import add_decision_options, add_format_options, format_options
+from foldwise.command import exit_on_error
+from foldwise.predictions.decisions.options import add_decision_options, add_format_options, format_options
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -55,7 +55,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Run the command, and end with exit code 2 and a sentence when something is wrong with the input."""
     options = parse()
-    with ending_with_a_sentence():
+    with exit_on_error():
         options.run(options)
 
 
@@ -72,10 +72,10 @@ def make_file(options: argparse.Namespace) -> None:
     """
     from rich.console import Console
 
-    from competition.predictions.decisions.material import Request
-    from competition.predictions.decisions.submit import make_submission
-    from competition.progress import progress_bar
-    from competition.reporting.decisions import print_submission
+    from foldwise.predictions.decisions.material import Request
+    from foldwise.predictions.decisions.submit import make_submission
+    from foldwise.progress import progress_bar
+    from foldwise.reporting.decisions import print_submission
 
     request = Request(
         source=options.source,
@@ -102,7 +102,7 @@ def note_leaderboard(options: argparse.Namespace) -> None:
     examples:
       python submit.py score submissions/baseline-1a2b3c4d-test-none.csv 0.9123
     """
-    from competition.predictions.decisions.ledger import note_score
+    from foldwise.predictions.decisions.ledger import note_score
 
     print("\n".join(note_score(options.ledger, options.file, options.value)))
 
@@ -116,7 +116,7 @@ def print_choice(options: argparse.Namespace) -> None:
     examples:
       python submit.py choose
     """
-    from competition.predictions.decisions.ledger import describe_choice
+    from foldwise.predictions.decisions.ledger import describe_choice
 
     print("\n".join(describe_choice(options.ledger)))
 

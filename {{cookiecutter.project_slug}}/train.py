@@ -13,9 +13,9 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from competition.command import ending_with_a_sentence
-from competition.config import check_overrides, register_resolvers, resolve_config
-from competition.processes.signals import Stopped, leave_on_signals
+from foldwise.command import exit_on_error
+from foldwise.config import check_overrides, register_resolvers, resolve_config
+from foldwise.processes.signals import Stopped, leave_on_signals
 
 register_resolvers()
 GOES_ON = "the same command goes on from the last finished epoch"
@@ -25,10 +25,10 @@ GOES_ON = "the same command goes on from the last finished epoch"
 def main(config: DictConfig) -> None:
     """Compose, check, train."""
     leave_on_signals()
-    from competition.training.run import train
+    from foldwise.training.run import train
 
     try:
-        with ending_with_a_sentence(GOES_ON):
+        with exit_on_error(GOES_ON):
             train(resolve_config(config))
     except Stopped as stop:
         print(f"\nstopped by {stop.number.name}; {GOES_ON}", file=sys.stderr)
@@ -36,6 +36,6 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    with ending_with_a_sentence(GOES_ON):
+    with exit_on_error(GOES_ON):
         check_overrides(sys.argv[1:])
     main()

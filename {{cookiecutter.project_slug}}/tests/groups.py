@@ -17,8 +17,8 @@ import torch
 from omegaconf import OmegaConf
 from tiny import prepare_tiny
 
-import competition.training.fold  # noqa: F401  # here, or each fork would import torch anew
-from competition.training import run as runs
+import foldwise.training.fold  # noqa: F401  # here, or each fork would import torch anew
+from foldwise.training import run as runs
 
 # The first backward pass of a process decides whether its forks may have any: after torch.compile it would start
 # threads, which do not survive a fork.

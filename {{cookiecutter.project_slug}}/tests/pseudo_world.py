@@ -5,10 +5,10 @@ import numpy as np
 import pandas as pd
 from tiny import CLASSES, prepare_tiny, tiny_config, write_data
 
-from competition.config import write_config
-from competition.files import write_json
-from competition.predictions.schema import Header
-from competition.predictions.store import MapWriter, write_predictions
+from foldwise.config import write_config
+from foldwise.files import write_json
+from foldwise.predictions.schema import Header
+from foldwise.predictions.store import MapWriter, write_predictions
 
 LABELLED, UNLABELLED = range(16), range(16, 24)
 

@@ -10,8 +10,8 @@ import pytest
 import tifffile
 from tiny import tiny_config, train_scored
 
-from competition.config import compose_config
-from competition.data.prepare import prepare
+from foldwise.config import compose_config
+from foldwise.data.prepare import prepare
 
 ROWS = 48
 WEATHER = ["clear", "partly_cloudy", "haze", "cloudy"]

@@ -9,7 +9,8 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from competition.data.augmentation import Augmentation, leaves
+from foldwise.errors import Refusal
+from foldwise.data.augmentation import Augmentation, leaves
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs/augmentation").rglob("*.yaml"))
 SIZE = (48, 40)
@@ -165,7 +166,7 @@ def test_exposed_pixels_get_the_ignore_index(dtype: type) -> None:
 def test_ignore_index_beyond_uint8() -> None:
     mask = Augmentation([A.Affine(translate_px={"x": 7, "y": 0}, p=1)], 1000)(picture(), np.ones(SIZE, np.uint8), 3)[1]
     assert mask is not None and mask.dtype == np.uint16 and set(np.unique(mask)) == {1, 1000}
-    with pytest.raises(ValueError, match="ignore_index"):
+    with pytest.raises(Refusal, match="ignore_index"):
         Augmentation([], ignore_index=-100)
 
 
@@ -183,14 +184,14 @@ def test_check_names_every_transform() -> None:
             A.ToGray(num_output_channels=1),
         ]
     )
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(Refusal) as caught:
         augmentation.check(8, np.uint8, SIZE)
     for name in ("HueSaturationValue", "ToSepia", "Normalize", "ToGray"):
         assert name in str(caught.value)
     assert "HorizontalFlip" not in str(caught.value)
-    with pytest.raises(ValueError, match="ToGray gives"):
+    with pytest.raises(Refusal, match="ToGray gives"):
         Augmentation([A.ToGray(num_output_channels=1)]).check(3, np.uint8, SIZE)
-    with pytest.raises(ValueError, match="Normalize"):
+    with pytest.raises(Refusal, match="Normalize"):
         Augmentation([A.Normalize()]).check(3, np.float32, SIZE)
 
 
@@ -204,5 +205,5 @@ def test_check_leaves_the_pipeline_as_it_was() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_unknown_argument_is_refused() -> None:
-    with pytest.raises(ValueError, match="Affine has no argument rotation"):
+    with pytest.raises(Refusal, match="Affine has no argument rotation"):
         Augmentation([A.OneOf([A.Affine(rotation=10)])])

@@ -14,15 +14,16 @@ from sklearn.metrics import log_loss
 from tiny import CLASSES, tiny_config, train_scored, write_data
 from torch.optim.swa_utils import update_bn
 
-from competition.files import sha256_file
-from competition.inference.predicting import Choices, predict_runs
-from competition.models.networks import build_network
-from competition.models.normalized import Normalized
-from competition.predictions.store import read_predictions
-from competition.training import averaged_run, averaging
-from competition.training.averaged_run import average_weights, print_averaging
-from competition.training.averaging import average_states, choose_counts, find_snapshots, frozen_norms
-from competition.training.ema import reestimate_batch_norm
+from foldwise.errors import Refusal
+from foldwise.files import sha256_file
+from foldwise.inference.predicting import Choices, predict_runs
+from foldwise.models.networks import build_network
+from foldwise.models.normalized import Normalized
+from foldwise.predictions.store import read_predictions
+from foldwise.training import averaged_run, averaging
+from foldwise.training.averaged_run import average_weights, print_averaging
+from foldwise.training.averaging import average_states, choose_counts, find_snapshots, frozen_norms
+from foldwise.training.ema import reestimate_batch_norm
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -170,7 +171,7 @@ def test_whatever_is_missing_is_listed_at_once(run, tmp_path):
     shutil.rmtree(broken / "fold0" / "snapshots" / "cycle1")
     shutil.rmtree(broken / "fold1" / "snapshots" / "cycle2")
     (broken / "fold2" / "metrics.json").unlink()
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(Refusal) as error:
         average_weights(broken, tmp_path / "out", "cpu")
     for part in (
         "fold 0 lacks the snapshots cycle1",
@@ -183,10 +184,10 @@ def test_whatever_is_missing_is_listed_at_once(run, tmp_path):
 
 def test_runs_without_snapshots_or_other_folds_are_refused(run):
     config = averaged_run.read_config(run)
-    with pytest.raises(ValueError, match="2 are the least"):
+    with pytest.raises(Refusal, match="2 are the least"):
         find_snapshots(run, config, [0], False)
     config["phases"] = {"train": {"epochs": 2}}
-    with pytest.raises(ValueError, match="phases=cycles or top_k=3"):
+    with pytest.raises(Refusal, match="phases=cycles or top_k=3"):
         find_snapshots(run, config, [0, 1], False)
 
 
@@ -198,7 +199,7 @@ def test_a_fold_whose_average_is_nan_is_named(run, tmp_path):
     save_file(state, folder / "model.safetensors")
     spec = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(json.dumps(spec | {"sha256": sha256_file(folder / "model.safetensors")}))
-    with pytest.raises(ValueError, match="fold 1: the mean of the snapshots cycle3, cycle2 "):
+    with pytest.raises(Refusal, match="fold 1: the mean of the snapshots cycle3, cycle2 "):
         average_weights(broken, tmp_path / "out", "cpu")
     assert not (tmp_path / "out").exists()
 

@@ -19,34 +19,35 @@ from rich.console import Console
 from tiny import CLASSES, save_random_model, write_data
 
 import bundle as command
-from competition.bundle import rehearse as rehearsing
-from competition.bundle.build import Request, build_bundle
-from competition.bundle.dropping import Unit
-from competition.bundle.engine import Engine
-from competition.bundle.images import stored_size
-from competition.bundle.inferring import BAD, PARTS, infer
-from competition.bundle.inputs import read_inputs
-from competition.bundle.job import Request as Wanted
-from competition.bundle.manifest import MANIFEST
-from competition.bundle.notebook import write_notebook
-from competition.bundle.pace import Pace
-from competition.bundle.parameters import decider_from_plain, decider_to_plain
-from competition.bundle.recipe import read_recipe
-from competition.bundle.rehearse import rehearse
-from competition.bundle.sandbox import has_namespaces, run_sandboxed
-from competition.bundle.sources import open_parts
-from competition.bundle.versions import Difference, check_host
-from competition.bundle.wheels import _required, download_wheels
-from competition.data.folds import write_folds
-from competition.inference.predicting import Choices, predict_runs
-from competition.predictions.decisions.calibration import CALIBRATORS
-from competition.predictions.decisions.deciding import Method, fit_decision
-from competition.predictions.decisions.material import Request as Submission
-from competition.predictions.decisions.rules import rules_for
-from competition.predictions.decisions.submission import difference
-from competition.predictions.decisions.submit import make_submission
-from competition.predictions.ensembles.ensembling import ensemble
-from competition.predictions.metrics import FBeta, MacroF1
+from foldwise.errors import Refusal
+from foldwise.bundle import rehearse as rehearsing
+from foldwise.bundle.build import Request, build_bundle
+from foldwise.bundle.dropping import Unit
+from foldwise.bundle.engine import Engine
+from foldwise.bundle.images import stored_size
+from foldwise.bundle.inferring import BAD, PARTS, infer
+from foldwise.bundle.inputs import read_inputs
+from foldwise.bundle.job import Request as Wanted
+from foldwise.bundle.manifest import MANIFEST
+from foldwise.bundle.notebook import write_notebook
+from foldwise.bundle.pace import Pace
+from foldwise.bundle.parameters import decider_from_plain, decider_to_plain
+from foldwise.bundle.recipe import read_recipe
+from foldwise.bundle.rehearse import rehearse
+from foldwise.bundle.sandbox import has_namespaces, run_sandboxed
+from foldwise.bundle.sources import open_parts
+from foldwise.bundle.versions import Difference, check_host
+from foldwise.bundle.wheels import _required, download_wheels
+from foldwise.data.folds import write_folds
+from foldwise.inference.predicting import Choices, predict_runs
+from foldwise.predictions.decisions.calibration import CALIBRATORS
+from foldwise.predictions.decisions.deciding import Method, fit_decision
+from foldwise.predictions.decisions.material import Request as Submission
+from foldwise.predictions.decisions.rules import rules_for
+from foldwise.predictions.decisions.submission import difference
+from foldwise.predictions.decisions.submit import make_submission
+from foldwise.predictions.ensembles.ensembling import ensemble
+from foldwise.predictions.metrics import FBeta, MacroF1
 
 ROOT = Path(__file__).parents[1]
 FOREIGN = ("hydra", "omegaconf", "lightning", "pytorch_lightning", "wandb", "git", "albumentations", "rich")
@@ -70,7 +71,7 @@ def make_run(folder: Path, data: Path, task: str, seed: int) -> Path:
         "classes": classes,
         "columns": COLUMNS,
     }
-    metric = {"_target_": f"competition.predictions.metrics.{METRICS[task]}"}
+    metric = {"_target_": f"foldwise.predictions.metrics.{METRICS[task]}"}
     config = {"task": task, "data": section, "metric": metric}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     predict(folder, "none", folder / "oof", oof=True)
@@ -131,7 +132,7 @@ def test_an_ensemble_answers_as_ensemble_and_submit_do(tmp_path, data, runs, use
     for run in copies:
         predict(run, "flips", run / "predictions" / "test-flips")
         config = yaml.safe_load((run / "config.yaml").read_text())
-        metric = {"_target_": "competition.predictions.metrics.LogLoss"}
+        metric = {"_target_": "foldwise.predictions.metrics.LogLoss"}
         (run / "config.yaml").write_text(yaml.safe_dump({**config, "metric": metric}))
     ensemble(copies, tmp_path / "both", oof="oof-flips", use=use)
     decision, ledger = "platt+probabilities", tmp_path / "submissions.csv"
@@ -175,7 +176,7 @@ def test_masks_in_tiles_are_those_of_submit(tmp_path, data, masks):
     other = shutil.copytree(run, tmp_path / "other")
     shutil.rmtree(other / "predictions" / tiled)
     shutil.copytree(other / "oof", other / "predictions" / tiled)
-    with pytest.raises(ValueError, match="one is in tiles and the other is not"):
+    with pytest.raises(Refusal, match="one is in tiles and the other is not"):
         open_parts([run, other], tiled)
 
 
@@ -214,7 +215,7 @@ def test_a_bundle_has_what_it_needs_and_nothing_else(bundle, masks):
     for folder in (bundle, masks[1]):
         code = [path.read_text() for path in folder.rglob("*.py")]
         assert not any(re.search(rf"^(import|from) ({'|'.join(FOREIGN)})\b", text, re.M) for text in code)
-        assert not list(folder.glob("competition/training")) and not list(folder.rglob("*.ckpt"))
+        assert not list(folder.glob("foldwise/training")) and not list(folder.rglob("*.ckpt"))
         listed = json.loads((folder / MANIFEST).read_text())["files"]
         there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
         assert there == {*listed, MANIFEST}
@@ -231,7 +232,7 @@ def test_no_folder_of_this_machine_is_uploaded(tmp_path, data, runs, monkeypatch
     texts = [path.read_text() for path in (tmp_path / "out").rglob("*") if path.suffix in (".py", ".json", ".ipynb")]
     assert not any(str(folder) in text for text in texts for folder in (runs[0].parent, data, tmp_path, ROOT))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="there is no run a, b here"):
+    with pytest.raises(Refusal, match="there is no run a, b here"):
         rehearse(tmp_path / "out", data / "test.csv")
 
 
@@ -292,7 +293,7 @@ def test_what_cannot_be_bundled_is_said_and_leaves_nothing(tmp_path, runs, bundl
         said = capsys.readouterr().err
         assert ended.value.code == 2 and message in said and "Traceback" not in said
         assert not out.exists() and not list(tmp_path.glob(".out*"))
-    with pytest.raises(ValueError, match="exists and is not overwritten"):
+    with pytest.raises(Refusal, match="exists and is not overwritten"):
         build_bundle(Request(sources=runs, out=bundle))
 
 
@@ -343,7 +344,7 @@ def test_what_is_wrong_with_the_test_is_said_before_anything_is_predicted(tmp_pa
         ({"sample": tmp_path / "other.csv"}, "is about an image of the test"),
         ({"sample": tmp_path / "columns.csv", "test": tmp_path}, "there is no image"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(Refusal, match=message):
             infer(bundle, wanted(data, tmp_path / "out", **values))
     assert not (tmp_path / "out").exists()
 
@@ -354,7 +355,7 @@ def test_images_of_units_and_ids_that_come_twice(tmp_path, data):
     found = read_inputs(tmp_path / "t.csv", data, {"id": "id", "image": "image", "unit": "thing"}, set())
     assert found.ids == frame["id"].tolist() and found.units == ["u", "v", "u", "v"]
     assert "1 ids" in found.notes[0]
-    with pytest.raises(ValueError, match="no column thing"):
+    with pytest.raises(Refusal, match="no column thing"):
         read_inputs(data / "test.csv", data, {"id": "id", "image": "image", "unit": "thing"}, set())
 
 
@@ -484,12 +485,12 @@ def test_versions_and_files_that_differ_are_named(tmp_path, bundle, capsys):
     manifest = json.loads((other / MANIFEST).read_text())
     manifest["files"]["bundle.json"]["bytes"] = len(text.encode())
     (other / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=f"numpy is {here} here, and {newer}"):
+    with pytest.raises(Refusal, match=f"numpy is {here} here, and {newer}"):
         check_host(other, any_version=False)
     check_host(other, any_version=True)
     assert f"note: numpy is {here}" in capsys.readouterr().out
     (other / "infer.py").unlink()
-    with pytest.raises(ValueError, match=r"infer\.py is missing"):
+    with pytest.raises(Refusal, match=r"infer\.py is missing"):
         check_host(other, any_version=True)
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from tiny import tiny_config
 
-from competition.checks import check_config
-from competition.config import CONFIGS, check_overrides, compose_config
+from foldwise.errors import Refusal
+from foldwise.checks import check_config
+from foldwise.config import CONFIGS, check_overrides, compose_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,7 +37,7 @@ ROOT = Path(__file__).parents[1]
     ],
 )
 def test_an_override_that_does_not_compose_is_named_with_what_may_have_been_meant(override: str, sentence: str):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(Refusal) as error:
         check_overrides(["seed=1", override])
     assert str(error.value).startswith(sentence)
 
@@ -62,14 +63,14 @@ def test_an_override_that_does_not_compose_is_named_with_what_may_have_been_mean
 )
 def test_a_setting_that_cannot_be_meant_is_named(override: str, sentence: str, data: Path):
     check_config(tiny_config(data, "multiclass"))
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(Refusal) as error:
         check_config(tiny_config(data, "multiclass", override))
     assert str(error.value).startswith(sentence)
 
 
 def test_all_mistakes_are_told_at_once(data: Path):
     wrong = ["+seeds=1", "batch_size=x", "threads=0", "model=tiny_unet", "data.table=gone.csv"]
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(Refusal) as error:
         check_config(tiny_config(data, "multiclass", *wrong))
     assert len(str(error.value).splitlines()) == len(wrong)
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from tiny import tiny_config, train_folds, write_data
 
-from competition.checks import task_problems
-from competition.config import CONFIGS, compose_config
+from foldwise.checks import task_problems
+from foldwise.config import CONFIGS, compose_config
 
 GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
 CHOICES = {
@@ -50,7 +50,7 @@ def fits(group: str, choice: str, task: str) -> bool:
     if group == "tta":
         return task != "segmentation" or not content(group, choice).get("draws")
     if group == "metric":
-        from competition.predictions import metrics
+        from foldwise.predictions import metrics
 
         return task in getattr(metrics, content(group, choice)["_target_"].rpartition(".")[2]).tasks
     return task in TASKS.get(choice.partition("/")[0], [task]) if group in ("loss", "experiment") else True

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from competition.data.augmentation import Augmentation
-from competition.data.crops import random_crop
-from competition.data.dataset import Draw, ImageDataset, Look, sample_seed
-from competition.data.table import Columns, read_table
+from foldwise.data.augmentation import Augmentation
+from foldwise.data.crops import random_crop
+from foldwise.data.dataset import Draw, ImageDataset, Look, sample_seed
+from foldwise.data.table import Columns, read_table
 
 IGNORE = 255
 

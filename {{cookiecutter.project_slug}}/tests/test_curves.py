@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from competition.models.curves import (
+from foldwise.models.curves import (
     Constant,
     Cosine,
     CosineRestarts,
@@ -16,7 +16,7 @@ from competition.models.curves import (
     Poly,
     Step,
 )
-from competition.models.phases import Phase, Schedule
+from foldwise.models.phases import Phase, Schedule
 
 STEPS, EPOCHS = 7, 4
 TOTAL = STEPS * EPOCHS

@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from competition.data.augmentation import Augmentation
-from competition.data.dataset import (
+from foldwise.errors import Refusal
+from foldwise.data.augmentation import Augmentation
+from foldwise.data.dataset import (
     Draw,
     EpochSampler,
     ImageDataset,
@@ -22,7 +23,7 @@ from competition.data.dataset import (
     make_loader,
     sample_seed,
 )
-from competition.data.table import Columns, Table, read_table
+from foldwise.data.table import Columns, Table, read_table
 
 ROWS = 10
 
@@ -203,7 +204,7 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
 
 
 def test_too_large_batch_says_the_numbers() -> None:
-    with pytest.raises(ValueError, match=r"batch of 8 on each of 2 devices .* 10 training rows.*batch_size=10"):
+    with pytest.raises(Refusal, match=r"batch of 8 on each of 2 devices .* 10 training rows.*batch_size=10"):
         EpochSampler(range(10), 0, batch_size=8, world=2)
 
 

@@ -18,12 +18,12 @@ from pytorch_lightning.callbacks import Checkpoint
 from safetensors.torch import load_file
 from tiny import open_tiny, tiny_config, train_folds
 
-from competition.config import read_config
-from competition.data.holdout import Holdout
-from competition.predictions.store import iter_maps, read_predictions
-from competition.processes.running import run_processes
-from competition.training.ema import EMA
-from competition.training.fold import train_fold
+from foldwise.config import read_config
+from foldwise.data.holdout import Holdout
+from foldwise.predictions.store import iter_maps, read_predictions
+from foldwise.processes.running import run_processes
+from foldwise.training.ema import EMA
+from foldwise.training.fold import train_fold
 
 pytestmark = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
 # The first backward pass of a process decides whether its forks may have any, see groups.py.
@@ -119,7 +119,9 @@ AVERAGING = [
     "optimizer=sgd",
     "optimizer.layer_decay=0.8",
     "phases=gradual",
-    "phases.top.epochs=1",
+    "phases.top.share=1",
+    "phases.train.share=2",
+    "epochs=4",
     "+phases.top.image_size=24",
     "+phases.top.augmentation=flip",
     "+phases.top.scheduler=constant",
@@ -172,9 +174,8 @@ def test_two_processes_train_masks_as_one(data, tmp_path):
         "loss.class_weights=balanced",
         "optimizer=sgd",
         "phases=best_restarts",
-        "phases.again1.epochs=1",
-        "phases.again2.epochs=1",
-        "epochs=2",
+        "phases.train.share=2",
+        "epochs=4",
     ]
     one, two = (train(data, tmp_path / str(world), "segmentation", world, *choices) for world in (1, 2))
     assert_equal_trainings(one, two)

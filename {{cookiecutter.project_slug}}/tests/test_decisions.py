@@ -8,10 +8,11 @@ import sklearn.metrics as oracle
 from scipy import ndimage
 from sklearn.linear_model import LogisticRegression
 
-from competition.predictions.decisions.calibration import CALIBRATORS, Calibrator, Platt, Temperature
-from competition.predictions.decisions.deciding import Method, bayes_notes, check_wanted, choose, compare, fit_decision
-from competition.predictions.decisions.expected_f import Group, best_answers, find_alone, find_exclusive
-from competition.predictions.decisions.masks import (
+from foldwise.errors import Refusal
+from foldwise.predictions.decisions.calibration import CALIBRATORS, Calibrator, Platt, Temperature
+from foldwise.predictions.decisions.deciding import Method, bayes_notes, check_wanted, choose, compare, fit_decision
+from foldwise.predictions.decisions.expected_f import Group, best_answers, find_alone, find_exclusive
+from foldwise.predictions.decisions.masks import (
     CANDIDATES,
     CLEANINGS,
     Cleaning,
@@ -19,7 +20,7 @@ from competition.predictions.decisions.masks import (
     count_candidates,
     object_areas,
 )
-from competition.predictions.decisions.rules import (
+from foldwise.predictions.decisions.rules import (
     AdjustedArgmax,
     Argmax,
     ClassThresholds,
@@ -29,7 +30,7 @@ from competition.predictions.decisions.rules import (
     score,
     takes_probabilities,
 )
-from competition.predictions.metrics import METRICS, Accuracy, Dice, FBeta, LogLoss, MacroF1, MeanIoU, Published
+from foldwise.predictions.metrics import METRICS, Accuracy, Dice, FBeta, LogLoss, MacroF1, MeanIoU, Published
 
 
 def names(count):
@@ -162,7 +163,7 @@ def test_many_labels_as_by_convolution_of_the_counts():
 def test_rows_do_not_depend_on_their_block(monkeypatch):
     probability = np.random.default_rng(3).random((50, 4))
     whole = best_answers(probability, 2.0)
-    monkeypatch.setattr("competition.predictions.decisions.expected_f.BLOCK", 16 * 7)
+    monkeypatch.setattr("foldwise.predictions.decisions.expected_f.BLOCK", 16 * 7)
     assert (best_answers(probability, 2.0) == whole).all()
     assert best_answers(probability[:0], 2.0).shape == (0, 4)
 
@@ -290,12 +291,12 @@ def test_which_metrics_leave_nothing_to_decide():
             (
                 kind
                 if name != "published"
-                else lambda: Published(function="competition.predictions.metrics.example_score")
+                else lambda: Published(function="foldwise.predictions.metrics.example_score")
             )().for_task(task, names(3))
         )
     }
     assert found == {"log_loss", "roc_auc", "mean_average_precision", "published"}
-    answers = Published(function="competition.predictions.metrics.example_score", column=None, threshold=0.5)
+    answers = Published(function="foldwise.predictions.metrics.example_score", column=None, threshold=0.5)
     assert [rule.name for rule in rules_for(answers.for_task("multilabel", names(3)))] == ["probabilities"]
 
 
@@ -343,7 +344,7 @@ def test_scores_are_those_of_the_answers_and_the_bayes_rule_is_told_when_it_lose
     true_ones = compare([Calibrator()], rules_for(metric), metric, target, probability, folds)
     assert bayes_notes(true_ones, True) == []
     assert outcomes[choose(outcomes, True, "fixed-threshold")].name == "fixed-threshold"
-    with pytest.raises(ValueError, match="no decision best; here there are fixed-threshold"):
+    with pytest.raises(Refusal, match="no decision best; here there are fixed-threshold"):
         check_wanted("best", list(by_name))
 
 
@@ -365,7 +366,7 @@ def test_a_loss_is_better_when_lower_and_one_fold_is_not_enough():
     )
     assert [outcome.name for outcome in outcomes] == ["probabilities", "platt+probabilities"]
     assert choose(outcomes, metric.greater_is_better) == 1
-    with pytest.raises(ValueError, match="two folds or more"):
+    with pytest.raises(Refusal, match="two folds or more"):
         compare([Calibrator()], rules_for(metric), metric, target, probability, np.zeros(2000))
 
 
@@ -444,5 +445,5 @@ def test_the_area_of_a_fold_is_the_best_of_the_others():
         best = max(tuned, key=lambda place: metric.reduce(counts[folds != fold, place]))
         assert (outcomes[2].answers[folds == fold] == counts[folds == fold, best]).all()
     assert fitted[2] == CANDIDATES[max(tuned, key=lambda place: metric.reduce(counts[:, place]))]
-    with pytest.raises(ValueError, match="two folds"):
+    with pytest.raises(Refusal, match="two folds"):
         compare_cleaning(metric, counts, folds * 0)

@@ -2,8 +2,9 @@
 
 import pytest
 
-from competition.processes.nodes import Node, check_nodes, find_node
-from competition.training.devices import count_processes, share_gpus
+from foldwise.errors import Refusal
+from foldwise.processes.nodes import Node, check_nodes, find_node
+from foldwise.training.devices import count_processes, share_gpus
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "none",
@@ -47,7 +48,7 @@ def test_the_launcher_says_which_node_this_is():
 )
 def test_a_launcher_that_was_called_wrongly_is_named(environment, message, monkeypatch):
     monkeypatch.setenv("PATH", "")  # where there is no scontrol
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(Refusal, match=message):
         find_node(environment)
 
 
@@ -55,9 +56,9 @@ def test_the_number_of_nodes_is_the_one_that_was_started():
     three = find_node(TORCHRUN)
     assert check_nodes("auto", three) == check_nodes(3, three) == three
     assert check_nodes(1, None) == check_nodes(1, Node()) == check_nodes("auto", Node()) == Node()
-    with pytest.raises(ValueError, match="num_nodes=1, but train.py was started on 3 nodes: trainer=ddp_nodes"):
+    with pytest.raises(Refusal, match="num_nodes=1, but train.py was started on 3 nodes: trainer=ddp_nodes"):
         check_nodes(1, three)
-    with pytest.raises(ValueError, match="neither torchrun nor srun"):
+    with pytest.raises(Refusal, match="neither torchrun nor srun"):
         check_nodes("auto", None)
 
 
@@ -78,7 +79,7 @@ def test_a_fold_has_one_process_a_device():
         (trainer("gpu", 5), GPUS, "there are 4 GPUs"),
         (trainer(devices="all"), GPUS, "give a number, or auto"),
     ]:
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(Refusal, match=message):
             count_processes(settings, hardware)
 
 
@@ -88,7 +89,7 @@ def test_folds_beside_each_other_share_no_gpu():
     assert share_gpus(2, 1, gpus=2, visible="GPU-aa,GPU-bb") == ["GPU-aa", "GPU-bb"]
     assert share_gpus(1, 4, gpus=4, visible=None) == [None]  # as it is
     assert share_gpus(3, 1, gpus=0, visible=None) == [None, None, None]
-    with pytest.raises(ValueError, match="fold_workers=3 with 2 GPUs a fold needs 6, and there are 4.*fold_workers=2"):
+    with pytest.raises(Refusal, match="fold_workers=3 with 2 GPUs a fold needs 6, and there are 4.*fold_workers=2"):
         share_gpus(3, 2, gpus=4, visible=None)
-    with pytest.raises(ValueError, match="fold_workers is 'auto'"):
+    with pytest.raises(Refusal, match="fold_workers is 'auto'"):
         share_gpus("auto", 1, gpus=4, visible=None)

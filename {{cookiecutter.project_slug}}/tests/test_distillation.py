@@ -7,14 +7,15 @@ import pandas as pd
 import pytest
 from tiny import CLASSES, prepare_tiny, tiny_config, train_folds, write_data
 
-from competition.config import write_config
-from competition.data.holdout import FULL, choose_holdouts
-from competition.data.pseudo import provenance_path
-from competition.files import read_json, write_json
-from competition.predictions.distillation import distill
-from competition.predictions.schema import Header
-from competition.predictions.store import write_predictions
-from competition.training.plan import choose_parts
+from foldwise.errors import Refusal
+from foldwise.config import write_config
+from foldwise.data.holdout import FULL, choose_holdouts
+from foldwise.data.pseudo import provenance_path
+from foldwise.files import read_json, write_json
+from foldwise.predictions.distillation import distill
+from foldwise.predictions.schema import Header
+from foldwise.predictions.store import write_predictions
+from foldwise.training.plan import choose_parts
 
 FOLD_OF = [-1 if row == 23 else row % 3 for row in range(24)]
 
@@ -88,10 +89,10 @@ def test_whatever_cannot_teach_is_said_before_anything_is_written(world, tmp_pat
     run, _ = make_teacher(world, "teacher", oof=False)
     assert [student["student"] for student in distill([run], tmp_path / "first.csv")] == [0, 1, 2]
     (run / "without-0-2" / "metrics.json").unlink()
-    with pytest.raises(ValueError, match=f"no teachers without-0-2: python train.py run={run} fold=pairs"):
+    with pytest.raises(Refusal, match=f"no teachers without-0-2: python train.py run={run} fold=pairs"):
         distill([run], out)
     write_config(run, config_of(world, "scheduler=plateau"))
-    with pytest.raises(ValueError, match="followed the validation on fold k"):
+    with pytest.raises(Refusal, match="followed the validation on fold k"):
         distill([run], out)
     assert not out.exists() and not provenance_path(out).exists()
 
@@ -117,7 +118,7 @@ def test_teachers_learn_from_labels_alone_and_a_student_of_every_row_needs_targe
     config = config_of(world, f"data.pseudo={tmp_path}/pairs.csv")
     prepared = prepare_tiny(config)
     for fold, message in (("pairs", "made by models that saw the other"), ("none", "no rows for a model of every row")):
-        with pytest.raises(ValueError, match=f"fold={fold}: .*{message}"):
+        with pytest.raises(Refusal, match=f"fold={fold}: .*{message}"):
             choose_parts(config | {"fold": fold}, prepared)
     assert len(choose_parts(config, prepared)) == 3
 

@@ -10,8 +10,9 @@ import pytest
 from scipy.stats import norm
 from test_prepare import config
 
-from competition.data.adversarial import adversarial_validation, auc_interval, column_aucs, image_properties
-from competition.data.duplicates import (
+from foldwise.errors import Refusal
+from foldwise.data.adversarial import adversarial_validation, auc_interval, column_aucs, image_properties
+from foldwise.data.duplicates import (
     COSINE,
     NEAR_MARGIN,
     aligned_correlation,
@@ -21,11 +22,11 @@ from competition.data.duplicates import (
     nearest,
     standardize,
 )
-from competition.data.images import ImageError
-from competition.data.likeness import compare_pictures
-from competition.data.looks import Looks, PixelDescriber, look_at, to_picture
-from competition.data.prepare import check_test_table, prepare
-from competition.inference.embeddings import NetworkDescriber
+from foldwise.data.images import ImageError
+from foldwise.data.likeness import compare_pictures
+from foldwise.data.looks import Looks, PixelDescriber, look_at, to_picture
+from foldwise.data.prepare import check_test_table, prepare
+from foldwise.inference.embeddings import NetworkDescriber
 
 
 def scene(seed: int, height: int = 150, width: int = 190) -> np.ndarray:
@@ -197,7 +198,7 @@ def test_a_network_describes_pictures_and_wrong_weights_are_refused(tmp_path):
         ("no_such_net", "weights.safetensors"),
         ("resnet18", "x"),
     ):
-        with pytest.raises(ValueError):
+        with pytest.raises(Refusal):
             NetworkDescriber(network, tmp_path / file)
 
 

@@ -12,23 +12,24 @@ import pandas as pd
 import pytest
 import yaml
 
-from competition.data.folds import folds_hash
-from competition.data.table import Columns, read_table
-from competition.predictions.ensembles.blending import (
+from foldwise.errors import Refusal
+from foldwise.data.folds import folds_hash
+from foldwise.data.table import Columns, read_table
+from foldwise.predictions.ensembles.blending import (
     arithmetic,
     geometric,
     is_probability,
     rank_mean,
     simplex_weights,
 )
-from competition.predictions.ensembles.ensembling import ensemble
-from competition.predictions.ensembles.examples import Examples
-from competition.predictions.ensembles.stacking import BOOSTING, LINEAR, LOGISTIC, NETWORK, TREES, fit_stack
-from competition.predictions.metrics import LogLoss
-from competition.predictions.schema import Header
-from competition.predictions.selection import choose_simplest
-from competition.predictions.store import MapWriter, iter_average_maps, read_header, read_predictions, write_predictions
-from competition.reporting.ensemble_report import report_ensemble
+from foldwise.predictions.ensembles.ensembling import ensemble
+from foldwise.predictions.ensembles.examples import Examples
+from foldwise.predictions.ensembles.stacking import BOOSTING, LINEAR, LOGISTIC, NETWORK, TREES, fit_stack
+from foldwise.predictions.metrics import LogLoss
+from foldwise.predictions.schema import Header
+from foldwise.predictions.selection import choose_simplest
+from foldwise.predictions.store import MapWriter, iter_average_maps, read_header, read_predictions, write_predictions
+from foldwise.reporting.ensemble_report import report_ensemble
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ["a", "b", "c"]
@@ -86,7 +87,7 @@ class World:
         return {
             "task": self.task,
             "data": data,
-            "metric": {"_target_": f"competition.predictions.metrics.{self.metric}"},
+            "metric": {"_target_": f"foldwise.predictions.metrics.{self.metric}"},
         }
 
     def header(self, kind, **values):
@@ -344,9 +345,9 @@ def test_metadata_columns_reach_the_second_level(tmp_path):
     assert seeing.overall[-1] < blind.overall[-1] - 0.05  # the site gives class a away
     frame = read_predictions(out / "predictions" / "test-none").frame.groupby("id")["a"].mean()
     assert ((frame.loc[world.test_ids] > 0.5) == (world.test_truth[:, 0] > 0.5)).mean() > 0.95
-    with pytest.raises(ValueError, match="labels is the target\n.*unit says which row(.|\n)*no column moon"):
+    with pytest.raises(Refusal, match="labels is the target\n.*unit says which row(.|\n)*no column moon"):
         run(world, tmp_path, "bad", methods=["logistic"], columns=["labels", "unit", "moon"])
-    with pytest.raises(ValueError, match="name one with --methods"):
+    with pytest.raises(Refusal, match="name one with --methods"):
         run(world, tmp_path, "bad", columns=["site"])
 
 
@@ -356,10 +357,10 @@ def test_ranks_are_for_ranking_metrics_and_are_marked(tmp_path):
     assert "rank" in comparison.names and not is_probability(read_header(out / "oof"))
     assert not is_probability(read_header(out / "predictions" / "test-none"))
     assert is_probability(read_header(world.sources[0] / "oof"))
-    with pytest.raises(ValueError, match="ranks and not probabilities"):
+    with pytest.raises(Refusal, match="ranks and not probabilities"):
         run(world, tmp_path, "again", sources=[out, world.sources[0]])
     for made in (World(tmp_path / "w3", "multiclass", metric="RocAuc", rows=60), World(tmp_path / "loss", rows=60)):
-        with pytest.raises(ValueError, match="no method rank"):
+        with pytest.raises(Refusal, match="no method rank"):
             run(made, tmp_path, "bad", use="rank")
 
 
@@ -374,7 +375,7 @@ def test_members_that_do_not_belong_are_refused_by_name(world, tmp_path):
     write_predictions(
         ids / "predictions" / "test-none", world.frame(world.test_ids, 0, probability[:40]), world.header("test")
     )
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(Refusal) as caught:
         run(world, tmp_path, sources=[*world.sources, folds, classes, ids])
     text = str(caught.value)
     for name in (folds, classes, ids):
@@ -394,11 +395,11 @@ def test_test_predictions_that_do_not_belong_are_refused_by_name(world, tmp_path
             file.unlink()
         target.rmdir()
         write_predictions(target, frame, world.header("test"))
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(Refusal) as caught:
         run(world, tmp_path, sources=[*world.sources, some, fewer])
     assert "they have the folds [0, 1]," in str(caught.value) and "1 ids are missing" in str(caught.value)
     (none / "predictions").rename(none / "away")
-    with pytest.raises(ValueError, match="none: no test predictions"):
+    with pytest.raises(Refusal, match="none: no test predictions"):
         run(world, tmp_path, sources=[*world.sources, none])
 
 
@@ -413,14 +414,14 @@ def test_test_predictions_that_do_not_belong_are_refused_by_name(world, tmp_path
     ],
 )
 def test_bad_choices_are_sentences(shared, tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(Refusal, match=message):
         run(shared, tmp_path, **options)
     assert not (tmp_path / "out").exists()
 
 
 def test_nothing_is_overwritten(shared, tmp_path):
     (tmp_path / "out").mkdir()
-    with pytest.raises(ValueError, match="not overwritten"):
+    with pytest.raises(Refusal, match="not overwritten"):
         run(shared, tmp_path)
 
 
@@ -501,9 +502,9 @@ def test_maps_of_another_size_are_refused_and_second_levels_too(tmp_path):
             for (id, fold), values in maps[0].items():
                 if (id in world.ids) == (kind == "oof"):
                     writer.add(id, fold, "last", "identity", values[:, :, :-1] if id == "r3" else values)
-    with pytest.raises(ValueError, match="other/oof:\n.*1 maps have another size .*: r3"):
+    with pytest.raises(Refusal, match="other/oof:\n.*1 maps have another size .*: r3"):
         ensemble([*sources, other], tmp_path / "out")
-    with pytest.raises(ValueError, match="no method logistic for segmentation"):
+    with pytest.raises(Refusal, match="no method logistic for segmentation"):
         ensemble(sources, tmp_path / "out", use="logistic")
 
 

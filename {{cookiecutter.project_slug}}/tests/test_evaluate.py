@@ -12,17 +12,18 @@ import pytest
 import yaml
 from scipy.stats import binom, ttest_rel
 
-from competition.data.folds import folds_hash
-from competition.predictions.evaluation.bootstrap import compare, interval, resample
-from competition.predictions.evaluation.evaluate import evaluate
-from competition.predictions.evaluation.reliability import (
+from foldwise.errors import Refusal
+from foldwise.data.folds import folds_hash
+from foldwise.predictions.evaluation.bootstrap import compare, interval, resample
+from foldwise.predictions.evaluation.evaluate import evaluate
+from foldwise.predictions.evaluation.reliability import (
     expected_calibration_error,
     reliability_bins,
     reliability_curve,
 )
-from competition.predictions.evaluation.weighted import fold_score, prepare_score
-from competition.predictions.metrics import METRICS, Published, score_folds
-from competition.predictions.store import Header, MapWriter, write_predictions
+from foldwise.predictions.evaluation.weighted import fold_score, prepare_score
+from foldwise.predictions.metrics import METRICS, Published, score_folds
+from foldwise.predictions.store import Header, MapWriter, write_predictions
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ["blue", "green", "red"]
@@ -66,7 +67,7 @@ def test_weighted_scores_are_scores_of_repeated_rows(name, task, folds):
 
 def test_a_published_metric_sees_repeated_rows():
     target, probability = made_up("multiclass")
-    metric = Published(function="competition.predictions.metrics.example_score").for_task("multiclass", list("abcd"))
+    metric = Published(function="foldwise.predictions.metrics.example_score").for_task("multiclass", list("abcd"))
     weight = np.random.default_rng(0).integers(0, 3, len(target))
     by_hand = 1 - np.average(np.abs(target - probability).mean(axis=1), weights=weight)
     assert prepare_score(metric, target, probability)(weight.astype(float)) == pytest.approx(by_hand)
@@ -181,7 +182,7 @@ def make_config(folder, root, task, group="scene"):
     data = {"name": "competition", "root": str(root), "table": str(root / "train.csv"), "prepared": str(root)}
     data |= {"columns": columns | {"fold": "fold"}, "classes": CLASSES, "ignore_index": 255}
     metric = {"multiclass": "Accuracy", "multilabel": "FBeta", "segmentation": "MeanIoU"}[task]
-    config = {"task": task, "data": data, "metric": {"_target_": f"competition.predictions.metrics.{metric}"}}
+    config = {"task": task, "data": data, "metric": {"_target_": f"foldwise.predictions.metrics.{metric}"}}
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
 
@@ -263,7 +264,7 @@ def test_subgroups_are_made_of_extra_columns_with_few_values(place, tmp_path):
 def test_pixels_are_counted_as_by_scikit_learn(place, tmp_path):
     from sklearn.metrics import confusion_matrix
 
-    from competition.predictions.store import iter_average_maps, read_predictions
+    from foldwise.predictions.store import iter_average_maps, read_predictions
 
     one = evaluate([make_run(tmp_path / "a", place, "segmentation", 0.5)], resamples=100, by=[]).evidence[0]
     truth, answer, confidence = [], [], []
@@ -307,7 +308,7 @@ def test_several_seeds_a_side(place, tmp_path):
     values = scores[scores["metric"] == "Accuracy"]["score"].to_numpy()
     assert row["difference"] == pytest.approx(values[:3].mean() - values[3:].mean()) and row["pairs"] == 3
     assert row["verdict"] == "better" and row["what"] == "good-s0, good-s1, good-s2 − bad-s0, bad-s1, bad-s2"
-    with pytest.raises(ValueError, match="3 predictions against 2"):
+    with pytest.raises(Refusal, match="3 predictions against 2"):
         evaluate(good, bad[:2])
 
 
@@ -323,10 +324,10 @@ def test_shown_images_are_not_scored(place, tmp_path):
         ("sky=blue", "no column sky"),
         ("nothing", "neither a file of ids nor column=value"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(Refusal, match=message):
             evaluate([run], show=show)
     (tmp_path / "ids.txt").write_text("stranger\n")
-    with pytest.raises(ValueError, match="1 ids that .* does not have: stranger"):
+    with pytest.raises(Refusal, match="1 ids that .* does not have: stranger"):
         evaluate([run], show=str(tmp_path / "ids.txt"))
 
 
@@ -353,7 +354,7 @@ def test_test_predictions_of_anybody_with_a_labelled_table(place, tmp_path):
     labels = pd.read_csv(place / "labelled.csv", dtype=str).set_index("id")["label"]
     right = values.idxmax(axis=1) == labels
     assert overall(evaluation, "Accuracy")["score"].tolist() == [pytest.approx(right.mean())] * 2
-    with pytest.raises(ValueError, match="friend is of kind test: name the table that has the truth with --table"):
+    with pytest.raises(Refusal, match="friend is of kind test: name the table that has the truth with --table"):
         evaluate([tmp_path / "friend"])
 
 
@@ -376,21 +377,21 @@ def test_ranks_are_said_not_to_be_probabilities(place, tmp_path):
 def test_predictions_that_do_not_fit_are_refused(place, tmp_path):
     run = make_run(tmp_path / "a", place)
     make_predictions(tmp_path / "friend", place, "multiclass", kind="test")
-    with pytest.raises(ValueError, match="a is named twice"):
+    with pytest.raises(Refusal, match="a is named twice"):
         evaluate([run, run])
-    with pytest.raises(ValueError, match="has no predictions .*oof-d4"):
+    with pytest.raises(Refusal, match="has no predictions .*oof-d4"):
         evaluate([run], oof="oof-d4")
-    with pytest.raises(ValueError, match="no test predictions"):
+    with pytest.raises(Refusal, match="no test predictions"):
         evaluate([run], labelled=place / "labelled.csv")
-    with pytest.raises(ValueError, match="friend has no config.yaml: say what .* --data"):
+    with pytest.raises(Refusal, match="friend has no config.yaml: say what .* --data"):
         evaluate([tmp_path / "friend"], labelled=place / "labelled.csv")
-    with pytest.raises(ValueError, match="seed=1 changes a configuration: name the data with --data"):
+    with pytest.raises(Refusal, match="seed=1 changes a configuration: name the data with --data"):
         evaluate([tmp_path / "friend"], labelled=place / "labelled.csv", overrides=["seed=1"])
-    with pytest.raises(ValueError, match="no column camera; its columns are"):
+    with pytest.raises(Refusal, match="no column camera; its columns are"):
         evaluate([run], by=["camera"])
     more = pd.read_csv(place / "labelled.csv", dtype=str)
     pd.concat([more, more[:1].assign(id="new")]).to_csv(tmp_path / "more.csv", index=False)
-    with pytest.raises(ValueError, match="1 rows of .* have no prediction: new"):
+    with pytest.raises(Refusal, match="1 rows of .* have no prediction: new"):
         make_predictions(run / "predictions" / "test-none", place, "multiclass", kind="test")
         evaluate([run, tmp_path / "friend"], labelled=tmp_path / "more.csv")
 
@@ -417,7 +418,7 @@ def test_the_command_writes_one_page_and_never_over_another(place, tmp_path, com
 
 
 def test_a_page_of_segmentation(place, tmp_path):
-    from competition.reporting.evaluation_report import write_evaluation
+    from foldwise.reporting.evaluation_report import write_evaluation
 
     (tmp_path / "ids.txt").write_text("007")
     run = make_run(tmp_path / "a", place, "segmentation", skill=0.4)
@@ -429,7 +430,7 @@ def test_a_page_of_segmentation(place, tmp_path):
 
 
 def test_a_page_shows_as_wrong_only_what_is_wrong(place, tmp_path):
-    from competition.reporting.evaluation_report import write_evaluation
+    from foldwise.reporting.evaluation_report import write_evaluation
 
     for skill, wrong in ((0.4, True), (9.0, False)):
         run = make_run(tmp_path / str(skill), place, skill=skill)

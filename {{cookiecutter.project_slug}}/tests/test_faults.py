@@ -19,7 +19,8 @@ import torch
 from groups import log_of, members, start_training, wait_for
 from tiny import tiny_config, train_folds
 
-from competition.training import run as runs
+from foldwise.errors import Refusal
+from foldwise.training import run as runs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, mounts a disk")
 LONG = ["epochs=500", "fold=0", "augmentation=none", "validate_every=100"]
@@ -214,5 +215,5 @@ def test_a_checkpoint_that_is_damaged_or_has_code_in_it_is_refused(spoil, data, 
     checkpoint = train_folds(config, tmp_path) / "fold0/last.ckpt"
     (checkpoint.parent / "metrics.json").unlink()
     checkpoint.write_bytes(spoil(checkpoint.read_bytes()))
-    with pytest.raises(ValueError, match=r"last\.ckpt cannot be read: delete it"):
+    with pytest.raises(Refusal, match=r"last\.ckpt cannot be read: delete it"):
         train_folds(config, tmp_path)

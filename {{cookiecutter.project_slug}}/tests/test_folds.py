@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from competition.data.folds import extend_folds, folds_hash, make_folds, read_folds, write_folds
+from foldwise.errors import Refusal
+from foldwise.data.folds import extend_folds, folds_hash, make_folds, read_folds, write_folds
 
 
 def names(count: int) -> list[str]:
@@ -109,7 +110,7 @@ def test_new_rows_of_a_known_group_go_to_its_fold():
     extended = extend_folds(old, names(210), 4, groups=longer)
     assert (extended[100:200] == folds).all()
     assert len(set(extended[200:])) == 1
-    with pytest.raises(ValueError, match="split groups: g"):
+    with pytest.raises(Refusal, match="split groups: g"):
         extend_folds({"row0": 0, "row20": 1}, names(100), 4, groups=groups)
 
 
@@ -131,12 +132,12 @@ def test_rows_that_always_train_stay_and_do_not_count():
     ],
 )
 def test_impossible_folds(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(Refusal, match=message):
         make_folds(names(10), **arguments)
 
 
 def test_repeated_ids():
-    with pytest.raises(ValueError, match="not unique"):
+    with pytest.raises(Refusal, match="not unique"):
         make_folds(["a", "b", "a"], 2)
 
 
@@ -159,5 +160,5 @@ def test_files_and_hash(tmp_path):
 @pytest.mark.parametrize("text", ["id,fold\na,0\na,1\n", "id,fold\na,x\n", "id,fold\na,-2\n", "name,fold\na,1\n"])
 def test_bad_fold_files(tmp_path, text):
     (tmp_path / "folds.csv").write_text(text)
-    with pytest.raises(ValueError, match=r"folds\.csv"):
+    with pytest.raises(Refusal, match=r"folds\.csv"):
         read_folds(tmp_path / "folds.csv")

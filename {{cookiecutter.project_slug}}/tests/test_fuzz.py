@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from competition.data.folds import read_folds
-from competition.data.table import Columns, Table, read_table
-from competition.predictions.schema import HEADER, ROWS, Header, PredictionsError
-from competition.predictions.store import Predictions, read_predictions, write_predictions
+from foldwise.data.folds import read_folds
+from foldwise.data.table import Columns, Table, read_table
+from foldwise.predictions.schema import HEADER, ROWS, Header, PredictionsError
+from foldwise.predictions.store import Predictions, read_predictions, write_predictions
 
 QUICK = settings(
     max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -8,14 +8,15 @@ import pandas as pd
 import pytest
 from tiny import prepare_tiny, tiny_config, train_here
 
-from competition.bundle.sources import open_parts
-from competition.config import CONFIGS
-from competition.data.holdout import FULL, Holdout, choose_holdouts
-from competition.files import read_json
-from competition.inference.predicting import Choices, predict_runs
-from competition.predictions.ensembles.ensembling import ensemble
-from competition.predictions.store import read_predictions
-from competition.training.plan import choose_parts
+from foldwise.errors import Refusal
+from foldwise.bundle.sources import open_parts
+from foldwise.config import CONFIGS
+from foldwise.data.holdout import FULL, Holdout, choose_holdouts
+from foldwise.files import read_json
+from foldwise.inference.predicting import Choices, predict_runs
+from foldwise.predictions.ensembles.ensembling import ensemble
+from foldwise.predictions.store import read_predictions
+from foldwise.training.plan import choose_parts
 
 FOLDS = np.array([1, -1, 0, 2, 0])
 
@@ -26,7 +27,7 @@ FOLDS = np.array([1, -1, 0, 2, 0])
         ("all", ["fold0", "fold1", "fold2"], [[2, 4], [0], [3]]),
         (2, ["fold2"], [[3]]),
         ([2, 0, 2], ["fold0", "fold2"], [[2, 4], [3]]),
-        ("none", ["full"], [[]]),
+        ("full", ["full"], [[]]),
         ("pairs", ["without-0-1", "without-0-2", "without-1-2"], [[0, 2, 4], [2, 3, 4], [0, 3]]),
     ],
 )
@@ -40,13 +41,13 @@ def test_what_is_held_out_is_not_trained_and_all_else_is(chosen, names, held):
 
 @pytest.mark.parametrize("chosen", [3, [0, 5], [], "some", "pairs"])
 def test_what_does_not_exist_is_refused(chosen):
-    with pytest.raises(ValueError, match=r"the folds are \[0, 1\]"):
+    with pytest.raises(Refusal, match=r"the folds are \[0, 1\]"):
         choose_holdouts(chosen, [0, 1])
 
 
 def test_what_follows_a_validation_cannot_be_trained_without_one(data):
-    config = tiny_config(data, "multiclass", "fold=none", "top_k=2", "scheduler=plateau")
-    with pytest.raises(ValueError, match="fold=none: top_k=2 follows.*\nfold=none: scheduler follows"):
+    config = tiny_config(data, "multiclass", "fold=full", "top_k=2", "scheduler=plateau")
+    with pytest.raises(Refusal, match="fold=full: top_k=2 follows.*\nfold=full: scheduler follows"):
         choose_parts(config, prepare_tiny(config))
 
 
@@ -54,10 +55,10 @@ def test_what_follows_a_validation_cannot_be_trained_without_one(data):
 def world(data, tmp_path_factory) -> tuple[Path, Path]:
     """A run of a model of every row alone, and one that has those of the folds too."""
     folder = tmp_path_factory.mktemp("runs")
-    alone = tiny_config(data, "multiclass", "fold=none", "epochs=1", "seed=1")
+    alone = tiny_config(data, "multiclass", "fold=full", "epochs=1", "seed=1")
     both = tiny_config(data, "multiclass", "epochs=1")
     runs = train_here(alone, folder), train_here(both, folder)
-    assert train_here(both | {"fold": "none"}, folder) == runs[1]  # the same run: its epochs are those of the folds
+    assert train_here(both | {"fold": "full"}, folder) == runs[1]  # the same run: its epochs are those of the folds
     predict_runs(runs, Choices(tta=CONFIGS / "tta" / "none.yaml", workers=0, device="cpu"))
     return runs
 
@@ -74,7 +75,7 @@ def test_it_predicts_beside_the_folds_or_alone_and_has_no_score(world):
     assert pd.read_csv(alone / "full" / "history.csv")["score"].isna().all()
     assert not (alone / "oof").exists() and not (alone / "metrics.json").exists()
     assert members(both / "oof") == {0, 1}
-    with pytest.raises(ValueError, match="trained on every row"):
+    with pytest.raises(Refusal, match="trained on every row"):
         predict_runs([alone], Choices(tta=CONFIGS / "tta" / "none.yaml", oof=True, workers=0, device="cpu"))
 
 
@@ -90,7 +91,7 @@ def test_it_is_a_member_of_ensembles_and_bundles(world, tmp_path):
     shutil.rmtree(other / "full")
     shutil.rmtree(other / "predictions")
     predict_runs([other], Choices(tta=CONFIGS / "tta" / "none.yaml", workers=0, device="cpu"))
-    with pytest.raises(ValueError, match="a model of every row: predict both with one"):
+    with pytest.raises(Refusal, match="a model of every row: predict both with one"):
         ensemble([run, other], tmp_path / "out2", use="mean")
 
 
@@ -109,7 +110,7 @@ def test_the_decisions_of_the_folds_submit_it(world, tmp_path, command, monkeypa
 
 
 def test_each_model_of_a_run_begins_from_other_weights():
-    from competition.training.fold import initial_seed
+    from foldwise.training.fold import initial_seed
 
     parts = [*choose_holdouts("all", [0, 1, 2]), *choose_holdouts("pairs", [0, 1, 2]), Holdout(())]
     assert len({initial_seed(7, part) for part in parts}) == len(parts)

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from competition.data.table import Columns, read_table
-from competition.training.identity import (
+from foldwise.data.table import Columns, read_table
+from foldwise.training.identity import (
     _tokens,
     describe_differences,
     hash_code,

@@ -8,7 +8,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from competition.data.images import (
+from foldwise.errors import Refusal
+from foldwise.data.images import (
     ImageError,
     default_scale,
     fit_image,
@@ -221,7 +222,7 @@ def test_units():
 def test_sizes():
     assert image_hw(64) == (64, 64) and image_hw([32, 96]) == (32, 96)
     for size in (0, [64], [64, 0], "64"):
-        with pytest.raises(ValueError, match="image_size"):
+        with pytest.raises(Refusal, match="image_size"):
             image_hw(size)
 
 

@@ -11,10 +11,10 @@ import pytest
 from groups import log_of, members, start_training, wait_for
 from tiny import open_tiny, tiny_config
 
-from competition.locks import lock
-from competition.predictions.store import read_predictions
-from competition.processes.group import Group, Place, Setting
-from competition.training import run as runs
+from foldwise.locks import lock
+from foldwise.predictions.store import read_predictions
+from foldwise.processes.group import Group, Place, Setting
+from foldwise.training import run as runs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

@@ -14,7 +14,7 @@ import pytest
 from groups import start_training
 from tiny import tiny_config, train_here, train_scored
 
-from competition.models.module import TrainingModule
+from foldwise.models.module import TrainingModule
 
 pytestmark = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
 
@@ -32,7 +32,7 @@ STATEFUL = [
     "augmentation.mixup=0.4",
     "+model.options.drop_rate=0.3",
 ]
-SNAPSHOTS = ["phases=cycles", "phases.cycle3.epochs=0", "epochs=1", "top_k=1", "fold=0"]
+SNAPSHOTS = ["phases=cycles", "phases.cycle3.share=0", "epochs=2", "top_k=1", "fold=0"]
 
 
 def train_and_die(config: dict, runs: Path, event: int) -> None:

@@ -10,7 +10,7 @@ import wandb
 from groups import log_of, start_training
 from tiny import tiny_config
 
-from competition.training.loggers import csv_logger
+from foldwise.training.loggers import csv_logger
 
 KEY = "0123456789abcdef" * 2 + "01234567"
 
@@ -55,7 +55,7 @@ def test_a_server_that_accepts_and_never_answers_costs_seconds(tmp_path):
 
 
 def log_two(port: int, folder: Path) -> None:
-    from competition.training.loggers import wandb_logger
+    from foldwise.training.loggers import wandb_logger
 
     os.environ.pop("WANDB_MODE", None)
     os.environ |= {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": f"http://127.0.0.1:{port}"}

@@ -12,7 +12,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from competition.models.losses import (
+from foldwise.errors import Refusal
+from foldwise.models.losses import (
     BinaryCrossEntropy,
     CrossEntropy,
     Dice,
@@ -21,7 +22,7 @@ from competition.models.losses import (
     WeightedSum,
     balanced_class_weights,
 )
-from competition.models.mixing import Mix
+from foldwise.models.mixing import Mix
 
 IGNORE = 255
 CONFIGS = sorted((Path(__file__).parents[1] / "configs/loss").rglob("*.yaml"))
@@ -174,11 +175,11 @@ def test_a_batch_of_ignored_pixels_gives_zero_with_a_graph(loss: torch.nn.Module
 @pytest.mark.parametrize("loss", [Dice(), Lovasz()], ids=lambda loss: type(loss).__name__)
 def test_batch_losses_refuse_sample_weights(loss: torch.nn.Module) -> None:
     logits, target = segmentation()
-    with pytest.raises(ValueError, match="weight"):
+    with pytest.raises(Refusal, match="weight"):
         loss(logits, target, torch.tensor([1.0, 2.0, 1.0]))
     expected = 2 * loss(logits, target).item()
     assert loss(logits, target, torch.full((3,), 2.0)).item() == pytest.approx(expected)
-    with pytest.raises(ValueError, match="segmentation"):
+    with pytest.raises(Refusal, match="segmentation"):
         loss(*classification()[:2])
 
 
@@ -192,11 +193,11 @@ def test_weighted_sum() -> None:
 
 def test_refusals() -> None:
     logits, target, _ = classification()
-    with pytest.raises(ValueError, match="3 values for 4 classes"):
+    with pytest.raises(Refusal, match="3 values for 4 classes"):
         CrossEntropy(class_weights=[1, 1, 1])(logits, target)
-    with pytest.raises(ValueError, match="multi-label"):
+    with pytest.raises(Refusal, match="multi-label"):
         BinaryCrossEntropy()(*segmentation())
-    with pytest.raises(ValueError, match="regression"):
+    with pytest.raises(Refusal, match="regression"):
         Focal(task="regression")
 
 
@@ -255,6 +256,6 @@ def test_mix_weighs_targets_by_the_samples_weights() -> None:
 def test_mix_off_and_refused() -> None:
     image = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     assert not Mix() and Mix()(image, torch.eye(2), torch.ones(2))[0] is image
-    with pytest.raises(ValueError, match="classification"):
+    with pytest.raises(Refusal, match="classification"):
         Mix(mixup=0.2, task="segmentation")
     assert not Mix(task="segmentation")

@@ -8,7 +8,8 @@ import pytest
 import sklearn.metrics as oracle
 import yaml
 
-from competition.predictions.metrics import (
+from foldwise.errors import Refusal
+from foldwise.predictions.metrics import (
     METRICS,
     Accuracy,
     Dice,
@@ -97,7 +98,7 @@ def test_kappa_keeps_the_distance_over_a_class_that_does_not_occur():
 
 
 def test_kappa_refuses_grades_sorted_as_text():
-    with pytest.raises(ValueError, match=r'order of the grades.*"2", "10"'):
+    with pytest.raises(Refusal, match=r'order of the grades.*"2", "10"'):
         QuadraticKappa().for_task("multiclass", ["1", "10", "2"])
 
 
@@ -157,9 +158,9 @@ def test_a_fold_without_a_score_is_named_and_left_out():
 
 
 def test_another_task_is_refused_with_the_ones_that_fit():
-    with pytest.raises(ValueError, match=r"MeanIoU is for segmentation, not for multilabel; choose one of: f_beta, "):
+    with pytest.raises(Refusal, match=r"MeanIoU is for segmentation, not for multilabel; choose one of: f_beta, "):
         MeanIoU().for_task("multilabel", NAMES)
-    with pytest.raises(ValueError, match="for_task"):
+    with pytest.raises(Refusal, match="for_task"):
         Accuracy()(np.eye(2), np.eye(2))
 
 
@@ -205,9 +206,9 @@ def test_dice_pooled_and_per_image_by_hand():
 
 def test_masks_that_do_not_fit_are_refused():
     metric = MeanIoU().for_task("segmentation", ["a", "b"])
-    with pytest.raises(ValueError, match="the mask has the value 7"):
+    with pytest.raises(Refusal, match="the mask has the value 7"):
         metric.counts(np.full((2, 2), 7, np.uint8), np.zeros((2, 2, 2)))
-    with pytest.raises(ValueError, match="the mask is"):
+    with pytest.raises(Refusal, match="the mask is"):
         metric.counts(np.zeros((3, 2), np.uint8), np.zeros((2, 2, 2)))
 
 
@@ -238,9 +239,9 @@ def test_a_published_function_that_fails_does_so_before_training():
     def broken(solution, submission, row_id_column_name):
         return solution["no such column"].mean()
 
-    with pytest.raises(ValueError, match="fails on a made-up table.*KeyError"):
+    with pytest.raises(Refusal, match="fails on a made-up table.*KeyError"):
         Published(function=broken).for_task("multiclass", NAMES)
-    with pytest.raises(ValueError, match="no_such_module"):
+    with pytest.raises(Refusal, match="no_such_module"):
         Published(function="no_such_module.score").for_task("multiclass", NAMES)
 
 
@@ -259,7 +260,7 @@ def test_every_config_names_its_metric_and_sets_what_it_has():
     files = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in CONFIGS.glob("*.yaml")}
     assert set(files) == set(METRICS)
     for name, config in files.items():
-        assert config.pop("_target_") == f"competition.predictions.metrics.{METRICS[name].__name__}"
+        assert config.pop("_target_") == f"foldwise.predictions.metrics.{METRICS[name].__name__}"
         metric = METRICS[name](**config)
         with warnings.catch_warnings():
             warnings.simplefilter("error")

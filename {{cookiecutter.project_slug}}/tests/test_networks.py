@@ -9,8 +9,9 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from competition.models.networks import build_network, pretrained_normalization, required_multiple
-from competition.models.normalized import Normalized, enable_gradient_checkpointing, head_modules, set_trainable
+from foldwise.errors import Refusal
+from foldwise.models.networks import build_network, pretrained_normalization, required_multiple
+from foldwise.models.normalized import Normalized, enable_gradient_checkpointing, head_modules, set_trainable
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs/model").rglob("*.yaml"))
 TIMM = {"library": "timm", "name": "test_resnet", "options": {}}
@@ -80,15 +81,15 @@ def test_weights_of_another_network_are_refused(weights: Path, tmp_path: Path) -
     other = tmp_path / "other.safetensors"
     save_file(timm.create_model("test_efficientnet").state_dict(), other)
     for architecture, classes in ((TIMM, 7), (TIMM, 1000), (UNET, 4)):
-        with pytest.raises(ValueError, match=r"other\.safetensors does not fit"):
+        with pytest.raises(Refusal, match=r"other\.safetensors does not fit"):
             build_network(architecture, 3, classes, other)
     save_file({f"backbone.{name}": value for name, value in read(weights).items()}, other)
     for architecture in (TIMM, UNET):
-        with pytest.raises(ValueError, match=r"other\.safetensors does not fit"):
+        with pytest.raises(Refusal, match=r"other\.safetensors does not fit"):
             build_network(architecture, 3, 7, other)
-    with pytest.raises(ValueError, match="no weight file"):
+    with pytest.raises(Refusal, match="no weight file"):
         build_network(TIMM, 3, 7, tmp_path / "none.safetensors")
-    with pytest.raises(ValueError, match=r"model\.encoder=tu-resnet34"):
+    with pytest.raises(Refusal, match=r"model\.encoder=tu-resnet34"):
         build_network({"library": "smp", "name": "Unet", "encoder": "resnet34"}, 3, 4, weights)
 
 
@@ -96,7 +97,7 @@ def test_weights_of_another_network_are_refused(weights: Path, tmp_path: Path) -
 def test_missing_hub_says_what_to_do(architecture: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "/nowhere")
-    with pytest.raises(ValueError, match=r"model\.weights=<file>"):
+    with pytest.raises(Refusal, match=r"model\.weights=<file>"):
         build_network(architecture, 3, 4, pretrained=True)
 
 
@@ -105,7 +106,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "/nowhere")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(ValueError, match="http://127.0.0.1:9 does not answer .*model.weights=<file>"):
+    with pytest.raises(Refusal, match="http://127.0.0.1:9 does not answer .*model.weights=<file>"):
         build_network(TIMM, 3, 4, pretrained=True)
 
 
@@ -125,7 +126,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_wrong_names_are_refused_with_close_ones(architecture: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(Refusal, match=message):
         build_network(architecture, 3, 2)
 
 
@@ -137,11 +138,11 @@ def test_normalisation_is_per_channel() -> None:
     assert torch.allclose(net(x), expected, atol=1e-5)
     assert torch.allclose(net(x / 255), expected, atol=1e-5)
     assert not net.state_dict()
-    with pytest.raises(ValueError, match="3 channels"):
+    with pytest.raises(Refusal, match="3 channels"):
         net(x[:, :3])
-    with pytest.raises(ValueError, match="1 channels"):
+    with pytest.raises(Refusal, match="1 channels"):
         net(x[:, :1])
-    with pytest.raises(ValueError, match="std"):
+    with pytest.raises(Refusal, match="std"):
         Normalized(torch.nn.Identity(), [0.5], [0.0])
 
 
@@ -177,7 +178,7 @@ def test_frozen_part_does_not_move(architecture: dict[str, Any]) -> None:
     net(torch.rand(4, 3, 32, 32))
     thawed = running(trunk)  # type: ignore[arg-type]
     assert any(not torch.equal(before[name], thawed[name]) for name in before)
-    with pytest.raises(ValueError, match="encoder"):
+    with pytest.raises(Refusal, match="encoder"):
         set_trainable(net, "encoder")
 
 
@@ -242,7 +243,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(architecture: dict[str,
 
 
 def test_gradient_checkpointing_is_refused_for_smps_own_encoders() -> None:
-    with pytest.raises(ValueError, match="gradient_checkpointing"):
+    with pytest.raises(Refusal, match="gradient_checkpointing"):
         enable_gradient_checkpointing(build_network(NATIVE, 3, 2))
 
 
@@ -254,7 +255,7 @@ def test_pretrained_normalization() -> None:
     assert pretrained_normalization(resnet) == (mean, std)
     assert pretrained_normalization(resnet, 4) == ([*mean, mean[0]], [*std, std[0]])
     assert pretrained_normalization(resnet, 1)[0] == pytest.approx([sum(mean) / 3])
-    with pytest.raises(ValueError, match=r"data\.normalize=dataset"):
+    with pytest.raises(Refusal, match=r"data\.normalize=dataset"):
         pretrained_normalization(NATIVE)
 
 

@@ -13,9 +13,9 @@ import pytest
 from groups import log_of, members, start_training, wait_for
 from tiny import tiny_config
 
-from competition.processes.group import free_port
-from competition.processes.nodes import Node
-from competition.processes.team import LostNodeError, gather
+from foldwise.processes.group import free_port
+from foldwise.processes.nodes import Node
+from foldwise.processes.team import LostNodeError, gather
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 LONG = ["epochs=500", "fold=0", "augmentation=none", "validate_every=100"]

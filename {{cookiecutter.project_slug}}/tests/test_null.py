@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 from tiny import CLASSES, tiny_config, train_scored, write_data
 
-from competition.predictions.decisions.calibration import CALIBRATORS
-from competition.predictions.decisions.deciding import compare
-from competition.predictions.decisions.rules import rules_for
-from competition.predictions.ensembles.ensembling import ensemble
-from competition.predictions.store import read_predictions
-from competition.predictions.truth import align, read_truth
-from competition.training.averaged_run import average_weights
+from foldwise.predictions.decisions.calibration import CALIBRATORS
+from foldwise.predictions.decisions.deciding import compare
+from foldwise.predictions.decisions.rules import rules_for
+from foldwise.predictions.ensembles.ensembling import ensemble
+from foldwise.predictions.store import read_predictions
+from foldwise.predictions.truth import align, read_truth
+from foldwise.training.averaged_run import average_weights
 
 SEEDS, ROWS = range(3), 60
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from competition.models.networks import build_network
-from competition.models.normalized import Normalized, set_trainable
-from competition.models.optimization import build_optimizer, layer_factors, parameter_groups, scale_rate
+from foldwise.errors import Refusal
+from foldwise.models.networks import build_network
+from foldwise.models.normalized import Normalized, set_trainable
+from foldwise.models.optimization import build_optimizer, layer_factors, parameter_groups, scale_rate
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs/optimizer").rglob("*.yaml"))
 # timm starts the last norm of each block at 0, which leaves the block without a gradient in the first step
@@ -118,18 +119,18 @@ def test_a_rate_for_another_batch_size_is_scaled_where_that_is_asked_for() -> No
     assert scale_rate(1e-3, 64, None) == 1e-3
     assert scale_rate(1e-3, 64, 256) == pytest.approx(2.5e-4)
     for reference in (0, 1.5, True, "256"):
-        with pytest.raises(ValueError, match="lr_batch_size is"):
+        with pytest.raises(Refusal, match="lr_batch_size is"):
             scale_rate(1e-3, 64, reference)  # type: ignore[arg-type]
 
 
 def test_refusals() -> None:
     net = network(TIMM)
-    with pytest.raises(ValueError, match="adamw"):
+    with pytest.raises(Refusal, match="adamw"):
         build_optimizer(net, "adamv", 0.1)
-    with pytest.raises(ValueError, match="nesterof"):
+    with pytest.raises(Refusal, match="nesterof"):
         build_optimizer(net, "sgd", 0.1, nesterof=True)
-    with pytest.raises(ValueError, match="layer_decay"):
+    with pytest.raises(Refusal, match="layer_decay"):
         build_optimizer(net, "sgd", 0.1, layer_decay=1.5)
     native = build_network({"library": "smp", "name": "Unet", "encoder": "mobilenet_v2"}, 3, 2)
-    with pytest.raises(ValueError, match="tu- encoder"):
+    with pytest.raises(Refusal, match="tu- encoder"):
         build_optimizer(native, "sgd", 0.1, layer_decay=0.5)

@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 from stopping import Stop
 from tiny import prepare_tiny, tiny_config, train_folds
 
-from competition.models.curves import Constant, Cosine, Plateau
-from competition.models.phases import Phase, Schedule, build_phases
-from competition.reporting.figures import to_png
-from competition.reporting.phases import phases_figure
-from competition.training import fold as folds
-from competition.training.build import inspect_config
+from foldwise.errors import Refusal
+from foldwise.models.curves import Constant, Cosine, Plateau
+from foldwise.models.phases import Phase, Schedule, build_phases
+from foldwise.reporting.figures import to_png
+from foldwise.reporting.phases import phases_figure
+from foldwise.training import fold as folds
+from foldwise.training.build import inspect_config
 
 STEPS = 7
 
@@ -39,7 +40,7 @@ def test_phases_follow_each_other():
 
 
 def test_bad_phases_are_listed_together():
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(Refusal) as error:
         build_phases(
             {
                 "a": {"epochs": -1, "lr": "fast", "image_size": [32], "snapshot": 1},
@@ -52,7 +53,7 @@ def test_bad_phases_are_listed_together():
         assert f"phases.{part} is" in str(error.value)
     for part in ("b.augmentation", "c has 'epoch'", "c.epochs is None", "d is None"):
         assert f"phases.{part}" in str(error.value)
-    with pytest.raises(ValueError, match="no epochs"):
+    with pytest.raises(Refusal, match="no epochs"):
         build_phases({"a": {"epochs": 0}})
 
 
@@ -75,12 +76,13 @@ def test_each_phase_runs_through_its_own_curve_and_a_checkpoint_keeps_what_it_re
 
 # A phase of each kind; the last restarts from the best weights.
 PHASES = [
-    "phases.train.epochs=0",
-    "+phases.head={epochs: 1, trainable: head, lr: 2.0}",
-    "+phases.last={epochs: 1, trainable: last1, image_size: 16, augmentation: flip, scheduler: constant}",
-    "+phases.drop={epochs: 2, image_size: [24, 40], frozen_norms: true,"
-    " scheduler: {_target_: competition.models.curves.Plateau, patience: 0, min_delta: 10}}",
-    "+phases.again={epochs: 2, augmentation: hard, lr: 0.5, start: best, snapshot: true}",
+    "epochs=6",
+    "phases.train.share=0",
+    "+phases.head={share: 1, trainable: head, lr: 2.0}",
+    "+phases.last={share: 1, trainable: last1, image_size: 16, augmentation: flip, scheduler: constant}",
+    "+phases.drop={share: 2, image_size: [24, 40], frozen_norms: true,"
+    " scheduler: {_target_: foldwise.models.curves.Plateau, patience: 0, min_delta: 10}}",
+    "+phases.again={share: 2, augmentation: hard, lr: 0.5, start: best, snapshot: true}",
 ]
 OTHERS = ["fold=0", "optimizer.layer_decay=0.5", "augmentation.mixup=0.4", "optimizer.lr=0.01"]
 
@@ -174,8 +176,8 @@ def test_a_phases_names_are_replaced_by_what_they_stand_for(data):
     assert phases["drop"]["augmentation"]["transforms"][0]["size"] == [24, 40]
     assert phases["drop"]["augmentation"]["mixup"] == 0.4
     assert phases["again"]["augmentation"]["transforms"][0]["size"] == [32, 32]
-    assert phases["last"]["scheduler"] == {"_target_": "competition.models.curves.Constant"}
-    with pytest.raises(ValueError, match=r"phases.a: there is no augmentation=flop, .* flip(.|\n)*phases.b: .*steep"):
+    assert phases["last"]["scheduler"] == {"_target_": "foldwise.models.curves.Constant"}
+    with pytest.raises(Refusal, match=r"phases.a: there is no augmentation=flop, .* flip(.|\n)*phases.b: .*steep"):
         tiny_config(data, "multiclass", "+phases.a.augmentation=flop", "+phases.b.scheduler=steep")
 
 
@@ -186,15 +188,15 @@ def test_an_image_size_that_the_network_cannot_take_is_refused(data):
         "model=fpn",
         "model.encoder=tu-test_resnet",
         "model.pretrained=false",
-        "+phases.small={epochs: 1, image_size: 40}",
-        "+phases.odd={epochs: 1, image_size: [32, 50]}",
+        "+phases.small={share: 1, image_size: 40}",
+        "+phases.odd={share: 1, image_size: [32, 50]}",
     )
-    with pytest.raises(ValueError, match=r"small.image_size=\[64,64\](.|\n)*odd.image_size=\[32,64\]"):
+    with pytest.raises(Refusal, match=r"small.image_size=\[64,64\](.|\n)*odd.image_size=\[32,64\]"):
         inspect_config(config, prepare_tiny(config))
     fixed = ["model.name=test_vit", "+model.options.img_size=32", "+model.options.dynamic_img_size=false"]
-    fixed += ["+phases.small={epochs: 1, image_size: 16}"]
+    fixed += ["+phases.small={share: 1, image_size: 16}"]
     config = tiny_config(data, "multiclass", *fixed)
-    with pytest.raises(ValueError, match=r"phases.small.image_size: .* 16 x 16"):
+    with pytest.raises(Refusal, match=r"phases.small.image_size: .* 16 x 16"):
         inspect_config(config, prepare_tiny(config))
 
 

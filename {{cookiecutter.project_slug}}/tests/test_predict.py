@@ -15,15 +15,16 @@ import torch
 import yaml
 from tiny import save_random_model
 
-from competition.bundle.imports import find_imports
-from competition.data.images import ImageError
-from competition.inference import sharing
-from competition.inference.device import choose_devices
-from competition.inference.predicting import Choices, predict_runs
-from competition.inference.predictor import Predictor
-from competition.inference.tta import TTA
-from competition.inference.weights import load_model
-from competition.predictions.store import iter_maps, read_predictions
+from foldwise.errors import Refusal
+from foldwise.bundle.imports import find_imports
+from foldwise.data.images import ImageError
+from foldwise.inference import sharing
+from foldwise.inference.device import choose_devices
+from foldwise.inference.predicting import Choices, predict_runs
+from foldwise.inference.predictor import Predictor
+from foldwise.inference.tta import TTA
+from foldwise.inference.weights import load_model
+from foldwise.predictions.store import iter_maps, read_predictions
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ("ground", "cat", "dog")
@@ -112,7 +113,7 @@ def test_an_existing_prediction_stays_and_the_way_out_is_named(tmp_path, data):
     runs = [make_run(tmp_path / name, data, folds=(0,)) for name in "ab"]
     (folder,) = predict(runs[:1], "none")
     before = (folder / "predictions.parquet").read_bytes()
-    with pytest.raises(ValueError, match="exists and is not overwritten") as caught:
+    with pytest.raises(Refusal, match="exists and is not overwritten") as caught:
         predict(runs, "none")
     assert f"python predict.py {runs[1]}" in str(caught.value)
     assert "--tta none --out predictions/test-none-2" in str(caught.value)
@@ -144,11 +145,11 @@ def test_runs_that_do_not_go_together_or_are_none(tmp_path, data):
         ([tmp_path / "d"], "has no model yet"),
     ]
     for runs, message in cases:
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(Refusal, match=message):
             predict(runs, "none")
-    with pytest.raises(ValueError, match="--overlay"):
+    with pytest.raises(Refusal, match="--overlay"):
         predict([run], "none", overlays=1)
-    with pytest.raises(ValueError, match="--device nonsense"):
+    with pytest.raises(Refusal, match="--device nonsense"):
         predict([run], "none", device="nonsense")
 
 
@@ -209,7 +210,7 @@ def test_snapshots_predict_instead_of_the_last_weights(tmp_path, data):
     crossed = frame[(frame["fold"] == 0) & (frame["snapshot"] == "cycle1")]
     np.testing.assert_allclose(crossed[list(CLASSES)], old, atol=1e-6)
     shutil.rmtree(run / "fold1" / "snapshots" / "cycle2")
-    with pytest.raises(ValueError, match="fold1 has the snapshots"):
+    with pytest.raises(Refusal, match="fold1 has the snapshots"):
         predict([run])
 
 
@@ -349,7 +350,7 @@ def test_an_error_names_its_process_and_another_number_of_processes_goes_on(task
 def test_devices_that_are_not_there_are_refused():
     assert choose_devices("cpu") == ["cpu"] and choose_devices("cpu", 3) == ["cpu"] * 3
     if torch.cuda.is_available():
-        with pytest.raises(ValueError, match=r"--devices 99, but --device cuda has \d+ here"):
+        with pytest.raises(Refusal, match=r"--devices 99, but --device cuda has \d+ here"):
             choose_devices("cuda", 99)
 
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from competition.data.images import ImageError, read_image, resize
-from competition.inference.predictor import Predictor
-from competition.inference.tta import TTA
-from competition.inference.views import SYMMETRIES
-from competition.inference.weights import ModelSpec
-from competition.models.normalized import Normalized
+from foldwise.errors import Refusal
+from foldwise.data.images import ImageError, read_image, resize
+from foldwise.inference.predictor import Predictor
+from foldwise.inference.tta import TTA
+from foldwise.inference.views import SYMMETRIES
+from foldwise.inference.weights import ModelSpec
+from foldwise.models.normalized import Normalized
 
 
 def spec(task="multiclass", size=(16, 24), **values):
@@ -180,15 +181,15 @@ def test_bfloat16_is_close_and_other_precisions_are_refused(paths):
     full, half = (run([model()], paths, precision=precision) for precision in ("32", "bf16-mixed"))
     np.testing.assert_allclose(np.concatenate(full), np.concatenate(half), atol=0.02)
     assert not np.array_equal(np.concatenate(full), np.concatenate(half))
-    with pytest.raises(ValueError, match="needs a GPU"):
+    with pytest.raises(Refusal, match="needs a GPU"):
         Predictor([model()], TTA(), precision="16-mixed")
-    with pytest.raises(ValueError, match="one of 32"):
+    with pytest.raises(Refusal, match="one of 32"):
         Predictor([model()], TTA(), precision="64")
 
 
 def test_models_of_different_tasks_are_refused_and_no_images_are_no_results():
     net, described = model()
-    with pytest.raises(ValueError, match="not of one task"):
+    with pytest.raises(Refusal, match="not of one task"):
         Predictor([(net, described), (net, spec("multilabel"))], TTA())
     assert run([(net, described)], []) == []
 
@@ -209,7 +210,7 @@ def test_views_are_kept_apart_and_their_mean_is_the_prediction(paths, segmentati
 def test_maps_of_crops_cannot_be_kept_but_averaged(paths):
     tta = TTA(scales=[], crops=["top-left", "top-right", "bottom-left", "bottom-right"])
     models = [model(segmentation=True)]
-    with pytest.raises(ValueError, match="a crop sees a part"):
+    with pytest.raises(Refusal, match="a crop sees a part"):
         Predictor(models, tta, keep_views=True)
     for result in run(models, paths, tta):
         np.testing.assert_allclose(result.sum(axis=1), 1, atol=1e-5)
@@ -225,13 +226,13 @@ def test_random_draws_are_the_same_every_time_and_differ_from_each_other(paths):
     np.testing.assert_array_equal(np.stack(first), np.stack(second))
     assert np.stack(first).shape == (7, 1, 3, 3)
     assert not np.allclose(first[0][0, 0], first[0][0, 1])
-    with pytest.raises(ValueError, match="cannot be turned back"):
+    with pytest.raises(Refusal, match="cannot be turned back"):
         Predictor([model(segmentation=True)], tta)
-    with pytest.raises(ValueError, match=r"os.system is not a transform"):
+    with pytest.raises(Refusal, match=r"os.system is not a transform"):
         run([model()], paths, TTA(draws=1, transforms=[{"_target_": "os.system"}]))
 
 
 def test_networks_of_one_size_take_no_scales():
     net, described = model(architecture={"name": "vit", "options": {"img_size": [16, 24]}})
-    with pytest.raises(ValueError, match="vit takes images of one size only"):
+    with pytest.raises(Refusal, match="vit takes images of one size only"):
         Predictor([(net, described)], TTA(scales=[0.5]))

@@ -11,12 +11,13 @@ import pytest
 import tifffile
 from PIL import Image
 
-from competition.config import compose_config
-from competition.data import statistics
-from competition.data.folds import read_folds
-from competition.data.prepare import check_test_table, prepare
-from competition.data.table import TableError
-from competition.reporting.pictures import choose_samples, draw_samples
+from foldwise.errors import Refusal
+from foldwise.config import compose_config
+from foldwise.data import statistics
+from foldwise.data.folds import read_folds
+from foldwise.data.prepare import check_test_table, prepare
+from foldwise.data.table import TableError
+from foldwise.reporting.pictures import choose_samples, draw_samples
 
 DATA = {
     "name": "competition", "test_table": None, "folds": 2, "columns": {}, "classes": None, "ignore_index": 255,
@@ -141,11 +142,11 @@ def test_new_rows_join_and_rows_that_left_are_not_forgotten(tmp_path):
 
 def test_training_does_not_make_folds(tmp_path):
     make(tmp_path, noise(4, 1), label=list("abab"))
-    with pytest.raises(ValueError, match=r"folds\.csv does not exist.*python prepare\.py --data competition"):
+    with pytest.raises(Refusal, match=r"folds\.csv does not exist.*python prepare\.py --data competition"):
         prepare(config(tmp_path), "multiclass", 0, make_folds=False, progress=False)
     prepare(config(tmp_path), "multiclass", 0, progress=False)
     prepare(config(tmp_path), "multiclass", 0, make_folds=False, progress=False)
-    with pytest.raises(ValueError, match=r"has 2 folds, but data\.folds is 3"):
+    with pytest.raises(Refusal, match=r"has 2 folds, but data\.folds is 3"):
         prepare(config(tmp_path, folds=3), "multiclass", 0, progress=False)
 
 
@@ -228,7 +229,7 @@ def test_every_bad_mask_is_listed(tmp_path):
                  "value 7 in 1 pixels of 'masks/2.png' is neither a class (0 to 1: a, b) nor data.ignore_index (255)",
                  "data.ignore_index=9 if it means void", "masks/4.png cannot be decoded"):  # fmt: skip
         assert sum(part in problem for problem in error.value.problems) == 1, part
-    with pytest.raises(ValueError, match="is the class 'b'"):
+    with pytest.raises(Refusal, match="is the class 'b'"):
         prepare(config(tmp_path, classes=["a", "b"], ignore_index=1), "segmentation", 0, progress=False)
 
 

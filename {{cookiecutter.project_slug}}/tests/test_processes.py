@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from competition.processes.group import Place
-from competition.processes.running import call, run_processes
+from foldwise.errors import Refusal
+from foldwise.processes.group import Place
+from foldwise.processes.running import call, run_processes
 
 # The way that the command uses, a server that imports torch, takes seconds to start; a plain fork does the same here.
 pytestmark = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
@@ -98,7 +99,7 @@ def double(value: int) -> int:
 
 def test_call_gives_the_value_the_sentence_or_the_exit_code(context):
     assert call(context, double, 4) == 8
-    with pytest.raises(ValueError, match="-1 is below 0"):
+    with pytest.raises(Refusal, match="-1 is below 0"):
         call(context, double, -1)
     with pytest.raises(RuntimeError, match="exit code 3"):
         call(context, double, 11)

@@ -13,22 +13,23 @@ from safetensors.torch import load_file
 from stopping import Stop
 from tiny import CLASSES, prepare_tiny, train_folds, train_scored
 
-from competition.config import CONFIGS
-from competition.data.dataset import EpochSampler, Pool
-from competition.data.folds import folds_hash
-from competition.data.pseudo import join_tables, provenance_path
-from competition.data.table import TableError
-from competition.files import read_json, write_json
-from competition.inference.predicting import Choices, predict_runs
-from competition.models.phases import build_phases, pseudo_shares
-from competition.predictions.pseudo.labelling import pseudo_label
-from competition.predictions.pseudo.rules import Confident, Soft
-from competition.predictions.pseudo.uncertain import list_uncertain
-from competition.processes.group import Place
-from competition.training import fold as folds
-from competition.training.identity import make_identity
-from competition.training.loaders import epoch_shares, training_loader
-from competition.training.plan import hash_contents
+from foldwise.errors import Refusal
+from foldwise.config import CONFIGS
+from foldwise.data.dataset import EpochSampler, Pool
+from foldwise.data.folds import folds_hash
+from foldwise.data.pseudo import join_tables, provenance_path
+from foldwise.data.table import TableError
+from foldwise.files import read_json, write_json
+from foldwise.inference.predicting import Choices, predict_runs
+from foldwise.models.phases import build_phases, pseudo_shares
+from foldwise.predictions.pseudo.labelling import pseudo_label
+from foldwise.predictions.pseudo.rules import Confident, Soft
+from foldwise.predictions.pseudo.uncertain import list_uncertain
+from foldwise.processes.group import Place
+from foldwise.training import fold as folds
+from foldwise.training.identity import make_identity
+from foldwise.training.loaders import epoch_shares, training_loader
+from foldwise.training.plan import hash_contents
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ def test_uncertain_images_come_by_the_entropy_of_all_models(world, tmp_path):
 )
 def test_runs_that_followed_their_own_validation_are_refused(world, tmp_path, overrides, message):
     run = make_run(world, "a", draw("multiclass"), overrides=overrides)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(Refusal, match=message):
         pseudo_label([run], tmp_path / "pseudo.csv", Soft())
 
 
@@ -147,7 +148,7 @@ def test_ensembles_and_strangers_are_refused_in_one_error(world, tmp_path):
         shutil.copytree(run, tmp_path / name)
         (tmp_path / name / "identity.json").unlink()
     (tmp_path / "ensemble" / "ensemble.json").write_text("{}")
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(Refusal) as error:
         pseudo_label([run, tmp_path / "ensemble", tmp_path / "friend"], tmp_path / "pseudo.csv", Soft())
     assert "out-of-fold rows of the other folds" in str(error.value) and "friend is not a run" in str(error.value)
     assert not (tmp_path / "pseudo.csv").exists() and not (tmp_path / "pseudo.json").exists()
@@ -163,7 +164,7 @@ def test_ensembles_and_strangers_are_refused_in_one_error(world, tmp_path):
 )
 def test_predictions_that_do_not_fit_are_refused(world, tmp_path, header, message):
     runs = [make_run(world, "a", draw("multiclass")), make_run(world, "b", draw("multiclass"), header=header)]
-    with pytest.raises(ValueError, match=f"b/predictions/test-none: .*{message}"):
+    with pytest.raises(Refusal, match=f"b/predictions/test-none: .*{message}"):
         pseudo_label(runs, tmp_path / "pseudo.csv", Soft())
 
 
@@ -172,7 +173,7 @@ def test_missing_folds_and_other_ids_are_refused(world, tmp_path):
     test = pd.read_csv(world / "test.csv")
     test.loc[0, "id"] = "stranger"
     test.to_csv(world / "test.csv", index=False)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(Refusal) as error:
         pseudo_label([run], tmp_path / "pseudo.csv", Soft())
     for part in (r"folds [1] are missing", "1 ids are not in", "row16", "1 ids have no prediction", "stranger"):
         assert part in str(error.value)
@@ -181,14 +182,14 @@ def test_missing_folds_and_other_ids_are_refused(world, tmp_path):
 def test_empty_selections_and_bad_choices_are_refused(world, tmp_path):
     run = make_run(world, "a", np.full((2, 8, 3), 1 / 3))
     out = tmp_path / "pseudo.csv"
-    with pytest.raises(ValueError, match=r"fold 0 gets no image: the surest has 0.333\n.*fold 1"):
+    with pytest.raises(Refusal, match=r"fold 0 gets no image: the surest has 0.333\n.*fold 1"):
         pseudo_label([run], out, Confident(0.5))
-    with pytest.raises(ValueError, match=r"no class 'cat'(.|\n)*1.5 is not above 0"):
+    with pytest.raises(Refusal, match=r"no class 'cat'(.|\n)*1.5 is not above 0"):
         pseudo_label([run], out, Confident(1.5, {"cat": 0.5}))
-    with pytest.raises(ValueError, match="weight of 0"):
+    with pytest.raises(Refusal, match="weight of 0"):
         pseudo_label([run], out, Soft(), weight=0)
     other = make_run(world, "b", draw("multilabel"), "multilabel")
-    with pytest.raises(ValueError, match="0.4 is not above 0.5"):
+    with pytest.raises(Refusal, match="0.4 is not above 0.5"):
         pseudo_label([other], out, Confident(0.4))
     assert not out.exists() and not provenance_path(out).exists()
 
@@ -196,7 +197,7 @@ def test_empty_selections_and_bad_choices_are_refused(world, tmp_path):
 def test_a_table_that_does_not_fit_is_refused_in_one_error(world, tmp_path):
     out = tmp_path / "pseudo.csv"
     pseudo_label([make_run(world, "a", draw("multiclass"))], out, Soft())
-    with pytest.raises(ValueError, match="not overwritten"):
+    with pytest.raises(Refusal, match="not overwritten"):
         pseudo_label([world / "a"], out, Soft())
     frame = pd.read_csv(out)
     frame["student"] = frame["student"].map({0: 0, 1: 7})
@@ -251,7 +252,7 @@ def test_balanced_sampling_of_pseudo_rows():
 
 
 def test_a_share_that_is_no_row_says_so():
-    with pytest.raises(ValueError, match="share of 0.05 pseudo rows in a step of 4"):
+    with pytest.raises(Refusal, match="share of 0.05 pseudo rows in a step of 4"):
         EpochSampler(range(10), 0, 4, pseudo=Pool(np.arange(10, 12)), pseudo_shares=[0.05])
 
 
@@ -265,12 +266,12 @@ def test_shares_of_the_epochs():
     ]  # fmt: skip
     assert shares(None, a=default, b=real) == [0.0, 0.0, 0.0]
     for rows in ("pseudo", "both"):
-        with pytest.raises(ValueError, match=rf"phases.a.rows is {rows}, .* data.pseudo"):
+        with pytest.raises(Refusal, match=rf"phases.a.rows is {rows}, .* data.pseudo"):
             shares(None, a={"epochs": 1, "rows": rows})
     for share in (0, 1, 1.5, "half", True, float("nan")):
-        with pytest.raises(ValueError, match="between 0 and 1"):
+        with pytest.raises(Refusal, match="between 0 and 1"):
             shares(share, a=default)
-    with pytest.raises(ValueError, match="real, pseudo, both"):
+    with pytest.raises(Refusal, match="real, pseudo, both"):
         build_phases({"a": {"epochs": 1, "rows": "all"}})
 
 

@@ -10,12 +10,13 @@ import pytest
 from pseudo_world import LABELLED, UNLABELLED, config_of, make_map_run, write_world
 from tiny import CLASSES, prepare_tiny
 
-from competition.data.images import read_mask
-from competition.predictions.pseudo.labelling import pseudo_label
-from competition.predictions.pseudo.rules import Confident, Soft
-from competition.predictions.pseudo.uncertain import list_uncertain
-from competition.processes.group import Place
-from competition.training.loaders import training_loader
+from foldwise.errors import Refusal
+from foldwise.data.images import read_mask
+from foldwise.predictions.pseudo.labelling import pseudo_label
+from foldwise.predictions.pseudo.rules import Confident, Soft
+from foldwise.predictions.pseudo.uncertain import list_uncertain
+from foldwise.processes.group import Place
+from foldwise.training.loaders import training_loader
 
 NAMES = ["background", *CLASSES]
 
@@ -107,18 +108,18 @@ def test_what_cannot_be_made_is_refused_and_nothing_is_left(world, tmp_path):
         (world.root / "none.csv", Confident(0.6, {"cat": 1}), "no class 'cat'"),
         (world.root / "pseudo.parquet", Confident(0.6), "pseudo.json exists|not overwritten"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(Refusal, match=message):
             pseudo_label(world.runs, out, rule)
     unsure = make_map_run(world.root, "unsure", np.full((2, 8, 4, 32, 32), 0.25))
-    with pytest.raises(ValueError, match=r"fold 0 gets no image: the surest has 0.251\n.*fold 1"):
+    with pytest.raises(Refusal, match=r"fold 0 gets no image: the surest has 0.251\n.*fold 1"):
         pseudo_label([unsure], world.root / "other.csv", Confident(0.6))
     other = make_map_run(world.root, "other-size", draw_maps(3, size=16))
-    with pytest.raises(ValueError, match="other-size.*8 maps have another size"):
+    with pytest.raises(Refusal, match="other-size.*8 maps have another size"):
         pseudo_label([*world.runs, other], world.root / "other.csv", Confident(0.6))
     damaged = make_map_run(world.root, "damaged", draw_maps(1))
     last = sorted((damaged / "predictions" / "test-none" / "maps").iterdir())[-1]
     last.write_bytes(last.read_bytes()[:40])
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(Refusal, match="cannot be read"):
         pseudo_label([damaged], world.root / "other.csv", Confident(0.6))
     assert sorted(world.root.iterdir()) == sorted([*before, unsure, other, damaged]) and not [*tmp_path.iterdir()]
 
@@ -126,7 +127,7 @@ def test_what_cannot_be_made_is_refused_and_nothing_is_left(world, tmp_path):
 def test_a_void_value_that_no_file_can_hold_is_refused(tmp_path):
     root = write_world(tmp_path / "world")
     run = make_map_run(root, "a", draw_maps(1), overrides=["data.ignore_index=-1"])
-    with pytest.raises(ValueError, match="ignore_index is -1, which no PNG can hold"):
+    with pytest.raises(Refusal, match="ignore_index is -1, which no PNG can hold"):
         pseudo_label([run], root / "pseudo.csv", Confident(0.5))
 
 

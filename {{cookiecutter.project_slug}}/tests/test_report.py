@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from competition.predictions.metrics import confusion_matrix
-from competition.reporting.figures import confusion, learning_curves, per_class, to_png
-from competition.reporting.palette import class_colors, paint
-from competition.reporting.pictures import displayable, gallery, overlay
-from competition.reporting.report import write_report
-from competition.reporting.run_report import worst_rows
+from foldwise.predictions.metrics import confusion_matrix
+from foldwise.reporting.figures import confusion, learning_curves, per_class, to_png
+from foldwise.reporting.palette import class_colors, paint
+from foldwise.reporting.pictures import displayable, gallery, overlay
+from foldwise.reporting.report import write_report
+from foldwise.reporting.run_report import worst_rows
 
 
 class Tags(HTMLParser):

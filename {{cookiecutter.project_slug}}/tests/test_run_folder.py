@@ -5,7 +5,8 @@ import json
 import pytest
 from tiny import open_tiny, tiny_config
 
-from competition import FORMAT_VERSION
+from foldwise.errors import Refusal
+from foldwise import FORMAT_VERSION
 
 
 @pytest.mark.parametrize(
@@ -25,8 +26,8 @@ def test_a_run_of_another_version_is_refused_by_hash_and_by_name(content, messag
     identity.unlink() if content is None else identity.write_text(json.dumps(content))
     before = {path: path.read_bytes() for path in run.iterdir()}
     if content is not None:  # without its stamp, the folder is taken for a new run's
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(Refusal, match=message):
             open_tiny(config, tmp_path)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(Refusal, match=message):
         open_tiny(config | {"run": str(run)}, tmp_path)
     assert {path: path.read_bytes() for path in run.iterdir()} == before

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from competition.data.images import read_image, read_mask
-from competition.data.sample import RECIPES, sample_classes, write_sample
-from competition.data.table import Columns, Table, read_table
+from foldwise.data.images import read_image, read_mask
+from foldwise.data.sample import RECIPES, sample_classes, write_sample
+from foldwise.data.table import Columns, Table, read_table
 
 
 @pytest.fixture(scope="module")

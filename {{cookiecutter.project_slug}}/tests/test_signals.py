@@ -9,7 +9,7 @@ import pytest
 from groups import log_of, members, start_training, wait_for
 from tiny import tiny_config, train_folds
 
-from competition.models.module import TrainingModule
+from foldwise.models.module import TrainingModule
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 LONG = ["epochs=500", "fold=0", "data.workers=1", "augmentation=none", "validate_every=100"]

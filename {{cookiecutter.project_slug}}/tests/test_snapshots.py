@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from stopping import Stop
 from tiny import tiny_config, train_folds, train_scored
 
-from competition.models.module import TrainingModule
-from competition.predictions.store import read_predictions
-from competition.training import fold as folds
+from foldwise.models.module import TrainingModule
+from foldwise.predictions.store import read_predictions
+from foldwise.training import fold as folds
 
 
 class Witness(pl.Callback):
@@ -86,7 +86,7 @@ def test_snapshots_are_kept_apart_in_the_oof_and_averaged_in_the_score(data, tmp
     assert metrics["overall"] == pytest.approx(score, rel=1e-5) and metrics["chosen_on_own_fold"] is False
 
 
-BEST = ["phases=best_restarts", "epochs=3", "fold=0", "phases.again1.epochs=1", "phases.again2.epochs=1"]
+BEST = ["phases=best_restarts", "epochs=5", "fold=0", "phases.train.share=3"]
 
 
 def test_a_restart_begins_from_the_best_weights_so_far(data, tmp_path, monkeypatch):
@@ -102,9 +102,9 @@ def test_a_restart_begins_from_the_best_weights_so_far(data, tmp_path, monkeypat
 
 def test_a_restart_does_not_go_back_to_where_the_head_alone_was_trained(data, tmp_path, monkeypatch):
     witness = Witness()
-    again = "+phases.again={epochs: 1, start: best}"
-    phases = ["phases=frozen_warmup", "phases.head.epochs=1", "phases.train.lr=30", again]
-    config = tiny_config(data, "multiclass", *phases, "epochs=2", "fold=0", "metric=log_loss", "optimizer.lr=0.01")
+    again = "+phases.again={share: 1, start: best}"
+    phases = ["phases=frozen_warmup", "phases.train.share=2", "phases.train.lr=30", again]
+    config = tiny_config(data, "multiclass", *phases, "epochs=4", "fold=0", "metric=log_loss", "optimizer.lr=0.01")
     run = train(config, tmp_path, monkeypatch, witness)
     history = pd.read_csv(run / "fold0" / "history.csv")["score"].tolist()
     assert history[0] < min(history[1:3])  # the head alone scored best

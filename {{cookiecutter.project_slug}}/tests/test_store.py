@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from competition.predictions.members import average_members, class_shares, merge
-from competition.predictions.store import (
+from foldwise.errors import Refusal
+from foldwise.predictions.members import average_members, class_shares, merge
+from foldwise.predictions.store import (
     Header,
     PredictionsError,
     iter_average_maps,
@@ -21,7 +22,7 @@ from competition.predictions.store import (
     read_predictions,
     write_predictions,
 )
-from competition.predictions.writers import MapWriter
+from foldwise.predictions.writers import MapWriter
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ["cat", "dog", "newt"]
@@ -140,7 +141,7 @@ def test_columns_and_types(tmp_path):
 def test_an_existing_folder_is_not_touched(tmp_path):
     write_predictions(tmp_path / "p", rows(["a"], 0), header())
     before = (tmp_path / "p" / "predictions.parquet").read_bytes()
-    with pytest.raises(ValueError, match="exists and is not overwritten"):
+    with pytest.raises(Refusal, match="exists and is not overwritten"):
         write_predictions(tmp_path / "p", rows(["b"], 0, seed=5), header())
     assert (tmp_path / "p" / "predictions.parquet").read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 1
@@ -337,9 +338,9 @@ def test_predictions_need_no_torch():
         "def check(*heavy):\n"
         "    found = {'torch', 'sklearn', 'matplotlib', *heavy} & {*sys.modules}\n"
         "    assert not found, found\n"
-        "import competition.predictions.store, competition.predictions.metrics, competition.predictions.members\n"
+        "import foldwise.predictions.store, foldwise.predictions.metrics, foldwise.predictions.members\n"
         "check('rich', 'cv2', 'hydra')\n"
-        "import competition.predictions.pseudo.labelling, competition.predictions.decisions.submit\n"
+        "import foldwise.predictions.pseudo.labelling, foldwise.predictions.decisions.submit\n"
         "check('rich')"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from competition.config import write_config
-from competition.data.folds import folds_hash
-from competition.predictions.decisions.formats import FORMATS, Columns, Labels, RunLengths, encode_runs
-from competition.predictions.decisions.ledger import (
+from foldwise.errors import Refusal
+from foldwise.config import write_config
+from foldwise.data.folds import folds_hash
+from foldwise.predictions.decisions.formats import FORMATS, Columns, Labels, RunLengths, encode_runs
+from foldwise.predictions.decisions.ledger import (
     COLUMNS,
     describe_choice,
     final_two,
@@ -21,11 +22,11 @@ from competition.predictions.decisions.ledger import (
     read_ledger,
     record,
 )
-from competition.predictions.decisions.material import Request
-from competition.predictions.decisions.submission import difference, read_sample, write_table
-from competition.predictions.decisions.submit import make_submission
-from competition.predictions.store import Header, MapWriter, PredictionsError, write_predictions
-from competition.reporting.decisions import print_submission
+from foldwise.predictions.decisions.material import Request
+from foldwise.predictions.decisions.submission import difference, read_sample, write_table
+from foldwise.predictions.decisions.submit import make_submission
+from foldwise.predictions.store import Header, MapWriter, PredictionsError, write_predictions
+from foldwise.reporting.decisions import print_submission
 
 CLASSES = ["cat", "dog", "newt"]
 
@@ -73,9 +74,9 @@ def test_row_ids_of_masks():
     assert RunLengths(classes=["sky", "cat"]).row_ids(["007"]) == ["007"]
     given = RunLengths(classes=["sky", *CLASSES[:2]], painted=["dog", "sky"], row_id="{index}/{id}")
     assert given.row_ids(["1", "2"]) == ["2/1", "0/1", "2/2", "0/2"]
-    with pytest.raises(ValueError, match="{id}, {class} or {index}"):
+    with pytest.raises(Refusal, match="{id}, {class} or {index}"):
         RunLengths(classes=CLASSES, row_id="{name}")
-    with pytest.raises(ValueError, match="no class cow"):
+    with pytest.raises(Refusal, match="no class cow"):
         RunLengths(classes=CLASSES, painted=["cow"])
 
 
@@ -97,7 +98,7 @@ def test_a_table_takes_the_order_of_the_sample(tmp_path):
     frame = pd.DataFrame({"id": ["2", "010"], "cat": [0.5, 1 / 3], "dog": [0, 1]})
     write_table(tmp_path / "s.csv", frame, read_sample(tmp_path / "sample.csv"), tmp_path / "sample.csv")
     assert (tmp_path / "s.csv").read_text() == "id,dog,cat\n010,1,0.33333333\n2,0,0.5\n"
-    with pytest.raises(ValueError, match="not overwritten"):
+    with pytest.raises(Refusal, match="not overwritten"):
         write_table(tmp_path / "s.csv", frame, None, None)
 
 
@@ -160,7 +161,7 @@ def make_source(tmp_path, task, metric, rows=120, tests=30, units=False, rank=Fa
     columns = {"fold": "fold", "unit": "thing" if units else None}
     data = {"name": "competition", "root": str(root), "table": f"{root}/train.csv", "test_table": f"{root}/test.csv"}
     data |= {"prepared": f"{root}/prepared", "columns": columns, "classes": CLASSES}
-    config = {"task": task, "data": data, "metric": {"_target_": f"competition.predictions.metrics.{metric}"}}
+    config = {"task": task, "data": data, "metric": {"_target_": f"foldwise.predictions.metrics.{metric}"}}
     source = tmp_path / "runs" / "test-1234"
     source.mkdir(parents=True)
     write_config(source, config)
@@ -229,10 +230,10 @@ def test_labels_of_an_f_beta(tmp_path):
 def test_the_test_is_calibrated_by_fold_averaged_and_decided(tmp_path):
     source, _ = make_source(tmp_path, "multilabel", "FBeta")
     path, _ = submit(source, tmp_path, decision="platt+one-threshold", kind="columns")
-    from competition.predictions.decisions.calibration import Platt
-    from competition.predictions.decisions.rules import OneThreshold
-    from competition.predictions.metrics import FBeta
-    from competition.predictions.store import read_predictions
+    from foldwise.predictions.decisions.calibration import Platt
+    from foldwise.predictions.decisions.rules import OneThreshold
+    from foldwise.predictions.metrics import FBeta
+    from foldwise.predictions.store import read_predictions
 
     oof, test = (read_predictions(source / name).frame for name in ("oof", "predictions/test-none"))
     table = pd.read_csv(tmp_path / "data" / "train.csv", dtype=str, keep_default_na=False).set_index("id")
@@ -256,7 +257,7 @@ def test_probabilities_of_a_log_loss(tmp_path):
     assert "temperature+probabilities" in text and "argmax" not in text and "Without --sample" in text
     sample = tmp_path / "one.csv"
     pd.DataFrame({"id": truth.index, "target": 0}).to_csv(sample, index=False)
-    with pytest.raises(ValueError, match="--positive"):
+    with pytest.raises(Refusal, match="--positive"):
         submit(source, tmp_path, sample=sample, out=tmp_path / "t.csv")
     path, _ = submit(source, tmp_path, sample=sample, out=tmp_path / "t.csv", options={"positive": "dog"})
     assert np.allclose(pd.read_csv(path)["target"], written["dog"])
@@ -306,7 +307,7 @@ def test_masks_as_runs_and_as_pictures(tmp_path):
 def test_what_is_refused_leaves_nothing(tmp_path, values, message):
     source, _ = make_source(tmp_path, "multilabel", "FBeta", rows=30)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(Refusal, match=message):
         submit(source, tmp_path, **values)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -371,20 +372,20 @@ def test_scores_are_noted_once_and_drawn(tmp_path):
         ("one.csv", 0.4, "has the score 0.5"),
         ("one.csv", float("nan"), "not a finite number"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(Refusal, match=message):
             note_score(ledger, Path(file), value)
     assert ledger.read_bytes() == kept
 
 
 def test_ledgers_that_are_none(tmp_path):
     ledger = tmp_path / "submissions.csv"
-    with pytest.raises(ValueError, match="no submissions yet"):
+    with pytest.raises(Refusal, match="no submissions yet"):
         describe_choice(ledger)
     ledger.write_text("id,label\n1,2\n")
-    with pytest.raises(ValueError, match="lacks the columns file, made"):
+    with pytest.raises(Refusal, match="lacks the columns file, made"):
         read_ledger(ledger)
     pd.DataFrame([dict.fromkeys(COLUMNS, "x")]).to_csv(ledger, index=False)
-    with pytest.raises(ValueError, match="'x' and not a number"):
+    with pytest.raises(Refusal, match="'x' and not a number"):
         read_ledger(ledger)
 
 

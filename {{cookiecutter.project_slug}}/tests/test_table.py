@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from competition.data.table import Columns, TableError, read_table
+from foldwise.errors import Refusal
+from foldwise.data.table import Columns, TableError, read_table
 
 
 @pytest.fixture
@@ -245,5 +246,5 @@ def test_a_long_list_of_problems_is_cut_in_the_message_only():
 
 
 def test_unknown_keys_of_columns_are_named():
-    with pytest.raises(ValueError, match="grup"):
+    with pytest.raises(Refusal, match="grup"):
         Columns.from_config({"id": "id", "grup": "scene"})

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from competition.predictions.ensembles.thresholding import THRESHOLDS, has_threshold, score_thresholded
-from competition.predictions.metrics import Accuracy, FBeta, LogLoss, MacroF1, RocAuc
+from foldwise.predictions.ensembles.thresholding import THRESHOLDS, has_threshold, score_thresholded
+from foldwise.predictions.metrics import Accuracy, FBeta, LogLoss, MacroF1, RocAuc
 
 CLASSES = ["a", "b", "c", "d"]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from competition.inference.tiles import predict_tiled, tiled_logits
+from foldwise.inference.tiles import predict_tiled, tiled_logits
 
 
 def pixelwise(x):

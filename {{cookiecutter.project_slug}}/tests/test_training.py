@@ -11,12 +11,13 @@ from safetensors.torch import load_file
 from stopping import Stop
 from tiny import open_tiny, prepare_tiny, tiny_config, train_folds, train_here, train_scored
 
-from competition.predictions.store import read_predictions
-from competition.processes.group import Place
-from competition.training import fold as folds
-from competition.training.build import inspect_config
-from competition.training.plan import choose_parts
-from competition.training.run import train
+from foldwise.errors import Refusal
+from foldwise.predictions.store import read_predictions
+from foldwise.processes.group import Place
+from foldwise.training import fold as folds
+from foldwise.training.build import inspect_config
+from foldwise.training.plan import choose_parts
+from foldwise.training.run import train
 
 
 def weights(run, fold=0):
@@ -226,7 +227,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_state(data, tmp_pa
     ],
 )
 def test_mistakes_say_what_to_do(override, message, data, tmp_path):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(Refusal, match=message):
         config = tiny_config(data, "multiclass", override)
         prepared = prepare_tiny(config)
         inspect_config(config, prepared)
@@ -242,7 +243,7 @@ def test_a_rate_that_is_scaled_is_said(data, capsys):
 
 def test_a_network_of_another_task_is_refused_before_any_data_is_read(tmp_path):
     config = tiny_config(tmp_path / "nowhere", "multiclass", "model=tiny_unet")
-    with pytest.raises(ValueError, match=r"predicts masks and the task is multiclass: add task=segmentation"):
+    with pytest.raises(Refusal, match=r"predicts masks and the task is multiclass: add task=segmentation"):
         train(config, tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -256,5 +257,5 @@ def test_masks_by_crops_are_validated_and_predicted_as_whole_pictures(data, tmp_
     history = pd.read_csv(run / "fold0" / "history.csv")
     score = json.loads((run / "fold0" / "metrics.json").read_text())["score"]
     assert history["score"].iat[-1] == pytest.approx(score, abs=0.01)  # maps are kept in 8 bits
-    with pytest.raises(ValueError, match="tiles, which have one view: choose tta=none"):
+    with pytest.raises(Refusal, match="tiles, which have one view: choose tta=none"):
         folds.build_spec(tiny_config(data, "segmentation", "data.fit=tiles", "tta=flips"), prepare_tiny(config))

@@ -7,8 +7,9 @@ import pytest
 import torch
 import yaml
 
-from competition.inference.tta import TTA, average, load_tta
-from competition.inference.views import CROPS, SYMMETRIES, View
+from foldwise.errors import Refusal
+from foldwise.inference.tta import TTA, average, load_tta
+from foldwise.inference.views import CROPS, SYMMETRIES, View
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 D4 = list(SYMMETRIES)
@@ -158,19 +159,19 @@ def test_geometric_mean_is_finite_at_zero_and_one(exclusive):
 
 def test_bad_choices_are_refused_with_the_good_ones():
     for views in (["hflip", "hflip"], "hflip"):
-        with pytest.raises(ValueError, match="list of different names"):
+        with pytest.raises(Refusal, match="list of different names"):
             TTA(views)
-    with pytest.raises(ValueError, match="tta.views has rot45; there are identity, "):
+    with pytest.raises(Refusal, match="tta.views has rot45; there are identity, "):
         TTA(["identity", "rot45"])
-    with pytest.raises(ValueError, match=r"arithmetic, geometric.*; .*draws"):
+    with pytest.raises(Refusal, match=r"arithmetic, geometric.*; .*draws"):
         TTA(mean="harmonic", draws=2)
     for choices in ({"views": []}, {"scales": []}):
-        with pytest.raises(ValueError, match="has no views"):
+        with pytest.raises(Refusal, match="has no views"):
             TTA(**choices)
     for scales in ([0.0], ["1"], 2.0):
-        with pytest.raises(ValueError, match="numbers from 0.1 to 4"):
+        with pytest.raises(Refusal, match="numbers from 0.1 to 4"):
             TTA(scales=scales)
-    with pytest.raises(ValueError, match="crops has middle; there are top-left"):
+    with pytest.raises(Refusal, match="crops has middle; there are top-left"):
         TTA(crops=["middle"])
 
 
@@ -179,7 +180,7 @@ def test_every_config_loads_without_hydra(tmp_path):
     expected = {"none": 1, "flips": 2, "d4": 8, "five_crops": 5, "scales": 6, "d4_scales": 24, "random": 8}
     expected |= {"d4_crops": 48, "random_crops": 32}
     assert found == expected
-    with pytest.raises(ValueError, match="there is no TTA .*/d5.yaml; .* has d4, "):
+    with pytest.raises(Refusal, match="there is no TTA .*/d5.yaml; .* has d4, "):
         load_tta(CONFIGS / "tta" / "d5.yaml")
     for content, message in (
         ("views: [identity]\nmeans: arithmetic\n", "has views and mean"),
@@ -187,7 +188,7 @@ def test_every_config_loads_without_hydra(tmp_path):
         ("[]", "views and mean"),
     ):
         (tmp_path / "bad.yaml").write_text(content)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(Refusal, match=message):
             load_tta(tmp_path / "bad.yaml")
 
 

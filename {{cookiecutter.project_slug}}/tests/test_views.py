@@ -10,10 +10,11 @@ import pytest
 from scipy.special import expit, logit
 from scipy.stats import rankdata
 
-from competition.predictions.ensembles.blending import is_probability
-from competition.predictions.store import Header, iter_maps, read_predictions, write_predictions
-from competition.predictions.views import average_views
-from competition.predictions.writers import MapWriter
+from foldwise.errors import Refusal
+from foldwise.predictions.ensembles.blending import is_probability
+from foldwise.predictions.store import Header, iter_maps, read_predictions, write_predictions
+from foldwise.predictions.views import average_views
+from foldwise.predictions.writers import MapWriter
 
 CLASSES = ["cat", "dog", "newt"]
 VIEWS = ["identity", "hflip", "rot90"]
@@ -80,7 +81,7 @@ def test_masks_are_averaged_one_picture_at_a_time(mean, tmp_path):
             expected = np.exp(np.log(stacked.clip(1e-6)).mean(axis=0))
             expected /= expected.sum(axis=0)
         np.testing.assert_allclose(row.probability, expected, atol=0.02)  # both ends are kept in 8 bits
-    with pytest.raises(ValueError, match="ranks of pixels"):
+    with pytest.raises(Refusal, match="ranks of pixels"):
         average_views(tmp_path / "views", tmp_path / "ranks", "rank")
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from competition.inference.weights import ModelError, ModelSpec, load_model, read_spec, save_model
-from competition.models.networks import build_network
-from competition.models.normalized import Normalized
+from foldwise.inference.weights import ModelError, ModelSpec, load_model, read_spec, save_model
+from foldwise.models.networks import build_network
+from foldwise.models.normalized import Normalized
 
 ARCHITECTURE = {"library": "timm", "name": "test_resnet", "options": {"drop_rate": 0.1}}
 

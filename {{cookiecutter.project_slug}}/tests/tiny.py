@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from competition.config import compose_config, resolve_config
-from competition.data.prepare import Prepared, prepare
-from competition.training.identity import make_identity
-from competition.training.plan import choose_parts, hash_contents
-from competition.training.results import finish_fold, finish_run, merge_oof, score_predictions, write_scores
-from competition.training.run_folder import continued_config, open_run
+from foldwise.config import compose_config, resolve_config
+from foldwise.data.prepare import Prepared, prepare
+from foldwise.training.identity import make_identity
+from foldwise.training.plan import choose_parts, hash_contents
+from foldwise.training.results import finish_fold, finish_run, merge_oof, score_predictions, write_scores
+from foldwise.training.run_folder import continued_config, open_run
 
 CLASSES = ["blue", "green", "red"]
 
@@ -111,9 +111,9 @@ def save_random_model(folder: Path, task: str, classes: Sequence[str], seed: int
     """A model of random weights, as training saves it, for images of 32 x 32."""
     import torch
 
-    from competition.inference.weights import ModelSpec, save_model
-    from competition.models.networks import build_network
-    from competition.models.normalized import head_modules
+    from foldwise.inference.weights import ModelSpec, save_model
+    from foldwise.models.networks import build_network
+    from foldwise.models.normalized import head_modules
 
     torch.manual_seed(seed)
     net = build_network(NETWORKS[task], 3, len(classes))
@@ -141,9 +141,9 @@ def train_folds(config: dict[str, Any], folder: Path, world: int = 1) -> Path:
     Args:
         world: above 1, so many forks of this process train a fold together.
     """
-    from competition.processes.group import Place
-    from competition.processes.running import run_processes
-    from competition.training.fold import train_fold
+    from foldwise.processes.group import Place
+    from foldwise.processes.running import run_processes
+    from foldwise.training.fold import train_fold
 
     prepared = prepare_tiny(config)
     run = open_tiny(config, folder, prepared, world)

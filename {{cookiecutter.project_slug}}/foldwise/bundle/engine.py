@@ -1,0 +1,139 @@
+"""The networks of a bundle on a device: what they say of a batch, in smaller pieces where memory is short."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torch.utils.data import DataLoader
+
+from foldwise.bundle.dropping import Active, Network
+from foldwise.bundle.images import CarefulImages
+from foldwise.bundle.recipe import Recipe
+from foldwise.inference.predictor import Predictor
+from foldwise.inference.reading import Batch, load_batches
+from foldwise.inference.tta import TTA
+from foldwise.inference.weights import load_model
+
+
+class Engine:
+    """All networks of a bundle; each image is read once for all of them.
+
+    Args:
+        batch_size: images in one forward pass, all views counted; it is halved for good whenever memory runs out.
+
+    Attributes:
+        active: what still predicts.
+        most: images in a pass now.
+        notes: what the user should know, each said once.
+    """
+
+    def __init__(self, bundle: Path, recipe: Recipe, device: str, batch_size: int, precision: str) -> None:
+        self.recipe, self.active, self.device = recipe, Active(recipe), torch.device(device)
+        self.predictors, self.nets = [], {}
+        for number, run in enumerate(recipe.runs):
+            models = [load_model(bundle / model.folder) for model in run.models]
+            tta = TTA.from_names(run.views, run.mean)
+            predictor = Predictor(models, tta, device, batch_size, precision=precision, tiles=recipe.tiles)
+            self.predictors.append(predictor)
+            for model, net in zip(run.models, predictor.nets, strict=True):
+                self.nets[number, model.fold, model.snapshot] = net
+        every = [wanted for predictor in self.predictors for wanted in predictor.preprocessings]
+        self.preprocessings = list(dict.fromkeys(every))
+        self.most = min(predictor.batch_size for predictor in self.predictors)
+        self.notes: list[str] = []
+        self.reset_clock()
+
+    def batches(self, paths: Sequence[Path], workers: int) -> DataLoader[Any]:
+        """`Batch`es of image files."""
+        images = CarefulImages(paths, self.preprocessings, TTA(), self.recipe.tiles)
+        return load_batches(images, self.most, workers, self.device)
+
+    def reset_clock(self) -> None:
+        """Measure the networks anew."""
+        self._seconds: defaultdict[Network, float] = defaultdict(float)
+        self._images = 0
+
+    @property
+    def seconds(self) -> dict[Network, float]:
+        """What an image of each active network takes, all its views."""
+        return {network: self._seconds[network] / max(self._images, 1) for network in self.active.networks}
+
+    def predict(self, batch: Batch, finish: Callable[[np.ndarray], Any]) -> Iterator[tuple[int, Any]]:
+        """(number, `finish` of what the active members say) of each image of a batch.
+
+        `finish` is given (A, C), or maps (A, C, H, W) at the stored size, of A members. The outcome is None for an
+        image that does not fit into memory by itself.
+        """
+        start = 0
+        while start < len(batch.numbers):
+            part = slice(start, start + self.most)
+            size = len(batch.numbers[part])
+            try:
+                results = [finish(values) for values in self._values(batch, part)]
+            except torch.OutOfMemoryError:
+                results = []
+            if not results:  # outside of the except clause, which would hold on to the tensors of the failed pass
+                if self._halve(size):
+                    continue
+                results = [None]
+            yield from zip(batch.numbers[part], results, strict=True)
+            start += size
+
+    def _halve(self, size: int) -> bool:
+        """Take smaller passes from here on; whether that was possible."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if self.recipe.tiles:  # one picture, whose tiles are passed in batches
+            size = self.predictors[0].batch_size
+        smaller = size // 2
+        if not smaller:
+            return False
+        self.notes.append(f"out of memory with {size} in a pass: {smaller} from here on")
+        self.most = smaller
+        if self.recipe.tiles:
+            self.most = 1
+            for predictor in self.predictors:
+                predictor.batch_size = smaller
+        return True
+
+    @torch.inference_mode()
+    def _values(self, batch: Batch, part: slice) -> Iterator[np.ndarray]:
+        images = [each[part] for each in batch.images]
+        if not self.recipe.tiles:  # which go to the device one by one
+            images = [each.to(self.device, non_blocking=True) for each in images]
+        members = [self._member(run, fold, images) for run, fold in self.active.members]
+        self._images += len(images[0])
+        if self.recipe.task != "segmentation":
+            yield from torch.stack(members, 1).cpu().numpy()
+            return
+        for row, size in enumerate(batch.sizes[part]):
+            maps = [member[[row]] for member in members]
+            if not self.recipe.tiles:  # which are at the stored size
+                maps = [interpolate(each, size, mode="bilinear", align_corners=False).clamp(0, 1) for each in maps]
+            yield torch.cat(maps).cpu().numpy()
+
+    def _member(self, run: int, fold: int, images: list[Tensor]) -> Tensor:
+        """(B, C), or maps (B, C, H, W), of a run's model of a fold: the mean over its snapshots."""
+        predictor, chosen = self.predictors[run], self.recipe.runs[run]
+        predictor.tta = TTA.from_names([chosen.views[place] for place in self.active.views[run]], chosen.mean)
+        total = torch.zeros(())
+        for snapshot in self.active.snapshots[run]:
+            begun = time.monotonic()
+            net = self.nets[run, fold, snapshot]
+            place = predictor.inputs[predictor.nets.index(net)]
+            x = images[self.preprocessings.index(predictor.preprocessings[place])]
+            if self.recipe.tiles:
+                said = torch.from_numpy(predictor.predict_tiles(net, x)).float()[None] / 255
+            else:
+                said = predictor.predict_views(net, x)[:, 0]
+            total = total.to(said.device) + said
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            self._seconds[run, fold, snapshot] += time.monotonic() - begun
+        return total / len(self.active.snapshots[run])

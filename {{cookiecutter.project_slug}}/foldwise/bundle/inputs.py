@@ -1,0 +1,83 @@
+"""What is to be predicted: a table or a folder of images, as they are when the notebook is run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from foldwise.data.problems import some
+from foldwise.errors import Refusal
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+
+
+class Inputs(NamedTuple):
+    """Ids, each once, their files (which may be missing), and the units they belong to; `notes` are for the user."""
+
+    ids: list[str]
+    paths: list[Path]
+    units: list[str] | None
+    notes: list[str]
+
+
+def read_inputs(test: Path, images: Path | None, columns: Mapping[str, str | None], names: set[str]) -> Inputs:
+    """Find the images.
+
+    Args:
+        test: a CSV or parquet file, or a folder of images.
+        images: the folder that image paths begin in; None: that of `test`.
+        columns: of the table: id, image, unit. Without the image column, an image is found by its id as its name.
+        names: ids of the sample submission; a folder's ids are names with suffix where these have it.
+
+    Raises:
+        Refusal: there is no such file or folder, it is no table, or lacks the id column, or there is no image.
+    """
+    if not test.exists():
+        raise Refusal(f"--test {test} does not exist")
+    root = images or (test if test.is_dir() else test.parent)
+    if not root.is_dir():
+        raise Refusal(f"--images {root} is not a folder")
+    if test.is_dir():
+        found = _image_files(root)
+        whole = any(path.name in names for path in found)
+        return _once([path.name if whole else path.stem for path in found], found, None, test)
+    frame = _read(test)
+    id_column, image_column, unit_column = columns["id"], columns["image"], columns["unit"]
+    missing = [name for name in (id_column, unit_column) if name is not None and name not in frame]
+    if missing:
+        raise Refusal(f"{test} has no column {', '.join(missing)}; its columns are {', '.join(frame)}")
+    ids = frame[id_column].tolist()
+    if image_column in frame:
+        paths = [root / name for name in frame[image_column]]
+    else:
+        files = _image_files(root)
+        by_name = {path.stem: path for path in files} | {path.name: path for path in files}
+        paths = [by_name.get(id, root / id) for id in ids]
+    return _once(ids, paths, frame[unit_column].tolist() if unit_column is not None else None, test)
+
+
+def _once(ids: list[str], paths: list[Path], units: list[str] | None, test: Path) -> Inputs:
+    if not ids:
+        raise Refusal(f"there is no image in {test}")
+    first = {id: row for row, id in reversed(list(enumerate(ids)))}
+    rows = sorted(first.values())
+    again = sorted({id for row, id in enumerate(ids) if first[id] != row})
+    notes = [f"{len(again)} ids of {test} come again and count once: {some(again)}"] if again else []
+    return Inputs(
+        [ids[row] for row in rows], [paths[row] for row in rows], units and [units[row] for row in rows], notes
+    )
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """All columns as text."""
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path).astype(str)
+        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (ValueError, OSError, ImportError) as error:
+        raise Refusal(f"{path} cannot be read as a table ({str(error).strip()})") from error
+
+
+def _image_files(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)

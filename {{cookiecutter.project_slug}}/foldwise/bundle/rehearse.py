@@ -1,0 +1,178 @@
+"""A rehearsal: the bundle is run as the host would run it, and what it says is compared with predict.py."""
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from foldwise.bundle.comparison import Comparison, compare_with_runs
+from foldwise.bundle.inferring import BAD, REPORT
+from foldwise.bundle.inputs import Inputs, read_inputs
+from foldwise.bundle.planted import plant
+from foldwise.bundle.recipe import Recipe, read_recipe
+from foldwise.bundle.sandbox import has_namespaces, run_sandboxed
+from foldwise.config import read_config
+from foldwise.errors import Refusal
+from foldwise.files import read_json
+
+DATA = "data"  # the link to the table's images, beside the planted ones
+# What may differ from predict.py: a probability, and the share of the answers, which rounding decides between classes.
+EXACT, ROUNDED = (1e-4, 0.01), (0.02, 0.05)  # the second where weights were rounded to half precision
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What came out.
+
+    Attributes:
+        report: infer.py's own, see `inferring.infer`.
+        bad: images that got the fallback: those that were planted, and others that the table has.
+        planted: how many were planted.
+        comparison: with predict.py.
+        hidden_seconds: forecast for the hidden test.
+        isolated: whether the network was taken away by the system, and not only from Python.
+        problems: what is not as it must be.
+    """
+
+    report: dict[str, Any]
+    bad: pd.DataFrame
+    planted: int
+    comparison: Comparison
+    hidden_seconds: float | None
+    isolated: bool
+    problems: list[str]
+
+
+def rehearse(
+    bundle: Path,
+    table: Path,
+    images: Path | None = None,
+    rows: int = 5000,
+    hidden: int | None = None,
+    workers: int = 2,
+    batch_size: int = 32,
+) -> Rehearsed:
+    """Run a bundle on a swapped table with planted bad images, and look at what it wrote.
+
+    Args:
+        table: rows to draw from, with the columns of the test table; drawn again where there are fewer than `rows`.
+        images: the folder that its image paths begin in; None: that of the first run's data.
+        rows: of the rehearsed test.
+        hidden: rows of the hidden test, for the forecast; None: `rows`.
+
+    Raises:
+        Refusal: the bundle, the table, its images or the runs cannot be used, or infer.py ended with an error.
+    """
+    recipe = read_recipe(bundle)
+    missing = [run.source for run in recipe.runs if not (Path(run.source) / "config.yaml").is_file()]
+    if missing:
+        raise Refusal(
+            f"there is no run {', '.join(missing)} here, whose predictions the bundle's are compared with: rehearse in "
+            f"the folder in which the bundle was written"
+        )
+    root = images or Path(read_config(Path(recipe.runs[0].source))["data"]["root"])
+    drawn = _draw(read_inputs(table, root, recipe.columns, set()), root, recipe, rows)
+    with tempfile.TemporaryDirectory(prefix="rehearsal-") as name:
+        work = Path(name)
+        host, out = work / "input", work / "out"
+        shutil.copytree(bundle, host / "bundle")
+        (host / "images").mkdir()
+        (host / "images" / DATA).symlink_to(root.resolve(), target_is_directory=True)
+        planted = [f"planted/{path.name}" for path in plant(host / "images" / "planted")]
+        test = _mix(drawn, planted, recipe)
+        test.to_csv(host / "test.csv", index=False)
+        sample = _sample(recipe, test)
+        sample.to_csv(host / "sample.csv", index=False)
+        command = [sys.executable, "bundle/infer.py", "--test", "test.csv", "--images", "images"]
+        command += ["--sample-submission", "sample.csv", "--out", str(out), "--keep-parts"]
+        command += ["--workers", str(workers), "--batch-size", str(batch_size)]
+        isolated = has_namespaces(host)
+        done = run_sandboxed(command, host, work, isolated)
+        if done.returncode:
+            raise Refusal(f"infer.py ended with exit code {done.returncode}:\n{done.stderr.strip()}")
+        report = read_json(out / REPORT)
+        bad = pd.read_csv(out / BAD, dtype=str, keep_default_na=False)
+        comparison = compare_with_runs(recipe, test, set(bad["id"]), root, out, work)
+        problems = _problems(recipe, bad, planted, comparison)
+    rate = report["seconds_per_image"]
+    expected = None if rate is None else report["seconds_to_first_batch"] + rate * (hidden or rows)
+    return Rehearsed(report, bad, len(planted), comparison, expected, isolated, problems)
+
+
+def _draw(inputs: Inputs, root: Path, recipe: Recipe, rows: int) -> pd.DataFrame:
+    """So many rows in random order under new ids; those that are drawn again belong to units of their own."""
+    rng = np.random.default_rng(0)
+    order = np.concatenate([rng.permutation(len(inputs.ids)) for _ in range(-(-rows // len(inputs.ids)))])[:rows]
+    columns = recipe.columns
+    frame = pd.DataFrame(
+        {
+            columns["id"]: [f"hidden{number:06d}" for number in range(rows)],
+            columns["image"]: [f"{DATA}/{inputs.paths[row].relative_to(root).as_posix()}" for row in order],
+        }
+    )
+    if inputs.units is not None:
+        again = np.arange(rows) // len(inputs.ids)
+        frame[columns["unit"]] = [f"{inputs.units[row]}-{turn}" for row, turn in zip(order, again, strict=True)]
+    return frame
+
+
+def _mix(drawn: pd.DataFrame, planted: Sequence[str], recipe: Recipe) -> pd.DataFrame:
+    """The rows with those of the planted images at random places among them."""
+    ids = [f"planted{number}" for number in range(len(planted))]
+    columns = recipe.columns
+    rows = pd.DataFrame({columns["id"]: ids, columns["image"]: planted})
+    if columns["unit"] is not None:
+        rows[columns["unit"]] = ids
+    mixed = pd.concat([drawn, rows], ignore_index=True)
+    return mixed.iloc[np.random.default_rng(1).permutation(len(mixed))].reset_index(drop=True)
+
+
+def _sample(recipe: Recipe, test: pd.DataFrame) -> pd.DataFrame:
+    """A sample submission for the test, of the bundle's own format; what is in its cells is not read."""
+    layout = recipe.format
+    things = test[recipe.columns["unit"] or recipe.columns["id"]].drop_duplicates()
+    ids = layout.row_ids(things.tolist())
+    return pd.DataFrame({name: ids if name == layout.id_column else 0 for name in layout.columns})
+
+
+def _problems(recipe: Recipe, bad: pd.DataFrame, planted: Sequence[str], comparison: Comparison) -> list[str]:
+    problems = [
+        f"the planted image {name} was predicted as if it were good"
+        for name in planted
+        if str(Path("images") / name) not in set(bad["image"])
+    ]
+    probability, answers = ROUNDED if recipe.half else EXACT
+    if comparison.probability is not None and not comparison.probability <= probability:
+        problems.append(f"probabilities differ from predict.py's by {comparison.probability:.2g}, over {probability}")
+    if comparison.answers is not None and not comparison.answers <= answers:
+        problems.append(f"answers differ from those to predict.py's by {comparison.answers:.2%}, over {answers:.0%}")
+    return problems
+
+
+def describe(rehearsed: Rehearsed, hidden: int) -> list[str]:
+    """What came out, for people."""
+    report, comparison = rehearsed.report, rehearsed.comparison
+    lines = [
+        "without network, in a namespace" if rehearsed.isolated else "without sockets in Python; no namespaces here",
+        f"images      {report['images']} in {report['seconds']:.0f} s on {report['device']}",
+        f"memory      {report['memory_mb']} MB with its workers"
+        + (f", {report['gpu_memory_mb']} MB of the GPU" if report["gpu_memory_mb"] is not None else ""),
+        f"fallback    {len(rehearsed.bad)} images, of which {rehearsed.planted} were planted",
+    ]
+    early = report["forecast_after_a_tenth"]
+    if early is not None:
+        lines.append(f"forecast    {early:.0f} s after the first tenth ({early / report['seconds'] - 1:+.1%})")
+    if rehearsed.hidden_seconds is not None:
+        lines.append(f"hidden      {hidden} images would take {rehearsed.hidden_seconds / 60:.1f} min here")
+    said = [f"{comparison.images} images"]
+    if comparison.probability is not None:
+        said.append(f"probabilities differ by at most {comparison.probability:.2g}")
+    if comparison.answers is not None:
+        said.append(f"answers by {comparison.answers:.4%}")
+    return [*lines, f"predict.py  {', '.join(said)}", *(f"note        {note}" for note in report["notes"])]

@@ -1,0 +1,180 @@
+"""Mistakes in a configuration that are seen without reading data and without torch: names, values, files.
+
+They are looked for before any process is started, and told all at once.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from foldwise.data.images import MODES, image_hw
+from foldwise.errors import Refusal
+from foldwise.settings import known_settings, unknown_setting
+
+# Networks (by `model.library`) and losses (by the last part of their `_target_`) that suit some kinds of targets only.
+TASKS_OF = {
+    "smp": ("segmentation",),
+    "timm": ("multiclass", "multilabel"),
+    "BinaryCrossEntropy": ("multilabel",),
+    "CrossEntropy": ("multiclass", "segmentation"),
+    "Dice": ("segmentation",),
+    "Lovasz": ("segmentation",),
+}
+USUAL_METRIC = {"multiclass": "accuracy", "multilabel": "f_beta", "segmentation": "mean_iou"}
+# Groups whose settings are all in their files. What the others take is known to what is built from them: an optimizer,
+# a loss, a metric, Lightning's Trainer and callbacks, which refuse names that they do not have.
+CLOSED = ("augmentation", "data", "logger", "model", "tta")
+
+Rule = tuple[str, Callable[[Any], bool]]  # what a value must be, in words, and whether it is
+
+
+def _whole(least: int) -> Rule:
+    return f"a whole number from {least}", lambda value: type(value) is int and value >= least
+
+
+def _one_of(*choices: str) -> Rule:
+    return f"one of {', '.join(choices)}", lambda value: value in choices
+
+
+def _or_null(rule: Rule) -> Rule:
+    return f"{rule[0]}, or null", lambda value: value is None or rule[1](value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+POSITIVE: Rule = "a number above 0", lambda value: _is_number(value) and value > 0
+NOT_NEGATIVE: Rule = "a number from 0", lambda value: _is_number(value) and value >= 0
+SWITCH: Rule = "true or false", lambda value: isinstance(value, bool)
+VALUES: dict[str, Rule] = {
+    "seed": _whole(0),
+    "batch_size": _whole(1),
+    "epochs": _whole(1),
+    "threads": _or_null(_whole(1)),
+    "top_k": _whole(0),
+    "validate_every": _whole(1),
+    "optimizer.lr": POSITIVE,
+    "optimizer.weight_decay": NOT_NEGATIVE,
+    "optimizer.layer_decay": _or_null(POSITIVE),
+    "data.folds": _whole(1),
+    "data.workers": _whole(0),
+    "data.mode": _one_of(*MODES),
+    "data.normalize": _one_of("dataset", "weights"),
+    "data.sampling": _one_of("shuffle", "balanced"),
+    "augmentation.mixup": NOT_NEGATIVE,
+    "augmentation.cutmix": NOT_NEGATIVE,
+    "model.pretrained": SWITCH,
+    "model.channels_last": SWITCH,
+    "model.compile": SWITCH,
+    "model.gradient_checkpointing": SWITCH,
+    "trainer.accumulate_grad_batches": _whole(1),
+}
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Refuse a configuration that cannot be what was meant.
+
+    Args:
+        config: resolved, plain values.
+
+    Raises:
+        Refusal: everything that is wrong, a line each: unknown settings, values of another kind or out of range,
+            parts of another task, files that are not there.
+    """
+    problems = [
+        *map(unknown_setting, _unknown(config)),
+        *_value_problems(config),
+        *_scheduler_problems("scheduler", config["scheduler"]),
+        *_phase_problems(config["phases"]),
+        *task_problems(config),
+        *_file_problems(config),
+    ]
+    if problems:
+        raise Refusal("\n".join(problems))
+
+
+def task_problems(config: Mapping[str, Any]) -> list[str]:
+    """A network or a loss of another task, each with what to add."""
+    task, model, loss = config["task"], config["model"], config["loss"]
+    parts = [("model", model["name"], model["library"])]
+    for part in [loss, *(term["loss"] for term in loss.get("terms", []))]:
+        name = part["_target_"].rpartition(".")[2]
+        parts.append(("loss", name, name))
+    problems = []
+    for group, name, kind in dict.fromkeys(parts):
+        tasks = TASKS_OF.get(kind, (task,))
+        if task not in tasks:
+            what = "predicts masks" if kind == "smp" else f"is for {' and '.join(tasks)}"
+            problems.append(
+                f"{group} {name} {what} and the task is {task}: "
+                f"add task={tasks[0]} metric={USUAL_METRIC[tasks[0]]}, or choose another {group}"
+            )
+    return problems
+
+
+def _unknown(config: Mapping[str, Any]) -> list[str]:
+    """Settings that no file knows: added by +key=value, or misspelt in an experiment's file."""
+    known = {*known_settings(), "project"}
+    names = [name for name in config if name not in known]
+    return names + [f"{group}.{name}" for group in CLOSED for name in config[group] if f"{group}.{name}" not in known]
+
+
+def _value_problems(config: Mapping[str, Any]) -> list[str]:
+    problems = []
+    for name, (meaning, fits) in VALUES.items():
+        group, _, key = name.rpartition(".")
+        section = config[group] if group else config
+        if key in section and not fits(section[key]):  # a setting can be newer than a run that is continued
+            problems.append(f"{name} is {section[key]!r}; it must be {meaning}")
+    try:
+        image_hw(config["data"]["image_size"])
+    except (TypeError, Refusal):
+        problems.append(
+            f"data.image_size is {config['data']['image_size']!r}; it must be a whole number above 0, or [height,width]"
+        )
+    return problems
+
+
+def _scheduler_problems(where: str, scheduler: Mapping[str, Any]) -> list[str]:
+    from hydra.utils import get_class
+
+    values = {name: value for name, value in scheduler.items() if name != "_target_"}
+    known = [item.name for item in fields(get_class(scheduler["_target_"])) if item.init]
+    return [
+        unknown_setting(f"{where}.{name}", [f"{where}.{other}" for other in known])
+        if name not in known
+        else f"{where}.{name} is {value!r}; it must be a number"
+        for name, value in values.items()
+        if name not in known or not _is_number(value)
+    ]
+
+
+def _phase_problems(phases: Mapping[str, Any]) -> list[str]:
+    from foldwise.models.phases import build_phases
+
+    try:
+        built = build_phases(phases)
+    except Refusal as error:
+        return [str(error)]
+    return [
+        problem
+        for phase in built
+        if phase.scheduler is not None
+        for problem in _scheduler_problems(f"phases.{phase.name}.scheduler", phase.scheduler)
+    ]
+
+
+def _file_problems(config: Mapping[str, Any]) -> list[str]:
+    data, weights = config["data"], config["model"]["weights"]
+    problems = []
+    if data["name"] != "sample":  # which is written when it is first used
+        where = f"put the data there, or correct configs/data/{data['name']}.yaml"
+        if not Path(data["root"]).is_dir():
+            problems.append(f"data.root is {data['root']}, and there is no such folder: {where}")
+        if not Path(data["table"]).is_file():
+            problems.append(f"data.table is {data['table']}, and there is no such file: {where}")
+    if weights is not None and not Path(weights).is_file():
+        problems.append(f"there is no weight file {weights}: correct model.weights or set it to null")
+    return problems

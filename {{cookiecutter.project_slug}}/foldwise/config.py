@@ -1,0 +1,169 @@
+"""Configurations: composing them by Hydra outside of train.py, the one that a run keeps, and what it implies."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import yaml
+
+from foldwise.errors import Refusal
+from foldwise.files import write_text
+from foldwise.settings import CONFIGS, unknown_choice, unknown_setting
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+# What follows a fold's own validation, by the last part of its `_target_`.
+FOLLOWERS = ("Plateau", "EarlyStopping")
+
+
+def register_resolvers() -> None:
+    """Make `${image_hw:${data.image_size}}` mean [height, width]; call it before a configuration is resolved."""
+    from omegaconf import OmegaConf
+
+    from foldwise.data.images import image_hw
+
+    OmegaConf.register_new_resolver("image_hw", lambda size: list(image_hw(size)), replace=True)
+
+
+def compose_config(overrides: Sequence[str], name: str = "train") -> Any:
+    """The configuration that `train.py` would have with these overrides.
+
+    Raises:
+        Refusal: a choice or setting that does not exist, or an override that cannot be read.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    register_resolvers()
+    with initialize_config_dir(str(CONFIGS.resolve()), version_base=None):
+        try:
+            return compose(name, list(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise Refusal(_explain(error)) from error
+
+
+def check_overrides(arguments: Sequence[str]) -> None:
+    """Refuse a command line of `train.py` that does not compose, before Hydra does: its errors name no alternatives.
+
+    A command line with flags, such as --help, is left to Hydra.
+
+    Raises:
+        Refusal: as `compose_config`.
+    """
+    if not any(argument.startswith("-") for argument in arguments):
+        compose_config(arguments)
+
+
+def _explain(error: Exception) -> str:
+    """Hydra's error in a sentence."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+
+    text = " ".join(str(error).split())
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} is no override: write key=value, and a value with commas or blanks in quotes"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, choice = error.missing_cfg_file.partition("/")
+        return unknown_choice(group, choice)
+    if unknown := re.match(r"Could not override '([^']+)'", text):
+        return unknown_setting(unknown[1])
+    if there := re.match(r"Could not append to config. An item is already at '([^']+)'", text):
+        return f"the setting {there[1]!r} is there already: leave out the +"
+    return text
+
+
+def resolve_config(config: "DictConfig") -> dict[str, Any]:
+    """A composed configuration as plain values, in which each phase has what it names.
+
+    `augmentation: flip` and `scheduler: constant` of a phase are replaced by the contents of those files, so that a
+    run keeps what it was made from; in a phase with its own `image_size`, `${data.image_size}` in the augmentation
+    stands for that one.
+
+    Raises:
+        Refusal: a name that is no choice; every one is listed.
+    """
+    from omegaconf import OmegaConf
+
+    plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    raw = cast(dict[str, Any], OmegaConf.to_container(config))
+    phases = {name: phase for name, phase in plain["phases"].items() if isinstance(phase, dict)}
+    problems = []
+    for name, phase in phases.items():
+        for group in ("augmentation", "scheduler"):
+            if isinstance(phase.get(group), str):
+                path = CONFIGS / group / f"{phase[group]}.yaml"
+                if path.is_file():
+                    raw["phases"][name][group] = phase[group] = yaml.safe_load(path.read_text(encoding="utf-8"))
+                else:
+                    problems.append(f"phases.{name}: {unknown_choice(group, phase[group])}")
+    if problems:
+        raise Refusal("\n".join(problems))
+    phases = _with_epochs(plain["epochs"], phases)
+    plain["phases"] |= phases
+    for name, phase in phases.items():
+        if phase.get("augmentation") is not None or phase.get("image_size") is not None:
+            size = phase.get("image_size") or plain["data"]["image_size"]
+            augmentation = raw["phases"][name].get("augmentation") or raw["augmentation"]
+            own = plain | {"data": plain["data"] | {"image_size": size}, "augmentation": augmentation}
+            phase["augmentation"] = OmegaConf.to_container(OmegaConf.create(own).augmentation, resolve=True)
+    return plain
+
+
+def _with_epochs(epochs: Any, phases: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The phases with their epochs in place of their shares of all."""
+    from foldwise.models.phases import share_epochs
+
+    old = [name for name, phase in phases.items() if "epochs" in phase]
+    if old:
+        raise Refusal(
+            "\n".join(f"phases.{name}.epochs: set epochs= for the whole, and phases.{name}.share" for name in old)
+        )
+    if type(epochs) is not int:
+        raise Refusal(f"epochs is {epochs!r}; it must be a whole number from 1")
+    given = share_epochs(epochs, {name: phase.pop("share", None) for name, phase in phases.items()})
+    return {name: {"epochs": given[name]} | phase for name, phase in phases.items()}
+
+
+def make(config: Any, **arguments: Any) -> Any:
+    """The object that a config's `_target_` names, with plain lists and dicts inside.
+
+    Raises:
+        Refusal: there is no such thing, or it refuses its arguments.
+    """
+    from hydra.errors import HydraException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(config, _convert_="all", **arguments)
+    except HydraException as error:
+        raise Refusal(str(error)) from error
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The configuration of a run, as plain values.
+
+    Raises:
+        Refusal: the folder is not a run.
+    """
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise Refusal(f"{run} is not a run: it has no config.yaml; runs are the folders that train.py makes in runs/")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def write_config(run: Path, config: dict[str, Any]) -> None:
+    """Keep the configuration of a run."""
+    write_text(run / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def followers(config: Mapping[str, Any]) -> list[str]:
+    """The settings by which a fold's training follows the labels that it is scored on."""
+    found = [f"top_k={config['top_k']}"] if config.get("top_k", 0) > 0 else []  # older runs have no such choice
+    running = [(name, phase) for name, phase in config["phases"].items() if phase["epochs"] > 0]
+    found += [f"phases.{name}.start=best" for name, phase in running if phase.get("start") == "best"]
+    parts = [("scheduler", config["scheduler"])]
+    parts += [(f"phases.{name}.scheduler", phase["scheduler"]) for name, phase in running if phase.get("scheduler")]
+    parts += [(f"callbacks.{name}", callback) for name, callback in config["callbacks"].items()]
+    return found + [name for name, part in parts if part["_target_"].rpartition(".")[2] in FOLLOWERS]

@@ -1,0 +1,169 @@
+"""How pictures look, as numbers: a thumbnail to compare pixels with, and a vector to find candidates by.
+
+A describer makes the vectors: `PixelDescriber` below, from pixels alone, or `foldwise.inference.embeddings`, from
+a network. What was described is kept in a file, so that only new pictures are read the next time.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+from foldwise.data.images import read_image, resize, to_unit
+from foldwise.errors import Refusal
+from foldwise.files import write_atomic
+
+THUMBNAIL = 48
+BATCH = 64
+
+
+class Describer(Protocol):
+    """Makes vectors of uint8 RGB pictures (B, size, size, 3); `key` names everything that can change them."""
+
+    key: str
+    size: int
+    learned: bool
+
+    def __call__(self, pictures: np.ndarray) -> np.ndarray:
+        """float32 (B, D)."""
+        ...
+
+
+class PixelDescriber:
+    """Edges by place and direction (as in histograms of oriented gradients, Dalal and Triggs 2005), grey, colour."""
+
+    key, size, learned = "pixels", 128, False
+
+    def __call__(self, pictures: np.ndarray) -> np.ndarray:
+        """float32 (B, 150): 8 directions in 4 x 4 cells, 4 x 4 of grey without its mean, mean and std of L, a, b."""
+        return np.stack([self._describe(picture) for picture in pictures])
+
+    def _describe(self, picture: np.ndarray) -> np.ndarray:
+        small = resize(picture, 32)
+        grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
+        across, down = cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1)
+        direction = (np.arctan2(down, across) % np.pi / np.pi * 8).astype(int) % 8
+        row, column = np.indices(grey.shape) // 8
+        edges = np.bincount(((row * 4 + column) * 8 + direction).ravel(), np.hypot(across, down).ravel(), 128)
+        coarse = cv2.resize(grey, (4, 4), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
+        colour = cv2.cvtColor(small, cv2.COLOR_RGB2LAB).reshape(-1, 3).astype(np.float32)
+        return np.concatenate(
+            [
+                np.sqrt(edges / max(edges.sum(), 1e-6)),  # without the contrast; the root keeps one edge from ruling
+                coarse - coarse.mean(),
+                colour.mean(axis=0),
+                colour.std(axis=0),
+            ]
+        ).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Thumbnails, grey uint8 (N, 48, 48), and vectors, float32 (N, D); `learned`: a network made the vectors."""
+
+    thumbnails: np.ndarray
+    vectors: np.ndarray
+    learned: bool
+
+
+def look_at(
+    images: Sequence[str],
+    root: Path,
+    mode: str,
+    scale: float | None,
+    describe: Describer,
+    record: Path,
+    progress: bool = False,
+) -> Looks:
+    """Describe image files, reading those that are not in the record yet; an interruption keeps what was read.
+
+    Args:
+        images: paths under `root`, possibly repeated.
+        mode: how images are read, see `read_image`.
+        scale: the stored value that means 1.0, see `to_unit`.
+        record: the `.npz` to read and to bring up to date; another describer, mode or scale needs another one.
+
+    Raises:
+        ImageError: a file cannot be read.
+    """
+    sizes = {name: (root / name).stat().st_size for name in dict.fromkeys(images)}
+    known = _read_record(record)
+    todo = [name for name, size in sizes.items() if name not in known or known[name][0] != size]
+    try:
+        if todo:
+            _describe_files(todo, sizes, root, mode, scale, describe, known, progress)
+    finally:
+        if todo and known:
+            _write_record(record, known)
+    found = [known[name] for name in images]
+    return Looks(np.stack([row[1] for row in found]), np.stack([row[2] for row in found]), describe.learned)
+
+
+Row = tuple[int, np.ndarray, np.ndarray]  # bytes of the file, thumbnail, vector
+
+
+def _describe_files(
+    names: Sequence[str],
+    sizes: dict[str, int],
+    root: Path,
+    mode: str,
+    scale: float | None,
+    describe: Describer,
+    known: dict[str, Row],
+    progress: bool,
+) -> None:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    def read(name: str) -> np.ndarray:
+        return to_picture(read_image(root / name, mode), scale, describe.size)
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not progress) as bar, ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        task = bar.add_task("Comparing images", total=len(names))
+        for start in range(0, len(names), BATCH):
+            batch = names[start : start + BATCH]
+            pictures = np.stack(list(pool.map(read, batch)))
+            for name, picture, vector in zip(batch, pictures, describe(pictures), strict=True):
+                thumbnail = cv2.resize(picture, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
+                known[name] = (sizes[name], cv2.cvtColor(thumbnail, cv2.COLOR_RGB2GRAY), vector.astype(np.float32))
+            bar.advance(task, len(batch))
+
+
+def to_picture(image: np.ndarray, scale: float | None, size: int) -> np.ndarray:
+    """Any image (H, W, C) as uint8 RGB (size, size, 3): gray, or its first three channels.
+
+    Other than 8 bit is stretched between its 1st and 99th percentile: 12 bits in 16, undeclared, would be all dark.
+    """
+    image = resize(to_unit(image, scale), size)
+    image = np.repeat(image[:, :, :1], 3, axis=2) if image.shape[2] < 3 else image[:, :, :3]
+    if image.dtype == np.uint8:
+        return image
+    low, high = np.percentile(image, [1, 99])
+    return (np.clip((image - low) / max(high - low, 1e-6), 0, 1) * 255).round().astype(np.uint8)
+
+
+def _read_record(record: Path) -> dict[str, Row]:
+    if not record.exists():
+        return {}
+    try:
+        with np.load(record, allow_pickle=False) as file:
+            rows = zip(file["bytes"].tolist(), file["thumbnails"], file["vectors"], strict=True)
+            return dict(zip(file["images"].tolist(), rows, strict=True))
+    except Exception as error:  # zipfile, zlib and numpy raise many kinds
+        raise Refusal(f"{record} cannot be read ({error}); delete it and make it again") from error
+
+
+def _write_record(record: Path, known: dict[str, Row]) -> None:
+    with write_atomic(record) as temporary:
+        np.savez(
+            temporary,
+            images=np.array(list(known)),
+            bytes=np.array([row[0] for row in known.values()]),
+            thumbnails=np.stack([row[1] for row in known.values()]),
+            vectors=np.stack([row[2] for row in known.values()]),
+        )

@@ -1,0 +1,73 @@
+"""Problems of a table, collected until all are known."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from foldwise.errors import Refusal
+
+
+class TableError(Refusal):
+    """A table, or the images that it names, cannot be used; `problems` has one sentence a problem."""
+
+    shown = 20
+
+    def __init__(self, source: Path | str, problems: Sequence[str]):
+        self.problems = list(problems)
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        lines = [f"{source} has {count}:", *(f"  - {problem}" for problem in self.problems[: self.shown])]
+        if len(self.problems) > self.shown:
+            lines.append(f"  and {len(self.problems) - self.shown} more")
+        super().__init__("\n".join(lines))
+
+
+class Check:
+    """Collects problems; a row is named by its line in a CSV and by its number, from 1, in a parquet file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.problems: list[str] = []
+        self.lines = np.arange(0)
+        self.ids = np.arange(0)
+        self.unit = "line" if path.suffix == ".csv" else "row"
+
+    def rows(self, bad: Any, message: str | Callable[[int], str]) -> None:
+        """Add a problem for the rows where `bad` is true; `message` is a text or gives one for a row.
+
+        Rows of the same message are one problem, which names the first of them.
+        """
+        rows_of: dict[str, list[int]] = {}
+        for row in np.flatnonzero(np.asarray(bad, dtype=bool)).tolist():
+            rows_of.setdefault(message if isinstance(message, str) else message(row), []).append(row)
+        for text, rows in rows_of.items():
+            self.problems.append(f"{self.name_rows(rows)}: {text}")
+
+    def name_rows(self, rows: Sequence[int]) -> str:
+        """Some rows, as text: their lines, and the id of the first."""
+        first = repr(self.ids[rows[0]])
+        if len(rows) == 1:
+            return f"{self.unit} {self.lines[rows[0]]} (id {first})"
+        return f"{len(rows):,} rows, {self.name_lines(rows)} (the first id is {first})"
+
+    def name_lines(self, rows: Any) -> str:
+        """The lines of several rows, as text."""
+        return f"{self.unit}s {some(self.lines[rows])}"
+
+    def stop_if_bad(self) -> None:
+        """Raise what was collected as a TableError."""
+        if self.problems:
+            raise TableError(self.path, self.problems)
+
+
+def has_stray_blanks(values: pd.Series) -> np.ndarray:
+    """True where a text has white space at an end, two in a row, or another kind than a plain blank."""
+    codes, unique = pd.factorize(values)
+    return np.array([value != " ".join(value.split()) for value in unique], dtype=bool)[codes]
+
+
+def some(names: Sequence[Any], most: int = 5) -> str:
+    """The first names, and how many more."""
+    return ", ".join(map(str, names[:most])) + (f" and {len(names) - most:,} more" if len(names) > most else "")

@@ -1,0 +1,186 @@
+"""The embedded sample competition: scikit-learn's real handwritten digits as a small competition per task.
+
+It is written as image files and tables like those of any competition, so that the whole real path runs without
+a network. Every handwritten digit is used once, so no picture of it is in both a fold and its training set.
+
+What would show a broken pipeline: sixes are red and nines are blue, and half of both stand on their heads, so
+they cannot be told apart without the right colour channels; strokes of a mask are about five pixels wide, so that
+a shift of two costs a third of the IoU; pictures differ in size and are not square.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from foldwise.files import write_atomic
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+BACKGROUNDS = ("plain", "gradient", "stripes", "clouds")
+HUES = {6: 0, 9: 240}  # degrees; the other digits have any hue
+SEED = 7
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the pictures of one task are made.
+
+    `digits` are used as often as there are handwritten ones, or `at_most` so often; `per_picture` has the
+    chances of 0, 1, 2... digits in a picture; `size` is the height of a digit in pixels.
+    """
+
+    target: str
+    digits: tuple[int, ...]
+    at_most: dict[int, int]
+    per_picture: tuple[float, ...]
+    size: tuple[int, int]
+    height: tuple[int, int]
+    width: tuple[int, int]
+    test: int
+
+
+RECIPES = {
+    "multiclass": Recipe("label", tuple(range(10)), {}, (0, 1), (48, 52), (56, 72), (56, 72), 200),
+    "multilabel": Recipe(
+        "labels", tuple(range(10)), {3: 70, 7: 45, 8: 25}, (0.08, 0.5, 0.34, 0.08), (26, 30), (64, 72), (64, 72), 200
+    ),
+    "segmentation": Recipe("mask", (0, 1, 4, 6, 9), {}, (0, 0.5, 0.4, 0.1), (28, 32), (64, 72), (72, 88), 100),
+}
+
+
+def sample_classes(task: str) -> tuple[str, ...]:
+    """The class names of a task's sample; for segmentation, class i is the mask value i."""
+    names = tuple(DIGITS[digit] for digit in RECIPES[task].digits)
+    return ("background", *names) if task == "segmentation" else names
+
+
+def write_sample(root: Path, task: str) -> None:
+    """Write images (and masks), `train.csv`, `test.csv` and `test_solution.csv` (the truth) into `root`.
+
+    The same files every time. `train.csv` comes last, so that its presence means that all is there.
+    """
+    recipe = RECIPES[task]
+    rng = np.random.default_rng(SEED)
+    pictures = _compose(recipe, rng)
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    if task == "segmentation":
+        (root / "masks").mkdir(exist_ok=True)
+    rows = []
+    for number, digits in enumerate(pictures):
+        name = f"test_{number:04d}" if number < recipe.test else f"train_{number - recipe.test:04d}"
+        background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
+        image, mask = _draw(digits, recipe, background, rng)
+        _write_png(root / "images" / f"{name}.png", image[:, :, ::-1])
+        labels = sorted({digit for digit, _ in digits})
+        target = " ".join(DIGITS[digit] for digit in labels)
+        if task == "segmentation":
+            target = f"masks/{name}.png"
+            _write_png(root / target, mask)
+        rows.append({"id": name, "image": f"images/{name}.png", recipe.target: target, "background": background})
+    table = pd.DataFrame(rows)
+    test, train = table[: recipe.test], table[recipe.test :]
+    for name, part in (
+        ("test.csv", test.drop(columns=recipe.target)),
+        ("test_solution.csv", test[["id", recipe.target]]),
+        ("train.csv", train),
+    ):
+        with write_atomic(root / name) as temporary:
+            part.to_csv(temporary, index=False)
+
+
+def _compose(recipe: Recipe, rng: np.random.Generator) -> list[list[tuple[int, np.ndarray]]]:
+    """What is in each picture: (digit, its 8 x 8 drawing in [0, 1]), each drawing in one picture only."""
+    from sklearn.datasets import load_digits
+
+    source = load_digits()
+    drawings, digits = source.images / 16, source.target
+    chosen = [rng.permutation(np.flatnonzero(digits == digit))[: recipe.at_most.get(digit)] for digit in recipe.digits]
+    waiting = rng.permutation(np.concatenate(chosen)).tolist()
+    pictures = []
+    while waiting:
+        count = int(rng.choice(len(recipe.per_picture), p=recipe.per_picture))
+        pictures.append([(int(digits[index]), drawings[index]) for index in waiting[:count]])
+        waiting = waiting[count:]
+    return pictures
+
+
+def _draw(
+    digits: Sequence[tuple[int, np.ndarray]], recipe: Recipe, background: str, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The picture (H, W, 3) RGB uint8 and its mask (H, W) uint8 with the position in `recipe.digits` + 1."""
+    height, width = int(rng.integers(*recipe.height, endpoint=True)), int(rng.integers(*recipe.width, endpoint=True))
+    image = _background(background, height, width, rng)
+    mask = np.zeros((height, width), np.uint8)
+    # Several digits stand in different quarters of the picture, so that they never cover each other.
+    many = max(recipe.per_picture.index(chance) for chance in recipe.per_picture) > 1
+    quarters = rng.permutation(4)
+    for number, (digit, drawing) in enumerate(digits):
+        size = rng.uniform(*recipe.size)
+        if many:
+            row, column = divmod(int(quarters[number]), 2)
+            box = (row * height / 2, column * width / 2, height / 2, width / 2)
+        else:
+            box = (0, 0, height, width)
+        ink = _ink(drawing, digit, size, box, (height, width), rng)
+        hue = rng.uniform(0, 360) if digit not in HUES else HUES[digit] + rng.uniform(-20, 20)
+        color = _rgb(
+            hue, rng.uniform(0.4, 0.6), rng.uniform(0.9, 1.0)
+        )  # brighter than the background in red, green and blue
+        image = image * (1 - ink[:, :, None]) + color * ink[:, :, None]
+        mask[ink > 0.5] = recipe.digits.index(digit) + 1
+    return np.round(image * 255).astype(np.uint8), mask
+
+
+def _ink(
+    drawing: np.ndarray,
+    digit: int,
+    size: float,
+    box: tuple[float, float, float, float],
+    shape: tuple[int, int],
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """How much of each pixel the digit covers, (H, W) in [0, 1]: turned and sheared a little, placed in the box."""
+    top, left, height, width = box
+    center = (
+        left + rng.uniform(size / 2, max(width - size / 2, size / 2 + 1)),
+        top + rng.uniform(size / 2, max(height - size / 2, size / 2 + 1)),
+    )
+    angle = np.deg2rad(rng.uniform(-8, 8) + (180 if digit in HUES and rng.random() < 0.5 else 0))
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    # Enlarged and smoothed first: eight pixels alone would give jagged, broken strokes.
+    large = cv2.GaussianBlur(cv2.resize(np.pad(drawing, 1), (80, 80), interpolation=cv2.INTER_CUBIC), (0, 0), 3)
+    matrix = turn @ np.array([[1, rng.uniform(-0.1, 0.1)], [0, 1]]) * (size / 64)
+    offset = np.array(center) - matrix @ np.array([39.5, 39.5])
+    ink = cv2.warpAffine(large, np.column_stack([matrix, offset]), shape[::-1], flags=cv2.INTER_AREA)
+    return np.clip((ink - 0.25) / 0.25, 0, 1)
+
+
+def _background(kind: str, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """A dark picture (H, W, 3) in [0, 0.4], plain or with a texture between two colours, with some noise."""
+    first, second = (_rgb(rng.uniform(0, 360), rng.uniform(0.2, 0.8), rng.uniform(0.05, 0.35)) for _ in range(2))
+    y, x = np.mgrid[:height, :width]
+    angle = rng.uniform(0, 2 * np.pi)
+    along = x * np.cos(angle) + y * np.sin(angle)
+    blend: np.ndarray = np.zeros((height, width))
+    if kind == "gradient":
+        blend = (along - along.min()) / np.ptp(along)
+    elif kind == "stripes":
+        blend = (np.sin(along * rng.uniform(0.4, 1.2)) + 1) / 2
+    elif kind == "clouds":
+        blend = np.asarray(cv2.resize(rng.random((6, 6)), (width, height), interpolation=cv2.INTER_LINEAR))
+    image = first + blend[:, :, None] * (second - first)
+    return np.clip(image + rng.normal(0, 0.03, image.shape), 0, 0.4)
+
+
+def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:
+    """A colour in [0, 1]; hue in degrees."""
+    import colorsys
+
+    return np.array(colorsys.hsv_to_rgb(hue % 360 / 360, saturation, value))
+
+
+def _write_png(path: Path, image: np.ndarray) -> None:
+    cv2.imencode(".png", image)[1].tofile(path)

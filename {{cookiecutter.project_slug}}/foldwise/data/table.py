@@ -1,0 +1,215 @@
+"""The table: one row an image, checked as a whole before anything else happens.
+
+A table is a CSV (read as text, so that ids keep their leading zeros and `NA` is a legal label) or a parquet
+file. Everything that is wrong with it is found at once and listed with its line number.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from foldwise.data.columns import check_ids, check_paths, fold_column, text_column, weight_column
+from foldwise.data.problems import Check, TableError
+from foldwise.data.targets import check_class_names, check_units, hard_targets, soft_targets
+from foldwise.errors import Refusal
+
+TASKS = ("multiclass", "multilabel", "segmentation")
+DEFAULT_TARGET = {"multiclass": "label", "multilabel": "labels", "segmentation": "mask"}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column of the file is which; None means that the table has no such column.
+
+    `target` None stands for `label` (multiclass), `labels` (multilabel) or `mask` (segmentation); a list of
+    columns means soft targets, one probability column a class.
+    """
+
+    id: str = "id"
+    image: str = "image"
+    target: str | Sequence[str] | None = None
+    group: str | None = None
+    unit: str | None = None
+    weight: str | None = None
+    fold: str | None = None
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Columns":
+        """Make it from the `columns` of a data config; an unknown key is a Refusal that names it."""
+        known = [field.name for field in fields(cls)]
+        unknown = [key for key in config if key not in known]
+        if unknown:
+            raise Refusal(f"data.columns has no {', '.join(unknown)}; its keys are {', '.join(known)}")
+        return cls(**config)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A checked table.
+
+    `frame` has the index 0..n-1, the file's columns under their own names, and on top of them the canonical
+    `id` and `image` (text) and, where declared, `mask`, `group`, `unit` (text), `weight` (float) and `fold`
+    (int). A column with such a name that is not declared is left out, so that nothing is used by accident.
+
+    `target` is float32 (N, C): one-hot, multi-hot or soft; None for segmentation and for tables without target.
+    """
+
+    frame: pd.DataFrame
+    task: str
+    classes: tuple[str, ...]
+    root: Path
+    target: np.ndarray | None
+    path: Path
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        return self.frame["id"].tolist()
+
+    def image_path(self, row: int) -> Path:
+        return self.root / self.frame["image"].iat[row]
+
+    def mask_path(self, row: int) -> Path:
+        return self.root / self.frame["mask"].iat[row]
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Sample weights, float32 (N,), with mean 1; ones when no weight column is declared."""
+        if "weight" not in self.frame:
+            return np.ones(len(self), np.float32)
+        weight = self.frame["weight"].to_numpy(np.float64)
+        return (weight / weight.mean()).astype(np.float32)
+
+
+def read_table(
+    path: Path | str,
+    task: str,
+    root: Path | str,
+    columns: Columns,
+    classes: Sequence[str] | None = None,
+    has_target: bool = True,
+) -> Table:
+    """Read a table and check all of it, image and mask files included (that they exist, not what is in them).
+
+    Args:
+        path: a `.csv` or `.parquet` file.
+        task: multiclass, multilabel or segmentation.
+        root: the folder that the image and mask paths are relative to, and must not leave.
+        columns: which column is which.
+        classes: the class names in their order; None takes the names found, sorted (as numbers if all are
+            whole numbers). Segmentation needs them: class i is pixel value i.
+        has_target: False for a test table, of which target, weight and fold are not read, and whose group
+            may be missing.
+
+    Raises:
+        TableError: lists every problem with its line.
+    """
+    path, root = Path(path), Path(root)
+    if task not in TASKS:
+        raise Refusal(f"task is {task!r}; it must be one of {', '.join(TASKS)}")
+    target_columns = _target_columns(columns, task, has_target)
+    check = Check(path)
+    raw = _read_file(path, check)
+
+    declared = {"id": columns.id, "image": columns.image, "unit": columns.unit}
+    if has_target:
+        declared |= {"group": columns.group, "weight": columns.weight, "fold": columns.fold}
+        if task == "segmentation":
+            declared["mask"] = target_columns[0]
+    elif columns.group in raw.columns:
+        declared["group"] = columns.group
+    declared = {canonical: name for canonical, name in declared.items() if name is not None}
+    missing = [name for name in dict.fromkeys([*declared.values(), *target_columns]) if name not in raw.columns]
+    for name in missing:
+        check.problems.append(f"there is no column {name!r}; the columns are {', '.join(map(str, raw.columns))}")
+    if not root.is_dir():
+        check.problems.append(f"the data root {root} is not a folder")
+    check.stop_if_bad()
+    if raw.empty:
+        check.problems.append("the table has no rows: below the line of column names goes one row an image")
+        check.stop_if_bad()
+
+    canonical_names = {"id", "image", "mask", "group", "unit", "weight", "fold"}
+    frame = raw.drop(columns=[name for name in raw.columns if name in canonical_names])
+    for canonical in ("id", "image", "mask", "group", "unit"):
+        if canonical in declared:
+            frame[canonical] = text_column(raw[declared[canonical]])
+    check.ids = frame["id"].to_numpy(object)
+    check_ids(frame["id"], check)
+    for canonical in ("group", "unit"):
+        if canonical in declared:
+            check.rows(frame[canonical] == "", f"column {declared[canonical]!r} is empty")
+    for canonical in ("image", "mask"):
+        if canonical in declared:
+            check_paths(frame[canonical], root, canonical, check)
+    if "weight" in declared:
+        frame["weight"] = weight_column(raw[declared["weight"]], check)
+    if "fold" in declared:
+        frame["fold"] = fold_column(raw[declared["fold"]], check)
+
+    names = check_class_names(classes, task, check)
+    target = None
+    if has_target and task == "segmentation":
+        if names is None:
+            check.problems.append(
+                "segmentation needs data.classes: the list of class names, class i being the pixel value i"
+            )
+    elif has_target and isinstance(columns.target, str | None):
+        names, target = hard_targets(text_column(raw[target_columns[0]]), task, names, check)
+    elif has_target:
+        names, target = soft_targets(raw, target_columns, task, names, check)
+    if target is not None and "unit" in declared:
+        check_units(frame["unit"], target, check)
+    check.stop_if_bad()
+    return Table(frame, task, tuple(names or ()), root, target, path)
+
+
+def _target_columns(columns: Columns, task: str, has_target: bool) -> list[str]:
+    if not has_target:
+        return []
+    if columns.target is None:
+        return [DEFAULT_TARGET[task]]
+    if isinstance(columns.target, str):
+        return [columns.target]
+    if task == "segmentation":
+        raise Refusal("data.columns.target is a list, but segmentation has one target column, with mask paths")
+    return list(columns.target)
+
+
+def _read_file(path: Path, check: Check) -> pd.DataFrame:
+    if not path.is_file():
+        raise TableError(path, ["the file does not exist"])
+    if path.suffix == ".parquet":
+        try:
+            frame = pd.read_parquet(path)
+        except (OSError, ValueError) as error:
+            raise TableError(path, [f"it cannot be read as parquet ({error})"]) from error
+        frame = frame.reset_index(drop=True)
+        check.lines = np.arange(1, len(frame) + 1)
+        return frame
+    if path.suffix != ".csv":
+        raise TableError(path, [f"the suffix is {path.suffix!r}; a table is a .csv or a .parquet file"])
+    try:
+        # Without a header, so that a row longer than the header is an error and two equal names are seen.
+        frame = pd.read_csv(
+            path, dtype=str, header=None, na_filter=False, skip_blank_lines=False, encoding="utf-8-sig", quotechar='"'
+        )
+    except pd.errors.EmptyDataError as error:
+        raise TableError(path, ["the file is empty"]) from error
+    except (pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise TableError(path, [f"it cannot be read as CSV in UTF-8 ({str(error).strip()})"]) from error
+    header = frame.iloc[0].tolist()
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        raise TableError(path, [f"the column {name!r} is there more than once" for name in repeated])
+    frame = frame.iloc[1:].set_axis(header, axis=1)
+    frame = frame[(frame != "").any(axis=1)]  # blank lines are passed over, but count
+    check.lines = frame.index.to_numpy() + 1
+    return frame.reset_index(drop=True)

@@ -1,0 +1,118 @@
+"""Targets and class names of a table, as one float32 column a class."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from foldwise.data.problems import Check, TableError, has_stray_blanks, some
+
+# Columns of a prediction file, which also has one column a class.
+RESERVED_CLASSES = ("id", "fold", "snapshot", "view")
+
+SOFT_SUM_TOLERANCE = 1e-3  # probabilities are often written with three or four digits
+
+
+def check_class_names(classes: Sequence[Any] | None, task: str, check: Check) -> list[str] | None:
+    """The names as text, None if none are given; YAML gives numbers, and False for an unquoted `no`."""
+    if classes is None:
+        return None
+    names = [str(name) for name in classes]
+    for name in classes:
+        if name is None or isinstance(name, bool):
+            check.problems.append(f"data.classes has {name!r}: put the name in quotes, YAML took it for a value")
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        check.problems.append(f"data.classes has {name!r} more than once")
+    if len(names) < 2 and task != "multilabel":
+        check.problems.append(f"data.classes has {len(names)} names; {task} needs two or more")
+    return names
+
+
+def _sorted_names(names: set[str]) -> list[str]:
+    """Sorted as numbers if all are whole numbers: the order of grades matters to a metric like kappa."""
+    if all(name.isascii() and name.isdigit() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
+
+
+def hard_targets(
+    labels: pd.Series, task: str, names: list[str] | None, check: Check
+) -> tuple[list[str], np.ndarray | None]:
+    """The class names, and one-hot rows from `label` or multi-hot rows from blank-separated `labels`."""
+    multilabel = task == "multilabel"
+    stray = has_stray_blanks(labels)
+    check.rows(stray, lambda row: f"the label {labels.iat[row]!r} has blanks at its ends or in a row")
+    if not multilabel:
+        check.rows((labels == "") & ~stray, "the label is empty")
+    # Few different values stand in many rows: each is parsed once.
+    codes, unique = pd.factorize(labels)
+    parsed = [value.split() if multilabel else [" ".join(value.split())] for value in unique]
+    repeated = np.array([len(set(parts)) < len(parts) for parts in parsed], dtype=bool)[codes]
+    check.rows(repeated, lambda row: f"a label stands twice in {labels.iat[row]!r}")
+    found = {part for parts in parsed for part in parts if part}
+    if names is None:
+        names = _sorted_names(found)
+        if len(names) < (1 if multilabel else 2):
+            check.problems.append(f"the table has {len(names)} classes; {task} needs {1 if multilabel else 2} or more")
+    else:
+        listed = f"the classes are {some(names, 20)}"
+        unknown = sorted(found - set(names))
+        if len(unknown) > TableError.shown:
+            having = np.array([not set(parts) <= {*names, ""} for parts in parsed])[codes]
+            check.rows(
+                having,
+                f"{len(unknown)} unknown labels, such as {some(list(map(repr, unknown)), 3)}; {listed}: is "
+                f"data.columns.target the column of the labels, and the task {task}?",
+            )
+        else:
+            for name in unknown:
+                having = np.array([name in parts for parts in parsed])[codes]
+                check.rows(having, f"unknown label {name!r}; {listed}: correct it, or add it to data.classes")
+        if multilabel:
+            for name in (name for name in names if len(name.split()) != 1):
+                check.problems.append(f"the class {name!r} has a blank, which separates labels; rename it")
+    for name in (name for name in names if name in RESERVED_CLASSES):
+        check.problems.append(f"a class cannot be called {name!r}: prediction files have a column of that name")
+    if check.problems:
+        return names, None
+    column = {name: number for number, name in enumerate(names)}
+    rows = np.zeros((len(parsed), len(names)), np.float32)
+    for row, parts in enumerate(parsed):
+        rows[row, [column[part] for part in parts]] = 1
+    return names, rows[codes]
+
+
+def soft_targets(
+    raw: pd.DataFrame, target_columns: list[str], task: str, names: list[str] | None, check: Check
+) -> tuple[list[str], np.ndarray | None]:
+    """The class names, and rows of probabilities: one column a class, named like it."""
+    names = names or target_columns
+    if sorted(names) != sorted(target_columns):
+        check.problems.append(
+            f"data.classes ({', '.join(names)}) and data.columns.target "
+            f"({', '.join(target_columns)}) must be the same names"
+        )
+        return names, None
+    numbers = raw[names].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    outside = ~((numbers >= 0) & (numbers <= 1))
+
+    def say(row: int) -> str:
+        bad = [f"{name} is {raw[name].iat[row]!r}" for name, wrong in zip(names, outside[row], strict=True) if wrong]
+        return f"{', '.join(bad)}, not within 0 to 1"
+
+    check.rows(outside.any(axis=1), say)
+    if task == "multiclass":
+        sums = numbers.sum(axis=1)
+        wrong = ~outside.any(axis=1) & (np.abs(sums - 1) > SOFT_SUM_TOLERANCE)
+        check.rows(wrong, lambda row: f"the class probabilities sum to {sums[row]:.4g}, not to 1")
+    return names, numbers.astype(np.float32)
+
+
+def check_units(units: pd.Series, target: np.ndarray, check: Check) -> None:
+    """Images of one unit are predicted together, so they must share one target."""
+    codes, names = pd.factorize(units)
+    first = pd.Series(np.arange(len(codes))).groupby(codes).first().to_numpy()
+    differs = (target != target[first[codes]]).any(axis=1)
+    for code in np.unique(codes[differs]):
+        check.problems.append(f"the unit {names[code]!r} has different targets: {check.name_lines(codes == code)}")

@@ -1,0 +1,38 @@
+"""Refusals and bugs: a refusal ends with its sentence, everything else with its traceback."""
+
+import re
+
+# An error of a data loader's worker arrives as text: its traceback, of which only the last part is for the user.
+WORKER_ERROR = re.compile(r"\ACaught \w+ in DataLoader worker process.*\n(?=\S)[\w.]+: (.+)\Z", re.DOTALL)
+
+
+class Refusal(Exception):  # noqa: N818  a refusal is no bug
+    """Input that cannot be used: the message says what is wrong, where, and what to do.
+
+    It is no ValueError: numpy, torch and an unpacking in the owner's code raise those, and theirs are bugs.
+    """
+
+
+class ProcessFailed(Refusal):
+    """A process ended before its work was done; it has printed why."""
+
+
+def explain(error: BaseException) -> str | None:
+    """A sentence where data, settings or machine are to blame; None for a bug, which needs its traceback."""
+    text = str(error)
+    advice = "most often memory ran out; lower data.workers, or batch_size"
+    if isinstance(error, Refusal | FloatingPointError):
+        match = WORKER_ERROR.match(text)
+        return match[1].strip() if match else text
+    if isinstance(error, ConnectionError | EOFError):  # the only peers that are spoken to without torch between
+        return f"a DataLoader worker ended while it handed over a batch ({text or type(error).__name__}): {advice}"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{error.filename or 'a file'} cannot be read or written ({error.strerror or text})"
+    name = type(error).__name__  # by name: what does not need torch or safetensors does not import them
+    if name == "SafetensorError":
+        return f"the weights cannot be written ({text})"
+    if name == "OutOfMemoryError":
+        return f"the device's memory ran out ({text.splitlines()[0]}): lower batch_size or data.image_size"
+    if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
+        return f"{text.strip().rstrip('.')}: {advice}"
+    return None

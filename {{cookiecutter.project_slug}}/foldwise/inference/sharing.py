@@ -1,0 +1,169 @@
+"""Predicting in several processes, one a device: each takes every n-th image and writes a part of its own."""
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foldwise.data.table import Table
+from foldwise.errors import ProcessFailed
+from foldwise.inference.predictor import Predictor
+from foldwise.inference.runs import TrainedRun
+from foldwise.inference.tta import TTA
+from foldwise.inference.weights import load_model
+from foldwise.predictions.parts import Part
+from foldwise.processes.faults import describe_exit
+from foldwise.processes.group import Place
+from foldwise.processes.running import fold_context, run_processes
+
+PRELOAD = ("torch", "torchvision", "timm", "foldwise.inference.sharing")
+BLINK = 0.2  # seconds between two looks at how far the processes are
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """How to predict.
+
+    Attributes:
+        tta: a file such as configs/tta/d4.yaml.
+        oof: predict the training table, each row by the models that did not see it, instead of the test table.
+        keep_views: keep the predictions of each view, to choose views and mean afterwards.
+        tiles: segmentation: cut pictures into tiles of the network's size at their own resolution.
+        overlays: segmentation: pictures to write with the answer painted over them.
+        device: "auto" or a device of torch's.
+        devices: processes, one a device; None: see `device.choose_devices`.
+    """
+
+    tta: Path
+    oof: bool = False
+    keep_views: bool = False
+    tiles: bool = False
+    overlays: int = 0
+    batch_size: int = 32
+    workers: int = 2
+    device: str = "auto"
+    devices: int | None = None
+    precision: str = "32"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Rows of a table, and the fold whose models predict them; None: the models of all folds."""
+
+    rows: list[int]
+    fold: int | None
+
+    def members(self, run: TrainedRun) -> list[tuple[int, str]]:
+        """The models of a run that take part."""
+        return [member for member in run.models if self.fold in (None, member[0])]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is predicted, and with what."""
+
+    runs: Sequence[TrainedRun]
+    jobs: Sequence[Job]
+    table: Table
+    tta: TTA
+    choices: Choices
+
+
+def predict_work(
+    work: Work, devices: Sequence[str], new_parts: Callable[[], list[Part]], advance: Callable[[int], None]
+) -> None:
+    """Do the work in a process for each device; where there is one device, in this process.
+
+    Args:
+        new_parts: gives a part of each run's prediction.
+        advance: called with the number of images that were predicted since the last call.
+
+    Raises:
+        ProcessFailed: a process failed, which has said why. What was predicted is kept.
+    """
+    if len(devices) == 1:
+        for _ in _predict_share(work, new_parts(), devices[0], Place()):
+            advance(1)
+        return
+    context = fold_context(PRELOAD)
+    counts = context.RawArray("Q", len(devices))  # one a process: no lock, which a killed one would keep
+    parts = [new_parts() for _ in devices]
+    with _watching(counts, advance):
+        code = run_processes(context, _predict_counting, (work, parts, devices, counts), len(devices))
+    if code:
+        raise ProcessFailed(f"a process that predicts {describe_exit(code)}; the same command goes on from there")
+
+
+def _predict_counting(
+    work: Work, parts: Sequence[Sequence[Part]], devices: Sequence[str], counts: Any, place: Place
+) -> None:
+    """One process's share, counted in its place of `counts`."""
+    torch.set_num_threads(max(1, torch.get_num_threads() // place.world))
+    if place.rank:
+        warnings.simplefilter("ignore")  # those of one process are enough
+    if devices[place.rank].startswith("cuda"):
+        torch.cuda.set_device(devices[place.rank])  # else what names no device takes memory of the first
+    for _ in _predict_share(work, parts[place.rank], devices[place.rank], place):
+        counts[place.rank] += 1
+
+
+def _predict_share(work: Work, parts: Sequence[Part], device: str, place: Place) -> Iterator[None]:
+    """Predict every n-th row of each job into the parts; yields after each image."""
+    with ExitStack() as stack:
+        for part in parts:
+            stack.enter_context(closing(part))
+        for job in work.jobs:
+            yield from _predict_rows(work, job, job.rows[place.rank :: place.world], parts, device)
+
+
+def _predict_rows(work: Work, job: Job, rows: list[int], parts: Sequence[Part], device: str) -> Iterator[None]:
+    if not rows:
+        return
+    table, choices = work.table, work.choices
+    members = [(part, *member) for run, part in zip(work.runs, parts, strict=True) for member in job.members(run)]
+    models = [load_model(run.models[member]) for run in work.runs for member in job.members(run)]
+    predictor = Predictor(
+        models,
+        work.tta,
+        device,
+        choices.batch_size,
+        choices.workers,
+        choices.precision,
+        choices.keep_views,
+        choices.tiles,
+    )
+    for index, probability in predictor.predict([table.image_path(row) for row in rows]):
+        id = table.ids[rows[index]]
+        for (part, fold, snapshot), views in zip(members, probability, strict=True):
+            for view, values in zip(predictor.views, views, strict=True):
+                part.add(id, fold, snapshot, view, values)
+        yield
+
+
+@contextmanager
+def _watching(counts: Any, advance: Callable[[int], None]) -> Iterator[None]:
+    """Report how the sum of `counts` grows while the block lasts."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        seen = 0
+        while True:
+            last = ended.wait(BLINK)
+            total = sum(counts)
+            advance(total - seen)
+            seen = total
+            if last:
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -1,0 +1,235 @@
+"""Networks by name: any of timm's for classification, any decoder of segmentation-models-pytorch (smp) on any encoder.
+
+An architecture is plain data, so that it can be written to a file and built again:
+
+    {"library": "timm", "name": "resnet18", "options": {"drop_rate": 0.1}}
+    {"library": "smp", "name": "Unet", "encoder": "tu-resnet18", "options": {"decoder_channels": [64, 32, 16, 8, 4]}}
+
+`options` go to the network's constructor. `tu-` names one of timm's networks as encoder.
+"""
+
+import difflib
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from foldwise.errors import Refusal
+from foldwise.models.normalized import head_modules
+from foldwise.reachable import connection_problem
+
+# timm warns of weights that a network has no place for, as the head's of an encoder; `_check_loaded` knows better.
+logging.getLogger("timm.models._builder").setLevel(logging.ERROR)
+
+Architecture = Mapping[str, Any]
+
+
+def build_network(
+    architecture: Architecture, channels: int, classes: int, weights: Path | None = None, pretrained: bool = False
+) -> nn.Module:
+    """Build the network that `architecture` names; without `weights` and `pretrained` the hub is never asked.
+
+    Args:
+        architecture: see the module's text.
+        channels: of the input image; pretrained stems are adapted to it.
+        classes: outputs; (B, classes) for timm, (B, classes, H, W) for smp.
+        weights: a local file (safetensors or torch) with pretrained weights of the network, or of smp's encoder.
+        pretrained: take timm's or smp's published weights from the hub or its cache, unless `weights` is given.
+
+    Raises:
+        Refusal: an unknown library, name or option, weights that do not fit, or published ones that cannot be had;
+            says what is close.
+    """
+    library = architecture.get("library")
+    if library not in BUILDERS:
+        raise Refusal(_unknown("library", library, BUILDERS, "model.library"))
+    if weights is not None and not Path(weights).is_file():
+        raise Refusal(f"there is no weight file {weights}: correct model.weights or set it to null")
+    name = _describe(architecture)
+    try:
+        net = BUILDERS[library](architecture, channels, classes, weights, pretrained)
+    except TypeError as error:  # an argument that the constructor does not have
+        raise Refusal(f"{name} cannot be built with model.options={dict(_options(architecture))}: {error}") from error
+    except (RuntimeError, KeyError) as error:
+        if weights is None:
+            raise
+        raise Refusal(f"{weights} does not fit {name}: {str(error).splitlines()[0]}") from error
+    if weights is not None:
+        _check_loaded(net, Path(weights), name)
+    if library == "timm" and (pretrained or weights is not None):
+        _reset_classifier(net)
+    return net
+
+
+def _reset_classifier(net: nn.Module) -> None:
+    """Begin with equal probabilities: some of timm's classifiers start with logits of tens for few classes, and what
+    they send back would first undo the pretrained features."""
+    for head in head_modules(net):
+        for module in head.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.zeros_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+
+def _build_timm(
+    architecture: Architecture, channels: int, classes: int, weights: Path | None, pretrained: bool
+) -> nn.Module:
+    name = architecture["name"]
+    _check_timm_name(name, "model.name")
+    overlay: dict[str, Any] = {"pretrained_cfg_overlay": {"file": str(weights)}} if weights else {}
+    return _from_hub(
+        pretrained and not weights,
+        name,
+        lambda: timm.create_model(
+            name,
+            pretrained=pretrained or weights is not None,
+            in_chans=channels,
+            num_classes=classes,
+            **overlay,
+            **_options(architecture),
+        ),
+    )
+
+
+def _build_smp(
+    architecture: Architecture, channels: int, classes: int, weights: Path | None, pretrained: bool
+) -> nn.Module:
+    import segmentation_models_pytorch as smp
+
+    encoder = architecture.get("encoder")
+    kind = _smp_class(architecture)
+    universal = str(encoder).startswith("tu-")
+    if universal:
+        _check_timm_name(str(encoder)[3:], "model.encoder (after tu-)")
+    elif encoder not in smp.encoders.get_encoder_names():
+        known = [*smp.encoders.get_encoder_names(), *(f"tu-{name}" for name in timm.list_models())]
+        raise Refusal(_unknown("encoder", encoder, known, "model.encoder"))
+    if weights and not universal:
+        twin = str(encoder).replace("-", "_")
+        hint = f"model.encoder=tu-{twin}" if timm.is_model(twin) else "a tu- encoder, which is any of timm's networks"
+        raise Refusal(f"smp's own encoder {encoder} cannot be loaded from the file {weights}: use {hint}")
+    published: bool | str = True if universal else "imagenet"
+    overlay: dict[str, Any] = {"pretrained_cfg_overlay": {"file": str(weights)}} if weights else {}
+    return _from_hub(
+        pretrained and not weights,
+        str(encoder),
+        lambda: kind(
+            encoder_name=encoder,
+            encoder_weights=published if pretrained or weights else None,
+            in_channels=channels,
+            classes=classes,
+            **overlay,
+            **_options(architecture),
+        ),
+    )
+
+
+BUILDERS: dict[str, Callable[..., nn.Module]] = {"timm": _build_timm, "smp": _build_smp}
+
+
+def pretrained_normalization(architecture: Architecture, channels: int = 3) -> tuple[list[float], list[float]]:
+    """Mean and std with which the published weights were trained.
+
+    Other channel counts than 3 follow what timm does to the stem: RGB is repeated (4 channels: R, G, B, R),
+    and for 1 channel summed, hence the average.
+    """
+    name = architecture["name"] if architecture["library"] == "timm" else str(architecture.get("encoder"))
+    if architecture["library"] == "smp" and not name.startswith("tu-"):
+        raise Refusal(f"the normalisation of smp's own encoder {name} is not known: set data.normalize=dataset")
+    _check_timm_name(name.removeprefix("tu-"), "the network")
+    config = timm.get_pretrained_cfg(name.removeprefix("tu-"))
+    if config is None:
+        raise Refusal(f"timm has no weights for {name}, hence no normalisation: set data.normalize=dataset")
+
+    def spread(values: Sequence[float]) -> list[float]:
+        if channels == 1:
+            return [sum(values) / len(values)]
+        return [float(values[channel % len(values)]) for channel in range(channels)]
+
+    return spread(config.mean), spread(config.std)
+
+
+def required_multiple(architecture: Architecture) -> int:
+    """Height and width must be divisible by this: the stride of smp's encoder; 1 where any size will do.
+
+    timm's networks with a fixed size (most transformers) say so themselves: they take `options: {img_size: ...}`.
+    """
+    if architecture["library"] != "smp" or not _smp_class(architecture).requires_divisible_input_shape:
+        return 1
+    with torch.random.fork_rng(devices=[]):  # asking must not change the numbers that initialise the real network
+        return cast(Any, build_network(architecture, channels=3, classes=2)).encoder.output_stride
+
+
+def _smp_class(architecture: Architecture) -> Any:
+    import segmentation_models_pytorch as smp
+
+    kinds = {kind.__name__: kind for kind in smp.MODEL_ARCHITECTURES_MAPPING.values()}
+    if architecture.get("name") not in kinds:
+        raise Refusal(_unknown("smp decoder", architecture.get("name"), kinds, "model.name"))
+    return kinds[architecture["name"]]
+
+
+def _options(architecture: Architecture) -> Mapping[str, Any]:
+    return architecture.get("options") or {}
+
+
+def _describe(architecture: Architecture) -> str:
+    name = str(architecture.get("name"))
+    return f"{name} with the encoder {architecture['encoder']}" if architecture.get("encoder") else name
+
+
+def _check_timm_name(name: str, key: str) -> None:
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        raise Refusal(_unknown("timm network", name, timm.list_models(), key))
+    known = timm.models.get_arch_pretrained_cfgs(architecture)
+    if tag and name not in known:
+        raise Refusal(_unknown("weights", name, known, key))
+
+
+def _unknown(what: str, name: object, known: Iterable[str], key: str) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(str(name), known, n=5, cutoff=0.5) or known[:20]
+    return f"unknown {what} {name!r}; correct {key}, for example: {', '.join(close)}"
+
+
+def _from_hub(published: bool, name: str, build: Callable[[], nn.Module]) -> nn.Module:
+    """Call `build`; where it asks the hub, say what can be done when that fails in one of its many ways."""
+    if not published:
+        return build()
+    from huggingface_hub import constants
+
+    problem = None if constants.HF_HUB_OFFLINE else connection_problem(constants.ENDPOINT)
+    if problem is not None:
+        constants.HF_HUB_OFFLINE = True  # what the cache has is taken, and for the rest no minutes are lost
+    try:
+        return build()
+    except TypeError:
+        raise
+    except Exception as error:
+        raise Refusal(
+            f"the published weights of {name} could not be loaded "
+            f"({problem or f'{type(error).__name__}: {str(error)[:200]}'}). "
+            "No network? Give model.weights=<file>, or train from scratch with model.pretrained=false"
+        ) from error
+
+
+def _check_loaded(net: nn.Module, weights: Path, name: str) -> None:
+    """Refuse a file of another network: timm drops what does not match, and one would train from scratch unknowing.
+
+    Values are compared and not names, since timm renames and reshapes the entries of many published files.
+    """
+    by_size: dict[int, list[Tensor]] = {}
+    for tensor in timm.models.load_state_dict(str(weights)).values():
+        by_size.setdefault(tensor.numel(), []).append(tensor.flatten())
+    head = {id(parameter) for module in head_modules(net) for parameter in module.parameters()}
+    body = [parameter.detach().flatten() for parameter in net.parameters() if id(parameter) not in head]
+    found = [any(torch.equal(tensor, other.to(tensor)) for other in by_size.get(len(tensor), ())) for tensor in body]
+    share = sum(len(tensor) for tensor, hit in zip(body, found, strict=True) if hit) / sum(map(len, body))
+    if share < 0.5:
+        raise Refusal(f"{weights} does not fit {name}: it holds only {share:.0%} of the network's parameters")

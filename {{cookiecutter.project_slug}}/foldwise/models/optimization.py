@@ -1,0 +1,99 @@
+"""Optimizers by name, with no weight decay on norms and biases, and with layer-wise learning rates."""
+
+import difflib
+from typing import Any, cast
+
+from torch import nn
+from torch.optim import Optimizer
+
+from foldwise.errors import Refusal
+from foldwise.models.layers import layer_depths
+from foldwise.models.normalized import Normalized
+
+
+def scale_rate(lr: float, batch_size: int, reference: int | None) -> float:
+    """`lr`, which is for steps of `reference` images, scaled linearly to steps of `batch_size`; None: as it is.
+
+    The linear rule is for SGD (Goyal et al. 2017, https://arxiv.org/abs/1706.02677, section 2.1); for Adam and its kind
+    it goes far, and the square root of the ratio is more usual (https://arxiv.org/abs/2205.10287).
+
+    Raises:
+        Refusal: `reference` is no number of images.
+    """
+    if reference is None:
+        return lr
+    if isinstance(reference, bool) or not isinstance(reference, int) or reference < 1:
+        raise Refusal(
+            f"lr_batch_size is {reference!r}; it is the number of images a step that optimizer.lr is for, or null"
+        )
+    return lr * batch_size / reference
+
+
+def build_optimizer(
+    net: nn.Module,
+    opt: str,
+    lr: float,
+    weight_decay: float = 0.0,
+    layer_decay: float | None = None,
+    **options: Any,
+) -> Optimizer:
+    """Any optimizer of timm's, which include torch's, over all parameters of `net`, also those frozen right now.
+
+    Args:
+        net: a network of `networks.build_network`, bare or in `Normalized`.
+        opt: timm's name: sgd (with Nesterov), adam, adamw, lamb, ...
+        lr: of the head; every group's `lr` is already multiplied by its layer's factor.
+        weight_decay: of matrices and kernels; norms, biases and what the network exempts have none.
+        layer_decay: factor from one layer to the layer before it, in (0, 1]; None: the same rate everywhere.
+        options: the optimizer's own, such as `betas`, `eps` or `momentum`.
+
+    Raises:
+        Refusal: unknown optimizer or option.
+    """
+    from timm.optim import create_optimizer_v2, list_optimizers
+
+    name = opt.lower().removeprefix("lookahead_")
+    known = [str(optimizer) for optimizer in list_optimizers()]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=5, cutoff=0.5) or ["sgd", "adam", "adamw"]
+        raise Refusal(f"unknown optimizer {opt!r}; correct optimizer.opt, for example: {', '.join(close)}")
+    try:
+        return create_optimizer_v2(parameter_groups(net, lr, weight_decay, layer_decay), opt, lr, **options)
+    except TypeError as error:
+        raise Refusal(f"optimizer {opt} cannot be made with the options {options}: {error}") from error
+
+
+def parameter_groups(
+    net: nn.Module, lr: float, weight_decay: float, layer_decay: float | None = None
+) -> list[dict[str, Any]]:
+    """Every parameter of `net` in exactly one group {params, lr, weight_decay}, from the first layer to the last.
+
+    The rate is in `lr` and not in timm's `lr_scale`, because torch's schedulers would ignore the latter.
+    """
+    net = net.net if isinstance(net, Normalized) else net
+    factors = layer_factors(net, layer_decay) if layer_decay is not None else {}
+    exempt = cast(Any, net).no_weight_decay() if hasattr(net, "no_weight_decay") else set()
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    for name, parameter in net.named_parameters():
+        factor = factors.get(name, 1.0)
+        decays = parameter.ndim > 1 and not name.endswith(".bias") and name not in exempt
+        new: dict[str, Any] = {"params": [], "lr": lr * factor, "weight_decay": weight_decay if decays else 0.0}
+        groups.setdefault((factor, decays), new)["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+def layer_factors(net: nn.Module, layer_decay: float) -> dict[str, float]:
+    """Factor of the learning rate for each parameter name: layer_decay to the number of layers above it.
+
+    The layers are timm's own grouping. Of an smp network the encoder is grouped, and the decoder has the factor 1.
+
+    Raises:
+        Refusal: a network for which timm has no grouping, or a factor outside (0, 1].
+    """
+    if not 0 < layer_decay <= 1:
+        raise Refusal(f"optimizer.layer_decay is a factor above 0 and at most 1, but is {layer_decay}")
+    try:
+        depths = layer_depths(net)
+    except Refusal as error:
+        raise Refusal(f"{error}; or set optimizer.layer_decay=null") from error
+    return {name: layer_decay**depth for name, depth in depths.items()}

@@ -1,0 +1,199 @@
+"""What submissions look like: the columns and rows of each format, and how much two answers in it differ.
+
+labels     id and one column: the class, or blank-separated labels
+columns    id and one column a class: probabilities, or 0 and 1; or one column for one class
+rle        id and run-length encoded masks, a row for each image and class
+masks      a zip of PNG masks <id>.png, whose pixel values are the class numbers
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from foldwise.errors import Refusal
+from foldwise.predictions.metrics import CLASSIFICATION
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """What all formats share.
+
+    Args:
+        value_column: the name of the column beside the ids, where there is but one.
+        empty: what stands for an empty answer: no labels, or a mask without pixels.
+    """
+
+    classes: Sequence[str]
+    id_column: str = "id"
+    value_column: str = "label"
+    empty: str = ""
+
+    name: ClassVar[str]
+    tasks: ClassVar[tuple[str, ...]]
+    suffix: ClassVar[str] = ".csv"
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of the file."""
+        return [self.id_column, self.value_column]
+
+    def row_ids(self, ids: Sequence[str]) -> list[str]:
+        """The ids of the file's rows, from the ids of what is predicted."""
+        return list(ids)
+
+    @staticmethod
+    def differ(first: str, second: str) -> float:
+        """How much two cells of such files differ, 0 to 1."""
+        raise NotImplementedError
+
+    def check_class(self, name: str) -> None:
+        """Refuse a name that is no class.
+
+        Raises:
+            Refusal: it is none.
+        """
+        if name not in self.classes:
+            raise Refusal(f"there is no class {name}; the classes are {', '.join(self.classes)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels(Format):
+    """One column of class names, separated by blanks."""
+
+    name: ClassVar[str] = "labels"
+    tasks: ClassVar[tuple[str, ...]] = CLASSIFICATION
+
+    def table(self, ids: Sequence[str], answers: np.ndarray) -> pd.DataFrame:
+        """The file of answers (N, C) bool."""
+        names = np.array(self.classes, object)
+        text = [" ".join(names[row]) or self.empty for row in answers.astype(bool)]
+        return pd.DataFrame({self.id_column: list(ids), self.value_column: text})
+
+    @staticmethod
+    def differ(first: str, second: str) -> float:
+        """One minus the Jaccard index of the two sets of labels."""
+        return _jaccard_distance(first.split(), second.split())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns(Format):
+    """One column a class, or with `positive` the probability of that class alone."""
+
+    positive: str | None = None
+
+    name: ClassVar[str] = "columns"
+    tasks: ClassVar[tuple[str, ...]] = CLASSIFICATION
+
+    def __post_init__(self) -> None:
+        if self.positive is not None:
+            self.check_class(self.positive)
+
+    @property
+    def columns(self) -> list[str]:
+        return [self.id_column, *(self.classes if self.positive is None else [self.value_column])]
+
+    def table(self, ids: Sequence[str], answers: np.ndarray) -> pd.DataFrame:
+        """The file of answers (N, C): bool, written as 0 and 1, or probabilities."""
+        values = answers.astype(np.int64) if answers.dtype == bool else answers
+        if self.positive is not None:
+            values = values[:, [self.classes.index(self.positive)]]
+        frame = pd.DataFrame(values, columns=self.columns[1:])
+        frame.insert(0, self.id_column, list(ids))
+        return frame
+
+    @staticmethod
+    def differ(first: str, second: str) -> float:
+        return abs(float(first) - float(second))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunLengths(Format):
+    """Masks as run-length codes.
+
+    Args:
+        painted: the classes that have rows; empty: all but the first, which is the background.
+        row_id: of a row, with {id}, {class} (a name) and {index} (its number); None: {id} where one class is painted,
+            else {id}_{class}.
+        by_row: as `encode_runs`.
+
+    Raises:
+        Refusal: an unknown class, or another placeholder in `row_id`.
+    """
+
+    painted: Sequence[str] = ()
+    row_id: str | None = None
+    by_row: bool = False
+
+    name: ClassVar[str] = "rle"
+    tasks: ClassVar[tuple[str, ...]] = ("segmentation",)
+
+    def __post_init__(self) -> None:
+        for name in self.painted:
+            self.check_class(name)
+        try:
+            self.row_ids(["1"])
+        except (KeyError, ValueError, IndexError) as error:
+            raise Refusal(f"row ids {self.row_id!r}: write {{id}}, {{class}} or {{index}} in them") from error
+
+    @property
+    def _indices(self) -> list[int]:
+        return [self.classes.index(name) for name in self.painted or self.classes[1:]]
+
+    def row_ids(self, ids: Sequence[str]) -> list[str]:
+        indices = self._indices
+        template = self.row_id or ("{id}" if len(indices) == 1 else "{id}_{class}")
+        return [
+            template.format_map({"id": id, "class": self.classes[index], "index": index})
+            for id in ids
+            for index in indices
+        ]
+
+    def rows(self, id: str, mask: np.ndarray) -> list[tuple[str, str]]:
+        """(row id, code) of each painted class in a mask (H, W) of class numbers."""
+        codes = [encode_runs(mask == index, self.by_row) or self.empty for index in self._indices]
+        return list(zip(self.row_ids([id]), codes, strict=True))
+
+    @staticmethod
+    def differ(first: str, second: str) -> float:
+        """One minus the Jaccard index of the two sets of pixels."""
+        return _jaccard_distance(_pixels(first), _pixels(second))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masks(Format):
+    """A zip of PNGs, which `submission.write_masks` writes; of a sample submission it takes the ids."""
+
+    name: ClassVar[str] = "masks"
+    tasks: ClassVar[tuple[str, ...]] = ("segmentation",)
+    suffix: ClassVar[str] = ".zip"
+
+
+FORMATS: dict[str, Any] = {kind.name: kind for kind in (Labels, Columns, RunLengths, Masks)}
+
+
+def encode_runs(mask: np.ndarray, by_row: bool = False) -> str:
+    """The runs of true pixels of a mask (H, W) as "start length start length ...", starts counted from 1.
+
+    Pixels are counted down the columns, the left one first, as Kaggle does; `by_row`: along the rows, the top first.
+    """
+    pixels = np.concatenate([[0], mask.ravel(order="C" if by_row else "F").astype(np.int8), [0]])
+    starts, ends = (np.flatnonzero(np.diff(pixels) == change) for change in (1, -1))
+    return " ".join(map(str, np.stack([starts + 1, ends - starts], axis=1).ravel().tolist()))
+
+
+def _pixels(code: str) -> np.ndarray:
+    """The numbers of the pixels in a run-length code; none in a text that stands for an empty mask, such as -1."""
+    numbers = np.array(code.split(), np.int64)
+    starts, lengths = numbers[0 : len(numbers) // 2 * 2 : 2], numbers[1::2]
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
+
+
+def _jaccard_distance(first: Any, second: Any) -> float:
+    """1 - |both| / |either|; two empty ones do not differ."""
+    both = len(np.intersect1d(first, second))
+    either = len(first) + len(second) - both
+    return 1 - both / either if either else 0.0

@@ -1,0 +1,142 @@
+"""Cleaning of answered masks: holes filled, objects that are too small removed; how small is fitted out of fold.
+
+Class 0 is the background: it has no objects, only holes. Areas are shares of the picture, so that they hold for
+pictures of any size.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from foldwise.predictions.decisions.deciding import Outcome, check_folds
+from foldwise.predictions.metrics import SegmentationMetric, score_fold_counts
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """From probabilities to a mask: the most probable class of each pixel, then cleaned.
+
+    Args:
+        fill: background that one class encloses, and that class alone, becomes that class.
+        area: connected objects (diagonals count) of less than this share of the picture go; their pixels become the
+            next probable class.
+    """
+
+    fill: bool = False
+    area: float = 0.0
+
+    AREAS: ClassVar[tuple[float, ...]] = (0.0002, 0.001, 0.005)  # few: each is a mask more to count
+
+    @property
+    def name(self) -> str:
+        return "+".join(
+            [word for word, used in (("hole-filling", self.fill), ("minimum-area", self.area)) if used] or ["argmax"]
+        )
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.area:.2%} of the picture" if self.area else self.name
+
+    def __call__(self, probability: np.ndarray) -> np.ndarray:
+        """The mask (H, W) int64 of a probability (C, H, W)."""
+        answer = probability.argmax(axis=0)
+        return self.clean(answer, probability, object_areas(answer) if self.area else None)
+
+    def clean(self, answer: np.ndarray, probability: np.ndarray, areas: np.ndarray | None) -> np.ndarray:
+        """As calling it, of the answer (H, W) before cleaning and its `object_areas`, needed where `area` is not 0."""
+        mask = answer.copy()
+        if areas is not None and self.area:
+            small = areas < self.area * mask.size
+            others = probability[:, small]
+            others[mask[small], np.arange(others.shape[1])] = -1
+            mask[small] = others.argmax(axis=0)
+        if self.fill:
+            _fill_holes(mask)
+        return mask
+
+
+CANDIDATES = [Cleaning(fill, area) for area in (0.0, *Cleaning.AREAS) for fill in (False, True)]
+CLEANINGS = [cleaning.name for cleaning in CANDIDATES[:4]]  # every name, the simplest first
+
+
+def count_candidates(metric: SegmentationMetric, mask: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """(candidates, C, 3) pixel counts of an image, see `SegmentationMetric.counts`."""
+    answer = probability.argmax(axis=0)
+    areas, classes = object_areas(answer), np.arange(len(probability))[:, None, None]
+    masks = (cleaning.clean(answer, probability, areas) for cleaning in CANDIDATES)
+    return np.stack([metric.counts(mask, classes == cleaned) for cleaned in masks])
+
+
+def compare_cleaning(
+    metric: SegmentationMetric, counts: np.ndarray, folds: np.ndarray
+) -> tuple[list[Outcome], list[Cleaning]]:
+    """The score of each way of cleaning, the simplest first; for fold k the area is the best of the other folds.
+
+    Args:
+        counts: (N, candidates, C, 3) of `count_candidates`.
+        folds: (N,).
+
+    Returns:
+        The outcomes, and the cleaning of each fitted on all folds.
+
+    Raises:
+        Refusal: there are fewer than two folds.
+    """
+    check_folds(folds)
+    sign = 1 if metric.greater_is_better else -1
+    place = {cleaning: index for index, cleaning in enumerate(CANDIDATES)}
+
+    def best(fill: bool, areas: Sequence[float], rows: np.ndarray) -> Cleaning:
+        tried = [Cleaning(fill, area) for area in areas]
+        return max(tried, key=lambda cleaning: sign * metric.reduce(counts[rows, place[cleaning]]))
+
+    outcomes, fitted = [], []
+    with warnings.catch_warnings():  # the run's report has said which classes a fold lacks
+        warnings.simplefilter("ignore")
+        for areas in ((0.0,), Cleaning.AREAS):
+            for fill in (False, True):
+                chosen = np.empty(counts[:, 0].shape, counts.dtype)
+                for fold in np.unique(folds):
+                    own = folds == fold
+                    chosen[own] = counts[own, place[best(fill, areas, ~own)]]
+                fitted.append(best(fill, areas, folds >= 0))
+                outcomes.append(Outcome(fitted[-1].name, *score_fold_counts(metric, chosen, folds), chosen))
+    return outcomes, fitted
+
+
+def object_areas(mask: np.ndarray) -> np.ndarray:
+    """(H, W) int64: for each pixel the pixels of its object, which hangs together by sides or corners.
+
+    The background is one object as large as the picture.
+    """
+    import cv2
+
+    areas = np.full(mask.shape, mask.size)
+    for label in np.unique(mask):
+        if label:
+            own = mask == label
+            _, pieces, statistics, _ = cv2.connectedComponentsWithStats(own.astype(np.uint8), connectivity=8)
+            areas[own] = statistics[pieces[own], cv2.CC_STAT_AREA]
+    return areas
+
+
+def _fill_holes(mask: np.ndarray) -> None:
+    """Give the background that one class encloses, and the edge of the picture does not touch, to that class."""
+    from scipy.ndimage import label
+
+    holes, count = label(mask == 0)
+    # The smallest and the largest class beside each hole; the edge counts as a class below all others.
+    edged, classes = np.pad(holes, 1), np.pad(mask, 1, constant_values=-1)
+    lowest, highest = np.full(count + 1, np.iinfo(np.int64).max), np.zeros(count + 1, np.int64)
+    for axis in (0, 1):
+        for step in (-1, 1):
+            beside = np.roll(classes, step, axis)
+            met = (edged > 0) & (beside != 0)
+            np.minimum.at(lowest, edged[met], beside[met])
+            np.maximum.at(highest, edged[met], beside[met])
+    enclosed = lowest == highest
+    enclosed[0] = False  # what is not background
+    inside = enclosed[holes]
+    mask[inside] = highest[holes[inside]]

@@ -1,0 +1,248 @@
+"""Decision rules: from probabilities to the answers that a metric counts.
+
+A rule is a frozen dataclass of its parameters: `fit` gives a fitted one, `decide` answers. `rules_for` lists those
+that suit a metric, the simplest first. A new rule is a class with `fit`, `decide` and a line there.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from foldwise.predictions.decisions.expected_f import Group, best_answers, find_alone, find_exclusive
+from foldwise.predictions.metrics import ClassificationMetric, FBeta, MacroF1
+
+COARSE = np.arange(0.05, 0.96, 0.05)
+FINE = np.arange(-0.04, 0.05, 0.01)
+ROUNDS = 10  # of coordinate ascent, which rarely takes more than four
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The probabilities themselves, for metrics that take them."""
+
+    name: ClassVar[str] = "probabilities"
+
+    def fit(self, metric: ClassificationMetric, target: np.ndarray, probability: np.ndarray) -> Self:
+        """A copy fitted to targets and probabilities (N, C), for this metric."""
+        return self
+
+    def decide(self, probability: np.ndarray) -> np.ndarray:
+        """Answers (N, C): bool, which a metric takes as probabilities of 0 and 1; or probabilities."""
+        return probability
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Argmax(Rule):
+    """The most probable class."""
+
+    name: ClassVar[str] = "argmax"
+
+    def decide(self, probability: np.ndarray) -> np.ndarray:
+        return np.arange(probability.shape[1]) == probability.argmax(axis=1)[:, None]
+
+
+@dataclass(frozen=True)
+class AdjustedArgmax(Argmax):
+    """The largest p / share^strength: a threshold per class that only its share of the rows sets.
+
+    With strength 1 every class counts alike whatever its share, which metrics such as macro F1 want in part (Menon et
+    al. 2021, "Long-tail learning via logit adjustment"). One parameter, however many classes.
+    """
+
+    strength: float = 0.0
+    share: np.ndarray = field(default_factory=lambda: np.ones(1))
+    name: ClassVar[str] = "adjusted-argmax"
+
+    def fit(self, metric: ClassificationMetric, target: np.ndarray, probability: np.ndarray) -> Self:
+        share = (target.sum(axis=0) + 1) / (len(target) + target.shape[1])
+        tried = [replace(self, strength=strength, share=share) for strength in np.arange(0, 1.01, 0.05).tolist()]
+        return tried[_best(metric, [score(metric, target, rule.decide(probability)) for rule in tried])]
+
+    def decide(self, probability: np.ndarray) -> np.ndarray:
+        return super().decide(probability / self.share**self.strength)
+
+    def __str__(self) -> str:
+        return f"{self.name} (strength {self.strength:.2f})"
+
+
+@dataclass(frozen=True)
+class FixedThreshold(Rule):
+    """Every label from the metric's own threshold on; nothing is fitted."""
+
+    threshold: float = 0.5
+    name: ClassVar[str] = "fixed-threshold"
+
+    def decide(self, probability: np.ndarray) -> np.ndarray:
+        return probability >= self.threshold
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.threshold:.2f}"
+
+
+@dataclass(frozen=True)
+class OneThreshold(FixedThreshold):
+    """Every label from one threshold on: steps of 0.05 over the whole range, then of 0.01 about the best."""
+
+    name: ClassVar[str] = "one-threshold"
+
+    def fit(self, metric: ClassificationMetric, target: np.ndarray, probability: np.ndarray) -> Self:
+        def best(thresholds: np.ndarray) -> float:
+            return float(thresholds[_best(metric, [score(metric, target, probability >= t) for t in thresholds])])
+
+        return replace(self, threshold=best(best(COARSE) + FINE))
+
+
+@dataclass(frozen=True)
+class ClassThresholds(Rule):
+    """Every label from a threshold of its own on, each the exact best with the others as they are.
+
+    For F-beta of rows, one class after the other until nothing changes, from the best single threshold on. For macro
+    F1 the classes do not depend on each other, and one round is all there is to it.
+    """
+
+    thresholds: np.ndarray = field(default_factory=lambda: np.full(1, 0.5))
+    name: ClassVar[str] = "class-thresholds"
+
+    def fit(self, metric: ClassificationMetric, target: np.ndarray, probability: np.ndarray) -> Self:
+        true, curve = metric.hard(target), _CUT_CURVES[type(metric)]
+        answer = OneThreshold().fit(metric, target, probability).decide(probability)
+        thresholds = np.zeros(true.shape[1])
+        for _ in range(ROUNDS):
+            before = answer.copy()
+            for c in range(true.shape[1]):
+                thresholds[c] = _best_cut(probability[:, c], lambda order, c=c: curve(metric, true, answer, c, order))
+                answer[:, c] = probability[:, c] >= thresholds[c]
+            if (answer == before).all():
+                break
+        return replace(self, thresholds=thresholds)
+
+    def decide(self, probability: np.ndarray) -> np.ndarray:
+        return probability >= self.thresholds
+
+    def __str__(self) -> str:
+        return f"{self.name} {' '.join(f'{t:.2f}' for t in self.thresholds)}"
+
+
+@dataclass(frozen=True)
+class ExpectedF(Rule):
+    """The answer of largest expected F-beta, row by row (`expected_f`): optimal if the probabilities are true.
+
+    Args:
+        exclusive: labels that exclude each other, by column number; None: those that the training labels show.
+        groups: the same with what `fit` found out about them.
+        alone: labels that exclude all others, by column number, which the training labels show.
+    """
+
+    beta: float = 2.0
+    empty: float = 1.0
+    exclusive: Sequence[tuple[int, ...]] | None = None
+    groups: tuple[Group, ...] = ()
+    alone: tuple[int, ...] = ()
+    name: ClassVar[str] = "expected-f"
+
+    def fit(self, metric: ClassificationMetric, target: np.ndarray, probability: np.ndarray) -> Self:
+        true = metric.hard(target)
+        groups = (
+            find_exclusive(true)
+            if self.exclusive is None
+            else [Group(labels, bool(true[:, labels].any(axis=1).all())) for labels in self.exclusive]
+        )
+        return replace(self, groups=tuple(groups), alone=tuple(find_alone(true)))
+
+    def decide(self, probability: np.ndarray) -> np.ndarray:
+        return best_answers(probability, self.beta, self.groups, self.empty, self.alone)
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.groups)} exclusive groups"] if self.groups else []
+        parts += [f"{len(self.alone)} labels that stand alone"] if self.alone else []
+        return ", ".join([self.name, *parts])
+
+
+def takes_probabilities(metric: ClassificationMetric) -> bool:
+    """Whether the metric scores probabilities, so that there is nothing to decide.
+
+    It is tried on made-up rows: a metric that decides by itself scores probabilities as it does the answers.
+    """
+    rng = np.random.default_rng(0)
+    classes = len(metric.classes)
+    target = Argmax().decide(rng.random((50 * classes, classes))).astype(np.float64)
+    probability = (
+        rng.dirichlet(np.ones(classes), len(target)) if metric.task == "multiclass" else rng.random(target.shape)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        decided = score(metric, target, metric.hard(probability, _threshold(metric)))
+        return not np.isclose(metric(target, probability), decided, rtol=1e-12)
+
+
+def rules_for(metric: Any, exclusive: Sequence[tuple[int, ...]] | None = None) -> list[Rule]:
+    """The rules that suit a metric, not yet fitted, the simplest first; `exclusive` as in `ExpectedF`."""
+    if takes_probabilities(metric):
+        return [Rule()]
+    if metric.task == "multiclass":
+        return [Argmax(), AdjustedArgmax()]
+    rules: list[Rule] = [FixedThreshold(_threshold(metric)), OneThreshold()]
+    if isinstance(metric, FBeta):
+        nothing = np.zeros((1, len(metric.classes)))
+        rules.append(ExpectedF(metric.beta, metric(nothing, nothing), exclusive))
+    if type(metric) in _CUT_CURVES:
+        rules.append(ClassThresholds())
+    return rules
+
+
+def score(metric: ClassificationMetric, target: np.ndarray, answers: np.ndarray) -> float:
+    """The metric of answers (N, C): 0 and 1 lie on the two sides of every threshold in a metric."""
+    return metric(target, answers.astype(np.float64))
+
+
+def _threshold(metric: Any) -> float:
+    """The metric's own, of those that have one."""
+    return getattr(metric, "threshold", 0.5)
+
+
+def _best(metric: ClassificationMetric, scores: Sequence[float]) -> int:
+    """The place of the best score; of several equal ones the middle, which is the farthest from a change."""
+    values = np.array(scores) * (1 if metric.greater_is_better else -1)
+    equal = np.flatnonzero(values == np.nanmax(values)) if np.isfinite(values).any() else np.arange(1)
+    return int(equal[len(equal) // 2])
+
+
+def _best_cut(probability: np.ndarray, curve: Any) -> float:
+    """The threshold of (N,) probabilities at the best point of a curve.
+
+    `curve(order)` is (N + 1,): the value of answering the first 0, 1, ... N rows of the order. Rows of equal
+    probability cannot be parted. The threshold lies half-way between its two neighbours.
+    """
+    order = np.argsort(-probability, kind="stable")
+    edges = np.concatenate([[1.1], probability[order], [0.0]])  # above 1, nothing is answered
+    possible = edges[:-1] > edges[1:]
+    value = np.where(possible, curve(order), -np.inf)
+    cut = int(value.argmax())
+    return float((edges[cut] + edges[cut + 1]) / 2)
+
+
+def _f_beta_curve(metric: Any, true: np.ndarray, answer: np.ndarray, c: int, order: np.ndarray) -> np.ndarray:
+    """Sum of F-beta over rows when the first rows of the order have label c; the other labels as in `answer`."""
+    square = metric.beta**2
+    others = np.arange(true.shape[1]) != c
+    right = (true & answer & others).sum(axis=1)
+    below = (answer & others).sum(axis=1) + square * true.sum(axis=1)
+    without = np.divide((1 + square) * right, below, out=np.ones(len(below)), where=below > 0)
+    having = (1 + square) * (right + true[:, c]) / (below + 1)
+    return np.concatenate([[0.0], np.cumsum((having - without)[order])])
+
+
+def _macro_f1_curve(metric: Any, true: np.ndarray, answer: np.ndarray, c: int, order: np.ndarray) -> np.ndarray:
+    """F1 of class c when the first rows of the order have it."""
+    right = np.concatenate([[0], np.cumsum(true[order, c])])
+    return 2 * right / np.maximum(np.arange(len(true) + 1) + right[-1], 1)
+
+
+# The value of every cut of one class's sorted probabilities, for the metrics that can say it in one pass.
+_CUT_CURVES = {FBeta: _f_beta_curve, MacroF1: _macro_f1_curve}

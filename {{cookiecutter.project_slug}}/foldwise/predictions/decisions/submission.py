@@ -1,0 +1,173 @@
+"""Submission files: checked against the competition's sample submission, then written once and whole; compared.
+
+What they look like is in `formats.py`.
+"""
+
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from foldwise.files import check_new, write_atomic
+from foldwise.predictions.decisions.formats import FORMATS, Masks, RunLengths
+from foldwise.predictions.schema import PredictionsError, raise_problems, some
+
+
+def read_sample(path: Path) -> pd.DataFrame:
+    """A sample submission, all of it text; the first column has the ids.
+
+    Raises:
+        PredictionsError: it cannot be read, has no rows or one column only.
+    """
+    sample = _read_text(path)
+    problems = [] if len(sample.columns) > 1 else ["it has no column beside the ids"]
+    raise_problems(
+        path,
+        problems
+        if len(sample)
+        else [*problems, "it has no rows; a sample submission has one for every answer that is wanted"],
+    )
+    return sample
+
+
+def check_rows(row_ids: Sequence[str], columns: Sequence[str], sample: pd.DataFrame | None, path: Path | None) -> None:
+    """Refuse ids that come twice, and rows and columns other than those of the sample submission in `path`.
+
+    Their order is no matter here: `write_table` takes that of the sample.
+
+    Raises:
+        PredictionsError: everything that is missing, unknown or there twice.
+    """
+    found: list[tuple[str, list[str]]] = [("ids would be written twice", _twice(row_ids))]
+    if sample is not None:
+        ids = sample.iloc[:, 0].tolist()
+        ours, theirs = set(row_ids), set(ids)
+        found += [
+            ("ids of the sample submission come twice", _twice(ids)),
+            ("of its columns would be missing", [name for name in sample if name not in columns]),
+            ("columns are not in it", [name for name in columns if name not in sample]),
+            ("of its ids have no prediction", [id for id in ids if id not in ours]),
+            ("predicted ids are not in it", [id for id in row_ids if id not in theirs]),
+        ]
+    problems = [f"{len(names)} {what}: {some(names)}" for what, names in found if names]
+    raise_problems(path or "the submission", problems)
+
+
+def write_table(path: Path, frame: pd.DataFrame, sample: pd.DataFrame | None, sample_path: Path | None) -> None:
+    """Write a submission as a new CSV, rows and columns in the order of the sample submission.
+
+    Raises:
+        PredictionsError: as `check_rows`, or NaN or infinite values; nothing is written then.
+        Refusal: the file exists.
+    """
+    check_new(path)
+    key = frame.columns[0]
+    check_rows(frame[key].tolist(), list(frame), sample, sample_path)
+    if sample is not None:
+        frame = frame.set_index(key).loc[sample.iloc[:, 0]].reset_index()[list(sample)]
+    bad = ~np.isfinite(frame.select_dtypes("number").to_numpy(np.float64)).all(axis=1) | frame.isna().any(axis=1)
+    if bad.any():
+        raise PredictionsError(
+            path, [f"{bad.sum()} rows have NaN or infinite values: {some(frame[key][bad].tolist())}"]
+        )
+    with write_atomic(path) as temporary:
+        frame.to_csv(temporary, index=False, float_format="%.8g")
+
+
+def write_runs(
+    path: Path,
+    layout: RunLengths,
+    masks: Iterable[tuple[str, np.ndarray]],
+    sample: pd.DataFrame | None,
+    sample_path: Path | None,
+) -> None:
+    """Write (id, mask (H, W) of class numbers) as run-length codes; only the codes are kept in memory.
+
+    Raises:
+        PredictionsError: as `write_table`.
+    """
+    rows = [row for id, mask in masks for row in layout.rows(id, mask)]
+    write_table(path, pd.DataFrame(rows, columns=layout.columns), sample, sample_path)
+
+
+def write_masks(
+    path: Path,
+    layout: Masks,
+    masks: Iterable[tuple[str, np.ndarray]],
+    sample: pd.DataFrame | None,
+    sample_path: Path | None,
+) -> None:
+    """Write (id, mask (H, W) of class numbers) as a new zip of PNGs, one at a time.
+
+    Raises:
+        Refusal: the file exists.
+    """
+    import cv2
+
+    check_new(path)
+    kind = np.uint8 if len(layout.classes) <= 256 else np.uint16
+    with write_atomic(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for id, mask in masks:
+            archive.writestr(f"{id}.png", cv2.imencode(".png", mask.astype(kind))[1].tobytes())
+
+
+WRITERS: dict[str, Callable[..., None]] = {"rle": write_runs, "masks": write_masks}
+
+
+def difference(first: Path, second: Path, kind: str) -> float:
+    """How much two submissions of one format differ: 0 the same, 1 nothing in common, the mean over all answers.
+
+    Labels and run-length codes differ by one minus their Jaccard index, numbers by their distance, masks by the share
+    of their pixels. NaN where rows, columns or sizes are not the same.
+
+    Raises:
+        PredictionsError: a file cannot be read.
+    """
+    return (_masks_difference if FORMATS[kind].suffix == ".zip" else _table_difference)(first, second, kind)
+
+
+def _table_difference(first: Path, second: Path, kind: str) -> float:
+    one, two = (frame.set_index(frame.columns[0]) for frame in (_read_text(first), _read_text(second)))
+    if set(one) != set(two) or set(one.index) != set(two.index):
+        return float("nan")
+    cells = zip(one.to_numpy().ravel(), two.loc[one.index, list(one)].to_numpy().ravel(), strict=True)
+    return float(np.mean([FORMATS[kind].differ(a, b) if a != b else 0.0 for a, b in cells]))
+
+
+def _masks_difference(first: Path, second: Path, kind: str) -> float:
+    for path in (first, second):
+        if not zipfile.is_zipfile(path):
+            raise PredictionsError(path, ["it is not there, or not a zip file"])
+    shares = []
+    with zipfile.ZipFile(first) as one, zipfile.ZipFile(second) as two:
+        if set(one.namelist()) != set(two.namelist()):
+            return float("nan")
+        for name in one.namelist():
+            a, b = (_read_png(archive.read(name)) for archive in (one, two))
+            if a.shape != b.shape:
+                return float("nan")
+            shares.append((a != b).mean())
+    return float(np.mean(shares))
+
+
+def _read_png(data: bytes) -> Any:
+    import cv2
+
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+
+
+def _read_text(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise PredictionsError(path, ["there is no such file"])
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise PredictionsError(path, [f"it cannot be read as CSV ({str(error).strip()})"]) from error
+
+
+def _twice(names: Sequence[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]

@@ -1,0 +1,140 @@
+"""Soft targets of the training images themselves, by teachers that saw neither them nor the student's validation fold.
+
+The student of fold k is scored on fold k, so nothing may teach it that saw fold k's labels; and what a teacher says of
+an image that it was trained on is its label once more. So an image of fold j is labelled for the student of fold k by
+the model that was trained without both (`train.py fold=pairs`). The student of every row, which nothing scores, takes
+the ordinary out-of-fold predictions.
+
+The targets are a table of pseudo labels, see predictions/pseudo/labelling.py, and training mixes them with the real
+labels in the same way: with a share of 0.5 the mean loss is half that of the teacher's answer and half that of the
+truth, both of which Hinton et al. (2015, arXiv:1503.02531) train on; their temperature is 1 here.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from foldwise.data.holdout import FULL, Holdout, choose_holdouts
+from foldwise.data.pseudo import ROW, STUDENT, provenance_path, student_name
+from foldwise.errors import Refusal
+from foldwise.files import check_new, sha256_file, write_atomic, write_json
+from foldwise.predictions.members import average_members
+from foldwise.predictions.pseudo.labelling import COLUMNS
+from foldwise.predictions.pseudo.rules import confidence
+from foldwise.predictions.pseudo.tables import check_suffix, class_problems, write_table
+from foldwise.predictions.pseudo.teachers import IDENTITY, run_problems
+from foldwise.predictions.schema import some
+from foldwise.predictions.store import read_predictions
+from foldwise.predictions.truth import Truth, read_truth
+
+
+def distill(runs: Sequence[Path], out: Path, weight: float = 1.0) -> list[dict[str, Any]]:
+    """Write the soft targets of every student, and beside them where they come from.
+
+    Args:
+        runs: folders that train.py made, with `fold=pairs`; their mean teaches. Where all have out-of-fold predictions
+            too, there is a student of every row.
+        out: the .csv or .parquet file to write.
+        weight: of each row in the loss, beside a real row's 1.
+
+    Returns:
+        For each student: student, rows, and classes: the sum of the targets of each.
+
+    Raises:
+        Refusal: whatever is wrong with the runs; all is listed, and nothing is written.
+    """
+    check_suffix(out)
+    check_new(out, provenance_path(out))
+    if not 0 < weight < np.inf:
+        raise Refusal(f"a weight of {weight:g} is not a number above 0")
+    problems = [problem for run in runs for problem in run_problems(run)]
+    if problems:
+        raise Refusal("\n".join(problems))
+    truth = read_truth(runs[0])
+    if truth.task == "segmentation":
+        raise Refusal("masks have no soft targets: distill.py is for multiclass and multilabel")
+    folds = sorted(set(truth.folds.tolist()) - {-1})
+    students = folds + [FULL] * all((run / "oof").is_dir() for run in runs)
+    shards = {(run, student): _shards(run, student, folds) for run in runs for student in students}
+    problems = class_problems(list(truth.table.classes), COLUMNS)
+    problems += [problem for run in runs for problem in _pair_problems(run, folds)]
+    if not problems:
+        every = sorted({shard for found in shards.values() for shard in found})
+        problems = [problem for shard in every for problem in _shard_problems(shard, truth)]
+    if problems:
+        raise Refusal("\n".join(problems))
+    frames, summaries = [], []
+    for student in students:
+        frame, summary = _targets(truth, student, [shards[run, student] for run in runs], weight)
+        frames.append(frame)
+        summaries.append(summary)
+    origin = {
+        "created_by": "distill.py",
+        "task": truth.task,
+        "classes": list(truth.table.classes),
+        "folds_hash": truth.folds_hash,
+        "runs": [{"folder": str(run), "identity": sha256_file(run / IDENTITY)[:16]} for run in runs],
+        "weight": weight,
+        "students": summaries,
+    }
+    with write_atomic(out) as table_file, write_atomic(provenance_path(out)) as origin_file:  # both, or neither
+        write_table(table_file, pd.concat(frames, ignore_index=True))
+        write_json(origin_file, origin)
+    return summaries
+
+
+def _targets(
+    truth: Truth, student: int, shards_of_runs: Sequence[Sequence[Path]], weight: float
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The rows of one student, and how many they are."""
+    table, classes = truth.table, list(truth.table.classes)
+    rows = np.flatnonzero((truth.folds >= 0) & (truth.folds != student))
+    ids = [table.ids[row] for row in rows]
+    said = np.mean([_said(shards, student, classes).loc[ids] for shards in shards_of_runs], axis=0)
+    if truth.task == "multiclass":
+        said /= said.sum(axis=1, keepdims=True)  # exactly, which predictions need not be
+    frame = table.frame.iloc[rows][["id", "image"]].reset_index(drop=True)
+    frame = frame.assign(
+        **{ROW: f"{student_name(student)}/" + frame["id"], STUDENT: student_name(student), "weight": weight}
+    )
+    frame["confidence"] = confidence(said, truth.task == "multilabel").astype(np.float32)
+    targets = pd.DataFrame(said.astype(np.float32), columns=classes)
+    summary = {
+        STUDENT: student_name(student),
+        "rows": len(rows),
+        "classes": dict(zip(classes, said.sum(axis=0).tolist(), strict=True)),
+    }
+    return frame[list(COLUMNS)].join(targets), summary
+
+
+def _said(shards: Sequence[Path], student: int, classes: Sequence[str]) -> pd.DataFrame:
+    """By id: what teachers said of the rows of the folds that are not the student's."""
+    frame = pd.concat([read_predictions(shard).frame for shard in shards])
+    return average_members(frame[frame["fold"] != student], classes).set_index("id")
+
+
+def _shards(run: Path, student: int, folds: Sequence[int]) -> list[Path]:
+    """The predictions that teach a student: of the models without it and another fold, or all out-of-fold ones."""
+    if student == FULL:
+        return [run / "oof"]
+    pairs = [pair for pair in choose_holdouts("pairs", list(folds)) if student in pair.folds]
+    return [shard for pair in pairs for shard in sorted((run / pair.name).glob("oof-*-of-*"))]
+
+
+def _pair_problems(run: Path, folds: list[int]) -> list[str]:
+    pairs: list[Holdout] = choose_holdouts("pairs", folds)
+    missing = [pair.name for pair in pairs if not (run / pair.name / "metrics.json").is_file()]
+    if not missing:
+        return []
+    return [
+        f"{run} has no teachers {some(missing)}: python train.py run={run} fold=pairs trains the models that may teach"
+    ]
+
+
+def _shard_problems(shard: Path, truth: Truth) -> list[str]:
+    header = read_predictions(shard).header
+    same = (header.classes, header.folds_hash) == (list(truth.table.classes), truth.folds_hash)
+    return [] if same else [f"{shard} was made with other classes or folds than those of {truth.table.path} now"]

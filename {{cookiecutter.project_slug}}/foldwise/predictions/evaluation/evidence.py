@@ -1,0 +1,164 @@
+"""What scores are made of: one prediction laid beside the truth. Of segmentation maps only pixel counts are kept."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from foldwise.errors import Refusal
+from foldwise.predictions.evaluation.reliability import BINS, reliability_bins
+from foldwise.predictions.members import average_members
+from foldwise.predictions.metrics import answered_right, confusion_matrix, cross_entropy
+from foldwise.predictions.schema import PredictionsError
+from foldwise.predictions.scoring import by_unit
+from foldwise.predictions.store import Predictions, iter_average_maps
+from foldwise.predictions.truth import Truth
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """A prediction beside the truth; U scored units, which are images where the table has no units.
+
+    Attributes:
+        arrays: what metrics take: target and probability (U, C), or pixel counts (U, C, 3).
+        folds: (U,) the fold of each unit; 0 for predictions that every fold's model made.
+        rows: (U,) the row of the table that stands for the unit, its first.
+        counts: (C, 3) right, answered and true units (pixels) of each class.
+        confusion: (C, C) counts of (true, answered) class; None for multi-label.
+        reliability: (3, B) sums, see `predictions/evaluation/reliability.py`.
+        right: (U,) whether the answer is the truth, in every label or pixel.
+        wrong, unsure: (U,) the larger, the further from the truth, and the less decided.
+        average: the probabilities by id, averaged over the members, of all images; None for segmentation.
+    """
+
+    name: str
+    predictions: Predictions
+    arrays: tuple[np.ndarray, ...]
+    folds: np.ndarray
+    rows: np.ndarray
+    counts: np.ndarray
+    confusion: np.ndarray | None
+    reliability: np.ndarray
+    right: np.ndarray
+    wrong: np.ndarray
+    unsure: np.ndarray
+    average: pd.DataFrame | None = None
+
+
+def gather_evidence(
+    name: str, predictions: Predictions, truth: Truth, rows: np.ndarray, progress: bool = False
+) -> Evidence:
+    """Lay predictions beside the truth.
+
+    Args:
+        rows: (N,) rows of the table to score; they are predicted (`matching.check_predictions`).
+
+    Raises:
+        Refusal: a mask or map cannot be read or does not fit the other.
+    """
+    gather = _gather_maps if truth.task == "segmentation" else _gather_rows
+    return gather(name, predictions, truth, rows, _folds(predictions, truth, rows), progress)
+
+
+def class_table(evidence: Evidence, truth: Truth) -> pd.DataFrame:
+    """Precision, recall and F1 of each class, and IoU of masks; what it counts are units, or pixels.
+
+    A figure that does not exist is NaN.
+    """
+    right, answered, true = evidence.counts.T.astype(np.float64)
+
+    def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+        return np.divide(above, below, out=np.full(len(below), np.nan), where=below > 0)
+
+    table = pd.DataFrame({"class": truth.table.classes, "true": true, "answered": answered, "right": right})
+    table = table.astype({"true": np.int64, "answered": np.int64, "right": np.int64})
+    table = table.assign(
+        precision=ratio(right, answered), recall=ratio(right, true), F1=ratio(2 * right, answered + true)
+    )
+    return table.assign(IoU=ratio(right, answered + true - right)) if truth.task == "segmentation" else table
+
+
+def _folds(predictions: Predictions, truth: Truth, rows: np.ndarray) -> np.ndarray:
+    if predictions.header.kind == "test":
+        return np.zeros(len(rows), np.int64)
+    fold_of = predictions.frame.drop_duplicates("id").set_index("id")["fold"]
+    return fold_of.loc[truth.table.frame["id"].iloc[rows]].to_numpy(np.int64)
+
+
+def _gather_rows(
+    name: str, predictions: Predictions, truth: Truth, rows: np.ndarray, folds: np.ndarray, _: bool
+) -> Evidence:
+    table, multilabel = truth.table, truth.task == "multilabel"
+    average = average_members(predictions.frame, table.classes).set_index("id")
+    values = average.loc[table.frame["id"].iloc[rows]].to_numpy(np.float64)
+    target, probability, folds = by_unit(table, rows, values, folds)
+    if "unit" in table.frame:
+        rows = rows[~table.frame["unit"].iloc[rows].duplicated().to_numpy()]
+    truth_of, answer, confusion = target >= 0.5, probability >= 0.5, None
+    sums = reliability_bins(probability, target)
+    if not multilabel:
+        classes = np.arange(len(table.classes))
+        true, best = target.argmax(axis=1), probability.argmax(axis=1)
+        truth_of, answer = classes == true[:, None], classes == best[:, None]
+        confusion = confusion_matrix(true, best, len(classes))
+        sums = reliability_bins(probability.max(axis=1), true == best)
+    return Evidence(
+        name,
+        predictions,
+        (target, probability),
+        folds,
+        rows,
+        np.stack([(truth_of & answer).sum(axis=0), answer.sum(axis=0), truth_of.sum(axis=0)], axis=1),
+        confusion,
+        sums,
+        right=answered_right(target, probability, multilabel),
+        wrong=cross_entropy(target, probability, multilabel),
+        unsure=cross_entropy(probability, probability, multilabel),
+        average=average,
+    )
+
+
+def _gather_maps(
+    name: str, predictions: Predictions, truth: Truth, rows: np.ndarray, folds: np.ndarray, progress: bool
+) -> Evidence:
+    from rich.console import Console
+    from rich.progress import track
+
+    from foldwise.data.images import read_mask
+
+    table, metric = truth.table, truth.metric
+    counts, unsure = [], []
+    confusion, sums = np.zeros((len(table.classes),) * 2, np.int64), np.zeros((3, BINS))
+    maps = iter_average_maps(predictions, table.frame["id"].iloc[rows].tolist())
+    console = Console(stderr=True)
+    steps = track(
+        maps, name, total=len(rows), console=console, transient=True, disable=not (progress and console.is_terminal)
+    )
+    for row, (id, probability) in zip(rows, steps, strict=True):
+        mask = read_mask(table.mask_path(row))
+        try:
+            counts.append(metric.counts(mask, probability))
+        except Refusal as error:
+            raise PredictionsError(predictions.folder, [f"id {id}: {error}"]) from error
+        valid = mask != metric.ignore_index
+        true, answer = mask[valid].astype(np.int64), probability.argmax(axis=0)[valid]
+        confidence = probability.max(axis=0)[valid]
+        confusion += confusion_matrix(true, answer, len(confusion))
+        sums += reliability_bins(confidence, true == answer)
+        unsure.append(1 - confidence.mean() if len(confidence) else 0.0)
+    stacked = np.stack(counts)
+    right, true_pixels = stacked[:, :, 0].sum(axis=1), stacked[:, :, 2].sum(axis=1)
+    wrong = 1 - right / np.maximum(true_pixels, 1)
+    return Evidence(
+        name,
+        predictions,
+        (stacked,),
+        folds,
+        rows,
+        stacked.sum(axis=0),
+        confusion,
+        sums,
+        right=right == true_pixels,
+        wrong=wrong,
+        unsure=np.array(unsure),
+    )

@@ -1,0 +1,70 @@
+"""Parts of a table: subgroups that are scored for themselves, and images that are only looked at."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foldwise.data.table import DEFAULT_TARGET, Table
+from foldwise.errors import Refusal
+from foldwise.predictions.schema import some
+
+MOST_VALUES = 20  # of a column that makes subgroups by default
+MOST_SUBGROUPS = 100  # of a column that is asked for
+CANONICAL = ("id", "image", "mask", "group", "unit", "weight", "fold")
+
+
+def subgroup_columns(table: Table, declared: Mapping[str, Any], by: Sequence[str] | None = None) -> list[str]:
+    """The columns `by`, or else the table's extra columns with 2 to 20 values.
+
+    Args:
+        declared: `data.columns` of the configuration: these columns make no subgroups by default.
+
+    Raises:
+        Refusal: columns that the table does not have, or that have more than 100 values.
+    """
+    if by is not None:
+        missing = [name for name in by if name not in table.frame]
+        if missing:
+            raise Refusal(f"{table.path} has no column {some(missing)}; its columns are {', '.join(table.frame)}")
+        for name in by:
+            count = table.frame[name].astype(str).nunique()
+            if count > MOST_SUBGROUPS:
+                raise Refusal(f"the column {name} has {count:,} values, and at most {MOST_SUBGROUPS} make subgroups")
+        return list(by)
+    own = {*CANONICAL, DEFAULT_TARGET[table.task]}
+    for names in declared.values():
+        own |= {names} if isinstance(names, str) else set(names or ())
+    extra = [name for name in table.frame if name not in own]
+    return [name for name in extra if 2 <= table.frame[name].astype(str).nunique() <= MOST_VALUES]
+
+
+def subgroups(table: Table, column: str, rows: np.ndarray) -> list[tuple[str, str, np.ndarray]]:
+    """The column, a value and the places in `rows` that have it, for each value in sorted order."""
+    values = table.frame[column].iloc[rows].astype(str).to_numpy()
+    return [(column, value or "(empty)", np.flatnonzero(values == value)) for value in sorted(set(values))]
+
+
+def shown_rows(table: Table, show: str) -> np.ndarray:
+    """(N,) bool: the rows that `show` selects, a file with one id a line, or column=value.
+
+    Raises:
+        Refusal: neither, or ids or values that the table does not have.
+    """
+    if Path(show).is_file():
+        ids = Path(show).read_text(encoding="utf-8").split("\n")
+        wanted = {line.strip() for line in ids} - {""}
+        unknown = sorted(wanted - set(table.ids))
+        if unknown:
+            raise Refusal(f"{show} has {len(unknown)} ids that {table.path} does not have: {some(unknown)}")
+        return table.frame["id"].isin(wanted).to_numpy()
+    column, equals, value = show.partition("=")
+    if not equals:
+        raise Refusal(f"--show {show} is neither a file of ids nor column=value")
+    if column not in table.frame:
+        raise Refusal(f"{table.path} has no column {column}; its columns are {', '.join(table.frame)}")
+    values = table.frame[column].astype(str)
+    if value not in set(values):
+        raise Refusal(f"no row of {table.path} has {column} {value!r}; it has {some(sorted(set(values)), 10)}")
+    return (values == value).to_numpy()

@@ -1,0 +1,217 @@
+"""Runs whose predictions of unlabelled images may teach students, and what they say to each of them.
+
+The student of fold k is a model that is trained without fold k and scored on it, so nothing may teach it that ever saw
+fold k's labels. A run's fold-k models have not: they were trained on the other folds, and where they were trained on
+pseudo labels, on those of student k. All else has, in one way or another:
+
+- models of the other folds were trained on fold k's labels;
+- an ensemble's fold-k member was fitted on other folds' out-of-fold rows, which come from models of those other folds;
+- a checkpoint, a restart or a rate that was chosen by the validation of fold k knows how well it did on fold k.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foldwise.config import followers, read_config
+from foldwise.data.table import Columns, Table, read_table
+from foldwise.errors import Refusal
+from foldwise.files import sha256_file
+from foldwise.predictions.ensembles.blending import is_probability
+from foldwise.predictions.maps import iter_side_by_side, size_problems
+from foldwise.predictions.members import average_members
+from foldwise.predictions.schema import some
+from foldwise.predictions.sources import Source, find_sources
+from foldwise.predictions.store import Predictions, read_predictions
+from foldwise.predictions.truth import Truth, read_truth
+
+IDENTITY = "identity.json"
+UNFITTED = ("predict.py", "average.py")
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """Checked runs; `table` has the N unlabelled images that each of them predicted with the models of every fold."""
+
+    sources: list[Source]
+    predictions: list[Predictions]
+    truth: Truth
+    table: Table
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.truth.table.classes)
+
+    @property
+    def task(self) -> str:
+        return self.truth.task
+
+    @property
+    def multilabel(self) -> bool:
+        return self.task == "multilabel"
+
+    @property
+    def folds(self) -> list[int]:
+        """The folds, which are the numbers of the students."""
+        return sorted(set(self.truth.folds.tolist()) - {-1})
+
+    def probability(self, fold: int | None = None) -> np.ndarray:
+        """(N, C) float64: the mean over the runs of what their models of this fold say, snapshots and views averaged.
+
+        None takes the models of all folds, which is for looking and not for training. Of masks see `maps`.
+        """
+        total = np.zeros((len(self.table), len(self.classes)))
+        for part in self.predictions:
+            frame = part.frame if fold is None else part.frame[part.frame["fold"] == fold]
+            total += average_members(frame, self.classes).set_index("id").loc[self.table.ids].to_numpy(np.float64)
+        if self.multilabel:
+            return total / len(self.predictions)
+        return total / total.sum(axis=1, keepdims=True)  # exactly, which predictions need not be
+
+    def maps(self, rows: np.ndarray, fold: int | None = None) -> Iterator[np.ndarray]:
+        """As `probability`, of segmentation: (C, H, W) float32 of these rows of the table, one image at a time.
+
+        As stored, in steps of 1 / 255. A bar is shown on a terminal.
+        """
+        from rich.console import Console
+        from rich.progress import track
+
+        ids = self.table.frame["id"].iloc[rows].tolist()
+        what = "reading the maps" if fold is None else f"masks for the student of fold {fold}"
+        console = Console(stderr=True)
+        for _, maps in track(
+            iter_side_by_side(self.predictions, ids, fold),
+            what,
+            total=len(ids),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        ):
+            yield maps.mean(axis=0)
+
+    def held_out(self, fold: int) -> np.ndarray:
+        """(N,) bool: images that belong to the fold, by their file, group or unit.
+
+        With them a student would be scored on scenes that it was trained on, if under labels of its own making.
+        """
+        result = np.zeros(len(self.table), bool)
+        training = self.truth.table.frame[self.truth.folds == fold]
+        for column in ("image", "group", "unit"):
+            if column in training and column in self.table.frame:
+                result |= self.table.frame[column].isin(training[column]).to_numpy()
+        return result
+
+    def describe(self) -> dict[str, Any]:
+        """Where the targets come from, as plain values."""
+        return {
+            "task": self.truth.task,
+            "classes": self.classes,
+            "folds_hash": self.truth.folds_hash,
+            "unlabelled": str(self.table.path),
+            "runs": [
+                {
+                    "folder": str(source.folder),
+                    "predictions": part.folder.name,
+                    "identity": sha256_file(source.folder / IDENTITY)[:16],
+                    "members": part.header.members,
+                }
+                for source, part in zip(self.sources, self.predictions, strict=True)
+            ],
+        }
+
+
+def open_teachers(runs: Sequence[Path], test: str | None = None, table: Path | None = None) -> Teachers:
+    """Find the predictions of unlabelled images and check that their runs may teach.
+
+    Args:
+        runs: folders that train.py made, of one competition and the same folds.
+        test: a name in `<run>/predictions`; None: the only ones.
+        table: of the predicted images; None: `data.test_table` of the first run.
+
+    Raises:
+        Refusal: runs that may not teach, predictions that are not there or do not go together; all are listed.
+    """
+    problems = [problem for run in runs for problem in run_problems(Path(run))]
+    if problems:
+        raise Refusal("\n".join(problems))
+    sources = find_sources(runs, test=test)
+    problems = [
+        f"{source.folder} has no predictions of unlabelled images; python predict.py {source.folder} makes them"
+        for source in sources
+        if source.test is None
+    ]
+    if problems:
+        raise Refusal("\n".join(problems))
+    truth = read_truth(sources[0].folder)
+    unlabelled = _read_table(truth, table)
+    predictions = [read_predictions(source.test) for source in sources if source.test is not None]
+    problems = [problem for part in predictions for problem in _prediction_problems(part, truth, unlabelled)]
+    if not problems and truth.task == "segmentation":
+        problems = [f"{part.folder}: {text}" for part in predictions for text in size_problems(part, predictions[0])]
+    if problems:
+        raise Refusal("\n".join(problems))
+    return Teachers(sources, predictions, truth, unlabelled)
+
+
+def run_problems(run: Path) -> list[str]:
+    """Why a source may not teach; empty where it may."""
+    if (run / "ensemble.json").is_file():
+        return [
+            f"{run} is an ensemble: its member for fold k was fitted on the out-of-fold rows of the other folds, whose "
+            "models had seen fold k's labels. Name the runs that it is made of, and their plain mean is taken"
+        ]
+    if (run / "averaging.json").is_file():
+        return [
+            f"{run} has averaged weights: how many are averaged for fold k was chosen by the scores of models that had "
+            "seen fold k's labels. Name the run that it was made from"
+        ]
+    if not (run / IDENTITY).is_file():
+        return [f"{run} is not a run of train.py: what its models of fold k have seen, nobody can say"]
+    config = read_config(run)
+    reasons = followers(config)
+    if not reasons:
+        return []
+    return [
+        f"{run}: its models of fold k followed the validation on fold k ({', '.join(reasons)}), and so its labels. "
+        "Train without that"
+    ]
+
+
+def _read_table(truth: Truth, path: Path | None) -> Table:
+    data = truth.config["data"]
+    path = path or data["test_table"]
+    if path is None:
+        raise Refusal("data.test_table is null: say which images were predicted with --table <file>")
+    columns = Columns.from_config(data["columns"])
+    return read_table(path, truth.task, data["root"], columns, truth.table.classes, has_target=False)
+
+
+def _prediction_problems(predictions: Predictions, truth: Truth, table: Table) -> list[str]:
+    header, frame = predictions.header, predictions.frame
+    problems = []
+    if header.kind != "test":
+        problems.append(f"their kind is {header.kind} and not test")
+    if header.created_by not in UNFITTED:
+        problems.append(
+            f"they were made by {header.created_by!r}; only what {' and '.join(UNFITTED)} write is fitted to no fold"
+        )
+    if not is_probability(header):
+        problems.append("their values are means of ranks and not probabilities")
+    if (header.task, header.classes) != (truth.task, list(truth.table.classes)):
+        problems.append(
+            f"their task is {header.task} and their classes are {some(header.classes)}, those of {truth.table.path} "
+            f"{truth.task} and {some(truth.table.classes)}"
+        )
+    if header.folds_hash != truth.folds_hash:
+        problems.append(f"they were made with the folds {header.folds_hash}, and the folds now are {truth.folds_hash}")
+    missing = sorted(set(truth.folds.tolist()) - {-1} - set(frame["fold"].tolist()))
+    if missing:
+        problems.append(f"the models of the folds {missing} are missing, and each student needs those of its own fold")
+    predicted, asked = set(frame["id"]), set(table.ids)
+    for what, names in (("are not in", predicted - asked), ("have no prediction but are in", asked - predicted)):
+        if names:
+            problems.append(f"{len(names)} ids {what} {table.path}: {some(sorted(names))}")
+    return [f"{predictions.folder}: {problem}" for problem in problems]

@@ -1,0 +1,190 @@
+"""What a prediction folder must be like: its sidecar, its rows, and everything that can be wrong with them.
+
+The format is described in `predictions/store.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from foldwise.data.problems import some
+from foldwise.errors import Refusal
+
+SCHEMA_VERSION = 1
+MEMBER = ["fold", "snapshot", "view"]
+KINDS = ("oof", "test")
+TASKS = ("multiclass", "multilabel", "segmentation")
+HEADER, ROWS, INDEX = "predictions.json", "predictions.parquet", "index.parquet"
+ROUNDING = 1e-6  # a sum of probabilities may end this far outside of [0, 1]; it is cut off
+INDEX_COLUMNS = ["id", *MEMBER, "file", "height", "width"]
+
+
+class PredictionsError(Refusal):
+    """What is wrong with a prediction; `problems` has one sentence each."""
+
+    def __init__(self, where: Path | str, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        shown = "\n".join(f"  - {problem}" for problem in self.problems[:20])
+        more = f"\n  and {len(self.problems) - 20} more" if len(self.problems) > 20 else ""
+        super().__init__(f"{where}:\n{shown}{more}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """The sidecar `predictions.json`.
+
+    Attributes:
+        kind: "oof" or "test".
+        task: "multiclass", "multilabel" or "segmentation".
+        classes: names in the order of the columns.
+        run: the run that predicted.
+        folds_hash: of the folds it was trained on (`folds.folds_hash`); None when unknown. Others cannot be blended.
+        tta: {"views": [...], "mean": "arithmetic" | "geometric"}, and "tiles": True where pictures were cut into tiles.
+        members: [{"fold": ..., "snapshot": ..., "view": ...}], filled in from the rows when they are written.
+        created_by: the command or person.
+    """
+
+    kind: str
+    task: str
+    classes: Sequence[str]
+    run: str = ""
+    folds_hash: str | None = None
+    tta: dict[str, Any] = field(default_factory=lambda: {"views": ["identity"], "mean": "arithmetic"})
+    members: list[dict[str, Any]] = field(default_factory=list)
+    created_by: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", list(self.classes))  # a tuple is not equal to what JSON gives back
+
+
+def row_columns(frame: pd.DataFrame, header: Header, where: Path) -> list[str]:
+    """The columns that the frame must have, and has; other columns than these are an error too."""
+    wanted = INDEX_COLUMNS if header.task == "segmentation" else ["id", *MEMBER, *header.classes]
+    problems = [f"the column {name} is missing" for name in wanted if name not in frame]
+    problems += [
+        f"the column {name} is neither a class nor {', '.join(['id', *MEMBER])}" for name in frame if name not in wanted
+    ]
+    raise_problems(where, problems)
+    return wanted
+
+
+def header_problems(values: Any) -> list[str]:
+    """What is wrong with the values of a sidecar."""
+    if not isinstance(values, dict):
+        return [f"{HEADER} is not a JSON object"]
+    version = values.get("schema_version")
+    if not isinstance(version, int):
+        return [f"{HEADER} has no schema_version"]
+    if version > SCHEMA_VERSION:
+        return [f"{HEADER} has schema version {version}, and this code reads up to {SCHEMA_VERSION}: update the code"]
+    problems = [f"{HEADER} lacks {item.name}" for item in fields(Header) if item.name not in values]
+    if problems:
+        return problems
+    if values["kind"] not in KINDS:
+        problems.append(f"the kind is {values['kind']!r} and not one of {', '.join(KINDS)}")
+    if values["task"] not in TASKS:
+        problems.append(f"the task is {values['task']!r} and not one of {', '.join(TASKS)}")
+    classes = values["classes"]
+    if not (isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes)):
+        problems.append("classes is not a list of names")
+    elif len(set(classes)) < len(classes):
+        problems.append(f"class names come twice: {some(sorted({c for c in classes if classes.count(c) > 1}))}")
+    elif clash := {"id", *MEMBER} & set(classes):
+        problems.append(f"a class cannot be called {some(sorted(clash))}, which is a column of its own: rename it")
+    for name in ("run", "created_by"):
+        if not isinstance(values[name], str):
+            problems.append(f"{name} is not a text")
+    if not isinstance(values["folds_hash"], str | None):
+        problems.append("folds_hash is neither a text nor null")
+    if not isinstance(values["tta"], dict):
+        problems.append("tta is not an object with views and mean")
+    members = values["members"]
+    if not (isinstance(members, list) and all(isinstance(m, dict) and set(m) == set(MEMBER) for m in members)):
+        problems.append("members is not a list of objects with fold, snapshot and view")
+    return problems
+
+
+def frame_problems(frame: pd.DataFrame, header: Header) -> list[str]:
+    """What is wrong with rows or an index that has the columns."""
+    problems = []
+    if not len(frame):
+        return ["there are no rows: every predicted image has one, or one a member"]
+    for name in ("id", "snapshot", "view"):
+        if not all(isinstance(value, str) for value in frame[name].unique()):
+            problems.append(
+                f"the column {name} is not text" + (' (write it with .astype("string"))' if name == "id" else "")
+            )
+    if not pd.api.types.is_integer_dtype(frame["fold"]):
+        problems.append(f"the column fold is {frame['fold'].dtype} and not an integer")
+    if problems:
+        return problems
+    if header.task != "segmentation":
+        problems += _probability_problems(frame, header)
+    twice = frame["id"][frame.duplicated(["id", *MEMBER])].unique()
+    if len(twice):
+        problems.append(f"{len(twice)} ids come more than once for one member: {some(sorted(twice))}")
+        return problems
+    members = frame[MEMBER].drop_duplicates()
+    full = len(members)
+    if header.kind == "oof":
+        folds = frame.groupby("id")["fold"].nunique()
+        several = folds.index[folds > 1]
+        if len(several):
+            problems.append(f"{len(several)} ids are out of fold in more than one fold: {some(sorted(several))}")
+            return problems
+        full = members["fold"].value_counts().max()  # each fold names its snapshots, as the best epochs, by itself
+    counts = frame.groupby("id", sort=False).size()
+    short = counts.index[counts < full]
+    if len(short):
+        problems.append(f"{len(short)} ids lack some of the {full} members: {some(sorted(short))}")
+    return problems
+
+
+def _probability_problems(frame: pd.DataFrame, header: Header) -> list[str]:
+    other = [name for name in header.classes if not pd.api.types.is_float_dtype(frame[name])]
+    if other:
+        return [f"the column {name} is {frame[name].dtype} and not a float" for name in other]
+    values = frame[header.classes].to_numpy(np.float32)
+    problems = []
+    for what, bad in (
+        ("have NaN", np.isnan(values)),
+        ("are outside 0 to 1", (values < -ROUNDING) | (values > 1 + ROUNDING)),
+    ):
+        rows = bad.any(axis=1)
+        if rows.any():
+            problems.append(f"{rows.sum()} rows {what}: ids {some(sorted(frame['id'][rows].unique()))}")
+    if header.task == "multiclass" and not problems:
+        off = np.abs(values.sum(axis=1) - 1) > 1e-2
+        if off.any():
+            problems.append(
+                f"{off.sum()} rows do not sum to 1 over the classes: ids {some(sorted(frame['id'][off].unique()))}"
+            )
+    return problems
+
+
+def members_of(frame: pd.DataFrame) -> list[tuple[int, str, str]]:
+    """The (fold, snapshot, view) that the rows have, sorted."""
+    rows = frame[MEMBER].drop_duplicates()
+    return sorted((int(fold), snapshot, view) for fold, snapshot, view in rows.itertuples(index=False))
+
+
+def map_file_problems(folder: Path, frame: pd.DataFrame) -> list[str]:
+    """Map files of an index that are missing, or not in maps/."""
+    maps = (folder / "maps").resolve()
+    outside = [name for name in frame["file"] if (folder / name).resolve().parent != maps]
+    if outside:
+        return [f"{len(outside)} map files are not in maps/: {some(outside)}"]
+    there = {f"maps/{path.name}" for path in maps.iterdir()} if maps.is_dir() else set()
+    missing = [name for name in frame["file"] if name not in there]
+    return [f"{len(missing)} map files are missing: {some(missing)}"] if missing else []
+
+
+def raise_problems(where: Path | str, problems: list[str]) -> None:
+    """Raise a PredictionsError where there are problems."""
+    if problems:
+        raise PredictionsError(where, problems)

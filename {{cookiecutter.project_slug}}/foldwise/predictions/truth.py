@@ -1,0 +1,121 @@
+"""What out-of-fold predictions are measured by: the table with its targets, the folds, and the competition's metric."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foldwise.config import compose_config, read_config
+from foldwise.data.folds import folds_hash, table_folds
+from foldwise.data.table import Columns, Table, read_table
+from foldwise.errors import Refusal
+from foldwise.predictions.members import average_members
+from foldwise.predictions.metrics.building import build_metric
+from foldwise.predictions.schema import PredictionsError, some
+from foldwise.predictions.store import Predictions
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The truth of one competition.
+
+    `folds` is (N,) int64, the fold of each row of the table, -1 for rows that are never scored. `metric` is ready for
+    the task. `config` is the resolved configuration that all this comes from.
+    """
+
+    table: Table
+    folds: np.ndarray
+    folds_hash: str
+    metric: Any
+    config: dict[str, Any]
+
+    @property
+    def task(self) -> str:
+        return self.table.task
+
+
+def read_truth(source: Path, data: str | None = None, overrides: Sequence[str] = ()) -> Truth:
+    """Read the truth that belongs to a source of predictions.
+
+    Args:
+        source: a run or an ensemble, whose config.yaml says which data and metric it is about.
+        data: a file in configs/data by name, for predictions that come without a config.yaml; None: `source` has one.
+        overrides: key=value changes of the configuration, as in train.py; only beside `data`.
+
+    Raises:
+        Refusal: there is no configuration, no folds.csv, or something is wrong with the table.
+    """
+    config = _config(source, data, overrides)
+    section = config["data"]
+    classes = section["classes"]
+    if section["name"] == "sample":
+        from foldwise.data.sample import sample_classes
+
+        classes = classes or sample_classes(config["task"])
+    columns = Columns.from_config(section["columns"])
+    table = read_table(section["table"], config["task"], section["root"], columns, classes)
+    folds = table_folds(table, section)
+    metric = build_metric(config["metric"], config["task"], table.classes)
+    return Truth(table, np.array([folds[id] for id in table.ids]), folds_hash(folds), metric, config)
+
+
+def align(predictions: Predictions, truth: Truth) -> tuple[np.ndarray, np.ndarray]:
+    """Out-of-fold classification predictions in the order of the table, averaged over snapshots and views.
+
+    Returns:
+        rows (N,) int64 of the table that are scored, in its order, and their probability (N, C) float64.
+
+    Raises:
+        PredictionsError: as `check_oof`.
+    """
+    check_oof(predictions, truth)
+    average = average_members(predictions.frame, predictions.classes).set_index("id")
+    rows = np.flatnonzero(truth.folds >= 0)
+    ids = [truth.table.ids[row] for row in rows]
+    return rows, average.loc[ids, list(truth.table.classes)].to_numpy(np.float64)
+
+
+def check_oof(predictions: Predictions, truth: Truth) -> None:
+    """Refuse predictions that are not out-of-fold predictions of exactly the scored rows of the truth.
+
+    Raises:
+        PredictionsError: another kind, task, classes or folds, ids that are missing or unknown; all are listed.
+    """
+    header, table = predictions.header, truth.table
+    if header.kind != "oof":
+        raise PredictionsError(predictions.folder, [f"their kind is {header.kind}, and only oof ones can be scored"])
+    problems = []
+    if header.task != table.task:
+        problems.append(f"their task is {header.task}, and that of {table.path} is {table.task}")
+    if header.classes != list(table.classes):
+        problems.append(f"their classes are {some(header.classes)}, and those of {table.path} {some(table.classes)}")
+    if header.folds_hash is not None and header.folds_hash != truth.folds_hash:
+        problems.append(f"they were made with the folds {header.folds_hash}, and the folds now are {truth.folds_hash}")
+    scored = dict(zip(table.ids, truth.folds.tolist(), strict=True))
+    wanted = {id for id, fold in scored.items() if fold >= 0}
+    fold_of = dict(zip(predictions.frame["id"], predictions.frame["fold"], strict=True))
+    for what, names in (
+        ("rows of the table have no prediction", sorted(wanted - fold_of.keys())),
+        ("predicted ids are not scored rows of the table", sorted(fold_of.keys() - wanted)),
+        ("ids are of another fold", sorted(id for id in wanted & fold_of.keys() if scored[id] != fold_of[id])),
+    ):
+        if names:
+            problems.append(f"{len(names)} {what}: {some(names)}")
+    if problems:
+        raise PredictionsError(predictions.folder, problems)
+
+
+def _config(source: Path, data: str | None, overrides: Sequence[str]) -> dict[str, Any]:
+    if data is None:
+        if overrides:
+            raise Refusal(f"{', '.join(overrides)} changes a configuration: name the data with --data")
+        if not (source / "config.yaml").is_file():
+            raise Refusal(f"{source} has no config.yaml: say which data its predictions are about with --data <name>")
+        return read_config(source)
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.to_container(compose_config([f"data={data}", "experiment_name=null", *overrides]), resolve=True)
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}

@@ -1,0 +1,126 @@
+"""From the out-of-fold predictions of finished folds to the score and the report."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from foldwise.config import followers
+from foldwise.data.holdout import Holdout
+from foldwise.data.images import read_mask
+from foldwise.data.prepare import Prepared
+from foldwise.files import write_json
+from foldwise.predictions.members import average_members
+from foldwise.predictions.metrics import score_fold_counts
+from foldwise.predictions.metrics.building import build_metric
+from foldwise.predictions.scoring import score_table
+from foldwise.predictions.store import Predictions, iter_average_maps, merge_folders, read_predictions
+from foldwise.reporting.run_console import print_run
+from foldwise.reporting.run_report import report_run
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The competition's metric: of each fold, and overall as the metric says (pooled, or the mean of the folds).
+
+    `counts` are the (N, C, 3) pixel counts behind it, for segmentation.
+    """
+
+    metric: Any
+    per_fold: dict[int, float]
+    overall: float
+    counts: np.ndarray | None = None
+
+
+def finish_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: Prepared, world: int) -> None:
+    """Write the metrics.json of a model all of whose processes have ended well. Doing it twice is harmless."""
+    folder = run / part.name
+    shards = [read_predictions(shard) for shard in sorted(folder.glob("oof-*-of-*"))]
+    history = pd.read_csv(folder / "history.csv")
+    # Nothing measures a model of every row.
+    score = score_predictions(shards, config, prepared).overall if part.folds else math.nan
+    write_json(
+        folder / "metrics.json",
+        {
+            "held_out": list(part.folds),
+            "metric": type(build_metric(config["metric"], config["task"], prepared.table.classes)).__name__,
+            "score": plain_number(score),
+            "epochs": len(history),
+            "seconds": round(float(history["seconds"].sum()), 1),
+            "processes": world,
+            "chosen_on_own_fold": bool(followers(config)),
+        },
+    )
+
+
+def score_predictions(parts: Sequence[Predictions], config: Mapping[str, Any], prepared: Prepared) -> Scores:
+    """The competition's metric over predictions of different rows together, averaged over the snapshots."""
+    table = prepared.table
+    metric = build_metric(config["metric"], config["task"], table.classes)
+    row_of = {id: row for row, id in enumerate(table.ids)}
+    if config["task"] == "segmentation":
+        counts, folds = [], []
+        for part in parts:
+            for id, probability in iter_average_maps(part):
+                counts.append(metric.counts(read_mask(table.mask_path(row_of[id])), probability))
+                folds.append(prepared.folds[id])
+        stacked = np.stack(counts)
+        return Scores(metric, *score_fold_counts(metric, stacked, np.array(folds)), stacked)
+    frame = pd.concat([average_members(part.frame, part.classes) for part in parts])
+    rows = np.array([row_of[id] for id in frame["id"]])
+    probability, folds = frame[list(table.classes)].to_numpy(np.float64), [prepared.folds[id] for id in frame["id"]]
+    return Scores(metric, *score_table(metric, table, rows, probability, np.array(folds)))
+
+
+def finish_run(run: Path, config: Mapping[str, Any], prepared: Prepared) -> None:
+    """Put the folds together where all are finished, and say what came out. Doing it twice is harmless."""
+    existing = sorted(set(prepared.folds.values()) - {-1})
+    finished = [fold for fold in existing if (run / f"fold{fold}" / "metrics.json").exists()]
+    if finished == existing and not (run / "metrics.json").exists():
+        oof = merge_oof(run, prepared)
+        scores = score_predictions([oof], config, prepared)
+        report_run(
+            run,
+            config,
+            prepared.table,
+            scores.metric,
+            scores.per_fold,
+            scores.overall,
+            oof,
+            scores.counts,
+        )
+        write_scores(run, config, scores)
+    print_run(run, existing, build_metric(config["metric"], config["task"], prepared.table.classes).greater_is_better)
+
+
+def merge_oof(run: Path, prepared: Prepared) -> Predictions:
+    """The out-of-fold predictions of a run whose folds are all finished, put together in `oof`."""
+    if not (run / "oof").exists():
+        shards = sorted(run.glob("fold*/oof-*-of-*"))
+        merge_folders(shards, run / "oof", [id for id in prepared.table.ids if prepared.folds[id] >= 0])
+    return read_predictions(run / "oof")
+
+
+def write_scores(run: Path, config: Mapping[str, Any], scores: Scores) -> None:
+    """Write the metrics.json of a run, which says that it is finished."""
+    values = list(scores.per_fold.values())
+    write_json(
+        run / "metrics.json",
+        {
+            "metric": type(scores.metric).__name__,
+            "overall": plain_number(scores.overall),
+            "mean": plain_number(float(np.mean(values))),
+            "std": plain_number(float(np.std(values))),
+            "folds": {str(fold): plain_number(score) for fold, score in scores.per_fold.items()},
+            "chosen_on_own_fold": bool(followers(config)),
+        },
+    )
+
+
+def plain_number(value: float) -> float | None:
+    """A float for JSON, which has no NaN: None stands for a score that does not exist."""
+    return float(value) if np.isfinite(value) else None

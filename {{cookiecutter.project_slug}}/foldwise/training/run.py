@@ -1,0 +1,120 @@
+"""A run: all folds of one configuration, from the checked data to the out-of-fold score.
+
+    runs/<experiment>-<hash>/
+        config.yaml  identity.json  environment.json  plan.png
+        fold<k>/     see training/fold.py; metrics.json when it is finished
+        full/        the same, of a model of every row; without-<j>-<k>/ of one without two folds
+        oof/         the out-of-fold predictions of all folds
+        metrics.json report.html
+
+The parent process does all of this without torch; the folds are trained in processes of their own. Of several machines,
+the first does it, and the others only train.
+"""
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from foldwise.checks import check_config
+from foldwise.data.holdout import Holdout
+from foldwise.errors import Refusal
+from foldwise.files import write_atomic
+from foldwise.locks import lock
+from foldwise.processes.nodes import Node, check_nodes, find_node
+from foldwise.processes.running import fold_context
+from foldwise.processes.team import Team, gather
+from foldwise.reporting.figures import to_png
+from foldwise.reporting.phases import phases_figure
+from foldwise.training.identity import describe_differences
+from foldwise.training.plan import make_plan
+from foldwise.training.results import finish_run
+from foldwise.training.run_folder import continued_config, open_run
+from foldwise.training.workers import follow, train_at_once, train_in_turn
+
+if TYPE_CHECKING:
+    from foldwise.processes.group import Context
+
+console = Console()
+
+
+def train(config: dict[str, Any], runs: Path = Path("runs")) -> Path:
+    """Train the folds that are asked for and not finished yet; the folder of the run.
+
+    Other jobs may train other folds of the run at the same time, and whoever finishes the last one puts them together.
+
+    Args:
+        config: resolved, plain values.
+
+    Raises:
+        Refusal: the data or the configuration cannot be used, or a fold is trained by another job; nothing has been
+            trained then.
+        ProcessFailed: a fold failed; the others' results and the state before the failure are kept.
+        Stopped: a signal ended a fold's processes; the same holds.
+    """
+    if config["run"] is not None:
+        config = continued_config(config)
+    check_config(config)
+    node = check_nodes(config["trainer"]["num_nodes"], find_node(os.environ))
+    context = fold_context()  # it imports torch in the background, while the data is checked here
+    with gather(node) as team:
+        return _lead(context, config, runs, node, team) if node.rank == 0 else _follow(context, config, node, team)
+
+
+def _lead(context: "Context", config: dict[str, Any], runs: Path, node: Node, team: Team) -> Path:
+    """Do all that is to be done once, and train on this machine what the others train on theirs."""
+    plan = make_plan(context, config, node.count, make_folds=config["data"]["name"] == "sample")
+    team.tell(identity=plan.identity)
+    team.agree()
+    with lock(runs / ".lock"):  # jobs that begin together make one folder
+        run = open_run(config, plan.identity, plan.hardware, runs)
+    if not (run / "plan.png").exists():
+        with write_atomic(run / "plan.png") as path:
+            path.write_bytes(to_png(phases_figure(plan.phases)))
+    with ExitStack() as claims:
+        parts = _claim(run, plan.parts, claims)
+        if len(plan.visible) > 1:
+            train_at_once(context, run, parts, plan)
+        else:
+            train_in_turn(context, run, parts, plan, node, team)
+    team.tell(run=str(run))
+    with lock(run / ".lock"):  # and jobs that end together put the folds together once
+        finish_run(run, config, plan.prepared)
+    return run
+
+
+def _follow(context: "Context", config: dict[str, Any], node: Node, team: Team) -> Path:
+    """Train what node 0 says, once it has checked the data and this machine has found the same."""
+    leader = team.hear()["identity"]
+    plan = make_plan(context, config, node.count, make_folds=False)
+    differences = describe_differences(plan.identity, leader)
+    if differences:
+        raise Refusal(f"node {node.rank} would train another run than node 0:\n" + "\n".join(differences))
+    team.agree()
+    return follow(context, plan, node, team)
+
+
+def _claim(run: Path, parts: Sequence[Holdout], claims: ExitStack) -> list[Holdout]:
+    """Those of the models that are not finished, which are this job's until `claims` is closed.
+
+    Raises:
+        Refusal: another job trains some of them.
+    """
+    unfinished, problems = [], []
+    for part in parts:
+        finished = run / part.name / "metrics.json"
+        if not finished.exists():
+            try:
+                claims.enter_context(lock(run / f".{part.name}.lock", wait=False))
+            except Refusal as holder:
+                problems.append(f"{part.title} of {run} is being trained by {holder}")
+        if finished.exists():  # now, or since somebody else gave the claim up
+            console.print(f"{part.title} is finished")
+        else:
+            unfinished.append(part)
+    if problems:
+        raise Refusal("\n".join([*problems, "wait for it, stop it, or choose other folds"]))
+    return unfinished

@@ -1,0 +1,136 @@
+"""Trains the models of a run, one a fold, in processes of their own: one after another, or several at a time."""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from foldwise.data.holdout import Holdout
+from foldwise.errors import ProcessFailed, Refusal
+from foldwise.processes.faults import describe_exit, how_to_resume
+from foldwise.processes.group import Group, Place, Setting, free_port
+from foldwise.processes.nodes import Node
+from foldwise.processes.signals import Stopped, raise_stopped
+from foldwise.processes.team import Team
+from foldwise.training.plan import Plan
+from foldwise.training.results import finish_fold
+
+if TYPE_CHECKING:
+    from foldwise.processes.group import Context
+
+console = Console()
+TAIL = 5  # lines of the log of a failed fold that are shown
+
+
+def train_in_turn(context: "Context", run: Path, parts: Sequence[Holdout], plan: Plan, node: Node, team: Team) -> None:
+    """Train one fold after another, each on all devices of all nodes. Called on node 0, which the others follow.
+
+    Raises:
+        ProcessFailed: a fold failed; the others' results and the state before the failure are kept.
+        Stopped: a signal ended a fold's processes; the same holds.
+    """
+    for part in parts:
+        console.rule(f"{run.name}  {part.title}", style="dim")
+        port = free_port() if node.count > 1 else 0
+        team.tell(run=str(run), without=part.folds, port=port)
+        train_part(context, run, part, plan, node, port, team)
+        finish_fold(run, part, plan.config, plan.prepared, plan.world)
+
+
+def follow(context: "Context", plan: Plan, node: Node, team: Team) -> Path:
+    """Train this node's part of every fold that node 0 calls; the folder of the run.
+
+    Raises:
+        Refusal: this machine does not see the run's folder.
+        ProcessFailed, Stopped: as `train_in_turn`, or another node has ended.
+    """
+    while "without" in (order := team.hear()):
+        run = Path(order["run"])
+        if not (run / "identity.json").exists():
+            raise Refusal(f"node {node.rank} does not see {run}, which node 0 made: all need one shared file system")
+        train_part(context, run, Holdout(tuple(order["without"])), plan, node, order["port"], team)
+    return Path(order["run"])
+
+
+def train_part(context: "Context", run: Path, part: Holdout, plan: Plan, node: Node, port: int, team: Team) -> None:
+    """Train this node's part of a fold, while the others do theirs.
+
+    Args:
+        port: at which rank 0 listens for the others, if there are other nodes.
+
+    Raises:
+        ProcessFailed, Stopped: as `train_in_turn`.
+    """
+    setting = Setting(node.rank, node.count, node.address, port)
+    with Group(context, _train_fold, (run, part, plan.config), plan.devices, setting) as group:
+        code = team.run(group)
+    raise_stopped(code)
+    if code:
+        raise ProcessFailed(
+            f"{part.title} {describe_exit(code)}; what is finished is kept in {run}. {how_to_resume(code)}"
+        )
+
+
+def train_at_once(context: "Context", run: Path, parts: Sequence[Holdout], plan: Plan) -> None:
+    """Train as many folds at a time as the plan has workers; a fold that fails leaves the others alone.
+
+    What a fold says goes to `<run>/fold<k>/log.txt`; its epochs are shown on the console too.
+
+    Raises:
+        ProcessFailed: at the end, with the folds that failed and the ends of their logs.
+        Stopped: a signal ended a fold's processes, and with them all.
+    """
+    pending, running, failed = deque(parts), dict[int, tuple[Holdout, Group]](), dict[Holdout, int]()
+    workers = min(len(plan.visible), len(parts))
+    with ExitStack() as groups:
+        try:
+            while pending or running:
+                for worker in sorted(set(range(workers)) - running.keys())[: len(pending)]:
+                    part = pending.popleft()
+                    setting = Setting(sharing=workers, visible=plan.visible[worker], log=_log(run, part))
+                    group = Group(context, _train_fold, (run, part, plan.config), plan.devices, setting)
+                    console.print(f"{part.title} begins; its log is {setting.log}")
+                    running[worker] = part, groups.enter_context(group)
+                wait([sentinel for _, group in running.values() for sentinel in group.sentinels])
+                for worker, (part, group) in list(running.items()):
+                    code = group.poll()
+                    if code is None:
+                        continue
+                    del running[worker]
+                    raise_stopped(code)
+                    if code:
+                        failed[part] = code
+                        console.print(f"{part.title} failed; the others go on")
+                    else:
+                        finish_fold(run, part, plan.config, plan.prepared, plan.world)
+                        console.print(f"{part.title} is finished")
+        except Stopped as stop:
+            for _, group in running.values():
+                group.signal(stop.number)  # all at once; each is waited for in its turn
+            raise
+    if failed:
+        raise ProcessFailed(
+            "\n".join(_describe_failure(run, part, code) for part, code in failed.items())
+            + f"\nwhat is finished is kept in {run}. {how_to_resume(*failed.values())}"
+        )
+
+
+# Imported in the child only: this process stays without torch.
+def _train_fold(run: Path, part: Holdout, config: Mapping[str, Any], place: Place) -> None:
+    from foldwise.training.fold import train_fold
+
+    train_fold(run, part, config, place)
+
+
+def _log(run: Path, part: Holdout) -> Path:
+    return run / part.name / "log.txt"
+
+
+def _describe_failure(run: Path, part: Holdout, code: int) -> str:
+    log = _log(run, part)
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
+    return "\n    ".join([f"{part.title} {describe_exit(code, str(log))}", *lines])
