@@ -15,11 +15,9 @@ import pandas as pd
 
 from foldwise.data.columns import check_ids, check_paths, fold_column, text_column, weight_column
 from foldwise.data.problems import Check, TableError
-from foldwise.data.targets import check_class_names, check_units, hard_targets, soft_targets
+from foldwise.data.targets import check_class_names, check_units
 from foldwise.errors import Refusal
-
-TASKS = ("multiclass", "multilabel", "segmentation")
-DEFAULT_TARGET = {"multiclass": "label", "multilabel": "labels", "segmentation": "mask"}
+from foldwise.tasks import Task, find_task
 
 
 @dataclass(frozen=True)
@@ -112,16 +110,16 @@ def read_table(
         TableError: lists every problem with its line.
     """
     path, root = Path(path), Path(root)
-    if task not in TASKS:
-        raise Refusal(f"task is {task!r}; it must be one of {', '.join(TASKS)}")
-    target_columns = _target_columns(columns, task, has_target)
+    meaning = find_task(task)
+    files = meaning.field.spatial  # a target is a file
+    target_columns = _target_columns(columns, meaning) if has_target else []
     check = Check(path)
     raw = _read_file(path, check)
 
     declared = {"id": columns.id, "image": columns.image, "unit": columns.unit}
     if has_target:
         declared |= {"group": columns.group, "weight": columns.weight, "fold": columns.fold}
-        if task == "segmentation":
+        if files:
             declared["mask"] = target_columns[0]
     elif columns.group in raw.columns:
         declared["group"] = columns.group
@@ -154,32 +152,25 @@ def read_table(
     if "fold" in declared:
         frame["fold"] = fold_column(raw[declared["fold"]], check)
 
-    names = check_class_names(classes, task, check)
+    names = check_class_names(classes, meaning, check)
     target = None
-    if has_target and task == "segmentation":
-        if names is None:
-            check.problems.append(
-                "segmentation needs data.classes: the list of class names, class i being the pixel value i"
-            )
-    elif has_target and isinstance(columns.target, str | None):
-        names, target = hard_targets(text_column(raw[target_columns[0]]), task, names, check)
-    elif has_target:
-        names, target = soft_targets(raw, target_columns, task, names, check)
+    if has_target:
+        names, target = meaning.read_target(
+            raw, target_columns, not isinstance(columns.target, str | None), names, check
+        )
     if target is not None and "unit" in declared:
         check_units(frame["unit"], target, check)
     check.stop_if_bad()
     return Table(frame, task, tuple(names or ()), root, target, path)
 
 
-def _target_columns(columns: Columns, task: str, has_target: bool) -> list[str]:
-    if not has_target:
-        return []
+def _target_columns(columns: Columns, task: Task) -> list[str]:
     if columns.target is None:
-        return [DEFAULT_TARGET[task]]
+        return [task.column]
     if isinstance(columns.target, str):
         return [columns.target]
-    if task == "segmentation":
-        raise Refusal("data.columns.target is a list, but segmentation has one target column, with mask paths")
+    if task.field.spatial:
+        raise Refusal(f"data.columns.target is a list, but {task.name} has one target column, with mask paths")
     return list(columns.target)
 
 

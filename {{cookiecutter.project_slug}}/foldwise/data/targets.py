@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from foldwise.data.problems import Check, TableError, has_stray_blanks, some
+from foldwise.tasks.base import Task
 
 # Columns of a prediction file, which also has one column a class.
 RESERVED_CLASSES = ("id", "fold", "snapshot", "view")
@@ -14,7 +15,7 @@ RESERVED_CLASSES = ("id", "fold", "snapshot", "view")
 SOFT_SUM_TOLERANCE = 1e-3  # probabilities are often written with three or four digits
 
 
-def check_class_names(classes: Sequence[Any] | None, task: str, check: Check) -> list[str] | None:
+def check_class_names(classes: Sequence[Any] | None, task: Task, check: Check) -> list[str] | None:
     """The names as text, None if none are given; YAML gives numbers, and False for an unquoted `no`."""
     if classes is None:
         return None
@@ -24,8 +25,8 @@ def check_class_names(classes: Sequence[Any] | None, task: str, check: Check) ->
             check.problems.append(f"data.classes has {name!r}: put the name in quotes, YAML took it for a value")
     for name in sorted({name for name in names if names.count(name) > 1}):
         check.problems.append(f"data.classes has {name!r} more than once")
-    if len(names) < 2 and task != "multilabel":
-        check.problems.append(f"data.classes has {len(names)} names; {task} needs two or more")
+    if len(names) < task.fewest:
+        check.problems.append(f"data.classes has {len(names)} names; {task.name} needs {task.fewest} or more")
     return names
 
 
@@ -37,10 +38,10 @@ def _sorted_names(names: set[str]) -> list[str]:
 
 
 def hard_targets(
-    labels: pd.Series, task: str, names: list[str] | None, check: Check
+    labels: pd.Series, task: Task, names: list[str] | None, check: Check
 ) -> tuple[list[str], np.ndarray | None]:
     """The class names, and one-hot rows from `label` or multi-hot rows from blank-separated `labels`."""
-    multilabel = task == "multilabel"
+    multilabel = not task.exclusive
     stray = has_stray_blanks(labels)
     check.rows(stray, lambda row: f"the label {labels.iat[row]!r} has blanks at its ends or in a row")
     if not multilabel:
@@ -53,8 +54,8 @@ def hard_targets(
     found = {part for parts in parsed for part in parts if part}
     if names is None:
         names = _sorted_names(found)
-        if len(names) < (1 if multilabel else 2):
-            check.problems.append(f"the table has {len(names)} classes; {task} needs {1 if multilabel else 2} or more")
+        if len(names) < task.fewest:
+            check.problems.append(f"the table has {len(names)} classes; {task.name} needs {task.fewest} or more")
     else:
         listed = f"the classes are {some(names, 20)}"
         unknown = sorted(found - set(names))
@@ -63,7 +64,7 @@ def hard_targets(
             check.rows(
                 having,
                 f"{len(unknown)} unknown labels, such as {some(list(map(repr, unknown)), 3)}; {listed}: is "
-                f"data.columns.target the column of the labels, and the task {task}?",
+                f"data.columns.target the column of the labels, and the task {task.name}?",
             )
         else:
             for name in unknown:
@@ -84,7 +85,7 @@ def hard_targets(
 
 
 def soft_targets(
-    raw: pd.DataFrame, target_columns: list[str], task: str, names: list[str] | None, check: Check
+    raw: pd.DataFrame, target_columns: list[str], task: Task, names: list[str] | None, check: Check
 ) -> tuple[list[str], np.ndarray | None]:
     """The class names, and rows of probabilities: one column a class, named like it."""
     names = names or target_columns
@@ -102,7 +103,7 @@ def soft_targets(
         return f"{', '.join(bad)}, not within 0 to 1"
 
     check.rows(outside.any(axis=1), say)
-    if task == "multiclass":
+    if task.exclusive:
         sums = numbers.sum(axis=1)
         wrong = ~outside.any(axis=1) & (np.abs(sums - 1) > SOFT_SUM_TOLERANCE)
         check.rows(wrong, lambda row: f"the class probabilities sum to {sums[row]:.4g}, not to 1")

@@ -1,0 +1,39 @@
+"""What a sample is made of, and what it is a sample of: fields and items."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+FieldKind = Literal["image", "map", "mask", "values", "codes"]
+SPATIAL = ("image", "map", "mask")
+
+
+@dataclass(frozen=True)
+class Field:
+    """How an array of a sample travels: to the device, through augmentation, mixing, views and tiles.
+
+    Attributes:
+        kind: "image" (pixels, normalised on the device), "map" (numbers a pixel), "mask" (class numbers a pixel),
+            "values" (float32 of any shape) or "codes" (int64 of any shape). The first three are spatial: they are
+            cropped, flipped and resized together, and reach the network as (..., H, W).
+        ragged: the length of the first axis varies between samples. A batch is padded with zeros, and
+            `batch[f"{key}_valid"]`, (B, N) bool, tells what is real.
+        train_only: a target, or what only the loss needs: absent in prediction, bundle and export.
+    """
+
+    kind: FieldKind
+    ragged: bool = False
+    train_only: bool = False
+
+    @property
+    def spatial(self) -> bool:
+        return self.kind in SPATIAL
+
+
+class Item(NamedTuple):
+    """What is predicted: one or more rows of the table.
+
+    The first row stands for the item: its target, group, weight and fold are the item's.
+    """
+
+    id: str
+    rows: tuple[int, ...]

@@ -1,0 +1,108 @@
+"""Tasks whose values are probabilities of classes: one class an image, any number of labels, one class a pixel."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from foldwise.data.fields import Field
+from foldwise.tasks.base import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+    from foldwise.data.problems import Check
+    from foldwise.inference.views import View
+
+# The smallest probability in a geometric mean: one view that is sure of zero must not rule a class out for good.
+SMALLEST = 1e-7
+ROUNDING = 1e-6  # a sum of probabilities may end this far outside of [0, 1]; it is cut off
+SUM = 1e-2  # probabilities of exclusive classes may miss the sum of 1 by this much, as printed figures do
+
+
+class Classes(Task):
+    """Probabilities of classes."""
+
+    def read_target(
+        self, raw: "pd.DataFrame", columns: Sequence[str], soft: bool, names: list[str] | None, check: "Check"
+    ) -> tuple[list[str] | None, np.ndarray | None]:
+        from foldwise.data.columns import text_column
+        from foldwise.data.targets import hard_targets, soft_targets
+
+        if soft:
+            return soft_targets(raw, list(columns), self, names, check)
+        return hard_targets(text_column(raw[columns[0]]), self, names, check)
+
+    def average(self, values: "Tensor", mean: str) -> "Tensor":
+        """As `Task.average`. geometric: exp of the mean log-probability, with zeros taken as 1e-7, divided by the sum
+        over the classes (exclusive), or by its sum with the geometric mean of the complements, which equals the sigmoid
+        of the mean logit."""
+        if len(values) == 1:
+            return values[0]
+        if mean == "arithmetic":
+            return values.nanmean(0)
+        positive = values.clamp(min=SMALLEST).log().nanmean(0).exp()
+        if self.exclusive:
+            return positive / positive.sum(1, keepdim=True)
+        return positive / (positive + (1 - values).clamp(min=SMALLEST).log().nanmean(0).exp())
+
+    def problems(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        outside = ((values < -ROUNDING) | (values > 1 + ROUNDING)).any(axis=1)
+        found = super().problems(values) | {"are outside 0 to 1": outside}
+        if self.exclusive and not any(bad.any() for bad in found.values()):
+            found["do not sum to 1 over the classes"] = np.abs(values.sum(axis=1) - 1) > SUM
+        return found
+
+    def clip(self, values: np.ndarray) -> np.ndarray:
+        return values.clip(0, 1)
+
+    def fallback(self, target: np.ndarray | None, columns: int) -> np.ndarray:
+        """The share of each class in the training table."""
+        return np.zeros(columns) if target is None else target.mean(axis=0, dtype=np.float64)
+
+
+class Multiclass(Classes):
+    """One class an image: softmax over the classes."""
+
+    name, column, metric = "multiclass", "label", "accuracy"
+    exclusive, fewest = True, 2
+    metrics = ("accuracy", "macro_f1", "log_loss")
+
+    def activate(self, raw: "Tensor") -> "Tensor":
+        return raw.float().softmax(1)
+
+
+class Multilabel(Classes):
+    """Any number of labels an image, none included: a sigmoid a class."""
+
+    name, column, metric = "multilabel", "labels", "f_beta"
+    metrics = ("f_beta", "macro_f1", "log_loss")
+
+    def activate(self, raw: "Tensor") -> "Tensor":
+        return raw.float().sigmoid()
+
+
+class Segmentation(Classes):
+    """One class a pixel: softmax over the classes, background included; a target is the file of a mask."""
+
+    name, column, metric, kind = "segmentation", "mask", "mean_iou", "maps"
+    exclusive, fewest = True, 2
+    field = Field("mask", train_only=True)
+    metrics = ("mean_iou", "dice")
+    libraries = ("smp",)
+
+    def read_target(
+        self, raw: "pd.DataFrame", columns: Sequence[str], soft: bool, names: list[str] | None, check: "Check"
+    ) -> tuple[list[str] | None, np.ndarray | None]:
+        if names is None:
+            check.problems.append(
+                "segmentation needs data.classes: the list of class names, class i being the pixel value i"
+            )
+        return names, None
+
+    def activate(self, raw: "Tensor") -> "Tensor":
+        return raw.float().softmax(1)
+
+    def undo(self, value: "Tensor", view: "View", size: Sequence[int]) -> "Tensor":
+        return view.inverse(value, size)
