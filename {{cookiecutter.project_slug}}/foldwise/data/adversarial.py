@@ -137,10 +137,11 @@ def image_properties(scan: pd.DataFrame) -> pd.DataFrame:
     mean = sums / values
     std = np.sqrt(np.maximum(squares / values - mean**2, 0))
     sides: Mapping[str, pd.Series] = {"image height": scan["height"], "image width": scan["width"]}
+    size = scan["bytes"].map(lambda text: sum(map(int, text.split(";"))))  # of all files of an item
     return pd.DataFrame(
         {
             **sides,
-            "file size": scan["bytes"].map(lambda text: sum(map(int, text.split(";")))),
+            "file size": size,
             "image mean": mean,
             "image std": std,
         }

@@ -137,9 +137,7 @@ def prepare(config: Mapping[str, Any], samples: Samples, make_folds: bool = True
     pseudo, every_scan = None, pd.concat([scan, *masks])
     if data.get("pseudo"):
         if len(outputs) > 1 or any(len(item.rows) > 1 for item in read.items):
-            raise Refusal(
-                "data.pseudo has rows of one picture and one target: it is not for several outputs or pictures"
-            )
+            raise Refusal("data.pseudo has rows of one picture and one target each, and here are several")
         pseudo = read_pseudo(data, table, folds.values(), folds_hash(folds))
         every_scan = pd.concat([scan, scan_alike(pseudo.table, data, samples, statistics, progress)])
     return Prepared(

@@ -98,7 +98,7 @@ class Predictor:
         self.workers = workers
         self.dtype = PRECISIONS[precision]
         wanted = [Wanted.of(model) for model in models]
-        self.wanted = {how: model for how, model in zip(wanted, models, strict=True)}
+        self.wanted = dict(zip(wanted, models, strict=True))
         self.inputs = [list(self.wanted).index(how) for how in wanted]
         self.spatial = [
             [name for name, field in model.samples.fields.items() if field.spatial and not field.train_only]

@@ -41,7 +41,7 @@ class ModelSpec:
     """All that prediction needs to know of a model besides its weights; it is `model.json`.
 
     Attributes:
-        network: `_target_` ("package.module:Class", a `Network`) and its arguments, `channels` and `outputs` among them.
+        network: `_target_` ("package.module:Class", a `Network`) and its arguments, such as `channels` and `outputs`.
         samples: the same of the reader, a `Samples`.
         state: what the reader's `fit` gave on the training items.
         outputs: what is predicted, the main output first.

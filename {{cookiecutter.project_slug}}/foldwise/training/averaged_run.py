@@ -21,6 +21,7 @@ from rich.table import Table as RichTable
 from foldwise.code import make, open_run_code
 from foldwise.config import followers, read_config
 from foldwise.data.prepare import prepare
+from foldwise.errors import Refusal
 from foldwise.files import check_new, new_folder, read_json, write_json
 from foldwise.inference.device import choose_device
 from foldwise.inference.weights import SPEC
