@@ -12,8 +12,8 @@ import pytest
 import yaml
 from scipy.stats import binom, ttest_rel
 
-from foldwise.errors import Refusal
 from foldwise.data.folds import folds_hash
+from foldwise.errors import Refusal
 from foldwise.predictions.evaluation.bootstrap import compare, interval, resample
 from foldwise.predictions.evaluation.evaluate import evaluate
 from foldwise.predictions.evaluation.reliability import (
@@ -328,6 +328,9 @@ def test_shown_images_are_not_scored(place, tmp_path):
             evaluate([run], show=show)
     (tmp_path / "ids.txt").write_text("stranger\n")
     with pytest.raises(Refusal, match="1 ids that .* does not have: stranger"):
+        evaluate([run], show=str(tmp_path / "ids.txt"))
+    (tmp_path / "ids.txt").write_bytes("é".encode("latin-1"))
+    with pytest.raises(Refusal, match=r"ids\.txt is no text in UTF-8"):
         evaluate([run], show=str(tmp_path / "ids.txt"))
 
 

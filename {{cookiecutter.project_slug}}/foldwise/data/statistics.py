@@ -23,6 +23,7 @@ from foldwise.data.images import ImageError, default_scale, read_mask
 from foldwise.data.problems import some
 from foldwise.data.samples import Rows, Samples
 from foldwise.data.table import Table, TableError
+from foldwise.errors import Refusal
 from foldwise.files import write_atomic
 
 # Texts with spaces: sums and squares have one value a channel (of the stored values), values has `value:pixels` pairs
@@ -202,7 +203,10 @@ def _relative(path: Path, root: Path) -> str:
 
 def _read_record(record: Path) -> pd.DataFrame:
     if record.exists():
-        known = pd.read_csv(record, dtype=dict.fromkeys(TEXT, object), keep_default_na=False, encoding="utf-8")
+        try:
+            known = pd.read_csv(record, dtype=dict.fromkeys(TEXT, object), keep_default_na=False, encoding="utf-8")
+        except ValueError as error:  # pandas' own are, and UnicodeDecodeError
+            raise Refusal(f"{record} cannot be read ({error}); delete it and make it again") from error
         if known.columns.tolist() == RECORD:  # else it is of another version, and everything is read again
             return known
     return pd.DataFrame({name: pd.Series(dtype=object if name in TEXT else float) for name in RECORD})

@@ -157,7 +157,7 @@ def load_model(folder: Path) -> Model:
         kind = resolve_strict(spec.network["_target_"], alias, Network)
         try:
             net = kind(**arguments)
-        except (Refusal, RuntimeError, TypeError, KeyError) as error:
+        except (Refusal, ValueError, RuntimeError, TypeError, KeyError) as error:
             raise ModelError(f"{folder / SPEC}: the network cannot be built ({error})") from error
     net.drop_auxiliary()
     _raise(folder / WEIGHTS, _state_problems(state, net.state_dict()))
