@@ -11,20 +11,18 @@ from typing import Any
 from foldwise.data.images import MODES, image_hw
 from foldwise.errors import Refusal
 from foldwise.settings import known_settings, unknown_setting
+from foldwise.tasks import TASKS, Task, find_task
 
-# Networks (by `model.library`) and losses (by the last part of their `_target_`) that suit some kinds of targets only.
-TASKS_OF = {
-    "smp": ("segmentation",),
-    "timm": ("multiclass", "multilabel"),
-    "BinaryCrossEntropy": ("multilabel",),
-    "CrossEntropy": ("multiclass", "segmentation"),
-    "Dice": ("segmentation",),
-    "Lovasz": ("segmentation",),
+# What the targets of a task must be for a loss, by the last part of its `_target_`.
+LOSSES: dict[str, Callable[[Task], bool]] = {
+    "BinaryCrossEntropy": lambda task: task.kind == "rows" and not task.exclusive,
+    "CrossEntropy": lambda task: task.exclusive,
+    "Dice": lambda task: task.kind == "maps",
+    "Lovasz": lambda task: task.kind == "maps",
 }
-USUAL_METRIC = {"multiclass": "accuracy", "multilabel": "f_beta", "segmentation": "mean_iou"}
-# Groups whose settings are all in their files. What the others take is known to what is built from them: an optimizer,
-# a loss, a metric, Lightning's Trainer and callbacks, which refuse names that they do not have.
-CLOSED = ("augmentation", "data", "logger", "model", "tta")
+# Groups whose settings are all in their files. What the others take is known to what is built from them: a network, an
+# optimizer, a loss, a metric, Lightning's Trainer and callbacks, which refuse names that they do not have.
+CLOSED = ("augmentation", "data", "logger", "tta")
 
 Rule = tuple[str, Callable[[Any], bool]]  # what a value must be, in words, and whether it is
 
@@ -62,7 +60,6 @@ VALUES: dict[str, Rule] = {
     "data.workers": _whole(0),
     "data.mode": _one_of(*MODES),
     "data.normalize": _one_of("dataset", "weights"),
-    "data.sampling": _one_of("shuffle", "balanced"),
     "augmentation.mixup": NOT_NEGATIVE,
     "augmentation.cutmix": NOT_NEGATIVE,
     "model.pretrained": SWITCH,
@@ -96,20 +93,16 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def task_problems(config: Mapping[str, Any]) -> list[str]:
-    """A network or a loss of another task, each with what to add."""
-    task, model, loss = config["task"], config["model"], config["loss"]
-    parts = [("model", model["name"], model["library"])]
-    for part in [loss, *(term["loss"] for term in loss.get("terms", []))]:
-        name = part["_target_"].rpartition(".")[2]
-        parts.append(("loss", name, name))
+    """A loss of another task, with what to add."""
+    task, loss = find_task(config["task"]), config["loss"]
+    names = [part["_target_"].rpartition(".")[2] for part in [loss, *(term["loss"] for term in loss.get("terms", []))]]
     problems = []
-    for group, name, kind in dict.fromkeys(parts):
-        tasks = TASKS_OF.get(kind, (task,))
-        if task not in tasks:
-            what = "predicts masks" if kind == "smp" else f"is for {' and '.join(tasks)}"
+    for name in dict.fromkeys(names):
+        if name in LOSSES and not LOSSES[name](task):
+            others = [other for other in TASKS.values() if LOSSES[name](other)]
             problems.append(
-                f"{group} {name} {what} and the task is {task}: "
-                f"add task={tasks[0]} metric={USUAL_METRIC[tasks[0]]}, or choose another {group}"
+                f"loss {name} is for {' and '.join(other.name for other in others)} and the task is {task.name}: "
+                f"add {others[0].describe_settings()}, or choose another loss"
             )
     return problems
 

@@ -100,6 +100,9 @@ def resolve_config(config: "DictConfig") -> dict[str, Any]:
                     problems.append(f"phases.{name}: {unknown_choice(group, phase[group])}")
     if problems:
         raise Refusal("\n".join(problems))
+    plain["outputs"] = {
+        name: _output(name, entry, plain["data"]) for name, entry in (plain.get("outputs") or {}).items()
+    }
     phases = _with_epochs(plain["epochs"], phases)
     plain["phases"] |= phases
     for name, phase in phases.items():
@@ -109,6 +112,25 @@ def resolve_config(config: "DictConfig") -> dict[str, Any]:
             own = plain | {"data": plain["data"] | {"image_size": size}, "augmentation": augmentation}
             phase["augmentation"] = OmegaConf.to_container(OmegaConf.create(own).augmentation, resolve=True)
     return plain
+
+
+def _output(name: str, entry: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry of an output with its metric as the content of a file of the group."""
+    from omegaconf import OmegaConf
+
+    from foldwise.tasks import find_task
+
+    wanted = ("key", "task", "target")
+    if not isinstance(entry, Mapping) or any(key not in entry for key in wanted):
+        raise Refusal(f"outputs.{name} is {entry!r}; it has key, task and target, and may have classes and metric")
+    unknown = [key for key in entry if key not in (*wanted, "classes", "metric")]
+    if unknown or not name.isidentifier():
+        raise Refusal(f"outputs.{name} has {', '.join(unknown)}; its keys are key, task, target, classes and metric")
+    metric = entry.get("metric") or find_task(entry["task"]).metric
+    if isinstance(metric, str):
+        metric = yaml.safe_load(find_choice("metric", metric).read_text(encoding="utf-8"))
+    filled = OmegaConf.to_container(OmegaConf.create({"data": data, "metric": metric}), resolve=True)
+    return {"classes": None, **entry, "metric": cast(dict[str, Any], filled)["metric"]}
 
 
 def _with_epochs(epochs: Any, phases: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -124,21 +146,6 @@ def _with_epochs(epochs: Any, phases: Mapping[str, dict[str, Any]]) -> dict[str,
         raise Refusal(f"epochs is {epochs!r}; it must be a whole number from 1")
     given = share_epochs(epochs, {name: phase.pop("share", None) for name, phase in phases.items()})
     return {name: {"epochs": given[name]} | phase for name, phase in phases.items()}
-
-
-def make(config: Any, **arguments: Any) -> Any:
-    """The object that a config's `_target_` names, with plain lists and dicts inside.
-
-    Raises:
-        Refusal: there is no such thing, or it refuses its arguments.
-    """
-    from hydra.errors import HydraException
-    from hydra.utils import instantiate
-
-    try:
-        return instantiate(config, _convert_="all", **arguments)
-    except HydraException as error:
-        raise Refusal(str(error)) from error
 
 
 def read_config(run: Path) -> dict[str, Any]:

@@ -13,12 +13,18 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader
 
 from foldwise.bundle.dropping import Active, Network
-from foldwise.bundle.images import CarefulImages
+from foldwise.bundle.images import CarefulItems
 from foldwise.bundle.recipe import Recipe
+from foldwise.data.batches import unpack
+from foldwise.data.table import Table
 from foldwise.inference.predictor import Predictor
-from foldwise.inference.reading import Batch, load_batches
+from foldwise.inference.reading import ReadBatch, load_batches
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import load_model
+from foldwise.models.network import Batch
+from foldwise.tasks import find_task
+
+MAIN = ""  # the output that a bundle answers with
 
 
 class Engine:
@@ -35,24 +41,23 @@ class Engine:
 
     def __init__(self, bundle: Path, recipe: Recipe, device: str, batch_size: int, precision: str) -> None:
         self.recipe, self.active, self.device = recipe, Active(recipe), torch.device(device)
-        self.predictors, self.nets = [], {}
+        self.predictors, self.nets = [], {}  # nets: the place of each among its run's models
         for number, run in enumerate(recipe.runs):
             models = [load_model(bundle / model.folder) for model in run.models]
             tta = TTA.from_names(run.views, run.mean)
             predictor = Predictor(models, tta, device, batch_size, precision=precision, tiles=recipe.tiles)
             self.predictors.append(predictor)
-            for model, net in zip(run.models, predictor.nets, strict=True):
-                self.nets[number, model.fold, model.snapshot] = net
-        every = [wanted for predictor in self.predictors for wanted in predictor.preprocessings]
-        self.preprocessings = list(dict.fromkeys(every))
+            for place, model in enumerate(run.models):
+                self.nets[number, model.fold, model.snapshot] = place
+        self.wanted = {how: model for predictor in self.predictors for how, model in predictor.wanted.items()}
         self.most = min(predictor.batch_size for predictor in self.predictors)
         self.notes: list[str] = []
         self.reset_clock()
 
-    def batches(self, paths: Sequence[Path], workers: int) -> DataLoader[Any]:
-        """`Batch`es of image files."""
-        images = CarefulImages(paths, self.preprocessings, TTA(), self.recipe.tiles)
-        return load_batches(images, self.most, workers, self.device)
+    def batches(self, table: Table, items: Sequence[int], workers: int) -> DataLoader[Any]:
+        """`ReadBatch`es of items of a table, by their numbers."""
+        read = CarefulItems(table, self.wanted, TTA(), items, self.recipe.tiles)
+        return load_batches(read, self.most, workers, self.device)
 
     def reset_clock(self) -> None:
         """Measure the networks anew."""
@@ -64,7 +69,7 @@ class Engine:
         """What an image of each active network takes, all its views."""
         return {network: self._seconds[network] / max(self._images, 1) for network in self.active.networks}
 
-    def predict(self, batch: Batch, finish: Callable[[np.ndarray], Any]) -> Iterator[tuple[int, Any]]:
+    def predict(self, batch: ReadBatch, finish: Callable[[np.ndarray], Any]) -> Iterator[tuple[int, Any]]:
         """(number, `finish` of what the active members say) of each image of a batch.
 
         `finish` is given (A, C), or maps (A, C, H, W) at the stored size, of A members. The outcome is None for an
@@ -103,13 +108,15 @@ class Engine:
         return True
 
     @torch.inference_mode()
-    def _values(self, batch: Batch, part: slice) -> Iterator[np.ndarray]:
-        images = [each[part] for each in batch.images]
+    def _values(self, batch: ReadBatch, part: slice) -> Iterator[np.ndarray]:
+        inputs = [{name: value[part] for name, value in unpack(packed).items()} for packed in batch.inputs]
         if not self.recipe.tiles:  # which go to the device one by one
-            images = [each.to(self.device, non_blocking=True) for each in images]
-        members = [self._member(run, fold, images) for run, fold in self.active.members]
-        self._images += len(images[0])
-        if self.recipe.task != "segmentation":
+            inputs = [
+                {name: value.to(self.device, non_blocking=True) for name, value in each.items()} for each in inputs
+            ]
+        members = [self._member(run, fold, inputs) for run, fold in self.active.members]
+        self._images += len(batch.numbers[part])
+        if find_task(self.recipe.task).kind != "maps":
             yield from torch.stack(members, 1).cpu().numpy()
             return
         for row, size in enumerate(batch.sizes[part]):
@@ -118,20 +125,19 @@ class Engine:
                 maps = [interpolate(each, size, mode="bilinear", align_corners=False).clamp(0, 1) for each in maps]
             yield torch.cat(maps).cpu().numpy()
 
-    def _member(self, run: int, fold: int, images: list[Tensor]) -> Tensor:
+    def _member(self, run: int, fold: int, inputs: list[Batch]) -> Tensor:
         """(B, C), or maps (B, C, H, W), of a run's model of a fold: the mean over its snapshots."""
         predictor, chosen = self.predictors[run], self.recipe.runs[run]
-        predictor.tta = TTA.from_names([chosen.views[place] for place in self.active.views[run]], chosen.mean)
+        tta = TTA.from_names([chosen.views[place] for place in self.active.views[run]], chosen.mean)
         total = torch.zeros(())
         for snapshot in self.active.snapshots[run]:
             begun = time.monotonic()
-            net = self.nets[run, fold, snapshot]
-            place = predictor.inputs[predictor.nets.index(net)]
-            x = images[self.preprocessings.index(predictor.preprocessings[place])]
+            place = self.nets[run, fold, snapshot]
+            batch = inputs[list(self.wanted).index(list(predictor.wanted)[predictor.inputs[place]])]
             if self.recipe.tiles:
-                said = torch.from_numpy(predictor.predict_tiles(net, x)).float()[None] / 255
+                said = torch.from_numpy(predictor.predict_tiles(place, batch)[MAIN]).float()[None] / 255
             else:
-                said = predictor.predict_views(net, x)[:, 0]
+                said = predictor.predict_views(place, batch, tta)[MAIN][:, 0]
             total = total.to(said.device) + said
             if self.device.type == "cuda":
                 torch.cuda.synchronize()

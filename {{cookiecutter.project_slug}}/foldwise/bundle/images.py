@@ -1,29 +1,32 @@
-"""Pictures of a hidden test: whatever is wrong with one is its own problem and nobody else's."""
+"""Items of a hidden test: whatever is wrong with one is its own problem and nobody else's."""
 
 from pathlib import Path
 
 from foldwise.data.images import TIFF_MAGIC
-from foldwise.inference.reading import Images, Item
+from foldwise.inference.reading import Items, Read
 
 LARGEST = 100_000_000  # pixels: 300 MB of colours in each worker that decodes one; PIL calls 89 million a bomb
 LEAST = 2  # pixels a side
 
 
-class CarefulImages(Images):
-    """As `Images`; also pictures of one pixel, enormous ones, and all that a decoder can raise become a problem."""
+class CarefulItems(Items):
+    """As `Items`; also pictures of one pixel, enormous ones, and all that a reader can raise become a problem."""
 
-    def __getitem__(self, number: int) -> Item:
-        path = self.paths[number]
-        size = stored_size(path)
+    def __getitem__(self, place: int) -> Read:
+        size = (0, 0)
         try:
-            if size[0] * size[1] > LARGEST:
-                return Item(number, [], size, f"{path} has {size[0]} x {size[1]} pixels, more than {LARGEST:,}")
-            if min(size) < LEAST and size != (0, 0):
-                return Item(number, [], size, f"{path} has {size[0]} x {size[1]} pixels")
-            item = super().__getitem__(number)
-        except Exception as error:  # decoders raise many kinds, and none is worth a submission
-            return Item(number, [], size, f"{path}: {type(error).__name__}: {error}")
-        return item._replace(size=size) if item.problem and size != (0, 0) else item
+            files = self.first.files(self.numbers[place])
+            sizes = [stored_size(path) for path in files]
+            size = sizes[0] if sizes else size
+            for path, (height, width) in zip(files, sizes, strict=True):
+                if height * width > LARGEST:
+                    return Read(place, [], size, f"{path} has {height} x {width} pixels, more than {LARGEST:,}")
+                if min(height, width) < LEAST and (height, width) != (0, 0):
+                    return Read(place, [], size, f"{path} has {height} x {width} pixels")
+            read = super().__getitem__(place)
+        except Exception as error:  # readers raise many kinds, and none is worth a submission
+            return Read(place, [], size, f"{self.first.items[self.numbers[place]].id}: {type(error).__name__}: {error}")
+        return read._replace(size=size) if read.problem and size != (0, 0) else read
 
 
 def stored_size(path: Path) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from foldwise.bundle.pace import Pace
 from foldwise.bundle.parts import Parts, read_rows
 from foldwise.files import write_atomic, write_json
 from foldwise.inference.device import choose_device
-from foldwise.inference.reading import Batch
+from foldwise.inference.reading import ReadBatch
 from foldwise.predictions.decisions.deciding import Decision
 from foldwise.predictions.decisions.submission import write_table
 
@@ -98,7 +98,11 @@ def _predict(
     forecast: float | None = None
     said = time.monotonic()
     print(f"{len(left)} images, {len(engine.active.networks)} networks, on {engine.device}", flush=True)
-    for batch in engine.batches([job.inputs.paths[number] for number in left], request.workers) if left else []:
+    for batch in (
+        engine.batches(job.inputs.table, [job.inputs.numbers[number] for number in left], request.workers)
+        if left
+        else []
+    ):
         results, problems = _predict_batch(job, engine, batch)
         parts.add(
             {left[place]: result for place, result in results.items()},
@@ -116,7 +120,7 @@ def _predict(
     return pace, dropped, forecast
 
 
-def _predict_batch(job: Job, engine: Engine, batch: Batch) -> tuple[dict[int, Any], dict[int, str]]:
+def _predict_batch(job: Job, engine: Engine, batch: ReadBatch) -> tuple[dict[int, Any], dict[int, str]]:
     """Results, and what is wrong with the other images, by their place among those that are left."""
     recipe, members = job.recipe, engine.active.members
 

@@ -7,21 +7,30 @@ from typing import NamedTuple
 import pandas as pd
 
 from foldwise.data.problems import some
+from foldwise.data.samples import Rows, Samples, item_table
+from foldwise.data.table import Table
 from foldwise.errors import Refusal
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
 
 class Inputs(NamedTuple):
-    """Ids, each once, their files (which may be missing), and the units they belong to; `notes` are for the user."""
+    """What is predicted: ids, each once, a file of each (which may be missing), and the units they belong to.
+
+    `table` has the rows that they are made of, `numbers` their places among its items; `notes` are for the user.
+    """
 
     ids: list[str]
     paths: list[Path]
     units: list[str] | None
     notes: list[str]
+    table: Table
+    numbers: list[int]
 
 
-def read_inputs(test: Path, images: Path | None, columns: Mapping[str, str | None], names: set[str]) -> Inputs:
+def read_inputs(
+    test: Path, images: Path | None, columns: Mapping[str, str | None], names: set[str], samples: Samples
+) -> Inputs:
     """Find the images.
 
     Args:
@@ -29,6 +38,7 @@ def read_inputs(test: Path, images: Path | None, columns: Mapping[str, str | Non
         images: the folder that image paths begin in; None: that of `test`.
         columns: of the table: id, image, unit. Without the image column, an image is found by its id as its name.
         names: ids of the sample submission; a folder's ids are names with suffix where these have it.
+        samples: the reader, which makes items of the rows.
 
     Raises:
         Refusal: there is no such file or folder, it is no table, or lacks the id column, or there is no image.
@@ -41,7 +51,8 @@ def read_inputs(test: Path, images: Path | None, columns: Mapping[str, str | Non
     if test.is_dir():
         found = _image_files(root)
         whole = any(path.name in names for path in found)
-        return _once([path.name if whole else path.stem for path in found], found, None, test)
+        frame = pd.DataFrame({"id": [path.name if whole else path.stem for path in found]}, dtype=object)
+        return _to_items(frame, found, root, test, samples)
     frame = _read(test)
     id_column, image_column, unit_column = columns["id"], columns["image"], columns["unit"]
     missing = [name for name in (id_column, unit_column) if name is not None and name not in frame]
@@ -54,19 +65,28 @@ def read_inputs(test: Path, images: Path | None, columns: Mapping[str, str | Non
         files = _image_files(root)
         by_name = {path.stem: path for path in files} | {path.name: path for path in files}
         paths = [by_name.get(id, root / id) for id in ids]
-    return _once(ids, paths, frame[unit_column].tolist() if unit_column is not None else None, test)
+    known = {"id": frame[id_column]} | ({"unit": frame[unit_column]} if unit_column is not None else {})
+    kept = frame.drop(columns=["id", "image", "unit", "mask", "group", "weight", "fold"], errors="ignore")
+    return _to_items(kept.assign(**known), paths, root, test, samples)
 
 
-def _once(ids: list[str], paths: list[Path], units: list[str] | None, test: Path) -> Inputs:
-    if not ids:
+def _to_items(frame: pd.DataFrame, paths: list[Path], root: Path, test: Path, samples: Samples) -> Inputs:
+    """The items of rows (id, unit where there are units, other columns); a row's id counts once."""
+    if frame.empty:
         raise Refusal(f"there is no image in {test}")
-    first = {id: row for row, id in reversed(list(enumerate(ids)))}
-    rows = sorted(first.values())
-    again = sorted({id for row, id in enumerate(ids) if first[id] != row})
-    notes = [f"{len(again)} ids of {test} come again and count once: {some(again)}"] if again else []
-    return Inputs(
-        [ids[row] for row in rows], [paths[row] for row in rows], units and [units[row] for row in rows], notes
+    frame = frame.assign(
+        image=[path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path) for path in paths]
     )
+    again = sorted(set(frame["id"][frame["id"].duplicated()]))
+    notes = [f"{len(again)} ids of {test} come again and count once: {some(again)}"] if again else []
+    frame = frame.drop_duplicates("id").reset_index(drop=True)
+    table = Table(frame, "", (), root, None, test)
+    rows = Rows(table, samples.columns)
+    items = samples.items(rows)
+    own = item_table(table, items)
+    units = own.frame["unit"].tolist() if "unit" in own.frame else None
+    files = [root / own.frame["image"].iat[number] for number in range(len(own))]
+    return Inputs(own.ids, files, units, notes, table, list(range(len(own))))
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from foldwise.bundle.recipe import Recipe, read_recipe
 from foldwise.data.problems import some
 from foldwise.errors import Refusal
 from foldwise.files import check_new, sha256_file
+from foldwise.inference.weights import load_samples
 from foldwise.predictions.decisions.submission import read_sample
 
 
@@ -59,7 +60,8 @@ def open_job(bundle: Path, request: Request) -> Job:
     check_new(submission)
     sample = None if request.sample is None else read_sample(request.sample)
     names = set() if sample is None else set(sample.iloc[:, 0])
-    inputs = read_inputs(request.test, request.images, recipe.columns, names)
+    samples = load_samples(bundle / recipe.runs[0].models[0].folder)
+    inputs = read_inputs(request.test, request.images, recipe.columns, names, samples)
     if sample is not None:
         layout = replace(layout, id_column=sample.columns[0], value_column=sample.columns[1])
         if set(sample) != set(layout.columns):
@@ -102,6 +104,8 @@ def _asked_for(inputs: Inputs, layout: Any, names: set[str], sample: Path | None
         [inputs.paths[row] for row in rows],
         inputs.units and [inputs.units[row] for row in rows],
         [*inputs.notes, *notes],
+        inputs.table,
+        [inputs.numbers[row] for row in rows],
     )
 
 

@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from foldwise import FORMAT_VERSION
-from foldwise.code import find_code, resolve_strict
+from foldwise.code.build import resolve_strict
+from foldwise.code.runs import find_code
 from foldwise.data.images import FITS
 from foldwise.data.samples import Samples
 from foldwise.errors import Refusal

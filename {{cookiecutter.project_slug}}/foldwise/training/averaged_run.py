@@ -18,7 +18,8 @@ import torch
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from foldwise.code import make, open_run_code
+from foldwise.code.build import make
+from foldwise.code.runs import open_run_code
 from foldwise.config import followers, read_config
 from foldwise.data.prepare import prepare
 from foldwise.errors import Refusal

@@ -11,7 +11,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from foldwise.code import code_hash, make, module_target, resolve
+from foldwise.code.build import make, resolve
+from foldwise.code.runs import code_hash, module_target
 from foldwise.data.holdout import Holdout
 from foldwise.data.images import FITS, image_hw
 from foldwise.data.prepare import Prepared

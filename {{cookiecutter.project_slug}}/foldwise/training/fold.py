@@ -25,7 +25,9 @@ import torch
 from pytorch_lightning.callbacks import LambdaCallback
 from tqdm import tqdm
 
-from foldwise.code import check_covered, make, open_run_code
+from foldwise.code.alias import check_covered
+from foldwise.code.build import make
+from foldwise.code.runs import open_run_code
 from foldwise.data.holdout import Holdout
 from foldwise.data.prepare import Prepared, prepare
 from foldwise.data.sampling import EpochSampler, sample_seed

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader
 
-from foldwise.code import make
+from foldwise.code.build import make
 from foldwise.data.augmentation import Augmentation
 from foldwise.data.dataset import EpochTransform, ItemDataset, make_loader
 from foldwise.data.fields import Field, Item

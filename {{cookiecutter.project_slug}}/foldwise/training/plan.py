@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foldwise.code.build import make
+from foldwise.code.runs import OwnerCode
 from foldwise.config import followers
 from foldwise.data.holdout import FULL, Holdout, choose_holdouts
 from foldwise.data.prepare import Prepared, prepare
@@ -46,27 +48,28 @@ class Plan:
     identity: dict[str, str]
 
 
-def make_plan(context: "Context", config: dict[str, Any], nodes: int, make_folds: bool) -> Plan:
+def make_plan(context: "Context", config: dict[str, Any], nodes: int, make_folds: bool, code: OwnerCode) -> Plan:
     """Check the data, the configuration and the devices.
 
     Args:
         nodes: machines that train each fold.
         make_folds: whether rows without a fold get one.
+        code: of the owner's, which the training reaches.
 
     Raises:
         Refusal: what cannot be used.
     """
-    data, trainer = config["data"], config["trainer"]
-    prepared = prepare(data, config["task"], config["seed"], make_folds)
+    trainer = config["trainer"]
+    prepared = prepare(config, make(config["samples"], code.alias), make_folds)
     parts = choose_parts(config, prepared)
-    hardware, phases = call(context, _inspect, config, prepared)
+    hardware, phases = call(context, _inspect, config, prepared, code.alias)
     devices = count_processes(trainer, hardware)
     world = devices * nodes
     workers, gpus = config["fold_workers"], count_gpus(trainer, hardware)
     if nodes > 1 and workers != 1:
         raise Refusal("fold_workers is for one machine: on several, each fold has all devices of all of them")
     visible = share_gpus(workers, devices, gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    identity = make_identity(config, world, hash_contents(config, prepared))
+    identity = make_identity(config, world, hash_contents(config, prepared), code.code)
     return Plan(config, prepared, parts, hardware, phases, devices, world, visible, identity)
 
 
@@ -104,7 +107,9 @@ def hash_contents(config: Mapping[str, Any], prepared: Prepared) -> dict[str, st
 
 
 # Imported in the child only: the calling process stays without torch.
-def _inspect(config: Mapping[str, Any], prepared: Prepared) -> tuple[dict[str, Any], list[PhasePreview]]:
+def _inspect(
+    config: Mapping[str, Any], prepared: Prepared, alias: str | None
+) -> tuple[dict[str, Any], list[PhasePreview]]:
     from foldwise.training.build import inspect_config
 
-    return inspect_config(config, prepared)
+    return inspect_config(config, prepared, alias)

@@ -12,14 +12,15 @@ the first does it, and the others only train.
 """
 
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from foldwise.checks import check_config
+from foldwise.code.runs import OwnerCode, run_code, working_code
 from foldwise.data.holdout import Holdout
 from foldwise.errors import Refusal
 from foldwise.files import write_atomic
@@ -60,17 +61,25 @@ def train(config: dict[str, Any], runs: Path = Path("runs")) -> Path:
     check_config(config)
     node = check_nodes(config["trainer"]["num_nodes"], find_node(os.environ))
     context = fold_context()  # it imports torch in the background, while the data is checked here
-    with gather(node) as team:
-        return _lead(context, config, runs, node, team) if node.rank == 0 else _follow(context, config, node, team)
+    with gather(node) as team, owner_code(config) as code:
+        lead = _lead if node.rank == 0 else _follow
+        return lead(context, config, runs, node, team, code)
 
 
-def _lead(context: "Context", config: dict[str, Any], runs: Path, node: Node, team: Team) -> Path:
+def owner_code(config: Mapping[str, Any]) -> AbstractContextManager[OwnerCode]:
+    """The owner's code that is trained: of a run that is continued, its own; else the working copy's."""
+    if config["run"] is not None:
+        return nullcontext(run_code(Path(config["run"])))
+    return working_code(config)
+
+
+def _lead(context: "Context", config: dict[str, Any], runs: Path, node: Node, team: Team, code: OwnerCode) -> Path:
     """Do all that is to be done once, and train on this machine what the others train on theirs."""
-    plan = make_plan(context, config, node.count, make_folds=config["data"]["name"] == "sample")
+    plan = make_plan(context, config, node.count, config["data"]["name"] == "sample", code)
     team.tell(identity=plan.identity)
     team.agree()
     with lock(runs / ".lock"):  # jobs that begin together make one folder
-        run = open_run(config, plan.identity, plan.hardware, runs)
+        run = open_run(config, plan.identity, plan.hardware, runs, code.code)
     if not (run / "plan.png").exists():
         with write_atomic(run / "plan.png") as path:
             path.write_bytes(to_png(phases_figure(plan.phases)))
@@ -86,10 +95,10 @@ def _lead(context: "Context", config: dict[str, Any], runs: Path, node: Node, te
     return run
 
 
-def _follow(context: "Context", config: dict[str, Any], node: Node, team: Team) -> Path:
+def _follow(context: "Context", config: dict[str, Any], runs: Path, node: Node, team: Team, code: OwnerCode) -> Path:
     """Train what node 0 says, once it has checked the data and this machine has found the same."""
     leader = team.hear()["identity"]
-    plan = make_plan(context, config, node.count, make_folds=False)
+    plan = make_plan(context, config, node.count, False, code)
     differences = describe_differences(plan.identity, leader)
     if differences:
         raise Refusal(f"node {node.rank} would train another run than node 0:\n" + "\n".join(differences))

@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 
 from foldwise import FORMAT_VERSION
+from foldwise.code.runs import keep_code
+from foldwise.code.source import Code
 from foldwise.config import read_config, write_config
 from foldwise.errors import Refusal
 from foldwise.files import read_json, write_json
@@ -16,7 +18,13 @@ from foldwise.training.identity import describe_differences, hash_identity
 console = Console()
 
 
-def open_run(config: dict[str, Any], identity: dict[str, str], hardware: Mapping[str, Any], runs: Path) -> Path:
+def open_run(
+    config: dict[str, Any],
+    identity: dict[str, str],
+    hardware: Mapping[str, Any],
+    runs: Path,
+    code: Code | None = None,
+) -> Path:
     """The folder of the run with this identity, made if it is new; says how it differs from the nearest other one.
 
     Raises:
@@ -37,6 +45,7 @@ def open_run(config: dict[str, Any], identity: dict[str, str], hardware: Mapping
             console.print(f"  {line}", markup=False, highlight=False)
     run.mkdir(parents=True, exist_ok=True)
     write_config(run, config)
+    keep_code(code, run)
     write_json(run / "environment.json", {"created": environment, "continued": []})
     # Last, since a run is recognised by it.
     write_json(run / "identity.json", {"format_version": FORMAT_VERSION, "identity": identity})

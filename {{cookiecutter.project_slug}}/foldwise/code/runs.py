@@ -1,0 +1,106 @@
+"""The code of the owner's that a run carries: kept when it starts, opened by whatever uses the run."""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foldwise.code.alias import open_code
+from foldwise.code.collect import collect_code
+from foldwise.code.source import PACKAGE, Code, read_code, write_code
+from foldwise.code.trust import trust
+from foldwise.errors import Refusal
+
+FOLDER = "code"  # of a run; of a bundle, with a folder for each hash
+
+
+@dataclass(frozen=True)
+class OwnerCode:
+    """Code of the owner's: what it is, and the alias under which it can be imported; None where there is none."""
+
+    code: Code | None = None
+    alias: str | None = None
+
+
+def all_targets(config: Any) -> list[str]:
+    """Every target in a configuration: `_target_`, and the `function` of a published metric."""
+    if isinstance(config, Mapping):
+        named = [config[key] for key in ("_target_", "function") if isinstance(config.get(key), str)]
+        return sorted({*named, *(target for value in config.values() for target in all_targets(value))})
+    return sorted({target for value in config for target in all_targets(value)}) if isinstance(config, list) else []
+
+
+@contextmanager
+def working_code(config: Mapping[str, Any], root: Path | None = None) -> Iterator[OwnerCode]:
+    """The code that a configuration reaches in `root/solution` as it is now, importable within the block.
+
+    It is copied first, so that what is edited meanwhile changes nothing, also in processes that are started.
+
+    Args:
+        root: the folder that `solution/` is in; None: the current one.
+
+    Raises:
+        Refusal: as `collect_code`.
+    """
+    targets = [target for target in all_targets(config) if target.split(".")[0] == PACKAGE]
+    if not targets:
+        yield OwnerCode()
+        return
+    code = collect_code(targets, root or Path.cwd())
+    with tempfile.TemporaryDirectory(prefix="foldwise-") as folder:
+        write_code(code, Path(folder))
+        trust(code.digest)
+        yield OwnerCode(code, open_code(Path(folder)))
+
+
+def keep_code(code: Code | None, run: Path) -> None:
+    """Give a new run its copy."""
+    if code is not None:
+        write_code(code, run / FOLDER)
+
+
+def run_code(run: Path) -> OwnerCode:
+    """The copy that a run carries, opened.
+
+    Raises:
+        Refusal: it is not trusted.
+    """
+    folder = run / FOLDER
+    if not (folder / PACKAGE).is_dir():
+        return OwnerCode()
+    return OwnerCode(read_code(folder), open_code(folder))
+
+
+def open_run_code(run: Path) -> str | None:
+    """The alias of the code that a run carries; see `run_code`."""
+    return run_code(run).alias
+
+
+def find_code(model: Path, hash: str | None) -> str | None:
+    """The alias of the code that a model folder needs, from the run or the bundle that it is in.
+
+    Args:
+        hash: of the code; None: it needs none.
+
+    Raises:
+        Refusal: it is not there, or not trusted.
+    """
+    if hash is None:
+        return None
+    for parent in model.resolve().parents:
+        for folder in (parent / FOLDER, parent / FOLDER / hash):
+            if (folder / PACKAGE).is_dir() and read_code(folder).hash == hash:
+                return open_code(folder)
+    raise Refusal(f"{model} needs the code {hash} of its run, and there is none beside it: copy the whole run")
+
+
+def code_hash(alias: str | None) -> str | None:
+    """The hash of the code that an alias stands for."""
+    return alias and alias.removeprefix(f"{PACKAGE}_")
+
+
+def module_target(target: str) -> str:
+    """A target as package.module:Name."""
+    return target if ":" in target else ":".join(target.rpartition(".")[::2])
