@@ -131,10 +131,18 @@ def auc_interval(auc: float, negatives: int, positives: int) -> AUC:
 
 
 def image_properties(scan: pd.DataFrame) -> pd.DataFrame:
-    """What a file tells before any network: sides, bytes, mean and std of all its values; of a `scan_images`."""
-    values = scan["height"].astype(float) * scan["width"] * scan["channels"]
+    """What a file tells before any network: sides, bytes, mean and std of all its values; of a `scan_items`."""
+    values = scan["area"].astype(float) * scan["channels"]
     sums, squares = (scan[name].map(lambda text: sum(map(float, text.split()))) for name in ("sums", "squares"))
     mean = sums / values
     std = np.sqrt(np.maximum(squares / values - mean**2, 0))
     sides: Mapping[str, pd.Series] = {"image height": scan["height"], "image width": scan["width"]}
-    return pd.DataFrame({**sides, "file size": scan["bytes"], "image mean": mean, "image std": std})
+    size = scan["bytes"].map(lambda text: sum(map(int, text.split(";"))))  # of all files of an item
+    return pd.DataFrame(
+        {
+            **sides,
+            "file size": size,
+            "image mean": mean,
+            "image std": std,
+        }
+    )

@@ -1,4 +1,4 @@
-"""Augmentation of one sample as a pure function of (image, mask, seed), on albumentations transforms."""
+"""Augmentation of one sample as a pure function of (sample, seed), on albumentations transforms."""
 
 import copy
 import random
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from foldwise.data.fields import Field
 from foldwise.errors import Refusal
 
 if TYPE_CHECKING:
@@ -15,42 +16,92 @@ if TYPE_CHECKING:
 
 
 class Augmentation:
-    """Transforms applied one after another.
+    """Transforms applied one after another to all spatial fields of a sample together.
 
     Args:
         transforms: albumentations transforms or their compositions (OneOf, Sequential, ...). Their `fill_mask` is
             overwritten: pixels that geometry exposes get `ignore_index`. Dropouts keep theirs.
+        fields: of the samples; pixels of images change in colour and place, of maps and masks in place alone.
         ignore_index: mask value that is neither trained nor scored, in [0, 65535].
 
     Raises:
         Refusal: an argument that a transform does not have (albumentations itself would go on without it).
     """
 
-    def __init__(self, transforms: Sequence["TransformType"], ignore_index: int = 255) -> None:
+    def __init__(
+        self, transforms: Sequence["TransformType"], fields: Mapping[str, Field], ignore_index: int = 255
+    ) -> None:
         from albumentations import Compose
 
         if not 0 <= ignore_index <= 65535:
             raise Refusal(f"data.ignore_index must fit an 8 or 16 bit mask, but is {ignore_index}")
         self.ignore_index = ignore_index
-        self.compose = Compose(list(transforms))
+        self.kinds = {name: field.kind for name, field in fields.items() if field.spatial}
+        # Names that albumentations does not know by itself would come back as they went in, without a word.
+        targets = {_inner(name): "image" if kind == "image" else "mask" for name, kind in self.kinds.items()}
+        self.compose = Compose(list(transforms), additional_targets=targets)
         self._check_arguments()
-        self._prepare_masks()
+        self._prepare_masks(self.compose, ignore_index, "INTER_NEAREST_EXACT")
+        # Maps are numbers: they are interpolated, and 0 where geometry exposes them.
+        self.of_maps = None
+        if "map" in self.kinds.values():
+            self.of_maps = Compose(copy.deepcopy(list(transforms)), additional_targets=targets)
+            self._prepare_masks(self.of_maps, 0, "INTER_LINEAR")
 
-    def __call__(self, image: np.ndarray, mask: np.ndarray | None, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Augment an image (H, W, C) uint8 or float32 in [0, 1], and its mask (H, W) uint8 or uint16.
+    def __call__(self, sample: Mapping[str, Any], seed: int) -> dict[str, Any]:
+        """Augment a sample: images (H, W, C) uint8 or float32 in [0, 1], masks (H, W) uint8 or uint16, maps (H, W, C).
 
-        The outcome depends on the arguments alone. Dtypes stay, except that a uint8 mask becomes uint16 where the
-        ignore index needs it; the size may change.
+        The outcome depends on the arguments alone. Every picture of a stack, and pictures of different sizes, are drawn
+        with the same seed. Dtypes stay, except that a uint8 mask becomes uint16 where the ignore index needs it; sizes
+        may change.
+
+        Raises:
+            Refusal: a mask or map of another size than every image.
         """
+        spatial = {name: sample[name] for name in self.kinds if name in sample}
+        stacks = {name: value for name, value in spatial.items() if isinstance(value, list)}
+        result = self._augment({name: value for name, value in spatial.items() if name not in stacks}, seed)
+        for length in dict.fromkeys(map(len, stacks.values())):
+            together = {name: value for name, value in stacks.items() if len(value) == length}
+            pictures = [
+                self._augment({name: value[number] for name, value in together.items()}, seed)
+                for number in range(length)
+            ]
+            result |= {name: [picture[name] for picture in pictures] for name in together}
+        return {**sample, **result}
+
+    def _augment(self, arrays: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+        """Arrays that are no stacks; those of one size in one call."""
+        result: dict[str, np.ndarray] = {}
+        for shape in dict.fromkeys(array.shape[:2] for array in arrays.values()):
+            alike = {name: array for name, array in arrays.items() if array.shape[:2] == shape}
+            images = [name for name in alike if self.kinds[name] == "image"]
+            if not images:
+                sizes = ", ".join(f"{name} {array.shape[:2]}" for name, array in arrays.items())
+                raise Refusal(f"{', '.join(alike)} must have the size of an image to be augmented with it ({sizes})")
+            result |= self._apply(self.compose, alike, images[0], seed, "map")
+            if self.of_maps is not None:
+                result |= self._apply(self.of_maps, alike, images[0], seed, "mask", only="map")
+        return result
+
+    def _apply(
+        self, compose: Any, arrays: Mapping[str, np.ndarray], first: str, seed: int, leave: str, only: str = ""
+    ) -> dict[str, np.ndarray]:
+        """One call of albumentations, without arrays of the kind `leave`; the results, or those of one kind."""
         # One pair of generators for all transforms. `Compose.set_random_seed` would give each its own pair with the
         # same seed, so that two flips of probability 0.5 always happen together.
-        self.compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        if mask is None:
-            return self.compose(image=image)["image"], None
-        if self.ignore_index > np.iinfo(mask.dtype).max:
-            mask = mask.astype(np.uint16)
-        result = self.compose(image=image, mask=mask)
-        return result["image"], result["mask"]
+        compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        names = [name for name in arrays if name != first and self.kinds[name] != leave]
+        inputs = {_inner(name): self._wide(name, arrays[name]) for name in names}
+        found = compose(image=arrays[first], **inputs)
+        outputs = {first: found["image"]} | {name: found[_inner(name)] for name in names}
+        return {name: array for name, array in outputs.items() if not only or self.kinds[name] == only}
+
+    def _wide(self, name: str, array: np.ndarray) -> np.ndarray:
+        """A mask whose dtype holds the ignore index."""
+        if self.kinds[name] == "mask" and self.ignore_index > np.iinfo(array.dtype).max:
+            return array.astype(np.uint16)
+        return array
 
     def check(self, channels: int, dtype: Any, hw: tuple[int, int], tries: int = 3) -> None:
         """Run every transform by itself, with probability 1, on images such as the data's.
@@ -101,18 +152,24 @@ class Augmentation:
         if problems:
             raise Refusal("the augmentation cannot be built: " + "; ".join(problems))
 
-    def _prepare_masks(self) -> None:
+    def _prepare_masks(self, compose: Any, fill: int, interpolation: str) -> None:
         import cv2
         from albumentations.augmentations.dropout.transforms import BaseDropout
 
-        for transform in leaves(self.compose):
+        wanted = getattr(cv2, interpolation)
+        for transform in leaves(compose):
             # A dropout's hole is still the thing that the mask says it is, unless its config says otherwise.
             if hasattr(transform, "fill_mask") and not isinstance(transform, BaseDropout):
-                transform.fill_mask = self.ignore_index
+                transform.fill_mask = fill
             # Transforms that resize offer it; their default INTER_NEAREST shifts a mask by up to a pixel.
-            interpolation = transform.InitSchema.model_fields.get("mask_interpolation")
-            if interpolation and cv2.INTER_NEAREST_EXACT in get_args(interpolation.annotation):
-                transform.mask_interpolation = cv2.INTER_NEAREST_EXACT
+            field = transform.InitSchema.model_fields.get("mask_interpolation")
+            if field and wanted in get_args(field.annotation):
+                transform.mask_interpolation = wanted
+
+
+def _inner(name: str) -> str:
+    """A field's name among albumentations' own, such as masks and volume, which mean something else."""
+    return f"field_{name}"
 
 
 def build_transforms(configs: Sequence[Mapping[str, Any]]) -> list["TransformType"]:

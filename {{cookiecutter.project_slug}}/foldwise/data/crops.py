@@ -1,6 +1,6 @@
 """Random crops of pictures with masks, placed so that rare classes are seen more often than they occur."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,26 +10,40 @@ PLACED = 0.5
 
 
 def random_crop(
-    image: np.ndarray, mask: np.ndarray, size: Sequence[int], ignore_index: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """A crop of `size` at the resolution of the picture, the same for the same seed.
+    arrays: Mapping[str, np.ndarray], masks: Sequence[str], size: Sequence[int], ignore_index: int, seed: int
+) -> dict[str, np.ndarray]:
+    """One crop of `size` of all arrays at the resolution of the picture, the same for the same seed.
 
     Args:
-        image: (H, W, C); where it is smaller than the crop, it is mirrored at its border, as in tiled prediction.
-        mask: (H, W) uint8 or uint16; what is mirrored gets `ignore_index`.
+        arrays: (H, W, C), or (H, W) for masks, of one size. Where that is smaller than the crop, pictures are mirrored
+            at their border, as in tiled prediction, and masks get `ignore_index` there.
+        masks: names of those that are masks, uint8 or uint16; the first places the crop.
         size: (height, width).
     """
     # Of its own: the augmentation that follows draws from the same seed.
     rng = np.random.default_rng([seed, 1])
-    top, left = _place(mask, size, ignore_index, rng)
-    image = image[top : top + size[0], left : left + size[1]]
-    mask = mask[top : top + size[0], left : left + size[1]]
-    missing = [(gap // 2, gap - gap // 2) for gap in (side - have for side, have in zip(size, mask.shape, strict=True))]
-    if mask.shape != tuple(size):
-        image = np.pad(image, (*missing, (0, 0)), mode="symmetric")
-        dtype = np.promote_types(mask.dtype, np.min_scalar_type(ignore_index))
-        mask = np.pad(mask.astype(dtype), missing, constant_values=ignore_index)
-    return np.ascontiguousarray(image), np.ascontiguousarray(mask)
+    shape = next(iter(arrays.values())).shape[:2]
+    top, left = _place(arrays[masks[0]], size, ignore_index, rng) if masks else _anywhere(shape, size, rng)
+    missing = [(max(0, gap) // 2, max(0, gap) - max(0, gap) // 2) for gap in np.subtract(size, shape).tolist()]
+    return {
+        name: _cut(array[top : top + size[0], left : left + size[1]], missing, ignore_index if name in masks else None)
+        for name, array in arrays.items()
+    }
+
+
+def _cut(array: np.ndarray, missing: list[tuple[int, int]], fill: int | None) -> np.ndarray:
+    """A crop with what it is short of: mirrored, or filled."""
+    if any(map(any, missing)):
+        if fill is None:
+            array = np.pad(array, (*missing, (0, 0))[: array.ndim], mode="symmetric")
+        else:
+            dtype = np.promote_types(array.dtype, np.min_scalar_type(fill))
+            array = np.pad(array.astype(dtype), missing, constant_values=fill)
+    return np.ascontiguousarray(array)
+
+
+def _anywhere(shape: Sequence[int], size: Sequence[int], rng: np.random.Generator) -> list[int]:
+    return [int(rng.integers(max(0, have - side) + 1)) for have, side in zip(shape, size, strict=True)]
 
 
 def _place(mask: np.ndarray, size: Sequence[int], ignore_index: int, rng: np.random.Generator) -> list[int]:
@@ -45,4 +59,4 @@ def _place(mask: np.ndarray, size: Sequence[int], ignore_index: int, rng: np.ran
             return [
                 int(np.clip(at - rng.integers(side), 0, end)) for at, side, end in zip(pixel, size, last, strict=True)
             ]
-    return [int(rng.integers(end + 1)) for end in last]
+    return _anywhere(mask.shape, size, rng)

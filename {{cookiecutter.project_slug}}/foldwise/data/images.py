@@ -6,7 +6,9 @@ everything else through OpenCV; masks through Pillow, which alone leaves palette
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import cv2
@@ -39,13 +41,34 @@ def read_image(path: Path | str, mode: str = "stored") -> np.ndarray:
         ImageError: the file is missing, empty, damaged, or has no such channels.
     """
     path = Path(path)
+    remembered = _remembered.get()
+    if remembered is None:
+        return _convert(_decode_image(path), mode, path)
+    if path not in remembered:
+        remembered[path] = _decode_image(path)
+    return _convert(remembered[path], mode, path)
+
+
+# Images that were decoded in `remembered_images`, by their path.
+_remembered: ContextVar[dict[Path, np.ndarray] | None] = ContextVar("_remembered", default=None)
+
+
+@contextmanager
+def remembered_images() -> Iterator[None]:
+    """Within the block, `read_image` decodes each file once: several networks want the same one. Do not change them."""
+    token = _remembered.set({})
+    try:
+        yield
+    finally:
+        _remembered.reset(token)
+
+
+def _decode_image(path: Path) -> np.ndarray:
     data = _read_bytes(path)
     image = _decode_tiff(path, data) if data[:4] in TIFF_MAGIC else _decode(path, data)
     if image.dtype == bool:
-        image = image.astype(np.uint8) * 255
-    elif image.dtype not in (np.uint8, np.uint16, np.float32):
-        image = image.astype(np.float32)
-    return _convert(image, mode, path)
+        return image.astype(np.uint8) * 255
+    return image if image.dtype in (np.uint8, np.uint16, np.float32) else image.astype(np.float32)
 
 
 def read_mask(path: Path | str) -> np.ndarray:

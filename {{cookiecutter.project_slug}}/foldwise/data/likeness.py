@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pandas as pd
 from foldwise.data.adversarial import AUC, FEWEST, Adversarial, adversarial_validation, column_aucs, image_properties
 from foldwise.data.duplicates import BETWEEN_FOLDS, SAME_FOLD, TRAIN_AND_TEST, find_duplicates
 from foldwise.data.looks import Describer, Looks, look_at
-from foldwise.data.prepare import Prepared
-from foldwise.data.statistics import scan_images
+from foldwise.data.pictures import Pictures
+from foldwise.data.prepare import Prepared, scan_alike
+from foldwise.data.samples import item_table
+from foldwise.data.statistics import Scanned
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
 from foldwise.files import write_atomic
@@ -38,12 +41,23 @@ def compare_pictures(
     Raises:
         ImageError: a picture cannot be read.
     """
-    folder, tables = Path(data["prepared"]), [prepared.table] + ([] if test is None else [test])
-    what = f"{describe.key} {describe.size} {data['mode']} {data['scale']}"
+    folder = Path(data["prepared"])
+    found = [Pictures.of(prepared.source, prepared.samples)]
+    tables = [prepared.table]
+    if test is not None:
+        found.append(Pictures.of(test, prepared.samples))
+        tables.append(item_table(test, found[-1].items))
+    of_name = {
+        name: partial(pictures, number)
+        for table, pictures in zip(tables, found, strict=True)
+        for number, name in enumerate(table.frame["image"])
+    }
+    reader = Scanned(prepared.table, found[0].rows, prepared.items, prepared.samples).reader
+    what = f"{describe.key} {describe.size} {reader} {data['scale']}"
     record = folder / f"embeddings-{hashlib.sha256(what.encode()).hexdigest()[:16]}.npz"
     images = [name for table in tables for name in table.frame["image"]]
     root = prepared.table.root
-    looks = look_at(images, root, data["mode"], data["scale"], describe, record, progress)
+    looks = look_at(images, root, lambda name: of_name[name](), data["scale"], describe, record, progress)
     fold = np.array([prepared.folds[name] for name in prepared.table.ids])
     ids = [name for table in tables for name in table.ids]
     pairs = find_duplicates(ids, [root / name for name in images], fold, looks)
@@ -55,7 +69,9 @@ def compare_pictures(
             "near duplicates were looked for in pixels alone, which misses most other views of a scene "
             "(neighbouring frames of a video): --weights FILE finds them"
         )
-    return notes if test is None else notes + _shift_notes(data, prepared, test, looks, folder / "adversarial.csv")
+    if test is None:
+        return notes
+    return notes + _shift_notes(data, prepared, test, tables[1], looks, folder / "adversarial.csv")
 
 
 def duplicate_notes(pairs: pd.DataFrame, path: Path) -> list[str]:
@@ -86,7 +102,9 @@ def duplicate_notes(pairs: pd.DataFrame, path: Path) -> list[str]:
     return notes
 
 
-def _shift_notes(data: Mapping[str, Any], prepared: Prepared, test: Table, looks: Looks, path: Path) -> list[str]:
+def _shift_notes(
+    data: Mapping[str, Any], prepared: Prepared, source: Table, test: Table, looks: Looks, path: Path
+) -> list[str]:
     train = prepared.table
     if min(len(train), len(test)) < FEWEST:
         return [f"too few pictures for adversarial validation: it needs {FEWEST} in train and test"]
@@ -100,7 +118,7 @@ def _shift_notes(data: Mapping[str, Any], prepared: Prepared, test: Table, looks
     likeness = likeness.sort_values("test_likeness", ascending=False, kind="stable")
     with write_atomic(path) as temporary:
         likeness.to_csv(temporary, index=False)
-    scan = scan_images(test, data["mode"], data["scale"], data["ignore_index"], Path(data["prepared"]) / "images.csv")
+    scan = scan_alike(source, data, prepared.samples, prepared.statistics, False)
     known = ["id", "image", *(name for name in ("group", "unit") if name in train.frame)]
     known += [name for name in data["columns"].values() if isinstance(name, str)]
     columns = column_aucs(

@@ -5,7 +5,7 @@ a network. What was described is kept in a file, so that only new pictures are r
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from foldwise.data.images import read_image, resize, to_unit
+from foldwise.data.images import resize, to_unit
 from foldwise.errors import Refusal
 from foldwise.files import write_atomic
 
@@ -74,19 +74,19 @@ class Looks:
 def look_at(
     images: Sequence[str],
     root: Path,
-    mode: str,
+    read: Callable[[str], np.ndarray],
     scale: float | None,
     describe: Describer,
     record: Path,
     progress: bool = False,
 ) -> Looks:
-    """Describe image files, reading those that are not in the record yet; an interruption keeps what was read.
+    """Describe images, reading those that are not in the record yet; an interruption keeps what was read.
 
     Args:
         images: paths under `root`, possibly repeated.
-        mode: how images are read, see `read_image`.
+        read: the picture (H, W, C) that such a path stands for.
         scale: the stored value that means 1.0, see `to_unit`.
-        record: the `.npz` to read and to bring up to date; another describer, mode or scale needs another one.
+        record: the `.npz` to read and to bring up to date; another describer, reader or scale needs another one.
 
     Raises:
         ImageError: a file cannot be read.
@@ -96,7 +96,7 @@ def look_at(
     todo = [name for name, size in sizes.items() if name not in known or known[name][0] != size]
     try:
         if todo:
-            _describe_files(todo, sizes, root, mode, scale, describe, known, progress)
+            _describe_files(todo, sizes, read, scale, describe, known, progress)
     finally:
         if todo and known:
             _write_record(record, known)
@@ -110,8 +110,7 @@ Row = tuple[int, np.ndarray, np.ndarray]  # bytes of the file, thumbnail, vector
 def _describe_files(
     names: Sequence[str],
     sizes: dict[str, int],
-    root: Path,
-    mode: str,
+    read: Callable[[str], np.ndarray],
     scale: float | None,
     describe: Describer,
     known: dict[str, Row],
@@ -119,15 +118,15 @@ def _describe_files(
 ) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    def read(name: str) -> np.ndarray:
-        return to_picture(read_image(root / name, mode), scale, describe.size)
+    def picture_of(name: str) -> np.ndarray:
+        return to_picture(read(name), scale, describe.size)
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=not progress) as bar, ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         task = bar.add_task("Comparing images", total=len(names))
         for start in range(0, len(names), BATCH):
             batch = names[start : start + BATCH]
-            pictures = np.stack(list(pool.map(read, batch)))
+            pictures = np.stack(list(pool.map(picture_of, batch)))
             for name, picture, vector in zip(batch, pictures, describe(pictures), strict=True):
                 thumbnail = cv2.resize(picture, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
                 known[name] = (sizes[name], cv2.cvtColor(thumbnail, cv2.COLOR_RGB2GRAY), vector.astype(np.float32))

@@ -6,7 +6,7 @@ of several students either, since how many rows another student has, and which, 
 `full` is trained on every row, and nothing scores it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pandas as pd
 from foldwise.data.holdout import FULL
 from foldwise.data.table import Columns, Table, TableError, read_table
 from foldwise.files import read_json
+from foldwise.tasks import find_task
 
 ROW, STUDENT = "row", "student"
 
@@ -74,7 +75,7 @@ def read_pseudo(data: Mapping[str, Any], real: Table, folds: Iterable[int], fold
         Refusal: what stands beside the table is not valid JSON.
     """
     path = Path(data["pseudo"])
-    target = "mask" if real.task == "segmentation" else list(real.classes)
+    target = "mask" if find_task(real.task).field.spatial else list(real.classes)
     columns = Columns(id=ROW, target=target, weight="weight")
     table = read_table(path, real.task, real.root, columns, real.classes)
     origin = provenance_path(path)
@@ -90,22 +91,31 @@ def read_pseudo(data: Mapping[str, Any], real: Table, folds: Iterable[int], fold
         )
     if STUDENT not in table.frame:
         raise TableError(path, [*problems, f"there is no column {STUDENT!r}"])
-    student = pd.to_numeric(table.frame[STUDENT].replace("full", FULL), errors="coerce")
     existing = sorted(set(folds) - {-1})
-    unknown = ~student.isin([*existing, FULL])
+    student = table.frame[STUDENT].astype(str).map({student_name(fold): fold for fold in [*existing, FULL]})
+    unknown = student.isna()
     for name, value in zip(table.frame["id"][unknown], table.frame[STUDENT][unknown], strict=True):
-        problems.append(f"row {name!r}: the student {value!r} is none of the folds {existing}")
+        problems.append(f"row {name!r}: the student {value!r} is none of the folds {existing}, nor full")
     problems += [f"the student {fold} has no rows" for fold in existing if not (student == fold).any()]
     if problems:
         raise TableError(path, problems)
     return Pseudo(table, student.to_numpy(np.int64))
 
 
-def join_tables(real: Table, pseudo: Table) -> JoinedTable:
-    """The rows of the training table, and after them those of one student; only what training reads of them."""
+def join_tables(real: Table, pseudo: Table, columns: Sequence[str] = ()) -> JoinedTable:
+    """The rows of the training table, and after them those of one student; only what training reads of them.
+
+    Args:
+        columns: that the reader declares.
+    """
     target = None
     if real.target is not None and pseudo.target is not None:
         target = np.concatenate([real.target, pseudo.target])
-    names = ["id", "image", "weight", *(["mask"] if target is None else [])]
+    names = ["id", "image", "weight", *(["mask"] if target is None else []), *columns]
+    missing = [name for name in columns if name not in pseudo.frame]
+    if missing:
+        raise TableError(
+            pseudo.path, [f"there is no column {name!r}, which samples.columns declares" for name in missing]
+        )
     frame = pd.concat([real.frame.assign(weight=real.weights)[names], pseudo.frame[names]], ignore_index=True)
     return JoinedTable(frame, real.task, real.classes, real.root, target, pseudo.path)

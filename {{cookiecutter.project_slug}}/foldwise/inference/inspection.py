@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
-from foldwise.data.images import read_image
+from foldwise.data.pictures import Pictures
 from foldwise.data.table import Table
 from foldwise.files import sha256_file, write_atomic
 from foldwise.predictions.members import class_shares
 from foldwise.predictions.store import iter_average_maps, read_predictions
+from foldwise.tasks import Classes, find_task
 
 SHOWN_CLASSES = 50
 
@@ -42,10 +43,10 @@ def equal_images(table: Table, training: Table) -> list[tuple[str, str]]:
 def print_shares(console: Console, folders: Sequence[Path]) -> None:
     """The share of each class in the answers, to be compared with the training table's."""
     predictions = [read_predictions(folder) for folder in folders]
-    task, classes = predictions[0].header.task, predictions[0].classes
-    if task == "segmentation":
+    task, classes = find_task(predictions[0].header.task), predictions[0].classes
+    if not isinstance(task, Classes) or task.kind == "maps":
         return  # it would read every map again; the painted pictures say more
-    what = "images" if task == "multiclass" else "images with it"
+    what = "images" if task.exclusive else "images with it"
     table = RichTable(title=f"share of the {what}, averaged over the models", title_justify="left")
     table.add_column("class")
     for each in predictions:
@@ -58,7 +59,7 @@ def print_shares(console: Console, folders: Sequence[Path]) -> None:
         console.print(f"and {len(classes) - SHOWN_CLASSES} more classes")
 
 
-def write_overlays(folder: Path, table: Table, count: int) -> None:
+def write_overlays(folder: Path, table: Table, pictures: Pictures, count: int) -> None:
     """Paint the answer over `count` images, evenly spread, into `<folder>/overlays`."""
     if not count:
         return
@@ -70,7 +71,7 @@ def write_overlays(folder: Path, table: Table, count: int) -> None:
     ids = predictions.frame["id"].drop_duplicates().tolist()
     some = [ids[place] for place in np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(int)]
     for id, probability in iter_average_maps(predictions, some):
-        image = read_image(table.image_path(row_of[id]))
+        image = pictures(row_of[id])
         safe = re.sub(r"[^\w.-]+", "_", id)[:80]
         with write_atomic(folder / "overlays" / f"{row_of[id]:06d}-{safe}.png") as temporary:
             temporary.write_bytes(to_png(overlay(image, probability.argmax(axis=0), predictions.classes, id)))

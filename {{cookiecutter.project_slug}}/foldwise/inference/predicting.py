@@ -10,6 +10,8 @@ from pathlib import Path
 from rich.console import Console
 
 from foldwise.data.folds import table_folds
+from foldwise.data.pictures import Pictures
+from foldwise.data.samples import item_table
 from foldwise.data.table import Columns, Table, read_table
 from foldwise.errors import Refusal
 from foldwise.inference.device import choose_devices
@@ -17,8 +19,11 @@ from foldwise.inference.inspection import equal_images, print_shares, progress_b
 from foldwise.inference.runs import TrainedRun, check_together, open_run
 from foldwise.inference.sharing import Choices, Job, Work, predict_work
 from foldwise.inference.tta import TTA, load_tta
+from foldwise.inference.weights import load_samples
 from foldwise.predictions.schema import Header
-from foldwise.predictions.writers import MapWriter, RowWriter, Writer
+from foldwise.predictions.sources import output_folder, source_name
+from foldwise.predictions.writers import Writer, new_writer
+from foldwise.tasks.outputs import Output
 
 
 def predict_runs(
@@ -45,18 +50,25 @@ def predict_runs(
     trained = [open_run(Path(run)) for run in runs]
     check_together(trained)
     first = trained[0]
-    if first.spec.task != "segmentation" and (choices.overlays or choices.tiles):
+    if first.spec.main.meaning.kind != "maps" and (choices.overlays or choices.tiles):
         raise Refusal(f"--overlay and --tiles are for masks, and {first.folder} is a {first.spec.task} run")
-    table = _read_table(first, choices.oof, table_path)
+    source = _read_table(first, choices.oof, table_path)
+    samples = load_samples(next(iter(first.models.values())))
+    pictures = Pictures.of(source, samples)
+    table = item_table(source, pictures.items)
     folders = output_folders(trained, "oof" if choices.oof else table.path.stem, choices, out)
     _print_notes(console, trained, table, choices.oof)
     jobs = oof_jobs(first, table) if choices.oof else [Job(list(range(len(table))), None)]
     devices = choose_devices(choices.device, choices.devices)
-    writers = [_writer(run, folder, table, tta, jobs, choices) for run, folder in zip(trained, folders, strict=True)]
+    writers = [
+        {output.name: _writer(run, output, folder, table, tta, jobs, choices) for output in run.spec.outputs}
+        for run, folder in zip(trained, folders, strict=True)
+    ]
+    every = [writer for of_run in writers for writer in of_run.values()]
     with ExitStack() as stack:
-        for writer in writers:
+        for writer in every:
             stack.enter_context(writer)
-        done = set.intersection(*(writer.done for writer in writers))
+        done = set.intersection(*(writer.done for writer in every))
         if done:
             console.print(f"{len(done)} images were predicted before the last command was interrupted")
         total = sum(len(job.rows) for job in jobs)
@@ -68,16 +80,18 @@ def predict_runs(
         with progress_bar(console) as progress:
             bar = progress.add_task("predicting", total=total, completed=len(done))
             predict_work(
-                Work(trained, left, table, tta, choices),
+                Work(trained, left, table, source, tta, choices),
                 devices,
-                lambda: [writer.part() for writer in writers],
+                lambda: [{name: writer.part() for name, writer in of_run.items()} for of_run in writers],
                 lambda images: progress.advance(bar, images),
             )
     for folder in folders:
-        write_overlays(folder, table, choices.overlays)
+        write_overlays(folder, table, pictures, choices.overlays)
     print_shares(console, folders)
-    for folder in folders:
+    for run, folder in zip(trained, folders, strict=True):
         console.print(f"written   {folder}", soft_wrap=True, highlight=False, markup=False)
+        for output in run.spec.outputs[1:]:
+            console.print(f"          {_folder_of(run, output, folder)}", soft_wrap=True, highlight=False, markup=False)
         if choices.overlays:
             console.print(f"overlays  {folder / 'overlays'}", soft_wrap=True, highlight=False, markup=False)
     console.print(
@@ -112,6 +126,12 @@ def output_folders(runs: Sequence[TrainedRun], what: str, choices: Choices, out:
     else:
         folders = [out] if len(runs) == 1 else [out / run.folder.name for run in runs]
     there = [folder for folder in folders if folder.exists()]
+    there += [
+        other
+        for run, folder in zip(runs, folders, strict=True)
+        for output in run.spec.outputs[1:]
+        if (other := _folder_of(run, output, folder)).exists()
+    ]
     if there:
         left = [str(run.folder) for run, folder in zip(runs, folders, strict=True) if not folder.exists()]
         others = f"python predict.py {shlex.join(left)} ...\n" if left else ""
@@ -138,7 +158,18 @@ def _read_table(run: TrainedRun, oof: bool, table_path: Path | None) -> Table:
     return read_table(path, run.spec.task, run.data["root"], columns, run.spec.classes, has_target=False)
 
 
-def _writer(run: TrainedRun, folder: Path, table: Table, tta: TTA, jobs: Sequence[Job], choices: Choices) -> Writer:
+def _folder_of(run: TrainedRun, output: Output, folder: Path) -> Path:
+    """Where a run's predictions of an output go, when those of its main one go to `folder`."""
+    if not output.name:
+        return folder
+    if folder.parent == run.folder / "predictions":
+        return output_folder(run.folder, output) / "predictions" / folder.name
+    return folder.with_name(f"{folder.name}-{output.name}")
+
+
+def _writer(
+    run: TrainedRun, output: Output, folder: Path, table: Table, tta: TTA, jobs: Sequence[Job], choices: Choices
+) -> Writer:
     views = len(tta.names) if choices.keep_views else 1
     ids = hashlib.sha256(json.dumps([table.ids, table.frame["image"].tolist()]).encode()).hexdigest()
     request = {
@@ -152,10 +183,10 @@ def _writer(run: TrainedRun, folder: Path, table: Table, tta: TTA, jobs: Sequenc
         "members": len(jobs[0].members(run)) * views,
     }
     header = Header(
-        kind="oof" if choices.oof else "test",
-        task=run.spec.task,
-        classes=list(run.spec.classes),
-        run=run.folder.resolve().name,
+        split="oof" if choices.oof else "test",
+        task=output.task,
+        columns=output.columns,
+        run=source_name(run.folder.resolve(), output),
         folds_hash=run.folds_hash,
         tta={
             "views": tta.names,
@@ -164,7 +195,7 @@ def _writer(run: TrainedRun, folder: Path, table: Table, tta: TTA, jobs: Sequenc
         },
         created_by="predict.py",
     )
-    return (MapWriter if run.spec.task == "segmentation" else RowWriter)(folder, header, request, table.ids)
+    return new_writer(_folder_of(run, output, folder), header, request, table.ids)
 
 
 def _next_command(runs: Sequence[TrainedRun], folders: Sequence[Path], choices: Choices) -> str:

@@ -80,9 +80,13 @@ def open_run(folder: Path) -> TrainedRun:
     specs = {member: read_spec(path) for member, path in models.items()}
     spec = next(iter(specs.values()))
     for (fold, _), other in specs.items():
-        if (other.task, other.classes) != (spec.task, spec.classes):
+        if other.outputs != spec.outputs:
             raise Refusal(f"{folder}: the model of {fold_name(fold)} has another task or other classes than the first")
     return TrainedRun(folder, config["data"], models, spec)
+
+
+def _names(run: TrainedRun) -> list[tuple[str, str, tuple[str, ...]]]:
+    return [(output.name, output.task, output.columns) for output in run.spec.outputs]
 
 
 def check_together(runs: Sequence[TrainedRun]) -> None:
@@ -98,6 +102,7 @@ def check_together(runs: Sequence[TrainedRun]) -> None:
         for what, ours, its in (
             ("task", first.spec.task, run.spec.task),
             ("classes", first.spec.classes, run.spec.classes),
+            ("outputs", _names(first), _names(run)),
             ("data root", first.data["root"], run.data["root"]),
             ("columns", first.data["columns"], run.data["columns"]),
             ("test table", first.data["test_table"], run.data["test_table"]),

@@ -2,7 +2,7 @@
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,9 @@ from foldwise.processes.running import fold_context, run_processes
 
 PRELOAD = ("torch", "torchvision", "timm", "foldwise.inference.sharing")
 BLINK = 0.2  # seconds between two looks at how far the processes are
+
+
+Parts = Sequence[Mapping[str, Part]]  # of each run, a part of each output's prediction by its name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,22 +68,23 @@ class Job:
 
 @dataclass(frozen=True)
 class Work:
-    """What is predicted, and with what."""
+    """What is predicted, and with what: `table` has one row an item, `source` the rows that items are made of."""
 
     runs: Sequence[TrainedRun]
     jobs: Sequence[Job]
     table: Table
+    source: Table
     tta: TTA
     choices: Choices
 
 
 def predict_work(
-    work: Work, devices: Sequence[str], new_parts: Callable[[], list[Part]], advance: Callable[[int], None]
+    work: Work, devices: Sequence[str], new_parts: Callable[[], Parts], advance: Callable[[int], None]
 ) -> None:
     """Do the work in a process for each device; where there is one device, in this process.
 
     Args:
-        new_parts: gives a part of each run's prediction.
+        new_parts: gives a part of each run's prediction of each output.
         advance: called with the number of images that were predicted since the last call.
 
     Raises:
@@ -96,12 +100,10 @@ def predict_work(
     with _watching(counts, advance):
         code = run_processes(context, _predict_counting, (work, parts, devices, counts), len(devices))
     if code:
-        raise ProcessFailed(f"a process that predicts {describe_exit(code)}; the same command goes on from there")
+        raise ProcessFailed(f"a process that predicts {describe_exit(code)}; the same command goes on from there", code)
 
 
-def _predict_counting(
-    work: Work, parts: Sequence[Sequence[Part]], devices: Sequence[str], counts: Any, place: Place
-) -> None:
+def _predict_counting(work: Work, parts: Sequence[Parts], devices: Sequence[str], counts: Any, place: Place) -> None:
     """One process's share, counted in its place of `counts`."""
     torch.set_num_threads(max(1, torch.get_num_threads() // place.world))
     if place.rank:
@@ -112,20 +114,21 @@ def _predict_counting(
         counts[place.rank] += 1
 
 
-def _predict_share(work: Work, parts: Sequence[Part], device: str, place: Place) -> Iterator[None]:
+def _predict_share(work: Work, parts: Parts, device: str, place: Place) -> Iterator[None]:
     """Predict every n-th row of each job into the parts; yields after each image."""
     with ExitStack() as stack:
-        for part in parts:
-            stack.enter_context(closing(part))
+        for of_run in parts:
+            for part in of_run.values():
+                stack.enter_context(closing(part))
         for job in work.jobs:
             yield from _predict_rows(work, job, job.rows[place.rank :: place.world], parts, device)
 
 
-def _predict_rows(work: Work, job: Job, rows: list[int], parts: Sequence[Part], device: str) -> Iterator[None]:
+def _predict_rows(work: Work, job: Job, rows: list[int], parts: Parts, device: str) -> Iterator[None]:
     if not rows:
         return
     table, choices = work.table, work.choices
-    members = [(part, *member) for run, part in zip(work.runs, parts, strict=True) for member in job.members(run)]
+    members = [(own, *member) for run, own in zip(work.runs, parts, strict=True) for member in job.members(run)]
     models = [load_model(run.models[member]) for run in work.runs for member in job.members(run)]
     predictor = Predictor(
         models,
@@ -137,11 +140,12 @@ def _predict_rows(work: Work, job: Job, rows: list[int], parts: Sequence[Part], 
         choices.keep_views,
         choices.tiles,
     )
-    for index, probability in predictor.predict([table.image_path(row) for row in rows]):
+    for index, found in predictor.predict(work.source, rows):
         id = table.ids[rows[index]]
-        for (part, fold, snapshot), views in zip(members, probability, strict=True):
-            for view, values in zip(predictor.views, views, strict=True):
-                part.add(id, fold, snapshot, view, values)
+        for name, of_models in found.items():
+            for (own, fold, snapshot), views in zip(members, of_models, strict=True):
+                for view, values in zip(predictor.views, views, strict=True):
+                    own[name].add(id, fold, snapshot, view, values)
         yield
 
 

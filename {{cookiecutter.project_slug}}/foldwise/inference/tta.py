@@ -1,6 +1,6 @@
 """Test-time augmentation: an image is predicted in several views, and the probabilities are averaged."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 from foldwise.errors import Refusal
 from foldwise.inference.views import CROPS, SYMMETRIES, View
+from foldwise.models.network import Batch
+from foldwise.tasks import Task
 
 MEANS = ("arithmetic", "geometric")
-# The smallest probability in a geometric mean: one view that is sure of zero must not rule a class out for good.
-SMALLEST = 1e-7
 KEYS = ("views", "mean", "scales", "crops", "draws", "transforms")
 
 
@@ -21,7 +21,7 @@ class TTA:
 
     Args:
         views: names of `SYMMETRIES`, each once.
-        mean: "arithmetic" or "geometric", see `average`.
+        mean: "arithmetic" or "geometric", see `Task.average`.
         scales: of the network's input; 1 is its own size.
         crops: names of `CROPS`; they come besides the scales.
         draws: times that `transforms` are drawn for each image; 0: the image as it is.
@@ -98,42 +98,41 @@ class TTA:
         """Whether views have other sizes than the network's own."""
         return any(view.scale != 1 for view in self.views)
 
-    def predict(self, probabilities: Callable[[Tensor], Tensor], x: Tensor) -> list[Tensor]:
-        """Probabilities of a batch in each view: (B, C), or (B, C, H, W) on the image as it lies in `x`.
+    def predict(
+        self,
+        values: Callable[[Batch], dict[str, Tensor]],
+        batch: Batch,
+        spatial: Collection[str],
+        tasks: Mapping[str, Task],
+    ) -> dict[str, list[Tensor]]:
+        """The values of each output in each view: (B, C), or maps (B, C, H, W) on the image as it lies in the batch.
 
-        Views of one shape go through `probabilities` as one batch.
+        Views of one shape go through `values` as one batch; what is not spatial is the same in each of them.
 
         Args:
-            probabilities: (N, channels, H, W) to (N, C) or (N, C, H, W).
-            x: (B, channels, H, W).
+            values: a batch to the values of each output.
+            spatial: names of the batch's spatial fields.
+            tasks: of each output, which turns its values back.
         """
-        inputs = [view.forward(x) for view in self.views]
+        size = next((batch[name].shape[-2:] for name in batch if name in spatial), None)
+        if self.names == ["identity"] or size is None:
+            return {name: [value] * len(self.views) for name, value in values(batch).items()}
+        inputs = [{name: view.forward(batch[name]) for name in spatial} for view in self.views]
         alike: dict[tuple[Any, ...], list[int]] = {}
-        for index, view in enumerate(inputs):
-            alike.setdefault((view.shape, view.dtype), []).append(index)
-        results: dict[int, Tensor] = {}
+        for index, fields in enumerate(inputs):
+            alike.setdefault(tuple((value.shape, value.dtype) for value in fields.values()), []).append(index)
+        results: dict[str, dict[int, Tensor]] = {name: {} for name in tasks}
         for indices in alike.values():
-            batch = torch.cat([inputs[index] for index in indices])
-            for index, result in zip(indices, probabilities(batch).chunk(len(indices)), strict=True):
-                results[index] = self.views[index].inverse(result, x.shape[-2:]) if result.ndim == 4 else result
-        return [results[index] for index in range(len(inputs))]
-
-
-def average(probabilities: Sequence[Tensor], mean: str, exclusive: bool) -> Tensor:
-    """Average probabilities of equal shape, classes in dimension 1; NaN takes no part.
-
-    arithmetic: the mean. geometric: exp of the mean log-probability, with zeros taken as 1e-7, divided by the sum over
-    the classes (exclusive), or by its sum with the geometric mean of the complements (not exclusive), which equals
-    the sigmoid of the mean logit.
-    """
-    if len(probabilities) == 1:
-        return probabilities[0]
-    stacked = torch.stack(list(probabilities))
-    if mean == "arithmetic":
-        return stacked.nanmean(0)
-    positive = _geometric(stacked)
-    total = positive.sum(1, keepdim=True) if exclusive else positive + _geometric(1 - stacked)
-    return positive / total
+            together = {
+                name: torch.cat([inputs[index][name] for index in indices])
+                if name in spatial
+                else value.expand(len(indices), *value.shape).flatten(0, 1)
+                for name, value in batch.items()
+            }
+            for name, value in values(together).items():
+                for index, own in zip(indices, value.chunk(len(indices)), strict=True):
+                    results[name][index] = tasks[name].undo(own, self.views[index], size)
+        return {name: [found[index] for index in range(len(inputs))] for name, found in results.items()}
 
 
 def load_tta(path: Path) -> TTA:
@@ -156,10 +155,6 @@ def load_tta(path: Path) -> TTA:
         return TTA.from_config(values)
     except (Refusal, TypeError) as error:
         raise Refusal(f"{path}: {error}") from error
-
-
-def _geometric(stacked: Tensor) -> Tensor:
-    return stacked.clamp(min=SMALLEST).log().nanmean(0).exp()
 
 
 def _list_problems(key: str, names: Any, known: Mapping[str, Any]) -> list[str]:

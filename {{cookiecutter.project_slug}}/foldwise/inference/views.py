@@ -94,7 +94,8 @@ class View:
         return f"{self.symmetry}@{where}" if where else self.symmetry
 
     def forward(self, x: Tensor) -> Tensor:
-        """The view of (B, channels, H, W): uint8 where nothing is resampled, else float in [0, 1]."""
+        """The view of (..., H, W): integers where nothing is resampled; else images and maps are float, uint8 as a
+        share of 255, and masks (int64) take the nearest pixel."""
         height, width = x.shape[-2:]
         if self.crop is not None:
             top, left, h, w = self._box(height, width)
@@ -124,5 +125,10 @@ class View:
 
 
 def _resample(x: Tensor, size: Sequence[int]) -> Tensor:
+    if x.dtype == torch.int64:
+        planes = x.reshape(-1, 1, *x.shape[-2:]).float()
+        return interpolate(planes, tuple(size), mode="nearest-exact").long().view(*x.shape[:-2], *size)
     values = x.float() / 255 if x.dtype == torch.uint8 else x
-    return interpolate(values, tuple(size), mode="bilinear", align_corners=False, antialias=True)
+    planes = values.reshape(-1, *values.shape[-3:])  # of stacks, each picture
+    resampled = interpolate(planes, tuple(size), mode="bilinear", align_corners=False, antialias=True)
+    return resampled.view(*x.shape[:-2], *size)

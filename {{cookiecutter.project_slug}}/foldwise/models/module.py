@@ -1,7 +1,8 @@
-"""What the Lightning modules of all tasks share: phases, learning rates, and the randomness of a step."""
+"""The Lightning module that a competition subclasses: phases, learning rates, mixing, and the randomness of a step."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,44 +12,72 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from foldwise.data.dataset import sample_seed
+from foldwise.data.batches import PackedBatch, unpack
+from foldwise.data.sampling import sample_seed
+from foldwise.models.mixing import Mix
+from foldwise.models.network import Batch
 from foldwise.models.normalized import Normalized, set_trainable
 from foldwise.models.phases import Schedule
 
 
-class TrainingModule(pl.LightningModule):
-    """Trains a network through the phases of a schedule; a batch is what `ImageDataset` gives, collated.
+@dataclass(frozen=True)
+class Setup:
+    """What a module is made of.
 
-    Args:
-        network: images as stored in, logits out.
-        loss: (logits, target, weight) to a scalar.
+    Attributes:
+        network: with the normalisation of its images.
+        loss: what the group `loss` of the configuration names.
         make_optimizer: builds the optimizer over a network all of whose parameters are trainable.
         schedule: the phases and their learning rates.
-        seed: from it, the epoch and the step follow dropout, mixup and stochastic depth.
+        seed: from it, the epoch and the step follow dropout, mixing and stochastic depth.
+        mixes: mixup and CutMix of each phase, by its name.
+        targets: of every item that is trained or validated, (N, C) by the target field, where they are no files;
+            `batch["row"]` is the number of an item in them.
     """
 
-    def __init__(
-        self,
-        network: Normalized,
-        loss: nn.Module,
-        make_optimizer: Callable[[nn.Module], Optimizer],
-        schedule: Schedule,
-        seed: int,
-    ) -> None:
+    network: Normalized
+    loss: nn.Module
+    make_optimizer: Callable[[Normalized], Optimizer]
+    schedule: Schedule
+    seed: int
+    mixes: Mapping[str, Mix]
+    targets: Mapping[str, np.ndarray]
+
+
+class TrainingModule(pl.LightningModule):
+    """Trains a network through the phases of a schedule. A competition's module says what its losses are.
+
+    Only `self.network` is optimised, averaged and saved with the model: a loss that has parameters belongs into the
+    network. A network that teaches and is not trained goes into `Frozen`. Buffers of the module are on the device and
+    part of the checkpoint: targets that change while training are one, indexed by `batch["row"]`.
+    """
+
+    def __init__(self, setup: Setup) -> None:
         super().__init__()
-        self.network = network
-        self.loss = loss
-        self.make_optimizer = make_optimizer
-        self.schedule = schedule
-        self.seed = seed
+        self.network, self.loss, self.schedule = setup.network, setup.loss, setup.schedule
+        self.make_optimizer, self.seed, self.mixes = setup.make_optimizer, setup.seed, setup.mixes
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The loss of a batch."""
-        return self.loss(self.network(batch["image"]), batch["target"], batch["weight"])
+    def losses(self, outputs: Batch, batch: Batch) -> dict[str, Tensor]:
+        """The losses of a batch, in training and in validation.
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Probabilities of the classes, in the shape of `logits`; classes are in dimension 1."""
-        return logits.softmax(dim=1)
+        Args:
+            outputs: raw, of the network.
+            batch: the fields of the samples, "weight" (B,) and "row" (B,); mixed in training. Images are not
+                normalised.
+
+        Returns:
+            "loss", a scalar to minimise; further scalars are logged; (B,) entries go to the sampling (`observe`).
+        """
+        raise NotImplementedError
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The losses of a batch, after mixup or CutMix where asked."""
+        phase, _ = self.schedule.locate(self.current_epoch)
+        batch = self.mixes[phase.name](batch)
+        return self.losses(self.network(batch), batch)
+
+    def on_after_batch_transfer(self, batch: PackedBatch, dataloader_idx: int) -> Batch:
+        return unpack(batch)
 
     def configure_optimizers(self) -> Any:
         # All parameters belong to the optimizer from the start, so that a later phase finds its state and rates.
@@ -79,3 +108,31 @@ class TrainingModule(pl.LightningModule):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
+
+
+class Frozen:
+    """A network that is used and not trained: outside of optimizer, EMA and checkpoint.
+
+    It is no `nn.Module`, so that a module that holds it does not take it for a part of its own.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Batch:
+        """Its outputs, on the device of the batch."""
+        device = next(iter(batch.values())).device
+        if next(self.net.parameters()).device != device:
+            self.net.to(device)
+        return self.net(batch)
+
+
+def scalars(losses: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The entries of `losses` that are single numbers."""
+    return {name: value for name, value in losses.items() if isinstance(value, Tensor) and value.ndim == 0}
+
+
+def of_samples(losses: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The entries of `losses` that have one number a sample."""
+    return {name: value for name, value in losses.items() if isinstance(value, Tensor) and value.ndim == 1}

@@ -19,13 +19,98 @@ import torch
 from torch import Tensor, nn
 
 from foldwise.errors import Refusal
-from foldwise.models.normalized import head_modules
+from foldwise.models.layers import layer_depths
+from foldwise.models.network import Batch, Network, prefixed
 from foldwise.reachable import connection_problem
 
 # timm warns of weights that a network has no place for, as the head's of an encoder; `_check_loaded` knows better.
 logging.getLogger("timm.models._builder").setLevel(logging.ERROR)
 
 Architecture = Mapping[str, Any]
+
+
+class ImageNetwork(Network):
+    """One image in, one output out: a network of timm's, or a decoder of smp's on any encoder.
+
+    Args:
+        library, name, encoder, options: the architecture, see the module's text.
+        channels, outputs, weights, pretrained: as `Network` says.
+    """
+
+    def __init__(
+        self,
+        library: str,
+        name: str,
+        channels: Mapping[str, int],
+        outputs: Mapping[str, int],
+        encoder: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        weights: Path | None = None,
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__()
+        self.field, self.output = only(channels, "image field"), only(outputs, "output")
+        architecture = {"library": library, "name": name, "encoder": encoder, "options": options or {}}
+        self.net = build_network(
+            architecture, channels[self.field], outputs[self.output], weights and Path(weights), pretrained
+        )
+
+    def forward(self, batch: Batch) -> Batch:
+        return {self.output: self.net(batch[self.field])}
+
+    def head(self) -> list[nn.Module]:
+        return head_modules(self.net)
+
+    def depths(self, coarse: bool = False) -> dict[str, int]:
+        return prefixed(layer_depths(self.net, coarse), "net")
+
+    @property
+    def multiple(self) -> int:
+        """The stride of smp's encoder, where its decoder needs sizes divisible by it."""
+        net = cast(Any, self.net)
+        return net.encoder.output_stride if getattr(net, "requires_divisible_input_shape", False) else 1
+
+
+def only(names: Mapping[str, Any], what: str) -> str:
+    """The one name that there is.
+
+    Raises:
+        Refusal: there are several: the network needs a forward of its own.
+    """
+    if len(names) != 1:
+        raise Refusal(
+            f"this network takes one {what}, and there are {', '.join(names) or 'none'}: write one that takes all in "
+            "solution/networks.py (docs/extend.md)"
+        )
+    return next(iter(names))
+
+
+def build_encoder(
+    name: str,
+    channels: int,
+    weights: Path | None = None,
+    pretrained: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """A timm network without its classifier: images to features (B, `num_features`), and the features of its stages.
+
+    Args:
+        name: one of timm's.
+        channels: of the image; pretrained stems are adapted to it.
+        weights, pretrained, options: as `build_network`.
+
+    Raises:
+        Refusal: as `build_network`.
+    """
+    return build_network({"library": "timm", "name": name, "options": options or {}}, channels, 0, weights, pretrained)
+
+
+def head_modules(net: nn.Module) -> list[nn.Module]:
+    """What is new for the task: timm's classifier (distilled networks have two); of smp all but the encoder."""
+    if hasattr(net, "encoder") and hasattr(net, "segmentation_head"):  # smp
+        return [module for name, module in net.named_children() if name != "encoder"]
+    head = cast(Any, net).get_classifier()
+    return list(head) if isinstance(head, tuple | list) else [head]
 
 
 def build_network(
@@ -152,17 +237,6 @@ def pretrained_normalization(architecture: Architecture, channels: int = 3) -> t
         return [float(values[channel % len(values)]) for channel in range(channels)]
 
     return spread(config.mean), spread(config.std)
-
-
-def required_multiple(architecture: Architecture) -> int:
-    """Height and width must be divisible by this: the stride of smp's encoder; 1 where any size will do.
-
-    timm's networks with a fixed size (most transformers) say so themselves: they take `options: {img_size: ...}`.
-    """
-    if architecture["library"] != "smp" or not _smp_class(architecture).requires_divisible_input_shape:
-        return 1
-    with torch.random.fork_rng(devices=[]):  # asking must not change the numbers that initialise the real network
-        return cast(Any, build_network(architecture, channels=3, classes=2)).encoder.output_stride
 
 
 def _smp_class(architecture: Architecture) -> Any:

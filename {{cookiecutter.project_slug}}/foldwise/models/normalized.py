@@ -1,6 +1,6 @@
-"""A network with its normalisation, and which part of it trains."""
+"""A network with the normalisation of its images, and which part of it trains."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, cast
 
 import torch
@@ -8,37 +8,40 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from foldwise.errors import Refusal
-from foldwise.models.layers import layer_depths
+from foldwise.models.network import Batch, Network
 from foldwise.models.phases import TRAINABLE
 
 
 class Normalized(nn.Module):
-    """A network with the normalisation of its input, so that the two are never parted.
+    """A network with the normalisation of its images, so that the two are never parted.
 
     Integer images are divided by 255, float images are taken as they are, in [0, 1]; then (x - mean) / std.
 
     Args:
-        net: takes (B, C, H, W) float.
-        mean, std: C values each, in units of [0, 1].
+        net: takes a batch, see `Network`.
+        images: mean and std of each image field, a value a channel, in units of [0, 1].
     """
 
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, net: Network, images: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
         super().__init__()
-        if len(mean) != len(std) or min(std, default=0.0) <= 0:
-            raise Refusal(f"mean and std need one value a channel and std above 0, but are {mean} and {std}")
         self.net = net
+        self.images = tuple(images)
         self.frozen_norms = False
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        for name, (mean, std) in images.items():
+            if len(mean) != len(std) or min(std, default=0.0) <= 0:
+                raise Refusal(f"mean and std need one value a channel and std above 0, but are {mean} and {std}")
+            for what, values in (("mean", mean), ("std", std)):
+                tensor = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
+                self.register_buffer(f"{what}_{name}", tensor, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[1] != self.mean.shape[1]:  # a mean of one value would be broadcast without a word
-            raise Refusal(f"the image has {x.shape[1]} channels, but the model was built for {self.mean.shape[1]}")
-        x = x if x.is_floating_point() else x.float() / 255
-        return self.net((x - self.mean) / self.std)
+    def forward(self, batch: Batch) -> Batch:
+        return self.net(batch | {name: self._normalize(name, batch[name]) for name in self.images})
+
+    def _normalize(self, name: str, x: Tensor) -> Tensor:
+        mean, std = self.get_buffer(f"mean_{name}"), self.get_buffer(f"std_{name}")
+        if x.shape[-3] != len(mean):  # a mean of one value would be broadcast without a word
+            raise Refusal(f"{name} has {x.shape[-3]} channels, but the model was built for {len(mean)}")
+        return ((x if x.is_floating_point() else x.float() / 255) - mean) / std
 
     def train(self, mode: bool = True) -> Self:
         """As always, except that what is frozen stays in eval: its batch norms keep their statistics."""
@@ -46,7 +49,7 @@ class Normalized(nn.Module):
         if mode:
             _still(self.net)
             if self.frozen_norms:
-                head = {inner for module in head_modules(self.net) for inner in module.modules()}
+                head = {inner for module in self.net.head() for inner in module.modules()}
                 for module in self.net.modules():
                     if isinstance(module, _BatchNorm) and module not in head:
                         module.eval()
@@ -61,14 +64,6 @@ def _still(module: nn.Module) -> None:
     module.training = False
     for child in module.children():
         _still(child)
-
-
-def head_modules(net: nn.Module) -> list[nn.Module]:
-    """What is new for the task: timm's classifier (distilled networks have two); of smp all but the encoder."""
-    if hasattr(net, "encoder") and hasattr(net, "segmentation_head"):  # smp
-        return [module for name, module in net.named_children() if name != "encoder"]
-    head = cast(Any, net).get_classifier()
-    return list(head) if isinstance(head, tuple | list) else [head]
 
 
 def set_trainable(net: Normalized, trainable: str, frozen_norms: bool = False) -> None:
@@ -91,9 +86,9 @@ def set_trainable(net: Normalized, trainable: str, frozen_norms: bool = False) -
     net.frozen_norms = frozen_norms
     net.requires_grad_(trainable == "all")
     if match[1]:
-        for name, depth in layer_depths(net.net, coarse=True).items():
+        for name, depth in net.net.depths(coarse=True).items():
             net.net.get_parameter(name).requires_grad_(depth <= int(match[1]))
-    for module in head_modules(net.net):
+    for module in net.net.head():
         module.requires_grad_(True)
     net.train(net.training)
 

@@ -1,13 +1,12 @@
 """Optimizers by name, with no weight decay on norms and biases, and with layer-wise learning rates."""
 
 import difflib
-from typing import Any, cast
+from typing import Any
 
-from torch import nn
 from torch.optim import Optimizer
 
 from foldwise.errors import Refusal
-from foldwise.models.layers import layer_depths
+from foldwise.models.network import Network
 from foldwise.models.normalized import Normalized
 
 
@@ -30,7 +29,7 @@ def scale_rate(lr: float, batch_size: int, reference: int | None) -> float:
 
 
 def build_optimizer(
-    net: nn.Module,
+    net: Network | Normalized,
     opt: str,
     lr: float,
     weight_decay: float = 0.0,
@@ -40,7 +39,7 @@ def build_optimizer(
     """Any optimizer of timm's, which include torch's, over all parameters of `net`, also those frozen right now.
 
     Args:
-        net: a network of `networks.build_network`, bare or in `Normalized`.
+        net: bare or in `Normalized`.
         opt: timm's name: sgd (with Nesterov), adam, adamw, lamb, ...
         lr: of the head; every group's `lr` is already multiplied by its layer's factor.
         weight_decay: of matrices and kernels; norms, biases and what the network exempts have none.
@@ -59,12 +58,12 @@ def build_optimizer(
         raise Refusal(f"unknown optimizer {opt!r}; correct optimizer.opt, for example: {', '.join(close)}")
     try:
         return create_optimizer_v2(parameter_groups(net, lr, weight_decay, layer_decay), opt, lr, **options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # an option that it does not have, or a value that it does not take
         raise Refusal(f"optimizer {opt} cannot be made with the options {options}: {error}") from error
 
 
 def parameter_groups(
-    net: nn.Module, lr: float, weight_decay: float, layer_decay: float | None = None
+    net: Network | Normalized, lr: float, weight_decay: float, layer_decay: float | None = None
 ) -> list[dict[str, Any]]:
     """Every parameter of `net` in exactly one group {params, lr, weight_decay}, from the first layer to the last.
 
@@ -72,7 +71,7 @@ def parameter_groups(
     """
     net = net.net if isinstance(net, Normalized) else net
     factors = layer_factors(net, layer_decay) if layer_decay is not None else {}
-    exempt = cast(Any, net).no_weight_decay() if hasattr(net, "no_weight_decay") else set()
+    exempt = net.no_weight_decay()
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in net.named_parameters():
         factor = factors.get(name, 1.0)
@@ -82,7 +81,7 @@ def parameter_groups(
     return [groups[key] for key in sorted(groups)]
 
 
-def layer_factors(net: nn.Module, layer_decay: float) -> dict[str, float]:
+def layer_factors(net: Network, layer_decay: float) -> dict[str, float]:
     """Factor of the learning rate for each parameter name: layer_decay to the number of layers above it.
 
     The layers are timm's own grouping. Of an smp network the encoder is grouped, and the decoder has the factor 1.
@@ -93,7 +92,7 @@ def layer_factors(net: nn.Module, layer_decay: float) -> dict[str, float]:
     if not 0 < layer_decay <= 1:
         raise Refusal(f"optimizer.layer_decay is a factor above 0 and at most 1, but is {layer_decay}")
     try:
-        depths = layer_depths(net)
+        depths = net.depths()
     except Refusal as error:
         raise Refusal(f"{error}; or set optimizer.layer_decay=null") from error
     return {name: layer_decay**depth for name, depth in depths.items()}

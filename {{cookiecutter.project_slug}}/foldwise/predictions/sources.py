@@ -4,6 +4,7 @@
     oof/                   the out-of-fold predictions
     predictions/<name>/    predictions of other tables, such as test-d4, and out-of-fold ones with another TTA
     config.yaml            of a run or an ensemble: which data and metric it is about
+    outputs/<name>/        of a run with several outputs: a source of its own for each further one
 """
 
 from collections.abc import Callable, Sequence
@@ -14,8 +15,19 @@ from typing import TypeVar
 from foldwise.errors import Refusal
 from foldwise.predictions.schema import HEADER
 from foldwise.predictions.store import read_header
+from foldwise.tasks.outputs import Output
 
 T = TypeVar("T")
+
+
+def output_folder(run: Path, output: Output) -> Path:
+    """The source of an output: the run itself for the main one, `<run>/outputs/<name>` for others."""
+    return run / "outputs" / output.name if output.name else run
+
+
+def source_name(run: Path, output: Output) -> str:
+    """What predictions of an output say that they were made by."""
+    return f"{run.name}-{output.name}" if output.name else run.name
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from foldwise.predictions.schema import (
     members_of,
     raise_problems,
 )
+from foldwise.tasks import find_task
 
 REQUEST = "request.json"
 
@@ -154,3 +155,13 @@ def with_members(header: Header, frame: pd.DataFrame) -> Header:
     """The header with the members of the rows."""
     members = [dict(zip(MEMBER, member, strict=True)) for member in members_of(frame)]
     return Header(**{**asdict(header), "members": members})
+
+
+WRITERS: dict[str, type[Writer]] = {"rows": RowWriter, "maps": MapWriter}
+
+
+def new_writer(
+    folder: Path, header: Header, request: Mapping[str, Any] | None = None, ids: Sequence[str] | None = None
+) -> Writer:
+    """The writer of what a task stores; arguments as `Writer`."""
+    return WRITERS[find_task(header.task).kind](folder, header, request, ids)

@@ -18,8 +18,10 @@ import torch
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from foldwise.code import make, open_run_code
 from foldwise.config import followers, read_config
 from foldwise.data.prepare import prepare
+from foldwise.errors import Refusal
 from foldwise.files import check_new, new_folder, read_json, write_json
 from foldwise.inference.device import choose_device
 from foldwise.inference.weights import SPEC
@@ -74,14 +76,17 @@ def average_weights(run: Path, out: Path, device: str = "auto") -> Averaging:
     check_new(out)
     target = torch.device(choose_device(device))
     config = read_config(run)
-    prepared = prepare(config["data"], config["task"], config["seed"], make_folds=False)
+    alias = open_run_code(run)
+    prepared = prepare(config, make(config["samples"], alias), make_folds=False)
+    if len(prepared.outputs) > 1:
+        raise Refusal(f"{run} has several outputs, whose snapshots are not averaged: average their predictions instead")
     metric = build_metric(config["metric"], config["task"], prepared.table.classes)
-    folds = np.array([prepared.folds[id] for id in prepared.table.ids])
+    folds = prepared.fold_of_items
     snapshots = find_snapshots(run, config, sorted(set(folds.tolist()) - {-1}), metric.greater_is_better)
     oof = read_predictions(run / "oof")
     check_oof(oof, Truth(prepared.table, folds, prepared.folds_hash, metric, config))
     folder = _open_partial(out, run, config, snapshots, prepared.images_hash) / out.name
-    candidates = Candidates(run, config, prepared, snapshots, folder, target)
+    candidates = Candidates(run, config, prepared, snapshots, folder, target, alias)
     scores: dict[int, dict[int, float]] = {}
     for fold, names in snapshots.items():
         candidates.make(fold)
@@ -170,6 +175,8 @@ def _write_run(out: Path, candidates: Candidates, averaging: Averaging) -> None:
         for name in ("config.yaml", "environment.json"):
             shutil.copy(run / name, temporary)
         write_json(temporary / "identity.json", identity)
+        if (run / "code").is_dir():
+            shutil.copytree(run / "code", temporary / "code")
         write_json(
             temporary / "averaging.json",
             {

@@ -12,7 +12,6 @@ everything that is chosen, it is chosen out of fold:
   fold k's labels, as always when folds are crossed, but what was measured on fold k's rows takes no part.
 """
 
-import copy
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,16 +27,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from foldwise.data.holdout import Holdout
 from foldwise.data.prepare import Prepared
 from foldwise.errors import Refusal
-from foldwise.inference.weights import find_models, load_model, save_model
+from foldwise.inference.weights import find_models, load_model, load_state, save_model
 from foldwise.models.phases import build_phases
 from foldwise.predictions.schema import raise_problems
 from foldwise.predictions.store import Predictions, read_predictions
 from foldwise.processes.group import Place
 from foldwise.training.ema import reestimate_batch_norm
 from foldwise.training.fold import predict_held_out
-from foldwise.training.loaders import training_loader
+from foldwise.training.loaders import training_items, training_loader
 
 
 def find_snapshots(
@@ -130,6 +130,7 @@ class Candidates:
         run: the run that took the snapshots; `config` and `prepared` are its own.
         snapshots: their names by fold, as `find_snapshots` gives them.
         folder: named like the run that is made of them, since predictions carry that name.
+        alias: of the run's code.
     """
 
     run: Path
@@ -138,6 +139,7 @@ class Candidates:
     snapshots: dict[int, list[str]]
     folder: Path
     device: torch.device
+    alias: str | None
 
     def model(self, fold: int, n: int) -> Path:
         """The model folder of the mean of n snapshots."""
@@ -161,12 +163,12 @@ class Candidates:
         missing = [n for n in range(1, len(names) + 1) if not self.oof_folder(fold, n).exists()]
         if not missing:
             return
-        models = [load_model(self.run / f"fold{fold}" / "snapshots" / name) for name in names]
-        states = [network.net.state_dict() for network, _ in models]
-        network, spec = copy.deepcopy(models[0])
-        network.to(self.device)
-        folds = np.array([self.prepared.folds[id] for id in self.prepared.table.ids])
-        loader = self._plain_training_loader(fold, np.flatnonzero(folds != fold))
+        paths = [self.run / f"fold{fold}" / "snapshots" / name for name in names]
+        states = [load_state(path) for path in paths]
+        newest = load_model(paths[0])
+        network, spec = newest.network.to(self.device), newest.spec
+        folds = self.prepared.fold_of_items
+        loader = self._plain_training_loader(fold, np.flatnonzero(folds != fold), spec.state)
         for n in missing:
             network.net.load_state_dict(average_states(states[:n]))
             batches = tqdm(loader, f"fold {fold}  batch norm", disable=not sys.stderr.isatty(), leave=False)
@@ -176,26 +178,28 @@ class Candidates:
                     f"{self.run}: fold {fold}: the mean of the snapshots {', '.join(names[:n])} has weights or "
                     "batch-norm statistics that are NaN or infinite: train again with a lower optimizer.lr"
                 )
-            save_model(self.model(fold, n), network.net, spec)
+            save_model(self.model(fold, n), network, spec)
             predict_held_out(
                 self.config,
                 self.prepared,
-                {"last": network},  # as find_models calls the model of a fold without snapshots
-                spec,
+                {"last": newest},  # as find_models calls the model of a fold without snapshots
                 np.flatnonzero(folds == fold),
                 self.device,
-                self.oof_folder(fold, n),
+                self.folder,
+                Holdout((fold,)),
+                f"oof-{n}",
                 created_by="average_weights.py",
             )
 
-    def _plain_training_loader(self, fold: int, rows: np.ndarray) -> DataLoader:
+    def _plain_training_loader(self, fold: int, rows: np.ndarray, state: Mapping[str, Any]) -> DataLoader:
         """What the newest weights were trained on, not augmented, like the images that will be predicted."""
         plain = {"augmentation": {**self.config["augmentation"], "transforms": []}}
         phases = {
             name: phase | {"augmentation": None, "image_size": None} for name, phase in self.config["phases"].items()
         }
         pseudo = self.prepared.pseudo.of(fold) if self.prepared.pseudo else None
-        loader, _ = training_loader(self.config | plain | {"phases": phases}, self.prepared, rows, Place(), pseudo)
+        items = training_items(self.prepared, rows, state, pseudo)
+        loader, _ = training_loader(self.config | plain | {"phases": phases}, self.prepared, items, Place(), self.alias)
         # Past the last epoch, the sampler keeps to the last phase's share of pseudo rows.
         epochs = sum(phase.epochs for phase in build_phases(phases))
         loader.sampler.set_epoch(epochs)  # type: ignore[attr-defined]  # an EpochSampler

@@ -4,91 +4,140 @@ import inspect
 import os
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from foldwise.config import make
+from foldwise.code import code_hash, make, module_target, resolve
 from foldwise.data.holdout import Holdout
 from foldwise.data.images import FITS, image_hw
 from foldwise.data.prepare import Prepared
+from foldwise.data.samples import Rows
 from foldwise.errors import Refusal
 from foldwise.inference.tta import TTA
-from foldwise.inference.weights import ModelSpec
-from foldwise.models.classification import ClassificationModule, MultilabelModule
+from foldwise.inference.weights import ModelSpec, normalize
 from foldwise.models.losses import BALANCES, balanced_class_weights
 from foldwise.models.mixing import Mix
-from foldwise.models.module import TrainingModule
-from foldwise.models.networks import build_network, pretrained_normalization, required_multiple
+from foldwise.models.module import Setup, TrainingModule
+from foldwise.models.network import Network
+from foldwise.models.networks import pretrained_normalization
 from foldwise.models.normalized import Normalized, enable_gradient_checkpointing
 from foldwise.models.optimization import build_optimizer, scale_rate
 from foldwise.models.phases import Schedule, build_phases
-from foldwise.models.segmentation import SegmentationModule
 from foldwise.predictions.metrics.building import build_metric
 from foldwise.processes.group import Place
 from foldwise.reporting.phases import PhasePreview
 from foldwise.settings import unknown_setting
-from foldwise.training.loaders import build_looks, epoch_shares, phase_augmentation
+from foldwise.training.loaders import (
+    TrainingItems,
+    build_sampling,
+    phase_augmentation,
+    sample_fields,
+    training_items,
+    training_loader,
+)
 from foldwise.training.preview import preview_phases
-from foldwise.training.sizes import check_sizes, try_sizes
+from foldwise.training.trial import try_batch
 
-MODULES: dict[str, type[TrainingModule]] = {
-    "multiclass": ClassificationModule,
-    "multilabel": MultilabelModule,
-    "segmentation": SegmentationModule,
-}
+# Settings of the group `model` that say how a network is trained, and not what it is.
+TRAINING_ONLY = ("_target_", "pretrained", "weights", "channels_last", "compile", "gradient_checkpointing")
 
 
-def build_spec(config: Mapping[str, Any], prepared: Prepared) -> ModelSpec:
+def fit_reader(prepared: Prepared, rows: np.ndarray) -> dict[str, Any]:
+    """What the reader has to know of the items that are trained, without their targets."""
+    items = [prepared.items[row] for row in rows]
+    return prepared.samples.fit(Rows(prepared.source, prepared.samples.columns), items)
+
+
+def build_spec(config: Mapping[str, Any], prepared: Prepared, state: Mapping[str, Any], alias: str | None) -> ModelSpec:
     """What a saved model says of itself, which is also what is needed to build it.
 
     Raises:
-        Refusal: an image size that the network cannot take, or a fit that the task cannot have.
+        Refusal: a fit that the task cannot have, or a normalisation that is not known.
     """
-    model, data, statistics = config["model"], config["data"], prepared.statistics
-    architecture = {key: model[key] for key in ("library", "name", "encoder", "options") if model.get(key) is not None}
-    check_sizes(config, required_multiple(architecture))
-    masks = config["task"] == "segmentation"
-    if data["fit"] not in FITS or (data["fit"] == "crop" and masks) or (data["fit"] == "tiles" and not masks):
+    model, data = config["model"], config["data"]
+    maps = any(output.meaning.field.spatial for output in prepared.outputs)
+    if data["fit"] not in FITS or (data["fit"] == "crop" and maps) or (data["fit"] == "tiles" and not maps):
         raise Refusal(
             f"data.fit is {data['fit']!r}; it must be one of {', '.join(FITS)}: stretch or tiles for segmentation, "
             "where every pixel is predicted, and stretch or crop else"
         )
     if data["fit"] == "tiles" and TTA.from_config(config["tta"]).names != ["identity"]:
         raise Refusal("data.fit=tiles predicts in tiles, which have one view: choose tta=none")
-    if data["normalize"] == "weights":
-        mean, std = pretrained_normalization(architecture, statistics["channels"])
-    else:
-        mean, std = statistics["mean"], statistics["std"]
+    network = {name: value for name, value in model.items() if name not in TRAINING_ONLY and value is not None}
+    images = {}
+    for name, image in prepared.statistics["images"].items():
+        mean, std = image["mean"], image["std"]
+        if data["normalize"] == "weights":
+            mean, std = pretrained_normalization(network, image["channels"])
+        images[name] = {"scale": image["scale"], "mean": list(mean), "std": list(std)}
+    samples = config["samples"]
+    targets = model["_target_"], samples["_target_"]
     return ModelSpec(
-        task=config["task"],
-        architecture=architecture,
-        channels=statistics["channels"],
-        classes=list(prepared.table.classes),
+        network={
+            "_target_": module_target(model["_target_"]),
+            **network,
+            "channels": {name: image["channels"] for name, image in prepared.statistics["images"].items()},
+            "outputs": {output.key: len(output.columns) for output in prepared.outputs},
+        },
+        samples={**samples, "_target_": module_target(samples["_target_"])},
+        state=dict(state),
+        outputs=prepared.outputs,
         image_size=image_hw(data["image_size"]),
         fit=data["fit"],
-        mode=data["mode"],
-        scale=statistics["scale"],
-        mean=list(mean),
-        std=list(std),
+        images=images,
+        code=code_hash(alias) if any(target.startswith("solution.") for target in targets) else None,
     )
 
 
-def build_normalized(config: Mapping[str, Any], spec: ModelSpec) -> Normalized:
-    """The network with its normalisation and initial weights, on the CPU."""
+def build_network(config: Mapping[str, Any], spec: ModelSpec, alias: str | None) -> Normalized:
+    """The network with its normalisation and initial weights, on the CPU.
+
+    Raises:
+        Refusal: it cannot be built, or not for images of this size.
+    """
     model = config["model"]
-    weights = Path(model["weights"]) if model["weights"] else None
-    net = build_network(spec.architecture, spec.channels, len(spec.classes), weights, bool(model["pretrained"]))
+    kind = resolve(spec.network["_target_"], alias)
+    if not (isinstance(kind, type) and issubclass(kind, Network)):
+        raise Refusal(f"model._target_ is {model['_target_']}, which is no subclass of foldwise.models.network.Network")
+    net = make(spec.network, alias, weights=model["weights"], pretrained=bool(model["pretrained"]))
+    check_sizes(config, net.multiple)
     if model["gradient_checkpointing"]:
         enable_gradient_checkpointing(net)
-    return Normalized(net, spec.mean, spec.std)
+    return normalize(net, spec)
 
 
-def build_loss(config: Mapping[str, Any], prepared: Prepared, part: Holdout) -> torch.nn.Module:
-    """The loss, with `class_weights` that are named (see `BALANCES`) replaced by numbers from the trained rows.
+def check_sizes(config: Mapping[str, Any], multiple: int) -> None:
+    """Compare image sizes, those of phases included, with what heights and widths must be a multiple of.
+
+    Raises:
+        Refusal: every size that is none, and the next larger one that is.
+    """
+    sizes = {"data.image_size": config["data"]["image_size"]} | {
+        f"phases.{phase.name}.image_size": phase.image_size
+        for phase in build_phases(config["phases"])
+        if phase.image_size is not None
+    }
+    problems = []
+    for key, size in sizes.items():
+        height, width = image_hw(size)
+        if height % multiple or width % multiple:
+            up = [-(-side // multiple) * multiple for side in (height, width)]
+            problems.append(
+                f"{config['model']['name']} needs sizes divisible by {multiple}, and {key} is {height} x {width}: "
+                f"try {key}=[{up[0]},{up[1]}]"
+            )
+    if problems:
+        raise Refusal("\n".join(problems))
+
+
+def build_loss(
+    config: Mapping[str, Any], prepared: Prepared, part: Holdout, alias: str | None = None
+) -> torch.nn.Module:
+    """The loss, with `class_weights` that are named (see `BALANCES`) replaced by numbers from the trained items.
 
     Raises:
         Refusal: a name that is not known.
@@ -103,54 +152,75 @@ def build_loss(config: Mapping[str, Any], prepared: Prepared, part: Holdout) -> 
             counts = [values for key, values in by_fold.items() if int(key) not in part.folds]
             rows = sum(1 for id in prepared.table.ids if prepared.folds[id] not in part.folds)
             total = np.sum(counts, axis=0).tolist()
-            term["class_weights"] = balanced_class_weights(
-                total, rows if config["task"] == "multilabel" else None, BALANCES[name]
-            )
-    return make(loss)
+            exclusive = prepared.outputs[0].meaning.exclusive
+            term["class_weights"] = balanced_class_weights(total, None if exclusive else rows, BALANCES[name])
+    return make(loss, alias)
 
 
 def build_module(
-    config: Mapping[str, Any], prepared: Prepared, network: Normalized, part: Holdout, steps_per_epoch: int
+    config: Mapping[str, Any],
+    prepared: Prepared,
+    items: TrainingItems,
+    network: Normalized,
+    part: Holdout,
+    steps_per_epoch: int,
+    alias: str | None = None,
 ) -> TrainingModule:
-    """The Lightning module of the task."""
+    """The Lightning module that the configuration names."""
     rate = scale_rate(config["optimizer"]["lr"], config["batch_size"], config.get("lr_batch_size"))
     phases = build_phases(config["phases"])
-    curves = {phase.name: make(phase.scheduler or config["scheduler"]) for phase in phases}
-    arguments: dict[str, Any] = {
-        "network": network,
-        "loss": build_loss(config, prepared, part),
-        "make_optimizer": partial(build_optimizer, **config["optimizer"] | {"lr": rate}),
-        "schedule": Schedule(phases, curves, steps_per_epoch),
-        "seed": config["seed"],
-    }
+    curves = {phase.name: make(phase.scheduler or config["scheduler"], alias) for phase in phases}
+    fields = sample_fields(prepared)
     mixes = {}
     for phase in phases:
         augmentation = phase_augmentation(config, phase)
-        mixes[phase.name] = Mix(augmentation["mixup"], augmentation["cutmix"], config["task"])
-    if any(mixes.values()):
-        arguments["mixes"] = mixes
-    return MODULES[config["task"]](**arguments)
+        mixes[phase.name] = Mix(augmentation["mixup"], augmentation["cutmix"], fields, list(items.targets))
+    setup = Setup(
+        network=network,
+        loss=build_loss(config, prepared, part, alias),
+        make_optimizer=partial(build_optimizer, **config["optimizer"] | {"lr": rate}),
+        schedule=Schedule(phases, curves, steps_per_epoch),
+        seed=config["seed"],
+        mixes=mixes,
+        targets=items.targets,
+    )
+    module = make(config["module"], alias, setup=setup)
+    if not isinstance(module, TrainingModule):
+        raise Refusal(
+            f"module._target_ is {config['module']['_target_']}, which is no subclass of "
+            "foldwise.models.module.TrainingModule"
+        )
+    return module
 
 
 def build_trainer(config: Mapping[str, Any], place: Place, epochs: int, **arguments: Any) -> pl.Trainer:
-    """Lightning's Trainer from configs/trainer, for this process's place."""
+    """Lightning's Trainer from configs/trainer, for this process's place.
+
+    Raises:
+        Refusal: a setting that it does not take.
+    """
     settings = dict(config["trainer"]) | {"devices": place.devices, "num_nodes": place.nodes}
     if settings["strategy"] == "ddp" and any(phase.trainable != "all" for phase in build_phases(config["phases"])):
         # What a phase freezes gets no gradient, and plain DDP would wait for it.
         settings["strategy"] = "ddp_find_unused_parameters_true"
-    return pl.Trainer(
-        **settings,
-        max_epochs=epochs,
-        limit_val_batches=0,  # validation is a callback of ours, see training/validation.py
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # EpochSampler divides the rows by itself
-        enable_model_summary=False,
-        **arguments,
-    )
+    try:
+        return pl.Trainer(
+            **settings,
+            max_epochs=epochs,
+            limit_val_batches=0,  # validation is a callback of ours, see training/validation.py
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # EpochSampler divides the rows by itself
+            enable_model_summary=False,
+            **arguments,
+        )
+    except (ValueError, TypeError, MisconfigurationException) as error:
+        raise Refusal(f"Lightning does not take the settings of trainer ({error}): {settings}") from error
 
 
-def inspect_config(config: Mapping[str, Any], prepared: Prepared) -> tuple[dict[str, Any], list[PhasePreview]]:
-    """Build everything once, so that a mistake is found before a run exists.
+def inspect_config(
+    config: Mapping[str, Any], prepared: Prepared, alias: str | None
+) -> tuple[dict[str, Any], list[PhasePreview]]:
+    """Build everything once and try a batch, so that a mistake is found before a run exists.
 
     A learning rate that is scaled is said.
 
@@ -170,14 +240,20 @@ def inspect_config(config: Mapping[str, Any], prepared: Prepared) -> tuple[dict[
     if unknown:
         raise Refusal("\n".join(unknown))
     for callback in config["callbacks"].values():
-        make(callback)
-    spec = build_spec(config, prepared)
-    network = build_normalized(config, spec)
-    build_metric(config["metric"], config["task"], spec.classes)
-    build_looks(config, prepared)
-    epoch_shares(config)
-    module = build_module(config, prepared, network, Holdout(()), steps_per_epoch=1)
-    try_sizes(network, module.schedule.phases, spec.channels)
+        make(callback, alias)
+    build_sampling(config, alias)
+    part, rows = Holdout(()), np.arange(len(prepared.items))
+    state = fit_reader(prepared, rows)
+    spec = build_spec(config, prepared, state, alias)
+    for output in prepared.outputs:
+        metric = config["outputs"][output.name]["metric"] if output.name else config["metric"]
+        build_metric(metric, output.task, output.columns)
+    network = build_network(config, spec, alias)
+    items = training_items(prepared, rows, state)
+    plain = {"sampling": "shuffle", "workers": 0, "pseudo": None}
+    loader, _ = training_loader({**config, "data": {**config["data"], **plain}}, prepared, items, Place(), alias)
+    module = build_module(config, prepared, items, network, part, steps_per_epoch=1, alias=alias)
+    try_batch(config, module, loader.dataset, prepared.outputs)  # type: ignore[arg-type]  # an ItemDataset
     optimizer = module.make_optimizer(network)
     if config.get("lr_batch_size"):
         print(
@@ -185,7 +261,7 @@ def inspect_config(config: Mapping[str, Any], prepared: Prepared) -> tuple[dict[
             f"for batch_size={config['batch_size']} it is {optimizer.defaults['lr']:g}",
             flush=True,
         )
-    previews = preview_phases(config, module)
+    previews = preview_phases(config, module, [group["lr"] for group in optimizer.param_groups])
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     kind = "gpu" if gpus else "mps" if torch.backends.mps.is_available() else "cpu"
     return {"accelerator": kind, "devices": gpus or [kind], "cpus": os.cpu_count()}, previews

@@ -6,7 +6,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from foldwise.data.dataset import ImageDataset
+from foldwise.data.dataset import ItemDataset
 from foldwise.data.problems import some
 from foldwise.models.module import TrainingModule
 
@@ -52,8 +52,8 @@ class Divergence(pl.Callback):
         step, loss, rows = self.unread
         if not loss.isfinite():
             dataset = trainer.train_dataloader.dataset  # type: ignore[union-attr]  # the loader that fold.py made
-            assert isinstance(dataset, ImageDataset)
-            ids = [dataset.ids[row] for row in rows.tolist()]
+            assert isinstance(dataset, ItemDataset)
+            ids = [dataset.reader.items[row].id for row in rows.tolist()]
             raise FloatingPointError(
                 f"the training loss became {float(loss)} in epoch {trainer.current_epoch + 1}, step {step + 1} of "
                 f"{self.part}, for the ids {some(ids, 32)}; the state before that epoch is kept; look at these images "

@@ -1,6 +1,6 @@
 """Exponential moving average of the weights, as a callback."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -8,6 +8,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from foldwise.data.batches import PackedBatch, to_device
 from foldwise.errors import Refusal
 from foldwise.models.module import TrainingModule
 from foldwise.models.normalized import Normalized
@@ -66,7 +67,7 @@ class EMA(pl.Callback):
 
 @torch.no_grad()
 def reestimate_batch_norm(
-    network: Normalized, batches: Iterable[Mapping[str, Any]], device: torch.device, frozen: Collection[str] = ()
+    network: Normalized, batches: Iterable[PackedBatch], device: torch.device, frozen: Collection[str] = ()
 ) -> None:
     """Set the batch-norm statistics of averaged weights from training images; without batch norm, nothing is read.
 
@@ -76,7 +77,7 @@ def reestimate_batch_norm(
     (Izmailov et al., arXiv:1803.05407, section 3.2.)
 
     Args:
-        batches: of training images under "image".
+        batches: of training items.
         frozen: names in `network.net` of batch norms that keep their statistics.
     """
     norms = [
@@ -92,7 +93,7 @@ def reestimate_batch_norm(
         module.momentum = None  # the plain mean over all batches
         module.train()
     for batch in batches:
-        network(batch["image"].to(device, non_blocking=True))
+        network(to_device(batch, device))
     share_norms(network, average=True)
     for module, momentum in zip(norms, momenta, strict=True):
         module.momentum = momentum

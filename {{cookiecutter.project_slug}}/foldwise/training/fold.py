@@ -9,12 +9,15 @@ It runs in a process of its own (under DDP in several) and leaves in `<run>/fold
     oof-<r>-of-<n>/   predictions of rank r's share of the held-out rows
 """
 
+import copy
 import logging
+import shutil
 import sys
 import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -22,29 +25,26 @@ import torch
 from pytorch_lightning.callbacks import LambdaCallback
 from tqdm import tqdm
 
-from foldwise.config import make
-from foldwise.data.dataset import sample_seed
+from foldwise.code import check_covered, make, open_run_code
 from foldwise.data.holdout import Holdout
 from foldwise.data.prepare import Prepared, prepare
+from foldwise.data.sampling import EpochSampler, sample_seed
 from foldwise.inference.predictor import Predictor
 from foldwise.inference.tta import TTA
-from foldwise.inference.weights import ModelSpec, find_models, load_model, save_model
+from foldwise.inference.weights import Model, find_models, load_state, save_model
 from foldwise.models.normalized import Normalized
 from foldwise.predictions.metrics.building import build_metric
 from foldwise.predictions.schema import Header
-from foldwise.predictions.writers import MapWriter, RowWriter
+from foldwise.predictions.sources import output_folder, source_name
+from foldwise.predictions.writers import new_writer
 from foldwise.processes.group import Place
 from foldwise.processes.signals import leave_on_signals
-from foldwise.training.build import (
-    build_module,
-    build_normalized,
-    build_spec,
-    build_trainer,
-)
+from foldwise.training.build import build_module, build_network, build_spec, build_trainer, fit_reader
 from foldwise.training.checkpoints import LastCheckpoint, find_checkpoint, remove_leftovers
 from foldwise.training.divergence import Divergence
 from foldwise.training.ema import EMA, reestimate_batch_norm
-from foldwise.training.loaders import evaluation_loader, training_loader
+from foldwise.training.loaders import evaluation_loader, make_reader, training_items, training_loader
+from foldwise.training.observation import Observation
 from foldwise.training.progress import Progress
 from foldwise.training.snapshots import Snapshots
 from foldwise.training.validation import Validation
@@ -61,7 +61,9 @@ warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # the figures of an epo
 
 
 def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], place: Place) -> None:
-    """Train a model of the run in the folder `run`, or go on with it where there is a last.ckpt.
+    """Train a model of the run in the folder `run`, or resume where there is a last.ckpt.
+
+    The code of the owner's that it reaches is the run's copy.
 
     Args:
         part: what it is trained without, and scored on: as a rule a fold.
@@ -74,23 +76,29 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], place: Place
         remove_leftovers(folder, place.world)
     else:
         warnings.simplefilter("ignore")  # those of one rank are enough
-    prepared = prepare(config["data"], config["task"], config["seed"], make_folds=False, progress=False)
-    folds = np.array([prepared.folds[id] for id in prepared.table.ids])
+    alias = open_run_code(run)
+    prepared = prepare(config, make(config["samples"], alias), make_folds=False, progress=False)
+    folds = prepared.fold_of_items
 
     pl.seed_everything(initial_seed(config["seed"], part), verbose=False)
-    spec = build_spec(config, prepared)
-    network = build_normalized(config, spec)
+    trained = part.trained(folds)
+    state = fit_reader(prepared, trained)
+    spec = build_spec(config, prepared, state, alias)
+    network = build_network(config, spec, alias)
     pseudo = prepared.pseudo.of(part.fold) if prepared.pseudo else None
-    loader, steps = training_loader(config, prepared, part.trained(folds), place, pseudo)
-    module = build_module(config, prepared, network, part, steps)
-    rows = part.held(folds)[place.rank :: place.world]  # each row in one rank, none repeated
+    items = training_items(prepared, trained, state, pseudo)
+    loader, steps = training_loader(config, prepared, items, place, alias)
+    sampler = cast(EpochSampler, loader.sampler)
+    module = build_module(config, prepared, items, network, part, steps, alias)
+    rows = part.held(folds)[place.rank :: place.world]  # each item in one rank, none repeated
     metric = build_metric(config["metric"], config["task"], spec.classes)
-    extra = [make(callback) for callback in config["callbacks"].values()]
+    extra = [make(callback, alias) for callback in config["callbacks"].values()]
     ema = next((callback for callback in extra if isinstance(callback, EMA)), None)
     every = config["validate_every"] if part.folds else 0
     tile = spec.image_size if spec.fit == "tiles" else None
-    held_out = evaluation_loader(config, prepared, rows, place)
-    validation = Validation(held_out, prepared.table, metric, every, ema, tile)
+    held_out = evaluation_loader(config, prepared, make_reader(prepared, state), rows, place)
+    spatial = [name for name, field in prepared.samples.fields.items() if field.spatial and not field.train_only]
+    validation = Validation(held_out, spec.outputs, spatial, prepared.table, metric, every, ema, tile)
     snapshots = Snapshots(folder, spec, validation, metric.greater_is_better, config["top_k"])
     progress = Progress(folder, part.title, validation, type(metric).__name__)
     # Lightning sets handlers of its own before training begins; under DDP, its one for SIGTERM waits for other ranks.
@@ -100,17 +108,27 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], place: Place
         place,
         epochs=module.schedule.epochs,
         default_root_dir=folder,
-        logger=place.rank == 0 and make(config["logger"], run=run.name, part=part.name, folder=folder),
-        callbacks=[signals, Divergence(part.title), *extra, validation, snapshots, progress, LastCheckpoint(folder)],
+        logger=place.rank == 0 and make(config["logger"], alias, run=run.name, part=part.name, folder=folder),
+        callbacks=[
+            signals,
+            Divergence(part.title),
+            Observation(sampler.real),
+            *extra,
+            validation,
+            snapshots,
+            progress,
+            LastCheckpoint(folder),
+        ],
         enable_progress_bar=sys.stderr.isatty(),
     )
     if config["model"]["channels_last"]:
         network.to(memory_format=torch.channels_last)
     if config["model"]["compile"]:
-        network.net.compile()  # in place: torch.compile(net) would rename every parameter
+        for part_of_it in network.net.compiled():
+            part_of_it.compile()  # in place: torch.compile(net) would rename every parameter
     checkpoint, epochs = find_checkpoint(folder)
-    # Lightning lets the loader's workers begin before it tells the sampler which epoch it goes on with.
-    loader.sampler.set_epoch(epochs)  # type: ignore[attr-defined]  # an EpochSampler
+    # Lightning lets the loader's workers begin before it tells the sampler which epoch it resumes with.
+    sampler.set_epoch(epochs)
     trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
@@ -118,15 +136,41 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], place: Place
     device = trainer.strategy.root_device
     scored = (ema.network if ema else network).to(device).eval()
     if ema:
-        loader.sampler.set_epoch(module.schedule.epochs)  # type: ignore[attr-defined]  # an EpochSampler
+        sampler.set_epoch(module.schedule.epochs)
         network.train()
-        frozen = [name for name, part in network.net.named_modules() if not part.training]
+        frozen = [name for name, inner in network.net.named_modules() if not inner.training]
         reestimate_batch_norm(scored, loader, device, frozen)
     if trainer.is_global_zero:
-        save_model(folder / "model", scored.net, spec)
+        save_model(folder / "model", scored, spec)
     trainer.strategy.barrier()  # the models are there for all ranks
-    networks = {name: load_model(path)[0] for name, path in find_models(folder).items()}
-    predict_held_out(config, prepared, networks, spec, rows, device, folder / oof_name(place))
+    networks = load_snapshots(as_saved(scored), folder)
+    models = {name: Model(net, prepared.samples, spec) for name, net in networks.items()}
+    predict_held_out(config, prepared, models, rows, device, run, part, oof_name(place))
+    check_covered(alias)
+
+
+def as_saved(network: Normalized) -> Normalized:
+    """The network as its file gives it back, so that it predicts the same: without what only training needs."""
+    network.net.drop_auxiliary()
+    for module in network.modules():
+        module._compiled_call_impl = None
+    return network.to(memory_format=torch.contiguous_format)
+
+
+def load_snapshots(network: Normalized, fold: Path) -> dict[str, Normalized]:
+    """The networks of a finished fold by the names of its snapshots, as `find_models` finds them.
+
+    Args:
+        network: one with the architecture of all, as `as_saved` gives it; where there are no snapshots, it is the one.
+    """
+    paths = find_models(fold)
+    if list(paths) == ["last"]:
+        return {"last": network}
+    networks = {}
+    for name, path in paths.items():
+        networks[name] = copy.deepcopy(network)
+        networks[name].net.load_state_dict(load_state(path))
+    return networks
 
 
 def initial_seed(seed: int, part: Holdout) -> int:
@@ -142,44 +186,55 @@ def oof_name(place: Place) -> str:
 def predict_held_out(
     config: Mapping[str, Any],
     prepared: Prepared,
-    networks: Mapping[str, Normalized],
-    spec: ModelSpec,
+    models: Mapping[str, Model],
     rows: np.ndarray,
     device: torch.device,
-    folder: Path,
+    run: Path,
+    part: Holdout,
+    name: str,
     created_by: str = "train.py",
 ) -> None:
-    """Predict the rows with the networks of a fold, as predict.py would, into a new prediction folder.
+    """Predict items with the networks of a fold, as predict.py would, into new prediction folders, one an output.
 
     Args:
-        networks: by the names of the snapshots.
-        folder: `<run>/fold<k>/<any name>`; where it exists, nothing is done.
+        models: by the names of the snapshots.
+        run: the folders are `<run>/<part>/<name>`, of further outputs in `<run>/outputs/<output>`; where they exist,
+            nothing is done.
         created_by: the command.
     """
-    if folder.exists() or not len(rows):
+    outputs = prepared.outputs
+    folders = [output_folder(run, output) / part.name / name for output in outputs]
+    if folders[0].exists() or not len(rows):
         return
-    table, data = prepared.table, config["data"]
+    data = config["data"]
     tta = TTA.from_config(config["tta"])
-    models = [(network, spec) for network in networks.values()]
-    predictor = Predictor(models, tta, device, batch_size=config["batch_size"], workers=data["workers"])
-    header = Header(
-        kind="oof",
-        task=config["task"],
-        classes=spec.classes,
-        run=folder.parents[1].name,
-        folds_hash=prepared.folds_hash,
-        tta={"views": tta.names, "mean": tta.mean, **({"tiles": True} if predictor.tiles else {})},
-        created_by=created_by,
-    )
+    predictor = Predictor(list(models.values()), tta, device, batch_size=config["batch_size"], workers=data["workers"])
+    ids = prepared.table.ids
     predictions = tqdm(
-        predictor.predict([table.image_path(row) for row in rows]),
-        desc=f"{folder.parent.name}  out-of-fold",
+        predictor.predict(prepared.source, rows.tolist()),
+        desc=f"{part.name}  out-of-fold",
         total=len(rows),
         disable=not sys.stderr.isatty(),
         leave=False,
     )
-    with (MapWriter if config["task"] == "segmentation" else RowWriter)(folder, header) as writer:
-        for index, probability in predictions:
-            id = table.ids[rows[index]]
-            for name, views in zip(networks, probability, strict=True):
-                writer.add(id, prepared.folds[id], name, tta.name, views[0])
+    with ExitStack() as stack:
+        writers = []
+        for output, folder in zip(
+            outputs, folders, strict=True
+        ):  # the main output's is closed last, and says all is done
+            shutil.rmtree(folder, ignore_errors=True)
+            header = Header(
+                split="oof",
+                task=output.task,
+                columns=output.columns,
+                run=source_name(run, output),
+                folds_hash=prepared.folds_hash,
+                tta={"views": tta.names, "mean": tta.mean, **({"tiles": True} if predictor.tiles else {})},
+                created_by=created_by,
+            )
+            writers.append(stack.enter_context(new_writer(folder, header)))
+        for index, values in predictions:
+            id = ids[rows[index]]
+            for output, writer in zip(outputs, writers, strict=True):
+                for snapshot, views in zip(models, values[output.name], strict=True):
+                    writer.add(id, prepared.folds[id], snapshot, tta.name, views[0])

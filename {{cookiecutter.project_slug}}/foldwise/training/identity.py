@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import foldwise
-from foldwise.data.table import Table
+from foldwise.data.prepare import Prepared
 
 # What the result does not depend on: where things lie, how they are logged, and which folds are trained now.
 # Paths are left out because the contents behind them are hashed instead.
@@ -75,14 +75,20 @@ def hash_code(root: Path | None = None) -> dict[str, str]:
     return {path.relative_to(root).as_posix(): _hash_source(path.read_bytes()) for path in files}
 
 
-def hash_table(table: Table) -> str:
-    """A hash of what training reads of a table: rows in their order, targets, weights and units; no other columns."""
-    columns = [name for name in ("id", "image", "mask", "unit", "weight") if name in table.frame]
-    digest = hashlib.sha256(repr((table.classes, columns)).encode())
-    for row in table.frame[columns].itertuples(index=False):
+def hash_data(prepared: Prepared) -> str:
+    """A hash of what training reads of tables: rows in their order, the reader's columns, items, targets, weights."""
+    columns = list(dict.fromkeys(["id", "image", "unit", "weight", *prepared.samples.columns]))
+    present = [name for name in columns if name in prepared.source.frame]
+    digest = hashlib.sha256(repr((prepared.outputs, present)).encode())
+    for row in prepared.source.frame[present].itertuples(index=False):
         digest.update(repr(tuple(map(str, row))).encode())
-    if table.target is not None:
-        digest.update(table.target.tobytes())
+    for item in prepared.items:
+        digest.update(repr((item.id, tuple(map(int, item.rows)))).encode())
+    for table in prepared.tables.values():
+        if table.target is not None:
+            digest.update(table.target.tobytes())
+        elif "mask" in table.frame:
+            digest.update(repr(table.frame["mask"].tolist()).encode())
     return digest.hexdigest()[:16]
 
 

@@ -1,53 +1,131 @@
-"""From a configuration and the prepared data to what a training reads: augmentations, sampler and loaders."""
+"""From a configuration and the prepared data to what a training reads: reader, augmentations, sampler and loaders."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader
 
-from foldwise.config import make
+from foldwise.code import make
 from foldwise.data.augmentation import Augmentation
-from foldwise.data.dataset import EpochSampler, ImageDataset, Look, Pool, balanced_weights, make_loader
+from foldwise.data.dataset import EpochTransform, ItemDataset, make_loader
+from foldwise.data.fields import Field, Item
 from foldwise.data.images import image_hw
 from foldwise.data.prepare import Prepared
 from foldwise.data.pseudo import join_tables
+from foldwise.data.reading import Reader, target_readers
+from foldwise.data.samples import Rows
+from foldwise.data.sampling import SAMPLINGS, EpochSampler, Pool, Sampling
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
 from foldwise.models.phases import Phase, build_phases, pseudo_shares
 from foldwise.processes.group import Place
 
 
-def build_looks(config: Mapping[str, Any], prepared: Prepared) -> list[Look]:
+@dataclass(frozen=True)
+class TrainingItems:
+    """What a model is trained on.
+
+    Attributes:
+        reader: of real and pseudo items, with targets.
+        table: of the same items.
+        real, pseudo: their numbers; pseudo is None where there are none.
+        targets: (N, C) of all of them, by the target field, where targets are no files.
+    """
+
+    reader: Reader
+    table: Table
+    real: np.ndarray
+    pseudo: np.ndarray | None
+    targets: dict[str, np.ndarray]
+
+
+def training_items(
+    prepared: Prepared, rows: np.ndarray, state: Mapping[str, Any], pseudo: Table | None = None
+) -> TrainingItems:
+    """The training items with what their reader knows of them.
+
+    Args:
+        rows: the numbers of the items that are trained.
+        state: what the reader's `fit` gave on them.
+        pseudo: the pseudo rows of the student that is trained.
+    """
+    samples = prepared.samples
+    source, items, table, tables = prepared.source, prepared.items, prepared.table, prepared.tables
+    added = None
+    if pseudo is not None:
+        table = source = join_tables(table, pseudo, samples.columns)
+        items = [Item(id, (row,)) for row, id in enumerate(table.ids)]
+        tables = {prepared.outputs[0].target: table}
+        added = np.arange(len(prepared.table), len(table))
+    reader = make_reader(prepared, state, source, items, tables)
+    targets = {name: each.target for name, each in tables.items() if each.target is not None}
+    return TrainingItems(reader, table, rows, added, targets)
+
+
+def make_reader(
+    prepared: Prepared,
+    state: Mapping[str, Any],
+    source: Table | None = None,
+    items: Any = None,
+    tables: Mapping[str, Table] | None = None,
+) -> Reader:
+    """A reader of items with their targets; by default of the training table."""
+    targets, fields = target_readers(prepared.tables if tables is None else tables)
+    own = prepared.samples.fields
+    return Reader(
+        prepared.samples,
+        Rows(source or prepared.source, prepared.samples.columns, targets=True),
+        prepared.items if items is None else items,
+        state,
+        {name: image["scale"] for name, image in prepared.statistics["images"].items()},
+        {name: target for name, target in targets.items() if name not in own},
+        {name: field for name, field in fields.items() if name not in own},
+    )
+
+
+def sample_fields(prepared: Prepared) -> dict[str, Field]:
+    """The fields of a training sample."""
+    _, targets = target_readers(prepared.tables)
+    return targets | dict(prepared.samples.fields)
+
+
+def build_transforms(config: Mapping[str, Any], prepared: Prepared, alias: str | None) -> list[EpochTransform]:
     """The training augmentation and the image size of each epoch, checked against the images that they will get.
 
     Raises:
         Refusal: names every transform that cannot take them.
     """
-    data, statistics = config["data"], prepared.statistics
-    unchanged = statistics["dtype"] == "uint8" and statistics["scale"] == 255
-    looks, problems = [], []
+    data = config["data"]
+    kinds = {
+        (image["channels"], image["dtype"] == "uint8" and image["scale"] == 255)
+        for image in prepared.statistics["images"].values()
+    }
+    fields = sample_fields(prepared)
+    found, problems = [], []
     for phase in build_phases(config["phases"]):
-        transforms = [make(transform) for transform in phase_augmentation(config, phase)["transforms"]]
-        augmentation = Augmentation(transforms, data["ignore_index"])
+        transforms = [make(transform, alias) for transform in phase_augmentation(config, phase)["transforms"]]
+        augmentation = Augmentation(transforms, fields, data["ignore_index"])
         size = image_hw(phase.image_size or data["image_size"])
-        try:
-            augmentation.check(statistics["channels"], np.uint8 if unchanged else np.float32, size)
-        except Refusal as error:
-            problems.append(f"phase {phase.name}: {error}")
-        looks += [Look(augmentation, size)] * phase.epochs
+        for channels, unchanged in kinds:
+            try:
+                augmentation.check(channels, np.uint8 if unchanged else np.float32, size)
+            except Refusal as error:
+                problems.append(f"phase {phase.name}: {error}")
+        found += [EpochTransform(augmentation, size)] * phase.epochs
     if problems:
         raise Refusal("\n".join(problems))
-    return looks
+    return found
 
 
 def phase_augmentation(config: Mapping[str, Any], phase: Phase) -> Mapping[str, Any]:
-    """The augmentation of a phase, as the content of a file of configs/augmentation: its own, or that of the run."""
+    """The augmentation of a phase, as the content of a file of the group: its own, or that of the run."""
     return phase.augmentation or config["augmentation"]
 
 
 def local_batch_size(config: Mapping[str, Any], world: int) -> int:
-    """Images in one pass of one process; `batch_size` is all of an optimizer step.
+    """Items in one pass of one process; `batch_size` is all of an optimizer step.
 
     Raises:
         Refusal: it cannot be divided evenly.
@@ -62,26 +140,39 @@ def local_batch_size(config: Mapping[str, Any], world: int) -> int:
     return size
 
 
-def training_loader(
-    config: Mapping[str, Any], prepared: Prepared, rows: np.ndarray, place: Place, pseudo: Table | None = None
-) -> tuple[DataLoader, int]:
-    """This process's share of the training rows, augmented, and the optimizer steps of an epoch.
+def build_sampling(config: Mapping[str, Any], alias: str | None) -> Sampling:
+    """The sampling that `data.sampling` names, not started yet.
 
-    Args:
-        pseudo: the pseudo rows of the student that is trained.
+    Raises:
+        Refusal: there is no such one.
     """
+    chosen = config["data"]["sampling"]
+    if isinstance(chosen, Mapping):
+        return make(chosen, alias)
+    if chosen not in SAMPLINGS:
+        raise Refusal(
+            f"data.sampling is {chosen!r}; it is one of {', '.join(SAMPLINGS)}, or a mapping with the _target_ of your "
+            "own in solution/"
+        )
+    return SAMPLINGS[chosen]()
+
+
+def training_loader(
+    config: Mapping[str, Any], prepared: Prepared, items: TrainingItems, place: Place, alias: str | None = None
+) -> tuple[DataLoader, int]:
+    """This process's share of the training items, augmented, and the optimizer steps of an epoch."""
+    transforms = build_transforms(config, prepared, alias)
     data = config["data"]
-    table = prepared.table if pseudo is None else join_tables(prepared.table, pseudo)
-    dataset = _dataset(config, prepared, table, build_looks(config, prepared))
-    real = _pool(config, table, rows)
+    dataset = ItemDataset(
+        items.reader, items.table.weights, transforms, data["fit"], config["seed"], data["ignore_index"]
+    )
     sampler = EpochSampler(
-        real.rows,
+        _pool(config, items, items.real, alias),
         seed=config["seed"],
         batch_size=config["batch_size"] // place.world,
         rank=place.rank,
         world=place.world,
-        weights=real.weights,
-        pseudo=None if pseudo is None else _pool(config, table, np.arange(len(prepared.table), len(table))),
+        pseudo=None if items.pseudo is None else _pool(config, items, items.pseudo, alias),
         pseudo_shares=epoch_shares(config),
     )
     size = local_batch_size(config, place.world)
@@ -98,32 +189,21 @@ def epoch_shares(config: Mapping[str, Any]) -> list[float]:
     return pseudo_shares(build_phases(config["phases"]), data["pseudo_share"] if data.get("pseudo") else None)
 
 
-def _pool(config: Mapping[str, Any], table: Table, rows: np.ndarray) -> Pool:
-    """Rows to train on, with the chances that data.sampling gives them."""
-    if config["data"]["sampling"] != "balanced":
-        return Pool(rows)
-    if table.target is None:
-        raise Refusal("data.sampling=balanced is for classification; for masks see loss.class_weights=balanced")
-    return Pool(rows, balanced_weights(table.target[rows], table.weights[rows]))
+def _pool(config: Mapping[str, Any], items: TrainingItems, rows: np.ndarray, alias: str | None) -> Pool:
+    """Items to train on, as data.sampling draws them."""
+    sampling = build_sampling(config, alias)
+    target = items.table.target
+    sampling.start(None if target is None else target[rows], items.table.weights[rows])
+    return Pool(rows, sampling)
 
 
-def evaluation_loader(config: Mapping[str, Any], prepared: Prepared, rows: np.ndarray, place: Place) -> DataLoader:
-    """These rows as they are, in their order; whole pictures, whose sizes differ, one by one."""
-    whole = config["data"]["fit"] == "tiles"
-    look = Look(None, None if whole else image_hw(config["data"]["image_size"]))
-    dataset = _dataset(config, prepared, prepared.table, [look])
-    size = 1 if whole else local_batch_size(config, place.world)
-    return make_loader(dataset, [(int(row), 0) for row in rows], size, config["data"]["workers"])
-
-
-def _dataset(config: Mapping[str, Any], prepared: Prepared, table: Table, looks: Sequence[Look]) -> ImageDataset:
+def evaluation_loader(
+    config: Mapping[str, Any], prepared: Prepared, reader: Reader, rows: np.ndarray, place: Place
+) -> DataLoader:
+    """These items as they are, in their order; whole pictures, whose sizes differ, one by one."""
     data = config["data"]
-    return ImageDataset(
-        table,
-        looks,
-        data["fit"],
-        data["mode"],
-        prepared.statistics["scale"],
-        config["seed"],
-        data["ignore_index"],
-    )
+    whole = data["fit"] == "tiles"
+    transform = EpochTransform(None, None if whole else image_hw(data["image_size"]))
+    dataset = ItemDataset(reader, prepared.table.weights, [transform], data["fit"], None, data["ignore_index"])
+    size = 1 if whole else local_batch_size(config, place.world)
+    return make_loader(dataset, [(int(row), 0) for row in rows], size, data["workers"])

@@ -14,7 +14,7 @@ from foldwise.files import sha256_file
 from foldwise.processes.running import call
 from foldwise.reporting.phases import PhasePreview
 from foldwise.training.devices import count_gpus, count_processes, share_gpus
-from foldwise.training.identity import hash_table, make_identity
+from foldwise.training.identity import hash_data, make_identity
 
 if TYPE_CHECKING:
     from foldwise.processes.group import Context
@@ -95,7 +95,7 @@ def hash_contents(config: Mapping[str, Any], prepared: Prepared) -> dict[str, st
     """Hashes of what a run reads, by name."""
     weights = config["model"]["weights"]
     return {
-        "table": hash_table(prepared.table),
+        "table": hash_data(prepared),
         "folds": prepared.folds_hash,
         "images": prepared.images_hash,
         "pseudo": sha256_file(prepared.pseudo.table.path)[:16] if prepared.pseudo else "none",

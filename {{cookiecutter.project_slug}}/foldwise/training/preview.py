@@ -14,9 +14,12 @@ from foldwise.training.loaders import phase_augmentation
 STEPS = 20  # points of the rate in an epoch
 
 
-def preview_phases(config: Mapping[str, Any], module: TrainingModule) -> list[PhasePreview]:
-    """The phases of a module that has not begun to train; what it trains is left as in the last phase."""
-    base = [group["lr"] for group in module.make_optimizer(module.network).param_groups]
+def preview_phases(config: Mapping[str, Any], module: TrainingModule, base: Sequence[float]) -> list[PhasePreview]:
+    """The phases of a module that has not begun to train; what it trains is left as in the last phase.
+
+    Args:
+        base: the learning rates of the optimizer's groups.
+    """
     schedule = replace(module.schedule, steps_per_epoch=STEPS)
     previews, first = [], 0
     for phase in schedule.phases:

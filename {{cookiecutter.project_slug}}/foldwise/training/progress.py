@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from foldwise.files import write_atomic
-from foldwise.models.module import TrainingModule
+from foldwise.models.module import TrainingModule, scalars
 from foldwise.training.distributed import gather
 from foldwise.training.validation import Validation
 
@@ -28,23 +28,29 @@ class Progress(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started = time.monotonic()
-        self.total, self.batches = torch.zeros((), device=pl_module.device), 0
+        self.totals: dict[str, torch.Tensor] = {}
+        self.batches = 0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.total += outputs["loss"].detach()  # stays on the device: reading it here would wait for every step
+        for name, value in scalars(outputs).items():
+            # stays on the device: reading it here would wait for every step
+            self.totals[name] = self.totals.get(name, 0) + value.detach()
         self.batches += 1
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
-        # Lightning reports the loss divided by the accumulated batches.
-        losses = gather(float(self.total) / self.batches * trainer.accumulate_grad_batches)
-        loss = sum(losses) / len(losses)
+        own = {name: float(total) / self.batches for name, total in self.totals.items()}
+        own["loss"] *= trainer.accumulate_grad_batches  # by which Lightning has divided it
+        shares = gather(own)
+        means = {name: sum(share[name] for share in shares) / len(shares) for name in own}
+        loss = means.pop("loss")
         row = {
             "epoch": trainer.current_epoch + 1,
             "lr": pl_module.optimizers().param_groups[-1]["lr"],  # type: ignore[union-attr]
             "train_loss": loss,
+            **{f"train_{name}": value for name, value in means.items()},
             "val_loss": self.validation.loss,
             "score": self.validation.score,
             "seconds": round(time.monotonic() - self.started, 2),

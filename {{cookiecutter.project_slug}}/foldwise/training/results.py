@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from foldwise.config import followers
+from foldwise.config import followers, write_config
 from foldwise.data.holdout import Holdout
 from foldwise.data.images import read_mask
 from foldwise.data.prepare import Prepared
@@ -18,9 +18,11 @@ from foldwise.predictions.members import average_members
 from foldwise.predictions.metrics import score_fold_counts
 from foldwise.predictions.metrics.building import build_metric
 from foldwise.predictions.scoring import score_table
+from foldwise.predictions.sources import output_folder
 from foldwise.predictions.store import Predictions, iter_average_maps, merge_folders, read_predictions
 from foldwise.reporting.run_console import print_run
 from foldwise.reporting.run_report import report_run
+from foldwise.tasks.outputs import Output
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,11 @@ def score_predictions(parts: Sequence[Predictions], config: Mapping[str, Any], p
     table = prepared.table
     metric = build_metric(config["metric"], config["task"], table.classes)
     row_of = {id: row for row, id in enumerate(table.ids)}
-    if config["task"] == "segmentation":
+    if prepared.outputs[0].meaning.kind == "maps":
         counts, folds = [], []
         for part in parts:
             for id, probability in iter_average_maps(part):
-                counts.append(metric.counts(read_mask(table.mask_path(row_of[id])), probability))
+                counts.append(metric.measure(read_mask(table.mask_path(row_of[id])), probability))
                 folds.append(prepared.folds[id])
         stacked = np.stack(counts)
         return Scores(metric, *score_fold_counts(metric, stacked, np.array(folds)), stacked)
@@ -77,10 +79,12 @@ def score_predictions(parts: Sequence[Predictions], config: Mapping[str, Any], p
 
 
 def finish_run(run: Path, config: Mapping[str, Any], prepared: Prepared) -> None:
-    """Put the folds together where all are finished, and say what came out. Doing it twice is harmless."""
+    """Put the folds together where all are finished, and print what came out. Doing it twice is harmless."""
     existing = sorted(set(prepared.folds.values()) - {-1})
     finished = [fold for fold in existing if (run / f"fold{fold}" / "metrics.json").exists()]
     if finished == existing and not (run / "metrics.json").exists():
+        for output in prepared.outputs[1:]:
+            finish_output(run, config, prepared, output)
         oof = merge_oof(run, prepared)
         scores = score_predictions([oof], config, prepared)
         report_run(
@@ -97,12 +101,38 @@ def finish_run(run: Path, config: Mapping[str, Any], prepared: Prepared) -> None
     print_run(run, existing, build_metric(config["metric"], config["task"], prepared.table.classes).greater_is_better)
 
 
-def merge_oof(run: Path, prepared: Prepared) -> Predictions:
-    """The out-of-fold predictions of a run whose folds are all finished, put together in `oof`."""
-    if not (run / "oof").exists():
-        shards = sorted(run.glob("fold*/oof-*-of-*"))
-        merge_folders(shards, run / "oof", [id for id in prepared.table.ids if prepared.folds[id] >= 0])
-    return read_predictions(run / "oof")
+def finish_output(run: Path, config: Mapping[str, Any], prepared: Prepared, output: Output) -> None:
+    """Make a further output of a finished run a source of its own: predictions out of fold, score, configuration."""
+    folder = output_folder(run, output)
+    own_config, own = output_config(config, output), only_output(prepared, output)
+    write_config(folder, own_config)
+    scores = score_predictions([merge_oof(folder, own)], own_config, own)
+    write_scores(folder, own_config, scores)
+
+
+def output_config(config: Mapping[str, Any], output: Output) -> dict[str, Any]:
+    """A run's configuration as if this output were its only one."""
+    entry = config["outputs"][output.name]
+    data = {
+        **config["data"],
+        "columns": {**config["data"]["columns"], "target": entry["target"]},
+        "classes": list(output.columns),
+    }
+    return {**config, "task": output.task, "metric": entry["metric"], "data": data, "outputs": {}}
+
+
+def only_output(prepared: Prepared, output: Output) -> Prepared:
+    """The prepared data as if this output were the only one."""
+    main = replace(output, name="")
+    return replace(prepared, table=prepared.tables[output.target], outputs=(main,))
+
+
+def merge_oof(source: Path, prepared: Prepared) -> Predictions:
+    """The out-of-fold predictions of a source whose folds are all finished, put together in `oof`."""
+    if not (source / "oof").exists():
+        shards = sorted(source.glob("fold*/oof-*-of-*"))
+        merge_folders(shards, source / "oof", [id for id in prepared.table.ids if prepared.folds[id] >= 0])
+    return read_predictions(source / "oof")
 
 
 def write_scores(run: Path, config: Mapping[str, Any], scores: Scores) -> None:

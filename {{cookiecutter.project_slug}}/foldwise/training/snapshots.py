@@ -80,7 +80,7 @@ class Snapshots(pl.Callback):
 
     def _save(self, trainer: pl.Trainer, module: TrainingModule, name: str) -> None:
         if trainer.is_global_zero:
-            save_model(self.folder / name, module.network.net, self.spec)
+            save_model(self.folder / name, module.network, self.spec)
 
 
 def restarts(schedule: Schedule) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,11 +11,13 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from foldwise.data.batches import to_device
 from foldwise.data.table import Table
-from foldwise.inference.tiles import tiled_logits
+from foldwise.inference.tiles import tiled_outputs
 from foldwise.models.module import TrainingModule
-from foldwise.models.segmentation import SegmentationModule
+from foldwise.models.network import Batch
 from foldwise.predictions.scoring import score_rows
+from foldwise.tasks.outputs import Output
 from foldwise.training.distributed import gather, share_norms
 from foldwise.training.ema import EMA
 
@@ -27,7 +29,9 @@ class Validation(pl.Callback):
     to make the shares equal.
 
     Args:
-        loader: this rank's held-out rows as items of an `ImageDataset` without augmentation.
+        loader: this rank's held-out items, without augmentation.
+        outputs: what is predicted, the main output first.
+        spatial: names of the spatial fields that a network sees.
         every: epochs from one validation to the next; the last epoch always has one. 0: never, nothing is held out.
         tile: (height, width) of the tiles that whole pictures are predicted in; None: pictures of the network's size.
     """
@@ -35,6 +39,8 @@ class Validation(pl.Callback):
     def __init__(
         self,
         loader: DataLoader,
+        outputs: Sequence[Output],
+        spatial: Collection[str],
         table: Table,
         metric: Any,
         every: int = 1,
@@ -42,6 +48,7 @@ class Validation(pl.Callback):
         tile: Sequence[int] | None = None,
     ) -> None:
         self.loader, self.table, self.metric, self.every, self.ema, self.tile = loader, table, metric, every, ema, tile
+        self.outputs, self.output, self.spatial = outputs, outputs[0], spatial
         self.loss = self.score = math.nan
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -60,33 +67,34 @@ class Validation(pl.Callback):
 
     @torch.no_grad()
     def evaluate(self, module: TrainingModule) -> tuple[float, float]:
-        """Mean loss a row and the metric, over the rows of all ranks."""
+        """Mean loss an item and the metric of the main output, over the items of all ranks."""
         network = self.ema.network if self.ema else module.network
-        segmentation = isinstance(module, SegmentationModule)
         share_norms(network)
         network.eval()
-        predict: Callable[[torch.Tensor], torch.Tensor] = network
+        task = self.output.meaning
+        predict: Callable[[Batch], Batch] = network
         if self.tile:
-            predict = partial(tiled_logits, network, tile=self.tile, classes=len(self.table.classes))
-        total, rows, results = 0.0, [], []
-        for batch in self.loader:
-            batch = {key: value.to(module.device, non_blocking=True) for key, value in batch.items()}
+            predict = partial(tiled_outputs, network, spatial=self.spatial, outputs=self.outputs, tile=self.tile)
+        total, rows, results = torch.zeros((), device=module.device), [], []
+        for packed in self.loader:
+            batch = to_device(packed, module.device)
             with module.trainer.precision_plugin.forward_context():
-                logits = predict(batch["image"])
-            logits = logits.float()
-            # Rows count alike here: batch losses such as Dice take no weights.
-            total += float(module.loss(logits, batch["target"], torch.ones_like(batch["weight"]))) * len(logits)
-            probability = module.probabilities(logits).cpu().numpy()
+                outputs = predict(batch)
+            outputs = {name: value.float() for name, value in outputs.items()}
+            # Items count alike here: batch losses such as Dice take no weights.
+            losses = module.losses(outputs, batch | {"weight": torch.ones_like(batch["weight"])})
+            total += losses["loss"] * len(batch["row"])
+            values = task.activate(outputs[self.output.key]).cpu().numpy()
             rows += batch["row"].tolist()
-            if segmentation:
-                masks = batch["target"].cpu().numpy()
-                results += [self.metric.counts(*pair) for pair in zip(masks, probability, strict=True)]
+            if task.kind == "maps":
+                masks = batch[self.output.target].cpu().numpy()
+                results += [self.metric.measure(*pair) for pair in zip(masks, values, strict=True)]
             else:
-                results += list(probability)
-        shares = gather((total, rows, results))
+                results += list(values)
+        shares = gather((float(total), rows, results))
         rows = [row for share in shares for row in share[1]]
         result = np.stack([value for share in shares for value in share[2]])
         loss = sum(share[0] for share in shares) / len(rows)
-        if segmentation:
+        if task.kind == "maps":
             return loss, float(self.metric.reduce(result))
         return loss, score_rows(self.metric, self.table, np.array(rows), result)

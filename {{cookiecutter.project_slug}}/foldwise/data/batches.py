@@ -1,0 +1,96 @@
+"""From samples to a batch: stacked, ragged fields padded, and small fields packed for the way to the device.
+
+A worker hands over each tensor of a batch by itself, which takes longer than the few numbers in it: the values and the
+codes of all fields travel as one tensor each (benchmarks/waist.py of the template).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from foldwise.data.fields import Field
+
+Layout = tuple[tuple[str, tuple[int, ...]], ...]  # the fields of a packed tensor in their order, and their shapes
+
+
+class PackedBatch(NamedTuple):
+    """A batch on its way; `unpack` gives the batch."""
+
+    tensors: dict[str, Tensor]
+    values: Tensor  # (B, numbers of all fields of values) float32
+    codes: Tensor  # the same of codes, int64
+    layouts: tuple[Layout, Layout]
+
+
+def pack_sample(sample: Mapping[str, np.ndarray], fields: Mapping[str, Field]) -> dict[str, object]:
+    """A sample with its small fields in one array of each dtype."""
+    packed: dict[str, object] = {
+        name: torch.from_numpy(value)
+        for name, value in sample.items()
+        if name in fields and (fields[name].spatial or fields[name].ragged)
+    }
+    layouts = []
+    for key, dtype in (("values", np.float32), ("codes", np.int64)):
+        # What is no field is a number that the machinery adds, such as the sample's weight.
+        small = {name: np.asarray(value, dtype) for name, value in sample.items() if name not in packed
+                 and (fields[name].kind if name in fields else _kind(value)) == key}  # fmt: skip
+        flat = [value.ravel() for value in small.values()]
+        packed[f" {key}"] = torch.from_numpy(np.concatenate(flat) if flat else np.zeros(0, dtype))
+        layouts.append(tuple((name, value.shape) for name, value in small.items()))
+    packed[" layouts"] = tuple(layouts)
+    return packed
+
+
+def _kind(value: object) -> str:
+    return "codes" if isinstance(value, int | np.integer) else "values"
+
+
+def collate(samples: Sequence[dict[str, object]], fields: Mapping[str, Field]) -> PackedBatch:
+    """A batch of samples as `pack_sample` gives them."""
+    tensors: dict[str, Tensor] = {}
+    for name in samples[0]:
+        if name.startswith(" "):
+            continue
+        column: list[Tensor] = [sample[name] for sample in samples]  # type: ignore[misc]
+        if fields[name].ragged:
+            length = max(len(tensor) for tensor in column)
+            real = [torch.arange(length) < len(tensor) for tensor in column]
+            tensors[f"{name}_valid"] = torch.stack(real)
+            column = [_pad(tensor, length) for tensor in column]
+        if fields[name].kind == "image" and len({tensor.dtype for tensor in column}) > 1:  # 8-bit images among others
+            column = [tensor if tensor.is_floating_point() else tensor.float() / 255 for tensor in column]
+        tensors[name] = default_collate(column)  # in a worker it stacks into shared memory
+    return PackedBatch(
+        tensors,
+        default_collate([sample[" values"] for sample in samples]),
+        default_collate([sample[" codes"] for sample in samples]),
+        samples[0][" layouts"],  # type: ignore[arg-type]
+    )
+
+
+def unpack(batch: PackedBatch) -> dict[str, Tensor]:
+    """The batch by the names of its fields; small fields are views of what was packed."""
+    result = dict(batch.tensors)
+    for packed, layout in zip((batch.values, batch.codes), batch.layouts, strict=True):
+        start = 0
+        for name, shape in layout:
+            stop = start + int(np.prod(shape, dtype=int))
+            result[name] = packed[:, start:stop].reshape(-1, *shape)
+            start = stop
+    return result
+
+
+def to_device(batch: PackedBatch, device: torch.device) -> dict[str, Tensor]:
+    """The batch on a device."""
+    moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.tensors.items()}
+    values, codes = (packed.to(device, non_blocking=True) for packed in (batch.values, batch.codes))
+    return unpack(PackedBatch(moved, values, codes, batch.layouts))
+
+
+def _pad(tensor: Tensor, length: int) -> Tensor:
+    padding = tensor.new_zeros((length - len(tensor), *tensor.shape[1:]))
+    return torch.cat([tensor, padding]) if len(padding) else tensor

@@ -1,0 +1,41 @@
+"""Outputs of a run: what is predicted, under which name."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from foldwise.tasks import Task, find_task
+
+MAIN_KEY, MAIN_TARGET = "logits", "target"
+
+
+@dataclass(frozen=True)
+class Output:
+    """One of a network's outputs as something that is predicted, scored and stored.
+
+    Attributes:
+        name: "" for the main one; others have a prediction folder of their own, see `output_folder`.
+        key: of the network's outputs.
+        target: the field of the samples that has its target.
+        columns: names of what is predicted: classes.
+        task: what it means, by name.
+    """
+
+    name: str
+    key: str
+    target: str
+    columns: tuple[str, ...]
+    task: str
+
+    @property
+    def meaning(self) -> Task:
+        return find_task(self.task)
+
+    @classmethod
+    def main(cls, task: str, columns: Sequence[str]) -> "Output":
+        return cls("", MAIN_KEY, MAIN_TARGET, tuple(columns), task)
+
+    @classmethod
+    def other(cls, name: str, config: Mapping[str, Any], columns: Sequence[str]) -> "Output":
+        """An output beside the main one, from its entry in the configuration's `outputs`."""
+        return cls(name, config["key"], f"{MAIN_TARGET}_{name}", tuple(columns), config["task"])

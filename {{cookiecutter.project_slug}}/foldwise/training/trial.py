@@ -1,0 +1,97 @@
+"""One small batch through reader, network and losses, before a run exists."""
+
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foldwise.data.batches import collate, unpack
+from foldwise.data.dataset import EpochTransform, ItemDataset
+from foldwise.data.images import image_hw
+from foldwise.errors import Refusal
+from foldwise.inference.predictor import activate
+from foldwise.models.module import TrainingModule
+from foldwise.models.network import Batch
+from foldwise.models.phases import build_phases
+from foldwise.tasks.outputs import Output
+
+ITEMS = 2
+
+
+@torch.no_grad()
+def try_batch(
+    config: Mapping[str, Any], module: TrainingModule, dataset: ItemDataset, outputs: Sequence[Output]
+) -> None:
+    """Read a batch, and put it through the network at every image size of the training and through the losses.
+
+    A bug of the owner's shows its traceback here, and not after the data of a run has been prepared.
+
+    Raises:
+        Refusal: a size that the network cannot take, an output that it does not give or with other columns, a loss
+            that is none.
+    """
+    sizes = {"data.image_size": image_hw(config["data"]["image_size"])} | {
+        f"phases.{phase.name}.image_size": image_hw(phase.image_size)
+        for phase in build_phases(config["phases"])
+        if phase.image_size is not None
+    }
+    network = module.network.eval()
+    problems = []
+    for key, size in sizes.items():
+        batch = _read(dataset, size)
+        try:
+            found = network(batch)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            if not _in_library(error):
+                raise
+            problems.append(
+                f"{key}: the network cannot take {size[0]} x {size[1]} ({error}); many of timm's transformers can with "
+                "++model.options.dynamic_img_size=true"
+            )
+            continue
+        if key == "data.image_size":
+            _check_outputs(found, outputs)
+            _check_losses(module.losses(found, batch))
+    if problems:
+        raise Refusal("\n".join(problems))
+    for mix in module.mixes.values():
+        mix(batch)
+
+
+def _in_library(error: BaseException) -> bool:
+    """Whether a network of timm's or smp's raised it, which most often means a size that it cannot take."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any({"timm", "segmentation_models_pytorch"} & set(Path(frame.filename).parts) for frame in frames)
+
+
+def _read(dataset: ItemDataset, size: tuple[int, int]) -> Batch:
+    """A batch of the first items as training reads them, at a size."""
+    last = dataset.transforms[-1]
+    tried = ItemDataset(
+        dataset.reader,
+        dataset.weights,
+        [EpochTransform(last.augmentation, size)],
+        dataset.fit,
+        dataset.seed,
+        dataset.ignore_index,
+    )
+    return unpack(collate([tried[number, 0] for number in range(min(ITEMS, len(tried)))], tried.fields))
+
+
+def _check_outputs(found: Batch, outputs: Sequence[Output]) -> None:
+    if not isinstance(found, dict):
+        raise Refusal("`forward` of the network must return a dict of outputs, as {'logits': tensor}")
+    problems = [
+        f"the output {output.key!r} has the shape {tuple(value.shape)}, and its columns are {len(output.columns)}"
+        for output, value in zip(outputs, activate(found, outputs).values(), strict=True)
+        if value.ndim != (4 if output.meaning.kind == "maps" else 2) or value.shape[1] != len(output.columns)
+    ]
+    if problems:
+        raise Refusal("\n".join(problems))
+
+
+def _check_losses(losses: Any) -> None:
+    if not isinstance(losses, dict) or "loss" not in losses or losses["loss"].ndim:
+        raise Refusal("`losses` of the module must return a dict with a scalar 'loss', as {'loss': value}")
