@@ -1,8 +1,9 @@
-"""Finish a rendering: remove what an answer made unwanted, start a git repository, say what comes next.
+"""Finish a rendering: remove what an answer made unwanted, list the machinery, start git, say what comes next.
 
 Standard library only; asks nothing and needs no network. How the answers arrive: see pre_gen_project.py.
 """
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -28,9 +29,18 @@ def start_git() -> str:
     return "git init failed; start the repository by hand."
 
 
+def write_manifest(folder: Path) -> None:
+    """Write manifest.json, the SHA-256 of each file of the machinery, by which foldwise/machinery.py finds edits."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+    contents = {path.relative_to(folder).as_posix(): path.read_bytes().replace(b"\r\n", b"\n") for path in files}
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    (folder / "manifest.json").write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
     answers = json.loads(r"""{{ cookiecutter | jsonify }}""")
     if answers["license"] == "Proprietary":
         Path("LICENSE").unlink()
+    write_manifest(Path("foldwise"))
     print(f"\n{Path.cwd().name} is ready. {start_git()} Next:\n")
     print(f"  cd {Path.cwd().name}\n  make setup\n  make baseline\n")

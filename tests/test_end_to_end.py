@@ -84,20 +84,18 @@ def test_task(task: str, render: Render, tmp_path: Path) -> None:
     go_to_a_submission(repository, run, len(test_rows))
 
 
-def go_to_a_submission(repository: Path, run: Path, rows: int) -> None:
+def go_to_a_submission(repository: Path, run: Path, rows: int, python: str = sys.executable) -> None:
     """Evaluate, blend with a second source, decide and submit, by the commands that the steps themselves print."""
     shutil.copytree(run, run.with_name("second"))
-    said = run_command([sys.executable, "evaluate.py", str(run), str(run.with_name("second"))], repository)
+    said = run_command([python, "evaluate.py", str(run), str(run.with_name("second"))], repository)
     assert (run / "evaluation.html").exists() and "difference" in said
     out = repository / "ensembles" / "both"
-    said = run_command(
-        [sys.executable, "ensemble.py", str(run), str(run.with_name("second")), "--out", str(out)], repository
-    )
+    said = run_command([python, "ensemble.py", str(run), str(run.with_name("second")), "--out", str(out)], repository)
     assert (out / "report.html").exists() and "Not better" in said
     (command,) = [line.split() for line in said.splitlines() if line.strip().startswith("python submit.py make")]
-    run_command([sys.executable, *command[1:]], repository)
+    run_command([python, *command[1:]], repository)
     (submission,) = (path for path in (repository / "submissions").iterdir())
     if submission.suffix == ".csv":
         assert len(pd.read_csv(submission, dtype=str)) >= rows
-    run_command([sys.executable, "submit.py", "score", str(submission.relative_to(repository)), "0.5"], repository)
-    assert "best" in run_command([sys.executable, "submit.py", "choose"], repository)
+    run_command([python, "submit.py", "score", str(submission.relative_to(repository)), "0.5"], repository)
+    assert "best" in run_command([python, "submit.py", "choose"], repository)

@@ -68,6 +68,7 @@ REFUSED = [
     ("project_slug", "class", "reserved", "class-solution"),
     ("project_slug", "test", "reserved", "test-solution"),
     ("project_slug", "foldwise", "reserved", "foldwise-solution"),
+    ("project_slug", "solution", "reserved", "solution-solution"),
     ("project_slug", "torch", "reserved", "torch-solution"),
     ("project_slug", "pytorch_lightning", "reserved", "pytorch-lightning-solution"),
     ("description", 'Find "it"', "may not have", "Find 'it'"),
@@ -189,7 +190,7 @@ def test_no_project_is_named_like_its_dependency() -> None:
 def test_metrics_of_a_task_are_those_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(SOURCE)
     tasks = {}
-    for path in (SOURCE / "configs" / "metric").glob("*.yaml"):
+    for path in (SOURCE / "foldwise" / "configs" / "metric").glob("*.yaml"):
         module, _, name = yaml.safe_load(path.read_text()).get("_target_", "").rpartition(".")
         if name != "Published":
             tasks[path.stem] = set(getattr(importlib.import_module(module), name).tasks)

@@ -1,5 +1,6 @@
 """Every answer gives a whole repository: nothing unrendered, nothing changed, the answers where they belong."""
 
+import hashlib
 import itertools
 import json
 import re
@@ -67,7 +68,13 @@ def test_pairs_of_answers(answers: dict[str, str], render: Render, template: Pat
     if answers["license"] == "Proprietary":
         del expected["LICENSE"]
     found = files(repository)
+    manifest = json.loads(found.pop("foldwise/manifest.json"))
     assert found.keys() == expected.keys()
+    assert manifest == {
+        name.removeprefix("foldwise/"): hashlib.sha256(content).hexdigest()
+        for name, content in expected.items()
+        if name.startswith("foldwise/")
+    }
     for name, content in found.items():
         if name in RENDERED:
             assert not re.search(rb"\{\{|\{%|cookiecutter\.", content), f"{name} has something unrendered"
@@ -97,7 +104,7 @@ def test_pairs_of_answers(answers: dict[str, str], render: Render, template: Pat
 
 
 def test_every_choice_has_its_config() -> None:
-    configs = ROOT / "{{cookiecutter.project_slug}}" / "configs"
+    configs = ROOT / "{{cookiecutter.project_slug}}" / "foldwise" / "configs"
     for group in ("task", "metric", "logger"):
         for choice in set(CHOICES[group]) - {"auto"}:
             assert (configs / group / f"{choice}.yaml").is_file()

@@ -24,7 +24,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="folders that train.py made; every finished fold predicts")
     parser.add_argument("--table", type=Path, help="CSV or parquet to predict (default: the run's data.test_table)")
-    parser.add_argument("--tta", default="none", help="name of a file in configs/tta, or a path to one (default: none)")
+    parser.add_argument("--tta", default="none", help="choice of the group tta, or path of such a file (default: none)")
     parser.add_argument("--out", type=Path, help="folder to write (default: <run>/predictions/<table>-<tta>)")
     parser.add_argument(
         "--batch-size", type=_count(1), default=32, help="images a pass, all views counted (default: 32)"
@@ -49,14 +49,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Predict, and end with exit code 2 and a sentence when something is wrong with the input."""
     options = parse()
-    tta = Path(options.tta)
-    if tta.suffix not in (".yaml", ".yml"):
-        tta = Path(__file__).parent / "configs" / "tta" / f"{options.tta}.yaml"
     with exit_on_error("the same command goes on from there"):
         from foldwise.config import read_config
+        from foldwise.settings import find_choice
 
         for run in options.runs:  # a mistyped name is said at once, before torch is imported, which takes seconds
             read_config(run)
+        tta = Path(options.tta)
+        if tta.suffix not in (".yaml", ".yml"):
+            tta = find_choice("tta", options.tta)
         from foldwise.inference.predicting import Choices, predict_runs
 
         choices = Choices(

@@ -16,16 +16,21 @@ from omegaconf import DictConfig
 
 from foldwise.command import exit_on_error
 from foldwise.config import check_overrides, register_resolvers, resolve_config
+from foldwise.help import train_help
+from foldwise.machinery import describe_edits
 from foldwise.processes.signals import Stopped, leave_on_signals
+from foldwise.settings import OWNER
 
 register_resolvers()
 GOES_ON = "the same command goes on from the last finished epoch"
 
 
-@hydra.main(version_base=None, config_path="configs", config_name="train")
+@hydra.main(version_base=None, config_path=str(OWNER), config_name="train")
 def main(config: DictConfig) -> None:
     """Compose, check, train."""
     leave_on_signals()
+    if edits := describe_edits():
+        print(edits, file=sys.stderr)
     from foldwise.training.run import train
 
     try:
@@ -37,6 +42,9 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(train_help(__doc__ or ""))
+        sys.exit()
     with exit_on_error(GOES_ON):
         check_overrides(sys.argv[1:])
     main()

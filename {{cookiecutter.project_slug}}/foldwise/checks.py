@@ -163,11 +163,11 @@ def _file_problems(config: Mapping[str, Any]) -> list[str]:
     data, weights = config["data"], config["model"]["weights"]
     problems = []
     if data["name"] != "sample":  # which is written when it is first used
-        where = f"put the data there, or correct configs/data/{data['name']}.yaml"
-        if not Path(data["root"]).is_dir():
-            problems.append(f"data.root is {data['root']}, and there is no such folder: {where}")
-        if not Path(data["table"]).is_file():
-            problems.append(f"data.table is {data['table']}, and there is no such file: {where}")
+        for key, there, kind in (("root", Path.is_dir, "folder"), ("table", Path.is_file, "file")):
+            if not there(Path(data[key])):
+                problems.append(
+                    f"data.{key} is {data[key]}, and there is no such {kind}: put the data there, or correct data.{key}"
+                )
     if weights is not None and not Path(weights).is_file():
         problems.append(f"there is no weight file {weights}: correct model.weights or set it to null")
     return problems

@@ -9,7 +9,7 @@ import yaml
 
 from foldwise.errors import Refusal
 from foldwise.files import write_text
-from foldwise.settings import CONFIGS, unknown_choice, unknown_setting
+from foldwise.settings import OWNER, list_choices, unknown_choice, unknown_setting
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -31,14 +31,16 @@ def compose_config(overrides: Sequence[str], name: str = "train") -> Any:
     """The configuration that `train.py` would have with these overrides.
 
     Raises:
-        Refusal: a choice or setting that does not exist, or an override that cannot be read.
+        Refusal: a choice or setting that does not exist, an override that cannot be read, or no configs/ here.
     """
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    if not (OWNER / f"{name}.yaml").is_file():
+        raise Refusal(f"there is no {OWNER}/{name}.yaml: start the command in the repository's root, where configs/ is")
     register_resolvers()
-    with initialize_config_dir(str(CONFIGS.resolve()), version_base=None):
+    with initialize_config_dir(str(OWNER), version_base=None):
         try:
             return compose(name, list(overrides))
         except (HydraException, OmegaConfBaseException) as error:
@@ -93,8 +95,8 @@ def resolve_config(config: "DictConfig") -> dict[str, Any]:
     for name, phase in phases.items():
         for group in ("augmentation", "scheduler"):
             if isinstance(phase.get(group), str):
-                path = CONFIGS / group / f"{phase[group]}.yaml"
-                if path.is_file():
+                path = list_choices(group).get(phase[group])
+                if path is not None:
                     raw["phases"][name][group] = phase[group] = yaml.safe_load(path.read_text(encoding="utf-8"))
                 else:
                     problems.append(f"phases.{name}: {unknown_choice(group, phase[group])}")

@@ -1,4 +1,8 @@
-"""The names of all settings, read from the files in configs/, and which of them somebody may have meant."""
+"""The choices of all groups and the names of all settings, and which of them may have been meant; no Hydra.
+
+A choice is a file `<group>/<choice>.yaml`. The owner's, in `configs/` where the command is started, come before the
+library's in `foldwise/configs/`: a file in both places counts once, the owner's.
+"""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,18 +12,57 @@ from typing import Any
 
 import yaml
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+from foldwise.errors import Refusal
+
+OWNER = Path.cwd() / "configs"
+LIBRARY = Path(__file__).with_name("configs")
+# In the order of Hydra's search path, which configs/train.yaml extends by the library.
+CONFIGS = tuple(folder for folder in (OWNER, LIBRARY) if folder.is_dir())
+
+
+@cache
+def list_groups() -> list[str]:
+    """All groups, sorted."""
+    return sorted({path.parent.name for folder in CONFIGS for path in folder.glob("*/*.yaml")})
+
+
+def list_choices(group: str) -> dict[str, Path]:
+    """The file of each choice of a group, sorted by name; those in its folders as amazon/albu."""
+    files: dict[str, Path] = {}
+    for folder in CONFIGS:
+        for path in (folder / group).rglob("*.yaml"):
+            files.setdefault(path.relative_to(folder / group).with_suffix("").as_posix(), path)
+    return dict(sorted(files.items()))
+
+
+def find_choice(group: str, choice: str) -> Path:
+    """The file of a choice: the owner's where there is one, else the library's.
+
+    Raises:
+        Refusal: the group has no such choice.
+    """
+    path = list_choices(group).get(choice)
+    if path is None:
+        raise Refusal(unknown_choice(group, choice))
+    return path
 
 
 @cache
 def known_settings() -> tuple[str, ...]:
     """Every setting of every choice of every group, as it is written on the command line, and the groups themselves."""
-    names = {name: None for name in _read(CONFIGS / "train.yaml") if name not in ("defaults", "hydra")}
-    for path in sorted(CONFIGS.glob("*/*.yaml")):
-        names[path.parent.name] = None
-        if "@package _global_" not in path.read_text(encoding="utf-8"):
-            names |= dict.fromkeys(_flatten(_read(path), path.parent.name))
+    names = dict.fromkeys(run_settings())
+    for group in list_groups():
+        names[group] = None
+        for path in list_choices(group).values():
+            if "@package _global_" not in path.read_text(encoding="utf-8"):
+                names |= dict.fromkeys(_flatten(_read(path), group))
     return tuple(names)
+
+
+def run_settings() -> list[str]:
+    """The settings of a run that are in no group, from the owner's train.yaml."""
+    path = OWNER / "train.yaml"
+    return [name for name in _read(path) if name not in ("defaults", "hydra")] if path.is_file() else []
 
 
 def unknown_setting(name: str, known: Sequence[str] = ()) -> str:
@@ -34,15 +77,9 @@ def unknown_setting(name: str, known: Sequence[str] = ()) -> str:
     return f"there is no setting {name!r}{f'; did you mean {hint}?' if hint else ': python train.py --help lists all'}"
 
 
-def choices(group: str) -> list[str]:
-    """The choices of a group, with those in its folders, as amazon/albu."""
-    paths = (CONFIGS / group).rglob("*.yaml")
-    return sorted(path.relative_to(CONFIGS / group).with_suffix("").as_posix() for path in paths)
-
-
 def unknown_choice(group: str, choice: str) -> str:
     """A sentence for a choice that a group does not have."""
-    known = choices(group)
+    known = list(list_choices(group))
     hint = nearest(choice, known)
     suggestion = f", did you mean {hint}?" if hint else ""
     return f"there is no {group}={choice}{suggestion} ({group} is one of {', '.join(known)})"

@@ -1,4 +1,4 @@
-"""Augmentation: a pure function, masks that stay on their images, refusals; and the choices of configs/augmentation."""
+"""Augmentation: a pure function, masks that stay on their images, refusals; and the choices of its group."""
 
 import warnings
 from pathlib import Path
@@ -11,8 +11,9 @@ from omegaconf import OmegaConf
 
 from foldwise.data.augmentation import Augmentation, leaves
 from foldwise.errors import Refusal
+from foldwise.settings import list_choices
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs/augmentation").rglob("*.yaml"))
+CONFIGS = list(list_choices("augmentation").values())
 SIZE = (48, 40)
 
 

@@ -20,6 +20,7 @@ from foldwise.inference.predicting import Choices, predict_runs
 from foldwise.models.networks import build_network
 from foldwise.models.normalized import Normalized
 from foldwise.predictions.store import read_predictions
+from foldwise.settings import find_choice
 from foldwise.training import averaged_run, averaging
 from foldwise.training.averaged_run import average_weights, print_averaging
 from foldwise.training.averaging import average_states, choose_counts, find_snapshots, frozen_norms
@@ -136,7 +137,7 @@ def test_models_are_averages_of_the_snapshots_that_the_record_names(run, average
 
 def test_predict_takes_it_as_a_run_and_says_the_same(averaged, tmp_path):
     _, out = averaged
-    tta = ROOT / "configs" / "tta" / "none.yaml"
+    tta = find_choice("tta", "none")
     (again,) = predict_runs([out], Choices(tta=tta, oof=True, workers=0, device="cpu"), out=tmp_path / "oof")
     one, other = read_predictions(out / "oof"), read_predictions(again)
     assert one.header.run == out.name and one.header.members == other.header.members

@@ -48,6 +48,7 @@ from foldwise.predictions.decisions.submission import difference
 from foldwise.predictions.decisions.submit import make_submission
 from foldwise.predictions.ensembles.ensembling import ensemble
 from foldwise.predictions.metrics import FBeta, MacroF1
+from foldwise.settings import find_choice
 
 ROOT = Path(__file__).parents[1]
 FOREIGN = ("hydra", "omegaconf", "lightning", "pytorch_lightning", "wandb", "git", "albumentations", "rich")
@@ -82,8 +83,7 @@ def make_run(folder: Path, data: Path, task: str, seed: int) -> Path:
 
 
 def predict(run: Path, tta: str, out: Path, table: Path | None = None, **choices: bool) -> None:
-    path = ROOT / "configs" / "tta" / f"{tta}.yaml"
-    predict_runs([run], Choices(tta=path, workers=0, device="cpu", **choices), table, out, QUIET)
+    predict_runs([run], Choices(tta=find_choice("tta", tta), workers=0, device="cpu", **choices), table, out, QUIET)
 
 
 @pytest.fixture(scope="module")

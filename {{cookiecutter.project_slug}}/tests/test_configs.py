@@ -11,16 +11,12 @@ import yaml
 from tiny import tiny_config, train_folds, write_data
 
 from foldwise.checks import task_problems
-from foldwise.config import CONFIGS, compose_config
+from foldwise.config import compose_config
+from foldwise.help import first_comment
+from foldwise.settings import find_choice, list_choices, list_groups
 
-GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
-CHOICES = {
-    group: sorted(
-        path.relative_to(CONFIGS / group).with_suffix("").as_posix() for path in (CONFIGS / group).rglob("*.yaml")
-    )
-    for group in GROUPS
-}
-ALL = [(group, choice) for group in GROUPS for choice in CHOICES[group]]
+CHOICES = {group: list(list_choices(group)) for group in list_groups()}
+ALL = [(group, choice) for group, choices in CHOICES.items() for choice in choices]
 
 # Groups whose choices fit some tasks only; every other choice is tried with all tasks.
 TASKS = {
@@ -38,7 +34,7 @@ TASKS = {
 
 
 def content(group: str, choice: str) -> dict:
-    return yaml.safe_load((CONFIGS / group / f"{choice}.yaml").read_text()) or {}
+    return yaml.safe_load(find_choice(group, choice).read_text()) or {}
 
 
 def fits(group: str, choice: str, task: str) -> bool:
@@ -57,9 +53,18 @@ def fits(group: str, choice: str, task: str) -> bool:
 
 
 @pytest.mark.parametrize(("group", "choice"), ALL)
-def test_every_file_says_what_it_is_for(group: str, choice: str):
-    lines = [line for line in (CONFIGS / group / f"{choice}.yaml").read_text().splitlines() if "@package" not in line]
-    assert lines[0].startswith("# ") and len(lines[0]) > 10
+def test_every_file_begins_with_a_line_that_says_what_it_is(group: str, choice: str):
+    """A whole sentence, short enough for a line of `train.py --help`."""
+    lines = [line for line in find_choice(group, choice).read_text().splitlines() if "@package" not in line]
+    assert lines[0] == f"# {first_comment(find_choice(group, choice))}"
+    assert 10 < len(lines[0]) < 110 and lines[0].endswith((".", "?"))
+
+
+@pytest.mark.parametrize("experiment", CHOICES["experiment"])
+def test_every_experiment_says_command_cost_and_score(experiment: str):
+    head = "".join(line for line in find_choice("experiment", experiment).open() if line.startswith("#"))
+    assert re.search(rf"#   .*python train\.py experiment={experiment}\b", head)
+    assert re.search(r"Cost: \S", head) and re.search(r"Expect: \S", head)
 
 
 def test_no_choice_hides_a_package_in_its_code():

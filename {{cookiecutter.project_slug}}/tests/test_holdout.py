@@ -9,13 +9,13 @@ import pytest
 from tiny import prepare_tiny, tiny_config, train_here
 
 from foldwise.bundle.sources import open_parts
-from foldwise.config import CONFIGS
 from foldwise.data.holdout import FULL, Holdout, choose_holdouts
 from foldwise.errors import Refusal
 from foldwise.files import read_json
 from foldwise.inference.predicting import Choices, predict_runs
 from foldwise.predictions.ensembles.ensembling import ensemble
 from foldwise.predictions.store import read_predictions
+from foldwise.settings import find_choice
 from foldwise.training.plan import choose_parts
 
 FOLDS = np.array([1, -1, 0, 2, 0])
@@ -59,7 +59,7 @@ def world(data, tmp_path_factory) -> tuple[Path, Path]:
     both = tiny_config(data, "multiclass", "epochs=1")
     runs = train_here(alone, folder), train_here(both, folder)
     assert train_here(both | {"fold": "full"}, folder) == runs[1]  # the same run: its epochs are those of the folds
-    predict_runs(runs, Choices(tta=CONFIGS / "tta" / "none.yaml", workers=0, device="cpu"))
+    predict_runs(runs, Choices(tta=find_choice("tta", "none"), workers=0, device="cpu"))
     return runs
 
 
@@ -76,7 +76,7 @@ def test_it_predicts_beside_the_folds_or_alone_and_has_no_score(world):
     assert not (alone / "oof").exists() and not (alone / "metrics.json").exists()
     assert members(both / "oof") == {0, 1}
     with pytest.raises(Refusal, match="trained on every row"):
-        predict_runs([alone], Choices(tta=CONFIGS / "tta" / "none.yaml", oof=True, workers=0, device="cpu"))
+        predict_runs([alone], Choices(tta=find_choice("tta", "none"), oof=True, workers=0, device="cpu"))
 
 
 def test_it_is_a_member_of_ensembles_and_bundles(world, tmp_path):
@@ -90,7 +90,7 @@ def test_it_is_a_member_of_ensembles_and_bundles(world, tmp_path):
     assert open_parts([run], "oof").parts[0].weights == {FULL: 1.0, 0: 1.0, 1: 1.0}
     shutil.rmtree(other / "full")
     shutil.rmtree(other / "predictions")
-    predict_runs([other], Choices(tta=CONFIGS / "tta" / "none.yaml", workers=0, device="cpu"))
+    predict_runs([other], Choices(tta=find_choice("tta", "none"), workers=0, device="cpu"))
     with pytest.raises(Refusal, match="a model of every row: predict both with one"):
         ensemble([run, other], tmp_path / "out2", use="mean")
 
@@ -99,7 +99,7 @@ def test_the_decisions_of_the_folds_submit_it(world, tmp_path, command, monkeypa
     """As docs/recipes.md has it: predicted into a run of folds with the same settings."""
     alone, both = world
     shutil.copytree(both, tmp_path / "both")
-    choices = Choices(tta=CONFIGS / "tta" / "none.yaml", workers=0, device="cpu")
+    choices = Choices(tta=find_choice("tta", "none"), workers=0, device="cpu")
     predict_runs([alone], choices, out=tmp_path / "both" / "predictions" / "all_data")
     monkeypatch.chdir(tmp_path)
     code, _, error = command("submit.py", "make", "both", "--test", "all_data", "--decision", "argmax")

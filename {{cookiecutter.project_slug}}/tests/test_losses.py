@@ -23,9 +23,10 @@ from foldwise.models.losses import (
     balanced_class_weights,
 )
 from foldwise.models.mixing import Mix
+from foldwise.settings import list_choices
 
 IGNORE = 255
-CONFIGS = sorted((Path(__file__).parents[1] / "configs/loss").rglob("*.yaml"))
+CONFIGS = list(list_choices("loss").values())
 PIXEL_LOSSES = [CrossEntropy(), Focal(task="segmentation"), Dice(), Lovasz()]
 
 

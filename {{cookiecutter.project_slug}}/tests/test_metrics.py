@@ -1,7 +1,6 @@
 """Metrics against scikit-learn, brute force and cases by hand."""
 
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,9 +23,9 @@ from foldwise.predictions.metrics import (
     score_fold_counts,
     score_folds,
 )
+from foldwise.settings import list_choices
 
 NAMES = ["a", "b", "c", "d"]
-CONFIGS = Path(__file__).parents[1] / "configs" / "metric"
 
 
 @pytest.fixture(params=["multiclass", "multilabel"])
@@ -257,7 +256,7 @@ def test_a_published_function_that_fails_after_training_is_a_warning():
 
 
 def test_every_config_names_its_metric_and_sets_what_it_has():
-    files = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in CONFIGS.glob("*.yaml")}
+    files = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in list_choices("metric").values()}
     assert set(files) == set(METRICS)
     for name, config in files.items():
         assert config.pop("_target_") == f"foldwise.predictions.metrics.{METRICS[name].__name__}"

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from foldwise.errors import Refusal
 from foldwise.models.networks import build_network, pretrained_normalization, required_multiple
 from foldwise.models.normalized import Normalized, enable_gradient_checkpointing, head_modules, set_trainable
+from foldwise.settings import list_choices
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs/model").rglob("*.yaml"))
+CONFIGS = list(list_choices("model").values())
 TIMM = {"library": "timm", "name": "test_resnet", "options": {}}
 UNET = {"library": "smp", "name": "Unet", "encoder": "tu-test_resnet", "options": {"decoder_channels": [8] * 5}}
 # an encoder of smp's own

@@ -11,8 +11,9 @@ from foldwise.errors import Refusal
 from foldwise.models.networks import build_network
 from foldwise.models.normalized import Normalized, set_trainable
 from foldwise.models.optimization import build_optimizer, layer_factors, parameter_groups, scale_rate
+from foldwise.settings import list_choices
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs/optimizer").rglob("*.yaml"))
+CONFIGS = list(list_choices("optimizer").values())
 # timm starts the last norm of each block at 0, which leaves the block without a gradient in the first step
 TIMM = {"library": "timm", "name": "test_resnet", "options": {"zero_init_last": False}}
 UNET = {"library": "smp", "name": "Unet", "encoder": "tu-test_resnet", "options": {"decoder_channels": [8] * 5}}

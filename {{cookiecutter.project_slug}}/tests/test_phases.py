@@ -160,7 +160,7 @@ PHASES = [
     "+phases.last={share: 1, trainable: last1, image_size: 16, augmentation: flip, scheduler: constant}",
     "+phases.drop={share: 2, image_size: [24, 40], frozen_norms: true,"
     " scheduler: {_target_: foldwise.models.curves.Plateau, patience: 0, min_delta: 10}}",
-    "+phases.again={share: 2, augmentation: hard, lr: 0.5, start: best, snapshot: true}",
+    "+phases.again={share: 2, augmentation: heavy, lr: 0.5, start: best, snapshot: true}",
 ]
 OTHERS = ["fold=0", "optimizer.layer_decay=0.5", "augmentation.mixup=0.4", "optimizer.lr=0.01"]
 

@@ -25,6 +25,7 @@ from foldwise.inference.predictor import Predictor
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import load_model
 from foldwise.predictions.store import iter_maps, read_predictions
+from foldwise.settings import find_choice
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ("ground", "cat", "dog")
@@ -69,8 +70,9 @@ def make_run(folder, data, task="multiclass", folds=(0, 1), classes=CLASSES, see
 
 def predict(runs, tta="none", table=None, out=None, **choices):
     """`predict_runs` on the CPU, reading images in this process."""
-    path = ROOT / "configs" / "tta" / f"{tta}.yaml"
-    return predict_runs(runs, Choices(tta=path, **{"workers": 0, "device": "cpu", **choices}), table, out)
+    return predict_runs(
+        runs, Choices(tta=find_choice("tta", tta), **{"workers": 0, "device": "cpu", **choices}), table, out
+    )
 
 
 def test_members_are_kept_apart_and_equal_the_predictor(tmp_path, data):

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from stopping import Stop
 from tiny import CLASSES, prepare_tiny, train_folds, train_scored
 
-from foldwise.config import CONFIGS
 from foldwise.data.dataset import EpochSampler, Pool
 from foldwise.data.folds import folds_hash
 from foldwise.data.pseudo import join_tables, provenance_path
@@ -26,6 +25,7 @@ from foldwise.predictions.pseudo.labelling import pseudo_label
 from foldwise.predictions.pseudo.rules import Confident, Soft
 from foldwise.predictions.pseudo.uncertain import list_uncertain
 from foldwise.processes.group import Place
+from foldwise.settings import find_choice
 from foldwise.training import fold as folds
 from foldwise.training.identity import make_identity
 from foldwise.training.loaders import epoch_shares, training_loader
@@ -374,7 +374,7 @@ def two_rounds(root, task):
             root, task, of_task, "loss.class_weights=balanced", "optimizer.lr=0.01", "epochs=2", pseudo=pseudo
         )
         run = train_scored(config, root / "runs")
-        predict_runs([run], Choices(tta=CONFIGS / "tta" / "none.yaml", workers=0, device="cpu"))
+        predict_runs([run], Choices(tta=find_choice("tta", "none"), workers=0, device="cpu"))
         pseudo_label([run], table, rule)
         pseudo = table
     return [targets_of(table, root) for table in tables]

@@ -1,7 +1,5 @@
 """Views and their inverses on odd, non-square maps, and the two means."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,8 +8,8 @@ import yaml
 from foldwise.errors import Refusal
 from foldwise.inference.tta import TTA, average, load_tta
 from foldwise.inference.views import CROPS, SYMMETRIES, View
+from foldwise.settings import find_choice, list_choices
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 D4 = list(SYMMETRIES)
 
 
@@ -79,7 +77,7 @@ def test_a_crop_comes_back_to_its_place_and_says_nothing_of_the_rest(symmetry, c
 
 
 def test_five_crops_see_everything():
-    tta = load_tta(CONFIGS / "tta" / "five_crops.yaml")
+    tta = load_tta(find_choice("tta", "five_crops"))
     assert len(tta.names) == 5
     x = smooth(40, 56)
     torch.testing.assert_close(mean_of(tta, lambda batch: batch, x), x, atol=0.02, rtol=0)
@@ -176,12 +174,12 @@ def test_bad_choices_are_refused_with_the_good_ones():
 
 
 def test_every_config_loads_without_hydra(tmp_path):
-    found = {path.stem: len(load_tta(path).names) for path in (CONFIGS / "tta").glob("*.yaml")}
+    found = {name: len(load_tta(path).names) for name, path in list_choices("tta").items()}
     expected = {"none": 1, "flips": 2, "d4": 8, "five_crops": 5, "scales": 6, "d4_scales": 24, "random": 8}
     expected |= {"d4_crops": 48, "random_crops": 32}
     assert found == expected
     with pytest.raises(Refusal, match="there is no TTA .*/d5.yaml; .* has d4, "):
-        load_tta(CONFIGS / "tta" / "d5.yaml")
+        load_tta(find_choice("tta", "d4").with_name("d5.yaml"))
     for content, message in (
         ("views: [identity]\nmeans: arithmetic\n", "has views and mean"),
         ("views: [5]\nmean: arithmetic\n", r"bad.yaml: tta.views has 5"),
@@ -198,8 +196,8 @@ def test_random_draws_are_the_light_augmentation_with_half_the_amplitudes():
             return [abs(number - neutral) for number in value]
         return [abs(value)]
 
-    paths = ("tta/random.yaml", "augmentation/light.yaml")
-    drawn, trained = (yaml.safe_load((CONFIGS / path).read_text())["transforms"] for path in paths)
+    paths = find_choice("tta", "random"), find_choice("augmentation", "light")
+    drawn, trained = (yaml.safe_load(path.read_text())["transforms"] for path in paths)
     assert [entry["_target_"] for entry in drawn] == [entry["_target_"] for entry in trained]
     for half, full in zip(drawn, trained, strict=True):
         assert half.keys() == full.keys()

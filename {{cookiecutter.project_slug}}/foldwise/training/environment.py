@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from foldwise.machinery import edited_files
+
 PACKAGES = (
     "torch", "torchvision", "pytorch-lightning", "timm", "segmentation-models-pytorch", "albumentations",
     "opencv-python-headless", "numpy", "pandas", "scikit-learn", "hydra-core", "safetensors",
@@ -27,6 +29,7 @@ def describe_environment(hardware: Mapping[str, Any]) -> dict[str, Any]:
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "commit": _git("rev-parse", "HEAD"),
         "diff": _git("diff", "HEAD"),
+        "edited_machinery": edited_files(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
