@@ -22,7 +22,7 @@ METRICS = {
 # a dependency of itself.
 RESERVED = {
     *("con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))),
-    *("competition", "configs", "data", "runs", "test", "tests"),
+    *("configs", "data", "foldwise", "runs", "test", "tests"),
     *("albumentations", "cv2", "hydra", "hydra-core", "imagecodecs", "lightning", "matplotlib", "numpy", "omegaconf"),
     *("opencv-python-headless", "pandas", "pillow", "pyarrow", "pytest", "pytorch-lightning", "pyyaml", "rich"),
     *("safetensors", "scikit-learn", "segmentation-models-pytorch", "sklearn", "tensorboard", "tifffile", "timm"),

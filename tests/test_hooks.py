@@ -67,7 +67,7 @@ REFUSED = [
     ("project_slug", "lpt1", "reserved", "lpt1-solution"),
     ("project_slug", "class", "reserved", "class-solution"),
     ("project_slug", "test", "reserved", "test-solution"),
-    ("project_slug", "competition", "reserved", "competition-solution"),
+    ("project_slug", "foldwise", "reserved", "foldwise-solution"),
     ("project_slug", "torch", "reserved", "torch-solution"),
     ("project_slug", "pytorch_lightning", "reserved", "pytorch-lightning-solution"),
     ("description", 'Find "it"', "may not have", "Find 'it'"),

@@ -9,8 +9,8 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from foldwise.errors import Refusal
 from foldwise.data.augmentation import Augmentation, leaves
+from foldwise.errors import Refusal
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs/augmentation").rglob("*.yaml"))
 SIZE = (48, 40)

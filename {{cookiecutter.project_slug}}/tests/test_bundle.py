@@ -19,7 +19,6 @@ from rich.console import Console
 from tiny import CLASSES, save_random_model, write_data
 
 import bundle as command
-from foldwise.errors import Refusal
 from foldwise.bundle import rehearse as rehearsing
 from foldwise.bundle.build import Request, build_bundle
 from foldwise.bundle.dropping import Unit
@@ -39,6 +38,7 @@ from foldwise.bundle.sources import open_parts
 from foldwise.bundle.versions import Difference, check_host
 from foldwise.bundle.wheels import _required, download_wheels
 from foldwise.data.folds import write_folds
+from foldwise.errors import Refusal
 from foldwise.inference.predicting import Choices, predict_runs
 from foldwise.predictions.decisions.calibration import CALIBRATORS
 from foldwise.predictions.decisions.deciding import Method, fit_decision

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from tiny import tiny_config
 
-from foldwise.errors import Refusal
 from foldwise.checks import check_config
 from foldwise.config import CONFIGS, check_overrides, compose_config
+from foldwise.errors import Refusal
 
 ROOT = Path(__file__).parents[1]
 

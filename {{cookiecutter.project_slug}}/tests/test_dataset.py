@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from foldwise.errors import Refusal
 from foldwise.data.augmentation import Augmentation
 from foldwise.data.dataset import (
     Draw,
@@ -24,6 +23,7 @@ from foldwise.data.dataset import (
     sample_seed,
 )
 from foldwise.data.table import Columns, Table, read_table
+from foldwise.errors import Refusal
 
 ROWS = 10
 

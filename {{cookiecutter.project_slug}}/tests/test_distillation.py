@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from tiny import CLASSES, prepare_tiny, tiny_config, train_folds, write_data
 
-from foldwise.errors import Refusal
 from foldwise.config import write_config
 from foldwise.data.holdout import FULL, choose_holdouts
 from foldwise.data.pseudo import provenance_path
+from foldwise.errors import Refusal
 from foldwise.files import read_json, write_json
 from foldwise.predictions.distillation import distill
 from foldwise.predictions.schema import Header

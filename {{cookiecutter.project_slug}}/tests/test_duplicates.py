@@ -10,7 +10,6 @@ import pytest
 from scipy.stats import norm
 from test_prepare import config
 
-from foldwise.errors import Refusal
 from foldwise.data.adversarial import adversarial_validation, auc_interval, column_aucs, image_properties
 from foldwise.data.duplicates import (
     COSINE,
@@ -26,6 +25,7 @@ from foldwise.data.images import ImageError
 from foldwise.data.likeness import compare_pictures
 from foldwise.data.looks import Looks, PixelDescriber, look_at, to_picture
 from foldwise.data.prepare import check_test_table, prepare
+from foldwise.errors import Refusal
 from foldwise.inference.embeddings import NetworkDescriber
 
 

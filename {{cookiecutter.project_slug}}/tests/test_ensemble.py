@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from foldwise.errors import Refusal
 from foldwise.data.folds import folds_hash
 from foldwise.data.table import Columns, read_table
+from foldwise.errors import Refusal
 from foldwise.predictions.ensembles.blending import (
     arithmetic,
     geometric,

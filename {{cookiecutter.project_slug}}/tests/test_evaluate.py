@@ -12,8 +12,8 @@ import pytest
 import yaml
 from scipy.stats import binom, ttest_rel
 
-from foldwise.errors import Refusal
 from foldwise.data.folds import folds_hash
+from foldwise.errors import Refusal
 from foldwise.predictions.evaluation.bootstrap import compare, interval, resample
 from foldwise.predictions.evaluation.evaluate import evaluate
 from foldwise.predictions.evaluation.reliability import (

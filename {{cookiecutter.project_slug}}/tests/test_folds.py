@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foldwise.errors import Refusal
 from foldwise.data.folds import extend_folds, folds_hash, make_folds, read_folds, write_folds
+from foldwise.errors import Refusal
 
 
 def names(count: int) -> list[str]:

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from tiny import prepare_tiny, tiny_config, train_here
 
-from foldwise.errors import Refusal
 from foldwise.bundle.sources import open_parts
 from foldwise.config import CONFIGS
 from foldwise.data.holdout import FULL, Holdout, choose_holdouts
+from foldwise.errors import Refusal
 from foldwise.files import read_json
 from foldwise.inference.predicting import Choices, predict_runs
 from foldwise.predictions.ensembles.ensembling import ensemble

@@ -8,7 +8,6 @@ import pytest
 import tifffile
 from PIL import Image
 
-from foldwise.errors import Refusal
 from foldwise.data.images import (
     ImageError,
     default_scale,
@@ -20,6 +19,7 @@ from foldwise.data.images import (
     resize_mask,
     to_unit,
 )
+from foldwise.errors import Refusal
 
 
 def noise(shape: tuple[int, ...], dtype: type) -> np.ndarray:

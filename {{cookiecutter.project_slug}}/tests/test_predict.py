@@ -15,9 +15,9 @@ import torch
 import yaml
 from tiny import save_random_model
 
-from foldwise.errors import Refusal
 from foldwise.bundle.imports import find_imports
 from foldwise.data.images import ImageError
+from foldwise.errors import Refusal
 from foldwise.inference import sharing
 from foldwise.inference.device import choose_devices
 from foldwise.inference.predicting import Choices, predict_runs

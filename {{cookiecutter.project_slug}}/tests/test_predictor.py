@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from foldwise.errors import Refusal
 from foldwise.data.images import ImageError, read_image, resize
+from foldwise.errors import Refusal
 from foldwise.inference.predictor import Predictor
 from foldwise.inference.tta import TTA
 from foldwise.inference.views import SYMMETRIES

@@ -11,12 +11,12 @@ import pytest
 import tifffile
 from PIL import Image
 
-from foldwise.errors import Refusal
 from foldwise.config import compose_config
 from foldwise.data import statistics
 from foldwise.data.folds import read_folds
 from foldwise.data.prepare import check_test_table, prepare
 from foldwise.data.table import TableError
+from foldwise.errors import Refusal
 from foldwise.reporting.pictures import choose_samples, draw_samples
 
 DATA = {

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from stopping import Stop
 from tiny import CLASSES, prepare_tiny, train_folds, train_scored
 
-from foldwise.errors import Refusal
 from foldwise.config import CONFIGS
 from foldwise.data.dataset import EpochSampler, Pool
 from foldwise.data.folds import folds_hash
 from foldwise.data.pseudo import join_tables, provenance_path
 from foldwise.data.table import TableError
+from foldwise.errors import Refusal
 from foldwise.files import read_json, write_json
 from foldwise.inference.predicting import Choices, predict_runs
 from foldwise.models.phases import build_phases, pseudo_shares

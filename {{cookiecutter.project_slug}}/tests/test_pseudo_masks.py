@@ -10,8 +10,8 @@ import pytest
 from pseudo_world import LABELLED, UNLABELLED, config_of, make_map_run, write_world
 from tiny import CLASSES, prepare_tiny
 
-from foldwise.errors import Refusal
 from foldwise.data.images import read_mask
+from foldwise.errors import Refusal
 from foldwise.predictions.pseudo.labelling import pseudo_label
 from foldwise.predictions.pseudo.rules import Confident, Soft
 from foldwise.predictions.pseudo.uncertain import list_uncertain

@@ -5,8 +5,8 @@ import json
 import pytest
 from tiny import open_tiny, tiny_config
 
-from foldwise.errors import Refusal
 from foldwise import FORMAT_VERSION
+from foldwise.errors import Refusal
 
 
 @pytest.mark.parametrize(

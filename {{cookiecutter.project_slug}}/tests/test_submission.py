@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from foldwise.errors import Refusal
 from foldwise.config import write_config
 from foldwise.data.folds import folds_hash
+from foldwise.errors import Refusal
 from foldwise.predictions.decisions.formats import FORMATS, Columns, Labels, RunLengths, encode_runs
 from foldwise.predictions.decisions.ledger import (
     COLUMNS,

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from foldwise.errors import Refusal
 from foldwise.data.table import Columns, TableError, read_table
+from foldwise.errors import Refusal
 
 
 @pytest.fixture

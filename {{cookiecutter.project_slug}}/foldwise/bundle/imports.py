@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-PACKAGE = "competition"
+PACKAGE = "foldwise"
 
 
 class Imports(NamedTuple):

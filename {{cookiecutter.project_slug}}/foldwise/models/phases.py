@@ -5,7 +5,8 @@
       harsh: {share: 12, augmentation: hard, image_size: 96}
       calm:  {share: 4, augmentation: flip, lr: 0.1, start: best, snapshot: true}
 
-`share` is the part of the training's `epochs` in proportion to the other phases. What a phase does not say is as in the rest of the configuration. It needs no torch.
+`share` is the phase's part of the training's `epochs`, in proportion to the other phases' shares. What a phase does not
+say is as in the rest of the configuration. It needs no torch.
 """
 
 import re

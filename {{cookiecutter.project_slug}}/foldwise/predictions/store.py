@@ -1,9 +1,9 @@
 """Prediction folders: the one interface between models, folds, people and pipelines.
 
 A prediction is a folder, written once and whole. Rows are (id, member): a member is a (fold, snapshot, view), that is
-the model of a fold (-2: a full fit, of every row), one of its snapshots, and one view of the image (`mean` when views were
-averaged). Averaging over members comes last, since what is fitted out of fold (calibration, stacking) applies to each
-member alone.
+the model of a fold (-2: a full fit, of every row), one of its snapshots, and one view of the image (`mean` when views
+were averaged). Averaging over members comes last, since what is fitted out of fold (calibration, stacking) applies to
+each member alone.
 
     predictions.json      what it is, see `Header`
     predictions.parquet   classification: id (text), fold (integer), snapshot (text), view (text), one column a class
