@@ -42,7 +42,7 @@ def equal_images(table: Table, training: Table) -> list[tuple[str, str]]:
 def print_shares(console: Console, folders: Sequence[Path]) -> None:
     """The share of each class in the answers, to be compared with the training table's."""
     predictions = [read_predictions(folder) for folder in folders]
-    task, classes = predictions[0].header.task, predictions[0].classes
+    task, classes = predictions[0].header.task, predictions[0].columns
     if task == "segmentation":
         return  # it would read every map again; the painted pictures say more
     what = "images" if task == "multiclass" else "images with it"
@@ -73,4 +73,4 @@ def write_overlays(folder: Path, table: Table, count: int) -> None:
         image = read_image(table.image_path(row_of[id]))
         safe = re.sub(r"[^\w.-]+", "_", id)[:80]
         with write_atomic(folder / "overlays" / f"{row_of[id]:06d}-{safe}.png") as temporary:
-            temporary.write_bytes(to_png(overlay(image, probability.argmax(axis=0), predictions.classes, id)))
+            temporary.write_bytes(to_png(overlay(image, probability.argmax(axis=0), predictions.columns, id)))

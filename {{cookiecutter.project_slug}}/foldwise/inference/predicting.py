@@ -152,9 +152,9 @@ def _writer(run: TrainedRun, folder: Path, table: Table, tta: TTA, jobs: Sequenc
         "members": len(jobs[0].members(run)) * views,
     }
     header = Header(
-        kind="oof" if choices.oof else "test",
+        split="oof" if choices.oof else "test",
         task=run.spec.task,
-        classes=list(run.spec.classes),
+        columns=list(run.spec.classes),
         run=run.folder.resolve().name,
         folds_hash=run.folds_hash,
         tta={

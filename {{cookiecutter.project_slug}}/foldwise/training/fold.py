@@ -163,9 +163,9 @@ def predict_held_out(
     models = [(network, spec) for network in networks.values()]
     predictor = Predictor(models, tta, device, batch_size=config["batch_size"], workers=data["workers"])
     header = Header(
-        kind="oof",
+        split="oof",
         task=config["task"],
-        classes=spec.classes,
+        columns=spec.classes,
         run=folder.parents[1].name,
         folds_hash=prepared.folds_hash,
         tta={"views": tta.names, "mean": tta.mean, **({"tiles": True} if predictor.tiles else {})},

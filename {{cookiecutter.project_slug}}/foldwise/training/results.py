@@ -15,7 +15,7 @@ from foldwise.data.images import read_mask
 from foldwise.data.prepare import Prepared
 from foldwise.files import write_json
 from foldwise.predictions.members import average_members
-from foldwise.predictions.metrics import score_fold_counts
+from foldwise.predictions.metrics import pixel_confusion, pixel_counts, score_fold_evidence
 from foldwise.predictions.metrics.building import build_metric
 from foldwise.predictions.scoring import score_table
 from foldwise.predictions.store import Predictions, iter_average_maps, merge_folders, read_predictions
@@ -27,7 +27,7 @@ from foldwise.reporting.run_report import report_run
 class Scores:
     """The competition's metric: of each fold, and overall as the metric says (pooled, or the mean of the folds).
 
-    `counts` are the (N, C, 3) pixel counts behind it, for segmentation.
+    `counts` are the (N, C, 3) pixel counts of the images, for segmentation.
     """
 
     metric: Any
@@ -60,17 +60,18 @@ def finish_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: P
 def score_predictions(parts: Sequence[Predictions], config: Mapping[str, Any], prepared: Prepared) -> Scores:
     """The competition's metric over predictions of different rows together, averaged over the snapshots."""
     table = prepared.table
-    metric = build_metric(config["metric"], config["task"], table.classes)
+    metric = build_metric(config["metric"], config["task"], table.classes, table)
     row_of = {id: row for row, id in enumerate(table.ids)}
     if config["task"] == "segmentation":
-        counts, folds = [], []
+        evidence, counts, folds = [], [], []
         for part in parts:
             for id, probability in iter_average_maps(part):
-                counts.append(metric.counts(read_mask(table.mask_path(row_of[id])), probability))
+                mask, answer = read_mask(table.mask_path(row_of[id])), probability.argmax(axis=0)
+                counts.append(pixel_counts(pixel_confusion(mask, answer, len(table.classes), metric.ignore_index)))
+                evidence.append(counts[-1] if metric.of_counts else metric.measure(mask, probability))
                 folds.append(prepared.folds[id])
-        stacked = np.stack(counts)
-        return Scores(metric, *score_fold_counts(metric, stacked, np.array(folds)), stacked)
-    frame = pd.concat([average_members(part.frame, part.classes) for part in parts])
+        return Scores(metric, *score_fold_evidence(metric, np.stack(evidence), np.array(folds)), np.stack(counts))
+    frame = pd.concat([average_members(part.frame, part.columns) for part in parts])
     rows = np.array([row_of[id] for id in frame["id"]])
     probability, folds = frame[list(table.classes)].to_numpy(np.float64), [prepared.folds[id] for id in frame["id"]]
     return Scores(metric, *score_table(metric, table, rows, probability, np.array(folds)))

@@ -80,7 +80,7 @@ class Validation(pl.Callback):
             rows += batch["row"].tolist()
             if segmentation:
                 masks = batch["target"].cpu().numpy()
-                results += [self.metric.counts(*pair) for pair in zip(masks, probability, strict=True)]
+                results += [self.metric.measure(*pair) for pair in zip(masks, probability, strict=True)]
             else:
                 results += list(probability)
         shares = gather((total, rows, results))

@@ -1,0 +1,1 @@
+"""What this competition needs of its own."""
