@@ -33,13 +33,13 @@ def main() -> None:
     with exit_on_error("nothing was written"):
         from foldwise.config import read_config
         from foldwise.data.holdout import FULL
-        from foldwise.data.pseudo import provenance_path
+        from foldwise.data.pseudo import provenance_path, student_name
         from foldwise.predictions.distillation import distill
 
         students = distill(options.runs, options.out, options.weight)
         data = read_config(options.runs[0])["data"]["name"]
     for student in students:
-        whom = "every row" if student["student"] == FULL else f"fold {student['student']}"
+        whom = "every row" if student["student"] == student_name(FULL) else f"fold {student['student']}"
         print(f"student of {whom}: {student['rows']} images")
     print(f"\nWritten:\n  {options.out}\n  {provenance_path(options.out)}")
     print(f"\nNext:\n  python train.py experiment=small_and_fast data={data} data.pseudo={options.out}")

@@ -5,7 +5,8 @@
     python train.py experiment=baseline fold=0 optimizer.lr=3e-4
 
 The same command again goes on where it stopped, or says that it is done. Exit codes: 2 for what is wrong, in a
-sentence; 130 after Ctrl-C; 143 after SIGTERM; 75 after SIGUSR1, for schedulers that requeue (docs/faults.md).
+sentence; 1 for a bug, with its traceback; 130 after Ctrl-C; 143 after SIGTERM; 75 after SIGUSR1, for schedulers that
+requeue (docs/faults.md).
 """
 
 import sys

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from foldwise.errors import explain
+from foldwise.errors import exit_code, explain
 
 
 def make_parser(text: str | None) -> argparse.ArgumentParser:
@@ -22,6 +22,8 @@ def make_parser(text: str | None) -> argparse.ArgumentParser:
 def exit_on_error(after: str = "nothing was written") -> Iterator[None]:
     """Exit with 2 and a sentence on a refusal, with 1 and the traceback on a bug, and with 130 on Ctrl-C.
 
+    A bug in a process that the command started has shown its traceback there; it ends with 1 too.
+
     Args:
         after: what is left and how to resume, printed after a traceback and after Ctrl-C.
     """
@@ -34,7 +36,7 @@ def exit_on_error(after: str = "nothing was written") -> Iterator[None]:
         sentence = explain(error)
         if sentence is not None:
             print(f"error: {sentence}", file=sys.stderr)
-            sys.exit(2)
+            sys.exit(exit_code(error))
         traceback.print_exc()
         print(f"\nThis is a bug, in solution/ or in foldwise/. {after[0].upper()}{after[1:]}.", file=sys.stderr)
         sys.exit(1)

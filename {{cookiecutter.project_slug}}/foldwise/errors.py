@@ -14,7 +14,15 @@ class Refusal(Exception):  # noqa: N818  a refusal is no bug
 
 
 class ProcessFailed(Refusal):
-    """A process ended before its work was done; it has printed why."""
+    """A process ended before its work was done; it has printed why.
+
+    Attributes:
+        exit_code: that of the command: 1 where one of the processes showed a traceback, else 2.
+    """
+
+    def __init__(self, message: str, *codes: int | None) -> None:
+        super().__init__(message)
+        self.exit_code = 1 if 1 in codes else 2
 
 
 def explain(error: BaseException) -> str | None:
@@ -36,3 +44,10 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
         return f"{text.strip().rstrip('.')}: {advice}"
     return None
+
+
+def exit_code(error: Exception) -> int:
+    """What a command ends with after an error: 2 where a sentence says it all, 1 where a traceback is shown."""
+    if isinstance(error, ProcessFailed):
+        return error.exit_code
+    return 1 if explain(error) is None else 2

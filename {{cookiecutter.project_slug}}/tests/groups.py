@@ -49,6 +49,7 @@ def _lead(config: dict[str, Any], folder: Path, before: Callable[[], None]) -> N
     before()
     import train
 
+    train.resolve_config = OmegaConf.to_container  # type: ignore[assignment]  # it is resolved
     train.main(OmegaConf.create(config))
 
 

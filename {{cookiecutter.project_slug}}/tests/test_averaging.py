@@ -93,7 +93,7 @@ def test_of_equal_rules_the_smallest_and_folds_without_score_are_silent():
 def run(tmp_path_factory):
     """Three folds of three snapshots, by a metric without ties."""
     folder = tmp_path_factory.mktemp("cycles")
-    choices = ["phases=cycles", "epochs=1", "data.folds=3", "metric=log_loss", "optimizer.lr=0.01"]
+    choices = ["phases=cycles", "epochs=3", "data.folds=3", "metric=log_loss", "optimizer.lr=0.01"]
     return train_scored(tiny_config(write_data(folder / "data"), "multiclass", *choices), folder / "runs")
 
 

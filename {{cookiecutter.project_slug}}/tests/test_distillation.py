@@ -87,7 +87,7 @@ def test_each_image_is_labelled_by_the_models_without_it_and_the_students_fold(w
 def test_whatever_cannot_teach_is_said_before_anything_is_written(world, tmp_path):
     out = tmp_path / "out.csv"
     run, _ = make_teacher(world, "teacher", oof=False)
-    assert [student["student"] for student in distill([run], tmp_path / "first.csv")] == [0, 1, 2]
+    assert [student["student"] for student in distill([run], tmp_path / "first.csv")] == ["0", "1", "2"]
     (run / "without-0-2" / "metrics.json").unlink()
     with pytest.raises(Refusal, match=f"no teachers without-0-2: python train.py run={run} fold=pairs"):
         distill([run], out)
@@ -117,7 +117,7 @@ def test_teachers_learn_from_labels_alone_and_a_student_of_every_row_needs_targe
     distill([run], tmp_path / "pairs.csv")
     config = config_of(world, f"data.pseudo={tmp_path}/pairs.csv")
     prepared = prepare_tiny(config)
-    for fold, message in (("pairs", "made by models that saw the other"), ("none", "no rows for a model of every row")):
+    for fold, message in (("pairs", "made by models that saw the other"), ("full", "no rows for a model of every row")):
         with pytest.raises(Refusal, match=f"fold={fold}: .*{message}"):
             choose_parts(config | {"fold": fold}, prepared)
     assert len(choose_parts(config, prepared)) == 3

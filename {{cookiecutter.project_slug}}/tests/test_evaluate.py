@@ -331,6 +331,9 @@ def test_shown_images_are_not_scored(place, tmp_path):
     (tmp_path / "ids.txt").write_text("stranger\n")
     with pytest.raises(Refusal, match="1 ids that .* does not have: stranger"):
         evaluate([run], show=str(tmp_path / "ids.txt"))
+    (tmp_path / "ids.txt").write_bytes("é".encode("latin-1"))
+    with pytest.raises(Refusal, match=r"ids\.txt is no text in UTF-8"):
+        evaluate([run], show=str(tmp_path / "ids.txt"))
 
 
 def test_units_are_averaged_and_drawn(place, tmp_path):

@@ -19,6 +19,7 @@ import torch
 from groups import log_of, members, start_training, wait_for
 from tiny import tiny_config, train_folds
 
+from foldwise.data.dataset import Draw, ImageDataset
 from foldwise.errors import Refusal
 from foldwise.training import run as runs
 
@@ -54,7 +55,7 @@ def ends_with(command, folder: Path, *sentences: str) -> str:
     # Python tells of a batch that a loader's process was just handing over.
     assert "Traceback" not in log or "resource_sharer" in log, log
     assert log.count("\nerror") == 1 + len(set(re.findall("error of rank .", log)) or {""}), log  # and of the command
-    assert "same command goes on" in log, log
+    assert "Fix the error above, then run the same command to resume" in log, log
     return log
 
 
@@ -192,6 +193,39 @@ def test_a_loss_that_is_no_number_names_its_batch(choices, world, own_data, tmp_
     assert loads(tmp_path)
     weights = torch.load(next(tmp_path.glob("runs/*/fold0/last.ckpt")), weights_only=True)["state_dict"]
     assert all(value.isfinite().all() for value in weights.values())
+
+
+@pytest.mark.parametrize(
+    ("choices", "workers", "at_once"),
+    [([], 0, False), ([], 1, False), (["fold_workers=2"], 0, True), pytest.param(*DDP.values, False, marks=DDP.marks)],
+    ids=["process", "worker", "folds at once", "rank"],
+)
+def test_a_bug_shows_its_traceback_and_how_to_resume(choices, workers, at_once, data, tmp_path):
+    """A plain ValueError, as numpy and torch raise them, in what reads an image of the second epoch."""
+
+    def spoil() -> None:
+        read = ImageDataset.__getitem__
+
+        def misread(dataset, index):
+            if Draw(*index).epoch == 1:
+                first, second = (1, 2, 3)  # a bug
+                return first, second
+            return read(dataset, index)
+
+        ImageDataset.__getitem__ = misread  # type: ignore[method-assign]
+
+    choices = ["epochs=3", *(["fold=0"] if not at_once else []), *choices, f"data.workers={workers}"]
+    command = start_training(tiny_config(data, "multiclass", *choices), tmp_path, before=spoil)
+    command.join(timeout=60)
+    log = log_of(tmp_path)
+    assert command.exitcode == 1, log
+    wait_for(lambda: not members(command.pid), seconds=15)
+    shown = next(tmp_path.glob("runs/*/fold0/log.txt")).read_text() if at_once else log
+    assert "in misread\n    first, second = (1, 2, 3)  # a bug\n" in shown
+    assert "ValueError: too many values to unpack (expected 2)" in shown
+    assert "\nerror: fold 0 ended with exit code 1, see " in log and log.count("\nerror") == 1
+    assert "Fix the error above, then run the same command to resume" in log
+    assert loads(tmp_path)
 
 
 class Overflow(pl.Callback):

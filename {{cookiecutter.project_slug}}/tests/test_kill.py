@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_meth
 # Everything that has a state beside the weights.
 STATEFUL = [
     "phases=frozen_warmup",
-    "epochs=1",
+    "epochs=2",
     "scheduler=plateau",
     "scheduler.patience=0",
     "scheduler.min_delta=10",

@@ -13,6 +13,7 @@ import pytest
 from groups import log_of, members, start_training, wait_for
 from tiny import tiny_config
 
+from foldwise.errors import exit_code
 from foldwise.processes.group import free_port
 from foldwise.processes.nodes import Node
 from foldwise.processes.team import LostNodeError, gather
@@ -139,6 +140,22 @@ def test_strangers_at_the_port_of_node_0_are_sent_away():
         with gather(nodes[2]) as team:
             team.tell(word="hello")
             assert heard.result(timeout=10) == {"word": "hello"}
+
+
+def test_a_bug_on_one_node_ends_all_with_1():
+    port = free_port()
+
+    def lead() -> dict:
+        with gather(Node(0, 2, "127.0.0.1", port, "job")) as team:
+            return team.hear()
+
+    with ThreadPoolExecutor() as pool:
+        heard = pool.submit(lead)
+        with pytest.raises(ValueError, match="a bug"), gather(Node(1, 2, "127.0.0.1", port, "job")):
+            raise ValueError("a bug")
+        with pytest.raises(LostNodeError, match="another node of this run ended with exit code 1") as lost:
+            heard.result(timeout=10)
+    assert exit_code(lost.value) == 1
 
 
 def knock(port: int) -> bool:

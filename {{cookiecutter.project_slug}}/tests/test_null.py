@@ -31,7 +31,7 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
         frame = pd.read_csv(data / "train.csv")
         frame["label"] = np.random.default_rng(seed).permutation(frame["label"])
         frame.to_csv(data / "train.csv", index=False)
-        shared = ["data.folds=3", "phases=cycles", "epochs=2", "augmentation=none", "optimizer.lr=0.003"]
+        shared = ["data.folds=3", "phases=cycles", "epochs=6", "augmentation=none", "optimizer.lr=0.003"]
         runs = [
             train_scored(
                 tiny_config(data, "multiclass", *shared, f"seed={number}", f"experiment_name=m{number}"),

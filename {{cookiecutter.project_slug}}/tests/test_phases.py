@@ -1,18 +1,23 @@
 """Phases: what they train, on which images, at which rates; and that a resume in any of them changes nothing."""
 
+import itertools
+from collections.abc import Iterator, Sequence
+
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from stopping import Stop
 from tiny import prepare_tiny, tiny_config, train_folds
 
 from foldwise.errors import Refusal
 from foldwise.models.curves import Constant, Cosine, Plateau
-from foldwise.models.phases import Phase, Schedule, build_phases
+from foldwise.models.phases import Phase, Schedule, build_phases, share_epochs
 from foldwise.reporting.figures import to_png
 from foldwise.reporting.phases import phases_figure
 from foldwise.training import fold as folds
@@ -55,6 +60,79 @@ def test_bad_phases_are_listed_together():
         assert f"phases.{part}" in str(error.value)
     with pytest.raises(Refusal, match="no epochs"):
         build_phases({"a": {"epochs": 0}})
+
+
+def spread(total: int, parts: int) -> Iterator[tuple[int, ...]]:
+    """Every way to write `total` as a sum of whole numbers from 1."""
+    if parts == 1:
+        yield (total,)
+    for first in range(1, total - parts + 2) if parts > 1 else ():
+        yield from ((first, *rest) for rest in spread(total - first, parts - 1))
+
+
+SHARES = st.one_of(st.integers(0, 20), st.floats(0, 1000, allow_subnormal=False), st.just(0))
+
+
+@given(st.lists(SHARES, min_size=1, max_size=4), st.integers(0, 12))
+@settings(deadline=None, derandomize=True, max_examples=300)
+def test_epochs_are_shared_out_as_nearly_in_proportion_as_whole_ones_can_be(values, spare):
+    """No other whole numbers of the same sum, from 1 each, are nearer to the exact parts (least squares)."""
+    shares = dict(zip("abcd", values, strict=False))
+    taking = {name: share for name, share in shares.items() if share > 0}
+    assume(taking)
+    epochs = len(taking) + spare
+    found = share_epochs(epochs, shares)
+    assert list(found) == list(shares) and sum(found.values()) == epochs
+    assert all(found[name] >= 1 if name in taking else found[name] == 0 for name in shares)
+    exact = [epochs * share / sum(taking.values()) for share in taking.values()]
+    parts = [found[name] for name in taking]
+
+    def distance(whole: Sequence[int]) -> float:
+        return sum((one - other) ** 2 for one, other in zip(whole, exact, strict=True))
+
+    assert distance(parts) == pytest.approx(min(map(distance, spread(epochs, len(taking)))), abs=1e-6)
+    if min(exact) >= 1:
+        assert all(abs(one - other) < 1 for one, other in zip(parts, exact, strict=True))
+    order = sorted(taking, key=lambda name: taking[name])
+    assert all(
+        found[low] <= found[high] for low, high in itertools.pairwise(order) if taking[low] < taking[high] * (1 - 1e-9)
+    )
+    assert share_epochs(epochs, {name: 2 * share for name, share in shares.items()}) == found
+
+
+def test_what_a_phase_gets_of_the_epochs():
+    assert share_epochs(12, {"head": 1, "train": 11}) == {"head": 1, "train": 11}
+    assert share_epochs(2, {"head": 1, "train": 11}) == {"head": 1, "train": 1}
+    assert share_epochs(7, {"a": 1, "b": 1, "c": 1}) == {"a": 3, "b": 2, "c": 2}
+    assert share_epochs(10, {"a": 0.5, "b": 0, "c": 1.5}) == {"a": 3, "b": 0, "c": 7}
+
+
+@pytest.mark.parametrize(
+    ("epochs", "shares", "message"),
+    [
+        (2, {"a": 1, "b": 1, "c": 1}, r"epochs=2 is shared out over 3 phases \(a, b, c\): .* set epochs=3 or more"),
+        (0, {"a": 1}, "epochs=0 is shared out over 1 phases"),
+        (5, {"a": 0, "b": 0}, "no phase has a share of the epochs above 0"),
+        (5, {"a": -1, "b": "much"}, r"phases.a.share is -1; .*\nphases.b.share is 'much'; it is a number from 0"),
+        (5, {"a": None, "b": True}, r"phases.a.share is None; .*\nphases.b.share is True; "),
+        (5, {"a": float("nan"), "b": float("inf")}, r"phases.a.share is nan; .*\nphases.b.share is inf; "),
+    ],
+)
+def test_epochs_that_cannot_be_shared_out_are_refused(epochs, shares, message):
+    with pytest.raises(Refusal, match=message):
+        share_epochs(epochs, shares)
+
+
+def test_epochs_are_those_of_the_whole_training(data):
+    config = tiny_config(data, "multiclass", "phases=frozen_warmup", "epochs=6", "phases.train.share=2")
+    assert {name: phase["epochs"] for name, phase in config["phases"].items()} == {"head": 2, "train": 4}
+    assert not any("share" in phase for phase in config["phases"].values())
+    with pytest.raises(Refusal, match=r"phases.train.epochs: set epochs= for the whole, and phases.train.share"):
+        tiny_config(data, "multiclass", "+phases.train.epochs=2")
+    with pytest.raises(Refusal, match=r"epochs is 1.5; it must be a whole number"):
+        tiny_config(data, "multiclass", "epochs=1.5")
+    with pytest.raises(Refusal, match=r"phases.train has 'epoch'; the keys of a phase are share, trainable, "):
+        build_phases(tiny_config(data, "multiclass", "+phases.train.epoch=2")["phases"])
 
 
 def test_a_phase_of_no_epochs_is_left_out():
@@ -188,6 +266,7 @@ def test_an_image_size_that_the_network_cannot_take_is_refused(data):
         "model=fpn",
         "model.encoder=tu-test_resnet",
         "model.pretrained=false",
+        "epochs=3",
         "+phases.small={share: 1, image_size: 40}",
         "+phases.odd={share: 1, image_size: [32, 50]}",
     )

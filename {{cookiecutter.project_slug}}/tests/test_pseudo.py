@@ -131,7 +131,7 @@ def test_uncertain_images_come_by_the_entropy_of_all_models(world, tmp_path):
     ("overrides", "message"),
     [
         (["top_k=2"], "top_k=2"),
-        (["phases=best_restarts"], r"phases.again1.start=best, phases.again2.start=best"),
+        (["phases=best_restarts", "epochs=3"], r"phases.again1.start=best, phases.again2.start=best"),
         (["scheduler=plateau"], r"fold k \(scheduler\)"),
         (["+callbacks.stop._target_=pytorch_lightning.callbacks.EarlyStopping"], r"callbacks.stop"),
     ],
@@ -289,11 +289,12 @@ def labelled(tmp_path_factory):
 @pytest.mark.parametrize("phases", ["single", "pseudo_then_train", "both_then_train"])
 @pytest.mark.parametrize("fold", [0, 1])
 def test_a_student_gets_its_own_rows_in_the_phases_that_want_them(labelled, phases, fold):
-    config = config_of(labelled.root, "multiclass", f"phases={phases}", "epochs=1", pseudo=labelled.table)
+    per_epoch = {"single": [0.5], "pseudo_then_train": [1, 0], "both_then_train": [0.5, 0]}[phases]
+    epochs = f"epochs={len(per_epoch)}"
+    config = config_of(labelled.root, "multiclass", f"phases={phases}", epochs, pseudo=labelled.table)
     prepared = prepare_tiny(config)
     student, real = prepared.pseudo.of(fold), [row for row in LABELLED if row % 2 != fold]
     loader, steps = training_loader(config, prepared, np.array(real), Place(), student)
-    per_epoch = {"single": [0.5], "pseudo_then_train": [1, 0], "both_then_train": [0.5, 0]}[phases]
     assert epoch_shares(config) == per_epoch and steps == 2
     for epoch, share in enumerate(per_epoch):
         loader.sampler.set_epoch(epoch)
@@ -344,7 +345,7 @@ def test_the_contents_of_the_table_are_part_of_the_identity(labelled, tmp_path):
 
 def test_a_resumed_student_equals_one_never_stopped(labelled, tmp_path, monkeypatch):
     config = config_of(
-        labelled.root, "multiclass", "phases=both_then_train", "fold=0", "epochs=1", pseudo=labelled.table
+        labelled.root, "multiclass", "phases=both_then_train", "fold=0", "epochs=2", pseudo=labelled.table
     )
     whole = train_folds(config, tmp_path / "whole")
     build = folds.build_trainer

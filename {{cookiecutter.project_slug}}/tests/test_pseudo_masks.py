@@ -70,7 +70,7 @@ def test_each_pixel_is_the_answer_of_the_folds_own_models_where_it_is_sure(world
 @pytest.mark.parametrize(("phases", "shares"), [("single", [0.5]), ("pseudo_then_train", [1, 0])])
 def test_a_student_is_trained_on_its_own_masks(world, phases, shares):
     config = config_of(
-        world.root, "segmentation", f"phases={phases}", "epochs=1", "augmentation=none", pseudo=world.out
+        world.root, "segmentation", f"phases={phases}", f"epochs={len(shares)}", "augmentation=none", pseudo=world.out
     )
     prepared = prepare_tiny(config)
     student = prepared.pseudo.of(1)

@@ -59,7 +59,7 @@ def same(first, second):
 def test_a_snapshot_is_the_state_after_the_step_of_the_lowest_rate(data, tmp_path, monkeypatch):
     witness = Witness()
     curve = ["scheduler=cosine", "scheduler.warmup=0", "scheduler.floor=0"]
-    config = tiny_config(data, "multiclass", "phases=cycles", "epochs=2", "fold=0", *curve)
+    config = tiny_config(data, "multiclass", "phases=cycles", "epochs=6", "fold=0", *curve)
     run = train(config, tmp_path, monkeypatch, witness)
     assert len(witness.steps) == 18  # 3 cycles of 2 epochs of 3 steps
     found = snapshots(run)
@@ -73,7 +73,7 @@ def test_a_snapshot_is_the_state_after_the_step_of_the_lowest_rate(data, tmp_pat
 
 
 def test_snapshots_are_kept_apart_in_the_oof_and_averaged_in_the_score(data, tmp_path):
-    run = train_scored(tiny_config(data, "multiclass", "phases=cycles", "epochs=1", "metric=log_loss"), tmp_path)
+    run = train_scored(tiny_config(data, "multiclass", "phases=cycles", "epochs=3", "metric=log_loss"), tmp_path)
     oof = read_predictions(run / "oof")
     assert oof.frame.groupby("id")["snapshot"].agg(sorted).map(tuple).unique().tolist() == [
         ("cycle1", "cycle2", "cycle3")
@@ -123,7 +123,7 @@ def test_the_top_epochs_are_kept(data, tmp_path):
 # Stopped before the first restart and after the last, and within a cycle and at its beginning.
 STOPS = {
     "best": (BEST, [1, 4]),
-    "cycles": (["phases=cycles", "epochs=2", "fold=0", "top_k=2"], [2, 5]),
+    "cycles": (["phases=cycles", "epochs=6", "fold=0", "top_k=2"], [2, 5]),
 }
 
 

@@ -44,9 +44,10 @@ def test_a_run_leaves_everything_and_a_second_one_changes_nothing(task, data, tm
 
 
 RESUMED = [
-    "epochs=2",
+    "epochs=3",
     "fold=0",
     "phases=frozen_warmup",
+    "phases.train.share=2",
     "callbacks=ema",
     "callbacks.ema.decay=0.9",
     "+model.options.drop_rate=0.3",
@@ -122,7 +123,7 @@ def test_a_chosen_run_goes_on_by_its_own_config(data, tmp_path):
 
 def test_what_is_frozen_stays(data, tmp_path):
     """In a phase that trains the head, no other weight moves and no batch norm thaws."""
-    config = tiny_config(data, "multiclass", "fold=0", "epochs=0", "phases=frozen_warmup")
+    config = tiny_config(data, "multiclass", "fold=0", "epochs=1", "phases=frozen_warmup", "phases.train.share=0")
     prepared = prepare_tiny(config)
     trained = weights(train_folds(config, tmp_path))
     pl.seed_everything(folds.sample_seed(config["seed"], 0, "initial weights"))
@@ -135,7 +136,7 @@ def test_what_is_frozen_stays(data, tmp_path):
 
 
 def test_everything_trains_in_the_last_phase(data, tmp_path):
-    config = tiny_config(data, "multiclass", "fold=0", "epochs=1", "phases=frozen_warmup")
+    config = tiny_config(data, "multiclass", "fold=0", "epochs=2", "phases=frozen_warmup")
     run = train_folds(config, tmp_path)
     prepared = prepare_tiny(config)
     pl.seed_everything(folds.sample_seed(config["seed"], 0, "initial weights"))
@@ -158,7 +159,7 @@ def test_ema_is_scored_and_differs_from_the_last_weights(data, tmp_path):
 
 def test_ema_keeps_batch_norms_that_training_held_still(data, tmp_path):
     choices = ["callbacks=ema", "phases.train.frozen_norms=true"]
-    run = train_folds(tiny_config(data, "multiclass", "fold=0", "epochs=1", "phases=frozen_warmup", *choices), tmp_path)
+    run = train_folds(tiny_config(data, "multiclass", "fold=0", "epochs=2", "phases=frozen_warmup", *choices), tmp_path)
     means = [value for key, value in weights(run).items() if "running_mean" in key]
     assert means and not any(value.any() for value in means)  # as they were at first
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from foldwise.errors import Refusal
+from foldwise.files import read_text
 
 OPENCV = re.compile(r"opencv-(contrib-)?python(-headless)?")  # they are all cv2, and would overwrite each other
 HOSTS_OWN = re.compile(r"torch|torchvision|torchaudio|triton|nvidia-.*|cuda-.*")
@@ -27,7 +28,7 @@ def download_wheels(modules: Sequence[str], host_packages: Path, folder: Path) -
     """
     if not host_packages.is_file():
         raise Refusal(f"--wheels {host_packages} does not exist: on the host, pip freeze > {host_packages.name}")
-    lines = host_packages.read_text(encoding="utf-8").splitlines()
+    lines = read_text(host_packages).splitlines()
     there = {_kind(_canonical(re.split(r"==| @ |>=", line)[0])) for line in lines if line and line[0] != "#"}
     needed = [name for name in sorted(_required(modules)) if _kind(name) not in there]
     lacking = [f"{name}=={importlib.metadata.version(name)}" for name in needed]

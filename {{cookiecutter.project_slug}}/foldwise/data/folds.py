@@ -95,7 +95,10 @@ def read_folds(path: Path | str) -> dict[str, int]:
     Raises:
         Refusal: it is not such a file, an id is repeated, or a fold is not a whole number of -1 or more.
     """
-    frame = pd.read_csv(path, dtype=str, na_filter=False)
+    try:
+        frame = pd.read_csv(path, dtype=str, na_filter=False)
+    except ValueError as error:  # pandas' own are, and UnicodeDecodeError
+        raise Refusal(f"{path} cannot be read as CSV ({str(error).strip()})") from error
     if list(frame.columns) != ["id", "fold"]:
         raise Refusal(f"{path} has the columns {', '.join(frame.columns)}; folds are a CSV with id,fold")
     bad = ~frame["fold"].str.fullmatch(r"-1|\d+") | frame["id"].duplicated(keep=False)

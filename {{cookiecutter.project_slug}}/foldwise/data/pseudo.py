@@ -90,11 +90,11 @@ def read_pseudo(data: Mapping[str, Any], real: Table, folds: Iterable[int], fold
         )
     if STUDENT not in table.frame:
         raise TableError(path, [*problems, f"there is no column {STUDENT!r}"])
-    student = pd.to_numeric(table.frame[STUDENT].replace("full", FULL), errors="coerce")
     existing = sorted(set(folds) - {-1})
-    unknown = ~student.isin([*existing, FULL])
+    student = table.frame[STUDENT].astype(str).map({student_name(fold): fold for fold in [*existing, FULL]})
+    unknown = student.isna()
     for name, value in zip(table.frame["id"][unknown], table.frame[STUDENT][unknown], strict=True):
-        problems.append(f"row {name!r}: the student {value!r} is none of the folds {existing}")
+        problems.append(f"row {name!r}: the student {value!r} is none of the folds {existing}, nor full")
     problems += [f"the student {fold} has no rows" for fold in existing if not (student == fold).any()]
     if problems:
         raise TableError(path, problems)

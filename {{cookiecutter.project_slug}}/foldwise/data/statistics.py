@@ -17,6 +17,7 @@ import pandas as pd
 from foldwise.data.image_problems import image_problems, mask_problems
 from foldwise.data.images import ImageError, default_scale, read_image, read_mask
 from foldwise.data.table import Table, TableError
+from foldwise.errors import Refusal
 from foldwise.files import write_atomic
 
 # Blank-separated texts: sums and squares have one value a channel (of the stored values), values has
@@ -135,7 +136,10 @@ def _file_sizes(table: Table, mode: str) -> pd.DataFrame:
 def _read_record(record: Path) -> pd.DataFrame:
     text = {"image", "mask", "mode", "dtype", "sums", "squares", "values"}
     if record.exists():
-        known = pd.read_csv(record, dtype=dict.fromkeys(text, object), keep_default_na=False, encoding="utf-8")
+        try:
+            known = pd.read_csv(record, dtype=dict.fromkeys(text, object), keep_default_na=False, encoding="utf-8")
+        except ValueError as error:  # pandas' own are, and UnicodeDecodeError
+            raise Refusal(f"{record} cannot be read ({error}); delete it and make it again") from error
         if known.columns.tolist() == RECORD:  # else it is of another version, and everything is read again
             return known
     return pd.DataFrame({name: pd.Series(dtype=object if name in text else float) for name in RECORD})

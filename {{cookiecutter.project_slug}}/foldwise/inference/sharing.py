@@ -96,7 +96,7 @@ def predict_work(
     with _watching(counts, advance):
         code = run_processes(context, _predict_counting, (work, parts, devices, counts), len(devices))
     if code:
-        raise ProcessFailed(f"a process that predicts {describe_exit(code)}; the same command goes on from there")
+        raise ProcessFailed(f"a process that predicts {describe_exit(code)}; the same command goes on from there", code)
 
 
 def _predict_counting(

@@ -127,7 +127,7 @@ def load_model(folder: Path) -> tuple[Normalized, ModelSpec]:
     with torch.random.fork_rng(devices=[]):  # the random initial weights must not move the caller's generator
         try:
             net = build_network(spec.architecture, spec.channels, len(spec.classes), weights=None, pretrained=False)
-        except (Refusal, RuntimeError, TypeError, KeyError) as error:
+        except (Refusal, ValueError, RuntimeError, TypeError, KeyError) as error:
             raise ModelError(f"{Path(folder) / SPEC}: the network cannot be built ({error})") from error
     _raise(weights, _state_problems(state, net.state_dict()))
     net.load_state_dict(state)

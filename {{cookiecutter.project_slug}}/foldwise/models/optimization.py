@@ -59,7 +59,7 @@ def build_optimizer(
         raise Refusal(f"unknown optimizer {opt!r}; correct optimizer.opt, for example: {', '.join(close)}")
     try:
         return create_optimizer_v2(parameter_groups(net, lr, weight_decay, layer_decay), opt, lr, **options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # an option that it does not have, or a value that it does not take
         raise Refusal(f"optimizer {opt} cannot be made with the options {options}: {error}") from error
 
 

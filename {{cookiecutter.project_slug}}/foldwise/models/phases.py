@@ -9,6 +9,7 @@
 say is as in the rest of the configuration. It needs no torch.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -118,15 +119,17 @@ def share_epochs(epochs: int, shares: Mapping[str, Any]) -> dict[str, int]:
     problems = [
         f"phases.{name}.share is {share!r}; it is a number from 0, in proportion to the other phases' shares of epochs"
         for name, share in shares.items()
-        if not _is_number(share) or share < 0
+        if not _is_number(share) or not 0 <= share < math.inf
     ]
     if problems:
         raise Refusal("\n".join(problems))
     taking = {name: share for name, share in shares.items() if share > 0}
-    if not taking or epochs < len(taking):
+    if not taking:
+        raise Refusal("no phase has a share of the epochs above 0; set phases.train.share=1, for example")
+    if epochs < len(taking):
         raise Refusal(
-            f"epochs={epochs} is shared out over {len(taking)} phases ({', '.join(taking) or 'all have share 0'}): "
-            f"each needs one epoch or more; set epochs={max(1, len(taking))} or more, or the share of a phase to 0"
+            f"epochs={epochs} is shared out over {len(taking)} phases ({', '.join(taking)}): each needs one epoch or "
+            f"more; set epochs={len(taking)} or more, or the share of a phase to 0"
         )
     exact = {name: epochs * share / sum(taking.values()) for name, share in taking.items()}
     given = {name: max(1, int(value)) for name, value in exact.items()}
@@ -159,10 +162,12 @@ def build_phases(config: Mapping[str, Mapping[str, Any]]) -> tuple[Phase, ...]:
 
 def _find_problems(name: str, values: Any) -> list[str]:
     if not isinstance(values, Mapping):
-        return [f"phases.{name} is {values!r}; it has keys, of which epochs is needed"]
-    known = [item.name for item in fields(Phase)[1:]]
+        return [f"phases.{name} is {values!r}; it has keys, of which share is needed"]
+    known = [item.name for item in fields(Phase)[2:]]
     problems = [
-        f"phases.{name} has {key!r}; the keys of a phase are {', '.join(known)}" for key in values if key not in known
+        f"phases.{name} has {key!r}; the keys of a phase are share, {', '.join(known)}"
+        for key in values
+        if key not in ("epochs", *known)
     ]
     given = {"epochs": None} | {key: value for key, value in values.items() if value is not None}
     return problems + [

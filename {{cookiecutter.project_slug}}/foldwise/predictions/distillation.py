@@ -41,7 +41,7 @@ def distill(runs: Sequence[Path], out: Path, weight: float = 1.0) -> list[dict[s
         weight: of each row in the loss, beside a real row's 1.
 
     Returns:
-        For each student: student, rows, and classes: the sum of the targets of each.
+        For each student: student (its name in the table), rows, and classes: the sum of the targets of each.
 
     Raises:
         Refusal: whatever is wrong with the runs; all is listed, and nothing is written.

@@ -8,5 +8,5 @@ from foldwise.processes.running import NAMES
 for name in filter(None, os.environ.get(NAMES, "").split(",")):
     try:
         importlib.import_module(name)
-    except Exception:
+    except (Exception, SystemExit):
         continue  # it would end the server without a word; the process that needs the module shows the traceback

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 from foldwise.errors import ProcessFailed, Refusal
+from foldwise.processes.faults import describe_exit
 from foldwise.processes.group import Group
 from foldwise.processes.signals import EXIT_CODES
 
@@ -62,7 +63,8 @@ def call(context: "Context", function: Callable[..., Any], *arguments: Any) -> A
         kind, answer = receiver.recv()
     except EOFError:
         process.join()
-        raise ProcessFailed(f"{function.__name__} ended with exit code {process.exitcode}") from None
+        code = process.exitcode or 0
+        raise ProcessFailed(f"{function.__name__} {describe_exit(code)}", code) from None
     except BaseException:
         process.kill()
         raise

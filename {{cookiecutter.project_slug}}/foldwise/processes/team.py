@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from foldwise.errors import Refusal
+from foldwise.errors import ProcessFailed, Refusal, exit_code
 from foldwise.processes.faults import describe_exit
 from foldwise.processes.group import Group
 from foldwise.processes.nodes import Node
@@ -26,7 +26,7 @@ KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 LONGEST = 2**20  # bytes of a message
 
 
-class LostNodeError(RuntimeError):
+class LostNodeError(ProcessFailed):
     """Another node has ended, and with it the run."""
 
 
@@ -59,7 +59,7 @@ class Team:
         code = message.get("code", 0)
         raise_stopped(code)
         if code:
-            raise LostNodeError(f"another node of this run {describe_exit(code, 'its own output')}")
+            raise LostNodeError(f"another node of this run {describe_exit(code, 'its own output')}", code)
         return message
 
     def agree(self) -> None:
@@ -99,7 +99,7 @@ class Team:
         if isinstance(error, Stopped):
             self.tell(code=error.exit_code)
         else:
-            self.tell(code=130 if isinstance(error, KeyboardInterrupt) else 2)
+            self.tell(code=exit_code(error) if isinstance(error, Exception) else 130)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from foldwise.config import make
 from foldwise.data.holdout import Holdout
@@ -133,20 +134,27 @@ def build_module(
 
 
 def build_trainer(config: Mapping[str, Any], place: Place, epochs: int, **arguments: Any) -> pl.Trainer:
-    """Lightning's Trainer from configs/trainer, for this process's place."""
+    """Lightning's Trainer from configs/trainer, for this process's place.
+
+    Raises:
+        Refusal: a setting that it does not take.
+    """
     settings = dict(config["trainer"]) | {"devices": place.devices, "num_nodes": place.nodes}
     if settings["strategy"] == "ddp" and any(phase.trainable != "all" for phase in build_phases(config["phases"])):
         # What a phase freezes gets no gradient, and plain DDP would wait for it.
         settings["strategy"] = "ddp_find_unused_parameters_true"
-    return pl.Trainer(
-        **settings,
-        max_epochs=epochs,
-        limit_val_batches=0,  # validation is a callback of ours, see training/validation.py
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # EpochSampler divides the rows by itself
-        enable_model_summary=False,
-        **arguments,
-    )
+    try:
+        return pl.Trainer(
+            **settings,
+            max_epochs=epochs,
+            limit_val_batches=0,  # validation is a callback of ours, see training/validation.py
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # EpochSampler divides the rows by itself
+            enable_model_summary=False,
+            **arguments,
+        )
+    except (ValueError, TypeError, MisconfigurationException) as error:
+        raise Refusal(f"Lightning does not take the settings of trainer ({error}): {settings}") from error
 
 
 def inspect_config(config: Mapping[str, Any], prepared: Prepared) -> tuple[dict[str, Any], list[PhasePreview]]:

@@ -71,7 +71,7 @@ def train_part(context: "Context", run: Path, part: Holdout, plan: Plan, node: N
     raise_stopped(code)
     if code:
         raise ProcessFailed(
-            f"{part.title} {describe_exit(code)}; what is finished is kept in {run}. {how_to_resume(code)}"
+            f"{part.title} {describe_exit(code)}; what is finished is kept in {run}. {how_to_resume(code)}", code
         )
 
 
@@ -115,7 +115,8 @@ def train_at_once(context: "Context", run: Path, parts: Sequence[Holdout], plan:
     if failed:
         raise ProcessFailed(
             "\n".join(_describe_failure(run, part, code) for part, code in failed.items())
-            + f"\nwhat is finished is kept in {run}. {how_to_resume(*failed.values())}"
+            + f"\nwhat is finished is kept in {run}. {how_to_resume(*failed.values())}",
+            *failed.values(),
         )
 
 

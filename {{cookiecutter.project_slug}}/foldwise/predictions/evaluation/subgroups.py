@@ -8,6 +8,7 @@ import numpy as np
 
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
+from foldwise.files import read_text
 from foldwise.predictions.schema import some
 from foldwise.tasks import find_task
 
@@ -54,7 +55,7 @@ def shown_rows(table: Table, show: str) -> np.ndarray:
         Refusal: neither, or ids or values that the table does not have.
     """
     if Path(show).is_file():
-        ids = Path(show).read_text(encoding="utf-8").split("\n")
+        ids = read_text(Path(show)).split("\n")
         wanted = {line.strip() for line in ids} - {""}
         unknown = sorted(wanted - set(table.ids))
         if unknown:
