@@ -61,9 +61,9 @@ def write_members(root: Path, target: np.ndarray, rng: np.random.Generator) -> l
     data |= {"prepared": str(root), "folds": FOLDS, "columns": columns, "ignore_index": 255}
     metric = {"_target_": "foldwise.predictions.metrics.FBeta", "beta": 2.0, "threshold": 0.5}
     header = Header(
-        kind="oof",
+        split="oof",
         task="multilabel",
-        classes=names,
+        columns=names,
         run="made",
         folds_hash=folds_hash(dict(zip(ids, folds.tolist(), strict=True))),
         tta={"views": ["identity"], "mean": "arithmetic"},

@@ -20,14 +20,15 @@ import pandas as pd
 sys.path.insert(0, ".")
 
 from foldwise.inference.weights import find_models
-from foldwise.predictions.decisions.calibration import CALIBRATORS
+from foldwise.predictions.decisions.calibration import Calibrator
 from foldwise.predictions.decisions.deciding import compare
 from foldwise.predictions.decisions.rules import rules_for
 from foldwise.predictions.evaluation.bootstrap import interval, resample
 from foldwise.predictions.evaluation.evidence import gather_evidence
 from foldwise.predictions.evaluation.weighted import fold_score
+from foldwise.predictions.scoring import Scored
 from foldwise.predictions.store import Predictions, read_predictions
-from foldwise.predictions.truth import Truth, align, read_truth
+from foldwise.predictions.truth import Truth, read_truth
 from foldwise.training.averaging import find_snapshots
 
 DRAWS = 1000
@@ -43,17 +44,17 @@ def main() -> None:
     predictions = read_predictions(options.predictions)
     truth = read_truth(options.run)
     for number, (step, some) in enumerate(steps(predictions, truth, options.run)):
-        scores = list(score_masks(some, truth) if truth.task == "segmentation" else score_labels(some, truth))
+        scores = list(score(some, truth))
         if number == 0:
             print("| | " + " | ".join(f"{name} | interval" for name, *_ in scores) + " |")
             print("| --- " * (1 + 2 * len(scores)) + "|")
         cells = []
         for _, arrays, rows in scores:
-            score = fold_score(truth.metric, arrays, truth.folds[rows])
+            of_weights = fold_score(truth.metric, arrays, truth.folds[rows])
             drawn = truth.table.frame[options.draw].to_numpy()[rows] if options.draw else np.arange(len(rows))
-            part = (np.arange(len(rows)), score)
+            part = (np.arange(len(rows)), of_weights)
             low, high = interval(resample([part], pd.factorize(drawn)[0], DRAWS, seed=0)[:, 0])
-            cells += [f"{score(np.ones(len(rows))):.3f}", f"{low:.3f} to {high:.3f}"]
+            cells += [f"{of_weights(np.ones(len(rows))):.3f}", f"{low:.3f} to {high:.3f}"]
         print(f"| {step} | " + " | ".join(cells) + " |", flush=True)
 
 
@@ -74,18 +75,17 @@ def steps(predictions: Predictions, truth: Truth, run: Path) -> Iterator[tuple[s
         yield f"+ {len(names[folds[0]])} snapshots", predictions
 
 
-def score_labels(predictions: Predictions, truth: Truth) -> Iterator[tuple[str, tuple[np.ndarray, ...], np.ndarray]]:
-    """Of each decision: its name, the target and the answers (N, C), and the rows (N,) of the table."""
-    rows, probability = align(predictions, truth)
-    target, (plain, *_) = truth.table.target[rows], CALIBRATORS[truth.task]
-    for outcome in compare([plain], rules_for(truth.metric), truth.metric, target, probability, truth.folds[rows]):
-        yield outcome.name, (target, outcome.answers), rows
-
-
-def score_masks(predictions: Predictions, truth: Truth) -> Iterator[tuple[str, tuple[np.ndarray, ...], np.ndarray]]:
-    """The metric's name, its pixel counts (N, C, 3), and the rows (N,) of the table."""
-    evidence = gather_evidence("", predictions, truth, np.flatnonzero(truth.folds >= 0))
-    yield type(truth.metric).__name__, evidence.arrays, evidence.rows
+def score(predictions: Predictions, truth: Truth) -> Iterator[tuple[str, tuple[np.ndarray, ...], np.ndarray]]:
+    """Of each decision, or of masks the metric: its name, what is scored, and the rows (N,) of the table."""
+    metric = truth.metric
+    evidence = gather_evidence("", predictions, truth, [metric], np.flatnonzero(truth.folds >= 0))
+    if truth.task.kind == "maps":
+        yield type(metric).__name__, evidence.arrays[0], evidence.rows
+        return
+    target, probability, records = evidence.arrays[0]
+    scored = Scored(target, probability, evidence.folds, records)
+    for outcome in compare([Calibrator()], rules_for(metric), metric, scored):
+        yield outcome.name, (target, outcome.answers, records), evidence.rows
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ def test_metrics_of_a_task_are_those_of_the_code(monkeypatch: pytest.MonkeyPatch
     for path in (SOURCE / "foldwise" / "configs" / "metric").glob("*.yaml"):
         module, _, name = yaml.safe_load(path.read_text()).get("_target_", "").rpartition(".")
         if name != "Published":
-            tasks[path.stem] = set(getattr(importlib.import_module(module), name).tasks)
+            tasks[path.stem] = set(getattr(importlib.import_module(module), name).tasks())
     for task, metrics in hook.METRICS.items():
         assert set(metrics) == {metric for metric, its_tasks in tasks.items() if task in its_tasks}
 

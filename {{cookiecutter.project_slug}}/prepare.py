@@ -92,9 +92,11 @@ def show(prepared: "Prepared", notes: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from foldwise.tasks import find_task
+
     table, statistics, scan = prepared.table, prepared.statistics, prepared.scan
     counts = statistics["class_counts"]
-    what = "pixels" if table.task == "segmentation" else "images"
+    what = "pixels" if find_task(table.task).kind == "maps" else "images"
     histogram = Table(title=f"{table.path}: {len(table)} rows; {what} of each class in each fold")
     histogram.add_column("class")
     for fold in counts:

@@ -74,11 +74,12 @@ def label(options: argparse.Namespace) -> None:
     from foldwise.predictions.pseudo.labelling import pseudo_label
     from foldwise.predictions.pseudo.rules import Confident, Soft
     from foldwise.reporting.pseudo_console import print_students
+    from foldwise.tasks import find_task
 
     rule = Soft() if options.soft else Confident(options.confident, dict(options.confident_class))
     print_students(pseudo_label(options.runs, options.out, rule, options.test, options.table, options.weight))
     config = read_config(options.runs[0])
-    masks = [masks_folder(options.out)] if config["task"] == "segmentation" else []
+    masks = [masks_folder(options.out)] if find_task(config["task"]).kind == "maps" else []
     print("\nWritten:")
     for path in (options.out, provenance_path(options.out), *masks):
         print(f"  {path}")

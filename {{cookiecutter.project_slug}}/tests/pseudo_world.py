@@ -46,22 +46,22 @@ def make_run(root, name, probability, task="multiclass", overrides=(), header=No
         pd.DataFrame(rows, columns=CLASSES).assign(id=[f"row{row}" for row in UNLABELLED], fold=fold, **member)
         for fold, rows in enumerate(probability)
     ]
-    test = Header(kind="test", **values | (header or {}))
+    test = Header(split="test", **values | (header or {}))
     write_predictions(folder / "predictions" / "test-none", pd.concat(frames), test)
     oof = pd.DataFrame(np.full((16, 3), 1 / 3), columns=CLASSES)
     oof = oof.assign(id=[f"row{row}" for row in LABELLED], fold=[row % 2 for row in LABELLED], **member)
-    write_predictions(folder / "oof", oof, Header(kind="oof", **values))
+    write_predictions(folder / "oof", oof, Header(split="oof", **values))
     return folder
 
 
 def make_map_run(root, name, maps, overrides=()):
     """As `make_run`, of segmentation; `maps` is (2 folds, N, 4, H, W)."""
     folder, values = begin_run(root, name, "segmentation", overrides)
-    with MapWriter(folder / "predictions" / "test-none", Header(kind="test", **values)) as writer:
+    with MapWriter(folder / "predictions" / "test-none", Header(split="test", **values)) as writer:
         for fold, of_fold in enumerate(maps):
             for row, probability in zip(UNLABELLED, of_fold, strict=True):
                 writer.add(f"row{row}", fold, "last", "identity", probability)
-    with MapWriter(folder / "oof", Header(kind="oof", **values)) as writer:
+    with MapWriter(folder / "oof", Header(split="oof", **values)) as writer:
         for row in LABELLED:
             writer.add(f"row{row}", row % 2, "last", "identity", np.full((4, 32, 32), 0.25))
     return folder
@@ -76,7 +76,7 @@ def begin_run(root, name, task, overrides):
     write_json(folder / "identity.json", {"identity": {"content folds": prepared.folds_hash}})
     return folder, {
         "task": task,
-        "classes": prepared.table.classes,
+        "columns": prepared.table.classes,
         "folds_hash": prepared.folds_hash,
         "created_by": "predict.py",
     }

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import sklearn.metrics as oracle
+from rows import scored
 from scipy import ndimage
 from sklearn.linear_model import LogisticRegression
 
@@ -17,7 +18,7 @@ from foldwise.predictions.decisions.masks import (
     CLEANINGS,
     Cleaning,
     compare_cleaning,
-    count_candidates,
+    measure_candidates,
     object_areas,
 )
 from foldwise.predictions.decisions.rules import (
@@ -28,9 +29,11 @@ from foldwise.predictions.decisions.rules import (
     OneThreshold,
     rules_for,
     score,
-    takes_probabilities,
+    takes_values,
 )
 from foldwise.predictions.metrics import METRICS, Accuracy, Dice, FBeta, LogLoss, MacroF1, MeanIoU, Published
+
+PUBLISHED = Published(function=lambda true, said, _: float((true.iloc[:, 1:] * said.iloc[:, 1:]).to_numpy().mean()))
 
 
 def names(count):
@@ -286,18 +289,11 @@ def test_which_metrics_leave_nothing_to_decide():
     found = {
         name
         for name, kind in METRICS.items()
-        for task in set(kind.tasks) - {"segmentation"}
-        if takes_probabilities(
-            (
-                kind
-                if name != "published"
-                else lambda: Published(function="foldwise.predictions.metrics.example_score")
-            )().for_task(task, names(3))
-        )
+        for task in set(kind.tasks()) - {"segmentation"}
+        if takes_values((kind if name != "published" else lambda: PUBLISHED)().for_task(task, names(3)))
     }
     assert found == {"log_loss", "roc_auc", "mean_average_precision", "published"}
-    answers = Published(function="foldwise.predictions.metrics.example_score", column=None, threshold=0.5)
-    assert [rule.name for rule in rules_for(answers.for_task("multilabel", names(3)))] == ["probabilities"]
+    assert [rule.name for rule in rules_for(PUBLISHED.for_task("multilabel", names(3)))] == ["probabilities"]
 
 
 # out of fold
@@ -314,7 +310,7 @@ def test_labels_of_a_fold_have_no_part_in_its_answers(task):
     flipped = target.copy()
     flipped[folds == 2] = np.roll(flipped[folds == 2], 1, axis=1)
     before, after = (
-        compare(CALIBRATORS[task], rules_for(metric), metric, labels, probability, folds)
+        compare(CALIBRATORS[task == "multiclass"], rules_for(metric), metric, scored(labels, probability, folds))
         for labels in (target, flipped)
     )
     assert len(before) >= 4
@@ -328,7 +324,7 @@ def test_scores_are_those_of_the_answers_and_the_bayes_rule_is_told_when_it_lose
     target, probability = draw_labels(3000)
     metric, folds = f_beta(6), np.arange(3000) % 5
     wrong = sharpened(probability, 4)
-    outcomes = compare(CALIBRATORS["multilabel"], rules_for(metric), metric, target, wrong, folds)
+    outcomes = compare(CALIBRATORS[False], rules_for(metric), metric, scored(target, wrong, folds))
     by_name = {outcome.name: outcome for outcome in outcomes}
     for outcome in outcomes:
         own = outcome.answers[folds == 3].astype(bool)
@@ -341,7 +337,7 @@ def test_scores_are_those_of_the_answers_and_the_bayes_rule_is_told_when_it_lose
     assert told.startswith("expected-f, ") and "to one-threshold: its probabilities are not to be trusted" in told
     chosen = outcomes[choose(outcomes, True)]
     assert chosen.name == "platt+expected-f" and chosen.overall > by_name["class-thresholds"].overall
-    true_ones = compare([Calibrator()], rules_for(metric), metric, target, probability, folds)
+    true_ones = compare([Calibrator()], rules_for(metric), metric, scored(target, probability, folds))
     assert bayes_notes(true_ones, True) == []
     assert outcomes[choose(outcomes, True, "fixed-threshold")].name == "fixed-threshold"
     with pytest.raises(Refusal, match="no decision best; here there are fixed-threshold"):
@@ -351,7 +347,7 @@ def test_scores_are_those_of_the_answers_and_the_bayes_rule_is_told_when_it_lose
 def test_each_fold_has_its_calibrator_and_models_of_no_fold_the_common_one():
     target, probability = draw_labels(600)
     metric, folds = f_beta(6), np.arange(600) % 3
-    decision = fit_decision(Method(Platt(), OneThreshold()), metric, target, probability, folds)
+    decision = fit_decision(Method(Platt(), OneThreshold()), metric, scored(target, probability, folds))
     rest = Platt().fit(target[folds != 1], probability[folds != 1])
     assert (decision.calibrate(1, probability) == rest(probability)).all()
     assert (decision.calibrate(-1, probability) == Platt().fit(target, probability)(probability)).all()
@@ -361,13 +357,12 @@ def test_each_fold_has_its_calibrator_and_models_of_no_fold_the_common_one():
 def test_a_loss_is_better_when_lower_and_one_fold_is_not_enough():
     target, probability = draw_labels(2000)
     metric = LogLoss().for_task("multilabel", names(6))
-    outcomes = compare(
-        CALIBRATORS["multilabel"], rules_for(metric), metric, target, sharpened(probability, 3), np.arange(2000) % 4
-    )
+    rows = scored(target, sharpened(probability, 3), np.arange(2000) % 4)
+    outcomes = compare(CALIBRATORS[False], rules_for(metric), metric, rows)
     assert [outcome.name for outcome in outcomes] == ["probabilities", "platt+probabilities"]
     assert choose(outcomes, metric.greater_is_better) == 1
     with pytest.raises(Refusal, match="two folds or more"):
-        compare([Calibrator()], rules_for(metric), metric, target, probability, np.zeros(2000))
+        compare([Calibrator()], rules_for(metric), metric, scored(target, probability, np.zeros(2000)))
 
 
 # masks
@@ -426,8 +421,9 @@ def test_cleaning_pays_where_answers_have_specks_and_holes():
     truth[5:8, 5:8], truth[16, 16], truth[18:20, 0:5] = 1, 0, 2
     noisy = truth.copy()
     noisy[13:18:2, 12:18:2], noisy[6, 6] = 2, 0
-    counts = count_candidates(metric, truth, np.eye(3)[noisy].transpose(2, 0, 1))
-    outcomes, fitted = compare_cleaning(metric, np.stack([counts] * 4), np.array([0, 0, 1, 1]))
+    evidence, counts = measure_candidates(metric, truth, np.eye(3)[noisy].transpose(2, 0, 1))
+    assert (evidence == counts).all()
+    outcomes, fitted = compare_cleaning(metric, np.stack([evidence] * 4), np.array([0, 0, 1, 1]))
     assert [outcome.name for outcome in outcomes] == CLEANINGS == [cleaning.name for cleaning in fitted]
     plain, filled, cleaned, both = (outcome.overall for outcome in outcomes)
     assert plain < filled < both and plain < cleaned < both == 1
@@ -443,7 +439,8 @@ def test_the_area_of_a_fold_is_the_best_of_the_others():
     tuned = [place for place, cleaning in enumerate(CANDIDATES) if cleaning.area and not cleaning.fill]
     for fold in range(3):
         best = max(tuned, key=lambda place: metric.reduce(counts[folds != fold, place]))
-        assert (outcomes[2].answers[folds == fold] == counts[folds == fold, best]).all()
+        assert (outcomes[2].answers[folds == fold] == best).all()
+        assert outcomes[2].per_fold[fold] == metric.reduce(counts[folds == fold, best])
     assert fitted[2] == CANDIDATES[max(tuned, key=lambda place: metric.reduce(counts[:, place]))]
     with pytest.raises(Refusal, match="two folds"):
         compare_cleaning(metric, counts, folds * 0)

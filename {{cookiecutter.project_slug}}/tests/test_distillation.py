@@ -47,7 +47,7 @@ def make_teacher(root: Path, name: str, oof: bool) -> tuple[Path, dict]:
     run = root / name
     write_config(run, config)
     write_json(run / "identity.json", {"identity": {"content folds": prepared.folds_hash}})
-    header = Header(kind="oof", task="multiclass", classes=CLASSES, run=name, folds_hash=prepared.folds_hash)
+    header = Header(split="oof", task="multiclass", columns=CLASSES, run=name, folds_hash=prepared.folds_hash)
     rng = np.random.default_rng(len(name))
     said = {}
 

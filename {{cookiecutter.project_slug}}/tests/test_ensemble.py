@@ -18,7 +18,6 @@ from foldwise.errors import Refusal
 from foldwise.predictions.ensembles.blending import (
     arithmetic,
     geometric,
-    is_probability,
     rank_mean,
     simplex_weights,
 )
@@ -90,9 +89,9 @@ class World:
             "metric": {"_target_": f"foldwise.predictions.metrics.{self.metric}"},
         }
 
-    def header(self, kind, **values):
+    def header(self, split, **values):
         hashed = folds_hash(dict(zip(self.ids, self.folds.tolist(), strict=True)))
-        return replace(Header(kind=kind, task=self.task, classes=self.names, folds_hash=hashed), **values)
+        return replace(Header(split=split, task=self.task, columns=self.names, folds_hash=hashed), **values)
 
     def frame(self, ids, folds, probability, snapshot="last"):
         frame = pd.DataFrame({"id": ids, "fold": folds, "snapshot": snapshot, "view": "identity"})
@@ -140,17 +139,17 @@ def test_means_are_their_definitions():
     w = np.array([0.5, 0.2, 0.3])
     np.testing.assert_allclose(arithmetic(p, w), np.einsum("m,mnc->nc", w, p), rtol=1e-5)
     product = np.prod(q.astype(float) ** w[:, None, None], axis=0)
-    np.testing.assert_allclose(geometric(q, w, False), product / product.sum(axis=1, keepdims=True), rtol=1e-4)
+    np.testing.assert_allclose(geometric(q, w, True), product / product.sum(axis=1, keepdims=True), rtol=1e-4)
     yes, no = (np.prod(v.astype(float) ** w[:, None, None], axis=0) for v in (p, 1 - p))
-    np.testing.assert_allclose(geometric(p, w, True), yes / (yes + no), rtol=1e-3)
+    np.testing.assert_allclose(geometric(p, w, False), yes / (yes + no), rtol=1e-3)
     maps = q.transpose(0, 2, 1)
-    np.testing.assert_allclose(geometric(maps, w, False, axis=0), geometric(q, w, False).T, rtol=1e-5)
+    np.testing.assert_allclose(geometric(maps, w, True, axis=0), geometric(q, w, True).T, rtol=1e-5)
 
 
-@pytest.mark.parametrize("multilabel", [True, False])
-def test_geometric_mean_is_finite_where_members_are_sure(multilabel):
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_geometric_mean_is_finite_where_members_are_sure(exclusive):
     sure = np.array([[[1.0, 0.0]], [[0.0, 1.0]], [[1.0, 0.0]]], np.float32)
-    mean = geometric(sure, np.full(3, 1 / 3), multilabel)
+    mean = geometric(sure, np.full(3, 1 / 3), exclusive)
     assert np.isfinite(mean).all() and mean[0, 0] > 0.9 and mean.sum() == pytest.approx(1)
 
 
@@ -174,7 +173,7 @@ def test_simplex_weights_are_the_minimum_of_a_fine_grid(multilabel, tmp_path):
         return log_loss(made.truth, mean) if multilabel else -np.log(mean[made.truth > 0]).mean()
 
     grid = [np.array([a, b, 100 - a - b]) / 100 for a in range(101) for b in range(101 - a)]
-    weights = simplex_weights(members, made.truth, multilabel)
+    weights = simplex_weights(members, made.truth, not multilabel)
     assert weights.sum() == pytest.approx(1) and (weights >= 0).all()
     assert loss(weights) <= min(map(loss, grid)) + 1e-6
     np.testing.assert_allclose(weights, min(grid, key=loss), atol=0.03)
@@ -190,7 +189,7 @@ def test_each_fold_is_blended_without_its_labels_and_its_own_models_predict_the_
     members, blended = np.stack([shared.oof(source) for source in shared.sources]), shared.oof(out)
     for fold in range(FOLDS):
         held = shared.folds == fold
-        weights = simplex_weights(members[:, ~held].astype(np.float32), shared.truth[~held], True)
+        weights = simplex_weights(members[:, ~held].astype(np.float32), shared.truth[~held], False)
         np.testing.assert_allclose(comparison.weights[comparison.chosen][fold], weights, atol=1e-4)
         np.testing.assert_allclose(blended[held], arithmetic(members[:, held], weights), atol=1e-4)
         tests = np.stack([shared.test(source, fold) for source in shared.sources])
@@ -354,9 +353,9 @@ def test_metadata_columns_reach_the_second_level(tmp_path):
 def test_ranks_are_for_ranking_metrics_and_are_marked(tmp_path):
     world = World(tmp_path / "world", "multiclass", metric="RocAuc", classes=2, rows=120)
     comparison, out, _ = run(world, tmp_path, use="rank")
-    assert "rank" in comparison.names and not is_probability(read_header(out / "oof"))
-    assert not is_probability(read_header(out / "predictions" / "test-none"))
-    assert is_probability(read_header(world.sources[0] / "oof"))
+    assert "rank" in comparison.names and read_header(out / "oof").ranks
+    assert read_header(out / "predictions" / "test-none").ranks
+    assert not read_header(world.sources[0] / "oof").ranks
     with pytest.raises(Refusal, match="ranks and not probabilities"):
         run(world, tmp_path, "again", sources=[out, world.sources[0]])
     for made in (World(tmp_path / "w3", "multiclass", metric="RocAuc", rows=60), World(tmp_path / "loss", rows=60)):
@@ -369,7 +368,7 @@ def test_members_that_do_not_belong_are_refused_by_name(world, tmp_path):
     folds = world.write_source("folds", 1, folds_hash="other")
     classes = world.write_source("classes", 1)
     header = json.loads((classes / "oof" / "predictions.json").read_text())
-    (classes / "oof" / "predictions.json").write_text(json.dumps(header | {"classes": ["c", "b", "a"]}))
+    (classes / "oof" / "predictions.json").write_text(json.dumps(header | {"columns": ["c", "b", "a"]}))
     ids = world.root / "ids"
     write_predictions(ids / "oof", world.frame(world.ids, world.folds, probability)[:-1], world.header("oof"))
     write_predictions(

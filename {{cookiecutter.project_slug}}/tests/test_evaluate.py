@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from rows import records
 from scipy.stats import binom, ttest_rel
 
 from foldwise.data.folds import folds_hash
@@ -46,7 +47,7 @@ def made_up(task, rows=80, classes=4, seed=0):
     [
         (name, task)
         for name, kind in METRICS.items()
-        for task in kind.tasks
+        for task in kind.tasks()
         if name not in ("published", "mean_iou", "dice")
     ],
 )
@@ -56,7 +57,7 @@ def test_weighted_scores_are_scores_of_repeated_rows(name, task, folds):
     target, probability = made_up(task)
     metric = METRICS[name]().for_task(task, list("abcd"))
     fold = np.arange(len(target)) % folds
-    score = fold_score(metric, (target, probability), fold)
+    score = fold_score(metric, (target, probability, records(len(target))), fold)
     rng = np.random.default_rng(1)
     for _ in range(5):
         weight = np.bincount(rng.integers(len(target), size=len(target)), minlength=len(target))
@@ -67,10 +68,11 @@ def test_weighted_scores_are_scores_of_repeated_rows(name, task, folds):
 
 def test_a_published_metric_sees_repeated_rows():
     target, probability = made_up("multiclass")
-    metric = Published(function="foldwise.predictions.metrics.example_score").for_task("multiclass", list("abcd"))
+    metric = Published(function="solution.metric.score").for_task("multiclass", list("abcd"))
     weight = np.random.default_rng(0).integers(0, 3, len(target))
     by_hand = 1 - np.average(np.abs(target - probability).mean(axis=1), weights=weight)
-    assert prepare_score(metric, target, probability)(weight.astype(float)) == pytest.approx(by_hand)
+    score = prepare_score(metric, target, probability, records(len(target)))
+    assert score(weight.astype(float)) == pytest.approx(by_hand)
 
 
 @pytest.mark.parametrize("name", ["mean_iou", "dice"])
@@ -187,14 +189,14 @@ def make_config(folder, root, task, group="scene"):
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
 
 
-def make_predictions(folder, root, task, skill=1.0, kind="oof", seed=0, mean="arithmetic"):
+def make_predictions(folder, root, task, skill=1.0, split="oof", seed=0, mean="arithmetic"):
     """Predictions of the table: better with more skill."""
     frame, rng = pd.read_csv(root / "train.csv", dtype=str), np.random.default_rng(seed)
     folds = dict(zip(frame["id"], frame["fold"].astype(int), strict=True))
-    hash = folds_hash(folds) if kind == "oof" else None
+    hash = folds_hash(folds) if split == "oof" else None
     tta = {"views": ["identity"], "mean": mean}
-    header = Header(kind=kind, task=task, classes=CLASSES, run="r", folds_hash=hash, tta=tta, created_by="a test")
-    members = (0, 1) if kind == "test" else (None,)
+    header = Header(split=split, task=task, columns=CLASSES, run="r", folds_hash=hash, tta=tta, created_by="a test")
+    members = (0, 1) if split == "test" else (None,)
     if task == "segmentation":
         with MapWriter(folder, header) as writer:
             for row in frame.itertuples():
@@ -235,16 +237,16 @@ def test_scores_and_subgroups_are_those_of_the_metric(place, tmp_path, task):
     run = make_run(tmp_path / "a", place, task, skill=0.4)
     evaluation = evaluate([run], resamples=200, by=["weather"])
     one, metric = evaluation.evidence[0], evaluation.metrics[0]
-    call = metric.reduce if task == "segmentation" else metric
+    call = metric.reduce if task == "segmentation" else lambda target, probability, _: metric(target, probability)
     for row in evaluation.scores[evaluation.scores["metric"] == type(metric).__name__].itertuples():
         weather = evaluation.truth.table.frame["weather"].to_numpy()
         inside = np.ones(ROWS, bool) if row.column == "" else weather == row.value
-        assert row.score == pytest.approx(call(*(array[inside] for array in one.arrays)))
+        assert row.score == pytest.approx(call(*(array[inside] for array in one.arrays[0])))
         assert row.images == inside.sum()
         assert np.isnan(row.low) if row.value == "fog" else row.low < row.score < row.high
     assert evaluation.groups == 20 and evaluation.drawn == "groups"
     assert any("weather fog: only 2 groups, too few" in note for note in evaluation.notes)
-    assert np.isfinite(expected_calibration_error(one.reliability))
+    assert np.isfinite(expected_calibration_error(one.classes.reliability))
 
 
 def test_subgroups_are_made_of_extra_columns_with_few_values(place, tmp_path):
@@ -274,9 +276,9 @@ def test_pixels_are_counted_as_by_scikit_learn(place, tmp_path):
         answer.append(probability.argmax(axis=0)[mask < 255])
         confidence.append(probability.max(axis=0)[mask < 255])
     truth, answer = np.concatenate(truth), np.concatenate(answer)
-    np.testing.assert_array_equal(one.confusion, confusion_matrix(truth, answer))
+    np.testing.assert_array_equal(one.classes.confusion, confusion_matrix(truth, answer))
     sums = reliability_bins(np.concatenate(confidence), truth == answer)
-    np.testing.assert_allclose(one.reliability, sums)
+    np.testing.assert_allclose(one.classes.reliability, sums)
 
 
 def test_a_copy_differs_by_exactly_nothing(place, tmp_path, task):
@@ -290,7 +292,7 @@ def test_differences_are_paired(place, tmp_path):
     """The interval of the difference is brute force on the same draws, and much shorter than unpaired."""
     runs = [make_run(tmp_path / name, place, skill=skill) for name, skill in (("a", 0.4), ("b", 0.5))]
     evaluation = evaluate(runs, resamples=400, by=[], seed=3)
-    right = [one.arrays[0].argmax(1) == one.arrays[1].argmax(1) for one in evaluation.evidence]
+    right = [one.arrays[0][0].argmax(1) == one.arrays[0][1].argmax(1) for one in evaluation.evidence]
     gain = (right[1].astype(float) - right[0]).reshape(20, 3).mean(axis=1)  # of each scene
     rng = np.random.default_rng(3)
     by_hand = [gain[rng.integers(20, size=20)].mean() for _ in range(400)]
@@ -350,19 +352,19 @@ def test_units_are_averaged_and_drawn(place, tmp_path):
 
 def test_test_predictions_of_anybody_with_a_labelled_table(place, tmp_path):
     make_config(tmp_path / "a", place, "multiclass")
-    make_predictions(tmp_path / "a" / "predictions" / "test-none", place, "multiclass", kind="test")
-    make_predictions(tmp_path / "friend", place, "multiclass", kind="test")
+    make_predictions(tmp_path / "a" / "predictions" / "test-none", place, "multiclass", split="test")
+    make_predictions(tmp_path / "friend", place, "multiclass", split="test")
     evaluation = evaluate([tmp_path / "a", tmp_path / "friend"], labelled=place / "labelled.csv", resamples=100, by=[])
     values = pd.read_parquet(tmp_path / "friend" / "predictions.parquet").groupby("id")[CLASSES].mean()
     labels = pd.read_csv(place / "labelled.csv", dtype=str).set_index("id")["label"]
     right = values.idxmax(axis=1) == labels
     assert overall(evaluation, "Accuracy")["score"].tolist() == [pytest.approx(right.mean())] * 2
-    with pytest.raises(Refusal, match="friend is of kind test: name the table that has the truth with --table"):
+    with pytest.raises(Refusal, match="friend has test predictions: name the table that has the truth with --table"):
         evaluate([tmp_path / "friend"])
 
 
 def test_metric_and_columns_of_predictions_without_a_configuration(place, tmp_path):
-    make_predictions(tmp_path / "friend", place, "multilabel", kind="test")
+    make_predictions(tmp_path / "friend", place, "multilabel", split="test")
     overrides = ["task=multilabel", "metric=macro_f1", f"data.root={place}", "data.columns.group=scene"]
     evaluation = evaluate(
         [tmp_path / "friend"], labelled=place / "labelled.csv", data="competition", overrides=overrides, resamples=100
@@ -379,14 +381,14 @@ def test_ranks_are_said_not_to_be_probabilities(place, tmp_path):
 
 def test_predictions_that_do_not_fit_are_refused(place, tmp_path):
     run = make_run(tmp_path / "a", place)
-    make_predictions(tmp_path / "friend", place, "multiclass", kind="test")
+    make_predictions(tmp_path / "friend", place, "multiclass", split="test")
     with pytest.raises(Refusal, match="a is named twice"):
         evaluate([run, run])
     with pytest.raises(Refusal, match="has no predictions .*oof-d4"):
         evaluate([run], oof="oof-d4")
     with pytest.raises(Refusal, match="no test predictions"):
         evaluate([run], labelled=place / "labelled.csv")
-    with pytest.raises(Refusal, match="friend has no config.yaml: say what .* --data"):
+    with pytest.raises(Refusal, match="friend has no config.yaml: say which .* --data"):
         evaluate([tmp_path / "friend"], labelled=place / "labelled.csv")
     with pytest.raises(Refusal, match="seed=1 changes a configuration: name the data with --data"):
         evaluate([tmp_path / "friend"], labelled=place / "labelled.csv", overrides=["seed=1"])
@@ -395,7 +397,7 @@ def test_predictions_that_do_not_fit_are_refused(place, tmp_path):
     more = pd.read_csv(place / "labelled.csv", dtype=str)
     pd.concat([more, more[:1].assign(id="new")]).to_csv(tmp_path / "more.csv", index=False)
     with pytest.raises(Refusal, match="1 rows of .* have no prediction: new"):
-        make_predictions(run / "predictions" / "test-none", place, "multiclass", kind="test")
+        make_predictions(run / "predictions" / "test-none", place, "multiclass", split="test")
         evaluate([run, tmp_path / "friend"], labelled=tmp_path / "more.csv")
 
 
@@ -439,7 +441,7 @@ def test_a_page_shows_as_wrong_only_what_is_wrong(place, tmp_path):
         run = make_run(tmp_path / str(skill), place, skill=skill)
         evaluation = evaluate([run], resamples=100, by=[])
         accuracy = overall(evaluation, "Accuracy")["score"].item()
-        assert evaluation.evidence[0].right.mean() == pytest.approx(accuracy) and (accuracy < 1) is wrong
+        assert evaluation.evidence[0].classes.right.mean() == pytest.approx(accuracy) and (accuracy < 1) is wrong
         write_evaluation(tmp_path / f"{skill}.html", evaluation)
         page = (tmp_path / f"{skill}.html").read_text()
         assert ("Most wrong" in page) is wrong and ("no answer is wrong" in page) is not wrong

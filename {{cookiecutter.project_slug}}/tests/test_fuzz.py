@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from foldwise.data.folds import read_folds
 from foldwise.data.table import Columns, Table, read_table
 from foldwise.errors import Refusal
-from foldwise.predictions.schema import HEADER, ROWS, Header, PredictionsError
+from foldwise.predictions.schema import FILES, HEADER, Header, PredictionsError
 from foldwise.predictions.store import Predictions, read_predictions, write_predictions
 
 QUICK = settings(
@@ -110,7 +110,7 @@ def check_predictions(folder: Path) -> None:
         assert str(folder) in str(error)
         return
     assert isinstance(predictions, Predictions)
-    values = predictions.frame[predictions.classes].to_numpy(float)
+    values = predictions.frame[predictions.columns].to_numpy(float)
     assert ((values >= 0) & (values <= 1)).all()
 
 
@@ -119,7 +119,7 @@ def check_predictions(folder: Path) -> None:
 def test_sidecars_of_any_values(key, value, drop, tmp_path):
     folder = tmp_path / "p"
     shutil.rmtree(folder, ignore_errors=True)
-    write_predictions(folder, pd.DataFrame(VALID), Header(kind="test", task="multilabel", classes=["a"]))
+    write_predictions(folder, pd.DataFrame(VALID), Header(split="test", task="multilabel", columns=["a"]))
     values = json.loads((folder / HEADER).read_text()) | {key: value}
     if drop:
         del values[key]
@@ -137,7 +137,7 @@ def test_rows_of_any_values_are_written_whole_or_not_at_all(column, values, drop
     if drop:
         del frame[column]
     try:
-        write_predictions(tmp_path / "p", frame, Header(kind="test", task="multilabel", classes=["a"]))
+        write_predictions(tmp_path / "p", frame, Header(split="test", task="multilabel", columns=["a"]))
     except PredictionsError:
         assert not list(tmp_path.iterdir())
         return
@@ -149,8 +149,8 @@ def test_rows_of_any_values_are_written_whole_or_not_at_all(column, values, drop
 def test_prediction_files_of_any_bytes(position, content, cut, tmp_path):
     folder = tmp_path / "p"
     shutil.rmtree(folder, ignore_errors=True)
-    write_predictions(folder, pd.DataFrame(VALID), Header(kind="test", task="multilabel", classes=["a"]))
-    for name in (HEADER, ROWS):
+    write_predictions(folder, pd.DataFrame(VALID), Header(split="test", task="multilabel", columns=["a"]))
+    for name in (HEADER, FILES["rows"]):
         old = (folder / name).read_bytes()
         at = position % len(old)
         (folder / name).write_bytes(old[:at] if cut else old[:at] + content + old[at + len(content) :])

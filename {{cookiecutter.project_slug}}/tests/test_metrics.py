@@ -20,7 +20,7 @@ from foldwise.predictions.metrics import (
     Published,
     QuadraticKappa,
     RocAuc,
-    score_fold_counts,
+    score_fold_evidence,
     score_folds,
 )
 from foldwise.settings import list_choices
@@ -127,7 +127,7 @@ def test_a_class_with_one_value_is_left_out_and_named():
 @pytest.mark.parametrize("name", [name for name in METRICS if name not in ("dice", "mean_iou", "published")])
 def test_no_data_is_nan_and_never_a_crash(name):
     metric = METRICS[name]()
-    metric = metric.for_task(metric.tasks[0], ["a", "b"])
+    metric = metric.for_task(metric.tasks()[0], ["a", "b"])
     assert np.isnan(metric(np.zeros((0, 2)), np.zeros((0, 2))))
     assert np.isnan(metric(np.eye(2), np.full((2, 2), np.nan)))
     metric(np.array([[1.0, 0.0]]), np.array([[0.9, 0.1]]))
@@ -182,7 +182,7 @@ def test_mean_iou_as_brute_force_with_ignored_pixels_and_a_class_that_is_nowhere
     masks = [rng.choice([0, 1, 2, 255], (4, 5)).astype(np.uint8) for _ in range(3)]
     probabilities = [rng.random((4, 4, 5)) * [[[1]], [[1]], [[1]], [[0]]] for _ in range(3)]
     metric = MeanIoU().for_task("segmentation", NAMES)
-    counts = np.stack([metric.counts(m, p) for m, p in zip(masks, probabilities, strict=True)])
+    counts = np.stack([metric.measure(m, p) for m, p in zip(masks, probabilities, strict=True)])
     with pytest.warns(UserWarning, match=r"leaves out 1 of 4 classes.*: d"):
         value = metric.reduce(counts)
     assert value == pytest.approx(brute_force_iou(masks, [p.argmax(0) for p in probabilities], 4, 255))
@@ -190,7 +190,7 @@ def test_mean_iou_as_brute_force_with_ignored_pixels_and_a_class_that_is_nowhere
 
 def test_dice_pooled_and_per_image_by_hand():
     def counts(metric, mask, answer):
-        return metric.counts(np.array([mask]), np.eye(2)[np.array([answer])].transpose(2, 0, 1))
+        return metric.measure(np.array([mask]), np.eye(2)[np.array([answer])].transpose(2, 0, 1))
 
     pooled, each = (Dice(per_image=flag).for_task("segmentation", ["ground", "object"]) for flag in (False, True))
     images = [([1, 1, 0, 0], [1, 0, 0, 0]), ([0, 0, 0, 255], [0, 0, 0, 1]), ([0, 0, 0, 0], [0, 1, 0, 0])]
@@ -199,16 +199,16 @@ def test_dice_pooled_and_per_image_by_hand():
     assert each.reduce(stacked) == pytest.approx((2 / 3 + 1 + 0) / 3)
     both = Dice(background=True).for_task("segmentation", ["ground", "object"])
     assert both.reduce(stacked) == pytest.approx((0.5 + 2 * 8 / (9 + 9)) / 2)
-    per_fold, overall = score_fold_counts(pooled, stacked, np.array([0, 0, 1]))
+    per_fold, overall = score_fold_evidence(pooled, stacked, np.array([0, 0, 1]))
     assert per_fold[0] == pytest.approx(2 / 3) and per_fold[1] == 0 and overall == 0.5
 
 
 def test_masks_that_do_not_fit_are_refused():
     metric = MeanIoU().for_task("segmentation", ["a", "b"])
     with pytest.raises(Refusal, match="the mask has the value 7"):
-        metric.counts(np.full((2, 2), 7, np.uint8), np.zeros((2, 2, 2)))
+        metric.measure(np.full((2, 2), 7, np.uint8), np.zeros((2, 2, 2)))
     with pytest.raises(Refusal, match="the mask is"):
-        metric.counts(np.zeros((3, 2), np.uint8), np.zeros((2, 2, 2)))
+        metric.measure(np.zeros((3, 2), np.uint8), np.zeros((2, 2, 2)))
 
 
 def kaggle_style(solution, submission, row_id_column_name):
@@ -263,4 +263,4 @@ def test_every_config_names_its_metric_and_sets_what_it_has():
         metric = METRICS[name](**config)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            metric.for_task(metric.tasks[0], ["a", "b"])
+            metric.for_task(metric.tasks()[0], ["a", "b"])

@@ -13,6 +13,7 @@ from foldwise.predictions.decisions.calibration import CALIBRATORS
 from foldwise.predictions.decisions.deciding import compare
 from foldwise.predictions.decisions.rules import rules_for
 from foldwise.predictions.ensembles.ensembling import ensemble
+from foldwise.predictions.scoring import by_unit
 from foldwise.predictions.store import read_predictions
 from foldwise.predictions.truth import align, read_truth
 from foldwise.training.averaged_run import average_weights
@@ -46,12 +47,8 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
         row["averaged weights"] = average_weights(runs[0], folder / "averaged", "cpu").overall
         truth = read_truth(runs[0])
         table_rows, probability = align(read_predictions(folder / "ensemble" / "oof"), truth)
-        calibrators = list(CALIBRATORS["multiclass"])
-        rules = rules_for(truth.metric)
-        assert truth.table.target is not None
-        outcomes = compare(
-            calibrators, rules, truth.metric, truth.table.target[table_rows], probability, truth.folds[table_rows]
-        )
+        scored = by_unit(truth.table, table_rows, probability, truth.folds[table_rows])
+        outcomes = compare(CALIBRATORS[True], rules_for(truth.metric), truth.metric, scored)
         rows.append(row | {f"decision {outcome.name}": outcome.overall for outcome in outcomes})
     return pd.DataFrame(rows)
 

@@ -80,7 +80,7 @@ def test_members_are_kept_apart_and_equal_the_predictor(tmp_path, data):
     (folder,) = predict([run], "flips")
     assert folder == run / "predictions" / "test-flips"
     back = read_predictions(folder)
-    assert back.header.kind == "test" and back.header.folds_hash == "abc" and back.header.run == "a"
+    assert back.header.split == "test" and back.header.folds_hash == "abc" and back.header.run == "a"
     assert back.header.tta == {"views": ["identity", "hflip"], "mean": "arithmetic"}
     assert back.header.members == [{"fold": fold, "snapshot": "last", "view": "mean"} for fold in (0, 1)]
     for fold in (0, 1):
@@ -281,7 +281,7 @@ def test_out_of_fold_predictions_come_from_the_models_that_did_not_see_the_row(t
     (folder,) = predict([run], "flips", oof=True)
     assert folder.name == "oof-flips"
     oof, (test,) = read_predictions(folder), predict([run], "flips")
-    assert oof.header.kind == "oof"
+    assert oof.header.split == "oof"
     both = read_predictions(test).frame.set_index(["id", "fold"])
     for id, fold in zip(names, folds, strict=True):
         row = oof.frame[oof.frame["id"] == id]

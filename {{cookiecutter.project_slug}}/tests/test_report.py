@@ -14,6 +14,7 @@ from foldwise.reporting.palette import class_colors, paint
 from foldwise.reporting.pictures import displayable, gallery, overlay
 from foldwise.reporting.report import write_report
 from foldwise.reporting.run_report import worst_rows
+from foldwise.tasks import find_task
 
 
 class Tags(HTMLParser):
@@ -96,10 +97,10 @@ def test_many_classes_show_those_with_errors():
 def test_worst_rows_first():
     target = np.eye(3)[[0, 1, 2, 0]]
     probability = np.array([[0.9, 0.1, 0], [0.5, 0.5, 0], [1, 0, 0], [0.1, 0.9, 0]])
-    assert worst_rows(target, probability, 3).tolist() == [2, 3, 1]
-    assert worst_rows(target, probability, 9).tolist() == [2, 3, 1]  # the first is right
+    assert worst_rows(target, probability, 3, find_task("multiclass")).tolist() == [2, 3, 1]
+    assert worst_rows(target, probability, 9, find_task("multiclass")).tolist() == [2, 3, 1]  # the first is right
     labels, answers = np.array([[0, 0], [1, 1]]), np.array([[0.9, 0.1], [0.6, 0.6]])
-    assert worst_rows(labels, answers, 2, multilabel=True).tolist() == [0]
+    assert worst_rows(labels, answers, 2, find_task("multilabel")).tolist() == [0]
 
 
 @pytest.mark.parametrize("folds", [{}, {0: history(0)}, {0: history(1)}, {fold: history(3) for fold in range(12)}])

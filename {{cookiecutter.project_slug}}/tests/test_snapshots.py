@@ -79,7 +79,7 @@ def test_snapshots_are_kept_apart_in_the_oof_and_averaged_in_the_score(data, tmp
         ("cycle1", "cycle2", "cycle3")
     ]
     truth = pd.read_csv(data / "train.csv").set_index("id")["label"]
-    mean = oof.frame.groupby("id")[oof.classes].mean()
+    mean = oof.frame.groupby("id")[oof.columns].mean()
     # The log loss of the mean, which is below the mean of the snapshots' log losses.
     score = -np.log([mean.loc[id, truth[id]] for id in mean.index]).mean()
     metrics = json.loads((run / "metrics.json").read_text())

@@ -28,9 +28,9 @@ ROOT = Path(__file__).parents[1]
 CLASSES = ["cat", "dog", "newt"]
 
 
-def header(task="multiclass", kind="oof", **values):
+def header(task="multiclass", split="oof", **values):
     return Header(
-        kind=kind, task=task, classes=tuple(CLASSES), run="runs/a", folds_hash="0123", created_by="a test", **values
+        split=split, task=task, columns=tuple(CLASSES), run="runs/a", folds_hash="0123", created_by="a test", **values
     )
 
 
@@ -55,7 +55,7 @@ def test_round_trip_keeps_ids_order_and_members(tmp_path):
     back = read_predictions(tmp_path / "p")
     pd.testing.assert_frame_equal(back.frame, frame.reset_index(drop=True), check_dtype=False)
     assert back.header.members[0] == {"fold": 0, "snapshot": "last", "view": "hflip"} and len(back.header.members) == 4
-    assert back.classes == CLASSES and back.header.run == "runs/a"
+    assert back.columns == CLASSES and back.header.run == "runs/a"
     assert [path.name for path in tmp_path.iterdir()] == ["p"]
 
 
@@ -77,10 +77,11 @@ def test_one_that_pandas_alone_wrote_as_the_docstring_says(tmp_path):
     frame[["cat", "dog"]] = np.array([[0.2, 0.8], [1.0, 0.0]])
     frame.to_parquet(folder / "predictions.parquet")
     sidecar = {
-        "schema_version": 1,
-        "kind": "test",
+        "schema_version": 2,
+        "split": "test",
         "task": "multiclass",
-        "classes": ["cat", "dog"],
+        "kind": "rows",
+        "columns": ["cat", "dog"],
         "run": "friend",
         "folds_hash": None,
         "tta": {"views": ["identity"], "mean": "arithmetic"},
@@ -119,22 +120,22 @@ def test_rounding_is_cut_off(tmp_path):
 def test_members_and_ids_go_together_by_kind(tmp_path):
     assert "out of fold in more than one fold: a" in problems_of(rows(["a", "a", "b"], [0, 1, 0]), tmp_path=tmp_path)
     uneven = pd.concat([rows(["a", "b"], 0), rows(["a"], 1)])
-    assert "1 ids lack some of the 2 members: b" in problems_of(uneven, header(kind="test"), tmp_path)
+    assert "1 ids lack some of the 2 members: b" in problems_of(uneven, header(split="test"), tmp_path)
     unequal_views = pd.concat([rows(["a", "b"], [0, 1]), rows(["a"], 0, view="hflip")])
     assert "1 ids lack some of the 2 members: b" in problems_of(unequal_views, tmp_path=tmp_path)
     best_epochs = [rows([id], fold, snapshot=name) for id, fold, name in (("a", 0, "epoch001"), ("b", 1, "epoch003"))]
     write_predictions(tmp_path / "best", pd.concat(best_epochs), header())  # other names in each fold
-    write_predictions(tmp_path / "p", pd.concat([rows(["a", "b"], 0), rows(["a", "b"], 1)]), header(kind="test"))
+    write_predictions(tmp_path / "p", pd.concat([rows(["a", "b"], 0), rows(["a", "b"], 1)]), header(split="test"))
 
 
 def test_columns_and_types(tmp_path):
     frame = rows(["a", "b"], 0)
     text = problems_of(frame.rename(columns={"newt": "toad"}), tmp_path=tmp_path)
-    assert "the column newt is missing" in text and "the column toad is neither" in text
+    assert "the column newt is missing" in text and "the column toad is none of" in text
     assert "the column id is not text" in problems_of(frame.assign(id=[1, 2]), tmp_path=tmp_path)
     assert "the column fold is float64" in problems_of(frame.assign(fold=[0.0, 1.0]), tmp_path=tmp_path)
     assert "there are no rows" in problems_of(frame[:0], tmp_path=tmp_path)
-    clash = replace(header(), classes=["cat", "fold", "newt"])
+    clash = replace(header(), columns=["cat", "fold", "newt"])
     assert "cannot be called fold" in problems_of(frame.assign(fold=0), clash, tmp_path)
 
 
@@ -151,11 +152,14 @@ def test_an_existing_folder_is_not_touched(tmp_path):
     ("change", "message"),
     [
         ({"schema_version": 99}, "schema version 99.*update the code"),
-        ({"kind": "train"}, "kind is 'train'"),
-        ({"classes": ["cat", "cat", "newt"]}, "come twice: cat"),
-        ({"classes": "cat"}, "not a list of names"),
+        ({"split": "train"}, "split is 'train'"),
+        ({"kind": "maps"}, "kind is 'maps', and that of multiclass is rows"),
+        ({"task": "captions"}, "task is 'captions' and not one of multiclass, multilabel, segmentation"),
+        ({"schema_version": 1}, 'reads 2: .* rename "kind" to "split" and "classes" to "columns", add "kind": "rows"'),
+        ({"columns": ["cat", "cat", "newt"]}, "come twice: cat"),
+        ({"columns": "cat"}, "not a list of names"),
         ({"members": [{"fold": 1, "snapshot": "last", "view": "identity"}]}, "the members of predictions.json"),
-        ({"classes": ["cat", "dog", "emu"]}, "the column emu is missing"),
+        ({"columns": ["cat", "dog", "emu"]}, "the column emu is missing"),
         ({"folds_hash": 5}, "folds_hash is neither"),
     ],
 )
@@ -222,8 +226,8 @@ def make_maps(sizes, members=1):
     return [[rng.dirichlet(np.ones(3), size).transpose(2, 0, 1) for size in sizes] for _ in range(members)]
 
 
-def write_maps(folder, maps, ids, kind="test"):
-    with MapWriter(folder, header("segmentation", kind)) as writer:
+def write_maps(folder, maps, ids, split="test"):
+    with MapWriter(folder, header("segmentation", split)) as writer:
         for place, id in enumerate(ids):
             for fold, member in enumerate(maps):
                 writer.add(id, fold, "last", "mean", member[place])
@@ -281,7 +285,7 @@ def test_maps_that_were_interrupted_are_taken_up_in_the_order_of_the_ids(tmp_pat
 
 
 def test_a_bad_header_is_said_before_the_first_map(tmp_path):
-    bad = replace(header("segmentation"), classes=["cat", "fold"])
+    bad = replace(header("segmentation"), columns=["cat", "fold"])
     with pytest.raises(PredictionsError, match="cannot be called fold"), MapWriter(tmp_path / "p", bad):
         pytest.fail("the block ran")
     assert list(tmp_path.iterdir()) == []
@@ -349,7 +353,8 @@ def test_predictions_need_no_torch():
 
 def test_forty_thousand_rows_are_read_and_averaged(tmp_path):
     ids = [f"image-{n:06d}" for n in range(40_000)]
-    write_predictions(tmp_path / "p", pd.concat([rows(ids, fold, seed=fold) for fold in range(5)]), header(kind="test"))
+    frame = pd.concat([rows(ids, fold, seed=fold) for fold in range(5)])
+    write_predictions(tmp_path / "p", frame, header(split="test"))
     back = read_predictions(tmp_path / "p")
     average = average_members(back.frame, CLASSES)
     assert average["id"].tolist() == ids

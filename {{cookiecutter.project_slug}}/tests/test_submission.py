@@ -166,10 +166,10 @@ def make_source(tmp_path, task, metric, rows=120, tests=30, units=False, rank=Fa
     source.mkdir(parents=True)
     write_config(source, config)
 
-    def header(kind):
+    def header(split):
         tta = {"views": ["identity"], "mean": "rank" if rank else "arithmetic"}
         known = folds_hash(dict(zip(ids[:rows], frame["fold"][:rows].tolist(), strict=True)))
-        return Header(kind=kind, task=task, classes=CLASSES, run="test-1234", folds_hash=known, tta=tta)
+        return Header(split=split, task=task, columns=CLASSES, run="test-1234", folds_hash=known, tta=tta)
 
     members = (
         [(row, frame["fold"][row]) for row in range(rows)],

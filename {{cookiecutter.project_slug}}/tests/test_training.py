@@ -202,8 +202,8 @@ def test_units_are_scored_once(data, tmp_path):
     run = train_scored(config, tmp_path / "runs")
     oof = read_predictions(run / "oof")
     merged = oof.frame.merge(frame[["id", "thing", "label"]], on="id")
-    by_thing = merged.groupby("thing").agg({**dict.fromkeys(oof.classes, "mean"), "label": "first"})
-    correct = by_thing[oof.classes].idxmax(axis=1) == by_thing["label"]
+    by_thing = merged.groupby("thing").agg({**dict.fromkeys(oof.columns, "mean"), "label": "first"})
+    correct = by_thing[oof.columns].idxmax(axis=1) == by_thing["label"]
     assert json.loads((run / "metrics.json").read_text())["overall"] == pytest.approx(correct.mean())
 
 

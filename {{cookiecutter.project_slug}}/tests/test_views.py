@@ -11,7 +11,6 @@ from scipy.special import expit, logit
 from scipy.stats import rankdata
 
 from foldwise.errors import Refusal
-from foldwise.predictions.ensembles.blending import is_probability
 from foldwise.predictions.store import Header, iter_maps, read_predictions, write_predictions
 from foldwise.predictions.views import average_views
 from foldwise.predictions.writers import MapWriter
@@ -22,7 +21,7 @@ IDS = [f"r{number}" for number in range(7)]
 
 
 def header(task):
-    return Header(kind="test", task=task, classes=CLASSES, run="a", folds_hash="h", created_by="a test")
+    return Header(split="test", task=task, columns=CLASSES, run="a", folds_hash="h", created_by="a test")
 
 
 @pytest.fixture
@@ -56,7 +55,7 @@ def test_rows_are_averaged_view_by_view_within_each_model(mean, views, kept, tmp
     average_views(folder, tmp_path / "out", mean, views)
     back = read_predictions(tmp_path / "out")
     assert back.header.tta == {"views": back.header.tta["views"], "mean": mean}
-    assert is_probability(back.header) == (mean != "rank")
+    assert back.header.ranks == (mean == "rank")
     for fold in (0, 1):
         for snapshot in ("cycle1", "cycle2"):
             rows = back.frame[(back.frame["fold"] == fold) & (back.frame["snapshot"] == snapshot)].set_index("id")

@@ -86,13 +86,13 @@ def build_bundle(request: Request) -> Built:
     libraries = {LIBRARIES[part.run.spec.architecture["library"]] for part in found.parts}
     needs = sorted({*imports.needs, *libraries})
     recipe = Recipe(
-        task=truth.task,
+        task=truth.task.name,
         classes=list(truth.table.classes),
         runs=_runs(found, measure(found, truth)),
         blend=found.blend,
         tiles=found.tiles,
         columns={name: truth.config["data"]["columns"][name] for name in ("id", "image", "unit")},
-        prior=[] if truth.table.target is None else truth.table.target.mean(axis=0, dtype=np.float64).tolist(),
+        prior=truth.task.fallback(truth.table.target, len(truth.table.classes)).tolist(),
         decision=decider_to_plain(decided.decider),
         layout=layout_to_plain(layout),
         metric=type(truth.metric).__name__,

@@ -51,7 +51,7 @@ def compare_with_runs(
     predictions = [_predict(recipe, run, work, number, root) for number, run in enumerate(recipe.runs)]
     layout = recipe.format
     expected, actual = (work / f"{name}{layout.suffix}" for name in ("expected", "actual"))
-    if recipe.task == "segmentation":
+    if recipe.meaning.kind == "maps":
         write_masks(expected, layout, _masks(recipe, predictions, ids), {}, None, None)
         _take(out / f"submission{layout.suffix}", layout.row_ids(ids), actual)
         return Comparison(len(ids), None, difference(expected, actual, layout.name))

@@ -17,9 +17,9 @@ from foldwise.predictions.decisions.deciding import (
     compare,
     fit_decision,
 )
-from foldwise.predictions.decisions.masks import CLEANINGS, compare_cleaning, count_candidates
+from foldwise.predictions.decisions.masks import CLEANINGS, compare_cleaning, measure_candidates
 from foldwise.predictions.decisions.material import exclusive_columns
-from foldwise.predictions.decisions.rules import takes_probabilities
+from foldwise.predictions.decisions.rules import takes_values
 from foldwise.predictions.scoring import by_unit
 from foldwise.predictions.truth import Truth, check_oof
 
@@ -52,26 +52,26 @@ def decide(
     """
     for part in found.parts:
         check_oof(part.oof, truth)
-    if truth.task == "segmentation":
+    if truth.task.kind == "maps":
         return _decide_maps(found, truth, wanted)
     metric = truth.metric
-    if found.blend == "rank" and not takes_probabilities(metric):
+    if found.blend == "rank" and not takes_values(metric):
         raise Refusal(f"means of ranks are no probabilities, and {type(metric).__name__} decides by probabilities")
     rows, predicted = blended_rows(found, truth)
-    target, probability, folds = by_unit(truth.table, rows, predicted, truth.folds[rows])
+    scored = by_unit(truth.table, rows, predicted, truth.folds[rows])
     groups = exclusive_columns(exclusive, list(truth.table.classes))
     candidates = candidates_for(metric, found.blend == "rank", groups, wanted)
-    outcomes = compare(candidates.calibrators, candidates.rules, metric, target, probability, folds)
+    outcomes = compare(candidates.calibrators, candidates.rules, metric, scored)
     place = choose(outcomes, metric.greater_is_better, wanted)
-    return Decided(outcomes, place, fit_decision(candidates.methods[place], metric, target, probability, folds))
+    return Decided(outcomes, place, fit_decision(candidates.methods[place], metric, scored))
 
 
 def _decide_maps(found: Parts, truth: Truth, wanted: str | None) -> Decided:
     check_wanted(wanted, CLEANINGS)
-    counts, folds = [], []
+    evidence, folds = [], []
     for mask, probability, fold in blended_maps(found, truth):
-        counts.append(count_candidates(truth.metric, mask, probability))
+        evidence.append(measure_candidates(truth.metric, mask, probability)[0])
         folds.append(fold)
-    outcomes, cleanings = compare_cleaning(truth.metric, np.stack(counts), np.array(folds))
+    outcomes, cleanings = compare_cleaning(truth.metric, np.stack(evidence), np.array(folds))
     place = choose(outcomes, truth.metric.greater_is_better, wanted)
     return Decided(outcomes, place, cleanings[place])

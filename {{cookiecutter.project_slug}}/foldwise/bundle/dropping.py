@@ -83,7 +83,7 @@ class Active:
             names = self.recipe.runs[number].views
             whole = [place for place in places if View.from_name(names[place]).crop is None]
             # A crop's map does not cover the picture: of masks a whole view must stay.
-            kept = whole if self.recipe.task == "segmentation" else places
+            kept = whole if self.recipe.meaning.kind == "maps" else places
             units += [Unit("view", number, place) for place in places if len(places) > 1 and kept != [place]]
         return units
 

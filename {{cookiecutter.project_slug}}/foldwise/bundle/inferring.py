@@ -125,7 +125,7 @@ def _predict_batch(job: Job, engine: Engine, batch: ReadBatch) -> tuple[dict[int
     recipe, members = job.recipe, engine.active.members
 
     def finish(values: np.ndarray) -> Any:
-        if recipe.task == "segmentation":
+        if recipe.meaning.kind == "maps":
             return encode_mask(job.layout, decide_mask(recipe, members, values))
         every = np.full((len(recipe.members), len(recipe.classes)), np.nan, np.float32)
         every[[recipe.members.index(member) for member in members]] = values
@@ -160,7 +160,7 @@ def write_submission(job: Job, parts: Parts, sample_path: Path | None) -> None:
     things = list(dict.fromkeys(inputs.units or inputs.ids))
     known = set(layout.row_ids(things))
     missing = [] if job.sample is None else [row for row in job.sample.iloc[:, 0] if row not in known]
-    if recipe.task == "segmentation":
+    if recipe.meaning.kind == "maps":
         write_masks(
             job.submission, layout, _masks(job, parts), dict.fromkeys(missing, layout.empty), job.sample, sample_path
         )

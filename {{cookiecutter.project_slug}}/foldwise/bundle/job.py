@@ -75,7 +75,7 @@ def _try_decision(recipe: Recipe, layout: Any) -> None:
     """Decide something made up: what decides last must not be what is missing, after hours."""
     shape = (len(recipe.members), len(recipe.classes))
     try:
-        if recipe.task == "segmentation":
+        if recipe.meaning.kind == "maps":
             maps = np.full((*shape, 4, 4), 1 / len(recipe.classes), np.float32)
             encode_mask(layout, decide_mask(recipe, recipe.members, maps))
         else:

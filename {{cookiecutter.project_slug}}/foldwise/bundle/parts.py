@@ -38,7 +38,7 @@ class Parts:
 
     def add(self, results: dict[int, Any], problems: dict[int, str]) -> None:
         """Keep the results of a batch, and what is wrong with its other images; the note that they are done is last."""
-        if self.recipe.task == "segmentation":
+        if self.recipe.meaning.kind == "maps":
             for number, answer in results.items():
                 path = self._answer_path(number)
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from foldwise.bundle.parameters import Decider, decider_from_plain, layout_from_
 from foldwise.errors import Refusal
 from foldwise.files import read_json, write_json
 from foldwise.predictions.ensembles.blending import arithmetic, geometric, rank_mean
+from foldwise.tasks import Task, find_task
 
 RECIPE = "bundle.json"
 MAP_EDGE = 0.5 / 255  # as when ensemble.py blended maps of 8 bits: 0 means less than this
@@ -60,9 +61,10 @@ class Recipe:
 
     Attributes:
         blend: "arithmetic", "geometric" or "rank", of the runs within a fold; the folds are then averaged.
-        tiles: segmentation in tiles at the stored resolution.
+        tiles: maps are made in tiles at the stored resolution.
         columns: the id, image and (or None) unit column of the test table.
-        prior: (C,) the share of each class in the training table, the answer where an image cannot be used.
+        prior: (C,) the task's fallback, such as the share of each class in the training table, where an image cannot be
+            used.
         decision, layout: as `parameters` reads them.
         score: out of fold, of what is bundled with its decision.
         half: whether the weights were rounded to half precision.
@@ -86,6 +88,11 @@ class Recipe:
     version: int = FORMAT_VERSION
 
     @property
+    def meaning(self) -> Task:
+        """The task."""
+        return find_task(self.task)
+
+    @property
     def decider(self) -> Decider:
         return decider_from_plain(self.decision)
 
@@ -105,11 +112,11 @@ class Recipe:
         Args:
             values: (A, N, C), or (A, C, H, W) for maps.
         """
-        return blend_folds(self.task, self.blend, [run.weights for run in self.runs], members, values)
+        return blend_folds(self.meaning, self.blend, [run.weights for run in self.runs], members, values)
 
 
 def blend_folds(
-    task: str,
+    task: Task,
     blend: str,
     weights: Sequence[dict[int, float]],
     members: Sequence[tuple[int, int]],
@@ -117,8 +124,8 @@ def blend_folds(
 ) -> dict[int, np.ndarray]:
     """As `Recipe.blend_folds`; `weights` are those of each run, by fold."""
     if blend == "geometric":
-        maps: dict[str, Any] = {"axis": 0, "edge": MAP_EDGE} if task == "segmentation" else {}
-        mean: Any = partial(geometric, multilabel=task == "multilabel", **maps)
+        maps: dict[str, Any] = {"axis": 0, "edge": MAP_EDGE} if task.kind == "maps" else {}
+        mean: Any = partial(geometric, exclusive=task.exclusive, **maps)
     else:
         mean = {"arithmetic": arithmetic, "rank": rank_mean}[blend]
     blended = {}

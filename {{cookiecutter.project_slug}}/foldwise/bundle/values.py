@@ -11,7 +11,7 @@ import pandas as pd
 from foldwise.bundle.recipe import blend_folds
 from foldwise.bundle.sources import Part, Parts
 from foldwise.data.images import read_mask
-from foldwise.predictions.metrics import score_fold_counts
+from foldwise.predictions.metrics import score_fold_evidence
 from foldwise.predictions.schema import HEADER
 from foldwise.predictions.scoring import score_table
 from foldwise.predictions.store import Predictions, iter_average_maps, read_header, read_predictions
@@ -82,7 +82,7 @@ def _kept_views(part: Part) -> Predictions | None:
     for path in sorted((part.run.folder / "predictions").glob(f"*/{HEADER}")):
         header = read_header(path.parent)
         apart = [member["view"] for member in header.members]
-        if header.kind == "oof" and set(apart) == set(tta) == set(header.tta["views"]) and len(tta) > 1:
+        if header.split == "oof" and set(apart) == set(tta) == set(header.tta["views"]) and len(tta) > 1:
             return read_predictions(path.parent)
     return None
 
@@ -90,14 +90,14 @@ def _kept_views(part: Part) -> Predictions | None:
 def _score(found: Parts, truth: Truth) -> float:
     with warnings.catch_warnings():  # of classes that a fold lacks: the run's report has said it
         warnings.simplefilter("ignore")
-        if truth.task != "segmentation":
+        if truth.task.kind == "rows":
             rows, probability = blended_rows(found, truth)
             return score_table(truth.metric, truth.table, rows, probability, truth.folds[rows])[1]
-        counts, folds = [], []
+        evidence, folds = [], []
         for mask, probability, fold in blended_maps(found, truth):
-            counts.append(truth.metric.counts(mask, probability))
+            evidence.append(truth.metric.measure(mask, probability))
             folds.append(fold)
-        return score_fold_counts(truth.metric, np.stack(counts), np.array(folds))[1]
+        return score_fold_evidence(truth.metric, np.stack(evidence), np.array(folds))[1]
 
 
 def blended_rows(found: Parts, truth: Truth) -> tuple[np.ndarray, np.ndarray]:

@@ -55,6 +55,19 @@ def working_code(config: Mapping[str, Any], root: Path | None = None) -> Iterato
         yield OwnerCode(code, open_code(Path(folder)))
 
 
+def current_code(config: Mapping[str, Any]) -> OwnerCode:
+    """The working copy's code that a configuration reaches, for commands that start no processes with it.
+
+    Raises:
+        Refusal: as `collect_code`.
+    """
+    targets = [target for target in all_targets(config) if target.split(".")[0] == PACKAGE]
+    if not targets:
+        return OwnerCode()
+    code = collect_code(targets, Path.cwd())
+    return OwnerCode(code, open_code(code))
+
+
 def keep_code(code: Code | None, run: Path) -> None:
     """Give a new run its copy."""
     if code is not None:
@@ -74,8 +87,9 @@ def run_code(run: Path) -> OwnerCode:
 
 
 def open_run_code(run: Path) -> str | None:
-    """The alias of the code that a run carries; see `run_code`."""
-    return run_code(run).alias
+    """The alias of the code that a run carries, or of the run that it is an output of; see `run_code`."""
+    owner = run.parents[1] if run.resolve().parent.name == "outputs" else run
+    return run_code(owner).alias
 
 
 def find_code(model: Path, hash: str | None) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from foldwise.code.build import make
 from foldwise.data.fields import Item
 from foldwise.data.folds import extend_folds, folds_hash, read_folds, write_folds
 from foldwise.data.pseudo import Pseudo, read_pseudo
@@ -28,7 +29,7 @@ class Prepared:
     Attributes:
         table: one row an item, with the targets of the main output.
         source: the table as it is; `rows` is what the reader sees of it, `items` what it makes of it.
-        samples: the reader.
+        samples: the reader; `alias`: of the owner's code that it is from.
         outputs: what is predicted, the main output first.
         tables: as `table`, by the target field of each output.
         folds: of every id of the items, -1 for always train.
@@ -41,6 +42,7 @@ class Prepared:
     source: Table
     items: Sequence[Item]
     samples: Samples
+    alias: str | None
     outputs: tuple[Output, ...]
     tables: dict[str, Table]
     folds: dict[str, int]
@@ -83,7 +85,7 @@ class ReadItems(NamedTuple):
     table: Table
 
 
-def prepare(config: Mapping[str, Any], samples: Samples, make_folds: bool = True, progress: bool = True) -> Prepared:
+def prepare(config: Mapping[str, Any], alias: str | None, make_folds: bool = True, progress: bool = True) -> Prepared:
     """Check the data of a configuration and bring `folds.csv`, `images.csv` and `statistics.json` up to date.
 
     It can be called again at any time: files that were read before are only asked for their size, folds stay,
@@ -91,7 +93,7 @@ def prepare(config: Mapping[str, Any], samples: Samples, make_folds: bool = True
 
     Args:
         config: resolved; `data`, `task`, `seed` (of the folds) and `outputs` are read.
-        samples: the reader.
+        alias: of the owner's code, which has the reader.
         make_folds: False refuses a table whose rows are not all in `folds.csv`, instead of changing the folds.
         progress: show a progress bar.
 
@@ -100,6 +102,7 @@ def prepare(config: Mapping[str, Any], samples: Samples, make_folds: bool = True
         Refusal: folds cannot be made, or do not fit the table.
     """
     data, task = config["data"], config["task"]
+    samples = make(config["samples"], alias, "samples")
     prepared = Path(data["prepared"])
     classes = data["classes"]
     if data["name"] == "sample":
@@ -145,6 +148,7 @@ def prepare(config: Mapping[str, Any], samples: Samples, make_folds: bool = True
         read.source,
         read.items,
         samples,
+        alias,
         outputs,
         tables,
         folds,

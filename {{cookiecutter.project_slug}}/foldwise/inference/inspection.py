@@ -74,4 +74,4 @@ def write_overlays(folder: Path, table: Table, pictures: Pictures, count: int) -
         image = pictures(row_of[id])
         safe = re.sub(r"[^\w.-]+", "_", id)[:80]
         with write_atomic(folder / "overlays" / f"{row_of[id]:06d}-{safe}.png") as temporary:
-            temporary.write_bytes(to_png(overlay(image, probability.argmax(axis=0), predictions.classes, id)))
+            temporary.write_bytes(to_png(overlay(image, probability.argmax(axis=0), predictions.columns, id)))

@@ -25,7 +25,7 @@ from foldwise.predictions.members import average_members
 from foldwise.predictions.pseudo.labelling import COLUMNS
 from foldwise.predictions.pseudo.rules import confidence
 from foldwise.predictions.pseudo.tables import check_suffix, class_problems, write_table
-from foldwise.predictions.pseudo.teachers import IDENTITY, run_problems
+from foldwise.predictions.pseudo.teachers import IDENTITY, check_probabilities, run_problems
 from foldwise.predictions.schema import some
 from foldwise.predictions.store import read_predictions
 from foldwise.predictions.truth import Truth, read_truth
@@ -54,8 +54,9 @@ def distill(runs: Sequence[Path], out: Path, weight: float = 1.0) -> list[dict[s
     if problems:
         raise Refusal("\n".join(problems))
     truth = read_truth(runs[0])
-    if truth.task == "segmentation":
-        raise Refusal("masks have no soft targets: distill.py is for multiclass and multilabel")
+    check_probabilities(truth)
+    if truth.task.kind == "maps":
+        raise Refusal("masks have no soft targets: distill.py is for classes of whole images")
     folds = sorted(set(truth.folds.tolist()) - {-1})
     students = folds + [FULL] * all((run / "oof").is_dir() for run in runs)
     shards = {(run, student): _shards(run, student, folds) for run in runs for student in students}
@@ -73,7 +74,7 @@ def distill(runs: Sequence[Path], out: Path, weight: float = 1.0) -> list[dict[s
         summaries.append(summary)
     origin = {
         "created_by": "distill.py",
-        "task": truth.task,
+        "task": truth.task.name,
         "classes": list(truth.table.classes),
         "folds_hash": truth.folds_hash,
         "runs": [{"folder": str(run), "identity": sha256_file(run / IDENTITY)[:16]} for run in runs],
@@ -94,13 +95,13 @@ def _targets(
     rows = np.flatnonzero((truth.folds >= 0) & (truth.folds != student))
     ids = [table.ids[row] for row in rows]
     said = np.mean([_said(shards, student, classes).loc[ids] for shards in shards_of_runs], axis=0)
-    if truth.task == "multiclass":
+    if truth.task.exclusive:
         said /= said.sum(axis=1, keepdims=True)  # exactly, which predictions need not be
     frame = table.frame.iloc[rows][["id", "image"]].reset_index(drop=True)
     frame = frame.assign(
         **{ROW: f"{student_name(student)}/" + frame["id"], STUDENT: student_name(student), "weight": weight}
     )
-    frame["confidence"] = confidence(said, truth.task == "multilabel").astype(np.float32)
+    frame["confidence"] = confidence(said, truth.task.exclusive).astype(np.float32)
     targets = pd.DataFrame(said.astype(np.float32), columns=classes)
     summary = {
         STUDENT: student_name(student),
@@ -136,5 +137,5 @@ def _pair_problems(run: Path, folds: list[int]) -> list[str]:
 
 def _shard_problems(shard: Path, truth: Truth) -> list[str]:
     header = read_predictions(shard).header
-    same = (header.classes, header.folds_hash) == (list(truth.table.classes), truth.folds_hash)
+    same = (header.columns, header.folds_hash) == (list(truth.table.classes), truth.folds_hash)
     return [] if same else [f"{shard} was made with other classes or folds than those of {truth.table.path} now"]

@@ -1,4 +1,4 @@
-"""Prediction rows (id, fold, snapshot, view, one column a class) put together, averaged and counted."""
+"""Prediction rows (id, fold, snapshot, view, and the values) put together, averaged and counted."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,9 @@ import pandas as pd
 from foldwise.predictions.schema import MEMBER, Header, PredictionsError, raise_problems, some
 
 
-def average_members(frame: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
-    """Average over the members: columns id and the classes, one row an id, in the order of their first rows."""
-    return frame.groupby("id", sort=False)[list(classes)].mean().reset_index()
+def average_members(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Average over the members: id and the value columns, one row an id, in the order of their first rows."""
+    return frame.groupby("id", sort=False)[list(columns)].mean().reset_index()
 
 
 def merge(shards: Sequence[pd.DataFrame], ids: Sequence[str]) -> pd.DataFrame:
@@ -40,9 +40,9 @@ def merge(shards: Sequence[pd.DataFrame], ids: Sequence[str]) -> pd.DataFrame:
 
 
 def class_shares(frame: pd.DataFrame, header: Header) -> pd.Series:
-    """The share of ids whose averaged answer is each class: the most probable, or for multi-label from 0.5 on."""
-    average = average_members(frame, header.classes)[header.classes].to_numpy()
-    if header.task == "multilabel":
-        return pd.Series((average >= 0.5).mean(axis=0), header.classes)
-    counts = np.bincount(average.argmax(axis=1), minlength=len(header.classes))
-    return pd.Series(counts / len(average), header.classes)
+    """The share of ids whose averaged answer is each class: the most probable, or if not exclusive from 0.5 on."""
+    average = average_members(frame, header.columns)[header.columns].to_numpy()
+    if not header.meaning.exclusive:
+        return pd.Series((average >= 0.5).mean(axis=0), header.columns)
+    counts = np.bincount(average.argmax(axis=1), minlength=len(header.columns))
+    return pd.Series(counts / len(average), header.columns)

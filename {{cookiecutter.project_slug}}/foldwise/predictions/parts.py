@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from foldwise.files import write_atomic
-from foldwise.predictions.schema import INDEX_COLUMNS, MEMBER, ROUNDING, PredictionsError
+from foldwise.predictions.schema import INDEX_COLUMNS, MEMBER, PredictionsError
+from foldwise.tasks.classes import ROUNDING
 
 BLOCK = 4096  # rows that are put on disk together
 NAME = "part-{:03d}"
@@ -27,11 +28,11 @@ class Part:
     Args:
         folder: unfinished, and only read and written by parts.
         number: no other part of the folder has it.
-        classes: their names.
+        columns: names of the values.
     """
 
-    def __init__(self, folder: Path, number: int, classes: Sequence[str]) -> None:
-        self.folder, self.number, self.classes = folder, number, list(classes)
+    def __init__(self, folder: Path, number: int, columns: Sequence[str]) -> None:
+        self.folder, self.number, self.columns = folder, number, list(columns)
         self.count = 0  # files written
 
     def add(self, id: str, fold: int, snapshot: str, view: str, probability: np.ndarray) -> None:
@@ -50,12 +51,12 @@ class Part:
 class RowPart(Part):
     """Rows in blocks, `part-<number>-<block>.parquet`: at most one block is lost by a kill."""
 
-    def __init__(self, folder: Path, number: int, classes: Sequence[str]) -> None:
-        super().__init__(folder, number, classes)
+    def __init__(self, folder: Path, number: int, columns: Sequence[str]) -> None:
+        super().__init__(folder, number, columns)
         self.waiting: list[tuple[tuple[str, int, str, str], np.ndarray]] = []
 
     def add(self, id: str, fold: int, snapshot: str, view: str, probability: np.ndarray) -> None:
-        """Add one member's probability (C,)."""
+        """Add one member's values (C,)."""
         self.waiting.append(((id, fold, snapshot, view), probability))
         if len(self.waiting) == BLOCK:
             self.close()
@@ -64,7 +65,7 @@ class RowPart(Part):
         if not self.waiting:
             return
         frame = pd.DataFrame([key for key, _ in self.waiting], columns=["id", *MEMBER])
-        frame[self.classes] = np.stack([values for _, values in self.waiting]).astype(np.float32)
+        frame[self.columns] = np.stack([values for _, values in self.waiting]).astype(np.float32)
         with write_atomic(self.folder / f"{NAME.format(self.number)}-{self.count:06d}.parquet") as temporary:
             frame.to_parquet(temporary, index=False)
         self.count += 1
@@ -83,7 +84,7 @@ class MapPart(Part):
         """Add one member's probability (C, H, W): float in [0, 1], or uint8 as stored.
 
         Raises:
-            PredictionsError: another number of classes, NaN, or outside [0, 1].
+            PredictionsError: another number of columns, NaN, or outside [0, 1].
         """
         values = self._checked(id, probability)
         name = NAME.format(self.number)
@@ -96,9 +97,9 @@ class MapPart(Part):
 
     def _checked(self, id: str, probability: np.ndarray) -> np.ndarray:
         """(C, H, W) uint8."""
-        classes = len(self.classes)
-        if probability.ndim != 3 or len(probability) != classes:
-            raise PredictionsError(self.folder, [f"{id}: the map is {probability.shape} and not ({classes}, H, W)"])
+        columns = len(self.columns)
+        if probability.ndim != 3 or len(probability) != columns:
+            raise PredictionsError(self.folder, [f"{id}: the map is {probability.shape} and not ({columns}, H, W)"])
         if probability.dtype == np.uint8:
             return probability
         low, high = float(probability.min()), float(probability.max())

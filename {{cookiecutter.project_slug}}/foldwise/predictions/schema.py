@@ -13,13 +13,13 @@ import pandas as pd
 
 from foldwise.data.problems import some
 from foldwise.errors import Refusal
+from foldwise.tasks import TASKS, Task, find_task
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MEMBER = ["fold", "snapshot", "view"]
-KINDS = ("oof", "test")
-TASKS = ("multiclass", "multilabel", "segmentation")
-HEADER, ROWS, INDEX = "predictions.json", "predictions.parquet", "index.parquet"
-ROUNDING = 1e-6  # a sum of probabilities may end this far outside of [0, 1]; it is cut off
+SPLITS = ("oof", "test")
+HEADER = "predictions.json"
+FILES = {"rows": "predictions.parquet", "maps": "index.parquet"}  # by the kind of the task
 INDEX_COLUMNS = ["id", *MEMBER, "file", "height", "width"]
 
 
@@ -38,36 +38,52 @@ class Header:
     """The sidecar `predictions.json`.
 
     Attributes:
-        kind: "oof" or "test".
-        task: "multiclass", "multilabel" or "segmentation".
-        classes: names in the order of the columns.
+        split: "oof" or "test".
+        task: its name, see `foldwise.tasks`.
+        columns: names of the task's values, the classes where these are probabilities.
         run: the run that predicted.
         folds_hash: of the folds it was trained on (`folds.folds_hash`); None when unknown. Others cannot be blended.
         tta: {"views": [...], "mean": "arithmetic" | "geometric"}, and "tiles": True where pictures were cut into tiles.
         members: [{"fold": ..., "snapshot": ..., "view": ...}], filled in from the rows when they are written.
         created_by: the command or person.
+        kind: what is stored of an image, "rows" or "maps": the task's own, filled in.
     """
 
-    kind: str
+    split: str
     task: str
-    classes: Sequence[str]
+    columns: Sequence[str]
     run: str = ""
     folds_hash: str | None = None
     tta: dict[str, Any] = field(default_factory=lambda: {"views": ["identity"], "mean": "arithmetic"})
     members: list[dict[str, Any]] = field(default_factory=list)
     created_by: str = ""
+    kind: str = ""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "classes", list(self.classes))  # a tuple is not equal to what JSON gives back
+        object.__setattr__(self, "columns", list(self.columns))  # a tuple is not equal to what JSON gives back
+        if not self.kind and self.task in TASKS:
+            object.__setattr__(self, "kind", self.meaning.kind)
+
+    @property
+    def meaning(self) -> Task:
+        """The task."""
+        return find_task(self.task)
+
+    @property
+    def ranks(self) -> bool:
+        """The values are means of ranks: they order the rows, and nothing else can be read in them."""
+        return self.tta.get("mean") == "rank"
 
 
 def row_columns(frame: pd.DataFrame, header: Header, where: Path) -> list[str]:
     """The columns that the frame must have, and has; other columns than these are an error too."""
-    wanted = INDEX_COLUMNS if header.task == "segmentation" else ["id", *MEMBER, *header.classes]
+    wanted = INDEX_COLUMNS if header.kind == "maps" else ["id", *MEMBER, *header.columns]
     problems = [f"the column {name} is missing" for name in wanted if name not in frame]
     problems += [
-        f"the column {name} is neither a class nor {', '.join(['id', *MEMBER])}" for name in frame if name not in wanted
+        f"the column {name} is none of {HEADER} nor {', '.join(['id', *MEMBER])}"
+        for name in frame
+        if name not in wanted
     ]
     raise_problems(where, problems)
     return wanted
@@ -82,19 +98,27 @@ def header_problems(values: Any) -> list[str]:
         return [f"{HEADER} has no schema_version"]
     if version > SCHEMA_VERSION:
         return [f"{HEADER} has schema version {version}, and this code reads up to {SCHEMA_VERSION}: update the code"]
+    if version < SCHEMA_VERSION:
+        return [
+            f"{HEADER} has schema version {version}, and this code reads {SCHEMA_VERSION}: predict again, or in that "
+            'file rename "kind" to "split" and "classes" to "columns", add "kind": "rows" (of masks "maps"), and set '
+            f'"schema_version": {SCHEMA_VERSION}'
+        ]
     problems = [f"{HEADER} lacks {item.name}" for item in fields(Header) if item.name not in values]
     if problems:
         return problems
-    if values["kind"] not in KINDS:
-        problems.append(f"the kind is {values['kind']!r} and not one of {', '.join(KINDS)}")
+    if values["split"] not in SPLITS:
+        problems.append(f"the split is {values['split']!r} and not one of {', '.join(SPLITS)}")
     if values["task"] not in TASKS:
         problems.append(f"the task is {values['task']!r} and not one of {', '.join(TASKS)}")
-    classes = values["classes"]
-    if not (isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes)):
-        problems.append("classes is not a list of names")
-    elif len(set(classes)) < len(classes):
-        problems.append(f"class names come twice: {some(sorted({c for c in classes if classes.count(c) > 1}))}")
-    elif clash := {"id", *MEMBER} & set(classes):
+    elif values["kind"] != (kind := TASKS[values["task"]].kind):
+        problems.append(f"the kind is {values['kind']!r}, and that of {values['task']} is {kind}")
+    columns = values["columns"]
+    if not (isinstance(columns, list) and columns and all(isinstance(name, str) for name in columns)):
+        problems.append("columns is not a list of names")
+    elif len(set(columns)) < len(columns):
+        problems.append(f"columns come twice: {some(sorted({name for name in columns if columns.count(name) > 1}))}")
+    elif clash := {"id", *MEMBER} & set(columns):
         problems.append(f"a class cannot be called {some(sorted(clash))}, which is a column of its own: rename it")
     for name in ("run", "created_by"):
         if not isinstance(values[name], str):
@@ -123,15 +147,15 @@ def frame_problems(frame: pd.DataFrame, header: Header) -> list[str]:
         problems.append(f"the column fold is {frame['fold'].dtype} and not an integer")
     if problems:
         return problems
-    if header.task != "segmentation":
-        problems += _probability_problems(frame, header)
+    if header.kind == "rows":
+        problems += _value_problems(frame, header)
     twice = frame["id"][frame.duplicated(["id", *MEMBER])].unique()
     if len(twice):
         problems.append(f"{len(twice)} ids come more than once for one member: {some(sorted(twice))}")
         return problems
     members = frame[MEMBER].drop_duplicates()
     full = len(members)
-    if header.kind == "oof":
+    if header.split == "oof":
         folds = frame.groupby("id")["fold"].nunique()
         several = folds.index[folds > 1]
         if len(several):
@@ -145,26 +169,16 @@ def frame_problems(frame: pd.DataFrame, header: Header) -> list[str]:
     return problems
 
 
-def _probability_problems(frame: pd.DataFrame, header: Header) -> list[str]:
-    other = [name for name in header.classes if not pd.api.types.is_float_dtype(frame[name])]
+def _value_problems(frame: pd.DataFrame, header: Header) -> list[str]:
+    other = [name for name in header.columns if not pd.api.types.is_float_dtype(frame[name])]
     if other:
         return [f"the column {name} is {frame[name].dtype} and not a float" for name in other]
-    values = frame[header.classes].to_numpy(np.float32)
-    problems = []
-    for what, bad in (
-        ("have NaN", np.isnan(values)),
-        ("are outside 0 to 1", (values < -ROUNDING) | (values > 1 + ROUNDING)),
-    ):
-        rows = bad.any(axis=1)
-        if rows.any():
-            problems.append(f"{rows.sum()} rows {what}: ids {some(sorted(frame['id'][rows].unique()))}")
-    if header.task == "multiclass" and not problems:
-        off = np.abs(values.sum(axis=1) - 1) > 1e-2
-        if off.any():
-            problems.append(
-                f"{off.sum()} rows do not sum to 1 over the classes: ids {some(sorted(frame['id'][off].unique()))}"
-            )
-    return problems
+    values = frame[header.columns].to_numpy(np.float32)
+    return [
+        f"{rows.sum()} rows {what}: ids {some(sorted(frame['id'][rows].unique()))}"
+        for what, rows in header.meaning.problems(values).items()
+        if rows.any()
+    ]
 
 
 def members_of(frame: pd.DataFrame) -> list[tuple[int, str, str]]:

@@ -1,16 +1,26 @@
 """The competition's score of predictions against a table. What is predicted may be a unit of several images."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 
 from foldwise.data.table import Table
-from foldwise.predictions.metrics import ClassificationMetric, score_folds
+from foldwise.predictions.metrics import RowMetric, score_folds
+from foldwise.predictions.metrics.records import row_records
 
 
-def by_unit(
-    table: Table, rows: np.ndarray, probability: np.ndarray, folds: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Targets (U, C), probabilities (U, C) and folds (U,) of units: the mean over the images of one `unit`.
+class Scored(NamedTuple):
+    """What is scored: targets (U, C), values (U, C), folds (U,) and records (U,), see `metrics.records`."""
+
+    target: np.ndarray
+    probability: np.ndarray
+    folds: np.ndarray
+    rows: np.ndarray
+
+
+def by_unit(table: Table, rows: np.ndarray, probability: np.ndarray, folds: np.ndarray) -> Scored:
+    """Targets and predictions of units: the mean over the images of one `unit`.
 
     Where the table has no units, every row is one. Rows of fold -1, which are never scored, are left out first.
 
@@ -22,9 +32,9 @@ def by_unit(
     assert table.target is not None
     scored = folds >= 0
     rows, probability, folds = rows[scored], probability[scored], folds[scored]
-    target = table.target[rows]
+    target, records = table.target[rows], row_records(table.frame.iloc[rows])
     if "unit" not in table.frame:
-        return target, probability, folds
+        return Scored(target, probability, folds, records)
     code, _ = pd.factorize(table.frame["unit"].to_numpy()[rows])
     count = np.bincount(code)[:, None]
 
@@ -32,17 +42,17 @@ def by_unit(
         return np.stack([np.bincount(code, weights=column) for column in values.T], axis=1) / count
 
     first = np.unique(code, return_index=True)[1]
-    return mean(target), mean(probability), folds[first]
+    return Scored(mean(target), mean(probability), folds[first], records)
 
 
-def score_rows(metric: ClassificationMetric, table: Table, rows: np.ndarray, probability: np.ndarray) -> float:
+def score_rows(metric: RowMetric, table: Table, rows: np.ndarray, probability: np.ndarray) -> float:
     """The score of predictions (N, C) of these rows, units averaged."""
-    target, probability, _ = by_unit(table, rows, probability, np.zeros(len(rows), int))
-    return metric(target, probability)
+    scored = by_unit(table, rows, probability, np.zeros(len(rows), int))
+    return metric(scored.target, scored.probability, rows=scored.rows)
 
 
 def score_table(
-    metric: ClassificationMetric, table: Table, rows: np.ndarray, probability: np.ndarray, folds: np.ndarray
+    metric: RowMetric, table: Table, rows: np.ndarray, probability: np.ndarray, folds: np.ndarray
 ) -> tuple[dict[int, float], float]:
     """The score of each fold and of all of them, units averaged; see `metrics.score_folds`."""
     return score_folds(metric, *by_unit(table, rows, probability, folds))

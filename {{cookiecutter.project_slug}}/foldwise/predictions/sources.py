@@ -49,7 +49,7 @@ def find_sources(folders: Sequence[Path], oof: str = "oof", test: str | None = N
     Args:
         folders: runs, ensembles, or folders with the same shape.
         oof: "oof", or the name of out-of-fold predictions in `predictions/`, for example oof-d4.
-        test: a name in `predictions/`; None takes the only ones of kind test, or none where there are none.
+        test: a name in `predictions/`; None takes the only ones of split test, or none where there are none.
 
     Raises:
         Refusal: a folder twice, predictions that are not there, or several to choose from; every problem is listed.
@@ -62,7 +62,7 @@ def find_predictions(paths: Sequence[Path], oof: str, test: str | None, labelled
 
     Args:
         oof: as in `find_sources`.
-        test: the name of predictions of kind test, to compare with a labelled table; None: the only ones.
+        test: the name of predictions of split test, to compare with a labelled table; None: the only ones.
         labelled: whether there is such a table.
 
     Raises:
@@ -72,9 +72,9 @@ def find_predictions(paths: Sequence[Path], oof: str, test: str | None, labelled
 
 
 def test_names(folder: Path) -> list[str]:
-    """Names of the predictions of kind test in a source."""
+    """Names of the test predictions in a source."""
     found = sorted(path.parent for path in (folder / "predictions").glob(f"*/{HEADER}"))
-    return [path.name for path in found if read_header(path).kind == "test"]
+    return [path.name for path in found if read_header(path).split == "test"]
 
 
 def _collect(paths: Sequence[Path], find: Callable[[Path], T]) -> list[T]:
@@ -110,8 +110,8 @@ def _find_prediction(path: Path, oof: str, test: str | None, labelled: bool) -> 
         raise Refusal(f"{path} has no test predictions")
     if not (folder / HEADER).is_file():
         raise Refusal(f"{path} has no predictions {folder}")
-    if not labelled and read_header(folder).kind == "test":
-        raise Refusal(f"{folder} is of kind test: name the table that has the truth with --table")
+    if not labelled and read_header(folder).split == "test":
+        raise Refusal(f"{folder} has test predictions: name the table that has the truth with --table")
     return folder
 
 

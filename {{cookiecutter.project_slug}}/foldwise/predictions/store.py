@@ -6,11 +6,14 @@ were averaged). Averaging over members comes last, since what is fitted out of f
 each member alone.
 
     predictions.json      what it is, see `Header`
-    predictions.parquet   classification: id (text), fold (integer), snapshot (text), view (text), one column a class
-    index.parquet         segmentation: id, fold, snapshot, view, file, height, width
-    maps/000000.npz       segmentation: one array "probability" (C, H, W) uint8, probability = value / 255
+    predictions.parquet   rows: id (text), fold (integer), snapshot (text), view (text), and the values (float columns)
+    index.parquet         maps: id, fold, snapshot, view, file, height, width
+    maps/000000.npz       maps: one array "probability" (C, H, W) uint8, probability = value / 255
 
-`kind` says how rows and members go together: `oof` rows are each predicted by the model that did not see them, so an
+What the values are, and what they must be, says the `task` (see `foldwise.tasks`), whose `kind` is rows or maps: of
+multiclass and multilabel rows of probabilities, of segmentation maps of them.
+
+`split` says how rows and members go together: `oof` rows are each predicted by the model that did not see them, so an
 id has one fold; a `test` prediction has every id from every member.
 
 Anybody's pipeline can write one with pandas alone:
@@ -20,9 +23,9 @@ Anybody's pipeline can write one with pandas alone:
     frame = pd.DataFrame({"id": ids, "fold": 0, "snapshot": "last", "view": "identity"})     # ids are text
     frame[["cat", "dog"]] = probabilities                                                      # (N, 2) in [0, 1]
     frame.to_parquet(folder / "predictions.parquet")
-    header = {"schema_version": 1, "kind": "test", "task": "multiclass", "classes": ["cat", "dog"], "run": "friend",
-              "folds_hash": None, "tta": {"views": ["identity"], "mean": "arithmetic"}, "created_by": "a friend",
-              "members": [{"fold": 0, "snapshot": "last", "view": "identity"}]}
+    header = {"schema_version": 2, "split": "test", "task": "multiclass", "kind": "rows", "columns": ["cat", "dog"],
+              "run": "friend", "folds_hash": None, "tta": {"views": ["identity"], "mean": "arithmetic"},
+              "created_by": "a friend", "members": [{"fold": 0, "snapshot": "last", "view": "identity"}]}
     (folder / "predictions.json").write_text(json.dumps(header))
 """
 
@@ -38,9 +41,8 @@ from foldwise.errors import Refusal
 from foldwise.files import new_folder, read_json, write_json
 from foldwise.predictions.members import merge
 from foldwise.predictions.schema import (
+    FILES,
     HEADER,
-    INDEX,
-    ROWS,
     Header,
     PredictionsError,
     frame_problems,
@@ -55,19 +57,19 @@ from foldwise.predictions.writers import MapWriter, with_members
 
 @dataclass(frozen=True)
 class Predictions:
-    """A checked prediction: `frame` has the rows (classification) or the index of the maps (segmentation)."""
+    """A checked prediction: `frame` has the rows, or the index of the maps."""
 
     folder: Path
     header: Header
     frame: pd.DataFrame
 
     @property
-    def classes(self) -> list[str]:
-        return list(self.header.classes)
+    def columns(self) -> list[str]:
+        return list(self.header.columns)
 
 
 class MapRow(NamedTuple):
-    """One member's segmentation of one image; `probability` (C, H, W) float32."""
+    """One member's map of one image; `probability` (C, H, W) float32."""
 
     id: str
     fold: int
@@ -77,7 +79,7 @@ class MapRow(NamedTuple):
 
 
 def write_predictions(folder: Path, frame: pd.DataFrame, header: Header) -> None:
-    """Write classification rows (id, fold, snapshot, view, one float column a class) as a new prediction folder.
+    """Write rows (id, fold, snapshot, view, and the values, a float column each) as a new prediction folder.
 
     Raises:
         PredictionsError: everything that is wrong with the rows; nothing is written then.
@@ -87,9 +89,9 @@ def write_predictions(folder: Path, frame: pd.DataFrame, header: Header) -> None
     frame = frame[row_columns(frame, header, folder)].reset_index(drop=True)
     raise_problems(folder, frame_problems(frame, header))
     header = with_members(header, frame)
-    frame[header.classes] = frame[header.classes].astype(np.float32).clip(0, 1)
+    frame[header.columns] = header.meaning.clip(frame[header.columns].to_numpy(np.float32))
     with new_folder(folder) as temporary:
-        frame.to_parquet(temporary / ROWS, index=False)
+        frame.to_parquet(temporary / FILES["rows"], index=False)
         write_json(temporary / HEADER, asdict(header))
 
 
@@ -97,7 +99,7 @@ def read_header(folder: Path) -> Header:
     """The sidecar of a prediction folder.
 
     Raises:
-        PredictionsError: not there, not JSON, of a newer version, or keys missing or of another type.
+        PredictionsError: not there, not JSON, of another version, or keys missing or of another type.
     """
     path = Path(folder) / HEADER
     if not path.is_file():
@@ -113,16 +115,16 @@ def read_header(folder: Path) -> Header:
 def read_predictions(folder: Path) -> Predictions:
     """Read and check a prediction folder.
 
-    Classification: ids unique within each member, no NaN, everything in [0, 1], columns and members as the sidecar
-    says, every id from the members it should have. Segmentation: the same of the index, and that every map file is
-    there; the maps are checked as they are read (`iter_maps`).
+    Rows: ids unique within each member, values that the task can have, columns and members as the sidecar says, every
+    id from the members it should have. Maps: the same of the index, and that every map file is there; the maps are
+    checked as they are read (`iter_maps`).
 
     Raises:
         PredictionsError: everything that is wrong.
     """
     folder = Path(folder)
     header = read_header(folder)
-    path = folder / (INDEX if header.task == "segmentation" else ROWS)
+    path = folder / FILES[header.kind]
     if not path.is_file():
         raise PredictionsError(folder, [f"there is no {path.name}, which {HEADER} needs for {header.task}"])
     try:
@@ -134,16 +136,16 @@ def read_predictions(folder: Path) -> Predictions:
     found, said = members_of(frame), sorted((m["fold"], m["snapshot"], m["view"]) for m in header.members)
     if not problems and found != said:
         problems.append(f"the members of {HEADER} are {said} and those of {path.name} {found}")
-    if header.task == "segmentation" and not problems:
+    if header.kind == "maps" and not problems:
         problems += map_file_problems(folder, frame)
     raise_problems(folder, problems)
-    if header.task != "segmentation":
-        frame[header.classes] = frame[header.classes].clip(0, 1)
+    if header.kind == "rows":
+        frame[header.columns] = header.meaning.clip(frame[header.columns].to_numpy())
     return Predictions(folder, header, frame)
 
 
 def iter_maps(predictions: Predictions, ids: Sequence[str] | None = None) -> Iterator[MapRow]:
-    """The maps of a segmentation prediction, one at a time, an image's members one after the other.
+    """The maps of a prediction, one at a time, an image's members one after the other.
 
     Args:
         ids: the images, in this order; None: all, in the order of the index.
@@ -156,7 +158,7 @@ def iter_maps(predictions: Predictions, ids: Sequence[str] | None = None) -> Ite
         if id not in groups:
             raise PredictionsError(predictions.folder, [f"there is no prediction for id {id}"])
         for row in predictions.frame.iloc[groups[id]].itertuples():
-            probability = _read_map(predictions.folder, row, len(predictions.classes))
+            probability = _read_map(predictions.folder, row, len(predictions.columns))
             yield MapRow(row.id, row.fold, row.snapshot, row.view, probability.astype(np.float32) / 255)
 
 
@@ -180,31 +182,31 @@ def merge_folders(shards: Sequence[Path], folder: Path, ids: Sequence[str]) -> N
     Maps are copied one at a time, as they are.
 
     Raises:
-        PredictionsError: a shard is not valid, they are not of one task and classes, or as `merge`.
+        PredictionsError: a shard is not valid, they are not of one task and columns, or as `merge`.
     """
     parts = [read_predictions(shard) for shard in shards]
     header = parts[0].header
     for part in parts[1:]:
-        for name in ("kind", "task", "classes", "run", "folds_hash", "tta"):
+        for name in ("split", "task", "columns", "run", "folds_hash", "tta"):
             if getattr(part.header, name) != getattr(header, name):
                 raise PredictionsError(part.folder, [f"its {name} is not that of {parts[0].folder}"])
     frame = merge([part.frame.assign(part=index) for index, part in enumerate(parts)], ids)
-    if header.task != "segmentation":
+    if header.kind == "rows":
         return write_predictions(folder, frame.drop(columns="part"), header)
     with MapWriter(folder, header) as writer:
         for row in frame.itertuples():
-            probability = _read_map(parts[row.part].folder, row, len(header.classes))
+            probability = _read_map(parts[row.part].folder, row, len(header.columns))
             writer.add(row.id, row.fold, row.snapshot, row.view, probability)
 
 
-def _read_map(folder: Path, row: Any, classes: int) -> np.ndarray:
+def _read_map(folder: Path, row: Any, columns: int) -> np.ndarray:
     """The (C, H, W) uint8 map of an index row."""
     try:
         with np.load(folder / row.file, allow_pickle=False) as arrays:
             values = arrays["probability"]
     except Exception as error:  # zipfile, zlib, numpy and the file system each have their own
         raise PredictionsError(folder, [f"{row.file} (id {row.id}) cannot be read: {error}"]) from error
-    if values.dtype != np.uint8 or values.shape != (classes, row.height, row.width):
-        said = (classes, row.height, row.width)
+    if values.dtype != np.uint8 or values.shape != (columns, row.height, row.width):
+        said = (columns, row.height, row.width)
         raise PredictionsError(folder, [f"{row.file} (id {row.id}) is {values.dtype} {values.shape}, not uint8 {said}"])
     return values

@@ -7,14 +7,19 @@ from typing import Any
 
 import numpy as np
 
+from foldwise.code.build import make
+from foldwise.code.runs import current_code, open_run_code
 from foldwise.config import compose_config, read_config
 from foldwise.data.folds import folds_hash, table_folds
-from foldwise.data.table import Columns, Table, read_table
+from foldwise.data.pictures import Pictures
+from foldwise.data.prepare import read_items
+from foldwise.data.table import Table
 from foldwise.errors import Refusal
 from foldwise.predictions.members import average_members
 from foldwise.predictions.metrics.building import build_metric
 from foldwise.predictions.schema import PredictionsError, some
 from foldwise.predictions.store import Predictions
+from foldwise.tasks import Task, find_task
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Truth:
     """The truth of one competition.
 
     `folds` is (N,) int64, the fold of each row of the table, -1 for rows that are never scored. `metric` is ready for
-    the task. `config` is the resolved configuration that all this comes from.
+    the task. `config` is the resolved configuration that all this comes from. `pictures` are the rows' to look at.
     """
 
     table: Table
@@ -30,10 +35,11 @@ class Truth:
     folds_hash: str
     metric: Any
     config: dict[str, Any]
+    pictures: Pictures
 
     @property
-    def task(self) -> str:
-        return self.table.task
+    def task(self) -> Task:
+        return find_task(self.table.task)
 
 
 def read_truth(source: Path, data: str | None = None, overrides: Sequence[str] = ()) -> Truth:
@@ -47,31 +53,33 @@ def read_truth(source: Path, data: str | None = None, overrides: Sequence[str] =
     Raises:
         Refusal: there is no configuration, no folds.csv, or something is wrong with the table.
     """
-    config = _config(source, data, overrides)
+    config = source_config(source, data, overrides)
     section = config["data"]
     classes = section["classes"]
     if section["name"] == "sample":
         from foldwise.data.sample import sample_classes
 
         classes = classes or sample_classes(config["task"])
-    columns = Columns.from_config(section["columns"])
-    table = read_table(section["table"], config["task"], section["root"], columns, classes)
-    folds = table_folds(table, section)
-    metric = build_metric(config["metric"], config["task"], table.classes)
-    return Truth(table, np.array([folds[id] for id in table.ids]), folds_hash(folds), metric, config)
+    alias = source_code(source, data, config)
+    samples = make(config["samples"], alias)
+    read = read_items(section, config["task"], samples, classes)
+    folds = table_folds(read.table, section)
+    metric = build_metric(config["metric"], config["task"], read.table.classes, read.table, alias)
+    fold_of = np.array([folds[id] for id in read.table.ids])
+    return Truth(read.table, fold_of, folds_hash(folds), metric, config, Pictures.of(read.source, samples))
 
 
 def align(predictions: Predictions, truth: Truth) -> tuple[np.ndarray, np.ndarray]:
-    """Out-of-fold classification predictions in the order of the table, averaged over snapshots and views.
+    """Out-of-fold predictions of rows in the order of the table, averaged over snapshots and views.
 
     Returns:
-        rows (N,) int64 of the table that are scored, in its order, and their probability (N, C) float64.
+        rows (N,) int64 of the table that are scored, in its order, and their values (N, C) float64.
 
     Raises:
         PredictionsError: as `check_oof`.
     """
     check_oof(predictions, truth)
-    average = average_members(predictions.frame, predictions.classes).set_index("id")
+    average = average_members(predictions.frame, predictions.columns).set_index("id")
     rows = np.flatnonzero(truth.folds >= 0)
     ids = [truth.table.ids[row] for row in rows]
     return rows, average.loc[ids, list(truth.table.classes)].to_numpy(np.float64)
@@ -81,16 +89,16 @@ def check_oof(predictions: Predictions, truth: Truth) -> None:
     """Refuse predictions that are not out-of-fold predictions of exactly the scored rows of the truth.
 
     Raises:
-        PredictionsError: another kind, task, classes or folds, ids that are missing or unknown; all are listed.
+        PredictionsError: another split, task, columns or folds, ids that are missing or unknown; all are listed.
     """
     header, table = predictions.header, truth.table
-    if header.kind != "oof":
-        raise PredictionsError(predictions.folder, [f"their kind is {header.kind}, and only oof ones can be scored"])
+    if header.split != "oof":
+        raise PredictionsError(predictions.folder, [f"their split is {header.split}, and only oof ones can be scored"])
     problems = []
     if header.task != table.task:
         problems.append(f"their task is {header.task}, and that of {table.path} is {table.task}")
-    if header.classes != list(table.classes):
-        problems.append(f"their classes are {some(header.classes)}, and those of {table.path} {some(table.classes)}")
+    if header.columns != list(table.classes):
+        problems.append(f"their columns are {some(header.columns)}, and those of {table.path} {some(table.classes)}")
     if header.folds_hash is not None and header.folds_hash != truth.folds_hash:
         problems.append(f"they were made with the folds {header.folds_hash}, and the folds now are {truth.folds_hash}")
     scored = dict(zip(table.ids, truth.folds.tolist(), strict=True))
@@ -107,12 +115,23 @@ def check_oof(predictions: Predictions, truth: Truth) -> None:
         raise PredictionsError(predictions.folder, problems)
 
 
-def _config(source: Path, data: str | None, overrides: Sequence[str]) -> dict[str, Any]:
+def source_code(source: Path, data: str | None, config: dict[str, Any]) -> str | None:
+    """The alias of the owner's code that belongs to a source's configuration: its own, or the working copy's.
+
+    Raises:
+        Refusal: it is not trusted.
+    """
+    own = open_run_code(source) if data is None else None
+    return own or current_code(config).alias
+
+
+def source_config(source: Path, data: str | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """The resolved configuration of a source, or of `data`; as in `read_truth`."""
     if data is None:
         if overrides:
             raise Refusal(f"{', '.join(overrides)} changes a configuration: name the data with --data")
         if not (source / "config.yaml").is_file():
-            raise Refusal(f"{source} has no config.yaml: say which data its predictions are about with --data <name>")
+            raise Refusal(f"{source} has no config.yaml: say which data and metric it is about with --data <name>")
         return read_config(source)
     from omegaconf import OmegaConf
 

@@ -13,6 +13,7 @@ from foldwise.predictions.ensembles.blending import arithmetic, equal_weights, g
 from foldwise.predictions.schema import MEMBER
 from foldwise.predictions.store import Predictions, iter_maps, read_predictions, write_predictions
 from foldwise.predictions.writers import MapWriter
+from foldwise.tasks import Task
 
 MEANS = ("arithmetic", "geometric", "rank")
 
@@ -28,7 +29,7 @@ def average_views(folder: Path, out: Path, mean: str, views: Sequence[str] | Non
         views: names of some of the views; None: all.
 
     Raises:
-        Refusal: an unknown view, ranks of masks, or as `read_predictions` and the writers.
+        Refusal: an unknown view, a mean that the task cannot have, or as `read_predictions` and the writers.
     """
     check_new(out)
     predictions = read_predictions(folder)
@@ -37,30 +38,33 @@ def average_views(folder: Path, out: Path, mean: str, views: Sequence[str] | Non
     unknown = [view for view in chosen if view not in there]
     if unknown or not chosen or len(set(chosen)) < len(chosen):
         raise Refusal(f"{folder} has the views {', '.join(there)}; choose some of them, each once")
-    if mean == "rank" and predictions.header.task == "segmentation":
+    task = predictions.header.meaning
+    if mean == "rank" and task.kind == "maps":
         raise Refusal("ranks of pixels say nothing: choose the arithmetic or geometric mean for masks")
+    if mean != "arithmetic" and not task.probabilities:
+        raise Refusal(f"the {mean} mean is of probabilities, which {task.name} has not: choose the arithmetic mean")
     header = replace(predictions.header, tta={"views": chosen, "mean": mean}, members=[], created_by="average.py")
     some = replace(predictions, frame=predictions.frame[predictions.frame["view"].isin(chosen)])
-    if header.task != "segmentation":
+    if task.kind == "rows":
         return write_predictions(out, _average_rows(some, mean, chosen), header)
     with MapWriter(out, header) as writer:
         waiting: list[np.ndarray] = []
         for row in iter_maps(_by_member(some)):
             waiting.append(row.probability)
             if len(waiting) == len(chosen):
-                writer.add(row.id, row.fold, row.snapshot, _name(chosen), _mean(np.stack(waiting), mean, header.task))
+                writer.add(row.id, row.fold, row.snapshot, _name(chosen), _mean(np.stack(waiting), mean, task))
                 waiting = []
 
 
 def _average_rows(predictions: Predictions, mean: str, views: Sequence[str]) -> pd.DataFrame:
     """One row for each id, fold and snapshot. Ranks are those among the rows of one model."""
-    classes, parts = predictions.classes, []
+    columns, parts = predictions.columns, []
     for (fold, snapshot), frame in predictions.frame.groupby(["fold", "snapshot"], sort=True):
         ids = frame["id"].drop_duplicates()
         stacked = np.stack(
-            [frame[frame["view"] == view].set_index("id").loc[ids, classes].to_numpy(np.float32) for view in views]
+            [frame[frame["view"] == view].set_index("id").loc[ids, columns].to_numpy(np.float32) for view in views]
         )
-        values = pd.DataFrame(_mean(stacked, mean, predictions.header.task), columns=classes)
+        values = pd.DataFrame(_mean(stacked, mean, predictions.header.meaning), columns=columns)
         parts.append(values.assign(id=ids.to_numpy(), fold=fold, snapshot=snapshot, view=_name(views)))
     return pd.concat(parts, ignore_index=True)
 
@@ -72,14 +76,14 @@ def _by_member(predictions: Predictions) -> Predictions:
     return replace(predictions, frame=predictions.frame.loc[keys])
 
 
-def _mean(values: np.ndarray, mean: str, task: str) -> np.ndarray:
+def _mean(values: np.ndarray, mean: str, task: Task) -> np.ndarray:
     """(V, N, C) or (V, C, H, W) without the first axis."""
     weights = equal_weights(len(values))
     if mean == "rank":
         return rank_mean(values, weights)
     if mean == "arithmetic":
         return arithmetic(values, weights)
-    return geometric(values, weights, task == "multilabel", axis=0 if task == "segmentation" else -1)
+    return geometric(values, weights, task.exclusive, axis=0 if task.kind == "maps" else -1)
 
 
 def _name(views: Sequence[str]) -> str:

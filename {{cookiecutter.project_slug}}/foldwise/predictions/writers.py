@@ -18,10 +18,9 @@ import pandas as pd
 from foldwise.files import check_new, publish, read_json, write_json
 from foldwise.predictions.parts import MapPart, Part, RowPart, find_parts, next_number
 from foldwise.predictions.schema import (
+    FILES,
     HEADER,
-    INDEX,
     MEMBER,
-    ROWS,
     Header,
     frame_problems,
     header_problems,
@@ -45,7 +44,7 @@ class Writer:
         ids: the order of the rows; None: as they were added.
     """
 
-    kind: ClassVar[type[Part]]
+    part_type: ClassVar[type[Part]]
 
     def __init__(
         self,
@@ -73,7 +72,7 @@ class Writer:
     def part(self) -> Part:
         """A new part of this prediction, which another process can add to and close while the block lasts."""
         self.parts += 1
-        return self.kind(self.temporary, self.parts - 1, self.header.classes)
+        return self.part_type(self.temporary, self.parts - 1, self.header.columns)
 
     def add(self, id: str, fold: int, snapshot: str, view: str, probability: np.ndarray) -> None:
         """Add one member's prediction of one image; see the `add` of the parts."""
@@ -91,7 +90,7 @@ class Writer:
 
     def _read(self) -> pd.DataFrame:
         """The rows or the index of all parts."""
-        frame = self.kind.read_all(self.temporary)
+        frame = self.part_type.read_all(self.temporary)
         if self.request is not None:  # an image that was interrupted between its members has been predicted again
             frame = frame.drop_duplicates(["id", *MEMBER], keep="last")
         if self.ids is not None:
@@ -120,20 +119,21 @@ class Writer:
 
 
 class RowWriter(Writer):
-    """Writes a classification prediction."""
+    """Writes a prediction of rows."""
 
-    kind = RowPart
+    part_type = RowPart
 
     def _finish(self, frame: pd.DataFrame) -> pd.DataFrame:
-        frame[self.header.classes] = frame[self.header.classes].clip(0, 1)
-        frame.to_parquet(self.temporary / ROWS, index=False)
+        columns = self.header.columns
+        frame[columns] = self.header.meaning.clip(frame[columns].to_numpy())
+        frame.to_parquet(self.temporary / FILES["rows"], index=False)
         return frame
 
 
 class MapWriter(Writer):
-    """Writes a segmentation prediction. `temporary` takes further files meanwhile."""
+    """Writes a prediction of maps. `temporary` takes further files meanwhile."""
 
-    kind = MapPart
+    part_type = MapPart
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -147,8 +147,11 @@ class MapWriter(Writer):
         for path in (self.temporary / "maps").glob("part-*"):
             path.unlink()  # of an image that was interrupted
         frame["file"] = names
-        frame.to_parquet(self.temporary / INDEX, index=False)
+        frame.to_parquet(self.temporary / FILES["maps"], index=False)
         return frame
+
+
+WRITERS: dict[str, type[Writer]] = {"rows": RowWriter, "maps": MapWriter}  # by the kind of the task
 
 
 def with_members(header: Header, frame: pd.DataFrame) -> Header:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from foldwise.predictions.evaluation.evaluate import TWO_FILES, Evaluation
-from foldwise.predictions.evaluation.evidence import class_table
+from foldwise.predictions.evaluation.evidence import ClassEvidence, class_table
 
 NOTES = 5  # more are in the report
 CLASSES = 30  # of more, the table is in the report only
@@ -19,8 +19,9 @@ def print_evaluation(evaluation: Evaluation) -> None:
     console, scores = Console(highlight=False, markup=False), evaluation.scores
     everything = scores["column"] == ""
     console.print(_overall(evaluation, scores[everything]))
-    if len(evaluation.truth.table.classes) <= CLASSES:
-        console.print(_classes(evaluation))
+    first = evaluation.evidence[0]
+    if first.classes is not None and len(evaluation.truth.table.classes) <= CLASSES:
+        console.print(_classes(evaluation, first.name, first.classes))
     metric = type(evaluation.metrics[0]).__name__
     for column, rows in scores[~everything & (scores["metric"] == metric)].groupby("column", sort=False):
         console.print(_subgroups(f"{metric} by {column}", rows, evaluation))
@@ -47,11 +48,10 @@ def _overall(evaluation: Evaluation, rows: pd.DataFrame) -> Table:
     return table
 
 
-def _classes(evaluation: Evaluation) -> Table:
-    first = evaluation.evidence[0]
-    frame = class_table(first, evaluation.truth).drop(columns=["answered", "right"])
-    unit = "pixels" if evaluation.truth.task == "segmentation" else "times"
-    table = _table(f"classes of {first.name}", ["class"], [f"{unit} true", *frame.columns[2:]])
+def _classes(evaluation: Evaluation, name: str, classes: ClassEvidence) -> Table:
+    frame = class_table(classes, evaluation.truth).drop(columns=["answered", "right"])
+    unit = "pixels" if evaluation.truth.task.kind == "maps" else "times"
+    table = _table(f"classes of {name}", ["class"], [f"{unit} true", *frame.columns[2:]])
     for name, true, *ratios in frame.itertuples(index=False):
         table.add_row(str(name), f"{true:,}", *("—" if math.isnan(value) else f"{value:.3f}" for value in ratios))
     return table

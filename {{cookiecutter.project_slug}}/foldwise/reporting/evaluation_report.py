@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from foldwise.data.images import read_image, read_mask
+from foldwise.data.images import read_mask
 from foldwise.files import write_text
 from foldwise.predictions.evaluation.evaluate import TWO_FILES, Evaluation
-from foldwise.predictions.evaluation.evidence import Evidence, class_table
+from foldwise.predictions.evaluation.evidence import ClassEvidence, Evidence, class_table
 from foldwise.predictions.evaluation.reliability import expected_calibration_error, reliability_curve
 from foldwise.predictions.store import iter_average_maps
 from foldwise.reporting.figures import confusion, intervals, reliability
@@ -45,13 +45,8 @@ def write_evaluation(path: Path, evaluation: Evaluation) -> None:
         own = own[own["metric"] == metric].rename(columns={"value": "label"})
         parts += [_heading(f"By {column}"), figure_html(f"{metric} by {column}", intervals(own, metric))]
         parts.append(_table(rows.drop(columns="column")))
-    parts += [_heading(f"Classes: {first.name}"), _table(class_table(first, evaluation.truth))]
-    if first.confusion is not None:
-        figure = confusion(first.confusion, evaluation.truth.table.classes)
-        parts.append(figure_html(f"Confusion matrix: {first.name}", figure))
-    parts += ["<h2>Calibration</h2>", _calibration(evaluation)]
-    if first.right.all():
-        parts.append(f"<p>{html.escape(first.name)}: no answer is wrong.</p>")
+    if first.classes is not None:
+        parts += _classes(evaluation, first.name, first.classes)
     shown = _galleries(evaluation, first)
     parts += [figure_html(caption, figure) for caption, figure in shown]
     if evaluation.notes:
@@ -73,26 +68,39 @@ def _summary(evaluation: Evaluation) -> str:
     return f"<table>\n{rows}</table>"
 
 
+def _classes(evaluation: Evaluation, name: str, classes: ClassEvidence) -> list[str]:
+    """The classes' figures, their confusion and calibration."""
+    parts = [_heading(f"Classes: {name}"), _table(class_table(classes, evaluation.truth))]
+    if classes.confusion is not None:
+        figure = confusion(classes.confusion, evaluation.truth.table.classes)
+        parts.append(figure_html(f"Confusion matrix: {name}", figure))
+    parts += ["<h2>Calibration</h2>", _calibration(evaluation)]
+    if classes.right.all():
+        parts.append(f"<p>{html.escape(name)}: no answer is wrong.</p>")
+    return parts
+
+
 def _calibration(evaluation: Evaluation) -> str:
-    curves = {}
+    curves, task = {}, evaluation.truth.task
     for one in evaluation.evidence:
-        error = expected_calibration_error(one.reliability)
-        curves[f"{one.name} (ECE {error:.4f})"] = (*reliability_curve(one.reliability), one.reliability[0])
-    about = {
-        "multiclass": "the probability of the answered class",
-        "multilabel": "the probability of every label",
-        "segmentation": "the probability of every pixel's answered class",
-    }
-    caption = f"Reliability of {about[evaluation.truth.task]}; ECE is the expected calibration error"
+        assert one.classes is not None
+        sums = one.classes.reliability
+        curves[f"{one.name} (ECE {expected_calibration_error(sums):.4f})"] = (*reliability_curve(sums), sums[0])
+    whose = "every pixel's " if task.kind == "maps" else "the "
+    about = f"{whose}answered class" if task.exclusive else "every label"
+    caption = f"Reliability of the probability of {about}; ECE is the expected calibration error"
     return figure_html(caption, reliability(curves))
 
 
 def _galleries(evaluation: Evaluation, first: Evidence) -> list[tuple[str, "Figure"]]:
-    chosen = {
-        "Most wrong (look here for label errors)": _largest(first, first.wrong, ~first.right),
-        "Most uncertain": _largest(first, first.unsure, np.ones_like(first.right)),
-        "Shown and not scored": evaluation.shown,
-    }
+    chosen, classes = {}, first.classes
+    every = np.ones(len(first.rows), bool)
+    if classes is None:
+        chosen["Largest errors (look here for label errors)"] = _largest(first, first.wrong, every)
+    else:
+        chosen["Most wrong (look here for label errors)"] = _largest(first, first.wrong, ~classes.right)
+        chosen["Most uncertain"] = _largest(first, classes.unsure, every)
+    chosen["Shown and not scored"] = evaluation.shown
     draw = _overlays if first.average is None else _thumbnails
     figures = []
     for caption, rows in chosen.items():
@@ -112,10 +120,10 @@ def _thumbnails(
     table = evaluation.truth.table
     assert table.target is not None and evidence.average is not None
     rows, more = rows[:SHOWN], f" (the first {SHOWN} of {len(rows)})" if len(rows) > SHOWN else ""
-    images = (read_image(table.image_path(row)) for row in rows)
+    images = (evaluation.truth.pictures(row) for row in rows)
 
     def named(values: np.ndarray) -> str:
-        return name_answer(table.classes, values, table.task == "multilabel")
+        return name_answer(table.classes, values, evaluation.truth.task)
 
     titles = [
         f"{table.ids[row]}\n{named(table.target[row])}\n→ {named(evidence.average.loc[table.ids[row]].to_numpy())}"
@@ -129,7 +137,7 @@ def _overlays(evaluation: Evaluation, evidence: Evidence, caption: str, rows: np
     rows = rows[: SHOWN // 4]
     maps = iter_average_maps(evidence.predictions, [table.ids[row] for row in rows])
     for row, (id, probability) in zip(rows, maps, strict=True):
-        image, mask = read_image(table.image_path(row)), read_mask(table.mask_path(row))
+        image, mask = evaluation.truth.pictures(row), read_mask(table.mask_path(row))
         for what, painted in (("answer", probability.argmax(0)), ("truth", mask)):
             picture = overlay(image, painted, table.classes, ignore_index=evaluation.truth.metric.ignore_index)
             figures.append((f"{caption}: {id}, {what}", picture))

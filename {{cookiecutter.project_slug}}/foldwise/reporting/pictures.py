@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foldwise.data.images import default_scale, read_image, read_mask, resize
+from foldwise.data.images import default_scale, read_mask, resize
+from foldwise.data.pictures import Pictures
 from foldwise.data.prepare import Prepared, stratification_target
 from foldwise.data.table import Table
 from foldwise.files import write_atomic
 from foldwise.reporting.figures import DPI, new_figure, nothing_to_show, shorten, to_png
 from foldwise.reporting.palette import class_colors, paint
+from foldwise.tasks import Task, find_task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,9 +103,10 @@ def draw_samples(data: Mapping[str, Any], prepared: Prepared) -> Path:
     if path.exists() and all(path.stat().st_mtime_ns >= source.stat().st_mtime_ns for source in sources):
         return path
     masks = "mask" in table.frame
+    pictures = Pictures.of(prepared.source, prepared.samples)
 
     def picture(row: int) -> np.ndarray:
-        image = _fit(displayable(read_image(table.image_path(row), data["mode"])), THUMBNAIL, THUMBNAIL)
+        image = _fit(displayable(pictures(row)), THUMBNAIL, THUMBNAIL)
         return (
             paint(image, read_mask(table.mask_path(row)), len(table.classes), data["ignore_index"]) if masks else image
         )
@@ -117,9 +120,11 @@ def draw_samples(data: Mapping[str, Any], prepared: Prepared) -> Path:
     return path
 
 
-def name_answer(classes: Sequence[str], values: np.ndarray, multilabel: bool) -> str:
-    """The labels from 0.5 on, or the largest class with its probability."""
-    if multilabel:
+def name_answer(classes: Sequence[str], values: np.ndarray, task: Task) -> str:
+    """The largest class with its probability, or the labels from 0.5 on; what is no probability as it is."""
+    if not task.probabilities:
+        return " ".join(f"{name} {value:.4g}" for name, value in zip(classes, values, strict=True))
+    if not task.exclusive:
         return " ".join(name for name, value in zip(classes, values, strict=True) if value >= 0.5) or "(none)"
     best = int(values.argmax())
     return classes[best] if values[best] == 1 else f"{classes[best]} {values[best]:.2f}"
@@ -164,6 +169,8 @@ def _title(table: Table, row: int) -> str:
     lines = [name if len(name) <= 24 else f"…{name[-23:]}"]
     if table.target is not None:
         target = table.target[row]
+        if not (task := find_task(table.task)).probabilities:
+            return "\n".join([*lines, name_answer(table.classes, target, task)])
         some = [index for index in np.argsort(-target, kind="stable") if target[index] > 0]
         shares = [table.classes[n] if target[n] == 1 else f"{table.classes[n]} {target[n]:.2f}" for n in some]
         lines.append(" ".join(shares) or "—")

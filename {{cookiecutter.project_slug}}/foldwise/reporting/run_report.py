@@ -8,14 +8,16 @@ import numpy as np
 import pandas as pd
 
 from foldwise.config import followers
-from foldwise.data.images import read_image, read_mask
+from foldwise.data.images import read_mask
+from foldwise.data.pictures import Pictures
 from foldwise.data.table import Table
 from foldwise.predictions.members import average_members
-from foldwise.predictions.metrics import answered_right, confusion_matrix, cross_entropy
+from foldwise.predictions.metrics import Dice, MeanIoU, answered_right, confusion_matrix, cross_entropy
 from foldwise.predictions.store import Predictions, iter_average_maps
 from foldwise.reporting.figures import confusion, nothing_to_show, per_class
 from foldwise.reporting.pictures import gallery, name_answer, overlay
 from foldwise.reporting.report import write_report
+from foldwise.tasks import Task
 
 GALLERY = 24  # pictures of a gallery
 OVERLAYS = 4
@@ -25,6 +27,7 @@ def report_run(
     run: Path,
     config: Mapping[str, Any],
     table: Table,
+    pictures: Pictures,
     metric: Any,
     per_fold: Mapping[int, float],
     overall: float,
@@ -36,7 +39,7 @@ def report_run(
     Args:
         metric: the metric, ready for the task.
         oof: the out-of-fold predictions of the whole run.
-        counts: (N, C, 3) pixel counts of the images in the order of `oof`; None but for segmentation.
+        counts: (N, C, 3) pixel counts of the images in the order of `oof`; None but for maps.
     """
     name = type(metric).__name__
     summary = {
@@ -55,9 +58,7 @@ def report_run(
         scores += [{"fold": "mean", name: float(np.mean(values))}, {"fold": "std", name: float(np.std(values))}]
     scores.append({"fold": "OOF overall", name: overall})
     history = {fold: pd.read_csv(run / f"fold{fold}" / "history.csv") for fold in per_fold}
-    figures = (
-        _segmentation_figures(table, metric, oof, counts) if counts is not None else _classification_figures(table, oof)
-    )
+    figures = _map_figures(table, metric, oof, counts) if counts is not None else _row_figures(table, oof)
     if (run / "plan.png").exists():  # a run that averages another has none
         figures.insert(0, ("Plan", (run / "plan.png").read_bytes()))
     write_report(run / "report.html", run.name, summary, scores, history, figures, metric=name)
@@ -74,27 +75,26 @@ def _weights(config: Mapping[str, Any]) -> str:
     return f"the last of a fixed number of epochs{ema}{optimistic}"
 
 
-def _classification_figures(table: Table, oof: Predictions) -> list[tuple[str, Any]]:
+def _row_figures(table: Table, oof: Predictions) -> list[tuple[str, Any]]:
     assert table.target is not None
     row_of = {id: row for row, id in enumerate(table.ids)}
-    average = average_members(oof.frame, oof.classes)
+    average, task = average_members(oof.frame, oof.columns), oof.header.meaning
     rows = np.array([row_of[id] for id in average["id"]])
-    target, probability = table.target[rows], average[oof.classes].to_numpy(np.float64)
-    multilabel = table.task == "multilabel"
+    target, values = table.target[rows], average[oof.columns].to_numpy(np.float64)
     figures = []
-    if multilabel:
-        wrong = np.where(target >= 0.5, probability < 0.5, probability >= 0.5).mean(axis=0)
+    if task.probabilities and task.exclusive:
+        matrix = confusion_matrix(target.argmax(axis=1), values.argmax(axis=1), len(oof.columns))
+        figures.append(("Confusion matrix, out of fold", confusion(matrix, oof.columns)))
+    elif task.probabilities:
+        wrong = np.where(target >= 0.5, values < 0.5, values >= 0.5).mean(axis=0)
         support = (target >= 0.5).sum(axis=0)
-        figure = per_class(wrong, oof.classes, "share of images answered wrongly at 0.5", support, False)
+        figure = per_class(wrong, oof.columns, "share of images answered wrongly at 0.5", support, False)
         figures.append(("Errors per class", figure))
-    else:
-        matrix = confusion_matrix(target.argmax(axis=1), probability.argmax(axis=1), len(oof.classes))
-        figures.append(("Confusion matrix, out of fold", confusion(matrix, oof.classes)))
-    worst = worst_rows(target, probability, GALLERY, multilabel)
-    images = (read_image(table.image_path(rows[index])) for index in worst)
+    worst = worst_rows(target, values, GALLERY, task)
+    images = (pictures(rows[index]) for index in worst)
     titles = [
-        f"{table.ids[rows[i]]}\n{name_answer(oof.classes, target[i], multilabel)}\n"
-        f"→ {name_answer(oof.classes, probability[i], multilabel)}"
+        f"{table.ids[rows[i]]}\n{name_answer(oof.columns, target[i], task)}\n"
+        f"→ {name_answer(oof.columns, values[i], task)}"
         for i in worst
     ]
     wrong = gallery(images, titles) if titles else nothing_to_show("no answer is wrong")
@@ -102,23 +102,28 @@ def _classification_figures(table: Table, oof: Predictions) -> list[tuple[str, A
     return figures
 
 
-def worst_rows(target: np.ndarray, probability: np.ndarray, count: int, multilabel: bool = False) -> np.ndarray:
-    """Rows of (N, C) targets and probabilities that are answered wrongly, by their cross-entropy, at most `count`."""
-    order = np.argsort(-cross_entropy(target, probability, multilabel), kind="stable")
-    return order[~answered_right(target, probability, multilabel)[order]][:count]
+def worst_rows(target: np.ndarray, values: np.ndarray, count: int, task: Task) -> np.ndarray:
+    """Rows of (N, C) targets and values that are answered wrongly, by their cross-entropy, at most `count`.
+
+    Of values that are no probabilities, those with the largest mean error.
+    """
+    if not task.probabilities:
+        return np.argsort(-np.abs(target - values).mean(axis=1), kind="stable")[:count]
+    order = np.argsort(-cross_entropy(target, values, task.exclusive), kind="stable")
+    return order[~answered_right(target, values, task.exclusive)[order]][:count]
 
 
-def _segmentation_figures(table: Table, metric: Any, oof: Predictions, counts: np.ndarray) -> list[tuple[str, Any]]:
-    values = metric.per_class(counts)
-    support = counts[:, :, 2].sum(axis=0)
-    figures = [(f"{type(metric).__name__} per class", per_class(values, oof.classes, type(metric).__name__, support))]
+def _map_figures(table: Table, metric: Any, oof: Predictions, counts: np.ndarray) -> list[tuple[str, Any]]:
+    support, shown = counts[:, :, 2].sum(axis=0), metric if isinstance(metric, Dice | MeanIoU) else MeanIoU()
+    name = type(shown).__name__
+    figures = [(f"{name} per class", per_class(shown.per_class(counts), oof.columns, name, support))]
     right, true = counts[:, :, 0].sum(axis=1), counts[:, :, 2].sum(axis=1)
     share = right / np.maximum(true, 1)
     worst = [index for index in np.argsort(share, kind="stable")[:OVERLAYS] if right[index] < true[index]]
     ids = oof.frame["id"].drop_duplicates().tolist()
     row_of = {id: row for row, id in enumerate(table.ids)}
     for id, probability in iter_average_maps(oof, [ids[index] for index in worst]):
-        image, mask = read_image(table.image_path(row_of[id])), read_mask(table.mask_path(row_of[id]))
-        figures.append((f"Fewest pixels right: {id}, answer", overlay(image, probability.argmax(0), oof.classes)))
-        figures.append((f"{id}, truth", overlay(image, mask, oof.classes, ignore_index=metric.ignore_index)))
+        image, mask = pictures(row_of[id]), read_mask(table.mask_path(row_of[id]))
+        figures.append((f"Fewest pixels right: {id}, answer", overlay(image, probability.argmax(0), oof.columns)))
+        figures.append((f"{id}, truth", overlay(image, mask, oof.columns, ignore_index=metric.ignore_index)))
     return figures

@@ -5,12 +5,12 @@ the task and no name: `kind` says what is stored of an item, `exclusive` whether
 """
 
 from foldwise.errors import Refusal
-from foldwise.tasks.base import Kind, Task
+from foldwise.tasks.base import ForTasks, Kind, Task
 from foldwise.tasks.classes import Classes, Multiclass, Multilabel, Segmentation
 
 TASKS: dict[str, Task] = {task.name: task for task in (Multiclass(), Multilabel(), Segmentation())}
 
-__all__ = ["TASKS", "Classes", "Kind", "Multiclass", "Multilabel", "Segmentation", "Task", "find_task"]
+__all__ = ["TASKS", "Classes", "ForTasks", "Kind", "Multiclass", "Multilabel", "Segmentation", "Task", "find_task"]
 
 
 def find_task(name: str) -> Task:

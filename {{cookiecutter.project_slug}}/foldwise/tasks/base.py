@@ -27,6 +27,7 @@ class Task:
         name: as configurations and headers write it.
         kind: what is stored of an item: a row of values, or a map of values a pixel.
         exclusive: the values over the columns sum to 1.
+        probabilities: the values are probabilities of the columns, so that there are confusions, calibration, log loss.
         column: the usual target column of a table.
         field: of the target in a sample.
         fewest: columns that there must be.
@@ -38,6 +39,7 @@ class Task:
     name: ClassVar[str]
     kind: ClassVar[Kind] = "rows"
     exclusive: ClassVar[bool] = False
+    probabilities: ClassVar[bool] = False
     column: ClassVar[str]
     field: ClassVar[Field] = Field("values", train_only=True)
     fewest: ClassVar[int] = 1
@@ -99,3 +101,33 @@ class Task:
 
     def __hash__(self) -> int:
         return hash(type(self))
+
+
+class ForTasks:
+    """A metric, a submission format: what serves tasks of one kind.
+
+    Attributes:
+        kind: of the tasks.
+        exclusive: which the tasks must be, or must not be; None: either.
+        probabilities: only for tasks whose values are probabilities.
+    """
+
+    kind: ClassVar[Kind] = "rows"
+    exclusive: ClassVar[bool | None] = None
+    probabilities: ClassVar[bool] = True
+
+    @classmethod
+    def suits(cls, task: Task) -> bool:
+        """Whether it can be used for a task."""
+        return (
+            task.kind == cls.kind
+            and cls.exclusive in (None, task.exclusive)
+            and (task.probabilities or not cls.probabilities)
+        )
+
+    @classmethod
+    def tasks(cls) -> list[str]:
+        """The names of the tasks that it suits."""
+        from foldwise.tasks import TASKS
+
+        return [name for name, task in TASKS.items() if cls.suits(task)]

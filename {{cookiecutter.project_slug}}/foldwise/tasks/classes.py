@@ -24,6 +24,8 @@ SUM = 1e-2  # probabilities of exclusive classes may miss the sum of 1 by this m
 class Classes(Task):
     """Probabilities of classes."""
 
+    probabilities = True
+
     def read_target(
         self, raw: "pd.DataFrame", columns: Sequence[str], soft: bool, names: list[str] | None, check: "Check"
     ) -> tuple[list[str] | None, np.ndarray | None]:

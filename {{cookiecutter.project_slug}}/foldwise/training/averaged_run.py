@@ -18,7 +18,6 @@ import torch
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from foldwise.code.build import make
 from foldwise.code.runs import open_run_code
 from foldwise.config import followers, read_config
 from foldwise.data.prepare import prepare
@@ -78,10 +77,10 @@ def average_weights(run: Path, out: Path, device: str = "auto") -> Averaging:
     target = torch.device(choose_device(device))
     config = read_config(run)
     alias = open_run_code(run)
-    prepared = prepare(config, make(config["samples"], alias), make_folds=False)
+    prepared = prepare(config, alias, make_folds=False)
     if len(prepared.outputs) > 1:
         raise Refusal(f"{run} has several outputs, whose snapshots are not averaged: average their predictions instead")
-    metric = build_metric(config["metric"], config["task"], prepared.table.classes)
+    metric = build_metric(config["metric"], config["task"], prepared.table.classes, prepared.table, alias)
     folds = prepared.fold_of_items
     snapshots = find_snapshots(run, config, sorted(set(folds.tolist()) - {-1}), metric.greater_is_better)
     oof = read_predictions(run / "oof")

@@ -248,7 +248,7 @@ def inspect_config(
     spec = build_spec(config, prepared, state, alias)
     for output in prepared.outputs:
         metric = config["outputs"][output.name]["metric"] if output.name else config["metric"]
-        build_metric(metric, output.task, output.columns)
+        build_metric(metric, output.task, output.columns, prepared.tables[output.target], alias)
     network = build_network(config, spec, alias)
     items = training_items(prepared, rows, state)
     plain = {"sampling": "shuffle", "workers": 0, "pseudo": None}

@@ -79,7 +79,7 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], place: Place
     else:
         warnings.simplefilter("ignore")  # those of one rank are enough
     alias = open_run_code(run)
-    prepared = prepare(config, make(config["samples"], alias), make_folds=False, progress=False)
+    prepared = prepare(config, alias, make_folds=False, progress=False)
     folds = prepared.fold_of_items
 
     pl.seed_everything(initial_seed(config["seed"], part), verbose=False)
@@ -93,7 +93,7 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], place: Place
     sampler = cast(EpochSampler, loader.sampler)
     module = build_module(config, prepared, items, network, part, steps, alias)
     rows = part.held(folds)[place.rank :: place.world]  # each item in one rank, none repeated
-    metric = build_metric(config["metric"], config["task"], spec.classes)
+    metric = build_metric(config["metric"], config["task"], spec.classes, prepared.table, alias)
     extra = [make(callback, alias) for callback in config["callbacks"].values()]
     ema = next((callback for callback in extra if isinstance(callback, EMA)), None)
     every = config["validate_every"] if part.folds else 0

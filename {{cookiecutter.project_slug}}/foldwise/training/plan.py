@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foldwise.code.build import make
 from foldwise.code.runs import OwnerCode
 from foldwise.config import followers
 from foldwise.data.holdout import FULL, Holdout, choose_holdouts
@@ -60,7 +59,7 @@ def make_plan(context: "Context", config: dict[str, Any], nodes: int, make_folds
         Refusal: what cannot be used.
     """
     trainer = config["trainer"]
-    prepared = prepare(config, make(config["samples"], code.alias), make_folds)
+    prepared = prepare(config, code.alias, make_folds)
     parts = choose_parts(config, prepared)
     hardware, phases = call(context, _inspect, config, prepared, code.alias)
     devices = count_processes(trainer, hardware)

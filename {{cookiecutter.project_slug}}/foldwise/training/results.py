@@ -12,10 +12,11 @@ import pandas as pd
 from foldwise.config import followers, write_config
 from foldwise.data.holdout import Holdout
 from foldwise.data.images import read_mask
+from foldwise.data.pictures import Pictures
 from foldwise.data.prepare import Prepared
 from foldwise.files import write_json
 from foldwise.predictions.members import average_members
-from foldwise.predictions.metrics import score_fold_counts
+from foldwise.predictions.metrics import pixel_confusion, pixel_counts, score_fold_evidence
 from foldwise.predictions.metrics.building import build_metric
 from foldwise.predictions.scoring import score_table
 from foldwise.predictions.sources import output_folder
@@ -29,7 +30,7 @@ from foldwise.tasks.outputs import Output
 class Scores:
     """The competition's metric: of each fold, and overall as the metric says (pooled, or the mean of the folds).
 
-    `counts` are the (N, C, 3) pixel counts behind it, for segmentation.
+    `counts` are the (N, C, 3) pixel counts of the images, for segmentation.
     """
 
     metric: Any
@@ -49,7 +50,7 @@ def finish_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: P
         folder / "metrics.json",
         {
             "held_out": list(part.folds),
-            "metric": type(build_metric(config["metric"], config["task"], prepared.table.classes)).__name__,
+            "metric": type(_metric(config, prepared)).__name__,
             "score": plain_number(score),
             "epochs": len(history),
             "seconds": round(float(history["seconds"].sum()), 1),
@@ -59,20 +60,26 @@ def finish_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: P
     )
 
 
+def _metric(config: Mapping[str, Any], prepared: Prepared) -> Any:
+    table = prepared.table
+    return build_metric(config["metric"], config["task"], table.classes, table, prepared.alias)
+
+
 def score_predictions(parts: Sequence[Predictions], config: Mapping[str, Any], prepared: Prepared) -> Scores:
     """The competition's metric over predictions of different rows together, averaged over the snapshots."""
     table = prepared.table
-    metric = build_metric(config["metric"], config["task"], table.classes)
+    metric = _metric(config, prepared)
     row_of = {id: row for row, id in enumerate(table.ids)}
     if prepared.outputs[0].meaning.kind == "maps":
-        counts, folds = [], []
+        evidence, counts, folds = [], [], []
         for part in parts:
             for id, probability in iter_average_maps(part):
-                counts.append(metric.measure(read_mask(table.mask_path(row_of[id])), probability))
+                mask, answer = read_mask(table.mask_path(row_of[id])), probability.argmax(axis=0)
+                counts.append(pixel_counts(pixel_confusion(mask, answer, len(table.classes), metric.ignore_index)))
+                evidence.append(counts[-1] if metric.of_counts else metric.measure(mask, probability))
                 folds.append(prepared.folds[id])
-        stacked = np.stack(counts)
-        return Scores(metric, *score_fold_counts(metric, stacked, np.array(folds)), stacked)
-    frame = pd.concat([average_members(part.frame, part.classes) for part in parts])
+        return Scores(metric, *score_fold_evidence(metric, np.stack(evidence), np.array(folds)), np.stack(counts))
+    frame = pd.concat([average_members(part.frame, part.columns) for part in parts])
     rows = np.array([row_of[id] for id in frame["id"]])
     probability, folds = frame[list(table.classes)].to_numpy(np.float64), [prepared.folds[id] for id in frame["id"]]
     return Scores(metric, *score_table(metric, table, rows, probability, np.array(folds)))
@@ -91,6 +98,7 @@ def finish_run(run: Path, config: Mapping[str, Any], prepared: Prepared) -> None
             run,
             config,
             prepared.table,
+            Pictures.of(prepared.source, prepared.samples),
             scores.metric,
             scores.per_fold,
             scores.overall,
@@ -98,7 +106,7 @@ def finish_run(run: Path, config: Mapping[str, Any], prepared: Prepared) -> None
             scores.counts,
         )
         write_scores(run, config, scores)
-    print_run(run, existing, build_metric(config["metric"], config["task"], prepared.table.classes).greater_is_better)
+    print_run(run, existing, _metric(config, prepared).greater_is_better)
 
 
 def finish_output(run: Path, config: Mapping[str, Any], prepared: Prepared, output: Output) -> None:

@@ -33,7 +33,7 @@ class Calibrator:
 
 @dataclass(frozen=True)
 class Temperature(Calibrator):
-    """Multiclass: softmax of log p / T, one T of least cross-entropy (Guo et al. 2017); above 1 it makes less sure."""
+    """Exclusive classes: softmax of log p / T, of least cross-entropy (Guo et al. 2017); above 1 it makes less sure."""
 
     temperature: float = 1.0
     name: ClassVar[str] = "temperature"
@@ -64,7 +64,7 @@ class Temperature(Calibrator):
 
 @dataclass(frozen=True)
 class Platt(Calibrator):
-    """Multi-label: sigmoid(slope · logit p + offset) for each class, of least cross-entropy (Platt 1999).
+    """Other classes: sigmoid(slope · logit p + offset) for each class, of least cross-entropy (Platt 1999).
 
     As in the paper, targets are drawn in by a pseudo count, so that a class that is rare, or always right, does not
     get infinite odds. Slopes are never negative: the order of the rows stays.
@@ -89,10 +89,10 @@ class Platt(Calibrator):
         return f"slopes {self.slope.min():.2f} to {self.slope.max():.2f}"
 
 
-# What is tried for each task, the simplest first.
-CALIBRATORS: dict[str, tuple[Calibrator, ...]] = {
-    "multiclass": (Calibrator(), Temperature()),
-    "multilabel": (Calibrator(), Platt()),
+# What is tried, the simplest first, for classes that are exclusive, and for others.
+CALIBRATORS: dict[bool, tuple[Calibrator, ...]] = {
+    True: (Calibrator(), Temperature()),
+    False: (Calibrator(), Platt()),
 }
 
 

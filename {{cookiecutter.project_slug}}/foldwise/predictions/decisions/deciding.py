@@ -14,7 +14,8 @@ import numpy as np
 from foldwise.errors import Refusal
 from foldwise.predictions.decisions.calibration import CALIBRATORS, Calibrator
 from foldwise.predictions.decisions.rules import ExpectedF, OneThreshold, Rule, rules_for
-from foldwise.predictions.metrics import ClassificationMetric, score_folds
+from foldwise.predictions.metrics import RowMetric, score_folds
+from foldwise.predictions.scoring import Scored
 from foldwise.predictions.selection import choose_simplest, paired_error
 
 
@@ -44,7 +45,7 @@ class Candidates:
 
 
 def candidates_for(
-    metric: ClassificationMetric,
+    metric: RowMetric,
     ranks: bool = False,
     exclusive: Sequence[tuple[int, ...]] | None = None,
     wanted: str | None = None,
@@ -63,14 +64,18 @@ def candidates_for(
     if exclusive is not None and not any(isinstance(rule, ExpectedF) for rule in rules):
         raise Refusal(f"--exclusive is for the expected F-beta, which {type(metric).__name__} does not have")
     assert metric.task is not None  # set by for_task
-    candidates = Candidates(CALIBRATORS[metric.task][: 1 if ranks else None], rules)
+    nothing = ranks or not metric.task.probabilities
+    candidates = Candidates(CALIBRATORS[metric.task.exclusive][: 1 if nothing else None], rules)
     check_wanted(wanted, [method.name for method in candidates.methods])
     return candidates
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a method scored and answered out of fold; `answers` is (N, C), of segmentation (N, C, 3) pixel counts."""
+    """What a method scored and answered out of fold.
+
+    `answers` is (N, C), of masks (N,) which of the `masks.CANDIDATES` each is.
+    """
 
     name: str
     per_fold: dict[int, float]
@@ -102,22 +107,20 @@ class Decision:
 def compare(
     calibrators: Sequence[Calibrator],
     rules: Sequence[Rule],
-    metric: ClassificationMetric,
-    target: np.ndarray,
-    probability: np.ndarray,
-    folds: np.ndarray,
+    metric: RowMetric,
+    scored: Scored,
     done: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
     """The score of each calibrator with each rule, fitted for each fold on the others; simple calibrators first.
 
     Args:
-        target, probability: (N, C) out-of-fold rows.
-        folds: (N,).
+        scored: the out-of-fold rows.
         done: called after each fold of each calibrator, for a progress bar.
 
     Raises:
         Refusal: there are fewer than two folds.
     """
+    target, probability, folds, rows = scored
     check_folds(folds)
     outcomes = []
     with warnings.catch_warnings():  # the run's report has said which classes a fold lacks
@@ -129,11 +132,11 @@ def compare(
                 fitted = calibrator.fit(target[~own], probability[~own])
                 known, new = fitted(probability[~own]), fitted(probability[own])
                 for rule, answer in zip(rules, answers, strict=True):
-                    answer[own] = rule.fit(metric, target[~own], known).decide(new)
+                    answer[own] = rule.fit(metric, target[~own], known, rows[~own]).decide(new)
                 done()
             for rule, answer in zip(rules, answers, strict=True):
                 name = Method(calibrator, rule).name
-                outcomes.append(Outcome(name, *score_folds(metric, target, answer, folds), answer))
+                outcomes.append(Outcome(name, *score_folds(metric, target, answer, folds, rows), answer))
     return outcomes
 
 
@@ -143,10 +146,9 @@ def check_folds(folds: np.ndarray) -> None:
         raise Refusal("decisions are fitted out of fold, for which there must be two folds or more")
 
 
-def fit_decision(
-    method: Method, metric: ClassificationMetric, target: np.ndarray, probability: np.ndarray, folds: np.ndarray
-) -> Decision:
+def fit_decision(method: Method, metric: RowMetric, scored: Scored) -> Decision:
     """Fit a method for the test: a calibrator for each fold's model, and one rule on all out-of-fold rows."""
+    target, probability, folds, rows = scored
     calibrators, calibrated = {}, np.zeros(probability.shape)
     for fold in np.unique(folds).tolist():
         own = folds == fold
@@ -154,7 +156,7 @@ def fit_decision(
         calibrated[own] = calibrators[fold](probability[own])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        rule = method.rule.fit(metric, target, calibrated)
+        rule = method.rule.fit(metric, target, calibrated, rows)
     return Decision(calibrators, method.calibrator.fit(target, probability), rule)
 
 

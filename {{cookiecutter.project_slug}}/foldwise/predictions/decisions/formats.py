@@ -1,7 +1,7 @@
 """What submissions look like: the columns and rows of each format, and how much two answers in it differ.
 
 labels     id and one column: the class, or blank-separated labels
-columns    id and one column a class: probabilities, or 0 and 1; or one column for one class
+columns    id and one column a class: probabilities or other values, or 0 and 1; or one column for one class
 rle        id and run-length encoded masks, a row for each image and class
 masks      a zip of PNG masks <id>.png, whose pixel values are the class numbers
 """
@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 
 from foldwise.errors import Refusal
-from foldwise.predictions.metrics import CLASSIFICATION
+from foldwise.tasks import ForTasks, Kind
 
 
 @dataclass(frozen=True, kw_only=True)
-class Format:
+class Format(ForTasks):
     """What all formats share.
 
     Args:
@@ -32,7 +32,6 @@ class Format:
     empty: str = ""
 
     name: ClassVar[str]
-    tasks: ClassVar[tuple[str, ...]]
     suffix: ClassVar[str] = ".csv"
 
     @property
@@ -64,7 +63,6 @@ class Labels(Format):
     """One column of class names, separated by blanks."""
 
     name: ClassVar[str] = "labels"
-    tasks: ClassVar[tuple[str, ...]] = CLASSIFICATION
 
     def table(self, ids: Sequence[str], answers: np.ndarray) -> pd.DataFrame:
         """The file of answers (N, C) bool."""
@@ -85,7 +83,7 @@ class Columns(Format):
     positive: str | None = None
 
     name: ClassVar[str] = "columns"
-    tasks: ClassVar[tuple[str, ...]] = CLASSIFICATION
+    probabilities: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.positive is not None:
@@ -128,7 +126,7 @@ class RunLengths(Format):
     by_row: bool = False
 
     name: ClassVar[str] = "rle"
-    tasks: ClassVar[tuple[str, ...]] = ("segmentation",)
+    kind: ClassVar[Kind] = "maps"
 
     def __post_init__(self) -> None:
         for name in self.painted:
@@ -167,7 +165,7 @@ class Masks(Format):
     """A zip of PNGs, which `submission.write_masks` writes; of a sample submission it takes the ids."""
 
     name: ClassVar[str] = "masks"
-    tasks: ClassVar[tuple[str, ...]] = ("segmentation",)
+    kind: ClassVar[Kind] = "maps"
     suffix: ClassVar[str] = ".zip"
 
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from foldwise.predictions.decisions.deciding import Outcome, check_folds
-from foldwise.predictions.metrics import SegmentationMetric, score_fold_counts
+from foldwise.predictions.metrics import MapMetric, pixel_confusion, pixel_counts, score_fold_evidence
 
 
 @dataclass(frozen=True)
@@ -61,21 +61,25 @@ CANDIDATES = [Cleaning(fill, area) for area in (0.0, *Cleaning.AREAS) for fill i
 CLEANINGS = [cleaning.name for cleaning in CANDIDATES[:4]]  # every name, the simplest first
 
 
-def count_candidates(metric: SegmentationMetric, mask: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """(candidates, C, 3) pixel counts of an image, see `SegmentationMetric.counts`."""
+def measure_candidates(metric: MapMetric, mask: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The evidence (candidates, ...) of an image, see `MapMetric.measure`, and its pixel counts (candidates, C, 3)."""
     answer = probability.argmax(axis=0)
     areas, classes = object_areas(answer), np.arange(len(probability))[:, None, None]
-    masks = (cleaning.clean(answer, probability, areas) for cleaning in CANDIDATES)
-    return np.stack([metric.counts(mask, classes == cleaned) for cleaned in masks])
+    masks = [cleaning.clean(answer, probability, areas) for cleaning in CANDIDATES]
+    confusions = (pixel_confusion(mask, cleaned, len(classes), metric.ignore_index) for cleaned in masks)
+    counts = np.stack([pixel_counts(confusion) for confusion in confusions])
+    if metric.of_counts:
+        return counts, counts
+    return np.stack([metric.measure(mask, (classes == cleaned).astype(np.float32)) for cleaned in masks]), counts
 
 
 def compare_cleaning(
-    metric: SegmentationMetric, counts: np.ndarray, folds: np.ndarray
+    metric: MapMetric, evidence: np.ndarray, folds: np.ndarray
 ) -> tuple[list[Outcome], list[Cleaning]]:
     """The score of each way of cleaning, the simplest first; for fold k the area is the best of the other folds.
 
     Args:
-        counts: (N, candidates, C, 3) of `count_candidates`.
+        evidence: (N, candidates, ...) of `measure_candidates`.
         folds: (N,).
 
     Returns:
@@ -86,23 +90,22 @@ def compare_cleaning(
     """
     check_folds(folds)
     sign = 1 if metric.greater_is_better else -1
-    place = {cleaning: index for index, cleaning in enumerate(CANDIDATES)}
 
-    def best(fill: bool, areas: Sequence[float], rows: np.ndarray) -> Cleaning:
-        tried = [Cleaning(fill, area) for area in areas]
-        return max(tried, key=lambda cleaning: sign * metric.reduce(counts[rows, place[cleaning]]))
+    def best(fill: bool, areas: Sequence[float], rows: np.ndarray) -> int:
+        tried = [CANDIDATES.index(Cleaning(fill, area)) for area in areas]
+        return max(tried, key=lambda place: sign * metric.reduce(evidence[rows, place]))
 
     outcomes, fitted = [], []
     with warnings.catch_warnings():  # the run's report has said which classes a fold lacks
         warnings.simplefilter("ignore")
         for areas in ((0.0,), Cleaning.AREAS):
             for fill in (False, True):
-                chosen = np.empty(counts[:, 0].shape, counts.dtype)
+                chosen = np.zeros(len(folds), np.int64)
                 for fold in np.unique(folds):
-                    own = folds == fold
-                    chosen[own] = counts[own, place[best(fill, areas, ~own)]]
-                fitted.append(best(fill, areas, folds >= 0))
-                outcomes.append(Outcome(fitted[-1].name, *score_fold_counts(metric, chosen, folds), chosen))
+                    chosen[folds == fold] = best(fill, areas, folds != fold)
+                own = evidence[np.arange(len(folds)), chosen]
+                fitted.append(CANDIDATES[best(fill, areas, folds >= 0)])
+                outcomes.append(Outcome(fitted[-1].name, *score_fold_evidence(metric, own, folds), chosen))
     return outcomes, fitted
 
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from foldwise.data.table import DEFAULT_TARGET, Columns, read_table
+from foldwise.data.table import Columns, read_table
 from foldwise.errors import Refusal
 from foldwise.predictions.decisions.formats import FORMATS
-from foldwise.predictions.decisions.rules import takes_probabilities
+from foldwise.predictions.decisions.rules import takes_values
 from foldwise.predictions.decisions.submission import check_rows, read_sample
 from foldwise.predictions.schema import PredictionsError, raise_problems, some
 from foldwise.predictions.sources import Source, find_sources
@@ -62,7 +62,7 @@ class Material(NamedTuple):
     @property
     def ranks(self) -> bool:
         """Whether the predictions are means of ranks, which order rows and mean nothing else."""
-        return self.oof.header.tta.get("mean") == "rank"
+        return self.oof.header.ranks
 
     @property
     def notes(self) -> list[str]:
@@ -97,7 +97,7 @@ def open_material(request: Request) -> Material:
     ids = (test.frame["id"] if units is None else units).unique().tolist()
     check_rows(layout.row_ids(ids), layout.columns, sample, request.sample)
     material = Material(source, truth, oof, test, units, layout, sample)
-    if material.ranks and not takes_probabilities(truth.metric):
+    if material.ranks and not takes_values(truth.metric):
         raise PredictionsError(
             oof.folder, ["its values are means of ranks and not probabilities: nothing decides by them"]
         )
@@ -105,10 +105,10 @@ def open_material(request: Request) -> Material:
 
 
 def _check_test(test: Predictions, oof: Predictions) -> None:
-    problems = [] if test.header.kind == "test" else [f"their kind is {test.header.kind} and not test"]
+    problems = [] if test.header.split == "test" else [f"their split is {test.header.split} and not test"]
     problems += [
         f"their {name} is not that of {oof.folder}"
-        for name in ("task", "classes", "folds_hash")
+        for name in ("task", "columns", "folds_hash")
         if getattr(test.header, name) != getattr(oof.header, name)
     ]
     raise_problems(test.folder, problems)
@@ -117,21 +117,23 @@ def _check_test(test: Predictions, oof: Predictions) -> None:
 def choose_layout(request: Request, truth: Truth, sample: pd.DataFrame | None) -> Any:
     """The format, with the columns of the sample submission or else of the table."""
     task, classes, options = truth.task, truth.table.classes, request.options
-    probabilities = task != "segmentation" and takes_probabilities(truth.metric)
+    values = task.kind == "rows" and takes_values(truth.metric)
     several = sample is not None and len(sample.columns) > 2
-    of_rows = "columns" if probabilities or several or "positive" in options else "labels"
-    chosen = FORMATS[request.kind or ("rle" if task == "segmentation" else of_rows)]
+    of_rows = "columns" if values or several or "positive" in options else "labels"
+    chosen = FORMATS[request.kind or ("rle" if task.kind == "maps" else of_rows)]
     option = f"--format {chosen.name}"
     problems = [f"{option} has no {name}" for name in sorted(options.keys() - {item.name for item in fields(chosen)})]
-    if task not in chosen.tasks:
-        problems.append(f"{option} is for {' and '.join(chosen.tasks)}, and this is {task}")
-    if chosen.name == "labels" and probabilities:
+    if not chosen.suits(task):
+        problems.append(f"{option} is for {' and '.join(chosen.tasks())}, and this is {task.name}")
+    elif chosen.name == "labels" and values:
         problems.append(f"{option}: {type(truth.metric).__name__} takes probabilities, which --format columns writes")
     if chosen.name == "columns" and "positive" not in options and sample is not None and not several:
-        problems.append(f"{request.sample} has one column beside the ids: say of which class with --positive")
+        if len(classes) > 1:
+            problems.append(f"{request.sample} has one column beside the ids: say of which class with --positive")
+        options = options | {"positive": classes[0]}
     raise_problems("the format", problems)
     columns = Columns.from_config(truth.config["data"]["columns"])
-    names = [columns.id, columns.target if isinstance(columns.target, str) else DEFAULT_TARGET[task]]
+    names = [columns.id, columns.target if isinstance(columns.target, str) else task.column]
     if sample is not None:
         names = sample.columns[:2].tolist()
     return chosen(classes=classes, id_column=names[0], value_column=names[1], **options)
@@ -139,11 +141,13 @@ def choose_layout(request: Request, truth: Truth, sample: pd.DataFrame | None) -
 
 def _units(truth: Truth, test: Predictions) -> pd.Series | None:
     """The unit of each test id, where the training table has units."""
-    if truth.task == "segmentation" or "unit" not in truth.table.frame:
+    if truth.task.kind == "maps" or "unit" not in truth.table.frame:
         return None
     data = truth.config["data"]
     columns = Columns.from_config(data["columns"])
-    table = read_table(data["test_table"], truth.task, data["root"], columns, truth.table.classes, has_target=False)
+    table = read_table(
+        data["test_table"], truth.task.name, data["root"], columns, truth.table.classes, has_target=False
+    )
     units = table.frame.set_index("id")["unit"]
     unknown = sorted(set(test.frame["id"]) - set(units.index))
     if unknown:

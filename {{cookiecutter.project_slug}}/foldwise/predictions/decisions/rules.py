@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from foldwise.predictions.decisions.expected_f import Group, best_answers, find_alone, find_exclusive
-from foldwise.predictions.metrics import ClassificationMetric, FBeta, MacroF1
+from foldwise.predictions.metrics import FBeta, MacroF1, RowMetric
 
 COARSE = np.arange(0.05, 0.96, 0.05)
 FINE = np.arange(-0.04, 0.05, 0.01)
@@ -25,8 +25,10 @@ class Rule:
 
     name: ClassVar[str] = "probabilities"
 
-    def fit(self, metric: ClassificationMetric, target: np.ndarray, probability: np.ndarray) -> Self:
-        """A copy fitted to targets and probabilities (N, C), for this metric."""
+    def fit(
+        self, metric: RowMetric, target: np.ndarray, probability: np.ndarray, rows: np.ndarray | None = None
+    ) -> Self:
+        """A copy fitted to targets and probabilities (N, C), for this metric; `rows` are their records (N,)."""
         return self
 
     def decide(self, probability: np.ndarray) -> np.ndarray:
@@ -59,10 +61,12 @@ class AdjustedArgmax(Argmax):
     share: np.ndarray = field(default_factory=lambda: np.ones(1))
     name: ClassVar[str] = "adjusted-argmax"
 
-    def fit(self, metric: ClassificationMetric, target: np.ndarray, probability: np.ndarray) -> Self:
+    def fit(
+        self, metric: RowMetric, target: np.ndarray, probability: np.ndarray, rows: np.ndarray | None = None
+    ) -> Self:
         share = (target.sum(axis=0) + 1) / (len(target) + target.shape[1])
         tried = [replace(self, strength=strength, share=share) for strength in np.arange(0, 1.01, 0.05).tolist()]
-        return tried[_best(metric, [score(metric, target, rule.decide(probability)) for rule in tried])]
+        return tried[_best(metric, [score(metric, target, rule.decide(probability), rows) for rule in tried])]
 
     def decide(self, probability: np.ndarray) -> np.ndarray:
         return super().decide(probability / self.share**self.strength)
@@ -91,9 +95,12 @@ class OneThreshold(FixedThreshold):
 
     name: ClassVar[str] = "one-threshold"
 
-    def fit(self, metric: ClassificationMetric, target: np.ndarray, probability: np.ndarray) -> Self:
+    def fit(
+        self, metric: RowMetric, target: np.ndarray, probability: np.ndarray, rows: np.ndarray | None = None
+    ) -> Self:
         def best(thresholds: np.ndarray) -> float:
-            return float(thresholds[_best(metric, [score(metric, target, probability >= t) for t in thresholds])])
+            scores = [score(metric, target, probability >= threshold, rows) for threshold in thresholds]
+            return float(thresholds[_best(metric, scores)])
 
         return replace(self, threshold=best(best(COARSE) + FINE))
 
@@ -109,9 +116,11 @@ class ClassThresholds(Rule):
     thresholds: np.ndarray = field(default_factory=lambda: np.full(1, 0.5))
     name: ClassVar[str] = "class-thresholds"
 
-    def fit(self, metric: ClassificationMetric, target: np.ndarray, probability: np.ndarray) -> Self:
+    def fit(
+        self, metric: RowMetric, target: np.ndarray, probability: np.ndarray, rows: np.ndarray | None = None
+    ) -> Self:
         true, curve = metric.hard(target), _CUT_CURVES[type(metric)]
-        answer = OneThreshold().fit(metric, target, probability).decide(probability)
+        answer = OneThreshold().fit(metric, target, probability, rows).decide(probability)
         thresholds = np.zeros(true.shape[1])
         for _ in range(ROUNDS):
             before = answer.copy()
@@ -146,7 +155,9 @@ class ExpectedF(Rule):
     alone: tuple[int, ...] = ()
     name: ClassVar[str] = "expected-f"
 
-    def fit(self, metric: ClassificationMetric, target: np.ndarray, probability: np.ndarray) -> Self:
+    def fit(
+        self, metric: RowMetric, target: np.ndarray, probability: np.ndarray, rows: np.ndarray | None = None
+    ) -> Self:
         true = metric.hard(target)
         groups = (
             find_exclusive(true)
@@ -164,28 +175,31 @@ class ExpectedF(Rule):
         return ", ".join([self.name, *parts])
 
 
-def takes_probabilities(metric: ClassificationMetric) -> bool:
-    """Whether the metric scores probabilities, so that there is nothing to decide.
+def takes_values(metric: RowMetric) -> bool:
+    """Whether the metric scores probabilities, or what else a task has, so that there is nothing to decide.
 
     It is tried on made-up rows: a metric that decides by itself scores probabilities as it does the answers.
     """
+    assert metric.task is not None  # set by for_task
+    if not metric.task.probabilities:
+        return True
     rng = np.random.default_rng(0)
     classes = len(metric.classes)
     target = Argmax().decide(rng.random((50 * classes, classes))).astype(np.float64)
-    probability = (
-        rng.dirichlet(np.ones(classes), len(target)) if metric.task == "multiclass" else rng.random(target.shape)
-    )
+    exclusive = metric.task.exclusive
+    probability = rng.dirichlet(np.ones(classes), len(target)) if exclusive else rng.random(target.shape)
+    rows = metric.example_rows(len(target))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        decided = score(metric, target, metric.hard(probability, _threshold(metric)))
-        return not np.isclose(metric(target, probability), decided, rtol=1e-12)
+        decided = score(metric, target, metric.hard(probability, _threshold(metric)), rows)
+        return not np.isclose(metric(target, probability, rows=rows), decided, rtol=1e-12)
 
 
 def rules_for(metric: Any, exclusive: Sequence[tuple[int, ...]] | None = None) -> list[Rule]:
     """The rules that suit a metric, not yet fitted, the simplest first; `exclusive` as in `ExpectedF`."""
-    if takes_probabilities(metric):
+    if takes_values(metric):
         return [Rule()]
-    if metric.task == "multiclass":
+    if metric.task.exclusive:
         return [Argmax(), AdjustedArgmax()]
     rules: list[Rule] = [FixedThreshold(_threshold(metric)), OneThreshold()]
     if isinstance(metric, FBeta):
@@ -196,9 +210,9 @@ def rules_for(metric: Any, exclusive: Sequence[tuple[int, ...]] | None = None) -
     return rules
 
 
-def score(metric: ClassificationMetric, target: np.ndarray, answers: np.ndarray) -> float:
+def score(metric: RowMetric, target: np.ndarray, answers: np.ndarray, rows: np.ndarray | None = None) -> float:
     """The metric of answers (N, C): 0 and 1 lie on the two sides of every threshold in a metric."""
-    return metric(target, answers.astype(np.float64))
+    return metric(target, answers.astype(np.float64), rows=rows)
 
 
 def _threshold(metric: Any) -> float:
@@ -206,7 +220,7 @@ def _threshold(metric: Any) -> float:
     return getattr(metric, "threshold", 0.5)
 
 
-def _best(metric: ClassificationMetric, scores: Sequence[float]) -> int:
+def _best(metric: RowMetric, scores: Sequence[float]) -> int:
     """The place of the best score; of several equal ones the middle, which is the farthest from a change."""
     values = np.array(scores) * (1 if metric.greater_is_better else -1)
     equal = np.flatnonzero(values == np.nanmax(values)) if np.isfinite(values).any() else np.arange(1)

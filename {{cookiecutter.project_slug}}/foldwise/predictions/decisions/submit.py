@@ -20,9 +20,9 @@ from foldwise.predictions.decisions.deciding import (
     fit_decision,
 )
 from foldwise.predictions.decisions.ledger import read_ledger, record
-from foldwise.predictions.decisions.masks import CLEANINGS, compare_cleaning, count_candidates
+from foldwise.predictions.decisions.masks import CLEANINGS, compare_cleaning, measure_candidates
 from foldwise.predictions.decisions.material import Material, Request, exclusive_columns, open_material
-from foldwise.predictions.decisions.rules import takes_probabilities
+from foldwise.predictions.decisions.rules import takes_values
 from foldwise.predictions.decisions.submission import WRITERS, write_table
 from foldwise.predictions.members import average_members
 from foldwise.predictions.schema import PredictionsError
@@ -75,7 +75,7 @@ def make_submission(request: Request, progress: Progress = silent) -> Submission
     check_new(out)
     if out.as_posix() in noted:
         raise Refusal(f"{request.ledger} has a submission {out} already, which is gone: take another name with --out")
-    make = _make_masks if material.truth.task == "segmentation" else _make_rows
+    make = _make_masks if material.truth.task.kind == "maps" else _make_rows
     made = make(request, material, out, progress)
     metric, outcome = material.truth.metric, made.outcomes[made.place]
     record(
@@ -101,29 +101,29 @@ def make_submission(request: Request, progress: Progress = silent) -> Submission
 
 
 def _make_rows(request: Request, material: Material, out: Path, progress: Progress) -> Made:
-    """Classification."""
+    """A submission of rows."""
     truth, metric, classes = material.truth, material.truth.metric, list(material.truth.table.classes)
     rows, predicted = align(material.oof, truth)
-    target, probability, folds = by_unit(truth.table, rows, predicted, truth.folds[rows])
+    scored = by_unit(truth.table, rows, predicted, truth.folds[rows])
     exclusive = exclusive_columns(request.exclusive, classes)
     candidates = candidates_for(metric, material.ranks, exclusive, request.decision)
-    done = stepping(progress, "deciding out of fold", len(candidates.calibrators) * len(np.unique(folds)))
-    outcomes = compare(candidates.calibrators, candidates.rules, metric, target, probability, folds, done)
+    done = stepping(progress, "deciding out of fold", len(candidates.calibrators) * len(np.unique(scored.folds)))
+    outcomes = compare(candidates.calibrators, candidates.rules, metric, scored, done)
     place = choose(outcomes, metric.greater_is_better, request.decision)
     method = candidates.methods[place]
-    decision = fit_decision(method, metric, target, probability, folds)
+    decision = fit_decision(method, metric, scored)
 
     ids, models = _models(material, classes)
     calibrated = [decision.calibrate(fold, values) for fold, values in models.items()]
     answers = decision.rule.decide(np.mean(calibrated, axis=0))
     shares = {
-        "truth": target.mean(axis=0),
+        "truth": scored.target.mean(axis=0),
         "out of fold": outcomes[place].answers.mean(axis=0),
         "test, one model": np.mean([decision.rule.decide(values).mean(axis=0) for values in calibrated], axis=0),
         f"test, mean of {len(calibrated)}": answers.mean(axis=0),
     }
     write_table(out, material.layout.table(ids, answers), material.sample, request.sample)
-    what = "mean probability" if takes_probabilities(metric) else "share of positives"
+    what = "mean value" if takes_values(metric) else "share of positives"
     return Made(
         outcomes,
         place,
@@ -151,20 +151,21 @@ def _models(material: Material, classes: Sequence[str]) -> tuple[list[str], dict
 
 
 def _make_masks(request: Request, material: Material, out: Path, progress: Progress) -> Made:
-    """Segmentation, one image at a time."""
+    """A submission of masks, one image at a time."""
     truth, metric, classes = material.truth, material.truth.metric, list(material.truth.table.classes)
     check_wanted(request.decision, CLEANINGS)
     row_of = {id: row for row, id in enumerate(truth.table.ids)}
-    counts, folds = [], []
+    measured, folds = [], []
     done = stepping(progress, "cleaning masks out of fold", material.oof.frame["id"].nunique())
     for id, probability in iter_average_maps(material.oof):
         try:
-            counts.append(count_candidates(metric, read_mask(truth.table.mask_path(row_of[id])), probability))
+            measured.append(measure_candidates(metric, read_mask(truth.table.mask_path(row_of[id])), probability))
         except Refusal as error:
             raise PredictionsError(material.oof.folder, [f"{id}: {error}"]) from error
         folds.append(truth.folds[row_of[id]])
         done()
-    outcomes, cleanings = compare_cleaning(metric, np.stack(counts), np.array(folds))
+    evidence, counts = (np.stack(each) for each in zip(*measured, strict=True))
+    outcomes, cleanings = compare_cleaning(metric, evidence, np.array(folds))
     place = choose(outcomes, metric.greater_is_better, request.decision)
 
     cleaning = cleanings[place]
@@ -180,7 +181,8 @@ def _make_masks(request: Request, material: Material, out: Path, progress: Progr
             done()
 
     WRITERS[material.layout.name](out, material.layout, answers(), material.sample, request.sample)
-    before, after = (outcome.answers.sum(axis=0) for outcome in (outcomes[0], outcomes[place]))
+    images = np.arange(len(counts))
+    before, after = (counts[images, outcome.answers].sum(axis=0) for outcome in (outcomes[0], outcomes[place]))
     columns = {
         "truth": after[:, 2],
         "out of fold": before[:, 1],

@@ -1,6 +1,6 @@
 """Blends of several members: means with weights that are given, equal, or fitted.
 
-A member is one source of predictions. Probabilities of members are (M, N, C) float32, weights (M,) with sum 1. Methods
+A member is one source of predictions. Values of members are (M, N, C) float32, weights (M,) with sum 1. Methods
 are listed in `BLENDS`, the simplest first; each is fitted on `Examples` and then predicts rows it has not seen.
 """
 
@@ -14,7 +14,6 @@ import pandas as pd
 
 from foldwise.predictions.ensembles.examples import Examples, Method
 from foldwise.predictions.metrics import score_folds
-from foldwise.predictions.schema import Header
 from foldwise.predictions.scoring import by_unit
 
 EDGE = 2.0**-20  # probabilities are kept so far from 0 and 1; float32 has 1 - EDGE exactly, so both sides are alike
@@ -23,35 +22,27 @@ GREEDY_STEPS = 30
 GREEDY_ROWS = 10_000  # each step scores every candidate, and more rows hardly change the order
 
 
-def is_probability(header: Header) -> bool:
-    """Whether the values are probabilities: means of ranks only order the rows, and nothing else can be read in them.
-
-    What needs probabilities (blending, calibration, expected scores) refuses predictions that are not.
-    """
-    return header.tta.get("mean") != "rank"
-
-
-def arithmetic(probability: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def arithmetic(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The weighted mean over the first axis."""
-    mean = np.tensordot(np.asarray(weights, np.float32), probability, axes=1)
-    return mean.clip(0, 1, out=mean)  # rounding
+    mean = np.tensordot(np.asarray(weights, np.float32), values, axes=1)
+    return mean.clip(values.min(), values.max(), out=mean)  # rounding
 
 
 def geometric(
-    probability: np.ndarray, weights: np.ndarray, multilabel: bool, axis: int = -1, edge: float = EDGE
+    probability: np.ndarray, weights: np.ndarray, exclusive: bool, axis: int = -1, edge: float = EDGE
 ) -> np.ndarray:
     """The weighted mean of log-probabilities over the first axis, renormalised; finite where a member says 0 or 1.
 
-    Multi-label: the mean of the log-odds, each class by itself. Otherwise the classes are those of `axis`, counted
-    without the members' axis, and sum to 1 again.
+    Exclusive: the classes are those of `axis`, counted without the members' axis, and sum to 1 again. Otherwise: the
+    mean of the log-odds, each class by itself.
     """
     from scipy.special import expit, logit, softmax
 
-    transform = logit if multilabel else np.log
+    transform = np.log if exclusive else logit
     total = np.zeros(probability.shape[1:], np.float32)
     for weight, member in zip(weights, probability, strict=True):  # one at a time: no second copy of all members
         total += np.float32(weight) * transform(member.clip(edge, 1 - edge))
-    return expit(total) if multilabel else softmax(total, axis=axis)
+    return softmax(total, axis=axis) if exclusive else expit(total)
 
 
 def rank_mean(probability: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -87,7 +78,7 @@ def one_hot(member: int, members: int) -> np.ndarray:
     return np.eye(members)[member]
 
 
-def simplex_weights(probability: np.ndarray, target: np.ndarray, multilabel: bool) -> np.ndarray:
+def simplex_weights(probability: np.ndarray, target: np.ndarray, exclusive: bool) -> np.ndarray:
     """Weights (M,) of 0 or more with sum 1 that minimise the log loss of the arithmetic mean: a convex problem.
 
     Log loss and not the competition's metric: it has one minimum, a gradient, and no steps to get stuck on.
@@ -99,9 +90,9 @@ def simplex_weights(probability: np.ndarray, target: np.ndarray, multilabel: boo
     from scipy.optimize import Bounds, LinearConstraint, minimize
 
     members = len(probability)
-    cells = probability.reshape(members, -1) if multilabel else probability[:, target > 0]
-    yes = target.ravel() if multilabel else target[target > 0]
-    no = 1 - yes if multilabel else np.zeros_like(yes)
+    cells = probability[:, target > 0] if exclusive else probability.reshape(members, -1)
+    yes = target[target > 0] if exclusive else target.ravel()
+    no = np.zeros_like(yes) if exclusive else 1 - yes
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         mean = (weights.astype(np.float32) @ cells).clip(EDGE, 1 - EDGE)
@@ -130,15 +121,15 @@ def greedy_weights(examples: Examples) -> np.ndarray:
     """
     members = examples.ranking()[:GREEDY_CANDIDATES]
     units = [by_unit(examples.table, examples.rows, examples.probability[m], examples.folds) for m in members]
-    every = slice(None, None, -(-len(units[0][0]) // GREEDY_ROWS))
-    target, folds = units[0][0][every], units[0][2][every]
-    candidates = [probability[every] for _, probability, _ in units]
+    every = slice(None, None, -(-len(units[0].target) // GREEDY_ROWS))
+    target, folds, rows = units[0].target[every], units[0].folds[every], units[0].rows[every]
+    candidates = [unit.probability[every] for unit in units]
     metric, sign = examples.metric, 1 if examples.metric.greater_is_better else -1
 
     def score(probability: np.ndarray) -> float:
         if metric.pooled:
-            return sign * metric(target, probability)
-        return sign * score_folds(metric, target, probability, folds)[1]
+            return sign * metric(target, probability, rows=rows)
+        return sign * score_folds(metric, target, probability, folds, rows)[1]
 
     picks = np.zeros(len(candidates))
     total, best = np.zeros_like(candidates[0]), -np.inf
@@ -170,7 +161,7 @@ def _arithmetic(examples: Examples) -> Blend:
 
 
 def _geometric(examples: Examples) -> Blend:
-    return Blend(equal_weights(len(examples.probability)), partial(geometric, multilabel=examples.multilabel))
+    return Blend(equal_weights(len(examples.probability)), partial(geometric, exclusive=examples.exclusive))
 
 
 def _rank_mean(examples: Examples) -> Blend:
@@ -178,7 +169,7 @@ def _rank_mean(examples: Examples) -> Blend:
 
 
 def _simplex(examples: Examples) -> Blend:
-    return Blend(simplex_weights(examples.probability, examples.target, examples.multilabel))
+    return Blend(simplex_weights(examples.probability, examples.target, examples.exclusive))
 
 
 def _greedy(examples: Examples) -> Blend:
@@ -192,3 +183,4 @@ RANK = Method("rank", "mean of ranks", _rank_mean)
 SIMPLEX = Method("simplex", "weights by log loss", _simplex)
 GREEDY = Method("greedy", "greedy selection", _greedy)
 BLENDS = (SINGLE, MEAN, GEOMETRIC, RANK, SIMPLEX, GREEDY)
+BLENDS_OF_VALUES = (SINGLE, MEAN, GREEDY)  # of whatever a task has

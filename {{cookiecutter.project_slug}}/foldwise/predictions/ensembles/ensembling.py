@@ -18,7 +18,7 @@ import numpy as np
 from foldwise.config import write_config
 from foldwise.errors import Refusal
 from foldwise.files import check_new, new_folder, write_json
-from foldwise.predictions.ensembles.blending import BLENDS, MEAN, RANK, SINGLE, given
+from foldwise.predictions.ensembles.blending import BLENDS, BLENDS_OF_VALUES, MEAN, RANK, SINGLE, given
 from foldwise.predictions.ensembles.comparing import Comparison
 from foldwise.predictions.ensembles.examples import Method
 from foldwise.predictions.ensembles.joining import check_sources
@@ -75,7 +75,7 @@ def ensemble(
     chosen = choose_methods(truth, methods, use, _check_weights(weights, sources), bool(columns))
     forced = "given" if len(weights) else use
     level: RowEnsemble | MapEnsemble
-    if truth.task == "segmentation":
+    if truth.task.kind == "maps":
         level = MapEnsemble(sources, names, truth)
     else:
         level = RowEnsemble(sources, names, truth, columns)
@@ -106,9 +106,11 @@ def choose_methods(
     if weights is not None:
         if names or use:
             raise Refusal("--weights are written as they are: leave out --methods and --use")
-        return [*MAP_BLENDS[:2], given(weights)] if truth.task == "segmentation" else [SINGLE, MEAN, given(weights)]
-    maps = truth.task == "segmentation"
-    possible = MAP_BLENDS if maps else tuple(m for m in (*BLENDS, *STACKERS) if m is not RANK or _can_rank(truth))
+        return [*MAP_BLENDS[:2], given(weights)] if truth.task.kind == "maps" else [SINGLE, MEAN, given(weights)]
+    maps = truth.task.kind == "maps"
+    possible: tuple[Method, ...] = MAP_BLENDS if maps else BLENDS_OF_VALUES
+    if truth.task.probabilities and not maps:
+        possible = tuple(method for method in (*BLENDS, *STACKERS) if method is not RANK or _can_rank(truth))
     every, stackers = [method.name for method in possible], [method.name for method in STACKERS]
     chosen = every if "all" in names else names or [name for name in every if name not in stackers]
     wanted = {"single", "mean", *chosen, *([use] if use else [])}
@@ -116,19 +118,22 @@ def choose_methods(
     if impossible:
         reason = " Ranks are for ranking metrics, and for labels or two classes." if "rank" in impossible else ""
         raise Refusal(
-            f"there is no method {', '.join(impossible)} for {truth.task} and {type(truth.metric).__name__}; "
+            f"there is no method {', '.join(impossible)} for {truth.task.name} and {type(truth.metric).__name__}; "
             f"there are {', '.join(every)}.{reason}"
         )
     if metadata and not wanted & set(stackers):
-        there = "and segmentation has none" if maps else f"name one with --methods ({', '.join(stackers)}, or all)"
+        none = not set(stackers) & set(every)
+        there = (
+            f"and {truth.task.name} has none" if none else f"name one with --methods ({', '.join(stackers)}, or all)"
+        )
         raise Refusal(f"--columns are inputs of a second level: {there}")
     return [method for method in possible if method.name in wanted]
 
 
 def _can_rank(truth: Truth) -> bool:
     """Ranks of three or more exclusive classes cannot sum to 1, as predictions do, and keep their order."""
-    exclusive = truth.task == "multiclass" and len(truth.table.classes) > 2
-    return isinstance(truth.metric, RocAuc | MeanAveragePrecision) and not exclusive
+    several = truth.task.exclusive and len(truth.table.classes) > 2
+    return isinstance(truth.metric, RocAuc | MeanAveragePrecision) and not several
 
 
 def _check_folds(truth: Truth, strict: bool) -> None:

@@ -7,7 +7,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from foldwise.data.table import Table
-from foldwise.predictions.metrics import ClassificationMetric
+from foldwise.predictions.metrics import RowMetric
+from foldwise.tasks import find_task
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Examples:
     """
 
     table: Table
-    metric: ClassificationMetric
+    metric: RowMetric
     rows: np.ndarray
     folds: np.ndarray
     probability: np.ndarray
@@ -35,8 +36,8 @@ class Examples:
         return self.table.target[self.rows]
 
     @property
-    def multilabel(self) -> bool:
-        return self.table.task == "multilabel"
+    def exclusive(self) -> bool:
+        return find_task(self.table.task).exclusive
 
     def take(self, folds: list[int]) -> Self:
         """The rows of these folds, with nothing of the others."""

@@ -1,4 +1,4 @@
-"""What goes together: sources of the same task, classes, folds and ids (others are refused by name), and the output."""
+"""What goes together: sources of the same task, columns, folds and ids (others are refused by name), and the output."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,6 @@ import numpy as np
 
 from foldwise.data.holdout import FULL
 from foldwise.errors import Refusal
-from foldwise.predictions.ensembles.blending import is_probability
 from foldwise.predictions.schema import Header, PredictionsError, some
 from foldwise.predictions.sources import Source
 from foldwise.predictions.store import Predictions, read_header, read_predictions
@@ -25,7 +24,7 @@ def check_sources(sources: Sequence[Source]) -> list[str]:
         )
     for source in sources:
         for path in filter(None, (source.oof, source.test)):
-            if not is_probability(read_header(path)):
+            if read_header(path).ranks:
                 problems.append(
                     f"{path}: its values are means of ranks and not probabilities; blend its sources instead"
                 )
@@ -74,7 +73,7 @@ def check_tests(sources: Sequence[Source], truth: Truth) -> list[str] | None:
 
 
 def check_test(predictions: Predictions, truth: Truth, first: Path, ids: Sequence[str]) -> None:
-    """Refuse test predictions of another task, classes or folds, or of other ids than those of the `first` ones.
+    """Refuse test predictions of another task, columns or folds, or of other ids than those of the `first` ones.
 
     Args:
         ids: of the first ones; empty: whatever they are.
@@ -84,11 +83,11 @@ def check_test(predictions: Predictions, truth: Truth, first: Path, ids: Sequenc
     """
     header, folds = predictions.header, sorted(set(truth.folds.tolist()) - {-1})
     problems = []
-    if header.kind != "test":
-        problems.append(f"their kind is {header.kind} and not test")
-    if (header.task, header.classes) != (truth.task, list(truth.table.classes)):
+    if header.split != "test":
+        problems.append(f"their split is {header.split} and not test")
+    if (header.task, header.columns) != (truth.task.name, list(truth.table.classes)):
         problems.append(
-            f"their task is {header.task} and their classes are {some(header.classes)}: not those of the table"
+            f"their task is {header.task} and their columns are {some(header.columns)}: not those of the table"
         )
     if header.folds_hash is not None and header.folds_hash != truth.folds_hash:
         problems.append(f"they were made with the folds {header.folds_hash}, and the folds now are {truth.folds_hash}")
@@ -118,9 +117,9 @@ def predicted_folds(folder: Path) -> list[int]:
 def output_header(truth: Truth, run: str, mean: str = "arithmetic") -> Header:
     """The header of an ensemble's out-of-fold predictions; `mean` "rank" says that they are not probabilities."""
     return Header(
-        kind="oof",
-        task=truth.task,
-        classes=truth.table.classes,
+        split="oof",
+        task=truth.task.name,
+        columns=truth.table.classes,
         run=run,
         folds_hash=truth.folds_hash,
         tta={"views": ["mean"], "mean": mean},

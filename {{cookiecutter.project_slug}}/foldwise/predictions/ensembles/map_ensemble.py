@@ -1,4 +1,4 @@
-"""Ensembles of segmentation predictions: maps are blended one image at a time, so memory does not grow with images."""
+"""Ensembles of maps: they are blended one image at a time, so memory does not grow with images."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from foldwise.predictions.ensembles.examples import Method
 from foldwise.predictions.ensembles.joining import check_test, output_header
 from foldwise.predictions.ensembles.row_ensemble import error_correlation
 from foldwise.predictions.maps import iter_side_by_side, size_problems
-from foldwise.predictions.metrics import SegmentationMetric, score_fold_counts
+from foldwise.predictions.metrics import MapMetric, score_fold_evidence
 from foldwise.predictions.schema import Header, PredictionsError, raise_problems
 from foldwise.predictions.sources import Source
 from foldwise.predictions.store import MapWriter, Predictions, read_predictions
@@ -43,19 +43,19 @@ class MapExamples:
     """What a blend of maps is fitted on.
 
     Attributes:
-        counts: (N, M, C, 3) pixel counts of the members by themselves, see `SegmentationMetric.counts`.
+        evidence: (N, M, ...) of the members by themselves, see `MapMetric.measure`.
         pixels: (M, P) the members' probability of the true class in some pixels.
     """
 
-    metric: SegmentationMetric
-    counts: np.ndarray
+    metric: MapMetric
+    evidence: np.ndarray
     pixels: np.ndarray
 
 
 def _single(examples: MapExamples) -> Blend:
     sign = 1 if examples.metric.greater_is_better else -1
-    members = examples.counts.shape[1]
-    scores = [sign * examples.metric.reduce(examples.counts[:, member]) for member in range(members)]
+    members = examples.evidence.shape[1]
+    scores = [sign * examples.metric.reduce(examples.evidence[:, member]) for member in range(members)]
     return Blend(one_hot(int(np.argmax(np.nan_to_num(scores, nan=-np.inf))), members))
 
 
@@ -69,10 +69,10 @@ def _geometric(examples: MapExamples) -> Blend:
 
 def _simplex(examples: MapExamples) -> Blend:
     true_class = examples.pixels[:, :, None]
-    return Blend(simplex_weights(true_class, np.ones(true_class.shape[1:], np.float32), multilabel=False))
+    return Blend(simplex_weights(true_class, np.ones(true_class.shape[1:], np.float32), exclusive=True))
 
 
-GEOMETRIC_OF_MAPS = partial(geometric, multilabel=False, axis=0, edge=MAP_EDGE)
+GEOMETRIC_OF_MAPS = partial(geometric, exclusive=True, axis=0, edge=MAP_EDGE)
 MAP_BLENDS = (
     replace(SINGLE, fit=_single),
     replace(MEAN, fit=_mean),
@@ -104,16 +104,16 @@ class MapEnsemble:
         for done, fold in enumerate(self.folds):
             progress(f"members of fold {fold}", done, total)
             self.examples[fold] = self._look_at(fold)
-        counts: dict[frozenset[int], dict[int, np.ndarray]] = {}
+        evidence: dict[frozenset[int], dict[int, np.ndarray]] = {}
         for done, fold in enumerate(self.folds, len(self.folds)):
             progress(f"blends of fold {fold}", done, total)
             without = [frozenset({fold})]
             without += [frozenset({fold, held}) for held in self.folds if strict and held != fold]
             blends = [[self._fit(method, folds) for method in methods] for folds in without]
-            for folds, values in zip(without, self._count(fold, blends), strict=True):
-                counts.setdefault(folds, {})[fold] = values
-        cross_fitted = {fold: counts[frozenset({fold})][fold] for fold in self.folds}
-        member_scores, member_overall = self._score({fold: self.examples[fold].counts for fold in self.folds})
+            for folds, values in zip(without, self._measure(fold, blends), strict=True):
+                evidence.setdefault(folds, {})[fold] = values
+        cross_fitted = {fold: evidence[frozenset({fold})][fold] for fold in self.folds}
+        member_scores, member_overall = self._score({fold: self.examples[fold].evidence for fold in self.folds})
         scores, overall = self._score(cross_fitted)
         pixels = np.concatenate([self.examples[fold].pixels for fold in self.folds], axis=1)[:, :, None]
         return Comparison(
@@ -131,7 +131,7 @@ class MapEnsemble:
             ],
             correlation=error_correlation(pixels, np.ones(pixels.shape[1:])),
             forced=forced,
-            strict=self._strict(methods, forced, counts) if strict else None,
+            strict=self._strict(methods, forced, evidence) if strict else None,
         )
 
     def write(self, method: Method, oof: Path, test: Path | None, run: str) -> None:
@@ -141,7 +141,7 @@ class MapEnsemble:
         if test is not None:
             ids = self.tests[0].frame["id"].drop_duplicates().tolist()
             folds = sorted(set(self.tests[0].frame["fold"].tolist()))  # FULL too: nothing is left out of its fit
-            self._write(method, test, replace(header, kind="test"), self.tests, dict.fromkeys(folds, ids))
+            self._write(method, test, replace(header, split="test"), self.tests, dict.fromkeys(folds, ids))
 
     def _write(
         self, method: Method, folder: Path, header: Header, members: Sequence[Predictions], ids: dict[int, list[str]]
@@ -159,55 +159,55 @@ class MapEnsemble:
 
     def _look_at(self, fold: int) -> MapExamples:
         metric = self.truth.metric
-        counts, pixels = [], []
+        evidence, pixels = [], []
         for mask, maps in self._images(fold):
-            counts.append([metric.counts(mask, member) for member in maps])
+            evidence.append([metric.measure(mask, member) for member in maps])
             valid = np.flatnonzero(mask != metric.ignore_index)
             chosen = np.random.default_rng(0).permutation(valid)[:PIXELS]
             pixels.append(maps.reshape(*maps.shape[:2], -1)[:, mask.ravel()[chosen], chosen])
-        return MapExamples(metric, np.array(counts), np.concatenate(pixels, axis=1))
+        return MapExamples(metric, np.array(evidence), np.concatenate(pixels, axis=1))
 
     def _fit(self, method: Method, without: frozenset[int]) -> Blend:
         """The blend that a method makes of the folds but these."""
         if (method.name, without) not in self.fitted:
             parts = [self.examples[fold] for fold in self.folds if fold not in without]
-            counts = np.concatenate([part.counts for part in parts])
+            evidence = np.concatenate([part.evidence for part in parts])
             pixels = np.concatenate([part.pixels for part in parts], axis=1)
-            fitted = method.fit(MapExamples(self.truth.metric, counts, pixels))
+            fitted = method.fit(MapExamples(self.truth.metric, evidence, pixels))
             assert isinstance(fitted, Blend)
             self.fitted[method.name, without] = fitted
         return self.fitted[method.name, without]
 
-    def _count(self, fold: int, blends: Sequence[Sequence[Blend]]) -> list[np.ndarray]:
-        """For each list of blends, the counts (N, blends, C, 3) of the images of a fold."""
-        counts: list[list[list[np.ndarray]]] = [[] for _ in blends]
+    def _measure(self, fold: int, blends: Sequence[Sequence[Blend]]) -> list[np.ndarray]:
+        """For each list of blends, the evidence (N, blends, ...) of the images of a fold."""
+        evidence: list[list[list[np.ndarray]]] = [[] for _ in blends]
         for mask, maps in self._images(fold):
             known: dict[Any, np.ndarray] = {}  # most lists have the same means and the same best member
-            for one, images in zip(blends, counts, strict=True):
+            for one, images in zip(blends, evidence, strict=True):
                 keys = [(blend.mean, blend.weights.tobytes()) for blend in one]
                 for key, blend in zip(keys, one, strict=True):
                     if key not in known:
-                        known[key] = self.truth.metric.counts(mask, blend.predict(maps, NO_METADATA))
+                        known[key] = self.truth.metric.measure(mask, blend.predict(maps, NO_METADATA))
                 images.append([known[key] for key in keys])
-        return [np.array(images) for images in counts]
+        return [np.array(images) for images in evidence]
 
-    def _score(self, counts: dict[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """(methods, K) scores of the folds and (methods,) overall, of each fold's counts (N, methods, C, 3)."""
-        folds = np.concatenate([np.full(len(counts[fold]), fold) for fold in self.folds])
-        every = np.concatenate([counts[fold] for fold in self.folds])
-        scored = [score_fold_counts(self.truth.metric, every[:, m], folds) for m in range(every.shape[1])]
+    def _score(self, evidence: dict[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """(methods, K) scores of the folds and (methods,) overall, of each fold's evidence (N, methods, ...)."""
+        folds = np.concatenate([np.full(len(evidence[fold]), fold) for fold in self.folds])
+        every = np.concatenate([evidence[fold] for fold in self.folds])
+        scored = [score_fold_evidence(self.truth.metric, every[:, m], folds) for m in range(every.shape[1])]
         return np.array([list(per_fold.values()) for per_fold, _ in scored]), np.array([total for _, total in scored])
 
     def _strict(
-        self, methods: Sequence[Method], forced: str | None, counts: dict[frozenset[int], dict[int, np.ndarray]]
+        self, methods: Sequence[Method], forced: str | None, evidence: dict[frozenset[int], dict[int, np.ndarray]]
     ) -> Strict:
         metric, names = self.truth.metric, [method.name for method in methods]
         held_out, chosen = {}, []
         for held in self.folds:
-            inner = [counts[frozenset({fold, held})][fold] for fold in self.folds if fold != held]
+            inner = [evidence[frozenset({fold, held})][fold] for fold in self.folds if fold != held]
             scores = np.array([[metric.reduce(values[:, m]) for values in inner] for m in range(len(methods))])
             best = names.index(forced) if forced else choose(scores, metric)
-            held_out[held] = counts[frozenset({held})][held][:, [best]]
+            held_out[held] = evidence[frozenset({held})][held][:, [best]]
             chosen.append(names[best])
         scores, overall = self._score(held_out)
         return Strict(scores[0].tolist(), float(overall[0]), chosen)

@@ -10,6 +10,7 @@ from foldwise.data.table import Columns, Table, read_table
 from foldwise.errors import Refusal
 from foldwise.predictions.schema import some
 from foldwise.predictions.truth import Truth
+from foldwise.tasks import TASKS
 
 NOT_METADATA = ("id", "image", "mask", "unit", "group", "fold", "weight")
 
@@ -46,12 +47,12 @@ def _test_table(truth: Truth, columns: Columns) -> Table:
     data = truth.config["data"]
     if data["test_table"] is None:
         raise Refusal("--columns needs the test table's columns as well, and data.test_table is null")
-    return read_table(data["test_table"], truth.task, data["root"], columns, truth.table.classes, has_target=False)
+    return read_table(data["test_table"], truth.task.name, data["root"], columns, truth.table.classes, has_target=False)
 
 
 def _check_columns(names: Sequence[str], columns: Columns, truth: Truth, frames: Sequence[pd.DataFrame]) -> None:
     declared = [columns.id, columns.image, columns.group, columns.unit, columns.weight, columns.fold]
-    target = columns.target or ["label", "labels"]
+    target = columns.target or [task.column for task in TASKS.values()]
     targets = [target] if isinstance(target, str) else list(target)
     problems = [f"the column {name} is the target" for name in names if name in targets]
     problems += [

@@ -1,4 +1,4 @@
-"""Ensembles of classification predictions: everything that is fitted is cross-fitted on the folds."""
+"""Ensembles of rows: everything that is fitted is cross-fitted on the folds."""
 
 import tempfile
 import warnings
@@ -110,7 +110,7 @@ class RowEnsemble:
                 probability = fitted.predict(members[place], self.test_extra)
                 frames.append(_rows(self.test_ids, fold, probability, header))
             del members  # Windows does not delete a file that is mapped
-        write_predictions(test, pd.concat(frames), replace(header, kind="test"))
+        write_predictions(test, pd.concat(frames), replace(header, split="test"))
 
     def _without(self, fold: int) -> Examples:
         return self.examples.take([other for other in self.folds if other != fold])
@@ -202,4 +202,4 @@ def error_correlation(probability: np.ndarray, target: np.ndarray) -> np.ndarray
 
 def _rows(ids: Sequence[str], fold: np.ndarray | int, probability: np.ndarray, header: Header) -> pd.DataFrame:
     frame = pd.DataFrame({"id": ids, "fold": fold, "snapshot": "mean", "view": "mean"})
-    return pd.concat([frame, pd.DataFrame(probability, columns=header.classes)], axis=1)
+    return pd.concat([frame, pd.DataFrame(probability, columns=header.columns)], axis=1)

@@ -44,15 +44,15 @@ class Stack:
 
     estimators: list[Any]
     odds: bool
-    multilabel: bool
+    exclusive: bool
     weights: None = None
 
     def predict(self, probability: np.ndarray, extra: np.ndarray) -> np.ndarray:
-        """(N, C) from members (M, N, C) and metadata (N, F); but for multi-label the classes sum to 1."""
+        """(N, C) from members (M, N, C) and metadata (N, F); exclusive classes sum to 1."""
         inputs = class_inputs(probability, extra, self.odds)
         columns = [_predict(estimator, inputs(index)) for index, estimator in enumerate(self.estimators)]
         values = np.stack(columns, axis=1).astype(np.float32).clip(0, 1)
-        if self.multilabel:
+        if not self.exclusive:
             return values
         values = values.clip(EDGE, 1)
         return values / values.sum(axis=1, keepdims=True)
@@ -86,7 +86,7 @@ def fit_stack(learner: Learner, examples: Examples) -> Stack:
         estimators = Parallel(n_jobs=-1, prefer="threads")(
             delayed(_fit_class)(learner, inputs, index, target[:, index], parts) for index in range(target.shape[1])
         )
-    return Stack(list(estimators), learner.odds, examples.multilabel)
+    return Stack(list(estimators), learner.odds, examples.exclusive)
 
 
 def _fit_class(

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 
 from foldwise.errors import Refusal
-from foldwise.predictions.ensembles.blending import is_probability
 from foldwise.predictions.evaluation.bootstrap import FEWEST_GROUPS, compare, interval, resample, resampled_groups
 from foldwise.predictions.evaluation.evidence import Evidence, gather_evidence
 from foldwise.predictions.evaluation.matching import check_predictions, read_labelled
@@ -25,12 +24,6 @@ from foldwise.predictions.sources import find_predictions
 from foldwise.predictions.store import read_predictions
 from foldwise.predictions.truth import Truth, read_truth
 
-# Beside the competition's own; names of METRICS. None of ranking, which take a hundred times as long to resample.
-OTHER_METRICS = {
-    "multiclass": ("accuracy", "macro_f1", "log_loss"),
-    "multilabel": ("f_beta", "macro_f1", "log_loss"),
-    "segmentation": ("mean_iou", "dice"),
-}
 TWO_FILES = (
     "One prediction a side: the interval is about other images, not about other seeds. Two single files cannot show "
     "that a change is real: train both with several seeds, and name the second side with --against."
@@ -112,15 +105,17 @@ def evaluate(
     shown = scored & shown_rows(truth.table, show) if show is not None else np.zeros_like(scored)
     if not (scored & ~shown).any():
         raise Refusal(f"no rows are left to score: --show {show} takes all of them")
+    metrics = _metrics(truth)
     evidence = [
-        gather_evidence(name, prediction, truth, np.flatnonzero(scored & ~shown), progress)
+        gather_evidence(name, prediction, truth, metrics, np.flatnonzero(scored & ~shown), progress)
         for name, prediction in zip(_names(paths), predictions, strict=True)
     ]
-    return _score(truth, evidence, len(sources), columns, np.flatnonzero(shown), resamples, seed, progress)
+    return _score(truth, metrics, evidence, len(sources), columns, np.flatnonzero(shown), resamples, seed, progress)
 
 
 def _score(
     truth: Truth,
+    metrics: list[Any],
     evidence: list[Evidence],
     sources: int,
     columns: Sequence[str],
@@ -129,21 +124,20 @@ def _score(
     seed: int,
     progress: bool,
 ) -> Evaluation:
-    metrics = _metrics(truth)
     rows = evidence[0].rows
     groups, drawn = resampled_groups(truth.table, rows)
     subsets = [("", "all", np.arange(len(rows)))]
     subsets += [part for column in columns for part in subgroups(truth.table, column, rows)]
     parts = [
-        (units, fold_score(metric, [array[units] for array in one.arrays], one.folds[units]))
+        (units, fold_score(metric, [array[units] for array in arrays], one.folds[units]))
         for _, _, units in subsets
         for one in evidence
-        for metric in metrics
+        for metric, arrays in zip(metrics, one.arrays, strict=True)
     ]
     frame = _score_frame(subsets, groups, evidence, metrics)
     scores, notes = _scores(frame, parts)
     for one in evidence:
-        if not is_probability(one.predictions.header):
+        if one.predictions.header.ranks:
             notes.insert(0, f"{one.name} holds ranks and no probabilities: only metrics of ranking mean something")
     samples = resample(parts, groups, resamples, seed, progress)
     few = frame["groups"] < FEWEST_GROUPS
@@ -173,9 +167,10 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _metrics(truth: Truth) -> list[Any]:
-    others = [METRICS[name] for name in OTHER_METRICS[truth.task] if not isinstance(truth.metric, METRICS[name])]
-    options = {"ignore_index": truth.metric.ignore_index} if truth.task == "segmentation" else {}
-    return [truth.metric, *(kind(**options).for_task(truth.task, truth.table.classes) for kind in others)]
+    """The competition's own and the task's others: none of ranking, which take a hundred times as long to resample."""
+    others = [METRICS[name] for name in truth.task.metrics if type(truth.metric) is not METRICS[name]]
+    options = {"ignore_index": truth.metric.ignore_index} if truth.task.kind == "maps" else {}
+    return [truth.metric, *(kind(**options).for_task(truth.task.name, truth.table.classes) for kind in others)]
 
 
 def _score_frame(

@@ -7,60 +7,52 @@ table: a benchmark, a hold-out, a test set whose solution was published.
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from foldwise.config import compose_config, read_config
+from foldwise.code.build import make
+from foldwise.data.pictures import Pictures
+from foldwise.data.samples import item_table
 from foldwise.data.table import Columns, read_table
-from foldwise.errors import Refusal
 from foldwise.predictions.metrics.building import build_metric
 from foldwise.predictions.schema import Header, raise_problems, some
 from foldwise.predictions.store import Predictions
-from foldwise.predictions.truth import Truth, check_oof
+from foldwise.predictions.truth import Truth, check_oof, source_code, source_config
 
 
 def read_labelled(path: Path, header: Header, source: Path, data: str | None, overrides: Sequence[str]) -> Truth:
     """The truth of a labelled table, for predictions that every fold's model made; it has no folds.
 
     Args:
-        header: of the predictions, whose task and classes count.
+        header: of the predictions, whose task and columns count.
         source, data, overrides: where the metric and the meaning of the columns come from, as in `truth.read_truth`.
 
     Raises:
         Refusal: there is no configuration, or something is wrong with the table.
     """
-    if data is None and overrides:
-        raise Refusal(f"{', '.join(overrides)} changes a configuration: name the data with --data")
-    if data is None and not (source / "config.yaml").is_file():
-        raise Refusal(f"{source} has no config.yaml: say what its metric and columns are with --data <name>")
-    from omegaconf import OmegaConf
-
-    config: Any
-    if data is None:
-        config = read_config(source)
-    else:
-        composed = compose_config([f"data={data}", "experiment_name=null", *overrides])
-        config = OmegaConf.to_container(composed, resolve=True)
+    config = source_config(source, data, overrides)
     section = config["data"]
     columns = replace(Columns.from_config(section["columns"]), fold=None, weight=None)
-    table = read_table(path, header.task, section["root"], columns, header.classes)
-    metric = build_metric(config["metric"], header.task, table.classes)
-    return Truth(table, np.zeros(len(table), np.int64), "", metric, config)
+    alias = source_code(source, data, config)
+    table = read_table(path, header.task, section["root"], columns, header.columns)
+    pictures = Pictures.of(table, make(config["samples"], alias))
+    table = item_table(table, pictures.items)
+    metric = build_metric(config["metric"], header.task, table.classes, table, alias)
+    return Truth(table, np.zeros(len(table), np.int64), "", metric, config, pictures)
 
 
 def check_labelled(predictions: Predictions, truth: Truth) -> None:
     """Refuse predictions that lack rows of a labelled table; others than its rows are not scored.
 
     Raises:
-        PredictionsError: another task or classes, or rows without a prediction; all are listed.
+        PredictionsError: another task or columns, or rows without a prediction; all are listed.
     """
     header, table = predictions.header, truth.table
     problems = []
     if header.task != table.task:
         problems.append(f"their task is {header.task}, and not {table.task}")
-    if header.classes != list(table.classes):
-        problems.append(f"their classes are {some(header.classes)}, and not {some(table.classes)}")
+    if header.columns != list(table.classes):
+        problems.append(f"their columns are {some(header.columns)}, and not {some(table.classes)}")
     missing = sorted(set(table.ids) - set(predictions.frame["id"]))
     if missing:
         problems.append(f"{len(missing)} rows of {table.path} have no prediction: {some(missing)}")

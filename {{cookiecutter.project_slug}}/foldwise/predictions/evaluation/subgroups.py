@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from foldwise.data.table import DEFAULT_TARGET, Table
+from foldwise.data.table import Table
 from foldwise.errors import Refusal
 from foldwise.files import read_text
 from foldwise.predictions.schema import some
+from foldwise.tasks import find_task
 
 MOST_VALUES = 20  # of a column that makes subgroups by default
 MOST_SUBGROUPS = 100  # of a column that is asked for
@@ -34,7 +35,7 @@ def subgroup_columns(table: Table, declared: Mapping[str, Any], by: Sequence[str
             if count > MOST_SUBGROUPS:
                 raise Refusal(f"the column {name} has {count:,} values, and at most {MOST_SUBGROUPS} make subgroups")
         return list(by)
-    own = {*CANONICAL, DEFAULT_TARGET[table.task]}
+    own = {*CANONICAL, find_task(table.task).column}
     for names in declared.values():
         own |= {names} if isinstance(names, str) else set(names or ())
     extra = [name for name in table.frame if name not in own]

@@ -1,30 +1,32 @@
 """Metrics as functions of row weights, prepared so that the same rows can be scored a thousand times.
 
 A bootstrap asks for the score of one set of rows under many weights. `prepare_score(metric, *arrays)` does once what
-does not depend on the weights. For a new metric nothing needs to be done: it is called as it is, with the weights.
+does not depend on the weights. For a new metric nothing needs to be done: it is called with the rows repeated.
 """
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial, singledispatch
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from foldwise.predictions.metrics import (
     Accuracy,
-    ClassificationMetric,
+    Dice,
     FBeta,
     LogLoss,
     MacroF1,
+    MapMetric,
     MeanAveragePrecision,
+    MeanIoU,
     Metric,
-    Published,
     QuadraticKappa,
     RocAuc,
-    SegmentationMetric,
+    RowMetric,
     cross_entropy,
 )
+from foldwise.predictions.metrics.records import repeat_records
 
 Score = Callable[[np.ndarray], float]  # of (N,) weights: how often each row counts
 
@@ -33,7 +35,7 @@ def fold_score(metric: Metric, arrays: Sequence[np.ndarray], folds: np.ndarray) 
     """The score of weighted rows over all folds: of all rows together (pooled), or the mean over the folds.
 
     Args:
-        arrays: target and probability (N, C), or the pixel counts (N, C, 3), as the metric takes them.
+        arrays: as `prepare_score` takes them.
         folds: (N,) folds of the rows; those without a score are left out of the mean, as in `metrics.score_folds`.
     """
     if metric.pooled:
@@ -54,62 +56,54 @@ def fold_score(metric: Metric, arrays: Sequence[np.ndarray], folds: np.ndarray) 
     return score
 
 
-@singledispatch
-def prepare_score(metric: Any, *arrays: np.ndarray) -> Score:
+def prepare_score(metric: Metric, *arrays: np.ndarray) -> Score:
     """The metric of these rows as a function of their weights (N,), whole numbers that are not all zero.
 
     Args:
         metric: ready for its task.
-        arrays: target and probability (N, C), or pixel counts (N, C, 3).
+        arrays: of a metric of rows target and probability (N, C) and records (N,), of maps the evidence (N, ...).
     """
-    raise TypeError(f"{type(metric).__name__} is neither a classification nor a segmentation metric")
+    # By the exact class: what somebody's subclass computes, nobody knows here.
+    return _PREPARED.get(type(metric), _repeat_rows)(metric, *arrays)
 
 
-@prepare_score.register
-def _(metric: ClassificationMetric, target: np.ndarray, probability: np.ndarray) -> Score:
-    return partial(metric, target, probability)
-
-
-@prepare_score.register
-def _(metric: SegmentationMetric, counts: np.ndarray) -> Score:
-    return partial(metric.reduce, counts)
-
-
-@prepare_score.register
-def _(metric: Published, target: np.ndarray, probability: np.ndarray) -> Score:
-    """A published function takes no weights: the rows themselves are repeated."""
+def _repeat_rows(metric: Any, *arrays: np.ndarray) -> Score:
+    """For any metric: a row counts twice by being there twice, under two ids."""
 
     def score(weight: np.ndarray) -> float:
-        rows = np.repeat(np.arange(len(weight)), weight.astype(np.int64))
-        return metric(target[rows], probability[rows])
+        drawn = np.repeat(np.arange(len(weight)), weight.astype(np.int64))
+        if not len(drawn):
+            return float("nan")
+        if isinstance(metric, MapMetric):
+            return metric.reduce(arrays[0][drawn])
+        target, probability, rows = arrays
+        return metric(target[drawn], probability[drawn], rows=repeat_records(rows, drawn))
 
     return score
 
 
-@prepare_score.register
-def _(metric: LogLoss, target: np.ndarray, probability: np.ndarray) -> Score:
-    return _mean_of_rows(cross_entropy(target, probability, metric.task == "multilabel"))
+def _evidence(metric: MapMetric, evidence: np.ndarray) -> Score:
+    return partial(metric.reduce, evidence)
 
 
-@prepare_score.register(Accuracy)
-@prepare_score.register(FBeta)
-def _(metric: ClassificationMetric, target: np.ndarray, probability: np.ndarray) -> Score:
+def _log_loss(metric: Any, target: np.ndarray, probability: np.ndarray, rows: np.ndarray) -> Score:
+    return _mean_of_rows(cross_entropy(target, probability, metric.task.exclusive))
+
+
+def _rowwise(metric: RowMetric, target: np.ndarray, probability: np.ndarray, rows: np.ndarray) -> Score:
     """A mean over rows: each distinct row is scored once."""
     true, answer, place = _distinct_rows(metric, target, probability)
     values = np.array([metric(true[row : row + 1], answer[row : row + 1]) for row in range(len(true))])
     return _mean_of_rows(values[place])
 
 
-@prepare_score.register(MacroF1)
-@prepare_score.register(QuadraticKappa)
-def _(metric: ClassificationMetric, target: np.ndarray, probability: np.ndarray) -> Score:
+def _of_answers(metric: RowMetric, target: np.ndarray, probability: np.ndarray, rows: np.ndarray) -> Score:
     """Rows of the same truth and the same answer are one row with their weights added."""
     true, answer, place = _distinct_rows(metric, target, probability)
     return lambda weight: metric(true, answer, np.bincount(place, weights=weight, minlength=len(true)))
 
 
-@prepare_score.register
-def _(metric: RocAuc, target: np.ndarray, probability: np.ndarray) -> Score:
+def _roc_auc(metric: RocAuc, target: np.ndarray, probability: np.ndarray, rows: np.ndarray) -> Score:
     rankings = _rankings(metric, target, probability)
 
     def area(positive: np.ndarray, every: np.ndarray) -> float:
@@ -122,8 +116,9 @@ def _(metric: RocAuc, target: np.ndarray, probability: np.ndarray) -> Score:
     )
 
 
-@prepare_score.register
-def _(metric: MeanAveragePrecision, target: np.ndarray, probability: np.ndarray) -> Score:
+def _mean_average_precision(
+    metric: MeanAveragePrecision, target: np.ndarray, probability: np.ndarray, rows: np.ndarray
+) -> Score:
     rankings = _rankings(metric, target, probability)
 
     def average_precision(positive: np.ndarray, every: np.ndarray) -> float:
@@ -138,6 +133,19 @@ def _(metric: MeanAveragePrecision, target: np.ndarray, probability: np.ndarray)
     )
 
 
+_PREPARED: dict[type, Callable[..., Score]] = {
+    Accuracy: _rowwise,
+    Dice: _evidence,
+    FBeta: _rowwise,
+    LogLoss: _log_loss,
+    MacroF1: _of_answers,
+    MeanAveragePrecision: _mean_average_precision,
+    MeanIoU: _evidence,
+    QuadraticKappa: _of_answers,
+    RocAuc: _roc_auc,
+}
+
+
 def _mean_of_rows(values: np.ndarray) -> Score:
     def score(weight: np.ndarray) -> float:
         total = weight.sum()
@@ -147,7 +155,7 @@ def _mean_of_rows(values: np.ndarray) -> Score:
 
 
 def _distinct_rows(
-    metric: ClassificationMetric, target: np.ndarray, probability: np.ndarray
+    metric: RowMetric, target: np.ndarray, probability: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The different pairs of truth and answer (K, C) as 0.0 and 1.0, and which of them (N,) each row is."""
     true, answer = metric.hard(target), metric.hard(probability, getattr(metric, "threshold", 0.5))
@@ -157,7 +165,7 @@ def _distinct_rows(
 
 
 def _rankings(
-    metric: ClassificationMetric, target: np.ndarray, probability: np.ndarray
+    metric: RowMetric, target: np.ndarray, probability: np.ndarray
 ) -> list[Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]]:
     """For each class, a function from the weights to (positive, every): the weights of each level of probability.
 

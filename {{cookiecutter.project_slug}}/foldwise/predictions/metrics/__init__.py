@@ -1,18 +1,24 @@
 """Competition metrics on whole predictions, the same for training, report and evaluation.
 
-A classification metric is called as `metric(target, probability, weight)`: target (N, C) one-hot, multi-hot or
-soft; probability (N, C) in [0, 1]; weight (N,) or None. A segmentation metric takes one image at a time with
-`counts(mask, probability)` and makes the score of the stacked counts with `reduce`, so that memory stays flat.
+A metric of rows is called as `metric(target, probability, weight, rows)`: target (N, C) one-hot, multi-hot or soft, or
+whatever the task has; probability (N, C) in [0, 1], or the task's values; weight (N,) or None; rows (N,) records of ids
+and columns of the table (`metrics.records`) or None. A metric of maps takes one image at a time with
+`measure(mask, probability)`, which gives its evidence, and makes the score of the stacked evidence with `reduce`.
 
 `metric.for_task(task, classes)` comes first: it refuses a metric that the task does not have, before anything
 trains. After training nothing here raises for the data's sake: what cannot be computed (an AUC of a class that
 never occurs) is left out with a warning that names it, and is NaN where nothing is left.
 
-A new metric is a dataclass with `tasks` and `_score` (or `per_class`), in `METRICS` below, and a file in
-`configs/metric/`.
+A metric of your own is a frozen dataclass in `solution/metric.py`, named by a file in configs/metric:
+
+    RowMetric    with `_score(target, probability, weight)`, or `_score_rows(target, probability, weight, rows)`
+    MapMetric    with `measure(mask, probability)` and `reduce(evidence, weight)`
+    CountMetric  a MapMetric of pixel counts, with `reduce(counts, weight)` alone
+
+and says for which tasks it is (`tasks.ForTasks`). Weights are never needed: a bootstrap of such a metric repeats rows.
 """
 
-from foldwise.predictions.metrics.base import CLASSIFICATION, ClassificationMetric, Metric, confusion_matrix
+from foldwise.predictions.metrics.base import Metric, RowMetric, confusion_matrix
 from foldwise.predictions.metrics.classification import (
     Accuracy,
     FBeta,
@@ -22,10 +28,17 @@ from foldwise.predictions.metrics.classification import (
     answered_right,
     cross_entropy,
 )
-from foldwise.predictions.metrics.folds import score_fold_counts, score_folds
-from foldwise.predictions.metrics.published import Published, example_score
+from foldwise.predictions.metrics.folds import score_fold_evidence, score_folds
+from foldwise.predictions.metrics.published import Published
 from foldwise.predictions.metrics.ranking import MeanAveragePrecision, RocAuc
-from foldwise.predictions.metrics.segmentation import Dice, MeanIoU, SegmentationMetric
+from foldwise.predictions.metrics.segmentation import (
+    CountMetric,
+    Dice,
+    MapMetric,
+    MeanIoU,
+    pixel_confusion,
+    pixel_counts,
+)
 
 # The metrics by the name of their file in configs/metric/.
 METRICS: dict[str, type[Metric]] = {
@@ -42,25 +55,26 @@ METRICS: dict[str, type[Metric]] = {
 }
 
 __all__ = [
-    "CLASSIFICATION",
     "METRICS",
     "Accuracy",
-    "ClassificationMetric",
+    "CountMetric",
     "Dice",
     "FBeta",
     "LogLoss",
     "MacroF1",
+    "MapMetric",
     "MeanAveragePrecision",
     "MeanIoU",
     "Metric",
     "Published",
     "QuadraticKappa",
     "RocAuc",
-    "SegmentationMetric",
+    "RowMetric",
     "answered_right",
     "confusion_matrix",
     "cross_entropy",
-    "example_score",
-    "score_fold_counts",
+    "pixel_confusion",
+    "pixel_counts",
+    "score_fold_evidence",
     "score_folds",
 ]

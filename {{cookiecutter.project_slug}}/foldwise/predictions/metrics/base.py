@@ -1,52 +1,61 @@
-"""What all metrics share, and classification metrics; see the package's text."""
+"""What all metrics share, and metrics of rows; see the package's text."""
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from foldwise.errors import Refusal
+from foldwise.predictions.metrics.records import repeat_records, row_records
 from foldwise.predictions.schema import some
+from foldwise.tasks import ForTasks, Task, find_task
 
-CLASSIFICATION = ("multiclass", "multilabel")
+if TYPE_CHECKING:
+    from foldwise.data.table import Table
+
+EXAMPLES = 1000  # rows of the table that a metric is tried with
 
 
 @dataclass(frozen=True, kw_only=True)
-class Metric:
-    """What all metrics share.
+class Metric(ForTasks):
+    """What all metrics share; for which tasks one is, see `ForTasks`.
 
     Attributes:
-        task, classes: set by `for_task`.
+        task, classes, examples: set by `for_task`; some records of the table, see `metrics.records`.
         greater_is_better: False for losses.
         pooled: True: the score of all folds is that of all rows together; False: the mean over the folds. Metrics
             of ranking are averaged, since each fold's model has its own offset, which ruins a pooled ranking.
-        tasks: the tasks that have the metric.
     """
 
-    task: str | None = None
+    task: Task | None = None
     classes: tuple[str, ...] = ()
+    examples: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     greater_is_better = True
     pooled = True
-    tasks: ClassVar[tuple[str, ...]] = CLASSIFICATION
 
-    def for_task(self, task: str, classes: Sequence[str]) -> Self:
-        """The metric, ready for a task and its classes.
+    def for_task(self, task: str, classes: Sequence[str], table: "Table | None" = None) -> Self:
+        """The metric, ready for a task and its classes, or whatever its columns are called.
+
+        Args:
+            table: what will be scored, where it is known: to try a metric that reads its columns.
 
         Raises:
             Refusal: the task does not have this metric; the message names those that it has.
         """
-        if task not in self.tasks:
+        meaning = find_task(task)
+        if not self.suits(meaning):
             from foldwise.predictions.metrics import METRICS  # which are built on this class
 
-            others = ", ".join(sorted(name for name, kind in METRICS.items() if task in kind.tasks))
+            others = ", ".join(sorted(name for name, kind in METRICS.items() if kind.suits(meaning)))
             raise Refusal(
-                f"metric {type(self).__name__} is for {' and '.join(self.tasks)}, not for {task}; "
+                f"metric {type(self).__name__} is for {' and '.join(self.tasks())}, not for {task}; "
                 f"choose one of: {others} (metric=<name>)"
             )
-        return replace(self, task=task, classes=tuple(str(name) for name in classes))
+        examples = None if table is None else row_records(table.frame[:EXAMPLES])
+        return replace(self, task=meaning, classes=tuple(str(name) for name in classes), examples=examples)
 
     def class_name(self, index: int) -> str:
         return self.classes[index] if index < len(self.classes) else str(index)
@@ -61,11 +70,21 @@ class Metric:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationMetric(Metric):
-    """A metric of (N, C) targets and probabilities."""
+class RowMetric(Metric):
+    """A metric of (N, C) targets and probabilities, or other values of a task of rows."""
 
-    def __call__(self, target: np.ndarray, probability: np.ndarray, weight: np.ndarray | None = None) -> float:
+    def __call__(
+        self,
+        target: np.ndarray,
+        probability: np.ndarray,
+        weight: np.ndarray | None = None,
+        rows: np.ndarray | None = None,
+    ) -> float:
         """The score; NaN with a warning when there are no rows or a probability is not finite.
+
+        Args:
+            weight: (N,), how often each row counts.
+            rows: (N,) records of the rows, see `metrics.records`; few metrics read them.
 
         Raises:
             Refusal: shapes differ, or `for_task` was not called.
@@ -79,20 +98,30 @@ class ClassificationMetric(Metric):
         if weight.shape != (len(target),):
             raise Refusal(f"{len(target)} targets have weights of shape {weight.shape}")
         if not np.isfinite(probability).all():
-            rows = int((~np.isfinite(probability).all(axis=1)).sum())
-            return undefined(f"{type(self).__name__}: {rows} of {len(target)} rows have NaN or infinite probabilities")
+            bad = int((~np.isfinite(probability).all(axis=1)).sum())
+            return undefined(f"{type(self).__name__}: {bad} of {len(target)} rows have NaN or infinite probabilities")
         if weight.sum() <= 0:
             return undefined(f"{type(self).__name__} of no rows (or of weights that are all zero) does not exist")
-        return float(self._score(target, probability, weight))
+        return float(self._score_rows(target, probability, weight, rows))
 
     def _score(self, target: np.ndarray, probability: np.ndarray, weight: np.ndarray) -> float:
         raise NotImplementedError
 
+    def _score_rows(
+        self, target: np.ndarray, probability: np.ndarray, weight: np.ndarray, rows: np.ndarray | None
+    ) -> float:
+        """In place of `_score`, for a metric that reads ids or columns of the table."""
+        return self._score(target, probability, weight)
+
+    def example_rows(self, count: int) -> np.ndarray | None:
+        """So many records of real rows, to try the metric with on made-up values; None where no table is known."""
+        return None if self.examples is None else repeat_records(self.examples, np.arange(count) % len(self.examples))
+
     def hard(self, values: np.ndarray, threshold: float = 0.5) -> np.ndarray:
         """(N, C) bool: the largest class of each row (the first of equals), or every class from the threshold on."""
-        if self.task == "multilabel":
-            return values >= threshold
-        return np.arange(values.shape[1]) == values.argmax(axis=1)[:, None]
+        if self.task is None or self.task.exclusive:
+            return np.arange(values.shape[1]) == values.argmax(axis=1)[:, None]
+        return values >= threshold
 
 
 def confusion_matrix(

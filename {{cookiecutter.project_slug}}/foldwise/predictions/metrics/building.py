@@ -1,36 +1,69 @@
 """From a configuration to the metric that it names."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from foldwise.code.build import resolve
 from foldwise.errors import Refusal
-from foldwise.predictions.metrics import METRICS
+from foldwise.predictions.metrics import METRICS, Metric
+
+if TYPE_CHECKING:
+    from foldwise.data.table import Table
 
 PACKAGE = "foldwise.predictions.metrics"
+OWNER = "solution"
 
 
-def build_metric(config: Mapping[str, Any], task: str, classes: Sequence[str]) -> Any:
+def build_metric(
+    config: Mapping[str, Any],
+    task: str,
+    classes: Sequence[str],
+    table: "Table | None" = None,
+    alias: str | None = None,
+) -> Any:
     """The metric of a configuration, ready for the task and its classes.
 
-    Folders of runs come from other people too, so this instantiates the metrics of `METRICS` and nothing else that a
-    configuration may name.
+    Folders of runs come from other people too, so this makes the metrics of `METRICS` and the owner's, and nothing else
+    that a configuration may name.
 
     Args:
-        config: `_target_`, a class of `METRICS` by its dotted path, and its options.
+        config: `_target_`, a class of `METRICS` or a Metric of the owner's by its dotted path, and its options.
+        table: what will be scored, where it is known, see `Metric.for_task`.
+        alias: of the owner's code.
 
     Raises:
         Refusal: another target, options that the metric does not have, or a task that does not have the metric.
     """
-    package, _, name = str(config["_target_"]).rpartition(".")
-    kinds = {kind.__name__: kind for kind in METRICS.values()}
-    if package != PACKAGE or name not in kinds:
+    target = str(config["_target_"])
+    kinds = {f"{PACKAGE}.{kind.__name__}": kind for kind in METRICS.values()}
+    if target not in kinds and not target.startswith(f"{OWNER}."):
+        names = ", ".join(sorted(kind.__name__ for kind in METRICS.values()))
         raise Refusal(
-            f"the metric {config['_target_']} is none of {PACKAGE} ({', '.join(sorted(kinds))}); one of your own goes "
-            "into METRICS there, a published function is named with metric=published metric.function=<file>.<function>"
+            f"the metric {target} is none of {PACKAGE} ({names}); one of your own goes into {OWNER}/metric.py: "
+            f"_target_: {OWNER}.metric.<class> in a file of configs/metric, or a published function with "
+            f"metric=published metric.function={OWNER}.metric.<function>"
         )
+    kind = kinds[target] if target in kinds else resolve(target, alias, "metric._target_")
+    if not (isinstance(kind, type) and issubclass(kind, Metric)):
+        raise Refusal(f"{target} is no metric: a subclass of {PACKAGE}.Metric; for a function take metric=published")
     options = {key: value for key, value in config.items() if key != "_target_"}
+    if kind is Published and isinstance(options.get("function"), str):
+        options["function"] = resolve(_owned(options["function"]), alias, "metric.function")
     try:
-        metric = kinds[name](**options)
+        metric = kind(**options)
     except TypeError as error:
-        raise Refusal(f"metric {name}: {error}") from error
-    return metric.for_task(task, classes)
+        raise Refusal(f"metric {kind.__name__}: {error}") from error
+    return metric.for_task(task, classes, table)
+
+
+def _owned(path: str) -> str:
+    """The path of a function, if it is the owner's: configurations come from other people too.
+
+    Raises:
+        Refusal: it is not.
+    """
+    if not path.startswith(f"{OWNER}."):
+        raise Refusal(
+            f"metric.function is {path}: save the function in {OWNER}/metric.py and name it {OWNER}.metric.score"
+        )
+    return path

@@ -5,37 +5,34 @@ from collections.abc import Callable
 
 import numpy as np
 
-from foldwise.predictions.metrics.base import ClassificationMetric, warn
-from foldwise.predictions.metrics.segmentation import SegmentationMetric
+from foldwise.predictions.metrics.base import RowMetric, warn
+from foldwise.predictions.metrics.segmentation import MapMetric
 
 
 def score_folds(
-    metric: ClassificationMetric,
+    metric: RowMetric,
     target: np.ndarray,
     probability: np.ndarray,
     folds: np.ndarray,
-    weight: np.ndarray | None = None,
+    rows: np.ndarray | None = None,
 ) -> tuple[dict[int, float], float]:
     """The score of each fold, and of all folds: over all rows together (pooled), or the mean over the folds.
 
     Rows of fold -1 are never scored. Folds without a score (NaN) are left out of the mean; the warnings name the fold.
+
+    Args:
+        target, probability, folds, rows: as `scoring.Scored` has them.
     """
 
-    def score(rows: np.ndarray) -> float:
-        return metric(target[rows], probability[rows], None if weight is None else weight[rows])
+    def score(own: np.ndarray) -> float:
+        return metric(target[own], probability[own], rows=None if rows is None else rows[own])
 
     return _over_folds(score, metric.pooled, folds)
 
 
-def score_fold_counts(
-    metric: SegmentationMetric, counts: np.ndarray, folds: np.ndarray, weight: np.ndarray | None = None
-) -> tuple[dict[int, float], float]:
-    """As `score_folds`, of the (N, C, 3) pixel counts of a segmentation metric."""
-
-    def score(rows: np.ndarray) -> float:
-        return metric.reduce(counts[rows], None if weight is None else weight[rows])
-
-    return _over_folds(score, metric.pooled, folds)
+def score_fold_evidence(metric: MapMetric, evidence: np.ndarray, folds: np.ndarray) -> tuple[dict[int, float], float]:
+    """As `score_folds`, of the evidence (N, ...) of a metric of maps."""
+    return _over_folds(lambda own: metric.reduce(evidence[own]), metric.pooled, folds)
 
 
 def _over_folds(

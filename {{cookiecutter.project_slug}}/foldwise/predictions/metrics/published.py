@@ -1,89 +1,94 @@
 """A competition's own metric function."""
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-import foldwise
 from foldwise.errors import Refusal
-from foldwise.predictions.metrics.base import ClassificationMetric, undefined
+from foldwise.predictions.metrics.base import RowMetric, undefined
 from foldwise.predictions.schema import some
+
+if TYPE_CHECKING:
+    from foldwise.data.table import Table
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published(ClassificationMetric):
+class Published(RowMetric):
     """A competition's own `score(solution, submission, row_id_column_name) -> float`, as they are published.
 
-    Both tables have the column of row ids (the row numbers) and either one column a class (targets and
-    probabilities; `column` null) or one `column` of answers: the class name, or for multi-label the blank-separated
-    names of the classes from `threshold` on. Sample weights take no part: published functions have none.
+    Both tables have the column of ids, and either one column a class (targets and probabilities; `column` null) or one
+    `column` of answers: the class name, or for multi-label the blank-separated names of the classes from `threshold`
+    on. The solution also has the table's `columns`. Sample weights take no part: published functions have none. A
+    bootstrap repeats rows, with distinct ids (`<id>#1` is the second of an id) and the same `columns`.
 
     Args:
-        function: the function, or its dotted path (`my_metric.score` for my_metric.py in the repository's root).
+        function: the function; in a configuration, its dotted path (`solution.metric.score`).
+        columns: of the table, which the function reads in the solution, such as a patient or a region.
     """
 
-    function: str | Callable[[Any, Any, str], float]
+    function: Callable[[Any, Any, str], float]
     row_id_column_name: str = "id"
     column: str | None = None
+    columns: Sequence[str] = ()
     threshold: float = 0.5
     greater_is_better: bool = True
     pooled: bool = True
+    probabilities = False
 
-    def for_task(self, task: str, classes: Sequence[str]) -> Self:
-        """As `Metric.for_task`; also tries the function on a made-up table, so that it does not fail after training.
+    def for_task(self, task: str, classes: Sequence[str], table: "Table | None" = None) -> Self:
+        """As `Metric.for_task`; also tries the function on equal predictions, so that it does not fail after training.
 
         Raises:
-            Refusal: the function is not there, or fails on four rows a class with uniform probabilities.
+            Refusal: the function or a column is not there, or it fails on the table (None: on four rows a class).
         """
-        ready = super().for_task(task, classes)
-        target = np.tile(np.eye(len(classes)), (4, 1))
+        ready = super().for_task(task, classes, table)
+        target, rows, what = np.tile(np.eye(len(classes)), (4, 1)), None, "a made-up table"
+        if table is not None:
+            from foldwise.predictions.scoring import by_unit
+
+            missing = [name for name in self.columns if name not in table.frame]
+            if missing:
+                there = ", ".join(table.frame)
+                raise Refusal(f"metric.columns: {table.path} has no column {some(missing)}; its columns are {there}")
+            every, uniform = np.arange(len(table)), np.zeros((len(table), len(classes)))
+            (target, _, _, rows), what = by_unit(table, every, uniform, every), str(table.path)
+        elif self.columns:
+            return ready  # there is nothing to try it on
         try:
-            float(ready._call(target, np.full_like(target, 1 / len(classes))))
+            float(ready._call(target, np.full(target.shape, 1 / len(classes)), rows))
         except Exception as error:
             raise Refusal(
-                f"the published metric {self.function} fails on a made-up table with the classes "
+                f"the published metric {self.function} fails on {what} with the classes "
                 f"{some(classes, 10)}: {type(error).__name__}: {error}"
             ) from error
         return ready
 
-    def _call(self, target: np.ndarray, probability: np.ndarray) -> float:
-        function = _import(self.function) if isinstance(self.function, str) else self.function
-        return function(self._table(target), self._table(probability), self.row_id_column_name)
+    def _call(self, target: np.ndarray, probability: np.ndarray, rows: np.ndarray | None) -> float:
+        solution, submission = self._table(target, rows), self._table(probability, rows)
+        for name in self.columns:
+            assert rows is not None
+            solution[name] = rows[name]
+        return self.function(solution, submission, self.row_id_column_name)
 
-    def _table(self, values: np.ndarray) -> Any:
+    def _table(self, values: np.ndarray, rows: np.ndarray | None) -> Any:
         import pandas as pd
 
         names = [self.class_name(index) for index in range(values.shape[1])]
         if self.column is None:
             frame = pd.DataFrame(values, columns=names)
         else:
-            rows = self.hard(values, self.threshold)
-            answers = [" ".join(name for name, yes in zip(names, row, strict=True) if yes) for row in rows]
-            frame = pd.DataFrame({self.column: answers})
-        frame.insert(0, self.row_id_column_name, np.arange(len(values)))
+            answers = self.hard(values, self.threshold)
+            labels = [" ".join(name for name, yes in zip(names, row, strict=True) if yes) for row in answers]
+            frame = pd.DataFrame({self.column: labels})
+        frame.insert(0, self.row_id_column_name, np.arange(len(values)) if rows is None else rows["id"])
         return frame
 
-    def _score(self, target: np.ndarray, probability: np.ndarray, weight: np.ndarray) -> float:
+    def _score_rows(
+        self, target: np.ndarray, probability: np.ndarray, weight: np.ndarray, rows: np.ndarray | None
+    ) -> float:
         try:
-            return float(self._call(target, probability))
+            return float(self._call(target, probability, rows))
         except Exception as error:  # the function is somebody else's, and the training behind it is worth keeping
             return undefined(f"the published metric {self.function} failed: {type(error).__name__}: {error}")
-
-
-def example_score(solution: Any, submission: Any, row_id_column_name: str) -> float:
-    """An example of a published metric: one minus the mean absolute error of the class probabilities."""
-    solution, submission = (frame.set_index(row_id_column_name) for frame in (solution, submission))
-    return float(1 - (solution - submission.loc[solution.index]).abs().to_numpy().mean())
-
-
-def _import(path: str) -> Callable[..., Any]:
-    """A function of a file of this repository. Nothing else is imported: configurations come from other people too."""
-    module, _, name = path.rpartition(".")
-    file = Path(foldwise.__file__).parents[1].joinpath(*module.split("."))
-    if not module or not (file.with_suffix(".py").is_file() or (file / "__init__.py").is_file()):
-        raise Refusal(f"{module or path} is no file of this repository: save the function there, as my_metric.py")
-    return getattr(importlib.import_module(module), name)

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foldwise.predictions.metrics.base import ClassificationMetric
+from foldwise.predictions.metrics.base import RowMetric
 
 
 @dataclass(frozen=True, kw_only=True)
-class RocAuc(ClassificationMetric):
+class RocAuc(RowMetric):
     """Area under the ROC curve of each class against the rest, averaged over the classes; for two classes, the AUC."""
 
     pooled = False
@@ -31,7 +31,7 @@ class RocAuc(ClassificationMetric):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeanAveragePrecision(ClassificationMetric):
+class MeanAveragePrecision(RowMetric):
     """Average precision (the sum of precision over steps of recall) of each class, averaged over the classes."""
 
     pooled = False

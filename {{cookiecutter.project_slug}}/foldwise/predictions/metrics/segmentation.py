@@ -1,4 +1,4 @@
-"""Metrics of pixel counts."""
+"""Metrics of masks: evidence of one image at a time, so that memory stays flat, and the score of all of it."""
 
 from dataclasses import dataclass
 
@@ -9,35 +9,41 @@ from foldwise.predictions.metrics.base import Metric, confusion_matrix
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentationMetric(Metric):
-    """A metric of pixel counts; pixels whose mask is `ignore_index` do not count."""
+class MapMetric(Metric):
+    """A metric of masks and of the probability of each pixel; pixels whose mask is `ignore_index` do not count."""
 
     ignore_index: int = 255
-    tasks = ("segmentation",)
+    kind = "maps"
+    exclusive = True
 
-    def counts(self, mask: np.ndarray, probability: np.ndarray) -> np.ndarray:
-        """(C, 3) int64 pixels of each class: right, answered, true; of a mask (H, W) and probability (C, H, W).
+    def measure(self, mask: np.ndarray, probability: np.ndarray) -> np.ndarray:
+        """The evidence of one image, of the same shape for all: of a mask (H, W) and probability (C, H, W).
 
         Raises:
-            Refusal: sizes differ, or the mask has a value that is neither a class nor ignored.
+            Refusal: they do not fit each other.
         """
-        count = len(probability)
-        if mask.shape != probability.shape[1:]:
-            raise Refusal(f"the mask is {mask.shape} and the prediction {probability.shape[1:]} (height, width)")
-        valid = mask != self.ignore_index
-        true, answer = mask[valid].astype(np.int64), probability.argmax(axis=0)[valid]
-        if true.size and true.max() >= count:
-            raise Refusal(f"the mask has the value {true.max()}, and there are {count} classes")
-        confusion = confusion_matrix(true, answer, count)
-        return np.stack([confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1)], axis=1)
-
-    def reduce(self, counts: np.ndarray, weight: np.ndarray | None = None) -> float:
-        """The score of (N, C, 3) counts, and (N,) weights of the images."""
         raise NotImplementedError
+
+    def reduce(self, evidence: np.ndarray, weight: np.ndarray | None = None) -> float:
+        """The score of the evidence (N, ...) of all images, which may have weights (N,)."""
+        raise NotImplementedError
+
+    @property
+    def of_counts(self) -> bool:
+        """The evidence is the pixel counts: where these are known, nothing needs to be measured."""
+        return type(self).measure is CountMetric.measure
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeanIoU(SegmentationMetric):
+class CountMetric(MapMetric):
+    """A metric whose evidence is the pixel counts (C, 3) of an image."""
+
+    def measure(self, mask: np.ndarray, probability: np.ndarray) -> np.ndarray:
+        return pixel_counts(pixel_confusion(mask, probability.argmax(axis=0), len(probability), self.ignore_index))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanIoU(CountMetric):
     """Intersection over union of each class over the pixels of all images, averaged over the classes that occur."""
 
     def per_class(self, counts: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
@@ -50,7 +56,7 @@ class MeanIoU(SegmentationMetric):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dice(SegmentationMetric):
+class Dice(CountMetric):
     """Dice coefficient 2 right / (answered + true) of each class, averaged over the classes.
 
     Args:
@@ -75,6 +81,26 @@ class Dice(SegmentationMetric):
     def reduce(self, counts: np.ndarray, weight: np.ndarray | None = None) -> float:
         first = 0 if self.background else 1
         return self.mean_of_classes(self.per_class(counts, weight), "neither in the truth nor answered", first)
+
+
+def pixel_confusion(mask: np.ndarray, answer: np.ndarray, classes: int, ignore_index: int) -> np.ndarray:
+    """(C, C) int64 pixels of each (true, answered) class; of a mask and class numbers (H, W).
+
+    Raises:
+        Refusal: sizes differ, or the mask has a value that is neither a class nor ignored.
+    """
+    if mask.shape != answer.shape:
+        raise Refusal(f"the mask is {mask.shape} and the prediction {answer.shape} (height, width)")
+    valid = mask != ignore_index
+    true = mask[valid].astype(np.int64)
+    if true.size and true.max() >= classes:
+        raise Refusal(f"the mask has the value {true.max()}, and there are {classes} classes")
+    return confusion_matrix(true, answer[valid], classes)
+
+
+def pixel_counts(confusion: np.ndarray) -> np.ndarray:
+    """(C, 3) pixels of each class: right, answered, true; of a `pixel_confusion` (C, C)."""
+    return np.stack([confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1)], axis=1)
 
 
 def _pool(counts: np.ndarray, weight: np.ndarray | None) -> np.ndarray:

@@ -9,8 +9,8 @@ A table of pseudo labels has one row for each pair of student and image:
                 least certain label
     weight      in the loss, beside a real row's 1
     <class>     one column a class, the target: 0 and 1, or probabilities
-    mask        segmentation, in place of these: path under the data root; see `pseudo.masks`
-    labelled    segmentation: the share of the pixels that have a class
+    mask        of maps, in place of these: path under the data root; see `pseudo.masks`
+    labelled    of maps: the share of the pixels that have a class
 
 Beside it, `<table>.json` says which runs made it, by which folds and rule, and what it holds; the masks lie in the
 folder `<table>/`.
@@ -62,7 +62,7 @@ def pseudo_label(
     if not 0 < weight < np.inf:
         raise Refusal(f"a weight of {weight:g} is not a number above 0")
     teachers = open_teachers(runs, test, table)
-    masks = Masks(teachers, masks_folder(out)) if teachers.task == "segmentation" else None
+    masks = Masks(teachers, masks_folder(out)) if teachers.task.kind == "maps" else None
     problems = rule.problems(teachers.classes, teachers.task)
     problems += class_problems(teachers.classes, COLUMNS) if masks is None else masks.problems
     if problems:
@@ -90,7 +90,7 @@ def label_rows(teachers: Teachers, rule: Rule, fold: int) -> tuple[Student, pd.D
     """What the student of a fold gets, and its rows: id, image, student, confidence, one column a class."""
     probability, held_out = teachers.probability(fold), teachers.held_out(fold)
     taken, target = rule.label(probability, teachers.classes, teachers.task)
-    sure, rows = confidence(probability, teachers.multilabel), np.flatnonzero(taken & ~held_out)
+    sure, rows = confidence(probability, teachers.task.exclusive), np.flatnonzero(taken & ~held_out)
     frame = teachers.table.frame.iloc[rows][["id", "image"]].reset_index(drop=True)
     frame = frame.assign(**{STUDENT: fold, "confidence": sure[rows].astype(np.float32)})
     student = Student(

@@ -7,21 +7,22 @@ from typing import Any
 import numpy as np
 
 from foldwise.predictions.schema import some
+from foldwise.tasks import Task
 
 
 @dataclass(frozen=True)
 class Soft:
     """Every image, with the probabilities as its target (Xie et al. 2020, arXiv:1911.04252)."""
 
-    def problems(self, classes: Sequence[str], task: str) -> list[str]:
+    def problems(self, classes: Sequence[str], task: Task) -> list[str]:
         """What is wrong with it for these classes."""
-        if task == "segmentation":
+        if task.kind == "maps":
             return [
                 "a mask has one class a pixel and no probabilities: take --confident, which leaves unsure pixels out"
             ]
         return []
 
-    def label(self, probability: np.ndarray, classes: Sequence[str], task: str) -> tuple[np.ndarray, np.ndarray]:
+    def label(self, probability: np.ndarray, classes: Sequence[str], task: Task) -> tuple[np.ndarray, np.ndarray]:
         """From (N, C) probabilities: the images that are taken, (N,) bool, and the targets (N, C)."""
         return np.ones(len(probability), bool), probability
 
@@ -46,11 +47,11 @@ class Confident:
     threshold: float
     of_class: Mapping[str, float] = field(default_factory=dict)
 
-    def problems(self, classes: Sequence[str], task: str) -> list[str]:
+    def problems(self, classes: Sequence[str], task: Task) -> list[str]:
         """What is wrong with it for these classes."""
         unknown = [name for name in self.of_class if name not in classes]
         found = [f"there is no class {name!r}; the classes are {some(classes)}" for name in unknown]
-        least = 0.5 if task == "multilabel" else 0.0  # below 0.5 a label would be there and absent at once
+        least = 0.0 if task.exclusive else 0.5  # below 0.5 a label would be there and absent at once
         values = [self.threshold, *self.of_class.values()]
         return found + [
             f"a confidence of {value:g} is not above {least:g} and at most 1"
@@ -58,9 +59,9 @@ class Confident:
             if not least < value <= 1
         ]
 
-    def label(self, probability: np.ndarray, classes: Sequence[str], task: str) -> tuple[np.ndarray, np.ndarray]:
+    def label(self, probability: np.ndarray, classes: Sequence[str], task: Task) -> tuple[np.ndarray, np.ndarray]:
         """As `Soft.label`."""
-        if task == "multilabel":
+        if not task.exclusive:
             threshold = self._thresholds(classes)
             there = probability >= threshold
             decided = there | (1 - probability >= threshold)
@@ -85,8 +86,8 @@ class Confident:
 Rule = Soft | Confident
 
 
-def confidence(probability: np.ndarray, multilabel: bool) -> np.ndarray:
-    """(N,) the probability of the answer; multi-label: of the least certain of its labels."""
-    if multilabel:
-        return np.maximum(probability, 1 - probability).min(axis=1)
-    return probability.max(axis=1)
+def confidence(probability: np.ndarray, exclusive: bool) -> np.ndarray:
+    """(N,) the probability of the answer; not exclusive: of the least certain of its labels."""
+    if exclusive:
+        return probability.max(axis=1)
+    return np.maximum(probability, 1 - probability).min(axis=1)

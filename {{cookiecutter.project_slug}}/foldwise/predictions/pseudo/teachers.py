@@ -20,13 +20,13 @@ from foldwise.config import followers, read_config
 from foldwise.data.table import Columns, Table, read_table
 from foldwise.errors import Refusal
 from foldwise.files import sha256_file
-from foldwise.predictions.ensembles.blending import is_probability
 from foldwise.predictions.maps import iter_side_by_side, size_problems
 from foldwise.predictions.members import average_members
 from foldwise.predictions.schema import some
 from foldwise.predictions.sources import Source, find_sources
 from foldwise.predictions.store import Predictions, read_predictions
 from foldwise.predictions.truth import Truth, read_truth
+from foldwise.tasks import Task
 
 IDENTITY = "identity.json"
 UNFITTED = ("predict.py", "average.py")
@@ -46,12 +46,8 @@ class Teachers:
         return list(self.truth.table.classes)
 
     @property
-    def task(self) -> str:
+    def task(self) -> Task:
         return self.truth.task
-
-    @property
-    def multilabel(self) -> bool:
-        return self.task == "multilabel"
 
     @property
     def folds(self) -> list[int]:
@@ -67,9 +63,9 @@ class Teachers:
         for part in self.predictions:
             frame = part.frame if fold is None else part.frame[part.frame["fold"] == fold]
             total += average_members(frame, self.classes).set_index("id").loc[self.table.ids].to_numpy(np.float64)
-        if self.multilabel:
-            return total / len(self.predictions)
-        return total / total.sum(axis=1, keepdims=True)  # exactly, which predictions need not be
+        if self.task.exclusive:
+            return total / total.sum(axis=1, keepdims=True)  # exactly, which predictions need not be
+        return total / len(self.predictions)
 
     def maps(self, rows: np.ndarray, fold: int | None = None) -> Iterator[np.ndarray]:
         """As `probability`, of segmentation: (C, H, W) float32 of these rows of the table, one image at a time.
@@ -107,7 +103,7 @@ class Teachers:
     def describe(self) -> dict[str, Any]:
         """Where the targets come from, as plain values."""
         return {
-            "task": self.truth.task,
+            "task": self.task.name,
             "classes": self.classes,
             "folds_hash": self.truth.folds_hash,
             "unlabelled": str(self.table.path),
@@ -146,14 +142,21 @@ def open_teachers(runs: Sequence[Path], test: str | None = None, table: Path | N
     if problems:
         raise Refusal("\n".join(problems))
     truth = read_truth(sources[0].folder)
+    check_probabilities(truth)
     unlabelled = _read_table(truth, table)
     predictions = [read_predictions(source.test) for source in sources if source.test is not None]
     problems = [problem for part in predictions for problem in _prediction_problems(part, truth, unlabelled)]
-    if not problems and truth.task == "segmentation":
+    if not problems and truth.task.kind == "maps":
         problems = [f"{part.folder}: {text}" for part in predictions for text in size_problems(part, predictions[0])]
     if problems:
         raise Refusal("\n".join(problems))
     return Teachers(sources, predictions, truth, unlabelled)
+
+
+def check_probabilities(truth: Truth) -> None:
+    """Refuse a task whose values are no probabilities: nothing says how sure they are."""
+    if not truth.task.probabilities:
+        raise Refusal(f"pseudo labels are made of probabilities, which the task {truth.task.name} has not")
 
 
 def run_problems(run: Path) -> list[str]:
@@ -186,24 +189,24 @@ def _read_table(truth: Truth, path: Path | None) -> Table:
     if path is None:
         raise Refusal("data.test_table is null: say which images were predicted with --table <file>")
     columns = Columns.from_config(data["columns"])
-    return read_table(path, truth.task, data["root"], columns, truth.table.classes, has_target=False)
+    return read_table(path, truth.task.name, data["root"], columns, truth.table.classes, has_target=False)
 
 
 def _prediction_problems(predictions: Predictions, truth: Truth, table: Table) -> list[str]:
     header, frame = predictions.header, predictions.frame
     problems = []
-    if header.kind != "test":
-        problems.append(f"their kind is {header.kind} and not test")
+    if header.split != "test":
+        problems.append(f"their split is {header.split} and not test")
     if header.created_by not in UNFITTED:
         problems.append(
             f"they were made by {header.created_by!r}; only what {' and '.join(UNFITTED)} write is fitted to no fold"
         )
-    if not is_probability(header):
+    if header.ranks:
         problems.append("their values are means of ranks and not probabilities")
-    if (header.task, header.classes) != (truth.task, list(truth.table.classes)):
+    if (header.task, header.columns) != (truth.task.name, list(truth.table.classes)):
         problems.append(
-            f"their task is {header.task} and their classes are {some(header.classes)}, those of {truth.table.path} "
-            f"{truth.task} and {some(truth.table.classes)}"
+            f"their task is {header.task} and their columns are {some(header.columns)}, those of {truth.table.path} "
+            f"{truth.task.name} and {some(truth.table.classes)}"
         )
     if header.folds_hash != truth.folds_hash:
         problems.append(f"they were made with the folds {header.folds_hash}, and the folds now are {truth.folds_hash}")

@@ -43,11 +43,11 @@ def list_uncertain(
     problems = class_problems(teachers.classes, COLUMNS)
     if problems:
         raise Refusal("\n".join(problems))
-    if teachers.task == "segmentation":
+    if teachers.task.kind == "maps":
         entropy, margin, probability = map(np.array, zip(*_of_maps(teachers), strict=True))
     else:
         probability = teachers.probability()
-        entropy, margin = _uncertainty(probability, teachers.multilabel)
+        entropy, margin = _uncertainty(probability, teachers.task.exclusive)
     frame = teachers.table.frame[["id", "image"]].assign(entropy=entropy, margin=margin)
     frame = frame.join(pd.DataFrame(probability, columns=teachers.classes))
     frame = frame.sort_values(["entropy", "id"], ascending=[False, True]).head(count).round(6)
@@ -60,13 +60,13 @@ def _of_maps(teachers: Teachers) -> Iterator[tuple[float, float, np.ndarray]]:
     """Entropy, margin and probability (C,) of each image: the means over its pixels."""
     for map in teachers.maps(np.arange(len(teachers.table))):
         pixels = map.reshape(len(map), -1).T
-        entropy, margin = _uncertainty(pixels, False)
+        entropy, margin = _uncertainty(pixels, True)
         yield entropy.mean(), margin.mean(), pixels.mean(axis=0)
 
 
-def _uncertainty(probability: np.ndarray, multilabel: bool) -> tuple[np.ndarray, np.ndarray]:
+def _uncertainty(probability: np.ndarray, exclusive: bool) -> tuple[np.ndarray, np.ndarray]:
     """Entropy and margin, (N,) each, of (N, C) probabilities."""
-    entropy = cross_entropy(probability, probability, multilabel)
-    if multilabel:
-        return entropy, 2 * confidence(probability, True) - 1
-    return entropy, np.diff(np.partition(probability, -2, axis=1)[:, -2:], axis=1)[:, 0]
+    entropy = cross_entropy(probability, probability, exclusive)
+    if exclusive:
+        return entropy, np.diff(np.partition(probability, -2, axis=1)[:, -2:], axis=1)[:, 0]
+    return entropy, 2 * confidence(probability, False) - 1
