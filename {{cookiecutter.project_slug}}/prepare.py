@@ -50,21 +50,23 @@ def run(name: str, overrides: list[str], weights: Path | None, network: str) -> 
     """Prepare the data config `name` and print the result."""
     from omegaconf import OmegaConf
 
+    from foldwise.code.runs import current_code
     from foldwise.config import compose_config
     from foldwise.data.likeness import compare_pictures
     from foldwise.data.prepare import check_test_table, prepare
     from foldwise.reporting.pictures import draw_samples
 
-    config = compose_config([f"data={name}", *overrides])
-    data: Any = OmegaConf.to_container(config.data, resolve=True)
+    composed = compose_config([f"data={name}", "experiment_name=null", *overrides])
+    config: Any = OmegaConf.to_container(composed, resolve=True)
+    data = config["data"]
     describe = make_describer(weights, network)
-    prepared = prepare(data, config.task, config.seed)
+    prepared = prepare(config, current_code(config).alias)
     notes = list(prepared.notes)
     test, table = data["test_table"], None
     if test is None or not Path(test).exists():
         notes.append(f"there is no test table ({test})" if test else "there is no test table (data.test_table is null)")
     else:
-        table = check_test_table(data, config.task, prepared)
+        table = check_test_table(data, config["task"], prepared)
         print(f"{test}: {len(table)} rows, checked")
     notes += compare_pictures(data, prepared, table, describe)
     draw_samples(data, prepared)
@@ -114,8 +116,10 @@ def show(prepared: "Prepared", notes: list[str]) -> None:
     if len(rarest) < len(totals):
         print(f"the {len(rarest)} rarest of {len(totals)} classes; statistics.json has them all")
     sizes = [f"{int(scan[side].min())} to {int(scan[side].max())}" for side in ("height", "width")]
-    print(f"images: height {sizes[0]}, width {sizes[1]}, {statistics['channels']} channels of {statistics['dtype']}")
-    print(f"mean {_numbers(statistics['mean'])}, std {_numbers(statistics['std'])} (1.0 is {statistics['scale']:g})")
+    print(f"images: height {sizes[0]}, width {sizes[1]}")
+    for name, image in statistics["images"].items():
+        print(f"{name}: {image['channels']} channels of {image['dtype']}, 1.0 is {image['scale']:g}")
+        print(f"  mean {_numbers(image['mean'])}, std {_numbers(image['std'])}")
     for note in notes:
         print(f"note: {note}")
 

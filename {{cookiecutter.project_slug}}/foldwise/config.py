@@ -9,7 +9,7 @@ import yaml
 
 from foldwise.errors import Refusal
 from foldwise.files import write_text
-from foldwise.settings import OWNER, list_choices, unknown_choice, unknown_setting
+from foldwise.settings import OWNER, find_choice, list_choices, unknown_choice, unknown_setting
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

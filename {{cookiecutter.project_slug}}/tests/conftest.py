@@ -3,11 +3,14 @@
 import os
 import runpy
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 # On tensors this small a second thread costs more than it brings. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Code that tests trust is not the user's to trust.
+os.environ.setdefault("FOLDWISE_STATE", tempfile.mkdtemp(prefix="foldwise-state-"))
 
 import pytest
 from tiny import write_data

@@ -5,12 +5,16 @@ from collections.abc import Sequence
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import pandas as pd
 
+from foldwise.code.alias import open_code
+from foldwise.code.collect import collect_code
+from foldwise.code.runs import OwnerCode, all_targets
+from foldwise.code.trust import trust
 from foldwise.config import compose_config, resolve_config
 from foldwise.data.prepare import Prepared, prepare
 from foldwise.training.identity import make_identity
@@ -18,6 +22,10 @@ from foldwise.training.plan import choose_parts, hash_contents
 from foldwise.training.results import finish_fold, finish_run, merge_oof, score_predictions, write_scores
 from foldwise.training.run_folder import continued_config, open_run
 
+if TYPE_CHECKING:
+    from foldwise.inference.weights import Model, ModelSpec
+
+ROOT = Path(__file__).parents[1]
 CLASSES = ["blue", "green", "red"]
 
 
@@ -86,16 +94,26 @@ def _composed(task: str, overrides: tuple[str, ...]) -> str:
 
 def prepare_tiny(config: dict[str, Any]) -> Prepared:
     """Prepare the data of a tiny config."""
-    return prepare(config["data"], config["task"], config["seed"], make_folds=True, progress=False)
+    return prepare(config, code_of(config).alias, make_folds=True, progress=False)
+
+
+def code_of(config: dict[str, Any]) -> OwnerCode:
+    """The code of the repository's solution/ that a config reaches."""
+    code = collect_code([target for target in all_targets(config) if target.startswith("solution.")], ROOT)
+    return OwnerCode(code, open_code(code))
 
 
 def open_tiny(config: dict[str, Any], folder: Path, prepared: Prepared | None = None, world: int = 1) -> Path:
     """The folder of the run that `train.py` would open, in `folder`."""
-    identity = make_identity(config, world, hash_contents(config, prepared or prepare_tiny(config)))
-    return open_run(config, identity, {"accelerator": "cpu", "devices": ["cpu"], "cpus": 1}, folder)
+    code = code_of(config).code
+    identity = make_identity(config, world, hash_contents(config, prepared or prepare_tiny(config)), code)
+    run = open_run(config, identity, {"accelerator": "cpu", "devices": ["cpu"], "cpus": 1}, folder, code)
+    if code is not None:
+        trust(code.digest)
+    return run
 
 
-NETWORKS = {
+NETWORKS: dict[str, dict[str, Any]] = {
     "multiclass": {"library": "timm", "name": "test_resnet"},
     "multilabel": {"library": "timm", "name": "test_resnet"},
     "segmentation": {
@@ -107,32 +125,45 @@ NETWORKS = {
 }
 
 
-def save_random_model(folder: Path, task: str, classes: Sequence[str], seed: int) -> None:
-    """A model of random weights, as training saves it, for images of 32 x 32."""
+def make_spec(task: str, classes: Sequence[str], channels: int = 3, **changes: Any) -> "ModelSpec":
+    """The spec of a model for images of 32 x 32 that foldwise's own classes read and build."""
+    from foldwise.inference.weights import ModelSpec
+    from foldwise.tasks.outputs import Output
+
+    network = {**NETWORKS[task], "channels": {"image": channels}, "outputs": {"logits": len(classes)}}
+    values: dict[str, Any] = {
+        "network": {"_target_": "foldwise.models.networks:ImageNetwork", **network},
+        "samples": {"_target_": "foldwise.data.samples:Samples", "mode": "stored"},
+        "state": {},
+        "outputs": (Output.main(task, classes),),
+        "image_size": (32, 32),
+        "fit": "stretch",
+        "images": {"image": {"scale": None, "mean": [0.5] * channels, "std": [0.2] * channels}},
+    }
+    return ModelSpec(**values | changes)
+
+
+def random_model(spec: "ModelSpec", seed: int) -> "Model":
+    """A model of random weights, its head too: a new head is zero, and would give the same for every image."""
     import torch
 
-    from foldwise.inference.weights import ModelSpec, save_model
-    from foldwise.models.networks import build_network
-    from foldwise.models.normalized import head_modules
+    from foldwise.code.build import make
+    from foldwise.inference.weights import Model, normalize
 
     torch.manual_seed(seed)
-    net = build_network(NETWORKS[task], 3, len(classes))
-    for module in head_modules(net):  # a new head is zero, and would give the same for every image
+    net = make(spec.network)
+    for module in net.head():
         for parameter in module.parameters():
             torch.nn.init.normal_(parameter)
-    spec = ModelSpec(
-        task=task,
-        architecture=NETWORKS[task],
-        channels=3,
-        classes=classes,
-        image_size=(32, 32),
-        fit="stretch",
-        mode="stored",
-        scale=None,
-        mean=(0.5,) * 3,
-        std=(0.2,) * 3,
-    )
-    save_model(folder, net, spec)
+    return Model(normalize(net, spec).eval(), make(spec.samples), spec)
+
+
+def save_random_model(folder: Path, task: str, classes: Sequence[str], seed: int) -> None:
+    """A model of random weights, as training saves it, for images of 32 x 32."""
+    from foldwise.inference.weights import save_model
+
+    model = random_model(make_spec(task, classes), seed)
+    save_model(folder, model.network, model.spec)
 
 
 def train_folds(config: dict[str, Any], folder: Path, world: int = 1) -> Path:

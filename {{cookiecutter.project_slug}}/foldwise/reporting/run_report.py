@@ -58,7 +58,9 @@ def report_run(
         scores += [{"fold": "mean", name: float(np.mean(values))}, {"fold": "std", name: float(np.std(values))}]
     scores.append({"fold": "OOF overall", name: overall})
     history = {fold: pd.read_csv(run / f"fold{fold}" / "history.csv") for fold in per_fold}
-    figures = _map_figures(table, metric, oof, counts) if counts is not None else _row_figures(table, oof)
+    figures = (
+        _map_figures(table, pictures, metric, oof, counts) if counts is not None else _row_figures(table, pictures, oof)
+    )
     if (run / "plan.png").exists():  # a run that averages another has none
         figures.insert(0, ("Plan", (run / "plan.png").read_bytes()))
     write_report(run / "report.html", run.name, summary, scores, history, figures, metric=name)
@@ -75,7 +77,7 @@ def _weights(config: Mapping[str, Any]) -> str:
     return f"the last of a fixed number of epochs{ema}{optimistic}"
 
 
-def _row_figures(table: Table, oof: Predictions) -> list[tuple[str, Any]]:
+def _row_figures(table: Table, pictures: Pictures, oof: Predictions) -> list[tuple[str, Any]]:
     assert table.target is not None
     row_of = {id: row for row, id in enumerate(table.ids)}
     average, task = average_members(oof.frame, oof.columns), oof.header.meaning
@@ -113,7 +115,9 @@ def worst_rows(target: np.ndarray, values: np.ndarray, count: int, task: Task) -
     return order[~answered_right(target, values, task.exclusive)[order]][:count]
 
 
-def _map_figures(table: Table, metric: Any, oof: Predictions, counts: np.ndarray) -> list[tuple[str, Any]]:
+def _map_figures(
+    table: Table, pictures: Pictures, metric: Any, oof: Predictions, counts: np.ndarray
+) -> list[tuple[str, Any]]:
     support, shown = counts[:, :, 2].sum(axis=0), metric if isinstance(metric, Dice | MeanIoU) else MeanIoU()
     name = type(shown).__name__
     figures = [(f"{name} per class", per_class(shown.per_class(counts), oof.columns, name, support))]

@@ -20,6 +20,7 @@ from rich.table import Table as RichTable
 
 from foldwise.code.runs import open_run_code
 from foldwise.config import followers, read_config
+from foldwise.data.pictures import Pictures
 from foldwise.data.prepare import prepare
 from foldwise.errors import Refusal
 from foldwise.files import check_new, new_folder, read_json, write_json
@@ -84,7 +85,8 @@ def average_weights(run: Path, out: Path, device: str = "auto") -> Averaging:
     folds = prepared.fold_of_items
     snapshots = find_snapshots(run, config, sorted(set(folds.tolist()) - {-1}), metric.greater_is_better)
     oof = read_predictions(run / "oof")
-    check_oof(oof, Truth(prepared.table, folds, prepared.folds_hash, metric, config))
+    pictures = Pictures.of(prepared.source, prepared.samples)
+    check_oof(oof, Truth(prepared.table, folds, prepared.folds_hash, metric, config, pictures))
     folder = _open_partial(out, run, config, snapshots, prepared.images_hash) / out.name
     candidates = Candidates(run, config, prepared, snapshots, folder, target, alias)
     scores: dict[int, dict[int, float]] = {}

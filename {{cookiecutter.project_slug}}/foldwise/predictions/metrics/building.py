@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from foldwise.code.build import resolve
 from foldwise.errors import Refusal
-from foldwise.predictions.metrics import METRICS, Metric
+from foldwise.predictions.metrics import METRICS, Metric, Published
 
 if TYPE_CHECKING:
     from foldwise.data.table import Table
