@@ -56,7 +56,7 @@ def import_owner(path: str) -> Any:
         Refusal: it names something else, or there is nothing of the name.
     """
     module, _, name = path.rpartition(".")
-    file = Path(*module.split(".")).with_suffix(".py")
+    file = Path(module.replace(".", "/") + ".py")
     if not module.startswith(f"{OWNER}.") or not file.is_file():
         raise Refusal(f"there is no {path} here: it is a name in a file of {OWNER}/, such as {OWNER}.metric.score")
     if (root := str(Path.cwd())) not in sys.path:

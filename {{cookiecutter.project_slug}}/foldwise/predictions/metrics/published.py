@@ -44,6 +44,7 @@ class Published(RowMetric):
             Refusal: the function or a column is not there, or it fails on the table (None: on four rows a class).
         """
         ready = super().for_task(task, classes, table)
+        self._import()
         target, rows, what = np.tile(np.eye(len(classes)), (4, 1)), None, "a made-up table"
         if table is not None:
             from foldwise.predictions.scoring import by_unit
@@ -66,14 +67,16 @@ class Published(RowMetric):
         return ready
 
     def _call(self, target: np.ndarray, probability: np.ndarray, rows: np.ndarray | None) -> float:
-        from foldwise.predictions.metrics.building import import_owner
-
-        function = import_owner(self.function) if isinstance(self.function, str) else self.function
         solution, submission = self._table(target, rows), self._table(probability, rows)
         for name in self.columns:
             assert rows is not None
             solution[name] = rows[name]
-        return function(solution, submission, self.row_id_column_name)
+        return self._import()(solution, submission, self.row_id_column_name)
+
+    def _import(self) -> Callable[[Any, Any, str], float]:
+        from foldwise.predictions.metrics.building import import_owner
+
+        return import_owner(self.function) if isinstance(self.function, str) else self.function
 
     def _table(self, values: np.ndarray, rows: np.ndarray | None) -> Any:
         import pandas as pd
