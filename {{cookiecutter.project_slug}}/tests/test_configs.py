@@ -48,7 +48,7 @@ def fits(group: str, choice: str, task: str) -> bool:
     if group == "metric":
         from foldwise.predictions import metrics
 
-        return task in getattr(metrics, content(group, choice)["_target_"].rpartition(".")[2]).tasks
+        return task in getattr(metrics, content(group, choice)["_target_"].rpartition(".")[2]).tasks()
     return task in TASKS.get(choice.partition("/")[0], [task]) if group in ("loss", "experiment") else True
 
 

@@ -77,7 +77,9 @@ def _repeat_rows(metric: Any, *arrays: np.ndarray) -> Score:
         if isinstance(metric, MapMetric):
             return metric.reduce(arrays[0][drawn])
         target, probability, rows = arrays
-        return metric(target[drawn], probability[drawn], rows=repeat_records(rows, drawn))
+        return metric(
+            target[drawn], probability[drawn], rows=repeat_records(rows, drawn) if metric.reads_rows else None
+        )
 
     return score
 
