@@ -46,6 +46,7 @@ class Rows:
         self.source, self.root, self.targets = table.path, table.root, targets
         names = ["id", "image", *columns, *(["mask"] if targets and "mask" in table.frame else [])]
         self._columns = {name: table.frame[name].to_numpy(object) for name in dict.fromkeys(names)}
+        self._numbers: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self._columns["id"])
@@ -69,6 +70,8 @@ class Rows:
         Raises:
             TableError: values that are no numbers.
         """
+        if column in self._numbers:
+            return self._numbers[column]
         values = pd.Series(self[column], dtype=object)
         empty = values.isna() | (values == "")
         found = pd.to_numeric(values.where(~empty), errors="coerce").to_numpy(np.float64)
@@ -76,6 +79,7 @@ class Rows:
         if len(bad):
             ids = [f"{self['id'][row]} has {values.iat[row]!r}" for row in bad]
             raise TableError(self.source, [f"column {column!r} must have numbers or be empty: {some(ids)}"])
+        self._numbers[column] = found
         return found
 
     def path(self, row: int, column: str = "image") -> Path:

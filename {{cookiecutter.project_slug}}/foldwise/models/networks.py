@@ -223,8 +223,8 @@ def pretrained_normalization(architecture: Architecture, channels: int = 3) -> t
     Other channel counts than 3 follow what timm does to the stem: RGB is repeated (4 channels: R, G, B, R),
     and for 1 channel summed, hence the average.
     """
-    name = architecture["name"] if architecture["library"] == "timm" else str(architecture.get("encoder"))
-    if architecture["library"] == "smp" and not name.startswith("tu-"):
+    name = str(architecture.get("encoder") or architecture["name"])
+    if architecture.get("encoder") and not name.startswith("tu-"):
         raise Refusal(f"the normalisation of smp's own encoder {name} is not known: set data.normalize=dataset")
     _check_timm_name(name.removeprefix("tu-"), "the network")
     config = timm.get_pretrained_cfg(name.removeprefix("tu-"))
