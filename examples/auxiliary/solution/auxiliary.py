@@ -19,7 +19,7 @@ from foldwise.models.networks import build_encoder
 class Samples(samples.Samples):
     """One picture an item, and the column `size` while it trains."""
 
-    columns = ("size",)
+    target_columns = ("size",)
     fields = {"image": Field("image"), "size": Field("values", train_only=True)}
 
     def read(self, rows: Rows, item: Item, state: Mapping[str, Any], rng: np.random.Generator | None) -> Sample:

@@ -40,4 +40,4 @@ class Module(TrainingModule):
 
     def everywhere(self, value: Tensor) -> Tensor:
         """The values of all ranks: each must move the same targets."""
-        return value if self.trainer.world_size == 1 else self.all_gather(value).flatten(0, 1)
+        return value if self.trainer.world_size == 1 else torch.as_tensor(self.all_gather(value)).flatten(0, 1)

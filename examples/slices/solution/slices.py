@@ -1,7 +1,7 @@
 """2.5D: a slice with its neighbours in the channels, found by columns or by the names of the files."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ class Slices(samples.Samples):
         reach: slices on each side.
     """
 
-    columns = ("series", "number")
+    columns: Sequence[str] = ("series", "number")
 
     def __init__(self, mode: str = "stored", reach: int = 1) -> None:
         super().__init__(mode)
@@ -29,7 +29,10 @@ class Slices(samples.Samples):
     def places(self, rows: Rows) -> dict[tuple[str, int], int]:
         """The row of each (series, number)."""
         numbers = rows.numbers("number").astype(int)
-        return {(str(series), int(number)): row for row, (series, number) in enumerate(zip(rows["series"], numbers))}
+        return {
+            (str(series), int(number)): row
+            for row, (series, number) in enumerate(zip(rows["series"], numbers, strict=True))
+        }
 
     def items(self, rows: Rows) -> list[Item]:
         row_of = self.places(rows)

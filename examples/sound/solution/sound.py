@@ -14,7 +14,7 @@ from foldwise.data.samples import Rows, Sample
 
 
 class Samples(samples.Samples):
-    """Decibels by frequency and time, in [0, 1], of `seconds` of a WAV file: a random part in training, else its middle.
+    """Decibels by frequency and time, in [0, 1], of `seconds` of a WAV file: random in training, else its middle.
 
     Args:
         window: samples of the short-time Fourier transform; half of them overlap.

@@ -1,5 +1,6 @@
 """A loss that sees the image, and a frozen teacher beside the network."""
 
+from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ class Module(TrainingModule):
 
     def __init__(self, setup: Any, teacher: str, weight: float = 0.5, temperature: float = 2.0) -> None:
         super().__init__(setup)
-        self.teacher = Frozen(load_model(teacher).network)
+        self.teacher = Frozen(load_model(Path(teacher)).network)
         self.weight, self.temperature = weight, temperature
 
     def losses(self, outputs: Batch, batch: Batch) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Several pictures of one thing, as many as there are: pooled to one answer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from foldwise.models.network import Batch, Network
 from foldwise.models.networks import build_encoder
 from foldwise.models.pools import AttentionPool, MeanPool, encode_stack
 
-POOLS = {"mean": lambda _: MeanPool(), "attention": AttentionPool}
+POOLS: dict[str, Callable[[int], nn.Module]] = {"mean": lambda _: MeanPool(), "attention": AttentionPool}
 
 
 class Samples(samples.Samples):

@@ -81,7 +81,7 @@ def _to_items(frame: pd.DataFrame, paths: list[Path], root: Path, test: Path, sa
     notes = [f"{len(again)} ids of {test} come again and count once: {some(again)}"] if again else []
     frame = frame.drop_duplicates("id").reset_index(drop=True)
     table = Table(frame, "", (), root, None, test)
-    rows = Rows(table, samples.columns)
+    rows = Rows(table, samples)
     items = samples.items(rows)
     own = item_table(table, items)
     units = own.frame["unit"].tolist() if "unit" in own.frame else None

@@ -60,7 +60,7 @@ class Augmentation:
         """
         spatial = {name: sample[name] for name in self.kinds if name in sample}
         stacks = {name: value for name, value in spatial.items() if isinstance(value, list)}
-        result = self._augment({name: value for name, value in spatial.items() if name not in stacks}, seed)
+        result: dict[str, Any] = self._augment({name: spatial[name] for name in spatial if name not in stacks}, seed)
         for length in dict.fromkeys(map(len, stacks.values())):
             together = {name: value for name, value in stacks.items() if len(value) == length}
             pictures = [

@@ -23,7 +23,7 @@ class Pictures:
     @classmethod
     def of(cls, table: Table, samples: Samples) -> "Pictures":
         """Of the rows of a table."""
-        rows = Rows(table, samples.columns)
+        rows = Rows(table, samples)
         return cls(samples, rows, samples.items(rows))
 
     @cached_property

@@ -71,7 +71,7 @@ def read_items(data: Mapping[str, Any], task: str, samples: Samples, classes: Se
         TableError: everything that is wrong with the table or with its items.
     """
     source = read_table(data["table"], task, data["root"], Columns.from_config(data["columns"]), classes)
-    rows = Rows(source, samples.columns, targets=True)
+    rows = Rows(source, samples, targets=True)
     items = samples.items(rows)
     return ReadItems(source, rows, items, item_table(source, items))
 
@@ -252,12 +252,12 @@ def scan_alike(
     Raises:
         TableError: as `scan_items`, or they have others.
     """
-    rows = Rows(table, samples.columns, targets="mask" in table.frame)
+    rows = Rows(table, samples, targets="mask" in table.frame)
     items = samples.items(rows)
     scanned = Scanned(item_table(table, items), rows, items, samples)
     record = Path(data["prepared"]) / "images.csv"
     scan = scan_items(scanned, data["scale"], data["ignore_index"], record, progress)
-    trained = next(iter(statistics["images"].values()), {})
+    trained: Mapping[str, Any] = next(iter(statistics["images"].values()), {})
     problems = [
         f"its images have {column} {scan[column].iat[0]}, the training images {trained[column]}"
         for column in ("channels", "dtype")
@@ -291,7 +291,7 @@ def _notes(table: Table, scan: pd.DataFrame, folds: Mapping[str, int], statistic
             notes.append(f"class {name!r} does not occur in fold {', '.join(empty)}")
     image = next(iter(statistics["images"].values()), None)
     for channel in constant_channels(image) if image else []:
-        advice = "; mode: rgb drops it" if channel == 3 and image["channels"] == 4 else ""
+        advice = "; mode: rgb drops it" if channel == 3 and len(image["std"]) == 4 else ""
         notes.append(f"channel {channel} is constant and tells a network nothing (its std is taken as 1/255){advice}")
     fold = np.array([folds[name] for name in table.ids])
     for column in ("image", "group", "unit"):

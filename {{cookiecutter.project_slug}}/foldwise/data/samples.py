@@ -25,20 +25,21 @@ class Rows:
     """What a reader sees of a table: the declared columns, and where files are.
 
     Args:
-        columns: that the reader declares, see `Samples.columns`.
-        targets: whether the reader may see targets: in training and validation, never in prediction.
+        samples: the reader, whose declared columns are seen.
+        targets: whether it may see targets: in training and validation, never in prediction.
 
     Raises:
         TableError: the table lacks some of the columns.
     """
 
-    def __init__(self, table: Table, columns: Sequence[str] = (), targets: bool = False) -> None:
+    def __init__(self, table: Table, samples: "Samples", targets: bool = False) -> None:
+        columns = [*samples.columns, *(samples.target_columns if targets else ())]
         missing = [name for name in columns if name not in table.frame]
         if missing:
             raise TableError(
                 table.path,
                 [
-                    f"there is no column {name!r}, which samples.columns declares; the columns are "
+                    f"there is no column {name!r}, which the reader declares; the columns are "
                     f"{some(list(table.frame), 20)}"
                     for name in missing
                 ],
@@ -105,10 +106,12 @@ class Samples:
 
     Attributes:
         columns: of the table; beside these, a reader sees ids and images.
+        target_columns: further ones that it may see while `rows.targets`: in training and validation alone.
         fields: of a sample. The targets of the task are added by themselves.
     """
 
     columns: Sequence[str] = ()
+    target_columns: Sequence[str] = ()
     fields: Mapping[str, Field] = {"image": Field("image")}
 
     def __init__(self, mode: str = "stored") -> None:

@@ -17,7 +17,7 @@ from foldwise.errors import Refusal
 class SampleKey(NamedTuple):
     """What a sampler asks a dataset for. `repeat` counts how often the item was already drawn in this epoch."""
 
-    index: int
+    item: int
     epoch: int
     repeat: int = 0
 

@@ -179,7 +179,7 @@ def _file_sizes(scanned: Scanned) -> pd.DataFrame:
                 missing.append(_relative(path, table.root))
         return size_of[path]
 
-    lines = []
+    lines: list[dict[str, Any]] = []
     for number, item in enumerate(scanned.items):
         files = list(dict.fromkeys(scanned.samples.files(scanned.rows, item)))
         lines.append(

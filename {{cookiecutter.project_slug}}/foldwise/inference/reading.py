@@ -80,7 +80,7 @@ class Items(Dataset[Read]):
         self.readers: dict[str, Reader] = {}
         for how, model in models.items():
             if how.reading not in self.readers:
-                rows = Rows(table, model.samples.columns)
+                rows = Rows(table, model.samples)
                 self.readers[how.reading] = Reader(
                     model.samples, rows, model.samples.items(rows), model.spec.state, model.spec.scales
                 )

@@ -63,9 +63,13 @@ class Mix:
         box = None
         if cut:
             first = next(batch[name] for name, field in self.fields.items() if field.spatial)
-            box, lam = _draw_box(*first.shape[-2:], lam)
-        mixed = {name: self._mix(name, field, batch, lam, box) for name, field in self.fields.items()}
-        mixed = {name: value for name, value in mixed.items() if value is not None}
+            height, width = first.shape[-2:]
+            box, lam = _draw_box(height, width, lam)
+        mixed = {
+            name: self._mix(name, field, batch, lam, box)
+            for name, field in self.fields.items()
+            if field.kind != "codes"
+        }
         codes = {
             f"{name}_other": batch[name].roll(1, 0) for name, field in self.fields.items() if field.kind == "codes"
         }
@@ -74,10 +78,8 @@ class Mix:
 
     def _mix(
         self, name: str, field: Field, batch: Batch, lam: float, box: tuple[int, int, int, int] | None
-    ) -> Tensor | None:
+    ) -> Tensor:
         value = batch[name]
-        if field.kind == "codes":
-            return None
         if field.kind == "image" and not value.is_floating_point():
             value = value.float() / 255
         if field.spatial and box is not None:

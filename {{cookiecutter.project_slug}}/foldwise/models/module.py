@@ -52,6 +52,8 @@ class TrainingModule(pl.LightningModule):
     part of the checkpoint: targets that change while training are one, indexed by `batch["row"]`.
     """
 
+    loss: Any  # what the configuration names: a module of losses as a rule
+
     def __init__(self, setup: Setup) -> None:
         super().__init__()
         self.network, self.loss, self.schedule = setup.network, setup.loss, setup.schedule

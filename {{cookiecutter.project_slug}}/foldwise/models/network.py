@@ -59,7 +59,8 @@ class Network(nn.Module):
 
     def compiled(self) -> list[nn.Module]:
         """The modules that `model.compile` compiles: tensors in, tensors out, and not the dicts of `forward`."""
-        return [self.encoder] if hasattr(self, "encoder") else list(self.children())
+        encoder = getattr(self, "encoder", None)
+        return list(self.children()) if encoder is None else [encoder]
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that have no weight decay, beside norms and biases: what timm's networks exempt."""

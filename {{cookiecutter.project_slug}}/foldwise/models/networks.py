@@ -91,8 +91,8 @@ def build_encoder(
     weights: Path | None = None,
     pretrained: bool = False,
     options: Mapping[str, Any] | None = None,
-) -> nn.Module:
-    """A timm network without its classifier: images to features (B, `num_features`), and the features of its stages.
+) -> Any:
+    """A timm network without its classifier: images (B, C, H, W) to features (B, `num_features`).
 
     Args:
         name: one of timm's.

@@ -50,7 +50,7 @@ TRAINING_ONLY = ("_target_", "pretrained", "weights", "channels_last", "compile"
 def fit_reader(prepared: Prepared, rows: np.ndarray) -> dict[str, Any]:
     """What the reader has to know of the items that are trained, without their targets."""
     items = [prepared.items[row] for row in rows]
-    return prepared.samples.fit(Rows(prepared.source, prepared.samples.columns), items)
+    return prepared.samples.fit(Rows(prepared.source, prepared.samples), items)
 
 
 def build_spec(config: Mapping[str, Any], prepared: Prepared, state: Mapping[str, Any], alias: str | None) -> ModelSpec:

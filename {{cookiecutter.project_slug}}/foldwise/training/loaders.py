@@ -55,7 +55,7 @@ def training_items(
     source, items, table, tables = prepared.source, prepared.items, prepared.table, prepared.tables
     added = None
     if pseudo is not None:
-        table = source = join_tables(table, pseudo, samples.columns)
+        table = source = join_tables(table, pseudo, [*samples.columns, *samples.target_columns])
         items = [Item(id, (row,)) for row, id in enumerate(table.ids)]
         tables = {prepared.outputs[0].target: table}
         added = np.arange(len(prepared.table), len(table))
@@ -76,7 +76,7 @@ def make_reader(
     own = prepared.samples.fields
     return Reader(
         prepared.samples,
-        Rows(source or prepared.source, prepared.samples.columns, targets=True),
+        Rows(source or prepared.source, prepared.samples, targets=True),
         prepared.items if items is None else items,
         state,
         {name: image["scale"] for name, image in prepared.statistics["images"].items()},
