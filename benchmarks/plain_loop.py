@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 ROOT = Path("data/sample/multiclass")
+SIDE = 32  # as configs/data/sample.yaml has it
 
 
 class Pictures(Dataset):
@@ -42,6 +43,7 @@ class Pictures(Dataset):
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         row = self.rows[index]
         image = self.augment(image=cv2.cvtColor(cv2.imread(str(ROOT / row["image"])), cv2.COLOR_BGR2RGB))["image"]
+        image = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA)  # the pictures vary in size
         return image.transpose(2, 0, 1).astype(np.float32) / 255, self.classes.index(row["label"])
 
 
