@@ -60,7 +60,7 @@ def finish_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: P
 def score_predictions(parts: Sequence[Predictions], config: Mapping[str, Any], prepared: Prepared) -> Scores:
     """The competition's metric over predictions of different rows together, averaged over the snapshots."""
     table = prepared.table
-    metric = build_metric(config["metric"], config["task"], table.classes, table)
+    metric = build_metric(config["metric"], config["task"], table.classes)
     row_of = {id: row for row, id in enumerate(table.ids)}
     if config["task"] == "segmentation":
         evidence, counts, folds = [], [], []
