@@ -57,9 +57,10 @@ def test_from_the_table_to_the_submission(amazon, tmp_path, monkeypatch, command
         "metric=f_beta",
         "model.name=test_resnet",
         "model.pretrained=false",
+        "epochs=4",
     ]
     config = tiny_config(Path("data/amazon"), "multilabel", *choices, *few, "tta=d4", "experiment_name=amazon/alno")
-    config["phases"] = {name: phase | {"epochs": 1} for name, phase in config["phases"].items()}
+    assert [phase["epochs"] for phase in config["phases"].values()] == [1] * 4
     run = train_scored(config, Path("runs"))
     assert run.parent == Path("runs/amazon")
     model = json.loads((run / "fold0/snapshots/again2/model.json").read_text())

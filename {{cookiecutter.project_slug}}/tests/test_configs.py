@@ -208,6 +208,7 @@ def test_every_experiment_trains_a_step(experiment: str, few: Path, tmp_path: Pa
             f"experiment={experiment}",
             "model.pretrained=false",
             "logger=none",
+            "epochs=4",  # enough for each phase to have one
             "batch_size=4",
             "trainer.limit_train_batches=1",
         )

@@ -162,3 +162,10 @@ def test_bad_fold_files(tmp_path, text):
     (tmp_path / "folds.csv").write_text(text)
     with pytest.raises(Refusal, match=r"folds\.csv"):
         read_folds(tmp_path / "folds.csv")
+
+
+@pytest.mark.parametrize("content", [b"", b"id,fold\na,0,1,2\nb,0,1\n", "id,fold\né,0\n".encode("latin-1")])
+def test_fold_files_that_are_no_csv_in_utf_8(tmp_path, content):
+    (tmp_path / "folds.csv").write_bytes(content)
+    with pytest.raises(Refusal, match=r"folds\.csv"):
+        read_folds(tmp_path / "folds.csv")

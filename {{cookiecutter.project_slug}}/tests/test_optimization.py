@@ -130,6 +130,8 @@ def test_refusals() -> None:
         build_optimizer(net, "adamv", 0.1)
     with pytest.raises(Refusal, match="nesterof"):
         build_optimizer(net, "sgd", 0.1, nesterof=True)
+    with pytest.raises(Refusal, match="Invalid beta parameter"):
+        build_optimizer(net, "adam", 0.1, betas=[2, 2])
     with pytest.raises(Refusal, match="layer_decay"):
         build_optimizer(net, "sgd", 0.1, layer_decay=1.5)
     native = build_network({"library": "smp", "name": "Unet", "encoder": "mobilenet_v2"}, 3, 2)

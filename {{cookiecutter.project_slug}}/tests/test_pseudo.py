@@ -15,6 +15,7 @@ from tiny import CLASSES, prepare_tiny, train_folds, train_scored
 
 from foldwise.data.dataset import EpochSampler, Pool
 from foldwise.data.folds import folds_hash
+from foldwise.data.holdout import FULL
 from foldwise.data.pseudo import join_tables, provenance_path
 from foldwise.data.table import TableError
 from foldwise.errors import Refusal
@@ -201,12 +202,14 @@ def test_a_table_that_does_not_fit_is_refused_in_one_error(world, tmp_path):
         pseudo_label([world / "a"], out, Soft())
     frame = pd.read_csv(out)
     frame["student"] = frame["student"].map({0: 0, 1: 7})
+    frame.loc[0, "student"] = FULL  # its number in predictions is no name in a table
     frame.to_csv(out, index=False)
     write_json(provenance_path(out), {"folds_hash": "other"})
     with pytest.raises(TableError) as error:
         prepare_tiny(config_of(world, "multiclass", pseudo=out))
     for part in ("made with the folds other", "'1/row16': the student '7' is none", "the student 1 has no rows"):
         assert part in str(error.value)
+    assert "the student '-2' is none" in str(error.value)
     provenance_path(out).unlink()
     with pytest.raises(TableError, match="is not there"):
         prepare_tiny(config_of(world, "multiclass", pseudo=out))

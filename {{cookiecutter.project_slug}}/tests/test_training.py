@@ -236,6 +236,13 @@ def test_mistakes_say_what_to_do(override, message, data, tmp_path):
         folds.training_loader(config, prepared, np.arange(12), Place())
 
 
+@pytest.mark.parametrize("setting", ["precision=abc", "accelerator=abc", "gradient_clip_val=abc"])
+def test_a_setting_that_lightning_refuses_is_named(setting, data):
+    config = tiny_config(data, "multiclass", f"trainer.{setting}")
+    with pytest.raises(Refusal, match="does not take the settings of trainer.*abc"):
+        folds.build_trainer(config, Place(), 1)
+
+
 def test_a_rate_that_is_scaled_is_said(data, capsys):
     config = tiny_config(data, "multiclass", "optimizer.lr=0.001", "lr_batch_size=16")
     inspect_config(config, prepare_tiny(config))

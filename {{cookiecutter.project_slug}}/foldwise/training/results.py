@@ -61,8 +61,7 @@ def finish_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: P
 
 
 def _metric(config: Mapping[str, Any], prepared: Prepared) -> Any:
-    table = prepared.table
-    return build_metric(config["metric"], config["task"], table.classes, table, prepared.alias)
+    return build_metric(config["metric"], config["task"], prepared.table.classes, alias=prepared.alias)
 
 
 def score_predictions(parts: Sequence[Predictions], config: Mapping[str, Any], prepared: Prepared) -> Scores:
