@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
+from foldwise.code.build import make as make  # one import for whoever reads a configuration
 from foldwise.errors import Refusal
 from foldwise.files import write_text
 from foldwise.settings import CONFIGS, unknown_choice, unknown_setting
@@ -126,21 +127,6 @@ def _with_epochs(epochs: Any, phases: Mapping[str, dict[str, Any]]) -> dict[str,
     return {name: {"epochs": given[name]} | phase for name, phase in phases.items()}
 
 
-def make(config: Any, **arguments: Any) -> Any:
-    """The object that a config's `_target_` names, with plain lists and dicts inside.
-
-    Raises:
-        Refusal: there is no such thing, or it refuses its arguments.
-    """
-    from hydra.errors import HydraException
-    from hydra.utils import instantiate
-
-    try:
-        return instantiate(config, _convert_="all", **arguments)
-    except HydraException as error:
-        raise Refusal(str(error)) from error
-
-
 def read_config(run: Path) -> dict[str, Any]:
     """The configuration of a run, as plain values.
 
@@ -166,4 +152,4 @@ def followers(config: Mapping[str, Any]) -> list[str]:
     parts = [("scheduler", config["scheduler"])]
     parts += [(f"phases.{name}.scheduler", phase["scheduler"]) for name, phase in running if phase.get("scheduler")]
     parts += [(f"callbacks.{name}", callback) for name, callback in config["callbacks"].items()]
-    return found + [name for name, part in parts if part["_target_"].rpartition(".")[2] in FOLLOWERS]
+    return found + [name for name, part in parts if re.split("[.:]", part["_target_"])[-1] in FOLLOWERS]

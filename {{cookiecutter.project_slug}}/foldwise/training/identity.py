@@ -1,14 +1,18 @@
 """What a run is made from: everything that can change its result, hashed, and the differences between two runs."""
 
-import ast
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from functools import cache
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import foldwise
+from foldwise.code.definitions import definitions_hash, foldwise_modules
+from foldwise.code.imports import inside, walk
+from foldwise.code.source import Code
+from foldwise.code.syntax import hash_source, hash_text
+from foldwise.config import followers
 from foldwise.data.table import Table
 
 # What the result does not depend on: where things lie, how they are logged, and which folds are trained now.
@@ -30,29 +34,37 @@ IRRELEVANT = (
     "data.workers",
     "model.weights",
 )
-CODE_FOLDERS = ("data", "models", "training", "inference")
+SOLUTION = re.compile(r"solution(\.\w+)+(:\w+)?")  # something in solution/
+# Where a training begins, and what never changes its result; metrics do if it follows the validation.
+ENTRY = "foldwise.training.fold"
+METRICS, REPORTING = "foldwise.predictions.metrics", "foldwise.reporting"
 
 
-def make_identity(config: Mapping[str, Any], world: int, contents: Mapping[str, str]) -> dict[str, str]:
+def make_identity(
+    config: Mapping[str, Any], world: int, contents: Mapping[str, str], code: Code | None = None
+) -> dict[str, str]:
     """A flat description of a run; two runs with the same one give the same numbers.
 
     Args:
         config: the resolved configuration.
         world: number of processes that train one fold.
         contents: hashes of the table, folds, images and initial weights, by name.
+        code: that the configuration reaches in `solution/`.
     """
     settings = {
-        key: json.dumps(value) for key, value in _flatten(config) if not any(_inside(key, name) for name in IRRELEVANT)
+        key: json.dumps(value) for key, value in _flatten(config) if not any(inside(key, name) for name in IRRELEVANT)
     }
+    targets, code = trained_targets(config), code or Code({}, Path())
+    pieces = hash_code([*targets, *foldwise_modules(code, targets)], bool(followers(config)))
     return {**{f"config {key}": value for key, value in settings.items()}, "world size": str(world)} | {
         **{f"content {name}": value for name, value in contents.items()},
-        **{f"code {name}": value for name, value in hash_code().items()},
+        **{f"code {name}": value for name, value in (pieces | definitions_hash(code, targets)).items()},
     }
 
 
 def hash_identity(identity: Mapping[str, str]) -> str:
     """Eight hexadecimal digits that stand for an identity."""
-    return _hash(json.dumps(sorted(identity.items())))[:8]
+    return hash_text(json.dumps(sorted(identity.items())))[:8]
 
 
 def describe_differences(new: Mapping[str, str], old: Mapping[str, str]) -> list[str]:
@@ -68,11 +80,34 @@ def describe_differences(new: Mapping[str, str], old: Mapping[str, str]) -> list
     return lines
 
 
-def hash_code(root: Path | None = None) -> dict[str, str]:
-    """A hash of the syntax tree of each file of the code that can change a result, docstrings left out."""
-    root = root or Path(foldwise.__file__).parent
-    files = [path for folder in CODE_FOLDERS for path in sorted((root / folder).rglob("*.py"))]
-    return {path.relative_to(root).as_posix(): _hash_source(path.read_bytes()) for path in files}
+def trained_targets(config: Mapping[str, Any]) -> list[str]:
+    """The targets in a configuration that can change what is trained; a metric only if the training follows it."""
+    others = {"logger", *(() if followers(config) else ("metric",))}
+    return all_targets({key: value for key, value in config.items() if key not in others})
+
+
+def all_targets(config: Any) -> list[str]:
+    """Every target in a configuration: what `_target_` names, and any other text that names something of `solution/`."""
+    if isinstance(config, Mapping):
+        own = [config["_target_"]] if isinstance(config.get("_target_"), str) else []
+        return sorted({*own, *(target for value in config.values() for target in all_targets(value))})
+    if isinstance(config, list | tuple):
+        return sorted({target for value in config for target in all_targets(value)})
+    return [config] if isinstance(config, str) and SOLUTION.fullmatch(config) else []
+
+
+def hash_code(targets: Iterable[str] = (), followed: bool = False, root: Path | None = None) -> dict[str, str]:
+    """A hash of the syntax tree of each file of foldwise that a training reaches by imports, docstrings left out.
+
+    Args:
+        targets: modules that it reaches besides, or names in them; those of other packages are passed over.
+        followed: the training follows the validation, so metrics count.
+        root: the folder that foldwise is in.
+    """
+    root = root or Path(foldwise.__file__).parents[1]
+    names = [ENTRY, *(target.replace(":", ".") for target in targets)]
+    files = walk(names, root, "foldwise", (REPORTING,) if followed else (METRICS, REPORTING))
+    return {file.path.relative_to(root).as_posix(): hash_source(file.source) for file in files}
 
 
 def hash_table(table: Table) -> str:
@@ -86,37 +121,9 @@ def hash_table(table: Table) -> str:
     return digest.hexdigest()[:16]
 
 
-@cache
-def _hash_source(source: bytes) -> str:
-    return _hash(" ".join(_tokens(ast.parse(source))))
-
-
-def _tokens(node: ast.AST) -> Iterator[str]:
-    """The syntax tree as text that is the same on every Python version (ast.dump is not) and ignores comments."""
-    yield type(node).__name__
-    for name, value in ast.iter_fields(node):
-        if name == "body" and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            value = value[1:] if ast.get_docstring(node, clean=False) is not None else value
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, ast.AST):
-                yield f"{name}("
-                yield from _tokens(item)
-                yield ")"
-            elif item is not None:  # absent fields are left out: newer versions of Python have more of them
-                yield f"{name}={item!r}"
-
-
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, value
-
-
-def _inside(key: str, name: str) -> bool:
-    return key == name or key.startswith(name + ".")
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

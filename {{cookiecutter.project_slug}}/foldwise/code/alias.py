@@ -1,0 +1,140 @@
+"""Importing a run's copy of `solution/` under a name of its own, `solution_<hash>`, beside other versions of it.
+
+Importing foldwise installs a finder for such names in every process (finder.py). It learns where the code is from an
+entry in `sys.path`, <folder>/solution_<hash>, which is no folder: multiprocessing hands this one list to every process
+that it starts, in whichever way, also to those of a server that runs since before the code was opened. So objects of
+such modules can be pickled. The code is read once a process, and checked against the hash; no bytecode is written.
+"""
+
+import ast
+import os
+import sys
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
+
+from foldwise.code.finder import ALIAS
+from foldwise.code.imports import inside
+from foldwise.code.source import PACKAGE, Code, read_code
+from foldwise.code.trust import require_trust
+from foldwise.errors import Refusal
+
+_opened: dict[str, Code] = {}  # by alias
+
+
+def open_code(source: Path | Code) -> str:
+    """The name under which code can be imported from now on, here and in processes that multiprocessing starts.
+
+    Args:
+        source: a folder with `solution/` in it, as <run>/code; or code that was just collected, which child processes
+            see if they are forked, and whose tracebacks show the files that it was collected from.
+
+    Raises:
+        Refusal: there is no code, or it is not trusted.
+    """
+    code = source if isinstance(source, Code) else read_code(Path(source).resolve())
+    entry = str(code.root / code.alias)
+    if not isinstance(source, Code) and entry not in sys.path:  # else who started this process has opened it
+        require_trust(code)
+        sys.path.append(entry)
+    known = _opened.setdefault(code.alias, code)
+    if known.digest != code.digest:
+        raise Refusal(f"the code in {code.root} has the hash of other code, in {known.root}: open it by itself")
+    return code.alias
+
+
+def check_covered(alias: str | None) -> None:
+    """Refuse what was imported from the working copy of `solution/`, and so is not what the run keeps.
+
+    Raises:
+        Refusal: names the modules.
+    """
+    here = Path.cwd() / PACKAGE
+    names = []
+    for name, module in sorted(sys.modules.items()):
+        file = vars(module).get("__file__") if isinstance(module, ModuleType) else None
+        below = isinstance(file, str) and Path(file).resolve().is_relative_to(here.resolve())
+        if inside(name, PACKAGE) or (below and not ALIAS.fullmatch(name.split(".")[0])):
+            names.append(name)
+    if names:
+        kept = f", not from the run's copy ({_opened[alias].root})" if alias in _opened else ""
+        raise Refusal(
+            f"{', '.join(names)} was imported from the working copy of {PACKAGE}/{kept}: "
+            "use an import statement, so that the run keeps it"
+        )
+
+
+def find_spec(name: str) -> ModuleSpec | None:
+    """How to import `solution_<hash>` or a module of it; None if there is none, or no such code is open."""
+    alias, *rest = name.split(".")
+    code = _find_code(alias)
+    if code is None:
+        return None
+    place = "/".join([PACKAGE, *rest])
+    is_package = any(file.startswith(f"{place}/") for file in code.files)
+    place = f"{place}/__init__.py" if is_package else f"{place}.py"
+    if not is_package and place not in code.files:
+        return None
+    loader = _Loader(name, str(code.root / place), alias, code.files.get(place, b""))
+    # A package without a search path: what is not in `files` must not be found in the folder.
+    spec = ModuleSpec(name, loader, origin=loader.path, is_package=is_package)
+    spec.has_location = True
+    return spec
+
+
+def _find_code(alias: str) -> Code | None:
+    """Opened code; in a process that was started by another, read now."""
+    if alias not in _opened:
+        for entry in sys.path:
+            if isinstance(entry, str) and entry.endswith(f"{os.sep}{alias}"):
+                code = read_code(Path(entry).parent)
+                if code.alias != alias:
+                    raise Refusal(f"{code.root / PACKAGE} was changed while it was in use: start again")
+                _opened[alias] = code
+                break
+    return _opened.get(alias)
+
+
+class _Loader(SourceFileLoader):
+    """Compiles source that is in memory, with imports of `solution` changed to the alias."""
+
+    def __init__(self, name: str, path: str, alias: str, source: bytes) -> None:
+        super().__init__(name, path)
+        self.alias, self.source = alias, source
+
+    def get_data(self, path: Any) -> bytes:
+        return self.source if path == self.path else super().get_data(path)
+
+    def path_stats(self, path: Any) -> Any:
+        raise OSError("no bytecode is kept")  # so the import system neither looks for it nor writes it
+
+    def source_to_code(self, data: Any, path: Any, *, _optimize: int = -1) -> CodeType:  # type: ignore[override]
+        tree = _Rename(self.alias).visit(ast.parse(data, path))
+        return compile(tree, path, "exec", dont_inherit=True, optimize=_optimize)
+
+
+class _Rename(ast.NodeTransformer):
+    """Changes imports of `solution` to imports of the alias; the names that they bind stay."""
+
+    def __init__(self, alias: str) -> None:
+        self.alias = alias
+
+    def visit_Import(self, node: ast.Import) -> list[ast.stmt]:
+        parts = []
+        for item in node.names:
+            if not inside(item.name, PACKAGE):
+                parts.append(item)
+                continue
+            renamed = self.alias + item.name.removeprefix(PACKAGE)
+            if item.asname:
+                parts.append(ast.alias(renamed, item.asname))
+            else:  # `import solution.x` loads solution.x and binds solution
+                parts += [ast.alias(renamed, None)] if item.name != PACKAGE else []
+                parts.append(ast.alias(self.alias, PACKAGE))
+        return [ast.copy_location(ast.Import([ast.copy_location(part, node)]), node) for part in parts]
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom:
+        if not node.level and node.module and inside(node.module, PACKAGE):
+            node.module = self.alias + node.module.removeprefix(PACKAGE)
+        return node

@@ -1,0 +1,171 @@
+"""From a name in a configuration, or in model.json, to the class or function, and to objects made from them."""
+
+import difflib
+import importlib
+import inspect
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from foldwise.code.source import PACKAGE
+from foldwise.errors import Refusal
+
+NAME = r"[^\W\d]\w*"
+TARGET = re.compile(rf"{NAME}(\.{NAME})*[.:]{NAME}(\.{NAME})*")
+STRICT = re.compile(rf"(foldwise|{PACKAGE})(\.{NAME})+:{NAME}")
+
+
+def resolve(target: str, alias: str | None = None, setting: str = "_target_") -> Any:
+    """What a target names.
+
+    Args:
+        target: as package.module.Name or package.module:Name.
+        alias: the package that stands for `solution`, from `open_code`.
+        setting: where the target comes from, for messages.
+
+    Raises:
+        Refusal: there is no such thing, or it lies in a file that a run would not keep. What a module itself raises
+            while it is imported is passed on.
+    """
+    where = f"{setting}: {target}"
+    if not isinstance(target, str) or not TARGET.fullmatch(target):
+        raise Refusal(f"{setting}: {target!r} is not of the form package.module.Name")
+    module_name, colon, name = target.partition(":")
+    first, *rest = module_name.split(".")
+    if first == PACKAGE:
+        if alias is None:
+            raise Refusal(f"{where}: solution code is needed, and there is none here")
+        root = alias
+    else:
+        _refuse_loose_files(target, first, where)
+        root = first
+    found: Any = _import(root, where)
+    for number, part in enumerate([*rest, *(name.split(".") if colon else [])]):
+        if hasattr(found, part) and not (colon and number < len(rest)):
+            found = getattr(found, part)
+        elif isinstance(found, ModuleType) and (not colon or number < len(rest)):
+            found = _import(f"{found.__name__}.{part}", where, found)
+        else:
+            raise Refusal(f"{where}: {_describe_missing(part, found)}")
+    return found
+
+
+def resolve_strict(target: str, alias: str | None, base: type, setting: str = "_target_") -> type:
+    """The class that a file from anybody names: one of foldwise or of the run's own code, derived from `base`.
+
+    Args:
+        target: as foldwise.module:Class or solution.module:Class.
+
+    Raises:
+        Refusal: anything else.
+    """
+    if not isinstance(target, str) or not STRICT.fullmatch(target):
+        raise Refusal(f"{setting}: {target!r} is not of the form foldwise.module:Class or {PACKAGE}.module:Class")
+    found = resolve(target, alias, setting)
+    homes = ("foldwise", *([alias] if alias else []))
+    if not isinstance(found, type) or not issubclass(found, base) or found.__module__.split(".")[0] not in homes:
+        raise Refusal(f"{setting}: {target} is no {base.__name__} of foldwise or {PACKAGE}")
+    return found
+
+
+def make(config: Any, alias: str | None = None, setting: str = "", **arguments: Any) -> Any:
+    """Make what a configuration describes: mappings with `_target_` become what that gives for the rest of them.
+
+    Args:
+        config: plain values; mappings and lists may be nested, and become dicts and lists.
+        alias, setting: as for `resolve`; the setting of `config` itself.
+        arguments: passed beside those of the outermost mapping.
+
+    Raises:
+        Refusal: a target that is not there, or arguments that it does not take. What it raises itself is passed on.
+    """
+    if isinstance(config, Mapping):
+        path = f"{setting}." if setting else ""
+        values = {key: make(value, alias, f"{path}{key}") for key, value in config.items() if key != "_target_"}
+        if "_target_" not in config:
+            return values | arguments
+        return _call(config["_target_"], alias, f"{path}_target_", values | arguments)
+    if isinstance(config, Sequence) and not isinstance(config, str | bytes):
+        return [make(value, alias, f"{setting}[{number}]") for number, value in enumerate(config)]
+    return config
+
+
+def _call(target: str, alias: str | None, setting: str, arguments: dict[str, Any]) -> Any:
+    function = resolve(target, alias, setting)
+    if not callable(function):
+        raise Refusal(f"{setting}: {target} is neither a class nor a function")
+    problems = _argument_problems(function, arguments)
+    if problems:
+        raise Refusal("\n".join(f"{setting}: {target} {problem}" for problem in problems))
+    try:
+        return function(**arguments)
+    except Exception as error:
+        if not isinstance(error, Refusal):
+            error.add_note(f"while {target} was made, as {setting} says")
+        raise
+
+
+def _argument_problems(function: Callable[..., Any], arguments: Mapping[str, Any]) -> list[str]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # of a function that is not written in Python
+        return []
+    accepted = [item.name for item in parameters if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)]
+    if any(item.kind is item.VAR_KEYWORD for item in parameters):
+        accepted += arguments.keys()
+    lacking = [item.name for item in parameters if item.name in accepted and item.default is item.empty]
+    lacking = [name for name in lacking if name not in arguments]
+    unknown = [name for name in arguments if name not in accepted]
+    takes = f"it takes {', '.join(accepted)}" if accepted else "it takes none"
+    problems = [f"has no argument {name}{_suggest(name, accepted)} ({takes})" for name in unknown]
+    return problems + ([f"needs {', '.join(lacking)}"] if lacking else [])
+
+
+def _import(name: str, where: str, package: ModuleType | None = None) -> ModuleType:
+    """A module by its name.
+
+    Args:
+        package: that it should be in.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:  # the module is there, and what it imports is not
+            raise
+        if package is not None:
+            raise Refusal(f"{where}: {_describe_missing(name.rpartition('.')[2], package)}") from None
+        raise Refusal(f"{where}: there is no package {name}; is it installed?") from None
+
+
+def _describe_missing(name: str, found: Any) -> str:
+    names = [other for other in dir(found) if not other.startswith("__")]
+    what = re.sub(rf"^{PACKAGE}_[0-9a-f]{{8}}", PACKAGE, getattr(found, "__name__", repr(found)))
+    return f"there is no {name} in {what}{_suggest(name, names)}"
+
+
+def _suggest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _refuse_loose_files(target: str, package: str, where: str) -> None:
+    """Refuse a module of the working folder: what is not in `solution/` is neither kept nor part of the identity."""
+    try:
+        spec = find_spec(package)
+    except ValueError:  # a module that was not imported from a file, such as __main__
+        return
+    places = [] if spec is None else [spec.origin or "", *(spec.submodule_search_locations or [])]
+    here, library = Path.cwd(), Path(os.__file__).resolve().parent
+    for file in map(Path, places):
+        file = file.resolve() if file.is_absolute() else library  # "built-in", "frozen"
+        if package == "foldwise" or file.is_relative_to(library) or not file.is_relative_to(here):
+            continue
+        if not {"site-packages", "dist-packages"} & set(file.relative_to(here).parts):
+            raise Refusal(
+                f"{where}: {file.relative_to(here)} is outside {PACKAGE}/, and a run would not keep it: "
+                f"put it in {PACKAGE}/ and name it {PACKAGE}.{target}"
+            )

@@ -1,0 +1,235 @@
+"""Which definitions of `solution/` a training reaches, and a hash of each: what counts for the identity of a run.
+
+A definition is a top-level statement. From the targets on, every name that it uses leads to the statements that bind
+it, through the imports between the files. Also counted, of each file that is loaded on the way:
+
+    statements that do more than to bind names, such as calls and loops
+    statements that call something as the file loads (`X = f()`, decorators, base classes with hooks), if what they
+    reach includes something with a state that counts: they may change it
+
+Comments, docstrings, the annotations of functions, blocks under TYPE_CHECKING or `__main__`, the order of independent
+definitions, and whatever else is in the files do not count.
+"""
+
+import ast
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from foldwise.code.imports import DYNAMIC, inside, module_name, to_file
+from foldwise.code.scopes import Statement, read_statements
+from foldwise.code.source import PACKAGE, Code
+from foldwise.code.statements import has_hooks, is_fixed, is_mutable
+from foldwise.code.syntax import hash_text, hash_tree
+
+
+def definitions_hash(code: Code, targets: Iterable[str]) -> dict[str, str]:
+    """A hash of each definition that targets reach, by file and name, as solution/module.py:Module.
+
+    The hash of a file, as solution/module.py, stands for its imports that are used, for the statements that bind no
+    name, and for the order of what depends on the order.
+
+    Args:
+        targets: such as solution.module.Module or solution.networks:Network; those of other packages are passed over.
+    """
+    reach = _Reach(code, targets)
+    hashes: dict[str, str] = {}
+    for module in sorted(reach.loaded):
+        hashes |= reach.hash_module(module)
+    return hashes
+
+
+def foldwise_modules(code: Code, targets: Iterable[str]) -> list[str]:
+    """What the definitions that targets reach use of foldwise: dotted names of modules, or of something in them."""
+    reach = _Reach(code, targets)
+    return sorted(reference for reference in reach.found.outside if inside(reference, "foldwise"))
+
+
+@dataclass
+class _Found:
+    """What references lead to.
+
+    Attributes:
+        references: those that were followed.
+        names: dotted, of modules of solution/, bound or not.
+        outside: references to other packages.
+    """
+
+    references: set[str] = field(default_factory=set)
+    statements: set[Statement] = field(default_factory=set)
+    names: set[str] = field(default_factory=set)
+    outside: set[str] = field(default_factory=set)
+
+
+class _Reach:
+    """The statements that targets reach.
+
+    Attributes:
+        modules: their statements, by dotted name; of a package without `__init__.py`, none.
+        loaded: modules that are loaded when the targets are used.
+        acting: those that do more then than to bind names.
+    """
+
+    def __init__(self, code: Code, targets: Iterable[str]) -> None:
+        self.paths = {module_name(path): path for path in code.files}
+        self.modules: dict[str, list[Statement]] = {}
+        for name, path in self.paths.items():
+            for package in _prefixes(name):
+                self.modules.setdefault(package, [])
+            file = to_file(code.files[path], Path(path), name)
+            self.modules[name] = read_statements(file.tree, name, file.package)
+        self.found = _Found()
+        self.loaded: set[str] = set()
+        self.effects: dict[Statement, set[str]] = {}
+        wanted = {target.replace(":", ".") for target in targets}
+        for target in sorted(name for name in wanted if inside(name, PACKAGE)):
+            self.load(target, self.loaded)
+            self.follow({target}, self.found)
+        while new := self._what_runs():
+            for statement in new:
+                self.found.statements.add(statement)
+                self.found.names |= statement.names
+                self.follow(self._references(statement), self.found)
+        self.acting = {item.module for item in self.found.statements if item.active or self._effects(item)}
+
+    def load(self, name: str, loaded: set[str]) -> set[str]:
+        """Add a module, or the one that a name is in, with its packages and what they import as they load."""
+        for module in _prefixes(name):
+            if module in self.modules and module not in loaded:
+                loaded.add(module)
+                for statement in self.modules[module]:
+                    for item in statement.loads:
+                        if item.eager:
+                            self.load(item.path, loaded)
+        return loaded
+
+    def follow(self, references: Iterable[str], found: _Found) -> None:
+        """Add what references lead to, and what that refers to in turn."""
+        waiting = set(references)
+        while waiting:
+            for statement in self.resolve(waiting.pop(), found):
+                if statement not in found.statements:
+                    found.statements.add(statement)
+                    waiting |= self._references(statement)
+
+    def _references(self, statement: Statement) -> set[str]:
+        """What it refers to, also by strings."""
+        by_strings = {"": set[str](), "module": {statement.module}, "everything": set(self.modules)}
+        return statement.reads | by_strings[statement.dynamic]
+
+    def resolve(self, reference: str, found: _Found) -> Iterator[Statement]:
+        """The statements that bind what a reference names; imports are followed."""
+        if reference in found.references:
+            return
+        found.references.add(reference)
+        within = [module for module in _prefixes(reference) if module in self.modules]
+        if not within:
+            found.outside.add(reference)
+            if reference == "importlib" or any(inside(reference, name) for name in DYNAMIC - {"importlib"}):
+                for module in self.modules:
+                    yield from self.resolve(module, found)
+        elif within[-1] == reference or reference == f"{within[-1]}.__dict__":  # the module as such: anything in it
+            for module, statements in self.modules.items():
+                for statement in statements if inside(module, within[-1]) else []:
+                    yield from self._resolve_import(statement, [], found)
+        for module in within:  # of the packages too, since a name in __init__.py can hide a module
+            rest = reference.removeprefix(module)[1:].split(".")
+            if module == reference:
+                break
+            found.names.add(f"{module}.{rest[0]}")
+            binding = [item for item in self.modules[module] if rest[0] in item.binds or item.star]
+            for statement in binding or [item for item in self.modules[module] if "__getattr__" in item.binds]:
+                yield from self._resolve_import(statement, rest, found)
+
+    def _resolve_import(self, statement: Statement, rest: list[str], found: _Found) -> Iterator[Statement]:
+        """The statement, or those that an import leads to.
+
+        Args:
+            rest: the name of its module that is wanted, and what is taken from that; empty: whatever there is.
+        """
+        if statement.imported is None:
+            yield statement
+            return
+        found.statements.add(statement)
+        taken = rest if statement.star else rest[1:]
+        yield from self.resolve(".".join([statement.imported, *taken]), found)
+        if statement.star:
+            yield from self.resolve(f"{statement.imported}.__all__", found)
+
+    def _what_runs(self) -> list[Statement]:
+        """The statements that are not reached yet, and count because of what they do as their modules load."""
+        for statement in self.found.statements:
+            for name in (statement.module, *(item.path for item in statement.loads)):
+                self.load(name, self.loaded)
+        return [
+            statement
+            for module in self.loaded
+            for statement in self.modules[module]
+            if statement not in self.found.statements
+            and (statement.active or not self.found.names.isdisjoint(self._effects(statement)))
+        ]
+
+    def _effects(self, statement: Statement) -> set[str]:
+        """The names whose state a statement may change as its module loads."""
+        if statement not in self.effects:
+            found = _Found()
+            self.follow(statement.runs, found)
+            own = [item for item in found.statements if item.imported is None]
+            hooks = isinstance(statement.node, ast.ClassDef) and any(has_hooks(item.node) for item in own)
+            if hooks or (own and getattr(statement.node, "decorator_list", [])):  # may call what is in it
+                self.follow(statement.reads, found)
+            found.statements.discard(statement)
+            anything = any(item.writes_unknown or item.dynamic for item in (statement, *found.statements))
+            names = self._written(statement)
+            for item in found.statements:
+                names |= self._written(item)
+                if item.imported is None and (anything or is_mutable(item.node)):
+                    names |= item.names
+            self.effects[statement] = names if hooks or statement.calls else set()
+        return self.effects[statement]
+
+    def _written(self, statement: Statement) -> set[str]:
+        """The names that a statement assigns to, or to attributes or items of."""
+        found = _Found()
+        for reference in statement.writes:
+            for item in self.resolve(reference, found):
+                found.names |= item.names
+        return found.names
+
+    def hash_module(self, module: str) -> dict[str, str]:
+        """Hashes of what counts in a module, see `definitions_hash`."""
+        counts = Counter(name for statement in self.modules[module] for name in statement.binds)
+        own: dict[str, list[str]] = {}
+        imports, order = set[str](), list[str]()
+        for statement in self.modules[module]:
+            if self._orders_imports(statement):
+                order += [item.path for item in statement.loads]
+            if statement not in self.found.statements:
+                continue
+            names = ",".join(sorted(statement.binds))
+            used = statement.binds | {name.removeprefix(f"{module}.").split(".")[0] for name in statement.runs}
+            once = all(counts[name] <= 1 for name in used)
+            if statement.imported is not None and once and not statement.star:
+                imports.add(f"{names} = {statement.imported}")
+            elif statement.imported is not None:
+                order.append(f"{names} = {statement.imported}")
+            elif statement.active:
+                order.append(hash_tree(statement.node))
+            elif statement.binds:
+                own.setdefault(names, []).append(hash_tree(statement.node))
+                order += [] if once and is_fixed(statement.node) else [names]
+        path = self.paths.get(module, "")
+        hashes = {f"{path}:{names}": hash_text(" ".join(parts)) for names, parts in own.items()}
+        return hashes | ({path: hash_text(repr((sorted(imports), order)))} if imports or order else {})
+
+    def _orders_imports(self, statement: Statement) -> bool:
+        """Whether an import loads one of several modules that do something as they load: its place matters."""
+        loading = {name for item in statement.loads if item.eager for name in self.load(item.path, set())}
+        return len(self.acting) > 1 and bool(loading & self.acting - {statement.module})
+
+
+def _prefixes(name: str) -> list[str]:
+    """a, a.b and a.b.c for a.b.c."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]

@@ -1,0 +1,266 @@
+"""What each top-level statement of a module binds and uses, by Python's rules of scope, without running it."""
+
+import ast
+import copy
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from foldwise.code.imports import Import, find_imports
+from foldwise.code.statements import Bindings, Comprehension, Function, Plain, is_active, parameters
+
+# Functions that leave their arguments as they are.
+PURE = {
+    "abs", "all", "any", "bool", "bytes", "dict", "enumerate", "float", "frozenset", "int", "isinstance",
+    "issubclass", "len", "list", "max", "min", "range", "repr", "reversed", "round", "set", "slice", "sorted", "str",
+    "sum", "tuple", "zip",
+}  # fmt: skip
+# Functions that find names by strings, in the module or anywhere.
+WITH_STRINGS = {"globals": "module", "exec": "everything", "eval": "everything", "__import__": "everything"}
+TARGET = re.compile(r"(solution|foldwise)(\.\w+)+(:\w+)?")
+
+
+@dataclass(eq=False)
+class Statement:
+    """A top-level statement; of an import, one name. References are dotted: solution.module.NAME.attribute.
+
+    Attributes:
+        module: the dotted name of the module that it is in.
+        node: without what changes no behaviour, see `Plain`.
+        binds: names of the module.
+        imported: what the name of an import stands for; None: it is another statement.
+        star: it imports everything from `imported`.
+        reads, runs: references in all of it, and in what runs as the module loads.
+        writes: references to what it assigns to through `global`, attributes or items.
+        writes_unknown: it assigns to attributes of something else than `self`, which may be anything that it reaches.
+        loads: the imports in it.
+        calls: as the module loads, something is called that may change what it reaches.
+        active: it does more than to bind names, see `is_active`.
+        dynamic: it can reach its "module" or "everything" by strings.
+    """
+
+    module: str
+    node: ast.stmt
+    binds: set[str]
+    imported: str | None = None
+    star: bool = False
+    reads: set[str] = field(default_factory=set)
+    runs: set[str] = field(default_factory=set)
+    writes: set[str] = field(default_factory=set)
+    writes_unknown: bool = False
+    loads: list[Import] = field(default_factory=list)
+    calls: bool = False
+    active: bool = False
+    dynamic: str = ""
+
+    @property
+    def names(self) -> set[str]:
+        """What it binds, dotted."""
+        return {f"{self.module}.{name}" for name in self.binds}
+
+
+def read_statements(tree: ast.Module, module: str, package: str) -> list[Statement]:
+    """The statements of a module in their order.
+
+    Args:
+        module: its dotted name.
+        package: from which its relative imports start.
+    """
+    plain = Plain().visit(copy.deepcopy(tree))
+    names = set(Bindings(plain.body).names)
+    statements = []
+    for node in plain.body:
+        loads = list(find_imports(node, package))
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            for item in loads:
+                binds, star = {item.bound} - {""}, item.name == "*"
+                statements.append(Statement(module, node, binds, item.target, star, loads=[item]))
+        else:
+            statement = Statement(module, node, set(Bindings([node]).names), loads=loads, active=is_active(node))
+            _Reader(statement, package, names).visit(node)
+            statements.append(statement)
+    return statements
+
+
+@dataclass
+class _Scope:
+    """A function, lambda or comprehension, or the body of a class.
+
+    Attributes:
+        names: what it binds, with what a name stands for where one import binds it.
+        globals: names declared `global` in it.
+        is_class: its names are seen from its own statements alone.
+    """
+
+    names: dict[str, str | None]
+    globals: set[str] = field(default_factory=set)
+    is_class: bool = False
+
+
+class _Reader(ast.NodeVisitor):
+    """Fills a statement's references."""
+
+    def __init__(self, statement: Statement, package: str, names: set[str]) -> None:
+        self.statement, self.module, self.package, self.names = statement, statement.module, package, names
+        self.scopes: list[_Scope] = []
+        self.now = True  # whether what is visited runs as the module loads
+
+    def visit(self, node: ast.AST) -> None:
+        """Note what a node refers to, and go on within it."""
+        match node:
+            case ast.Name():
+                self._visit_name(node)
+            case ast.Attribute():
+                self._visit_attribute(node)
+            case ast.Subscript():
+                if not isinstance(node.ctx, ast.Load):
+                    self._write(node.value, attribute=False)
+                self.generic_visit(node)
+            case ast.AugAssign():
+                if isinstance(node.target, ast.Name):
+                    self._read(self._resolve(node.target.id, []))
+                self.generic_visit(node)
+            case ast.Constant():
+                if isinstance(node.value, str) and TARGET.fullmatch(node.value):  # as {"_target_": "solution.x.Y"}
+                    self._read(node.value.replace(":", "."))
+            case ast.Call():
+                self._visit_call(node)
+            case ast.Import() | ast.ImportFrom():
+                self._visit_import(node)
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                self._visit_function(node)
+            case ast.Lambda():
+                self._visit_lambda(node)
+            case ast.ClassDef():
+                self._visit_class(node)
+            case ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp():
+                self._visit_comprehension(node)
+            case _:
+                self.generic_visit(node)
+
+    def _visit_name(self, node: ast.Name) -> None:
+        if isinstance(node.ctx, ast.Load):
+            self._read(self._resolve(node.id, []))
+            if node.id in WITH_STRINGS and node.id not in self.names:
+                self.statement.dynamic = self.statement.dynamic or WITH_STRINGS[node.id]
+
+    def _visit_attribute(self, node: ast.Attribute) -> None:
+        root, attributes = _split(node)
+        if "__subclasses__" in attributes:
+            self.statement.dynamic = "everything"
+        if not isinstance(node.ctx, ast.Load):
+            self._write(node, attribute=True)
+        if isinstance(root, ast.Name):
+            self._read(self._resolve(root.id, attributes))
+        else:
+            self.visit(root)
+
+    def _visit_call(self, node: ast.Call) -> None:
+        name = node.func.id if isinstance(node.func, ast.Name) and node.func.id not in self.names else ""
+        if name not in PURE or node.keywords:  # as sorted(x, key=f)
+            self.statement.calls |= self.now
+        if name in ("setattr", "delattr") and node.args:
+            self._write(node.args[0], attribute=True)
+        if name in ("vars", "dir", "locals") and not node.args:
+            self.statement.dynamic = self.statement.dynamic or "module"
+        self.generic_visit(node)
+
+    def _visit_import(self, node: ast.Import | ast.ImportFrom) -> None:
+        for item in find_imports(node, self.package):
+            scope = self.scopes[-1] if self.scopes else _Scope({})
+            if scope.is_class or scope.names.get(item.bound) is None:  # its uses cannot be told by the name
+                self._read(item.path)
+
+    def _visit_function(self, node: Function) -> None:
+        self._visit_all([*node.decorator_list, *node.args.defaults, *node.args.kw_defaults])
+        self.statement.calls |= self.now and bool(node.decorator_list)
+        arguments = parameters(node.args)
+        self._visit_all([*(item.annotation for item in arguments), node.returns, *getattr(node, "type_params", [])])
+        bound = Bindings(node.body, self.package)
+        names = {name: target for name, target in bound.names.items() if name not in bound.outer}
+        names |= dict.fromkeys([*(item.arg for item in arguments), *_type_parameters(node)])
+        self.statement.writes |= {f"{self.module}.{name}" for name in bound.globals & bound.names.keys()}
+        with self._inside(_Scope(names, bound.globals), now=False):
+            self._visit_all(node.body)
+
+    def _visit_lambda(self, node: ast.Lambda) -> None:
+        self._visit_all([*node.args.defaults, *node.args.kw_defaults])
+        arguments = [item.arg for item in parameters(node.args)]
+        with self._inside(_Scope(dict.fromkeys([*arguments, *Bindings([node.body]).names]))):
+            self.visit(node.body)  # as if it were called where it stands
+
+    def _visit_class(self, node: ast.ClassDef) -> None:
+        self._visit_all([*node.decorator_list, *node.bases, *node.keywords, *getattr(node, "type_params", [])])
+        self.statement.calls |= self.now and bool(node.decorator_list)
+        scope = _Scope(dict.fromkeys(_type_parameters(node)), Bindings(node.body).globals, is_class=True)
+        self.statement.active |= bool(scope.globals)
+        with self._inside(scope):
+            for item in node.body:
+                self.visit(item)
+                if isinstance(item, ast.Assign | ast.AnnAssign | ast.ClassDef | Function):  # others may not bind
+                    scope.names |= dict.fromkeys(Bindings([item]).names)
+
+    def _visit_comprehension(self, node: Comprehension) -> None:
+        first, *_ = node.generators
+        self.visit(first.iter)
+        targets = Bindings(generator.target for generator in node.generators)
+        with self._inside(_Scope(dict.fromkeys(targets.names))):
+            for generator in node.generators:
+                self._visit_all([generator.target, *generator.ifs, generator.iter if generator is not first else None])
+            self._visit_all([node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt])
+
+    def _resolve(self, name: str, attributes: list[str]) -> str | None:
+        """The reference of a name and what is taken from it; None for a local variable."""
+        for depth, scope in enumerate(reversed(self.scopes)):
+            if name in scope.globals:
+                break
+            if name in scope.names and not (scope.is_class and depth):
+                target = scope.names[name]
+                return target and ".".join([target, *attributes])
+        return ".".join([self.module, name, *attributes])
+
+    def _read(self, reference: str | None) -> None:
+        if reference:
+            self.statement.reads.add(reference)
+            self.statement.runs |= {reference} if self.now else set()
+
+    def _write(self, node: ast.expr, attribute: bool) -> None:
+        """Note that an attribute or item of `node` is assigned to."""
+        attributes: list[str] = []
+        while isinstance(node, ast.Attribute | ast.Subscript):
+            attributes = [node.attr, *attributes] if isinstance(node, ast.Attribute) else []
+            node = node.value
+        name = node.id if isinstance(node, ast.Name) else ""
+        if name and (reference := self._resolve(name, attributes)):
+            self.statement.writes.add(reference)
+        elif name != "self" or "__class__" in attributes:
+            self.statement.writes_unknown |= attribute
+
+    @contextmanager
+    def _inside(self, scope: _Scope, now: bool = True) -> Iterator[None]:
+        around = self.now
+        self.now = around and now
+        self.scopes.append(scope)
+        yield
+        self.scopes.pop()
+        self.now = around
+
+    def _visit_all(self, nodes: Iterable[ast.AST | None]) -> None:
+        for node in nodes:
+            if node is not None:
+                self.visit(node)
+
+
+def _split(node: ast.expr) -> tuple[ast.expr, list[str]]:
+    """What a chain of attributes begins with, and their names."""
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.insert(0, node.attr)
+        node = node.value
+    return node, names
+
+
+def _type_parameters(node: ast.AST) -> list[str]:
+    """The T of `def f[T](x)`, from Python 3.12 on."""
+    return [item.name for item in getattr(node, "type_params", [])]
