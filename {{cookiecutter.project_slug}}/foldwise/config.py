@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
+from foldwise.code.build import make as make  # one import for whoever reads a configuration
 from foldwise.errors import Refusal
 from foldwise.files import write_text
 from foldwise.settings import OWNER, find_choice, list_choices, unknown_choice, unknown_setting
@@ -175,4 +176,4 @@ def followers(config: Mapping[str, Any]) -> list[str]:
     parts = [("scheduler", config["scheduler"])]
     parts += [(f"phases.{name}.scheduler", phase["scheduler"]) for name, phase in running if phase.get("scheduler")]
     parts += [(f"callbacks.{name}", callback) for name, callback in config["callbacks"].items()]
-    return found + [name for name, part in parts if part["_target_"].rpartition(".")[2] in FOLLOWERS]
+    return found + [name for name, part in parts if re.split("[.:]", part["_target_"])[-1] in FOLLOWERS]

@@ -1,19 +1,23 @@
 """What makes another run, and what does not."""
 
 import ast
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from foldwise.code.source import Code
+from foldwise.code.syntax import tokens
 from foldwise.data.table import Columns, read_table
 from foldwise.training.identity import (
-    _tokens,
+    all_targets,
     describe_differences,
     hash_code,
     hash_identity,
     hash_table,
     make_identity,
+    trained_targets,
 )
 
 CONFIG = {
@@ -21,6 +25,7 @@ CONFIG = {
     "fold": "all",
     "logger": {"_target_": "x"},
     "optimizer": {"lr": 0.1},
+    "scheduler": {"_target_": "constant"},
     "phases": {"train": {"epochs": 3}},
     "data": {"workers": 2, "root": "a", "image_size": 64},
     "callbacks": {},
@@ -48,7 +53,7 @@ def test_what_cannot_change_the_result_is_left_out(path, value):
 
 @pytest.mark.parametrize(
     ("path", "value"),
-    [("seed", 2), ("optimizer.lr", 0.2), ("data.image_size", 96), ("callbacks", {"ema": {"decay": 0.9}})],
+    [("seed", 2), ("optimizer.lr", 0.2), ("data.image_size", 96), ("callbacks", {"ema": {"_target_": "x"}})],
 )
 def test_what_can_change_the_result_makes_another_run(path, value):
     assert hash_identity(changed(path, value)) != hash_identity(make_identity(CONFIG, 1, CONTENTS))
@@ -61,30 +66,121 @@ def test_contents_and_processes_count(name):
     assert hash_identity(make_identity(CONFIG, 2, CONTENTS)) != same
 
 
-def tokens(source):
-    return list(_tokens(ast.parse(source)))
-
-
 def test_code_is_its_syntax_tree():
+    def text(source):
+        return list(tokens(ast.parse(source)))
+
     source = 'def f(x):\n    """Doc."""\n    return x + 1\n'
-    assert tokens(source) == tokens("def f(x):  # a comment\n\n    return (x + 1)\n")
-    assert tokens(source) != tokens(source.replace("+ 1", "+ 2"))
-    assert tokens(source) != tokens(source.replace("x + 1", "x - 1"))
-    assert tokens(source) != tokens(source.replace("f(x)", "f(x, y=0)"))
-    assert tokens("x = 1") != tokens("x = '1'")
-    assert tokens("if a:\n    b\nc") != tokens("if a:\n    b\n    c")
+    assert text(source) == text("def f(x):  # a comment\n\n    return (x + 1)\n")
+    assert text(source) != text(source.replace("+ 1", "+ 2"))
+    assert text(source) != text(source.replace("x + 1", "x - 1"))
+    assert text(source) != text(source.replace("f(x)", "f(x, y=0)"))
+    assert text("x = 1") != text("x = '1'")
+    assert text("if a:\n    b\nc") != text("if a:\n    b\n    c")
 
 
-def test_a_changed_loss_line_changes_the_code_hash(tmp_path):
-    (tmp_path / "models").mkdir()
-    file = tmp_path / "models" / "losses.py"
-    file.write_text("loss = a * b\n")
-    before = hash_code(tmp_path)
-    file.write_text("loss = a * b  # the same\n")
-    assert hash_code(tmp_path) == before
-    file.write_text("loss = a + b\n")
-    assert hash_code(tmp_path) != before
-    assert hash_code()["models/losses.py"]
+def write(root, **files):
+    for name, text in files.items():
+        path = root / "foldwise" / f"{name.replace('__', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+@pytest.fixture
+def machinery(tmp_path):
+    """A small foldwise; file names have __ for slashes."""
+    write(
+        tmp_path,
+        training__fold="from foldwise.predictions.metrics.building import build\nfrom ..models import net as n\n"
+        "from foldwise.reporting import figures\nfrom typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    import foldwise.typing_only\n",
+        training__other="",
+        models__net="def f():\n    import foldwise.late.x as x",
+        late__x="x = 1",
+        typing_only="",
+        curves="",
+        predictions__metrics__building="from foldwise.predictions import scores",
+        predictions__scores="",
+        reporting__figures="from foldwise import palette",
+        palette="",
+    )
+    for folder in ("", "models", "late"):
+        (tmp_path / "foldwise" / folder / "__init__.py").touch()
+    return tmp_path
+
+
+REACHED = ["__init__", "late/__init__", "late/x", "models/__init__", "models/net", "training/fold"]
+METRICS = ["predictions/metrics/building", "predictions/scores"]
+
+
+def reached(root, *arguments):
+    return sorted(name.removeprefix("foldwise/").removesuffix(".py") for name in hash_code(*arguments, root=root))
+
+
+def test_the_machinery_counts_as_far_as_a_training_reaches_it(machinery):
+    assert reached(machinery) == REACHED
+    assert reached(machinery, ["foldwise.curves:Cosine", "torch.nn.Module"]) == sorted([*REACHED, "curves"])
+    assert reached(machinery, ["foldwise.predictions.metrics.building.F"]) == REACHED
+    assert reached(machinery, [], True) == sorted([*REACHED, *METRICS])
+
+
+def test_only_edits_of_what_is_reached_change_its_hash(machinery):
+    before = hash_code(root=machinery)
+    write(machinery, training__other="x = 2", new="", predictions__scores="x = 2", palette="x = 2", late__unused="")
+    write(machinery, late__x='"""Doc."""\n\nx = 1  # the same\n')
+    assert hash_code(root=machinery) == before
+    write(machinery, late__x="x = 2")
+    after = hash_code(root=machinery)
+    assert {name for name in before if before[name] != after[name]} == {"foldwise/late/x.py"}
+
+
+def test_the_training_of_this_repository_is_reached():
+    names = hash_code(["foldwise.models.curves.Cosine"])
+    assert {"foldwise/training/fold.py", "foldwise/models/losses.py", "foldwise/data/dataset.py"} <= names.keys()
+    assert not [name for name in names if name.startswith(("foldwise/reporting", "foldwise/predictions/metrics"))]
+    assert "foldwise/predictions/metrics/base.py" in hash_code(followed=True)
+
+
+SOLUTION = CONFIG | {
+    "logger": {"_target_": "solution.log.Logger"},
+    "metric": {"_target_": "foldwise.predictions.metrics.Published", "function": "solution.metric.score"},
+    "module": {"_target_": "solution.module.Module", "losses": [{"_target_": "solution.losses:Dice"}, {"x": 1}]},
+}
+FILES = {
+    "module": "from foldwise.files import write_text\nclass Module:\n    write = write_text\n",
+    "losses": "class Dice: ...\nclass Other: ...\n",
+    "metric": "def score(): return 1\n",
+    "log": "class Logger: ...\n",
+}
+
+
+def solution_identity(config=SOLUTION, **files):
+    code = Code({f"solution/{name}.py": text.encode() for name, text in (FILES | files).items()}, Path())
+    return make_identity(config, 1, CONTENTS, code)
+
+
+def test_targets_are_found_wherever_they_stand():
+    assert all_targets(SOLUTION) == [
+        *("constant", "foldwise.predictions.metrics.Published", "solution.log.Logger", "solution.losses:Dice"),
+        *("solution.metric.score", "solution.module.Module"),
+    ]
+    assert trained_targets(SOLUTION) == ["constant", "solution.losses:Dice", "solution.module.Module"]
+
+
+def test_the_owners_code_counts_by_definitions():
+    same = solution_identity()
+    assert {"code solution/module.py:Module", "code solution/losses.py:Dice", "code foldwise/files.py"} <= same.keys()
+    assert solution_identity(losses="class Dice: ...\nclass Third: ...\n", log="x = 1", metric="x = 2") == same
+    assert describe_differences(solution_identity(losses="class Dice: x = 1"), same) == [
+        "code solution/losses.py:Dice: changed"
+    ]
+
+
+def test_a_metric_counts_if_the_training_follows_it():
+    followed = SOLUTION | {"callbacks": {"stop": {"_target_": "pytorch_lightning.callbacks.EarlyStopping"}}}
+    same, edited = (solution_identity(followed, metric=f"def score(): return {number}") for number in (1, 2))
+    assert describe_differences(edited, same) == ["code solution/metric.py:score: changed"]
+    assert "code foldwise/predictions/metrics/base.py" in same
 
 
 def test_table_hash_sees_labels_and_weights_and_not_other_columns(tmp_path):

@@ -36,7 +36,7 @@ def open_code(source: Path | Code) -> str:
     code = source if isinstance(source, Code) else read_code(Path(source).resolve())
     entry = str(code.root / code.alias)
     if not isinstance(source, Code) and entry not in sys.path:  # else who started this process has opened it
-        require_trust(source)
+        require_trust(code)
         sys.path.append(entry)
     known = _opened.setdefault(code.alias, code)
     if known.digest != code.digest:

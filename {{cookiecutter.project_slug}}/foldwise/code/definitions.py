@@ -52,13 +52,12 @@ class _Found:
 
     Attributes:
         references: those that were followed.
-        statements: with the modules that they are in.
         names: dotted, of modules of solution/, bound or not.
         outside: references to other packages.
     """
 
     references: set[str] = field(default_factory=set)
-    statements: dict[Statement, str] = field(default_factory=dict)
+    statements: set[Statement] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
     outside: set[str] = field(default_factory=set)
 
@@ -88,11 +87,11 @@ class _Reach:
             self.load(target, self.loaded)
             self.follow({target}, self.found)
         while new := self._what_runs():
-            for statement, module in new.items():
-                self.found.statements[statement] = module
-                self.found.names |= {f"{module}.{name}" for name in statement.binds}
-                self.follow(statement.reads | self._by_strings(statement, module), self.found)
-        self.acting = {module for item, module in self.found.statements.items() if item.active or self._effects(item)}
+            for statement in new:
+                self.found.statements.add(statement)
+                self.found.names |= statement.names
+                self.follow(self._references(statement), self.found)
+        self.acting = {item.module for item in self.found.statements if item.active or self._effects(item)}
 
     def load(self, name: str, loaded: set[str]) -> set[str]:
         """Add a module, or the one that a name is in, with its packages and what they import as they load."""
@@ -109,13 +108,18 @@ class _Reach:
         """Add what references lead to, and what that refers to in turn."""
         waiting = set(references)
         while waiting:
-            for statement, module in self.resolve(waiting.pop(), found):
+            for statement in self.resolve(waiting.pop(), found):
                 if statement not in found.statements:
-                    found.statements[statement] = module
-                    waiting |= statement.reads | self._by_strings(statement, module)
+                    found.statements.add(statement)
+                    waiting |= self._references(statement)
 
-    def resolve(self, reference: str, found: _Found) -> Iterator[tuple[Statement, str]]:
-        """The statements that bind what a reference names, with their modules; imports are followed."""
+    def _references(self, statement: Statement) -> set[str]:
+        """What it refers to, also by strings."""
+        by_strings = {"": set[str](), "module": {statement.module}, "everything": set(self.modules)}
+        return statement.reads | by_strings[statement.dynamic]
+
+    def resolve(self, reference: str, found: _Found) -> Iterator[Statement]:
+        """The statements that bind what a reference names; imports are followed."""
         if reference in found.references:
             return
         found.references.add(reference)
@@ -128,7 +132,7 @@ class _Reach:
         elif within[-1] == reference or reference == f"{within[-1]}.__dict__":  # the module as such: anything in it
             for module, statements in self.modules.items():
                 for statement in statements if inside(module, within[-1]) else []:
-                    yield from self._resolve_statement(statement, module, [], found)
+                    yield from self._resolve_import(statement, [], found)
         for module in within:  # of the packages too, since a name in __init__.py can hide a module
             rest = reference.removeprefix(module)[1:].split(".")
             if module == reference:
@@ -136,59 +140,61 @@ class _Reach:
             found.names.add(f"{module}.{rest[0]}")
             binding = [item for item in self.modules[module] if rest[0] in item.binds or item.star]
             for statement in binding or [item for item in self.modules[module] if "__getattr__" in item.binds]:
-                yield from self._resolve_statement(statement, module, rest, found)
+                yield from self._resolve_import(statement, rest, found)
 
-    def _resolve_statement(
-        self, statement: Statement, module: str, rest: list[str], found: _Found
-    ) -> Iterator[tuple[Statement, str]]:
-        """Args: rest: the name of the module that is wanted and what is taken from it; empty: whatever there is."""
+    def _resolve_import(self, statement: Statement, rest: list[str], found: _Found) -> Iterator[Statement]:
+        """The statement, or those that an import leads to.
+
+        Args:
+            rest: the name of its module that is wanted, and what is taken from that; empty: whatever there is.
+        """
         if statement.imported is None:
-            yield statement, module
+            yield statement
             return
-        found.statements[statement] = module
+        found.statements.add(statement)
         taken = rest if statement.star else rest[1:]
         yield from self.resolve(".".join([statement.imported, *taken]), found)
         if statement.star:
             yield from self.resolve(f"{statement.imported}.__all__", found)
 
-    def _by_strings(self, statement: Statement, module: str) -> set[str]:
-        return {"": set[str](), "module": {module}, "everything": set(self.modules)}[statement.dynamic]
-
-    def _what_runs(self) -> dict[Statement, str]:
+    def _what_runs(self) -> list[Statement]:
         """The statements that are not reached yet, and count because of what they do as their modules load."""
-        for statement, module in list(self.found.statements.items()):
-            for name in (module, *(item.path for item in statement.loads)):
+        for statement in self.found.statements:
+            for name in (statement.module, *(item.path for item in statement.loads)):
                 self.load(name, self.loaded)
-        return {
-            statement: module
-            for module in sorted(self.loaded)
+        return [
+            statement
+            for module in self.loaded
             for statement in self.modules[module]
             if statement not in self.found.statements
             and (statement.active or not self.found.names.isdisjoint(self._effects(statement)))
-        }
+        ]
 
     def _effects(self, statement: Statement) -> set[str]:
         """The names whose state a statement may change as its module loads."""
         if statement not in self.effects:
             found = _Found()
             self.follow(statement.runs, found)
-            reached = [item for item in found.statements if item.imported is None]
-            hooks = isinstance(statement.node, ast.ClassDef) and any(has_hooks(item.node) for item in reached)
-            if hooks or (reached and getattr(statement.node, "decorator_list", [])):  # may call what is in it
+            own = [item for item in found.statements if item.imported is None]
+            hooks = isinstance(statement.node, ast.ClassDef) and any(has_hooks(item.node) for item in own)
+            if hooks or (own and getattr(statement.node, "decorator_list", [])):  # may call what is in it
                 self.follow(statement.reads, found)
+            found.statements.discard(statement)
+            anything = any(item.writes_unknown or item.dynamic for item in (statement, *found.statements))
             names = self._written(statement)
-            for item, module in found.statements.items():
-                if item.imported is None and is_mutable(item.node):
-                    names |= {f"{module}.{name}" for name in item.binds}
+            for item in found.statements:
                 names |= self._written(item)
+                if item.imported is None and (anything or is_mutable(item.node)):
+                    names |= item.names
             self.effects[statement] = names if hooks or statement.calls else set()
         return self.effects[statement]
 
     def _written(self, statement: Statement) -> set[str]:
+        """The names that a statement assigns to, or to attributes or items of."""
         found = _Found()
         for reference in statement.writes:
-            for _ in self.resolve(reference, found):
-                pass
+            for item in self.resolve(reference, found):
+                found.names |= item.names
         return found.names
 
     def hash_module(self, module: str) -> dict[str, str]:
@@ -197,7 +203,7 @@ class _Reach:
         own: dict[str, list[str]] = {}
         imports, order = set[str](), list[str]()
         for statement in self.modules[module]:
-            if self._orders_imports(statement, module):
+            if self._orders_imports(statement):
                 order += [item.path for item in statement.loads]
             if statement not in self.found.statements:
                 continue
@@ -217,10 +223,10 @@ class _Reach:
         hashes = {f"{path}:{names}": hash_text(" ".join(parts)) for names, parts in own.items()}
         return hashes | ({path: hash_text(repr((sorted(imports), order)))} if imports or order else {})
 
-    def _orders_imports(self, statement: Statement, module: str) -> bool:
+    def _orders_imports(self, statement: Statement) -> bool:
         """Whether an import loads one of several modules that do something as they load: its place matters."""
         loading = {name for item in statement.loads if item.eager for name in self.load(item.path, set())}
-        return len(self.acting) > 1 and bool(loading & self.acting - {module})
+        return len(self.acting) > 1 and bool(loading & self.acting - {statement.module})
 
 
 def _prefixes(name: str) -> list[str]:

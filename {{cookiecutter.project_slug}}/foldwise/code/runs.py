@@ -1,5 +1,6 @@
 """The code of the owner's that a run carries: kept when it starts, opened by whatever uses the run."""
 
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from foldwise.code.source import PACKAGE, Code, read_code, write_code
 from foldwise.code.trust import trust
 from foldwise.errors import Refusal
 
+SOLUTION = re.compile(r"solution(\.\w+)+(:\w+)?")  # something in solution/
 FOLDER = "code"  # of a run; of a bundle, with a folder for each hash
 
 
@@ -25,11 +27,13 @@ class OwnerCode:
 
 
 def all_targets(config: Any) -> list[str]:
-    """Every target in a configuration: `_target_`, and the `function` of a published metric."""
+    """Every target in a configuration: what `_target_` names, and any other text that names something in `solution/`."""
     if isinstance(config, Mapping):
-        named = [config[key] for key in ("_target_", "function") if isinstance(config.get(key), str)]
-        return sorted({*named, *(target for value in config.values() for target in all_targets(value))})
-    return sorted({target for value in config for target in all_targets(value)}) if isinstance(config, list) else []
+        own = [config["_target_"]] if isinstance(config.get("_target_"), str) else []
+        return sorted({*own, *(target for value in config.values() for target in all_targets(value))})
+    if isinstance(config, list | tuple):
+        return sorted({target for value in config for target in all_targets(value)})
+    return [config] if isinstance(config, str) and SOLUTION.fullmatch(config) else []
 
 
 @contextmanager

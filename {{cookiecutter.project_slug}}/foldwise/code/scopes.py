@@ -13,8 +13,8 @@ from foldwise.code.statements import Bindings, Comprehension, Function, Plain, i
 # Functions that leave their arguments as they are.
 PURE = {
     "abs", "all", "any", "bool", "bytes", "dict", "enumerate", "float", "frozenset", "int", "isinstance",
-    "issubclass", "len", "list", "max", "min", "object", "range", "repr", "reversed", "round", "set", "slice",
-    "sorted", "str", "sum", "super", "tuple", "type", "zip",
+    "issubclass", "len", "list", "max", "min", "range", "repr", "reversed", "round", "set", "slice", "sorted", "str",
+    "sum", "tuple", "zip",
 }  # fmt: skip
 # Functions that find names by strings, in the module or anywhere.
 WITH_STRINGS = {"globals": "module", "exec": "everything", "eval": "everything", "__import__": "everything"}
@@ -26,18 +26,21 @@ class Statement:
     """A top-level statement; of an import, one name. References are dotted: solution.module.NAME.attribute.
 
     Attributes:
+        module: the dotted name of the module that it is in.
         node: without what changes no behaviour, see `Plain`.
         binds: names of the module.
         imported: what the name of an import stands for; None: it is another statement.
         star: it imports everything from `imported`.
         reads, runs: references in all of it, and in what runs as the module loads.
         writes: references to what it assigns to through `global`, attributes or items.
+        writes_unknown: it assigns to attributes of something else than `self`, which may be anything that it reaches.
         loads: the imports in it.
         calls: as the module loads, something is called that may change what it reaches.
         active: it does more than to bind names, see `is_active`.
         dynamic: it can reach its "module" or "everything" by strings.
     """
 
+    module: str
     node: ast.stmt
     binds: set[str]
     imported: str | None = None
@@ -45,10 +48,16 @@ class Statement:
     reads: set[str] = field(default_factory=set)
     runs: set[str] = field(default_factory=set)
     writes: set[str] = field(default_factory=set)
+    writes_unknown: bool = False
     loads: list[Import] = field(default_factory=list)
     calls: bool = False
     active: bool = False
     dynamic: str = ""
+
+    @property
+    def names(self) -> set[str]:
+        """What it binds, dotted."""
+        return {f"{self.module}.{name}" for name in self.binds}
 
 
 def read_statements(tree: ast.Module, module: str, package: str) -> list[Statement]:
@@ -64,12 +73,12 @@ def read_statements(tree: ast.Module, module: str, package: str) -> list[Stateme
     for node in plain.body:
         loads = list(find_imports(node, package))
         if isinstance(node, ast.Import | ast.ImportFrom):
-            statements += [
-                Statement(node, {item.bound} - {""}, item.target, item.name == "*", loads=[item]) for item in loads
-            ]
+            for item in loads:
+                binds, star = {item.bound} - {""}, item.name == "*"
+                statements.append(Statement(module, node, binds, item.target, star, loads=[item]))
         else:
-            statement = Statement(node, set(Bindings([node]).names), loads=loads, active=is_active(node))
-            _Reader(statement, module, package, names).visit(node)
+            statement = Statement(module, node, set(Bindings([node]).names), loads=loads, active=is_active(node))
+            _Reader(statement, package, names).visit(node)
             statements.append(statement)
     return statements
 
@@ -92,8 +101,8 @@ class _Scope:
 class _Reader(ast.NodeVisitor):
     """Fills a statement's references."""
 
-    def __init__(self, statement: Statement, module: str, package: str, names: set[str]) -> None:
-        self.statement, self.module, self.package, self.names = statement, module, package, names
+    def __init__(self, statement: Statement, package: str, names: set[str]) -> None:
+        self.statement, self.module, self.package, self.names = statement, statement.module, package, names
         self.scopes: list[_Scope] = []
         self.now = True  # whether what is visited runs as the module loads
 
@@ -105,7 +114,8 @@ class _Reader(ast.NodeVisitor):
             case ast.Attribute():
                 self._visit_attribute(node)
             case ast.Subscript():
-                self._write(node.value, node.ctx)
+                if not isinstance(node.ctx, ast.Load):
+                    self._write(node.value, attribute=False)
                 self.generic_visit(node)
             case ast.AugAssign():
                 if isinstance(node.target, ast.Name):
@@ -139,7 +149,8 @@ class _Reader(ast.NodeVisitor):
         root, attributes = _split(node)
         if "__subclasses__" in attributes:
             self.statement.dynamic = "everything"
-        self._write(node, node.ctx)
+        if not isinstance(node.ctx, ast.Load):
+            self._write(node, attribute=True)
         if isinstance(root, ast.Name):
             self._read(self._resolve(root.id, attributes))
         else:
@@ -147,10 +158,10 @@ class _Reader(ast.NodeVisitor):
 
     def _visit_call(self, node: ast.Call) -> None:
         name = node.func.id if isinstance(node.func, ast.Name) and node.func.id not in self.names else ""
-        if name not in PURE:
+        if name not in PURE or node.keywords:  # as sorted(x, key=f)
             self.statement.calls |= self.now
         if name in ("setattr", "delattr") and node.args:
-            self._write(node.args[0], ast.Store())
+            self._write(node.args[0], attribute=True)
         if name in ("vars", "dir", "locals") and not node.args:
             self.statement.dynamic = self.statement.dynamic or "module"
         self.generic_visit(node)
@@ -214,16 +225,17 @@ class _Reader(ast.NodeVisitor):
             self.statement.reads.add(reference)
             self.statement.runs |= {reference} if self.now else set()
 
-    def _write(self, node: ast.expr, ctx: ast.expr_context) -> None:
-        """Note that `node`, or something in it, is assigned to, if it is."""
-        if isinstance(ctx, ast.Load):
-            return
+    def _write(self, node: ast.expr, attribute: bool) -> None:
+        """Note that an attribute or item of `node` is assigned to."""
         attributes: list[str] = []
         while isinstance(node, ast.Attribute | ast.Subscript):
             attributes = [node.attr, *attributes] if isinstance(node, ast.Attribute) else []
             node = node.value
-        if isinstance(node, ast.Name) and (reference := self._resolve(node.id, attributes)):
+        name = node.id if isinstance(node, ast.Name) else ""
+        if name and (reference := self._resolve(name, attributes)):
             self.statement.writes.add(reference)
+        elif name != "self" or "__class__" in attributes:
+            self.statement.writes_unknown |= attribute
 
     @contextmanager
     def _inside(self, scope: _Scope, now: bool = True) -> Iterator[None]:

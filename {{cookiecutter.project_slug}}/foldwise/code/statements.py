@@ -154,7 +154,7 @@ def is_mutable(node: ast.stmt) -> bool:
             return not all(map(is_immutable, [*node.args.defaults, *node.args.kw_defaults]))
         case ast.ClassDef():
             values = [inner for inner in node.body if not isinstance(inner, ast.ClassDef | Function)]
-            return bool(node.keywords) or any(map(is_mutable, values)) or any(map(_changes_class, ast.walk(node)))
+            return has_hooks(node) or any(map(is_mutable, values))
         case ast.If() | ast.Try() | ast.TryStar() | ast.Match():
             return any(isinstance(inner, ast.stmt) and is_mutable(inner) for inner in _blocks(node))
         case ast.Import() | ast.ImportFrom() | ast.Pass():
@@ -200,13 +200,6 @@ def _is_active_target(target: ast.expr) -> bool:
     if isinstance(target, ast.Starred):
         return _is_active_target(target.value)
     return not isinstance(target, ast.Name) or target.id == "_"  # `_ = f()` is a call
-
-
-def _changes_class(node: ast.AST) -> bool:
-    """Whether a node assigns to an attribute of `cls`, `type(self)` or `self.__class__`."""
-    if not isinstance(node, ast.Attribute) or isinstance(node.ctx, ast.Load):
-        return False
-    return isinstance(node.value, ast.Call) or _last_name(node.value) in ("cls", "__class__")
 
 
 def _last_name(decorator: ast.expr) -> str:

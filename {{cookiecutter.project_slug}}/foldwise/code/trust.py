@@ -6,7 +6,7 @@ Code is trusted by its content, so a run can be moved; a run from somebody else,
 import os
 from pathlib import Path
 
-from foldwise.code.source import PACKAGE, read_code
+from foldwise.code.source import PACKAGE, Code
 from foldwise.errors import Refusal
 
 OPTION = "--trust-code"
@@ -49,17 +49,18 @@ def is_trusted(digest: str) -> bool:
         return False
 
 
-def require_trust(folder: Path) -> None:
+def require_trust(code: Code) -> None:
     """Refuse code that is not trusted.
 
     Args:
-        folder: where `solution/` is, as <run>/code.
+        code: read from a folder, as <run>/code.
 
     Raises:
         Refusal: says what to look at, and the option.
     """
-    code = read_code(folder)
     if not is_trusted(code.digest):
+        here = Path.cwd()
+        folder = code.root.relative_to(here) if code.root.is_relative_to(here) else code.root
         owner = folder.parent if folder.name == "code" else folder
         raise Refusal(
             f"{owner} arrived with code of its own ({len(code.files)} files in {folder / PACKAGE}): "

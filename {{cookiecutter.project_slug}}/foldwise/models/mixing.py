@@ -76,9 +76,7 @@ class Mix:
         weight = batch["weight"]
         return batch | mixed | codes | {"weight": _share(weight, lam), "lam": weight.new_tensor(lam)}
 
-    def _mix(
-        self, name: str, field: Field, batch: Batch, lam: float, box: tuple[int, int, int, int] | None
-    ) -> Tensor:
+    def _mix(self, name: str, field: Field, batch: Batch, lam: float, box: tuple[int, int, int, int] | None) -> Tensor:
         value = batch[name]
         if field.kind == "image" and not value.is_floating_point():
             value = value.float() / 255

@@ -101,7 +101,9 @@ def hash_code(targets: Iterable[str] = (), followed: bool = False, root: Path | 
 
 def hash_data(prepared: Prepared) -> str:
     """A hash of what training reads of tables: rows in their order, the reader's columns, items, targets, weights."""
-    columns = list(dict.fromkeys(["id", "image", "unit", "weight", *prepared.samples.columns, *prepared.samples.target_columns]))
+    columns = list(
+        dict.fromkeys(["id", "image", "unit", "weight", *prepared.samples.columns, *prepared.samples.target_columns])
+    )
     present = [name for name in columns if name in prepared.source.frame]
     digest = hashlib.sha256(repr((prepared.outputs, present)).encode())
     for row in prepared.source.frame[present].itertuples(index=False):
