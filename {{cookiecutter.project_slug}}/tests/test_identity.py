@@ -2,20 +2,23 @@
 
 import ast
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from foldwise.code.runs import all_targets
 from foldwise.code.source import Code
 from foldwise.code.syntax import tokens
+from foldwise.data.fields import Item
+from foldwise.data.samples import Samples
 from foldwise.data.table import Columns, read_table
 from foldwise.training.identity import (
-    all_targets,
     describe_differences,
     hash_code,
+    hash_data,
     hash_identity,
-    hash_table,
     make_identity,
     trained_targets,
 )
@@ -189,13 +192,22 @@ def test_table_hash_sees_labels_and_weights_and_not_other_columns(tmp_path):
 
     def hashed(frame):
         frame.to_csv(tmp_path / "t.csv", index=False)
-        return hash_table(read_table(tmp_path / "t.csv", "multiclass", tmp_path, Columns(weight="w")))
+        table = read_table(tmp_path / "t.csv", "multiclass", tmp_path, Columns(weight="w"))
+        items = [Item(id, (row,)) for row, id in enumerate(table.ids)]
+        return hash_data(
+            SimpleNamespace(samples=reader, source=table, items=items, outputs=(), tables={"target": table})
+        )
 
+    reader = Samples()
     same = hashed(frame)
     assert hashed(frame.assign(note="other")) == same
     assert hashed(frame.assign(label=["y", "x"])) != same
     assert hashed(frame.assign(w=["1", "3"])) != same
     assert hashed(frame.iloc[::-1]) != same  # the order of rows decides which images share a batch
+    for name in ("columns", "target_columns"):  # what the reader declares counts
+        reader = Samples()
+        setattr(reader, name, ("note",))
+        assert hashed(frame.assign(note="one")) != hashed(frame.assign(note="other"))
 
 
 def test_differences_name_keys_and_hide_hashes():

@@ -27,7 +27,7 @@ class OwnerCode:
 
 
 def all_targets(config: Any) -> list[str]:
-    """Every target in a configuration: what `_target_` names, and any other text that names something in `solution/`."""
+    """Every target in a configuration: what `_target_` names, and other texts that name something in `solution/`."""
     if isinstance(config, Mapping):
         own = [config["_target_"]] if isinstance(config.get("_target_"), str) else []
         return sorted({*own, *(target for value in config.values() for target in all_targets(value))})
