@@ -57,6 +57,10 @@ VALUES: dict[str, Rule] = {
     "optimizer.weight_decay": NOT_NEGATIVE,
     "optimizer.layer_decay": _or_null(POSITIVE),
     "data.folds": _whole(1),
+    "data.sampling": (
+        "one of shuffle, balanced, or has the _target_ of your own",
+        lambda value: value in ("shuffle", "balanced") or (isinstance(value, Mapping) and "_target_" in value),
+    ),
     "data.workers": _whole(0),
     "data.mode": _one_of(*MODES),
     "data.normalize": _one_of("dataset", "weights"),

@@ -10,7 +10,7 @@ import yaml
 from foldwise.code.build import make as make  # one import for whoever reads a configuration
 from foldwise.errors import Refusal
 from foldwise.files import write_text
-from foldwise.settings import OWNER, find_choice, list_choices, unknown_choice, unknown_setting
+from foldwise.settings import OWNER, find_choice, known_settings, list_choices, unknown_choice, unknown_setting
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -71,6 +71,8 @@ def _explain(error: Exception) -> str:
         group, _, choice = error.missing_cfg_file.partition("/")
         return unknown_choice(group, choice)
     if unknown := re.match(r"Could not override '([^']+)'", text):
+        if unknown[1] in known_settings():  # a mapping, and the value has keys that it has not
+            return f"{unknown[1]} has no such keys: write +{unknown[1]}=... to add them"
         return unknown_setting(unknown[1])
     if there := re.match(r"Could not append to config. An item is already at '([^']+)'", text):
         return f"the setting {there[1]!r} is there already: leave out the +"

@@ -5,6 +5,7 @@ The command starts its processes from a server that imports torch, which takes s
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from tiny import prepare_tiny
+from tiny import ROOT, prepare_tiny
 
 import foldwise.training.fold  # noqa: F401  # here, or each fork would import torch anew
 from foldwise.training import run as runs
@@ -32,6 +33,7 @@ def start_training(config: dict[str, Any], folder: Path, before: Callable[[], No
         before: called first in the new process; what it changes, the processes of the folds inherit.
     """
     prepare_tiny(config)
+    shutil.copytree(ROOT / "solution", folder / "solution", dirs_exist_ok=True)
     process = multiprocessing.get_context("fork").Process(target=_lead, args=(config, folder, before))
     process.start()
     return process

@@ -1,8 +1,22 @@
-"""A training that ends in the middle of an epoch."""
+"""Callbacks of tests in a training, such as one that ends it in the middle of an epoch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import pytorch_lightning as pl
+
+from foldwise.training import fold
+
+
+@contextmanager
+def watched(*own: pl.Callback) -> Iterator[None]:
+    """Trainings within the block, also those of forks, have these callbacks too."""
+    build = fold.build_trainer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fold, "build_trainer", lambda *a, callbacks, **k: build(*a, callbacks=[*callbacks, *own], **k))
+        yield
 
 
 class Stop(pl.Callback):

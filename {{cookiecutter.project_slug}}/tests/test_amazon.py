@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-from tiny import tiny_config, train_scored
+from tiny import prepare_tiny, tiny_config, train_scored
 
-from foldwise.config import compose_config
-from foldwise.data.prepare import prepare
+from foldwise.config import compose_config, resolve_config
 
 ROWS = 48
 WEATHER = ["clear", "partly_cloudy", "haze", "cloudy"]
@@ -64,7 +63,9 @@ def test_from_the_table_to_the_submission(amazon, tmp_path, monkeypatch, command
     run = train_scored(config, Path("runs"))
     assert run.parent == Path("runs/amazon")
     model = json.loads((run / "fold0/snapshots/again2/model.json").read_text())
-    assert (model["channels"], model["scale"], len(model["classes"])) == (4, 65535, 17)
+    assert (model["network"]["channels"], model["images"]["image"]["scale"]) == ({"image": 4}, 65535)
+    (output,) = model["outputs"]
+    assert len(output["columns"]) == 17
 
     assert command("predict.py", run, "--tta", "d4", "--workers", 0)[0] == 0
     made = ["submit.py", "make", run, "--decision", "expected-f", "--out", tmp_path / "s.csv"]
@@ -73,16 +74,16 @@ def test_from_the_table_to_the_submission(amazon, tmp_path, monkeypatch, command
     assert "1 exclusive groups, 1 labels that stand alone" in printed + Path("submissions.csv").read_text()
     submission = pd.read_csv(tmp_path / "s.csv", keep_default_na=False)
     assert sorted(submission["id"]) == sorted(f"test_{row}" for row in range(ROWS))
-    assert {label for labels in submission["labels"] for label in labels.split()} <= set(model["classes"])
+    assert {label for labels in submission["labels"] for label in labels.split()} <= set(output["columns"])
 
 
 def test_the_jpeg_has_the_folds_of_the_tiff(amazon, monkeypatch):
     monkeypatch.chdir(amazon)
     both = []
     for name in ("amazon", "amazon_jpg"):
-        data = compose_config([f"data={name}", "data.folds=2", "experiment_name=null"]).data
-        both.append(prepare(data, "multilabel", 42, make_folds=True, progress=False))
+        config = compose_config([f"data={name}", "task=multilabel", "data.folds=2", "experiment_name=null"])
+        both.append(prepare_tiny(resolve_config(config)))
     tiff, jpeg = both
     assert tiff.folds_hash == jpeg.folds_hash
-    assert (tiff.statistics["channels"], tiff.statistics["dtype"]) == (4, "uint16")
-    assert (jpeg.statistics["channels"], jpeg.statistics["dtype"]) == (3, "uint8")
+    assert (tiff.image["channels"], tiff.image["dtype"]) == (4, "uint16")
+    assert (jpeg.image["channels"], jpeg.image["dtype"]) == (3, "uint8")

@@ -11,14 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import log_loss
-from tiny import CLASSES, tiny_config, train_scored, write_data
+from tiny import CLASSES, make_spec, random_model, tiny_config, train_scored, write_data
 from torch.optim.swa_utils import update_bn
 
 from foldwise.errors import Refusal
 from foldwise.files import sha256_file
 from foldwise.inference.predicting import Choices, predict_runs
-from foldwise.models.networks import build_network
-from foldwise.models.normalized import Normalized
 from foldwise.predictions.store import read_predictions
 from foldwise.settings import find_choice
 from foldwise.training import averaged_run, averaging
@@ -32,22 +30,22 @@ CPU = torch.device("cpu")
 
 def network(seed):
     torch.manual_seed(seed)
-    net = Normalized(build_network({"library": "timm", "name": "test_resnet"}, 3, 3), (0.5,) * 3, (0.2,) * 3)
+    net = random_model(make_spec("multiclass", CLASSES), seed).network
     with torch.no_grad():
-        net.train()(torch.rand(8, 3, 32, 32))  # statistics of its own
+        net.train()({"image": torch.rand(8, 3, 32, 32)})  # statistics of its own
     return net.eval()
 
 
 def test_the_average_is_the_mean_of_floats_and_the_newest_counters():
     states = [network(seed).net.state_dict() for seed in range(3)]
     for number, state in enumerate(states):
-        state["bn1.num_batches_tracked"] = torch.tensor(10 - number)
+        state["net.bn1.num_batches_tracked"] = torch.tensor(10 - number)
     average = average_states(states)
     for name, value in average.items():
         assert value.dtype == states[0][name].dtype
         if value.is_floating_point():
             np.testing.assert_allclose(value, np.mean([state[name].numpy() for state in states], axis=0), atol=1e-6)
-    assert average["bn1.num_batches_tracked"] == 10
+    assert average["net.bn1.num_batches_tracked"] == 10
 
 
 def test_statistics_are_those_of_torch_but_for_norms_that_stay_frozen():
@@ -60,17 +58,17 @@ def test_statistics_are_those_of_torch_but_for_norms_that_stay_frozen():
     for name, value in expected.state_dict().items():
         torch.testing.assert_close(free.state_dict()[name], value)
     held = deepcopy(net)
-    reestimate_batch_norm(held, [{"image": image} for image in images], CPU, frozen=["bn1"])
+    reestimate_batch_norm(held, [{"image": image} for image in images], CPU, frozen=["net.bn1"])
     changed = [name for name, value in held.state_dict().items() if not torch.equal(value, net.state_dict()[name])]
-    assert changed and not any(name.startswith("net.bn1.") for name in changed)
+    assert changed and not any(name.startswith("net.net.bn1.") for name in changed)
 
 
 def test_norms_are_frozen_whose_statistics_no_snapshot_moved():
     first, second = (network(seed).net.state_dict() for seed in range(2))
     norms = {name.removesuffix(".running_mean") for name in first if name.endswith(".running_mean")}
     assert frozen_norms([first]) == norms and frozen_norms([first, second]) == set()
-    second["bn1.running_mean"] = first["bn1.running_mean"]
-    assert frozen_norms([first, second]) == {"bn1"}
+    second["net.bn1.running_mean"] = first["net.bn1.running_mean"]
+    assert frozen_norms([first, second]) == {"net.bn1"}
 
 
 def test_a_fold_has_no_say_in_its_own_rule():
@@ -151,7 +149,7 @@ def test_interrupted_it_goes_on_and_ends_the_same(run, averaged, tmp_path, monke
     def predict_four(*arguments, **named):
         if len(made) == 4:
             raise KeyboardInterrupt
-        made.append(arguments[-1])
+        made.append(arguments[-2:])
         predict(*arguments, **named)
 
     out = tmp_path / averaged[1].name
@@ -159,7 +157,7 @@ def test_interrupted_it_goes_on_and_ends_the_same(run, averaged, tmp_path, monke
         patch.setattr(averaging, "predict_held_out", predict_four)
         average_weights(run, out, "cpu")
     assert not out.exists()
-    monkeypatch.setattr(averaging, "predict_held_out", lambda *a, **k: (made.append(a[-1]), predict(*a, **k)))
+    monkeypatch.setattr(averaging, "predict_held_out", lambda *a, **k: (made.append(a[-2:]), predict(*a, **k)))
     assert average_weights(run, out, "cpu").scores == averaged[0].scores
     assert len(made) == len(set(made)) == 9
     for name in ("oof/predictions.parquet", "fold0/model/model.safetensors", "averaging.json"):
@@ -196,7 +194,7 @@ def test_a_fold_whose_average_is_nan_is_named(run, tmp_path):
     broken = Path(shutil.copytree(run, tmp_path / "broken"))
     folder = broken / "fold1" / "snapshots" / "cycle2"
     state = load_file(folder / "model.safetensors")
-    state["bn1.weight"][0] = float("nan")
+    state["net.bn1.weight"][0] = float("nan")
     save_file(state, folder / "model.safetensors")
     spec = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(json.dumps(spec | {"sha256": sha256_file(folder / "model.safetensors")}))

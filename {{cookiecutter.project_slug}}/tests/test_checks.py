@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[1]
         ),
         ("model=qqqqq", "there is no model=qqqqq (model is one of convnext, "),
         ("+epochs=1", "the setting 'epochs' is there already: leave out the +"),
+        ("outputs={age: {}}", "outputs has no such keys: write +outputs=... to add them"),
         ("fold=[1", "'fold=[1' is no override: write key=value"),
         ("baseline", "'baseline' is no override: write key=value"),
     ],
@@ -70,7 +71,7 @@ def test_a_setting_that_cannot_be_meant_is_named(override: str, sentence: str, d
 
 
 def test_all_mistakes_are_told_at_once(data: Path):
-    wrong = ["+seeds=1", "batch_size=x", "threads=0", "model=tiny_unet", "data.table=gone.csv"]
+    wrong = ["+seeds=1", "batch_size=x", "threads=0", "loss=dice", "data.table=gone.csv"]
     with pytest.raises(Refusal) as error:
         check_config(tiny_config(data, "multiclass", *wrong))
     assert len(str(error.value).splitlines()) == len(wrong)

@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
 from safetensors.torch import load_file
+from stopping import watched
 from tiny import open_tiny, tiny_config, train_folds
 
 from foldwise.config import read_config
@@ -58,9 +59,9 @@ def train(root, folder, task, world, *choices):
     """A run, and by epoch what each rank's `Witness` wrote."""
     seen = folder / "seen"
     seen.mkdir(parents=True)
-    witness = ["+callbacks.witness._target_=test_ddp.Witness", f"+callbacks.witness.folder={seen}"]
-    processes = [f"trainer={'cpu' if world == 1 else 'ddp_cpu'}", *witness]
-    run = train_folds(tiny_config(root, task, *choices, *processes), folder, world)
+    config = tiny_config(root, task, *choices, f"trainer={'cpu' if world == 1 else 'ddp_cpu'}")
+    with watched(Witness(seen)):
+        run = train_folds(config, folder, world)
     ranks = [[torch.load(path) for path in sorted(seen.glob(f"*-rank{rank}"))] for rank in range(world)]
     return run, list(zip(*ranks, strict=True))
 
@@ -209,9 +210,9 @@ def test_processes_agree_and_go_on_where_they_stopped(data, tmp_path):
         ]
         assert differences(*weights) == 0
     config = json.loads(json.dumps(read_config(run)))
-    stopped = config | {"callbacks": {**config["callbacks"], "stop": {"_target_": "test_ddp.Stop"}}}
     again = open_tiny(config, tmp_path / "again", world=2)
-    assert run_processes(get_context("fork"), train_fold, (again, Holdout((0,)), stopped), 2) == 9
+    with watched(Stop()):
+        assert run_processes(get_context("fork"), train_fold, (again, Holdout((0,)), config), 2) == 9
     assert train_folds(config, tmp_path / "again", 2) == again
     for name in ("model/model.safetensors", "oof-0-of-2/predictions.parquet", "oof-1-of-2/predictions.parquet"):
         assert (run / "fold0" / name).read_bytes() == (again / "fold0" / name).read_bytes()

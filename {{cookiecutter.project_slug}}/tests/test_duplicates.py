@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import norm
-from test_prepare import config
+from test_prepare import config, prepare
 
 from foldwise.data.adversarial import adversarial_validation, auc_interval, column_aucs, image_properties
 from foldwise.data.duplicates import (
@@ -21,10 +21,10 @@ from foldwise.data.duplicates import (
     nearest,
     standardize,
 )
-from foldwise.data.images import ImageError
+from foldwise.data.images import ImageError, read_image
 from foldwise.data.likeness import compare_pictures
 from foldwise.data.looks import Looks, PixelDescriber, look_at, to_picture
-from foldwise.data.prepare import check_test_table, prepare
+from foldwise.data.prepare import check_test_table
 from foldwise.errors import Refusal
 from foldwise.inference.embeddings import NetworkDescriber
 
@@ -161,16 +161,20 @@ def test_pairs_within_the_test_table_are_not_listed():
 def test_only_new_pictures_are_read(tmp_path):
     write(tmp_path, {f"p{seed}": scene(seed) for seed in range(4)})
     names = [f"images/p{seed}.png" for seed in range(4)]
-    first = look_at(names[:3], tmp_path, "stored", None, PixelDescriber(), tmp_path / "record.npz")
+
+    def read(name):
+        return read_image(tmp_path / name, "stored")
+
+    first = look_at(names[:3], tmp_path, read, None, PixelDescriber(), tmp_path / "record.npz")
     sizes = [(tmp_path / name).stat().st_size for name in names]
     for name, size in zip(names[:3], sizes, strict=False):
         (tmp_path / name).write_bytes(bytes(size))  # same sizes, no content
-    second = look_at([names[3], *names[:3]], tmp_path, "stored", None, PixelDescriber(), tmp_path / "record.npz")
+    second = look_at([names[3], *names[:3]], tmp_path, read, None, PixelDescriber(), tmp_path / "record.npz")
     np.testing.assert_array_equal(second.vectors[1:], first.vectors)
     np.testing.assert_array_equal(second.thumbnails[1:], first.thumbnails)
     (tmp_path / names[0]).write_bytes(b"changed")
     with pytest.raises(ImageError, match=r"p0\.png cannot be decoded"):
-        look_at(names, tmp_path, "stored", None, PixelDescriber(), tmp_path / "record.npz")
+        look_at(names, tmp_path, read, None, PixelDescriber(), tmp_path / "record.npz")
 
 
 @pytest.mark.parametrize(
@@ -260,7 +264,7 @@ def test_what_prepare_says(tmp_path):
     write(tmp_path, train, label=["x", "y"] * 16, fold=[0, 1] * 15 + [0, 0])
     write(tmp_path, {f"t{seed}": scene(seed, 100, 100) // 3 for seed in range(100, 129)} | {"t7": scene(7)}, "test.csv")
     data = config(tmp_path, test_table=str(tmp_path / "test.csv"), columns={"fold": "fold"})
-    prepared = prepare(data, "multiclass", 0, progress=False)
+    prepared = prepare(data)
     table = check_test_table(data, "multiclass", prepared, progress=False)
     notes = compare_pictures(data, prepared, table, PixelDescriber(), progress=False)
     pairs = pd.read_csv(tmp_path / "prepared/duplicates.csv")

@@ -17,9 +17,11 @@ import pytorch_lightning as pl
 import tifffile
 import torch
 from groups import log_of, members, start_training, wait_for
+from stopping import watched
 from tiny import tiny_config, train_folds
 
-from foldwise.data.dataset import Draw, ImageDataset
+from foldwise.data.dataset import ItemDataset
+from foldwise.data.sampling import SampleKey
 from foldwise.errors import Refusal
 from foldwise.training import run as runs
 
@@ -204,15 +206,15 @@ def test_a_bug_shows_its_traceback_and_how_to_resume(choices, workers, at_once, 
     """A plain ValueError, as numpy and torch raise them, in what reads an image of the second epoch."""
 
     def spoil() -> None:
-        read = ImageDataset.__getitem__
+        read = ItemDataset.__getitem__
 
         def misread(dataset, index):
-            if Draw(*index).epoch == 1:
+            if SampleKey(*index).epoch == 1:
                 first, second = (1, 2, 3)  # a bug
                 return first, second
             return read(dataset, index)
 
-        ImageDataset.__getitem__ = misread  # type: ignore[method-assign]
+        ItemDataset.__getitem__ = misread  # type: ignore[method-assign]
 
     choices = ["epochs=3", *(["fold=0"] if not at_once else []), *choices, f"data.workers={workers}"]
     command = start_training(tiny_config(data, "multiclass", *choices), tmp_path, before=spoil)
@@ -237,8 +239,11 @@ class Overflow(pl.Callback):
 
 
 def test_weights_that_are_no_numbers_are_not_kept(data, tmp_path):
-    config = tiny_config(data, "multiclass", "fold=0", "+callbacks.overflow._target_=test_faults.Overflow")
-    with pytest.raises(FloatingPointError, match="the weights are no longer finite after epoch 2 of fold 0"):
+    config = tiny_config(data, "multiclass", "fold=0")
+    with (
+        watched(Overflow()),
+        pytest.raises(FloatingPointError, match="the weights are no longer finite after epoch 2 of fold 0"),
+    ):
         train_folds(config, tmp_path)
     assert torch.load(next(tmp_path.glob("*/fold0/last.ckpt")), weights_only=True)["epoch"] == 0
 

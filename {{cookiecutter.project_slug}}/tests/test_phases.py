@@ -12,15 +12,14 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from stopping import Stop
-from tiny import prepare_tiny, tiny_config, train_folds
+from stopping import Stop, watched
+from tiny import new_network, prepare_tiny, tiny_config, train_folds
 
 from foldwise.errors import Refusal
 from foldwise.models.curves import Constant, Cosine, Plateau
 from foldwise.models.phases import Phase, Schedule, build_phases, share_epochs
 from foldwise.reporting.figures import to_png
 from foldwise.reporting.phases import phases_figure
-from foldwise.training import fold as folds
 from foldwise.training.build import inspect_config
 
 STEPS = 7
@@ -176,13 +175,11 @@ class Witness(pl.Callback):
         self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
 
     def on_train_epoch_end(self, trainer, pl_module):
-        self.weights.append({key: value.clone() for key, value in pl_module.network.net.state_dict().items()})
+        self.weights.append({key: value.clone() for key, value in pl_module.network.net.net.state_dict().items()})
 
 
 def train(config, folder, *own):
-    build = folds.build_trainer
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folds, "build_trainer", lambda *a, callbacks, **k: build(*a, callbacks=[*callbacks, *own], **k))
+    with watched(*own):
         return train_folds(config, folder)
 
 
@@ -195,6 +192,12 @@ def whole(data, tmp_path_factory):
     config = tiny_config(data, "multiclass", *PHASES, *OTHERS, "data.workers=1")
     witness = Witness()
     return config, train(config, tmp_path_factory.mktemp("whole"), witness), witness
+
+
+def inspect(config):
+    """What is found out of a configuration before a run exists."""
+    prepared = prepare_tiny(config)
+    return inspect_config(config, prepared, prepared.alias)
 
 
 def moved(old, new):
@@ -271,19 +274,19 @@ def test_an_image_size_that_the_network_cannot_take_is_refused(data):
         "+phases.odd={share: 1, image_size: [32, 50]}",
     )
     with pytest.raises(Refusal, match=r"small.image_size=\[64,64\](.|\n)*odd.image_size=\[32,64\]"):
-        inspect_config(config, prepare_tiny(config))
+        inspect(config)
     fixed = ["model.name=test_vit", "+model.options.img_size=32", "+model.options.dynamic_img_size=false"]
     fixed += ["+phases.small={share: 1, image_size: 16}"]
     config = tiny_config(data, "multiclass", *fixed)
     with pytest.raises(Refusal, match=r"phases.small.image_size: .* 16 x 16"):
-        inspect_config(config, prepare_tiny(config))
+        inspect(config)
 
 
 def test_the_picture_of_a_run_shows_what_the_phases_do(data):
     config = tiny_config(data, "multiclass", *PHASES, *OTHERS)
-    _, previews = inspect_config(config, prepare_tiny(config))
+    _, previews = inspect(config)
     head, last, drop, again = previews
-    net = folds.build_normalized(config, folds.build_spec(config, prepare_tiny(config))).net
+    net = new_network(config).net.net
     total = sum(value.numel() for value in net.parameters())
     assert head.share == pytest.approx(sum(value.numel() for value in net.fc.parameters()) / total)
     assert head.share < last.share < drop.share == again.share == 1

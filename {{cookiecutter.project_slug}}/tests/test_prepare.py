@@ -14,7 +14,8 @@ from PIL import Image
 from foldwise.config import compose_config
 from foldwise.data import statistics
 from foldwise.data.folds import read_folds
-from foldwise.data.prepare import check_test_table, prepare
+from foldwise.data.prepare import Prepared, check_test_table
+from foldwise.data.prepare import prepare as prepare_data
 from foldwise.data.table import TableError
 from foldwise.errors import Refusal
 from foldwise.reporting.pictures import choose_samples, draw_samples
@@ -23,6 +24,12 @@ DATA = {
     "name": "competition", "test_table": None, "folds": 2, "columns": {}, "classes": None, "ignore_index": 255,
     "image_size": 64, "mode": "stored", "scale": None,
 }  # fmt: skip
+
+
+def prepare(data: dict[str, Any], task: str = "multiclass", make_folds: bool = True) -> Prepared:
+    """What foldwise's own reader makes of the data."""
+    samples = {"_target_": "foldwise.data.samples.Samples", "mode": data["mode"]}
+    return prepare_data({"data": data, "task": task, "seed": 0, "samples": samples}, None, make_folds, progress=False)
 
 
 def config(root: Path, **changes: Any) -> dict[str, Any]:
@@ -61,12 +68,14 @@ def write_masks(root: Path, masks: list[np.ndarray]) -> list[str]:
 def test_mean_and_std_of_each_channel(tmp_path, channels, dtype):
     images = noise(6, channels, dtype)
     make(tmp_path, images, label=list("aabbab"))
-    result = prepare(config(tmp_path), "multiclass", 0, progress=False).statistics
+    prepared = prepare(config(tmp_path))
+    result = prepared.image
     top = 1 if dtype == np.float32 else np.iinfo(dtype).max
     pixels = np.concatenate([image.reshape(-1, channels) for image in images]).astype(np.float64) / top
     np.testing.assert_allclose(result["mean"], pixels.mean(axis=0), rtol=1e-9)
     np.testing.assert_allclose(result["std"], pixels.std(axis=0), rtol=1e-7)
-    assert (result["channels"], result["dtype"], result["images"]) == (channels, np.dtype(dtype).name, 6)
+    assert (result["channels"], result["dtype"]) == (channels, np.dtype(dtype).name)
+    assert prepared.statistics["items"] == 6
     assert len(set(np.round(result["mean"], 3))) == channels  # each its own, not the first one's
 
 
@@ -74,9 +83,9 @@ def test_a_declared_scale_and_mode(tmp_path):
     images = [image // 16 for image in noise(4, 3, np.uint16)]
     make(tmp_path, images, label=list("abab"))
     pixels = np.concatenate([image.reshape(-1, 3) for image in images]) / 4095
-    result = prepare(config(tmp_path, scale=4095), "multiclass", 0, progress=False).statistics
+    result = prepare(config(tmp_path, scale=4095)).image
     np.testing.assert_allclose(result["mean"], pixels.mean(axis=0), rtol=1e-9)
-    gray = prepare(config(tmp_path, scale=4095, mode="gray"), "multiclass", 0, progress=False).statistics
+    gray = prepare(config(tmp_path, scale=4095, mode="gray")).image
     assert gray["channels"] == 1
     np.testing.assert_allclose(gray["mean"], [pixels.mean(axis=0) @ [0.299, 0.587, 0.114]], atol=1e-3)
 
@@ -84,10 +93,10 @@ def test_a_declared_scale_and_mode(tmp_path):
 def test_large_images_are_added_up_in_blocks(tmp_path, monkeypatch):
     images = noise(2, 2, np.uint16)
     make(tmp_path / "a", images, label=["a", "b"])
-    whole = prepare(config(tmp_path / "a"), "multiclass", 0, progress=False).statistics
+    whole = prepare(config(tmp_path / "a")).statistics
     monkeypatch.setattr(statistics, "BLOCK", 7)
     make(tmp_path / "b", images, label=["a", "b"])
-    assert prepare(config(tmp_path / "b"), "multiclass", 0, progress=False).statistics == whole
+    assert prepare(config(tmp_path / "b")).statistics == whole
 
 
 def test_constant_channels_are_named_and_do_not_divide_by_zero(tmp_path):
@@ -95,19 +104,19 @@ def test_constant_channels_are_named_and_do_not_divide_by_zero(tmp_path):
     for image in images:
         image[..., 3] = 255
     make(tmp_path, images, label=list("abab"))
-    prepared = prepare(config(tmp_path), "multiclass", 0, progress=False)
-    assert prepared.statistics["std"][3] == 1 / 255
+    prepared = prepare(config(tmp_path))
+    assert prepared.image["std"][3] == 1 / 255
     assert any("channel 3 is constant" in note and "mode: rgb" in note for note in prepared.notes)
 
 
 def test_a_second_call_reads_no_image_and_writes_nothing(tmp_path, monkeypatch):
     make(tmp_path, noise(6, 3), label=list("aabbab"))
-    first = prepare(config(tmp_path), "multiclass", 0, progress=False)
+    first = prepare(config(tmp_path))
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "prepared").iterdir()}
     assert {path.name for path in files} == {"folds.csv", "images.csv", "statistics.json"}
     for path in (tmp_path / "images").iterdir():  # same sizes, no content
         path.write_bytes(bytes(path.stat().st_size))
-    second = prepare(config(tmp_path), "multiclass", 0, progress=False)
+    second = prepare(config(tmp_path))
     assert (second.folds, second.folds_hash, second.statistics, second.images_hash, second.notes) == (
         first.folds, first.folds_hash, first.statistics, first.images_hash, first.notes,
     )  # fmt: skip
@@ -126,57 +135,55 @@ def test_a_damaged_record_of_images_is_named(tmp_path):
 def test_a_changed_image_is_read_again_and_changes_the_hash(tmp_path):
     images = noise(4, 3)
     make(tmp_path, images, label=list("abab"))
-    first = prepare(config(tmp_path), "multiclass", 0, progress=False)
+    first = prepare(config(tmp_path))
     images[2] = images[2][:-3] // 2
     make(tmp_path, images, label=list("abab"))
-    second = prepare(config(tmp_path), "multiclass", 0, progress=False)
+    second = prepare(config(tmp_path))
     assert second.images_hash != first.images_hash and second.folds == first.folds
     pixels = np.concatenate([image.reshape(-1, 3) for image in images]) / 255
-    np.testing.assert_allclose(second.statistics["mean"], pixels.mean(axis=0), rtol=1e-9)
+    np.testing.assert_allclose(second.image["mean"], pixels.mean(axis=0), rtol=1e-9)
     assert len(pd.read_csv(tmp_path / "prepared/images.csv")) == 4
 
 
 def test_new_rows_join_and_rows_that_left_are_not_forgotten(tmp_path):
     images = noise(8, 1)
     make(tmp_path, images[:6], label=list("ababab"))
-    first = prepare(config(tmp_path), "multiclass", 0, progress=False)
+    first = prepare(config(tmp_path))
     make(tmp_path, images, label=list("abababab"))
-    second = prepare(config(tmp_path), "multiclass", 0, progress=False)
+    second = prepare(config(tmp_path))
     assert len(second.folds) == 8 and all(second.folds[name] == fold for name, fold in first.folds.items())
     assert any("2 new rows joined" in note for note in second.notes)
     make(tmp_path, images[:6], label=list("ababab"))
-    assert prepare(config(tmp_path), "multiclass", 0, progress=False).folds == first.folds
+    assert prepare(config(tmp_path)).folds == first.folds
     assert read_folds(tmp_path / "prepared/folds.csv") == second.folds
 
 
 def test_training_does_not_make_folds(tmp_path):
     make(tmp_path, noise(4, 1), label=list("abab"))
     with pytest.raises(Refusal, match=r"folds\.csv does not exist.*python prepare\.py --data competition"):
-        prepare(config(tmp_path), "multiclass", 0, make_folds=False, progress=False)
-    prepare(config(tmp_path), "multiclass", 0, progress=False)
-    prepare(config(tmp_path), "multiclass", 0, make_folds=False, progress=False)
+        prepare(config(tmp_path), make_folds=False)
+    prepare(config(tmp_path))
+    prepare(config(tmp_path), make_folds=False)
     with pytest.raises(Refusal, match=r"has 2 folds, but data\.folds is 3"):
-        prepare(config(tmp_path, folds=3), "multiclass", 0, progress=False)
+        prepare(config(tmp_path, folds=3))
 
 
 def test_given_folds_are_taken_as_they_are(tmp_path):
     make(tmp_path, noise(5, 1), label=list("ababa"), fold=[1, 1, 0, -1, 0], scene=list("xxxyy"))
     columns = {"fold": "fold", "group": "scene"}
-    prepared = prepare(config(tmp_path, columns=columns), "multiclass", 0, make_folds=False, progress=False)
+    prepared = prepare(config(tmp_path, columns=columns), make_folds=False)
     assert list(prepared.folds.values()) == [1, 1, 0, -1, 0]
     assert prepared.statistics["class_counts"] == {"-1": [0, 1], "0": [2, 0], "1": [1, 1]}
     assert any("class 'b' does not occur in fold 0" in note for note in prepared.notes)
     assert any("2 groups are in more than one fold" in note for note in prepared.notes)
     with pytest.raises(TableError, match=r"\[0, 1\], but data.folds is 3"):
-        prepare(config(tmp_path, columns=columns, folds=3), "multiclass", 0, progress=False)
+        prepare(config(tmp_path, columns=columns, folds=3))
 
 
 def test_units_and_groups_are_not_split(tmp_path):
     make(tmp_path, noise(12, 1), label=list("aaabbbaaabbb"), case=list("111222333444"), scene=list("xxxxxxyyyyyy"))
     for columns, names in (({"unit": "case"}, "1234"), ({"unit": "case", "group": "scene"}, "xy")):
-        prepared = prepare(
-            config(tmp_path, columns=columns, prepared=str(tmp_path / names)), "multiclass", 0, progress=False
-        )
+        prepared = prepare(config(tmp_path, columns=columns, prepared=str(tmp_path / names)))
         folds = pd.Series(prepared.folds.values()).groupby(prepared.table.frame[list(columns)[-1]]).nunique()
         assert folds.tolist() == [1] * len(names)
 
@@ -186,7 +193,7 @@ def test_every_bad_image_is_listed(tmp_path):
     (tmp_path / "images/1.tif").write_bytes(b"II*\0broken")
     (tmp_path / "images/2.tif").write_bytes(b"")
     with pytest.raises(TableError) as error:
-        prepare(config(tmp_path), "multiclass", 0, progress=False)
+        prepare(config(tmp_path))
     assert len(error.value.problems) == 4
     for part in ("1.tif cannot be decoded", "2.tif is empty", "5.tif has channels 4, most images have 3",
                  "6.tif has dtype uint16, most images have uint8"):  # fmt: skip
@@ -196,14 +203,14 @@ def test_every_bad_image_is_listed(tmp_path):
 def test_float_images_need_a_scale_beyond_one(tmp_path):
     make(tmp_path, [image * 300 for image in noise(4, 1, np.float32)], label=list("abab"))
     with pytest.raises(TableError, match=r"data\.scale must say"):
-        prepare(config(tmp_path), "multiclass", 0, progress=False)
-    prepared = prepare(config(tmp_path, scale=250.0), "multiclass", 0, progress=False)
+        prepare(config(tmp_path))
+    prepared = prepare(config(tmp_path, scale=250.0))
     assert any("values reach from" in note for note in prepared.notes)
     images = noise(4, 1, np.float32)
     images[1][3, 3] = np.nan
     make(tmp_path / "nan", images, label=list("abab"))
     with pytest.raises(TableError, match=r"1\.tif has values that are not finite"):
-        prepare(config(tmp_path / "nan"), "multiclass", 0, progress=False)
+        prepare(config(tmp_path / "nan"))
 
 
 def test_masks_pixels_per_class_and_folds_by_class(tmp_path):
@@ -214,7 +221,7 @@ def test_masks_pixels_per_class_and_folds_by_class(tmp_path):
         masks[number][:4] = 2
     masks[5][:2] = 255
     make(tmp_path, images, mask=write_masks(tmp_path, masks))
-    prepared = prepare(config(tmp_path, classes=["a", "b", "c"]), "segmentation", 0, progress=False)
+    prepared = prepare(config(tmp_path, classes=["a", "b", "c"]), "segmentation")
     counts = np.array([prepared.statistics["class_counts"][fold] for fold in "01"])
     folds = np.array(list(prepared.folds.values()))
     expected = [[sum((masks[n] == c).sum() for n in np.flatnonzero(folds == f)) for c in range(3)] for f in range(2)]
@@ -232,14 +239,14 @@ def test_every_bad_mask_is_listed(tmp_path):
     make(tmp_path, images, mask=write_masks(tmp_path, masks))
     (tmp_path / "masks/4.png").write_bytes(b"no mask")
     with pytest.raises(TableError) as error:
-        prepare(config(tmp_path, classes=["a", "b"]), "segmentation", 0, progress=False)
+        prepare(config(tmp_path, classes=["a", "b"]), "segmentation")
     assert len(error.value.problems) == 4
     for part in ("masks/1.png of images/1.tif is 30 x 21 (height x width), the image 21 x 30",
                  "value 7 in 1 pixels of 'masks/2.png' is neither a class (0 to 1: a, b) nor data.ignore_index (255)",
                  "data.ignore_index=9 if it means void", "masks/4.png cannot be decoded"):  # fmt: skip
         assert sum(part in problem for problem in error.value.problems) == 1, part
     with pytest.raises(Refusal, match="is the class 'b'"):
-        prepare(config(tmp_path, classes=["a", "b"], ignore_index=1), "segmentation", 0, progress=False)
+        prepare(config(tmp_path, classes=["a", "b"], ignore_index=1), "segmentation")
 
 
 def test_images_that_share_a_problem_are_one_sentence(tmp_path):
@@ -250,7 +257,7 @@ def test_images_that_share_a_problem_are_one_sentence(tmp_path):
     masks[0], masks[2] = masks[0][1:], masks[2][1:]
     make(tmp_path, images, mask=write_masks(tmp_path, masks))
     with pytest.raises(TableError) as error:
-        prepare(config(tmp_path, classes=["road", "sky"]), "segmentation", 0, progress=False)
+        prepare(config(tmp_path, classes=["road", "sky"]), "segmentation")
     channels, sizes, values = error.value.problems
     assert channels.startswith("images/4.tif (and 2 more) has channels 4, most images have 3")
     assert sizes.startswith("masks/0.png of images/0.tif (and 1 more) is 19 x 30 (height x width), the image 20 x 30")
@@ -263,13 +270,13 @@ def test_masks_of_0_and_255_are_not_silently_ignored(tmp_path):
     masks = [np.where(image[..., 0] > 99, 255, 0).astype(np.uint8) for image in images]
     make(tmp_path, images, mask=write_masks(tmp_path, masks))
     with pytest.raises(TableError, match="nothing to tell apart"):
-        prepare(config(tmp_path, classes=["a", "b"]), "segmentation", 0, progress=False)
+        prepare(config(tmp_path, classes=["a", "b"]), "segmentation")
 
 
 def test_the_test_images_must_be_like_the_training_images(tmp_path):
     make(tmp_path, noise(4, 3), label=list("abab"))
     data = config(tmp_path, test_table=str(tmp_path / "test.csv"))
-    prepared = prepare(data, "multiclass", 0, progress=False)
+    prepared = prepare(data)
     tifffile.imwrite(tmp_path / "images/gray.tif", noise(1, 1)[0][..., 0])
     (tmp_path / "test.csv").write_text("id,image\nt,images/gray.tif\n")
     with pytest.raises(TableError, match="its images have channels 1, the training images 3"):
@@ -280,7 +287,7 @@ def test_the_test_images_must_be_like_the_training_images(tmp_path):
 
 def test_statistics_are_plain_json(tmp_path):
     make(tmp_path, noise(4, 3), label=list("abab"))
-    prepared = prepare(config(tmp_path), "multiclass", 0, progress=False)
+    prepared = prepare(config(tmp_path))
     assert json.loads((tmp_path / "prepared/statistics.json").read_text()) == prepared.statistics
 
 
@@ -290,7 +297,7 @@ def test_statistics_are_plain_json(tmp_path):
 def test_samples_are_drawn_once(tmp_path, channels, dtype):
     make(tmp_path, noise(3, channels, dtype, (300, 40)), labels=["x", "", "x y"])
     data = config(tmp_path)
-    prepared = prepare(data, "multilabel", 0, progress=False)
+    prepared = prepare(data, "multilabel")
     path = draw_samples(data, prepared)
     drawn = path.stat().st_mtime_ns
     assert np.asarray(Image.open(path).convert("L")).std() > 5

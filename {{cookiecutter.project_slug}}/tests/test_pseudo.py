@@ -10,13 +10,14 @@ import pytest
 import torch
 from pseudo_world import LABELLED, UNLABELLED, config_of, draw, make_run, write_world
 from safetensors.torch import load_file
-from stopping import Stop
+from stopping import Stop, watched
 from tiny import CLASSES, prepare_tiny, train_folds, train_scored
 
-from foldwise.data.dataset import EpochSampler, Pool
+from foldwise.data.batches import unpack
 from foldwise.data.folds import folds_hash
 from foldwise.data.holdout import FULL
 from foldwise.data.pseudo import join_tables, provenance_path
+from foldwise.data.sampling import EpochSampler, Pool, Sampling
 from foldwise.data.table import TableError
 from foldwise.errors import Refusal
 from foldwise.files import read_json, write_json
@@ -27,9 +28,8 @@ from foldwise.predictions.pseudo.rules import Confident, Soft
 from foldwise.predictions.pseudo.uncertain import list_uncertain
 from foldwise.processes.group import Place
 from foldwise.settings import find_choice
-from foldwise.training import fold as folds
 from foldwise.training.identity import make_identity
-from foldwise.training.loaders import epoch_shares, training_loader
+from foldwise.training.loaders import epoch_shares, training_items, training_loader
 from foldwise.training.plan import hash_contents
 
 
@@ -228,35 +228,41 @@ def draws_of(sampler, epoch):
 
 @pytest.mark.parametrize("pseudo_rows", [5, 400])
 def test_every_step_has_its_share_and_all_ranks_take_part(pseudo_rows):
-    real, pseudo = range(100), Pool(np.arange(100, 100 + pseudo_rows))
+    real, pseudo = Pool(range(100)), Pool(np.arange(100, 100 + pseudo_rows))
     shares = [0.25, 1.0, 0.0]
     ranks = [EpochSampler(real, 3, 4, rank, 2, pseudo=pseudo, pseudo_shares=shares) for rank in (0, 1)]
     for epoch, share in enumerate([*shares, 0.0]):  # after the last it stays
         first, second = (draws_of(sampler, epoch) for sampler in ranks)
         assert len(first) == len(second) == len(ranks[0]) == 48
         steps = [first[start : start + 4] + second[start : start + 4] for start in range(0, 48, 4)]
-        assert {sum(draw.row >= 100 for draw in step) for step in steps} == {round(8 * share)}
+        assert {sum(draw.index >= 100 for draw in step) for step in steps} == {round(8 * share)}
         drawn = first + second
-        counts = np.bincount([draw.row for draw in drawn], minlength=100 + pseudo_rows)
+        counts = np.bincount([draw.index for draw in drawn], minlength=100 + pseudo_rows)
         assert counts[:100].max() <= 1 and np.ptp(counts[100:]) <= 1  # as evenly as can be
-        assert len({(draw.row, draw.repeat) for draw in drawn}) == len(drawn)  # a second time it looks otherwise
+        assert len({(draw.index, draw.repeat) for draw in drawn}) == len(drawn)  # a second time it looks otherwise
         alone = draws_of(EpochSampler(real, 3, 8, pseudo=pseudo, pseudo_shares=shares), epoch)
         assert sorted(alone) == sorted(drawn)
     mixed = draws_of(ranks[0], 0)
-    assert 0 < sum(draw.row >= 100 for draw in mixed) < 24  # neither none nor all of the pseudo rows
-    assert draws_of(ranks[0], 0) == mixed != draws_of(EpochSampler(real, 4, 4, 0, 2, None, pseudo, shares), 0)
+    assert 0 < sum(draw.index >= 100 for draw in mixed) < 24  # neither none nor all of the pseudo rows
+    assert draws_of(ranks[0], 0) == mixed != draws_of(EpochSampler(real, 4, 4, 0, 2, pseudo, shares), 0)
 
 
 def test_balanced_sampling_of_pseudo_rows():
-    pseudo = Pool(np.arange(100, 110), np.array([0.5] + [0.5 / 9] * 9))
-    sampler = EpochSampler(range(100), 0, 10, pseudo=pseudo, pseudo_shares=[0.5])
-    counts = sum(np.bincount([draw.row for draw in draws_of(sampler, epoch)], minlength=110) for epoch in range(20))
+    class Half(Sampling):
+        """Draws the first item every other time."""
+
+        def chances(self, epoch):
+            return np.array([9.0] + [1.0] * 9)
+
+    pseudo = Pool(np.arange(100, 110), Half())
+    sampler = EpochSampler(Pool(range(100)), 0, 10, pseudo=pseudo, pseudo_shares=[0.5])
+    counts = sum(np.bincount([draw.index for draw in draws_of(sampler, epoch)], minlength=110) for epoch in range(20))
     assert counts[:100].sum() == 1000 and 440 < counts[100] < 560
 
 
 def test_a_share_that_is_no_row_says_so():
     with pytest.raises(Refusal, match="share of 0.05 pseudo rows in a step of 4"):
-        EpochSampler(range(10), 0, 4, pseudo=Pool(np.arange(10, 12)), pseudo_shares=[0.05])
+        EpochSampler(Pool(range(10)), 0, 4, pseudo=Pool(np.arange(10, 12)), pseudo_shares=[0.05])
 
 
 def test_shares_of_the_epochs():
@@ -297,11 +303,12 @@ def test_a_student_gets_its_own_rows_in_the_phases_that_want_them(labelled, phas
     config = config_of(labelled.root, "multiclass", f"phases={phases}", epochs, pseudo=labelled.table)
     prepared = prepare_tiny(config)
     student, real = prepared.pseudo.of(fold), [row for row in LABELLED if row % 2 != fold]
-    loader, steps = training_loader(config, prepared, np.array(real), Place(), student)
+    items = training_items(prepared, np.array(real), {}, student)
+    loader, steps = training_loader(config, prepared, items, Place())
     assert epoch_shares(config) == per_epoch and steps == 2
     for epoch, share in enumerate(per_epoch):
         loader.sampler.set_epoch(epoch)
-        batches = list(loader)
+        batches = [unpack(batch) for batch in loader]
         assert [len(batch["row"]) for batch in batches] == [4, 4]
         for batch in batches:
             pseudo = batch["row"] >= len(prepared.table)
@@ -310,7 +317,7 @@ def test_a_student_gets_its_own_rows_in_the_phases_that_want_them(labelled, phas
             assert set(batch["row"][~pseudo].tolist()) <= set(real)
             assert torch.equal(batch["weight"], torch.where(pseudo, 0.5, 1.0))
             held = {name for name in student.frame["id"] if name.startswith(f"{fold}/")}
-            names = [loader.dataset.ids[row] for row in batch["row"][pseudo]]
+            names = [items.table.ids[row] for row in batch["row"][pseudo]]
             assert set(names) <= held and len(held) == (8, 4)[fold]
 
 
@@ -346,18 +353,13 @@ def test_the_contents_of_the_table_are_part_of_the_identity(labelled, tmp_path):
     assert identities[0]["content images"] != identities[1]["content images"] == identities[2]["content images"]
 
 
-def test_a_resumed_student_equals_one_never_stopped(labelled, tmp_path, monkeypatch):
+def test_a_resumed_student_equals_one_never_stopped(labelled, tmp_path):
     config = config_of(
         labelled.root, "multiclass", "phases=both_then_train", "fold=0", "epochs=2", pseudo=labelled.table
     )
     whole = train_folds(config, tmp_path / "whole")
-    build = folds.build_trainer
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            folds, "build_trainer", lambda *a, callbacks, **k: build(*a, callbacks=[*callbacks, Stop(1, 0)], **k)
-        )
-        with pytest.raises(OSError, match="killed"):
-            train_folds(config, tmp_path / "stopped")
+    with watched(Stop(1, 0)), pytest.raises(OSError, match="killed"):
+        train_folds(config, tmp_path / "stopped")
     resumed = train_folds(config, tmp_path / "stopped")
     first, second = (load_file(run / "fold0" / "model" / "model.safetensors") for run in (whole, resumed))
     assert all(torch.equal(first[key], second[key]) for key in first)

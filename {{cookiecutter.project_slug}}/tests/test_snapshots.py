@@ -8,12 +8,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from safetensors.torch import load_file
-from stopping import Stop
+from stopping import Stop, watched
 from tiny import tiny_config, train_folds, train_scored
 
 from foldwise.models.module import TrainingModule
 from foldwise.predictions.store import read_predictions
-from foldwise.training import fold as folds
 
 
 class Witness(pl.Callback):
@@ -35,14 +34,8 @@ class Witness(pl.Callback):
         return {key: value.clone() for key, value in module.network.net.state_dict().items()}
 
 
-def train(config, folder, monkeypatch, *callbacks):
-    build = folds.build_trainer
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            folds,
-            "build_trainer",
-            lambda *a, callbacks=(), extra=callbacks, **k: build(*a, callbacks=[*callbacks, *extra], **k),
-        )
+def train(config, folder, *callbacks):
+    with watched(*callbacks):
         return train_folds(config, folder)
 
 
@@ -56,11 +49,11 @@ def same(first, second):
     return all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_a_snapshot_is_the_state_after_the_step_of_the_lowest_rate(data, tmp_path, monkeypatch):
+def test_a_snapshot_is_the_state_after_the_step_of_the_lowest_rate(data, tmp_path):
     witness = Witness()
     curve = ["scheduler=cosine", "scheduler.warmup=0", "scheduler.floor=0"]
     config = tiny_config(data, "multiclass", "phases=cycles", "epochs=6", "fold=0", *curve)
-    run = train(config, tmp_path, monkeypatch, witness)
+    run = train(config, tmp_path, witness)
     assert len(witness.steps) == 18  # 3 cycles of 2 epochs of 3 steps
     found = snapshots(run)
     assert list(found) == ["cycle1", "cycle2", "cycle3"]
@@ -89,10 +82,10 @@ def test_snapshots_are_kept_apart_in_the_oof_and_averaged_in_the_score(data, tmp
 BEST = ["phases=best_restarts", "epochs=5", "fold=0", "phases.train.share=3"]
 
 
-def test_a_restart_begins_from_the_best_weights_so_far(data, tmp_path, monkeypatch):
+def test_a_restart_begins_from_the_best_weights_so_far(data, tmp_path):
     witness = Witness()
     config = tiny_config(data, "multiclass", *BEST, "metric=log_loss", "optimizer.lr=0.01")
-    run = train(config, tmp_path, monkeypatch, witness)
+    run = train(config, tmp_path, witness)
     history = pd.read_csv(run / "fold0" / "history.csv")["score"].tolist()
     ends = [[weights for epoch, _, weights in witness.steps if epoch == number][-1] for number in range(5)]
     for start in (3, 4):
@@ -100,12 +93,12 @@ def test_a_restart_begins_from_the_best_weights_so_far(data, tmp_path, monkeypat
     assert json.loads((run / "fold0" / "metrics.json").read_text())["chosen_on_own_fold"] is True
 
 
-def test_a_restart_does_not_go_back_to_where_the_head_alone_was_trained(data, tmp_path, monkeypatch):
+def test_a_restart_does_not_go_back_to_where_the_head_alone_was_trained(data, tmp_path):
     witness = Witness()
     again = "+phases.again={share: 1, start: best}"
     phases = ["phases=frozen_warmup", "phases.train.share=2", "phases.train.lr=30", again]
     config = tiny_config(data, "multiclass", *phases, "epochs=4", "fold=0", "metric=log_loss", "optimizer.lr=0.01")
-    run = train(config, tmp_path, monkeypatch, witness)
+    run = train(config, tmp_path, witness)
     history = pd.read_csv(run / "fold0" / "history.csv")["score"].tolist()
     assert history[0] < min(history[1:3])  # the head alone scored best
     ends = [[weights for epoch, _, weights in witness.steps if epoch == number][-1] for number in range(3)]
@@ -145,10 +138,10 @@ def whole(data, tmp_path_factory):
         for epoch in epochs
     ],
 )
-def test_a_resume_takes_the_same_snapshots(name, epoch, whole, tmp_path, monkeypatch):
+def test_a_resume_takes_the_same_snapshots(name, epoch, whole, tmp_path):
     config, run = whole[name]
     with pytest.raises(OSError, match="killed"):
-        train(config, tmp_path, monkeypatch, Stop(epoch, 1))
+        train(config, tmp_path, Stop(epoch, 1))
     resumed = train_folds(config, tmp_path)
     first, second = snapshots(run), snapshots(resumed)
     assert first.keys() == second.keys()

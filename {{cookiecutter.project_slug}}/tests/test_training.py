@@ -5,19 +5,17 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-import pytorch_lightning as pl
 import torch
 from safetensors.torch import load_file
-from stopping import Stop
-from tiny import open_tiny, prepare_tiny, tiny_config, train_folds, train_here, train_scored
+from stopping import Stop, watched
+from tiny import new_network, open_tiny, prepare_tiny, tiny_config, train_folds, train_here, train_scored
 
 from foldwise.errors import Refusal
 from foldwise.predictions.store import read_predictions
 from foldwise.processes.group import Place
-from foldwise.training import fold as folds
-from foldwise.training.build import inspect_config
+from foldwise.training.build import build_spec, inspect_config
+from foldwise.training.loaders import training_items, training_loader
 from foldwise.training.plan import choose_parts
-from foldwise.training.run import train
 
 
 def weights(run, fold=0):
@@ -72,17 +70,10 @@ def whole(data, tmp_path_factory):
 @pytest.mark.parametrize(
     ("curve", "stop"), [("cosine", (0, 1)), ("cosine", (1, 0)), ("cosine", (2, 2)), ("plateau", (2, 2))]
 )
-def test_a_resumed_run_equals_one_never_stopped(curve, stop, whole, tmp_path, monkeypatch):
+def test_a_resumed_run_equals_one_never_stopped(curve, stop, whole, tmp_path):
     config, run = whole[curve]
-    build = folds.build_trainer
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            folds,
-            "build_trainer",
-            lambda *a, callbacks, **k: build(*a, callbacks=[*callbacks, Stop(*stop)], **k),
-        )
-        with pytest.raises(OSError, match="killed"):
-            train_folds(config, tmp_path)
+    with watched(Stop(*stop)), pytest.raises(OSError, match="killed"):
+        train_folds(config, tmp_path)
     torch.manual_seed(123)  # whatever the state of the world is at a resume
     resumed = train_folds(config, tmp_path)
     assert resumed.name == run.name
@@ -124,13 +115,9 @@ def test_a_chosen_run_goes_on_by_its_own_config(data, tmp_path):
 def test_what_is_frozen_stays(data, tmp_path):
     """In a phase that trains the head, no other weight moves and no batch norm thaws."""
     config = tiny_config(data, "multiclass", "fold=0", "epochs=1", "phases=frozen_warmup", "phases.train.share=0")
-    prepared = prepare_tiny(config)
     trained = weights(train_folds(config, tmp_path))
-    pl.seed_everything(folds.sample_seed(config["seed"], 0, "initial weights"))
-    initial = folds.build_normalized(config, folds.build_spec(config, prepared)).net
-    head = {
-        f"{name}" for name, _ in initial.named_parameters() if initial.get_classifier().weight.shape and "fc" in name
-    }
+    initial = new_network(config).net
+    head = {"net.fc.weight", "net.fc.bias"}
     moved = {key for key, value in initial.state_dict().items() if not torch.equal(value, trained[key])}
     assert moved == head
 
@@ -138,9 +125,7 @@ def test_what_is_frozen_stays(data, tmp_path):
 def test_everything_trains_in_the_last_phase(data, tmp_path):
     config = tiny_config(data, "multiclass", "fold=0", "epochs=2", "phases=frozen_warmup")
     run = train_folds(config, tmp_path)
-    prepared = prepare_tiny(config)
-    pl.seed_everything(folds.sample_seed(config["seed"], 0, "initial weights"))
-    initial = folds.build_normalized(config, folds.build_spec(config, prepared)).net.state_dict()
+    initial = new_network(config).net.state_dict()
     still = [key for key, value in weights(run).items() if torch.equal(initial[key], value)]
     assert still == []
 
@@ -231,9 +216,10 @@ def test_mistakes_say_what_to_do(override, message, data, tmp_path):
     with pytest.raises(Refusal, match=message):
         config = tiny_config(data, "multiclass", override)
         prepared = prepare_tiny(config)
-        inspect_config(config, prepared)
+        inspect_config(config, prepared, prepared.alias)
         choose_parts(config, prepared)
-        folds.training_loader(config, prepared, np.arange(12), Place())
+        items = training_items(prepared, np.arange(12), {})
+        training_loader(config, prepared, items, Place(), prepared.alias)
 
 
 @pytest.mark.parametrize("setting", ["precision=abc", "accelerator=abc", "gradient_clip_val=abc"])
@@ -245,15 +231,33 @@ def test_a_setting_that_lightning_refuses_is_named(setting, data):
 
 def test_a_rate_that_is_scaled_is_said(data, capsys):
     config = tiny_config(data, "multiclass", "optimizer.lr=0.001", "lr_batch_size=16")
-    inspect_config(config, prepare_tiny(config))
+    prepared = prepare_tiny(config)
+    inspect_config(config, prepared, prepared.alias)
     assert "optimizer.lr=0.001 is for 16 images a step; for batch_size=4 it is 0.00025" in capsys.readouterr().out
 
 
-def test_a_network_of_another_task_is_refused_before_any_data_is_read(tmp_path):
-    config = tiny_config(tmp_path / "nowhere", "multiclass", "model=tiny_unet")
-    with pytest.raises(Refusal, match=r"predicts masks and the task is multiclass: add task=segmentation"):
-        train(config, tmp_path)
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    ("task", "model", "message"),
+    [
+        ("multiclass", "tiny_unet", "the network gives 'logits' in the shape (2, 3, 32, 32), and the task multiclass "
+         "needs (B, 3): add task=segmentation metric=mean_iou, or choose another model"),
+        ("segmentation", "tiny", "the network gives 'logits' in the shape (2, 4), and the task segmentation needs "
+         "(B, 4, H, W): add task=multiclass metric=accuracy, or choose another model"),
+    ],
+)  # fmt: skip
+def test_a_network_of_another_task_is_refused_before_there_is_a_run(task, model, message, data):
+    config = tiny_config(data, task, f"model={model}")
+    prepared = prepare_tiny(config)
+    with pytest.raises(Refusal) as error:
+        inspect_config(config, prepared, prepared.alias)
+    assert str(error.value) == message
+
+
+def test_a_setting_that_the_network_does_not_take_is_refused(data):
+    config = tiny_config(data, "multiclass", "+model.nmae=resnet18")
+    prepared = prepare_tiny(config)
+    with pytest.raises(Refusal, match=r"has no argument nmae; did you mean name\?"):
+        inspect_config(config, prepared, prepared.alias)
 
 
 def test_masks_by_crops_are_validated_and_predicted_as_whole_pictures(data, tmp_path):
@@ -266,4 +270,4 @@ def test_masks_by_crops_are_validated_and_predicted_as_whole_pictures(data, tmp_
     score = json.loads((run / "fold0" / "metrics.json").read_text())["score"]
     assert history["score"].iat[-1] == pytest.approx(score, abs=0.01)  # maps are kept in 8 bits
     with pytest.raises(Refusal, match="tiles, which have one view: choose tta=none"):
-        folds.build_spec(tiny_config(data, "segmentation", "data.fit=tiles", "tta=flips"), prepare_tiny(config))
+        build_spec(tiny_config(data, "segmentation", "data.fit=tiles", "tta=flips"), prepare_tiny(config), {}, None)

@@ -24,6 +24,7 @@ from foldwise.training.run_folder import continued_config, open_run
 
 if TYPE_CHECKING:
     from foldwise.inference.weights import Model, ModelSpec
+    from foldwise.models.normalized import Normalized
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ["blue", "green", "red"]
@@ -111,6 +112,19 @@ def open_tiny(config: dict[str, Any], folder: Path, prepared: Prepared | None = 
     if code is not None:
         trust(code.digest)
     return run
+
+
+def new_network(config: dict[str, Any], fold: int = 0) -> "Normalized":
+    """The network of a fold with the weights that its training begins with."""
+    import pytorch_lightning as pl
+
+    from foldwise.data.holdout import Holdout
+    from foldwise.training.build import build_network, build_spec
+    from foldwise.training.fold import initial_seed
+
+    prepared = prepare_tiny(config)
+    pl.seed_everything(initial_seed(config["seed"], Holdout((fold,))), verbose=False)
+    return build_network(config, build_spec(config, prepared, {}, prepared.alias), prepared.alias)
 
 
 NETWORKS: dict[str, dict[str, Any]] = {

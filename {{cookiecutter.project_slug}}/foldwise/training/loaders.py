@@ -144,17 +144,17 @@ def build_sampling(config: Mapping[str, Any], alias: str | None) -> Sampling:
     """The sampling that `data.sampling` names, not started yet.
 
     Raises:
-        Refusal: there is no such one.
+        Refusal: it is none.
     """
     chosen = config["data"]["sampling"]
-    if isinstance(chosen, Mapping):
-        return make(chosen, alias)
-    if chosen not in SAMPLINGS:
+    if not isinstance(chosen, Mapping):
+        return SAMPLINGS[chosen]()
+    sampling = make(chosen, alias, "data.sampling")
+    if not isinstance(sampling, Sampling):
         raise Refusal(
-            f"data.sampling is {chosen!r}; it is one of {', '.join(SAMPLINGS)}, or a mapping with the _target_ of your "
-            "own in solution/"
+            f"data.sampling._target_ is {chosen['_target_']}, which is no subclass of foldwise.data.sampling.Sampling"
         )
-    return SAMPLINGS[chosen]()
+    return sampling
 
 
 def training_loader(

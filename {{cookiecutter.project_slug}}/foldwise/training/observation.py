@@ -32,16 +32,14 @@ class Observation(pl.Callback):
             self.seen.append((batch["row"], {name: value.detach() for name, value in values.items()}))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        own = [
-            (rows.cpu().numpy(), {n: v.float().cpu().numpy() for n, v in values.items()}) for rows, values in self.seen
-        ]
-        shares = gather(own)
-        # By step and within it by rank, as one process would have seen them.
-        steps = [share[step] for step in range(len(own)) for share in shares]
-        if not steps:
+        if not self.seen:
             return
-        rows = np.concatenate([rows for rows, _ in steps])
-        values = {name: np.concatenate([each[name] for _, each in steps]) for name in steps[0][1]}
+        own = {name: torch.cat([values[name] for _, values in self.seen]) for name in self.seen[0][1]}
+        seen = torch.cat([rows for rows, _ in self.seen])
+        shares = gather((seen.cpu(), {name: value.float().cpu() for name, value in own.items()}))
+        # The sampler deals items out to the ranks in turn: so, one process sees them in this order.
+        rows = torch.stack([rows for rows, _ in shares], 1).flatten().numpy()
+        values = {name: torch.stack([each[name] for _, each in shares], 1).flatten().numpy() for name in own}
         place = {row: number for number, row in enumerate(self.pool.rows.tolist())}
         real = np.array([row in place for row in rows.tolist()], bool)
         items = np.array([place[row] for row in rows[real].tolist()], np.int64)

@@ -1,11 +1,13 @@
 """One small batch through reader, network and losses, before a run exists."""
 
+import copy
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from foldwise.data.batches import collate, unpack
 from foldwise.data.dataset import EpochTransform, ItemDataset
@@ -15,6 +17,7 @@ from foldwise.inference.predictor import activate
 from foldwise.models.module import TrainingModule
 from foldwise.models.network import Batch
 from foldwise.models.phases import build_phases
+from foldwise.tasks import TASKS, Task
 from foldwise.tasks.outputs import Output
 
 ITEMS = 2
@@ -53,7 +56,7 @@ def try_batch(
             continue
         if key == "data.image_size":
             _check_outputs(found, outputs)
-            _check_losses(module.losses(found, batch))
+            _check_losses(module.losses(found, batch), len(batch["row"]))
     if problems:
         raise Refusal("\n".join(problems))
     for mix in module.mixes.values():
@@ -68,30 +71,50 @@ def _in_library(error: BaseException) -> bool:
 
 def _read(dataset: ItemDataset, size: tuple[int, int]) -> Batch:
     """A batch of the first items as training reads them, at a size."""
-    last = dataset.transforms[-1]
-    tried = ItemDataset(
-        dataset.reader,
-        dataset.weights,
-        [EpochTransform(last.augmentation, size)],
-        dataset.fit,
-        dataset.seed,
-        dataset.ignore_index,
-    )
+    tried = copy.copy(dataset)
+    tried.transforms = [EpochTransform(dataset.transforms[-1].augmentation, size)]
     return unpack(collate([tried[number, 0] for number in range(min(ITEMS, len(tried)))], tried.fields))
 
 
 def _check_outputs(found: Batch, outputs: Sequence[Output]) -> None:
     if not isinstance(found, dict):
         raise Refusal("`forward` of the network must return a dict of outputs, as {'logits': tensor}")
-    problems = [
-        f"the output {output.key!r} has the shape {tuple(value.shape)}, and its columns are {len(output.columns)}"
-        for output, value in zip(outputs, activate(found, outputs).values(), strict=True)
-        if value.ndim != (4 if output.meaning.kind == "maps" else 2) or value.shape[1] != len(output.columns)
-    ]
-    if problems:
-        raise Refusal("\n".join(problems))
+    values = activate(found, outputs)
+    problems = [_output_problem(output, values[output.name]) for output in outputs]
+    if any(problems):
+        raise Refusal("\n".join(filter(None, problems)))
 
 
-def _check_losses(losses: Any) -> None:
+def _output_problem(output: Output, value: Tensor) -> str | None:
+    """What is wrong with the shape of an output, with what to type; None: nothing."""
+    task, columns = output.meaning, len(output.columns)
+    wanted = _axes(task, columns)
+    shape = f"the network gives {output.key!r} in the shape {tuple(value.shape)}"
+    needs = f"the task {task.name} needs ({', '.join(map(str, wanted))})"
+    if value.ndim != len(wanted):
+        others = [other for other in TASKS.values() if len(_axes(other, columns)) == value.ndim]
+        what = "correct its `forward`"
+        if others and output.name:
+            what = f"set outputs.{output.name}.task={others[0].name}"
+        elif others:
+            what = f"add {others[0].describe_settings()}"
+        return f"{shape}, and {needs}: {what}, or choose another model"
+    if value.shape[1] != columns:
+        return f"{shape}, and {needs}: its constructor gets the number of columns in `outputs`"
+    return None
+
+
+def _axes(task: Task, columns: int) -> tuple[object, ...]:
+    """The shape of the values of a batch."""
+    return ("B", columns, "H", "W") if task.kind == "maps" else ("B", columns)
+
+
+def _check_losses(losses: Any, items: int) -> None:
     if not isinstance(losses, dict) or "loss" not in losses or losses["loss"].ndim:
         raise Refusal("`losses` of the module must return a dict with a scalar 'loss', as {'loss': value}")
+    wrong = [name for name, value in losses.items() if value.ndim and value.shape != (items,)]
+    if wrong:
+        raise Refusal(
+            f"`losses` of the module gives {', '.join(wrong)} in another shape: a scalar is logged, and (B,), one "
+            "number a sample, goes to the sampling"
+        )

@@ -71,6 +71,7 @@ class Validation(pl.Callback):
         network = self.ema.network if self.ema else module.network
         share_norms(network)
         network.eval()
+        module.training = False  # `losses` can ask
         task = self.output.meaning
         predict: Callable[[Batch], Batch] = network
         if self.tile:
@@ -91,6 +92,7 @@ class Validation(pl.Callback):
                 results += [self.metric.measure(*pair) for pair in zip(masks, values, strict=True)]
             else:
                 results += list(values)
+        module.training = True
         shares = gather((float(total), rows, results))
         rows = [row for share in shares for row in share[1]]
         result = np.stack([value for share in shares for value in share[2]])
