@@ -226,7 +226,7 @@ def test_code_in_memory_shows_the_files_that_it_was_read_from(tmp_path):
 
 
 def test_modules_of_the_working_copy_are_noticed(tmp_path, monkeypatch):
-    write({"plain": "", "other": ""})
+    write({"__init__": "", "plain": "", "other": ""})
     alias = open_code(make_run(tmp_path / "run", {"a": "import importlib\nimportlib.import_module('solution.plain')"}))
     monkeypatch.syspath_prepend(tmp_path)
     resolve("solution.a.importlib", alias)
