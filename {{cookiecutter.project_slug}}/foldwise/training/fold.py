@@ -156,7 +156,11 @@ def as_saved(network: Normalized) -> Normalized:
     network.net.drop_auxiliary()
     for module in network.modules():
         module._compiled_call_impl = None
-    return network.to(memory_format=torch.contiguous_format)
+    with torch.no_grad():
+        for tensor in network.state_dict(keep_vars=True).values():
+            # Kernels of one pixel keep the strides of channels_last under `.to`, and others kernels then compute them.
+            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+    return network
 
 
 def load_snapshots(network: Normalized, fold: Path) -> dict[str, Normalized]:
