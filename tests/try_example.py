@@ -23,12 +23,11 @@ def main() -> None:
 def attempt(data: str, experiment: str, overrides: list[str]) -> str:
     """Train one fold for two steps and predict the test table; the shares of ids that were predicted."""
     import pandas as pd
-    from tiny import train_folds
-
     from foldwise.config import compose_config, resolve_config
     from foldwise.inference.predicting import predict_runs
     from foldwise.inference.sharing import Choices
     from foldwise.settings import find_choice
+    from tiny import train_folds
 
     columns = ["data.columns.group=series"] if not any("columns.group" in word for word in overrides) else []
     config: dict[str, Any] = resolve_config(

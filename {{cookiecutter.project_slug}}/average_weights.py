@@ -19,7 +19,7 @@ from foldwise.command import exit_on_error, make_parser
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; see --help."""
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, opens_runs=True)
     parser.add_argument("run", type=Path, help="a finished run of two folds or more, trained with snapshots")
     parser.add_argument("--out", type=Path, help="folder to write (default: <run>-averaged)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")

@@ -19,7 +19,7 @@ from foldwise.predictions.decisions.options import add_decision_options, add_for
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; see --help."""
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, opens_runs=True)
     parser.add_argument("sources", nargs="+", type=Path, help="runs, or one ensemble; with --rehearse: a bundle")
     build = parser.add_argument_group("to write a bundle")
     build.add_argument("--out", type=Path, help="folder to write")

@@ -16,7 +16,7 @@ from foldwise.command import exit_on_error, make_parser
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; see --help."""
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, opens_runs=True)
     parser.add_argument("run", type=Path, help="the run to start from")
     parser.add_argument("others", type=Path, nargs="+", help="runs that changed something")
     parser.add_argument("--oof", default="oof", help="out-of-fold predictions of each run (default: oof)")

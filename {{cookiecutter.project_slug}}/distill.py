@@ -18,7 +18,7 @@ from foldwise.command import exit_on_error, make_parser
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; see --help."""
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, opens_runs=True)
     parser.add_argument("runs", nargs="+", type=Path, help="folders that train.py made, with fold=pairs")
     parser.add_argument("--out", type=Path, required=True, help=".csv or .parquet to write")
     parser.add_argument(

@@ -22,7 +22,7 @@ from foldwise.command import exit_on_error, make_parser
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; see --help."""
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, opens_runs=True)
     parser.add_argument("sources", nargs="+", type=Path, help="runs, ensembles, or folders of the same shape")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, for example ensembles/first")
     parser.add_argument("--oof", default="oof", help="out-of-fold predictions of each source (default: oof)")

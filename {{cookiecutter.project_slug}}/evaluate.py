@@ -18,7 +18,7 @@ from foldwise.files import check_new
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; see --help."""
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, opens_runs=True)
     parser.add_argument(
         "sources",
         nargs="+",

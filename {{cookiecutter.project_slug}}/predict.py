@@ -21,7 +21,7 @@ from foldwise.command import exit_on_error, make_parser
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; see --help."""
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, opens_runs=True)
     parser.add_argument("runs", nargs="+", type=Path, help="folders that train.py made; every finished fold predicts")
     parser.add_argument("--table", type=Path, help="CSV or parquet to predict (default: the run's data.test_table)")
     parser.add_argument("--tta", default="none", help="choice of the group tta, or path of such a file (default: none)")

@@ -22,7 +22,7 @@ from foldwise.command import exit_on_error, make_parser
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; see --help."""
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, opens_runs=True)
     parser.add_argument("runs", nargs="+", type=Path, help="folders that train.py made, after predict.py")
     parser.add_argument("--test", metavar="NAME", help="which predictions of each run (default: the only ones)")
     parser.add_argument("--table", type=Path, help="of the predicted images (default: the first run's data.test_table)")

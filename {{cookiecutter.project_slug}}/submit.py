@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from foldwise.command import exit_on_error
+from foldwise.command import add_trust, exit_on_error
 from foldwise.predictions.decisions.options import add_decision_options, add_format_options, format_options
 
 
@@ -42,6 +42,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     make.add_argument("--set", nargs="+", default=[], metavar="key=value", help="changes of the config, beside --data")
     make.add_argument("--out", type=Path, help="file to write (default: submissions/<source>-<test>.csv)")
     add_decision_options(make)
+    add_trust(make)
     add_format_options(make)
 
     score = command("score", note_leaderboard)

@@ -14,7 +14,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from foldwise.command import exit_on_error
+from foldwise.command import exit_on_error, take_trust
 from foldwise.config import check_overrides, register_resolvers, resolve_config
 from foldwise.help import train_help
 from foldwise.machinery import describe_edits
@@ -45,6 +45,7 @@ if __name__ == "__main__":
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(train_help(__doc__ or ""))
         sys.exit()
+    sys.argv[1:] = take_trust(sys.argv[1:])
     with exit_on_error(GOES_ON):
         check_overrides(sys.argv[1:])
     main()

@@ -3,19 +3,49 @@
 import argparse
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+from foldwise.code.trust import OPTION, trust_all
 from foldwise.errors import exit_code, explain
 
 
-def make_parser(text: str | None) -> argparse.ArgumentParser:
-    """A parser whose help is a docstring: its first line, then the options, then the rest as it is written."""
-    return argparse.ArgumentParser(
+def make_parser(text: str | None, opens_runs: bool = False) -> argparse.ArgumentParser:
+    """A parser whose help is a docstring: its first line, then the options, then the rest as it is written.
+
+    Args:
+        opens_runs: whether the command may import the code of a run, see `add_trust`.
+    """
+    parser = argparse.ArgumentParser(
         description=(text or "").partition("\n")[0],
         epilog=(text or "").partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    if opens_runs:
+        add_trust(parser)
+    return parser
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Let a command import the code of runs that were not made here, after its user has looked at it."""
+    parser.add_argument(
+        OPTION, action=_Trust, nargs=0, help="import code that arrived with a run, after you have looked at it"
+    )
+
+
+class _Trust(argparse.Action):
+    """Trusts as soon as the option is read: whatever the command does comes later."""
+
+    def __call__(self, parser: argparse.ArgumentParser, space: argparse.Namespace, values: Any, *_: Any) -> None:
+        trust_all()
+
+
+def take_trust(arguments: Sequence[str]) -> list[str]:
+    """A command line that Hydra reads without the option, which takes effect."""
+    if OPTION in arguments:
+        trust_all()
+    return [argument for argument in arguments if argument != OPTION]
 
 
 @contextmanager

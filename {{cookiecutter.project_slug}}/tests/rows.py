@@ -6,6 +6,9 @@ import pandas as pd
 from foldwise.predictions.metrics.records import row_records
 from foldwise.predictions.scoring import Scored
 
+# The reader of runs that are made by hand: foldwise's own, which needs no code beside the run.
+SAMPLES = {"_target_": "foldwise.data.samples.Samples", "mode": "stored"}
+
 
 def records(count: int, **columns: object) -> np.ndarray:
     """So many records with the ids r0, r1, ..."""

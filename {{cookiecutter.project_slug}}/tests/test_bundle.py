@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
-from rows import scored
+from rows import SAMPLES, scored
 from tiny import CLASSES, save_random_model, write_data
 
 import bundle as command
@@ -39,6 +39,8 @@ from foldwise.bundle.sources import open_parts
 from foldwise.bundle.versions import Difference, check_host
 from foldwise.bundle.wheels import _required, download_wheels
 from foldwise.data.folds import write_folds
+from foldwise.data.samples import Samples
+from foldwise.data.table import Columns, read_table
 from foldwise.errors import Refusal
 from foldwise.inference.predicting import Choices, predict_runs
 from foldwise.predictions.decisions.calibration import CALIBRATORS
@@ -74,7 +76,7 @@ def make_run(folder: Path, data: Path, task: str, seed: int) -> Path:
         "columns": COLUMNS,
     }
     metric = {"_target_": f"foldwise.predictions.metrics.{METRICS[task]}"}
-    config = {"task": task, "data": section, "metric": metric}
+    config = {"task": task, "data": section, "samples": SAMPLES, "metric": metric}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     predict(folder, "none", folder / "oof", oof=True)
     predict(folder, "flips", folder / "predictions" / "oof-flips", oof=True)
@@ -353,11 +355,12 @@ def test_what_is_wrong_with_the_test_is_said_before_anything_is_predicted(tmp_pa
 def test_images_of_units_and_ids_that_come_twice(tmp_path, data):
     frame = pd.read_csv(data / "test.csv", dtype=str).head(4).assign(thing=["u", "v", "u", "v"])
     pd.concat([frame, frame.head(1)]).to_csv(tmp_path / "t.csv", index=False)
-    found = read_inputs(tmp_path / "t.csv", data, {"id": "id", "image": "image", "unit": "thing"}, set())
+    columns, reader = {"id": "id", "image": "image", "unit": "thing"}, Samples()
+    found = read_inputs(tmp_path / "t.csv", data, columns, set(), reader)
     assert found.ids == frame["id"].tolist() and found.units == ["u", "v", "u", "v"]
     assert "1 ids" in found.notes[0]
     with pytest.raises(Refusal, match="no column thing"):
-        read_inputs(data / "test.csv", data, {"id": "id", "image": "image", "unit": "thing"}, set())
+        read_inputs(data / "test.csv", data, columns, set(), reader)
 
 
 def test_sizes_are_read_from_the_head(tmp_path):
@@ -374,22 +377,25 @@ def test_sizes_are_read_from_the_head(tmp_path):
 
 def test_out_of_memory_halves_the_batch_and_an_image_that_never_fits_is_left_out(data, bundle):
     engine = Engine(bundle, read_recipe(bundle), "cpu", 16, "32")  # 8 images in two views
-    paths = [data / f"images/{row}.png" for row in range(9)]
-    whole = [result for batch in engine.batches(paths, 0) for result in engine.predict(batch, np.copy)]
+    table = read_table(data / "test.csv", "multilabel", data, Columns(), CLASSES, has_target=False)
+
+    def predict_nine():
+        return [result for batch in engine.batches(table, range(9), 0) for result in engine.predict(batch, np.copy)]
 
     def too_large(net, arguments):
-        if len(arguments[0]) > most:
+        if len(arguments[0]["image"]) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    engine.nets[1, 0, 0].register_forward_pre_hook(too_large)
+    whole = predict_nine()
+    engine.predictors[1].models[engine.nets[1, 0, 0]].network.register_forward_pre_hook(too_large)
     most = 4  # two images in two views
-    halved = [result for batch in engine.batches(paths, 0) for result in engine.predict(batch, np.copy)]
+    halved = predict_nine()
     assert engine.most == 2 and len(engine.notes) == 2
     assert [number for number, _ in halved] == list(range(9))
     for (_, one), (_, other) in zip(whole, halved, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
     most = 1
-    assert [each for batch in engine.batches(paths, 0) for _, each in engine.predict(batch, np.copy)] == [None] * 9
+    assert [each for _, each in predict_nine()] == [None] * 9
 
 
 def test_killed_it_goes_on_where_it_stopped(tmp_path, data, bundle, monkeypatch):
@@ -446,7 +452,8 @@ def test_short_of_time_views_go_first_then_the_member_that_is_worth_least_for_it
     assert sum(seconds.values()) == pytest.approx(2 if engine.active.members[0][0] == 0 else 0.5)
     rates = {0: first.value / 4, 1: second.value / 1}
     assert gone[2].run == min(rates, key=rates.get)
-    (batch,) = engine.batches([data / "images/0.png"], 0)
+    table = read_table(data / "test.csv", "multilabel", data, Columns(), CLASSES, has_target=False)
+    (batch,) = engine.batches(table, [0], 0)
     ((_, values),) = engine.predict(batch, np.copy)
     assert values.shape == (1, len(CLASSES))
     assert Unit("view", 0, 0) not in gone or Unit("view", 0, 1) not in gone

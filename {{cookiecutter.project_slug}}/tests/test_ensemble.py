@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from rows import SAMPLES
 
 from foldwise.data.folds import folds_hash
 from foldwise.data.table import Columns, read_table
@@ -86,6 +87,7 @@ class World:
         return {
             "task": self.task,
             "data": data,
+            "samples": SAMPLES,
             "metric": {"_target_": f"foldwise.predictions.metrics.{self.metric}"},
         }
 

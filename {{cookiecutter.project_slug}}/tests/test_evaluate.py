@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from rows import records
+from rows import SAMPLES, records
 from scipy.stats import binom, ttest_rel
+from tiny import code_of
 
 from foldwise.data.folds import folds_hash
 from foldwise.errors import Refusal
@@ -23,7 +24,8 @@ from foldwise.predictions.evaluation.reliability import (
     reliability_curve,
 )
 from foldwise.predictions.evaluation.weighted import fold_score, prepare_score
-from foldwise.predictions.metrics import METRICS, Published, score_folds
+from foldwise.predictions.metrics import METRICS, score_folds
+from foldwise.predictions.metrics.building import build_metric
 from foldwise.predictions.store import Header, MapWriter, write_predictions
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +70,8 @@ def test_weighted_scores_are_scores_of_repeated_rows(name, task, folds):
 
 def test_a_published_metric_sees_repeated_rows():
     target, probability = made_up("multiclass")
-    metric = Published(function="solution.metric.score").for_task("multiclass", list("abcd"))
+    config = {"_target_": "foldwise.predictions.metrics.Published", "function": "solution.metric.score"}
+    metric = build_metric(config, "multiclass", list("abcd"), alias=code_of(config).alias)
     weight = np.random.default_rng(0).integers(0, 3, len(target))
     by_hand = 1 - np.average(np.abs(target - probability).mean(axis=1), weights=weight)
     score = prepare_score(metric, target, probability, records(len(target)))
@@ -184,7 +187,8 @@ def make_config(folder, root, task, group="scene"):
     data = {"name": "competition", "root": str(root), "table": str(root / "train.csv"), "prepared": str(root)}
     data |= {"columns": columns | {"fold": "fold"}, "classes": CLASSES, "ignore_index": 255}
     metric = {"multiclass": "Accuracy", "multilabel": "FBeta", "segmentation": "MeanIoU"}[task]
-    config = {"task": task, "data": data, "metric": {"_target_": f"foldwise.predictions.metrics.{metric}"}}
+    metric = {"_target_": f"foldwise.predictions.metrics.{metric}"}
+    config = {"task": task, "data": data, "samples": SAMPLES, "metric": metric}
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import sklearn.metrics as oracle
 import yaml
+from tiny import code_of
 
 from foldwise.errors import Refusal
 from foldwise.predictions.metrics import (
@@ -23,6 +24,7 @@ from foldwise.predictions.metrics import (
     score_fold_evidence,
     score_folds,
 )
+from foldwise.predictions.metrics.building import build_metric
 from foldwise.settings import list_choices
 
 NAMES = ["a", "b", "c", "d"]
@@ -259,8 +261,8 @@ def test_every_config_names_its_metric_and_sets_what_it_has():
     files = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in list_choices("metric").values()}
     assert set(files) == set(METRICS)
     for name, config in files.items():
-        assert config.pop("_target_") == f"foldwise.predictions.metrics.{METRICS[name].__name__}"
-        metric = METRICS[name](**config)
+        assert config["_target_"] == f"foldwise.predictions.metrics.{METRICS[name].__name__}"
+        alias = code_of(config).alias if name == "published" else None
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            metric.for_task(metric.tasks()[0], ["a", "b"])
+            build_metric(config, METRICS[name].tasks()[0], ["a", "b"], alias=alias)

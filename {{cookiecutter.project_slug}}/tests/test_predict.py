@@ -13,10 +13,12 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from rows import SAMPLES
 from tiny import save_random_model
 
 from foldwise.bundle.imports import find_imports
 from foldwise.data.images import ImageError
+from foldwise.data.table import Columns, read_table
 from foldwise.errors import ProcessFailed, Refusal
 from foldwise.inference import sharing
 from foldwise.inference.device import choose_devices
@@ -63,7 +65,9 @@ def make_run(folder, data, task="multiclass", folds=(0, 1), classes=CLASSES, see
             "fold": None,
         },
     }
-    (folder / "config.yaml").write_text(yaml.safe_dump({"task": task, "data": {**section, **data_config}}))
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump({"task": task, "samples": SAMPLES, "data": {**section, **data_config}})
+    )
     (folder / "identity.json").write_text(json.dumps({"identity": {"content folds": "abc"}}))
     return folder
 
@@ -83,11 +87,12 @@ def test_members_are_kept_apart_and_equal_the_predictor(tmp_path, data):
     assert back.header.split == "test" and back.header.folds_hash == "abc" and back.header.run == "a"
     assert back.header.tta == {"views": ["identity", "hflip"], "mean": "arithmetic"}
     assert back.header.members == [{"fold": fold, "snapshot": "last", "view": "mean"} for fold in (0, 1)]
+    table = read_table(data / "test.csv", "multilabel", data, Columns(), CLASSES, has_target=False)
     for fold in (0, 1):
         rows = back.frame[back.frame["fold"] == fold]
         assert rows["id"].tolist() == [f"{index:03d}" for index in range(5)]
         predictor = Predictor([load_model(run / f"fold{fold}" / "model")], TTA(["identity", "hflip"]), workers=0)
-        expected = [result[0, 0] for _, result in predictor.predict([data / f"{index}.png" for index in range(5)])]
+        expected = [found[""][0, 0] for _, found in predictor.predict(table)]
         np.testing.assert_allclose(rows[list(CLASSES)], expected, atol=1e-5)
 
 
@@ -224,23 +229,28 @@ def test_an_interrupted_prediction_goes_on_where_it_stopped(task, kept, tmp_path
     predict_batch = Predictor.predict
     predicted = []
 
-    def stopped(self, paths):
-        for index, result in predict_batch(self, paths):
+    def stopped(self, table, items):
+        for place, result in predict_batch(self, table, items):
             if len(predicted) == kept:
                 raise KeyboardInterrupt
-            predicted.append(paths[index])
-            yield index, result
+            predicted.append(items[place])
+            yield place, result
 
     with monkeypatch.context() as patch:
         patch.setattr(Predictor, "predict", stopped)
         with pytest.raises(KeyboardInterrupt):
             predict(runs, out=tmp_path / "out", batch_size=1)
     assert not list((tmp_path / "out").glob("[!.]*"))
-    paths = []
+    left = []
+
+    def counted(self, table, items):
+        left.extend(items)
+        return predict_batch(self, table, items)
+
     with monkeypatch.context() as patch:
-        patch.setattr(Predictor, "predict", lambda self, some: paths.extend(some) or predict_batch(self, some))
+        patch.setattr(Predictor, "predict", counted)
         again = predict(runs, out=tmp_path / "out", batch_size=1)
-    assert sorted([*predicted, *paths]) == sorted(data / f"{index}.png" for index in range(5))
+    assert sorted([*predicted, *left]) == list(range(5))
     for first, second in zip(whole, again, strict=True):
         old, new = read_predictions(first), read_predictions(second)
         keys = ["id", "fold"]
@@ -258,8 +268,8 @@ def test_an_interrupted_prediction_goes_on_where_it_stopped(task, kept, tmp_path
 def test_what_was_begun_with_other_models_is_not_taken_up(tmp_path, data, monkeypatch):
     run = make_run(tmp_path / "run", data)
 
-    def stopped(self, paths):
-        yield 0, np.ones((2, 1, 3)) / 3
+    def stopped(self, table, items):
+        yield 0, {"": np.ones((2, 1, 3)) / 3}
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Predictor, "predict", stopped)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
+from rows import SAMPLES
 
 from foldwise.config import write_config
 from foldwise.data.folds import folds_hash
@@ -161,7 +162,8 @@ def make_source(tmp_path, task, metric, rows=120, tests=30, units=False, rank=Fa
     columns = {"fold": "fold", "unit": "thing" if units else None}
     data = {"name": "competition", "root": str(root), "table": f"{root}/train.csv", "test_table": f"{root}/test.csv"}
     data |= {"prepared": f"{root}/prepared", "columns": columns, "classes": CLASSES}
-    config = {"task": task, "data": data, "metric": {"_target_": f"foldwise.predictions.metrics.{metric}"}}
+    metric = {"_target_": f"foldwise.predictions.metrics.{metric}"}
+    config = {"task": task, "data": data, "samples": SAMPLES, "metric": metric}
     source = tmp_path / "runs" / "test-1234"
     source.mkdir(parents=True)
     write_config(source, config)

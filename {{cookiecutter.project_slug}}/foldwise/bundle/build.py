@@ -12,6 +12,7 @@ import numpy as np
 from foldwise.bundle.decision import Decided, decide
 from foldwise.bundle.imports import find_imports
 from foldwise.bundle.manifest import MB, room_lines, write_manifest
+from foldwise.bundle.models import copy_model, needed_codes, needed_libraries, targets_of
 from foldwise.bundle.notebook import write_notebook
 from foldwise.bundle.parameters import decider_to_plain, layout_to_plain
 from foldwise.bundle.recipe import BundledModel, BundledRun, Recipe, write_recipe
@@ -21,8 +22,8 @@ from foldwise.bundle.versions import WHEELS, installed_versions
 from foldwise.bundle.wheels import download_wheels
 from foldwise.data.holdout import fold_name
 from foldwise.errors import Refusal
-from foldwise.files import check_new, new_folder, read_json, sha256_file, write_json
-from foldwise.inference.weights import SPEC, WEIGHTS
+from foldwise.files import check_new, new_folder
+from foldwise.inference.weights import read_spec
 from foldwise.predictions.decisions import material
 from foldwise.predictions.decisions.submission import read_sample
 from foldwise.predictions.truth import Truth, read_truth
@@ -30,8 +31,6 @@ from foldwise.predictions.truth import Truth, read_truth
 CODE = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("infer.py")
 READERS = ("images.py",)  # import decoders as they meet a file, when it is too late to say that one is missing
-# The package that builds an architecture, by its library.
-LIBRARIES = {"timm": "timm", "smp": "segmentation_models_pytorch"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,7 @@ class Request:
     """What is asked for.
 
     Args:
-        sources: runs, or one ensemble.
+        sources: runs, further outputs of runs (`<run>/outputs/<name>`), or one ensemble.
         out: the folder to write.
         oof: the out-of-fold predictions of the runs: decision, views, their mean and tiles come from them.
         half: round weights to half precision.
@@ -82,16 +81,18 @@ def build_bundle(request: Request) -> Built:
     truth = read_truth(request.sources[0])
     layout = _layout(request, truth)
     decided = decide(found, truth, request.decision, request.exclusive)
-    imports = find_imports(SCRIPT, CODE, whole=READERS)
-    libraries = {LIBRARIES[part.run.spec.architecture["library"]] for part in found.parts}
-    needs = sorted({*imports.needs, *libraries})
+    models = [part.run.models[key] for part in found.parts for key in part.snapshots]
+    codes = needed_codes(models)
+    targets = {target for model in models for target in targets_of(read_spec(model))}
+    imports = find_imports(SCRIPT, CODE, READERS, targets, codes.values())
+    needs = sorted({*imports.needs, *needed_libraries(models)})
     recipe = Recipe(
         task=truth.task.name,
         classes=list(truth.table.classes),
         runs=_runs(found, measure(found, truth)),
         blend=found.blend,
         tiles=found.tiles,
-        columns={name: truth.config["data"]["columns"][name] for name in ("id", "image", "unit")},
+        columns={name: truth.config["data"]["columns"][name] for name in ("id", "image", "unit", "group")},
         prior=truth.task.fallback(truth.table.target, len(truth.table.classes)).tolist(),
         decision=decider_to_plain(decided.decider),
         layout=layout_to_plain(layout),
@@ -104,7 +105,7 @@ def build_bundle(request: Request) -> Built:
     with new_folder(request.out) as folder:
         for part, run in zip(found.parts, recipe.runs, strict=True):
             for (key, _), model in zip(part.snapshots.items(), run.models, strict=True):
-                _copy_model(part.run.models[key], folder / model.folder, request.half)
+                copy_model(part.run.models[key], folder, model.folder, request.half, codes)
         for path in imports.files:
             target = folder / path.relative_to(CODE)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -140,6 +141,7 @@ def _runs(found: Parts, values: Sequence[Values]) -> list[BundledRun]:
         BundledRun(
             name=name,
             source=os.path.relpath(part.run.folder),  # the bundle is uploaded, and this machine's folders are not
+            output=part.output.name,
             views=part.oof.header.tta["views"],
             mean=part.oof.header.tta["mean"],
             models=_models(name, part),
@@ -157,24 +159,6 @@ def _models(name: str, part: Part) -> list[BundledModel]:
         BundledModel(fold=fold, snapshot=place, folder=f"models/{name}/{fold_name(fold)}/{snapshot}")
         for (fold, snapshot), place in part.snapshots.items()
     ]
-
-
-def _copy_model(source: Path, target: Path, half: bool) -> None:
-    target.mkdir(parents=True)
-    for name in (WEIGHTS, SPEC):
-        shutil.copyfile(source / name, target / name)
-    if not half:
-        return
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    state = load_file(source / WEIGHTS)
-    for name, tensor in state.items():
-        rounded = tensor.half() if tensor.dtype == torch.float32 else tensor
-        if rounded.isfinite().all():  # a running variance can be larger than half precision reaches
-            state[name] = rounded
-    save_file(state, target / WEIGHTS, metadata={"format": "pt"})
-    write_json(target / SPEC, {**read_json(source / SPEC), "sha256": sha256_file(target / WEIGHTS)})
 
 
 def _check_budget(sizes: dict[str, int], budget_mb: float | None) -> None:

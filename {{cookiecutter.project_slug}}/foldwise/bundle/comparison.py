@@ -12,9 +12,10 @@ from rich.console import Console
 
 from foldwise.bundle.answers import decide_mask, decide_rows, encode_mask, write_masks
 from foldwise.bundle.inferring import PARTS
+from foldwise.bundle.inputs import Inputs
 from foldwise.bundle.parts import read_rows
 from foldwise.bundle.recipe import BundledRun, Recipe
-from foldwise.inference.predicting import Choices, predict_runs
+from foldwise.inference.predicting import Choices, beside, predict_runs
 from foldwise.inference.views import View
 from foldwise.predictions.decisions.submission import difference, write_table
 from foldwise.predictions.schema import MEMBER
@@ -33,19 +34,21 @@ class Comparison(NamedTuple):
 
 
 def compare_with_runs(
-    recipe: Recipe, test: pd.DataFrame, bad: set[str], root: Path, out: Path, work: Path
+    recipe: Recipe, test: pd.DataFrame, inputs: Inputs, bad: set[str], root: Path, out: Path, work: Path
 ) -> Comparison:
     """Predict the first images of a rehearsal again with the runs, by predict.py's own function.
 
     Args:
-        test: the rehearsed table; images begin with the name of the link to `root`.
+        test: the rehearsed table; images begin with the name of the link to `root`. `inputs` is what was read of it.
         bad: ids that got the fallback.
         out: what infer.py wrote, with its parts.
         work: a folder to write into.
     """
-    id_column, image_column = str(recipe.columns["id"]), str(recipe.columns["image"])
-    good = test[~test[id_column].isin(bad)].drop_duplicates(image_column).head(COMPARED)
-    ids = good[id_column].tolist()
+    image_column = str(recipe.columns["image"])
+    first = {path: number for number, path in reversed(list(enumerate(inputs.paths))) if inputs.ids[number] not in bad}
+    numbers = sorted(first.values())[:COMPARED]
+    ids = [inputs.ids[number] for number in numbers]
+    good = test.iloc[[row for number in numbers for row in inputs.items[number].rows]]
     good = good.assign(**{image_column: [name.partition("/")[2] for name in good[image_column]]})
     good.to_csv(work / "compared.csv", index=False)
     predictions = [_predict(recipe, run, work, number, root) for number, run in enumerate(recipe.runs)]
@@ -56,7 +59,7 @@ def compare_with_runs(
         _take(out / f"submission{layout.suffix}", layout.row_ids(ids), actual)
         return Comparison(len(ids), None, difference(expected, actual, layout.name))
     values = _rows(recipe, predictions, ids)
-    said = read_rows(out / PARTS, recipe, len(test))[good.index]
+    said = read_rows(out / PARTS, recipe, len(inputs.ids))[numbers]
     probability = float(np.abs(said - values).max())
     if recipe.columns["unit"] is not None or recipe.blend == "rank":  # answers that other images have a part in
         return Comparison(len(ids), probability, None)
@@ -80,7 +83,7 @@ def _predict(recipe: Recipe, run: BundledRun, work: Path, number: int, root: Pat
     (folder,) = predict_runs(
         [Path(run.source)], choices, work / "compared.csv", work / f"compared{number}", Console(quiet=True)
     )
-    predictions = read_predictions(folder)
+    predictions = read_predictions(beside(folder, run.output))
     names = {(model.fold, Path(model.folder).name) for model in run.models}
     keys = zip(predictions.frame["fold"], predictions.frame["snapshot"], strict=True)
     return Predictions(folder, predictions.header, predictions.frame[[key in names for key in keys]])

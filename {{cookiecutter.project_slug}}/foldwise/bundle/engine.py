@@ -24,8 +24,6 @@ from foldwise.inference.weights import load_model
 from foldwise.models.network import Batch
 from foldwise.tasks import find_task
 
-MAIN = ""  # the output that a bundle answers with
-
 
 class Engine:
     """All networks of a bundle; each image is read once for all of them.
@@ -135,9 +133,9 @@ class Engine:
             place = self.nets[run, fold, snapshot]
             batch = inputs[list(self.wanted).index(list(predictor.wanted)[predictor.inputs[place]])]
             if self.recipe.tiles:
-                said = torch.from_numpy(predictor.predict_tiles(place, batch)[MAIN]).float()[None] / 255
+                said = torch.from_numpy(predictor.predict_tiles(place, batch)[chosen.output]).float()[None] / 255
             else:
-                said = predictor.predict_views(place, batch, tta)[MAIN][:, 0]
+                said = predictor.predict_views(place, batch, tta)[chosen.output][:, 0]
             total = total.to(said.device) + said
             if self.device.type == "cuda":
                 torch.cuda.synchronize()

@@ -1,11 +1,13 @@
 """What is to be predicted: a table or a folder of images, as they are when the notebook is run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
+from foldwise.data.columns import text_column
+from foldwise.data.fields import Item
 from foldwise.data.problems import some
 from foldwise.data.samples import Rows, Samples, item_table
 from foldwise.data.table import Table
@@ -17,7 +19,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 class Inputs(NamedTuple):
     """What is predicted: ids, each once, a file of each (which may be missing), and the units they belong to.
 
-    `table` has the rows that they are made of, `numbers` their places among its items; `notes` are for the user.
+    `table` has the rows that the `items` are made of, `numbers` are the places of what is predicted among these;
+    `notes` are for the user.
     """
 
     ids: list[str]
@@ -25,6 +28,7 @@ class Inputs(NamedTuple):
     units: list[str] | None
     notes: list[str]
     table: Table
+    items: Sequence[Item]
     numbers: list[int]
 
 
@@ -36,12 +40,14 @@ def read_inputs(
     Args:
         test: a CSV or parquet file, or a folder of images.
         images: the folder that image paths begin in; None: that of `test`.
-        columns: of the table: id, image, unit. Without the image column, an image is found by its id as its name.
+        columns: of the table: id, image, unit, group. Without the image column, an image is found by its id as its
+            name.
         names: ids of the sample submission; a folder's ids are names with suffix where these have it.
         samples: the reader, which makes items of the rows.
 
     Raises:
-        Refusal: there is no such file or folder, it is no table, or lacks the id column, or there is no image.
+        Refusal: there is no such file or folder, it is no table, or lacks a column, the reader's included, or there is
+            no image.
     """
     if not test.exists():
         raise Refusal(f"--test {test} does not exist")
@@ -58,16 +64,16 @@ def read_inputs(
     missing = [name for name in (id_column, unit_column) if name is not None and name not in frame]
     if missing:
         raise Refusal(f"{test} has no column {', '.join(missing)}; its columns are {', '.join(frame)}")
-    ids = frame[id_column].tolist()
+    text = {name: text_column(frame[own]) for name, own in columns.items() if own in frame}
+    ids = text["id"].tolist()
     if image_column in frame:
-        paths = [root / name for name in frame[image_column]]
+        paths = [root / name for name in text.pop("image")]
     else:
         files = _image_files(root)
         by_name = {path.stem: path for path in files} | {path.name: path for path in files}
         paths = [by_name.get(id, root / id) for id in ids]
-    known = {"id": frame[id_column]} | ({"unit": frame[unit_column]} if unit_column is not None else {})
     kept = frame.drop(columns=["id", "image", "unit", "mask", "group", "weight", "fold"], errors="ignore")
-    return _to_items(kept.assign(**known), paths, root, test, samples)
+    return _to_items(kept.assign(**text), paths, root, test, samples)
 
 
 def _to_items(frame: pd.DataFrame, paths: list[Path], root: Path, test: Path, samples: Samples) -> Inputs:
@@ -86,14 +92,14 @@ def _to_items(frame: pd.DataFrame, paths: list[Path], root: Path, test: Path, sa
     own = item_table(table, items)
     units = own.frame["unit"].tolist() if "unit" in own.frame else None
     files = [root / own.frame["image"].iat[number] for number in range(len(own))]
-    return Inputs(own.ids, files, units, notes, table, list(range(len(own))))
+    return Inputs(own.ids, files, units, notes, table, items, list(range(len(own))))
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """All columns as text."""
+    """All columns, of a CSV as text."""
     try:
         if path.suffix == ".parquet":
-            return pd.read_parquet(path).astype(str)
+            return pd.read_parquet(path)
         return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (ValueError, OSError, ImportError) as error:
         raise Refusal(f"{path} cannot be read as a table ({str(error).strip()})") from error

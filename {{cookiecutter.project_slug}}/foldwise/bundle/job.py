@@ -15,6 +15,7 @@ from foldwise.bundle.manifest import MANIFEST
 from foldwise.bundle.parameters import layout_to_plain
 from foldwise.bundle.recipe import Recipe, read_recipe
 from foldwise.data.problems import some
+from foldwise.data.samples import Rows
 from foldwise.errors import Refusal
 from foldwise.files import check_new, sha256_file
 from foldwise.inference.weights import load_samples
@@ -60,8 +61,10 @@ def open_job(bundle: Path, request: Request) -> Job:
     check_new(submission)
     sample = None if request.sample is None else read_sample(request.sample)
     names = set() if sample is None else set(sample.iloc[:, 0])
-    samples = load_samples(bundle / recipe.runs[0].models[0].folder)
-    inputs = read_inputs(request.test, request.images, recipe.columns, names, samples)
+    readers = [load_samples(bundle / run.models[0].folder) for run in recipe.runs]
+    inputs = read_inputs(request.test, request.images, recipe.columns, names, readers[0])
+    for reader in readers[1:]:
+        Rows(inputs.table, reader.columns)  # refuses what lacks a column
     if sample is not None:
         layout = replace(layout, id_column=sample.columns[0], value_column=sample.columns[1])
         if set(sample) != set(layout.columns):
@@ -99,13 +102,12 @@ def _asked_for(inputs: Inputs, layout: Any, names: set[str], sample: Path | None
     missing = names - {row for thing in dict.fromkeys(things) for row in layout.row_ids([thing])}
     if missing:
         notes.append(f"{len(missing)} rows of {sample} have no image and get the fallback: {some(sorted(missing))}")
-    return Inputs(
-        [inputs.ids[row] for row in rows],
-        [inputs.paths[row] for row in rows],
-        inputs.units and [inputs.units[row] for row in rows],
-        [*inputs.notes, *notes],
-        inputs.table,
-        [inputs.numbers[row] for row in rows],
+    return inputs._replace(
+        ids=[inputs.ids[row] for row in rows],
+        paths=[inputs.paths[row] for row in rows],
+        units=inputs.units and [inputs.units[row] for row in rows],
+        notes=[*inputs.notes, *notes],
+        numbers=[inputs.numbers[row] for row in rows],
     )
 
 

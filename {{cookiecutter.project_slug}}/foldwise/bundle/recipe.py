@@ -34,6 +34,7 @@ class BundledRun:
 
     Attributes:
         source: the folder of the run from where the bundle was written, for the rehearsal.
+        output: the output of the models that answers, by name; "" the main one.
         views, mean: the TTA, see `TTA.from_names`.
         weights: of its model in the blend of each fold, by fold.
         value: what the out-of-fold score of the blend loses without the run; None where nobody knows.
@@ -42,6 +43,7 @@ class BundledRun:
 
     name: str
     source: str
+    output: str
     views: Sequence[str]
     mean: str
     models: Sequence[BundledModel]
@@ -62,7 +64,7 @@ class Recipe:
     Attributes:
         blend: "arithmetic", "geometric" or "rank", of the runs within a fold; the folds are then averaged.
         tiles: maps are made in tiles at the stored resolution.
-        columns: the id, image and (or None) unit column of the test table.
+        columns: the id, image and (or None) unit and group column of the test table.
         prior: (C,) the task's fallback, such as the share of each class in the training table, where an image cannot be
             used.
         decision, layout: as `parameters` reads them.

@@ -17,9 +17,10 @@ from foldwise.bundle.inputs import Inputs, read_inputs
 from foldwise.bundle.planted import plant
 from foldwise.bundle.recipe import Recipe, read_recipe
 from foldwise.bundle.sandbox import has_namespaces, run_sandboxed
-from foldwise.config import read_config
 from foldwise.errors import Refusal
 from foldwise.files import read_json
+from foldwise.inference.runs import open_run
+from foldwise.inference.weights import load_samples
 
 DATA = "data"  # the link to the table's images, beside the planted ones
 # What may differ from predict.py: a probability, and the share of the answers, which rounding decides between classes.
@@ -63,7 +64,7 @@ def rehearse(
     Args:
         table: rows to draw from, with the columns of the test table; drawn again where there are fewer than `rows`.
         images: the folder that its image paths begin in; None: that of the first run's data.
-        rows: of the rehearsed test.
+        rows: of the rehearsed test, or items where the reader makes items of several rows.
         hidden: rows of the hidden test, for the forecast; None: `rows`.
 
     Raises:
@@ -76,8 +77,10 @@ def rehearse(
             f"there is no run {', '.join(missing)} here, whose predictions the bundle's are compared with: rehearse in "
             f"the folder in which the bundle was written"
         )
-    root = images or Path(read_config(Path(recipe.runs[0].source))["data"]["root"])
-    drawn = _draw(read_inputs(table, root, recipe.columns, set()), root, recipe, rows)
+    run = open_run(Path(recipe.runs[0].source))
+    root = images or Path(run.data["root"])
+    samples = load_samples(next(iter(run.models.values())))
+    inputs = read_inputs(table, root, recipe.columns, set(), samples)
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as name:
         work = Path(name)
         host, out = work / "input", work / "out"
@@ -85,10 +88,10 @@ def rehearse(
         (host / "images").mkdir()
         (host / "images" / DATA).symlink_to(root.resolve(), target_is_directory=True)
         planted = [f"planted/{path.name}" for path in plant(host / "images" / "planted")]
-        test = _mix(drawn, planted, recipe)
+        test = _draw(inputs, samples.columns, recipe, rows, planted)
         test.to_csv(host / "test.csv", index=False)
-        sample = _sample(recipe, test)
-        sample.to_csv(host / "sample.csv", index=False)
+        hidden_test = read_inputs(host / "test.csv", host / "images", recipe.columns, set(), samples)
+        _sample(recipe, hidden_test).to_csv(host / "sample.csv", index=False)
         command = [sys.executable, "bundle/infer.py", "--test", "test.csv", "--images", "images"]
         command += ["--sample-submission", "sample.csv", "--out", str(out), "--keep-parts"]
         command += ["--workers", str(workers), "--batch-size", str(batch_size)]
@@ -98,46 +101,53 @@ def rehearse(
             raise Refusal(f"infer.py ended with exit code {done.returncode}:\n{done.stderr.strip()}")
         report = read_json(out / REPORT)
         bad = pd.read_csv(out / BAD, dtype=str, keep_default_na=False)
-        comparison = compare_with_runs(recipe, test, set(bad["id"]), root, out, work)
+        comparison = compare_with_runs(recipe, test, hidden_test, set(bad["id"]), root, out, work)
         problems = _problems(recipe, bad, planted, comparison)
     rate = report["seconds_per_image"]
     expected = None if rate is None else report["seconds_to_first_batch"] + rate * (hidden or rows)
     return Rehearsed(report, bad, len(planted), comparison, expected, isolated, problems)
 
 
-def _draw(inputs: Inputs, root: Path, recipe: Recipe, rows: int) -> pd.DataFrame:
-    """So many rows in random order under new ids; those that are drawn again belong to units of their own."""
+def _draw(inputs: Inputs, columns: Sequence[str], recipe: Recipe, items: int, planted: Sequence[str]) -> pd.DataFrame:
+    """A test of so many items in random order, and among them one for each planted picture, in the place of its own.
+
+    Rows have new ids. Items are drawn again where there are too few, into units of their own; but not those that have
+    several rows, which would become one.
+
+    Args:
+        columns: what the reader needs beside ids and images.
+
+    Raises:
+        Refusal: there are too few items of several rows.
+    """
     rng = np.random.default_rng(0)
-    order = np.concatenate([rng.permutation(len(inputs.ids)) for _ in range(-(-rows // len(inputs.ids)))])[:rows]
-    columns = recipe.columns
-    frame = pd.DataFrame(
-        {
-            columns["id"]: [f"hidden{number:06d}" for number in range(rows)],
-            columns["image"]: [f"{DATA}/{inputs.paths[row].relative_to(root).as_posix()}" for row in order],
-        }
-    )
-    if inputs.units is not None:
-        again = np.arange(rows) // len(inputs.ids)
-        frame[columns["unit"]] = [f"{inputs.units[row]}-{turn}" for row, turn in zip(order, again, strict=True)]
-    return frame
+    there, wanted = len(inputs.items), items + len(planted)
+    if any(len(item.rows) > 1 for item in inputs.items):
+        wanted = min(wanted, there)
+        if wanted <= len(planted):
+            raise Refusal(f"{inputs.table.path} has {there} items, and a rehearsal needs more than {len(planted)}")
+    order = np.concatenate([rng.permutation(there) for _ in range(-(-wanted // there))])[:wanted]
+    turns = np.arange(wanted) // there
+    bad = dict(zip(rng.choice(wanted, len(planted), replace=False).tolist(), planted, strict=True))
+    names, entries = recipe.columns, []
+    frame = inputs.table.frame
+    for place, (number, turn) in enumerate(zip(order, turns, strict=True)):
+        for row in inputs.items[number].rows:
+            values = frame.iloc[row]
+            entry = {name: values[name] for name in columns if name not in names}
+            entry[names["id"]] = f"hidden{len(entries):06d}"
+            entry[names["image"]] = bad.pop(place, f"{DATA}/{values['image']}")
+            for name in ("unit", "group"):
+                if name in frame:
+                    entry[names[name]] = f"{values[name]}-{turn}"
+            entries.append(entry)
+    return pd.DataFrame(entries)
 
 
-def _mix(drawn: pd.DataFrame, planted: Sequence[str], recipe: Recipe) -> pd.DataFrame:
-    """The rows with those of the planted images at random places among them."""
-    ids = [f"planted{number}" for number in range(len(planted))]
-    columns = recipe.columns
-    rows = pd.DataFrame({columns["id"]: ids, columns["image"]: planted})
-    if columns["unit"] is not None:
-        rows[columns["unit"]] = ids
-    mixed = pd.concat([drawn, rows], ignore_index=True)
-    return mixed.iloc[np.random.default_rng(1).permutation(len(mixed))].reset_index(drop=True)
-
-
-def _sample(recipe: Recipe, test: pd.DataFrame) -> pd.DataFrame:
+def _sample(recipe: Recipe, test: Inputs) -> pd.DataFrame:
     """A sample submission for the test, of the bundle's own format; what is in its cells is not read."""
     layout = recipe.format
-    things = test[recipe.columns["unit"] or recipe.columns["id"]].drop_duplicates()
-    ids = layout.row_ids(things.tolist())
+    ids = layout.row_ids(list(dict.fromkeys(test.units or test.ids)))
     return pd.DataFrame({name: ids if name == layout.id_column else 0 for name in layout.columns})
 
 

@@ -9,18 +9,27 @@ from foldwise.errors import Refusal
 from foldwise.files import read_json
 from foldwise.inference.runs import TrainedRun, check_together, open_run
 from foldwise.inference.tta import TTA
+from foldwise.predictions.sources import output_folder
 from foldwise.predictions.store import Predictions, read_predictions
+from foldwise.tasks.outputs import Output, run_of
 
 ENSEMBLE = "ensemble.json"
 
 
 @dataclass(frozen=True)
 class Part:
-    """A run, its out-of-fold predictions, and its weight in the blend of each fold, above 0."""
+    """A run, the output of it that answers, that one's out-of-fold predictions, and its weight in the blend of each
+    fold, above 0."""
 
     run: TrainedRun
+    output: Output
     oof: Predictions
     weights: dict[int, float]
+
+    @property
+    def source(self) -> Path:
+        """Where predictions of the output lie."""
+        return output_folder(self.run.folder, self.output)
 
     @property
     def tiles(self) -> bool:
@@ -52,7 +61,7 @@ def open_parts(folders: Sequence[Path], oof: str) -> Parts:
     """Find the models behind sources.
 
     Args:
-        folders: one ensemble, or runs.
+        folders: one ensemble, or runs, or further outputs of runs.
         oof: "oof", or a name in the `predictions/` of the runs; an ensemble says by itself which it was made of.
 
     Raises:
@@ -104,8 +113,13 @@ def _of_ensemble(folder: Path) -> Parts:
     return Parts(parts, blend)
 
 
-def _open_part(run: Path, oof: Path) -> Part:
-    return Part(open_run(run), read_predictions(oof), {})
+def _open_part(source: Path, oof: Path) -> Part:
+    folder, name = run_of(source)
+    run = open_run(folder)
+    outputs = {output.name: output for output in run.spec.outputs}
+    if name not in outputs:
+        raise Refusal(f"{source}: the models of {folder} have no output {name}")
+    return Part(run, outputs[name], read_predictions(oof), {})
 
 
 def _problems(part: Part) -> list[str]:

@@ -79,7 +79,7 @@ def _without_each(
 def _kept_views(part: Part) -> Predictions | None:
     """Out-of-fold predictions of the run with its views apart."""
     tta = part.oof.header.tta["views"]
-    for path in sorted((part.run.folder / "predictions").glob(f"*/{HEADER}")):
+    for path in sorted((part.source / "predictions").glob(f"*/{HEADER}")):
         header = read_header(path.parent)
         apart = [member["view"] for member in header.members]
         if header.split == "oof" and set(apart) == set(tta) == set(header.tta["views"]) and len(tta) > 1:

@@ -13,6 +13,7 @@ from foldwise.code.collect import collect_code
 from foldwise.code.source import PACKAGE, Code, read_code, write_code
 from foldwise.code.trust import trust
 from foldwise.errors import Refusal
+from foldwise.tasks.outputs import run_of
 
 SOLUTION = re.compile(r"solution(\.\w+)+(:\w+)?")  # something in solution/
 FOLDER = "code"  # of a run; of a bundle, with a folder for each hash
@@ -92,8 +93,7 @@ def run_code(run: Path) -> OwnerCode:
 
 def open_run_code(run: Path) -> str | None:
     """The alias of the code that a run carries, or of the run that it is an output of; see `run_code`."""
-    owner = run.parents[1] if run.resolve().parent.name == "outputs" else run
-    return run_code(owner).alias
+    return run_code(run_of(run)[0]).alias
 
 
 def find_code(model: Path, hash: str | None) -> str | None:
@@ -105,12 +105,15 @@ def find_code(model: Path, hash: str | None) -> str | None:
     Raises:
         Refusal: it is not there, or not trusted.
     """
-    if hash is None:
-        return None
+    return None if hash is None else open_code(find_code_folder(model, hash))
+
+
+def find_code_folder(model: Path, hash: str) -> Path:
+    """The folder with the `solution/` that a model folder needs; as `find_code`."""
     for parent in model.resolve().parents:
         for folder in (parent / FOLDER, parent / FOLDER / hash):
             if (folder / PACKAGE).is_dir() and read_code(folder).hash == hash:
-                return open_code(folder)
+                return folder
     raise Refusal(f"{model} needs the code {hash} of its run, and there is none beside it: copy the whole run")
 
 

@@ -160,11 +160,14 @@ def _read_table(run: TrainedRun, oof: bool, table_path: Path | None) -> Table:
 
 def _folder_of(run: TrainedRun, output: Output, folder: Path) -> Path:
     """Where a run's predictions of an output go, when those of its main one go to `folder`."""
-    if not output.name:
-        return folder
-    if folder.parent == run.folder / "predictions":
+    if output.name and folder.parent == run.folder / "predictions":
         return output_folder(run.folder, output) / "predictions" / folder.name
-    return folder.with_name(f"{folder.name}-{output.name}")
+    return beside(folder, output.name)
+
+
+def beside(folder: Path, output: str) -> Path:
+    """Where predictions of an output go, by its name, when a folder is named for those of the main one."""
+    return folder.with_name(f"{folder.name}-{output}") if output else folder
 
 
 def _writer(

@@ -17,6 +17,7 @@ from foldwise.data.reading import Reader, fit_sample
 from foldwise.data.samples import Rows, Sample
 from foldwise.data.sampling import sample_seed
 from foldwise.data.table import Table
+from foldwise.errors import Refusal
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import Model
 
@@ -85,6 +86,8 @@ class Items(Dataset[Read]):
                     model.samples, rows, model.samples.items(rows), model.spec.state, model.spec.scales
                 )
         self.first = next(iter(self.readers.values()))
+        if any(reader.items != self.first.items for reader in self.readers.values()):
+            raise Refusal(f"the runs make other items of the rows of {table.path}: predict them in two commands")
         self.numbers = list(range(len(self.first.items))) if wanted is None else list(wanted)
         self.augmentations = {}
         if tta.draws:

@@ -15,6 +15,7 @@ from foldwise.data.holdout import FULL, fold_name
 from foldwise.errors import Refusal
 from foldwise.files import read_json
 from foldwise.inference.weights import SPEC, ModelSpec, find_models, read_spec
+from foldwise.tasks.outputs import run_of
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,9 @@ def open_run(folder: Path) -> TrainedRun:
         Refusal: it is not a run, no fold has a model yet, or the folds' models do not go together.
     """
     config = read_config(folder)
+    run, output = run_of(folder)
+    if output:
+        raise Refusal(f"{folder} is an output of a run, whose models predict all of them at once: name {run}")
     folds = {int(match[1]): path for path in folder.glob("fold*") if (match := re.fullmatch(r"fold(\d+)", path.name))}
     folds[FULL] = folder / fold_name(FULL)
     models = {(fold, name): path for fold in sorted(folds) for name, path in find_models(folds[fold]).items()}

@@ -15,14 +15,14 @@ from typing import TypeVar
 from foldwise.errors import Refusal
 from foldwise.predictions.schema import HEADER
 from foldwise.predictions.store import read_header
-from foldwise.tasks.outputs import Output
+from foldwise.tasks.outputs import FOLDER, Output
 
 T = TypeVar("T")
 
 
 def output_folder(run: Path, output: Output) -> Path:
     """The source of an output: the run itself for the main one, `<run>/outputs/<name>` for others."""
-    return run / "outputs" / output.name if output.name else run
+    return run / FOLDER / output.name if output.name else run
 
 
 def source_name(run: Path, output: Output) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from foldwise.code.build import make
-from foldwise.code.runs import current_code, open_run_code
+from foldwise.code.runs import OwnerCode, current_code, run_code
+from foldwise.code.source import Code
 from foldwise.config import compose_config, read_config
 from foldwise.data.folds import folds_hash, table_folds
 from foldwise.data.pictures import Pictures
@@ -20,6 +21,7 @@ from foldwise.predictions.metrics.building import build_metric
 from foldwise.predictions.schema import PredictionsError, some
 from foldwise.predictions.store import Predictions
 from foldwise.tasks import Task, find_task
+from foldwise.tasks.outputs import run_of
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Truth:
 
     `folds` is (N,) int64, the fold of each row of the table, -1 for rows that are never scored. `metric` is ready for
     the task. `config` is the resolved configuration that all this comes from. `pictures` are the rows' to look at.
+    `code` is the owner's that reading and metric are from.
     """
 
     table: Table
@@ -36,6 +39,7 @@ class Truth:
     metric: Any
     config: dict[str, Any]
     pictures: Pictures
+    code: Code | None = None
 
     @property
     def task(self) -> Task:
@@ -60,13 +64,13 @@ def read_truth(source: Path, data: str | None = None, overrides: Sequence[str] =
         from foldwise.data.sample import sample_classes
 
         classes = classes or sample_classes(config["task"])
-    alias = source_code(source, data, config)
-    samples = make(config["samples"], alias)
+    code = source_code(source, data, config)
+    samples = make(config["samples"], code.alias)
     read = read_items(section, config["task"], samples, classes)
     folds = table_folds(read.table, section)
-    metric = build_metric(config["metric"], config["task"], read.table.classes, read.table, alias)
+    metric = build_metric(config["metric"], config["task"], read.table.classes, read.table, code.alias)
     fold_of = np.array([folds[id] for id in read.table.ids])
-    return Truth(read.table, fold_of, folds_hash(folds), metric, config, Pictures.of(read.source, samples))
+    return Truth(read.table, fold_of, folds_hash(folds), metric, config, Pictures.of(read.source, samples), code.code)
 
 
 def align(predictions: Predictions, truth: Truth) -> tuple[np.ndarray, np.ndarray]:
@@ -115,14 +119,14 @@ def check_oof(predictions: Predictions, truth: Truth) -> None:
         raise PredictionsError(predictions.folder, problems)
 
 
-def source_code(source: Path, data: str | None, config: dict[str, Any]) -> str | None:
-    """The alias of the owner's code that belongs to a source's configuration: its own, or the working copy's.
+def source_code(source: Path, data: str | None, config: dict[str, Any]) -> OwnerCode:
+    """The owner's code that belongs to a source's configuration: its own, or the working copy's.
 
     Raises:
         Refusal: it is not trusted.
     """
-    own = open_run_code(source) if data is None else None
-    return own or current_code(config).alias
+    own = run_code(run_of(source)[0]) if data is None else OwnerCode()
+    return own if own.alias else current_code({key: config[key] for key in ("samples", "metric")})
 
 
 def source_config(source: Path, data: str | None, overrides: Sequence[str]) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from foldwise.tasks import Task, find_task
 
 MAIN_KEY, MAIN_TARGET = "logits", "target"
+FOLDER = "outputs"  # of a run, with a source for each further output
 
 
 @dataclass(frozen=True)
@@ -39,3 +41,9 @@ class Output:
     def other(cls, name: str, config: Mapping[str, Any], columns: Sequence[str]) -> "Output":
         """An output beside the main one, from its entry in the configuration's `outputs`."""
         return cls(name, config["key"], f"{MAIN_TARGET}_{name}", tuple(columns), config["task"])
+
+
+def run_of(source: Path) -> tuple[Path, str]:
+    """The run that a source of predictions belongs to, and which of its outputs it is: "" where it is the run."""
+    there = source.resolve()
+    return (there.parents[1], there.name) if there.parent.name == FOLDER else (source, "")

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from foldwise.code.runs import keep_code
+from foldwise.code.trust import trust
 from foldwise.config import write_config
 from foldwise.errors import Refusal
 from foldwise.files import check_new, new_folder, write_json
@@ -88,7 +90,10 @@ def ensemble(
             written.append(out / "predictions" / (tests.pop() if len(tests) == 1 else "test"))
         inside = [temporary / folder.relative_to(out) for folder in written]
         level.write(method, inside[0], inside[1] if len(inside) > 1 else None, out.name)
-        write_config(temporary, {key: truth.config[key] for key in ("task", "data", "metric")})
+        write_config(temporary, {key: truth.config[key] for key in ("task", "data", "samples", "metric")})
+        if truth.code is not None:
+            keep_code(truth.code, temporary)
+            trust(truth.code.digest)
         write_json(temporary / "ensemble.json", {"sources": _describe(sources, names), **comparison.as_json()})
         if report is not None:
             report(temporary / "report.html", out.name, comparison)

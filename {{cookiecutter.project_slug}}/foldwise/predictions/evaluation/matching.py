@@ -33,12 +33,12 @@ def read_labelled(path: Path, header: Header, source: Path, data: str | None, ov
     config = source_config(source, data, overrides)
     section = config["data"]
     columns = replace(Columns.from_config(section["columns"]), fold=None, weight=None)
-    alias = source_code(source, data, config)
+    code = source_code(source, data, config)
     table = read_table(path, header.task, section["root"], columns, header.columns)
-    pictures = Pictures.of(table, make(config["samples"], alias))
+    pictures = Pictures.of(table, make(config["samples"], code.alias))
     table = item_table(table, pictures.items)
-    metric = build_metric(config["metric"], header.task, table.classes, table, alias)
-    return Truth(table, np.zeros(len(table), np.int64), "", metric, config, pictures)
+    metric = build_metric(config["metric"], header.task, table.classes, table, code.alias)
+    return Truth(table, np.zeros(len(table), np.int64), "", metric, config, pictures, code.code)
 
 
 def check_labelled(predictions: Predictions, truth: Truth) -> None:
