@@ -13,7 +13,7 @@ from tiny import new_network, open_tiny, prepare_tiny, tiny_config, train_folds,
 from foldwise.errors import Refusal
 from foldwise.predictions.store import read_predictions
 from foldwise.processes.group import Place
-from foldwise.training.build import build_spec, inspect_config
+from foldwise.training.build import build_spec, build_trainer, inspect_config
 from foldwise.training.loaders import training_items, training_loader
 from foldwise.training.plan import choose_parts
 
@@ -226,7 +226,7 @@ def test_mistakes_say_what_to_do(override, message, data, tmp_path):
 def test_a_setting_that_lightning_refuses_is_named(setting, data):
     config = tiny_config(data, "multiclass", f"trainer.{setting}")
     with pytest.raises(Refusal, match="does not take the settings of trainer.*abc"):
-        folds.build_trainer(config, Place(), 1)
+        build_trainer(config, Place(), 1)
 
 
 def test_a_rate_that_is_scaled_is_said(data, capsys):

@@ -64,7 +64,7 @@ def open_job(bundle: Path, request: Request) -> Job:
     readers = [load_samples(bundle / run.models[0].folder) for run in recipe.runs]
     inputs = read_inputs(request.test, request.images, recipe.columns, names, readers[0])
     for reader in readers[1:]:
-        Rows(inputs.table, reader.columns)  # refuses what lacks a column
+        Rows(inputs.table, reader)  # refuses what lacks a column
     if sample is not None:
         layout = replace(layout, id_column=sample.columns[0], value_column=sample.columns[1])
         if set(sample) != set(layout.columns):
