@@ -1,5 +1,6 @@
 """The owner's code: what a run reaches of it, which edits count, and importing a run's copy."""
 
+import multiprocessing
 import os
 import pickle
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from foldwise.bundle.imports import find_imports
 from foldwise.code import alias as aliases
 from foldwise.code.alias import check_covered, open_code
 from foldwise.code.build import make, resolve, resolve_strict
@@ -142,6 +144,20 @@ def test_without_a_solution_folder():
 def test_names_that_only_running_can_tell_are_accepted():
     write({"a": "from torch.nn import *", "b": "def __getattr__(name): ...", "c": "if x:\n    for C in y: ..."})
     assert collected("solution.a.Linear", "solution.b.B", "solution.c.C") == ["a.py", "b.py", "c.py"]
+
+
+def test_a_bundle_has_what_the_code_of_its_runs_needs():
+    script, runs = (
+        Path("infer.py"),
+        {"a": "import torch", "b": "def f():\n    import scipy.ndimage\n    from . import c"},
+    )
+    script.write_text("import numpy\ndef f():\n    import pandas\nfrom foldwise import errors\n")
+    codes = [
+        Code({f"solution/{name}.py": f"{text}\nimport foldwise.files".encode()}, Path()) for name, text in runs.items()
+    ]
+    files, needs = find_imports(script, ROOT, codes=codes)
+    assert {"errors.py", "files.py"} <= {path.name for path in files}
+    assert needs == ["numpy", "scipy", "torch"]
 
 
 # Importing a run's copy
@@ -329,7 +345,21 @@ def test_only_code_from_here_is_imported(tmp_path, monkeypatch):
         require_trust(read_code(tmp_path / "gift" / "code"))
     monkeypatch.setenv("FOLDWISE_TRUST_CODE", "0")
     trust_all()
+    trust("c" * 64)  # what is made meanwhile is trusted later, too
+    assert "c" * 64 in (tmp_path / "state" / "trusted").read_text()
     require_trust(read_code(tmp_path / "gift" / "code"))
+
+
+def test_several_processes_trust_at_once(tmp_path):
+    digests = [[f"{process}{number:063d}" for number in range(50)] for process in range(4)]
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=lambda own=own: [trust(digest) for digest in own]) for own in digests]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    lines = (tmp_path / "state" / "trusted").read_text().splitlines()
+    assert sorted(lines) == sorted(digest for own in digests for digest in own)
 
 
 def test_trust_without_a_home_lasts_as_long_as_the_process(tmp_path, monkeypatch):

@@ -129,7 +129,8 @@ def _draw(inputs: Inputs, columns: Sequence[str], recipe: Recipe, items: int, pl
     order = np.concatenate([rng.permutation(there) for _ in range(-(-wanted // there))])[:wanted]
     turns = np.arange(wanted) // there
     bad = dict(zip(rng.choice(wanted, len(planted), replace=False).tolist(), planted, strict=True))
-    names, entries = recipe.columns, []
+    names = {name: column for name, column in recipe.columns.items() if column is not None}
+    entries: list[dict[str, Any]] = []
     frame = inputs.table.frame
     for place, (number, turn) in enumerate(zip(order, turns, strict=True)):
         for row in inputs.items[number].rows:

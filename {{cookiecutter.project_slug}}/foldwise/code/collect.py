@@ -36,7 +36,9 @@ def collect_code(targets: Iterable[str], root: Path) -> Code:
             problems += [f"{place}, line {item.line}: {problem}" for problem in _import_problems(item, root)]
     if problems:
         raise Refusal("\n".join(dict.fromkeys(problems)))
-    return Code({path.relative_to(root).as_posix(): file.source for path, file in sorted(files.items())}, root)
+    return Code(
+        {path.relative_to(root).as_posix(): file.source for path, file in sorted(files.items())}, root.resolve()
+    )
 
 
 def _target_problems(target: str, name: str, root: Path) -> Iterator[str]:

@@ -143,12 +143,12 @@ class _Reader(ast.NodeVisitor):
         if isinstance(node.ctx, ast.Load):
             self._read(self._resolve(node.id, []))
             if node.id in WITH_STRINGS and node.id not in self.names:
-                self.statement.dynamic = self.statement.dynamic or WITH_STRINGS[node.id]
+                self._find_by_strings(WITH_STRINGS[node.id])
 
     def _visit_attribute(self, node: ast.Attribute) -> None:
         root, attributes = _split(node)
         if "__subclasses__" in attributes:
-            self.statement.dynamic = "everything"
+            self._find_by_strings("everything")
         if not isinstance(node.ctx, ast.Load):
             self._write(node, attribute=True)
         if isinstance(root, ast.Name):
@@ -163,7 +163,7 @@ class _Reader(ast.NodeVisitor):
         if name in ("setattr", "delattr") and node.args:
             self._write(node.args[0], attribute=True)
         if name in ("vars", "dir", "locals") and not node.args:
-            self.statement.dynamic = self.statement.dynamic or "module"
+            self._find_by_strings("module")
         self.generic_visit(node)
 
     def _visit_import(self, node: ast.Import | ast.ImportFrom) -> None:
@@ -198,7 +198,8 @@ class _Reader(ast.NodeVisitor):
         with self._inside(scope):
             for item in node.body:
                 self.visit(item)
-                if isinstance(item, ast.Assign | ast.AnnAssign | ast.ClassDef | Function):  # others may not bind
+                sure = isinstance(item, ast.Assign | ast.ClassDef | Function)  # others may not bind
+                if sure or (isinstance(item, ast.AnnAssign) and item.value):
                     scope.names |= dict.fromkeys(Bindings([item]).names)
 
     def _visit_comprehension(self, node: Comprehension) -> None:
@@ -224,6 +225,10 @@ class _Reader(ast.NodeVisitor):
         if reference:
             self.statement.reads.add(reference)
             self.statement.runs |= {reference} if self.now else set()
+
+    def _find_by_strings(self, where: str) -> None:
+        if self.statement.dynamic != "everything":
+            self.statement.dynamic = where
 
     def _write(self, node: ast.expr, attribute: bool) -> None:
         """Note that an attribute or item of `node` is assigned to."""

@@ -15,7 +15,7 @@ ALL, SOME = "FOLDWISE_TRUST_CODE", "FOLDWISE_TRUSTED"  # variables that processe
 
 def trust(digest: str) -> None:
     """Trust code from now on; if nothing can be written at home, in this process and those that it starts."""
-    if is_trusted(digest):
+    if _is_recorded(digest):
         return
     os.environ[SOME] = f"{os.environ.get(SOME, '')} {digest}".strip()
     try:
@@ -41,12 +41,7 @@ def is_trusted(digest: str) -> bool:
     Args:
         digest: of `source.Code`, all of it: another code with the same first digits is easily made.
     """
-    if os.environ.get(ALL) == "1" or digest in os.environ.get(SOME, "").split():
-        return True
-    try:
-        return digest in _path().read_text(encoding="utf-8", errors="replace").split()
-    except (OSError, RuntimeError):
-        return False
+    return os.environ.get(ALL) == "1" or _is_recorded(digest)
 
 
 def require_trust(code: Code) -> None:
@@ -66,6 +61,15 @@ def require_trust(code: Code) -> None:
             f"{owner} arrived with code of its own ({len(code.files)} files in {folder / PACKAGE}): "
             f"look at it, then add {OPTION}"
         )
+
+
+def _is_recorded(digest: str) -> bool:
+    if digest in os.environ.get(SOME, "").split():
+        return True
+    try:
+        return digest in _path().read_text(encoding="utf-8", errors="replace").split()
+    except (OSError, RuntimeError):  # of a home that there is not
+        return False
 
 
 def _path() -> Path:

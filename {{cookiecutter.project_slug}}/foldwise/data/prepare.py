@@ -289,9 +289,9 @@ def _notes(table: Table, scan: pd.DataFrame, folds: Mapping[str, int], statistic
             notes.append(f"class {name!r} never occurs")
         elif empty:
             notes.append(f"class {name!r} does not occur in fold {', '.join(empty)}")
-    image = next(iter(statistics["images"].values()), None)
-    for channel in constant_channels(image) if image else []:
-        advice = "; mode: rgb drops it" if channel == 3 and len(image["std"]) == 4 else ""
+    image: Mapping[str, Any] | None = next(iter(statistics["images"].values()), None)
+    for channel in constant_channels(image or {"std": []}):
+        advice = "; mode: rgb drops it" if channel == 3 and image and image["channels"] == 4 else ""
         notes.append(f"channel {channel} is constant and tells a network nothing (its std is taken as 1/255){advice}")
     fold = np.array([folds[name] for name in table.ids])
     for column in ("image", "group", "unit"):

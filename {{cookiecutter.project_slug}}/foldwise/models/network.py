@@ -1,7 +1,7 @@
 """The contract of a network: a batch in, outputs out; and what training has to know of its parts."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -50,7 +50,7 @@ class Network(nn.Module):
         Raises:
             Refusal: the layers of the encoder are not known.
         """
-        return prefixed(layer_depths(self.encoder, coarse), "encoder")
+        return prefixed(layer_depths(cast(nn.Module, self.encoder), coarse), "encoder")
 
     @property
     def multiple(self) -> int:
