@@ -40,7 +40,7 @@ def find_imports(
     reached = list(walk([PACKAGE, *(target.replace(":", ".") for target in targets), *used], root, PACKAGE))
     needed = [
         item.module.split(".")[0]
-        for file in (*own, *owners, *reached)
+        for file in (own, *reached)
         for item in file.imports
         if item.eager or file.path.name in whole
     ]
