@@ -1,7 +1,7 @@
 """A task of somebody's own, numbers that are no probabilities, goes through everything that comes after prediction."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from foldwise.data.folds import folds_hash
 from foldwise.errors import Refusal
-from foldwise.predictions.decisions.material import Request
+from foldwise.predictions.decisions.material import Request, choose_layout
 from foldwise.predictions.decisions.submit import make_submission
 from foldwise.predictions.ensembles.ensembling import ensemble
 from foldwise.predictions.evaluation.evaluate import evaluate
@@ -196,6 +196,15 @@ def test_what_needs_probabilities_is_refused_by_name(world, tmp_path):
     with pytest.raises(Refusal, match="labels is for multiclass and multilabel, and this is numbers"):
         make_submission(Request(source=folder / "a", kind="labels", ledger=tmp_path / "s.csv", out=tmp_path / "x.csv"))
     assert not (tmp_path / "out").exists() and not (tmp_path / "x.csv").exists()
+
+
+def test_one_column_of_values_goes_under_whatever_name_the_sample_has(world, tmp_path):
+    folder, _ = world
+    truth = read_truth(folder / "a")
+    truth = replace(truth, table=replace(truth.table, classes=("length",)))
+    sample = pd.DataFrame({"ImageId": ["t0"], "Target": ["0"]})
+    layout = choose_layout(Request(source=folder / "a"), truth, sample)
+    assert layout.table(["t0"], np.array([[12.5]])).to_dict("list") == {"ImageId": ["t0"], "Target": [12.5]}
 
 
 def test_it_is_blended_and_submitted(world, tmp_path):
