@@ -9,18 +9,33 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from foldwise.data.augmentation import Augmentation, leaves
+from foldwise.data.augmentation import Augmentation, build_transforms, leaves
+from foldwise.data.fields import Field
 from foldwise.errors import Refusal
 from foldwise.settings import list_choices
 
 CONFIGS = list(list_choices("augmentation").values())
 SIZE = (48, 40)
+FIELDS = {"image": Field("image"), "target": Field("mask", train_only=True)}
 
 
 def load(path: Path) -> Augmentation:
     OmegaConf.register_new_resolver("image_hw", lambda size: list(size), replace=True)
     config = OmegaConf.merge({"data": {"image_size": list(SIZE)}}, {"augmentation": OmegaConf.load(path)})
-    return Augmentation(instantiate(config.augmentation.transforms, _convert_="all"))
+    return pipeline(instantiate(config.augmentation.transforms, _convert_="all"))
+
+
+def pipeline(transforms: list[A.BasicTransform | A.BaseCompose], ignore_index: int = 255) -> Augmentation:
+    return Augmentation(transforms, FIELDS, ignore_index)
+
+
+def augment(
+    augmentation: Augmentation, image: np.ndarray, mask: np.ndarray | None, seed: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    sample = {"image": image} if mask is None else {"image": image, "target": mask}
+    result = augmentation(sample, seed)
+    assert result.keys() == sample.keys()
+    return result["image"], result.get("target")
 
 
 def picture(channels: int = 3, dtype: type = np.uint8, seed: int = 0) -> np.ndarray:
@@ -36,7 +51,7 @@ def test_choices_take_any_channels(path: Path, channels: int, dtype: type) -> No
         warnings.simplefilter("error")  # albumentations only warns of an argument that it does not know
         augmentation = load(path)
     augmentation.check(channels, dtype, SIZE)
-    image, mask = augmentation(picture(channels, dtype), np.zeros(SIZE, np.uint8), seed=5)
+    image, mask = augment(augmentation, picture(channels, dtype), np.zeros(SIZE, np.uint8), seed=5)
     assert image.dtype == dtype and image.shape[2] == channels and mask is not None and mask.shape == image.shape[:2]
 
 
@@ -47,7 +62,7 @@ def test_light_mirrors_nothing() -> None:
     image[:, : SIZE[1] // 2] = 200
     image[: SIZE[0] // 2] += 40
     for seed in range(20):
-        out = light(image, None, seed)[0].astype(float)
+        out = augment(light, image, None, seed)[0].astype(float)
         left, right = np.array_split(out, 2, axis=1)
         top, bottom = np.array_split(out, 2, axis=0)
         assert left.mean() > right.mean() + 50 and top.mean() > bottom.mean()
@@ -65,7 +80,7 @@ def test_aerial_multiplies_and_shifts_each_channel_by_itself(channels: int, dtyp
     for leaf, least, most in zip(chosen, (0.8, -0.1), (1.2, 0.1), strict=True):
         leaf.p = 1
         for seed in range(5):
-            out = Augmentation([leaf])(flat, None, seed)[0].astype(float)
+            out = augment(pipeline([leaf]), flat, None, seed)[0].astype(float)
             changes = out[0, 0] / flat[0, 0] if least > 0 else (out[0, 0] - flat[0, 0]) / full
             assert (np.ptp(out, axis=(0, 1)) <= 0.01 * full).all()  # one number a channel
             assert len(np.unique(changes)) > channels / 2  # of 8 bits, two may be the same
@@ -77,10 +92,10 @@ def test_pure_function_of_its_arguments(path: Path) -> None:
     first, second = load(path), load(path)
     image, mask = picture(), picture(1, seed=1)[..., 0]
     before = image.copy(), mask.copy()
-    results = [first(image, mask, seed) for seed in range(12)]
+    results = [augment(first, image, mask, seed) for seed in range(12)]
     # another object, another order, other calls in between
     for seed in reversed(range(12)):
-        for again, first_time in zip(second(image, mask, seed), results[seed], strict=True):
+        for again, first_time in zip(augment(second, image, mask, seed), results[seed], strict=True):
             assert again is not None and first_time is not None and np.array_equal(again, first_time)
     assert len({result[0].tobytes() for result in results}) >= {"flip": 2, "symmetries": 4, "geometric": 6}.get(
         path.stem, 9
@@ -90,19 +105,19 @@ def test_pure_function_of_its_arguments(path: Path) -> None:
 
 def test_decisions_are_independent() -> None:
     """Two transforms of probability 0.5 meet in a quarter of the cases, also inside compositions."""
-    augmentation = Augmentation([A.HorizontalFlip(p=0.5), A.Sequential([A.VerticalFlip(p=0.5)], p=1)])
+    augmentation = pipeline([A.HorizontalFlip(p=0.5), A.Sequential([A.VerticalFlip(p=0.5)], p=1)])
     image = np.arange(4, dtype=np.uint8).reshape(2, 2, 1)
-    outcomes = [augmentation(image, None, seed)[0].tobytes() for seed in range(400)]
+    outcomes = [augment(augmentation, image, None, seed)[0].tobytes() for seed in range(400)]
     counts = [outcomes.count(outcome) for outcome in set(outcomes)]
     assert len(counts) == 4 and min(counts) > 60  # 100 expected, standard deviation 9
 
 
 def test_one_of_draws_from_the_seed() -> None:
-    augmentation = Augmentation([A.OneOf([A.HorizontalFlip(), A.VerticalFlip(), A.Transpose()], p=1)])
+    augmentation = pipeline([A.OneOf([A.HorizontalFlip(), A.VerticalFlip(), A.Transpose()], p=1)])
     image = np.arange(9, dtype=np.uint8).reshape(3, 3, 1)
-    outcomes = [augmentation(image, None, seed)[0].tobytes() for seed in range(60)]
+    outcomes = [augment(augmentation, image, None, seed)[0].tobytes() for seed in range(60)]
     assert len(set(outcomes)) == 3
-    assert outcomes == [augmentation(image, None, seed)[0].tobytes() for seed in range(60)]
+    assert outcomes == [augment(augmentation, image, None, seed)[0].tobytes() for seed in range(60)]
 
 
 @pytest.mark.parametrize(
@@ -127,10 +142,10 @@ def test_mask_stays_on_its_image(transform: A.BasicTransform) -> None:
     blob |= (rows < 30) & (columns > 45) & (rows > 12)
     mask = blob.astype(np.uint8)
     image = np.repeat((mask * 200 + 20)[..., None], 3, axis=2)
-    augmentation = Augmentation([transform], ignore_index=77)
+    augmentation = pipeline([transform], ignore_index=77)
     wrong_shifted = []
     for seed in range(6):
-        out, out_mask = augmentation(image, mask, seed)
+        out, out_mask = augment(augmentation, image, mask, seed)
         assert out_mask is not None and out_mask.dtype == np.uint8 and set(np.unique(out_mask)) <= {0, 1, 77}
         seen = out_mask != 77
         bright = out[..., 0] > 120
@@ -149,7 +164,7 @@ def test_resize_does_not_shift_the_mask() -> None:
     """Of the edge pixels as many fall to one side as to the other; INTER_NEAREST would shift by half a pixel."""
     mask = np.zeros((64, 64), np.uint8)
     mask[16:48, 16:48] = 1
-    out, out_mask = Augmentation([A.Resize(21, 21, p=1)])(np.repeat(mask[..., None] * 255, 3, 2), mask, 0)
+    out, out_mask = augment(pipeline([A.Resize(21, 21, p=1)]), np.repeat(mask[..., None] * 255, 3, 2), mask, 0)
     assert out_mask is not None
     assert np.array_equal(out_mask, out_mask[::-1, ::-1])
     assert np.array_equal(out_mask, (out[..., 0] > 127))
@@ -159,25 +174,26 @@ def test_resize_does_not_shift_the_mask() -> None:
 def test_exposed_pixels_get_the_ignore_index(dtype: type) -> None:
     shift = A.Affine(translate_px={"x": 7, "y": 0}, p=1)
     for nested in ([shift], [A.Sequential([A.OneOf([shift], p=1)], p=1)]):
-        mask = Augmentation(nested, ignore_index=255)(picture(), np.ones(SIZE, dtype), 3)[1]
+        mask = augment(pipeline(nested), picture(), np.ones(SIZE, dtype), 3)[1]
         assert mask is not None and mask.dtype == dtype
         assert (mask[:, :7] == 255).all() and (mask[:, 7:] == 1).all()
 
 
 def test_ignore_index_beyond_uint8() -> None:
-    mask = Augmentation([A.Affine(translate_px={"x": 7, "y": 0}, p=1)], 1000)(picture(), np.ones(SIZE, np.uint8), 3)[1]
+    shift = pipeline([A.Affine(translate_px={"x": 7, "y": 0}, p=1)], 1000)
+    mask = augment(shift, picture(), np.ones(SIZE, np.uint8), 3)[1]
     assert mask is not None and mask.dtype == np.uint16 and set(np.unique(mask)) == {1, 1000}
     with pytest.raises(Refusal, match="ignore_index"):
-        Augmentation([], ignore_index=-100)
+        pipeline([], ignore_index=-100)
 
 
 def test_dropout_leaves_the_mask() -> None:
-    image, mask = Augmentation([A.CoarseDropout(p=1)])(picture() | 1, np.ones(SIZE, np.uint8), 0)
+    image, mask = augment(pipeline([A.CoarseDropout(p=1)]), picture() | 1, np.ones(SIZE, np.uint8), 0)
     assert (image == 0).any() and mask is not None and (mask == 1).all()
 
 
 def test_check_names_every_transform() -> None:
-    augmentation = Augmentation(
+    augmentation = pipeline(
         [
             A.HorizontalFlip(),
             A.OneOf([A.HueSaturationValue(), A.Sequential([A.ToSepia()])]),
@@ -191,20 +207,20 @@ def test_check_names_every_transform() -> None:
         assert name in str(caught.value)
     assert "HorizontalFlip" not in str(caught.value)
     with pytest.raises(Refusal, match="ToGray gives"):
-        Augmentation([A.ToGray(num_output_channels=1)]).check(3, np.uint8, SIZE)
+        pipeline([A.ToGray(num_output_channels=1)]).check(3, np.uint8, SIZE)
     with pytest.raises(Refusal, match="Normalize"):
-        Augmentation([A.Normalize()]).check(3, np.float32, SIZE)
+        pipeline([A.Normalize()]).check(3, np.float32, SIZE)
 
 
 def test_check_leaves_the_pipeline_as_it_was() -> None:
-    augmentation = Augmentation([A.OneOf([A.HorizontalFlip(p=0.1), A.VerticalFlip(p=0.1)], p=0.5)])
-    before = [augmentation(picture(), None, seed)[0].tobytes() for seed in range(8)]
+    augmentation = pipeline([A.OneOf([A.HorizontalFlip(p=0.1), A.VerticalFlip(p=0.1)], p=0.5)])
+    before = [augment(augmentation, picture(), None, seed)[0].tobytes() for seed in range(8)]
     augmentation.check(3, np.uint8, SIZE)
-    assert before == [augmentation(picture(), None, seed)[0].tobytes() for seed in range(8)]
+    assert before == [augment(augmentation, picture(), None, seed)[0].tobytes() for seed in range(8)]
     assert [leaf.p for leaf in leaves(augmentation.compose)] == [0.1, 0.1]
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_unknown_argument_is_refused() -> None:
     with pytest.raises(Refusal, match="Affine has no argument rotation"):
-        Augmentation([A.OneOf([A.Affine(rotation=10)])])
+        pipeline([A.OneOf([A.Affine(rotation=10)])])
