@@ -9,7 +9,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from foldwise.data.augmentation import Augmentation, build_transforms, leaves
+from foldwise.data.augmentation import Augmentation, leaves
 from foldwise.data.fields import Field
 from foldwise.errors import Refusal
 from foldwise.settings import list_choices

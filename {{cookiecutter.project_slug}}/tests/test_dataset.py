@@ -16,8 +16,8 @@ from foldwise.data.augmentation import Augmentation
 from foldwise.data.batches import unpack
 from foldwise.data.dataset import EpochTransform, ItemDataset, make_loader
 from foldwise.data.fields import Field
-from foldwise.data.sampling import Balanced, EpochSampler, Pool, SampleKey, Sampling, balanced_weights, sample_seed
 from foldwise.data.samples import Samples
+from foldwise.data.sampling import Balanced, EpochSampler, Pool, SampleKey, Sampling, balanced_weights, sample_seed
 from foldwise.data.table import Columns, Table, read_table
 from foldwise.errors import Refusal
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from foldwise.errors import Refusal
 from foldwise.models.network import Batch, Network
-from foldwise.models.networks import ImageNetwork, build_encoder, build_network, pretrained_normalization
+from foldwise.models.networks import ImageNetwork, build_network, pretrained_normalization
 from foldwise.models.normalized import Normalized, enable_gradient_checkpointing, set_trainable
 from foldwise.settings import list_choices
 
