@@ -9,7 +9,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from foldwise.data.augmentation import Augmentation, leaves
+from foldwise.data.augmentation import Augmentation, build_transforms, leaves
 from foldwise.data.fields import Field
 from foldwise.errors import Refusal
 from foldwise.settings import list_choices
@@ -224,3 +224,144 @@ def test_check_leaves_the_pipeline_as_it_was() -> None:
 def test_unknown_argument_is_refused() -> None:
     with pytest.raises(Refusal, match="Affine has no argument rotation"):
         pipeline([A.OneOf([A.Affine(rotation=10)])])
+
+
+def places(channels: int = 1, low: int = 0) -> np.ndarray:
+    """A picture of float32 whose values rise along both sides, so that they tell where a pixel was."""
+    rows, columns = np.mgrid[: SIZE[0], : SIZE[1]].astype(np.float32)
+    ramp = (0.6 * rows / SIZE[0] + 0.4 * columns / SIZE[1]) / 2 + 0.25
+    return np.repeat(ramp[..., None], channels, axis=2) + low
+
+
+MANY = {
+    "image": Field("image"),
+    "other": Field("image"),
+    "target": Field("mask", train_only=True),
+    "depth": Field("map"),
+    "age": Field("values"),
+}
+
+
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        [A.D4(p=1)],
+        [A.GaussNoise(std_range=(0.001, 0.001), p=0.5), A.D4(p=1), A.Affine(rotate=(-40, 40), p=0.7)],
+        [A.OneOf([A.Perspective(p=1), A.ElasticTransform(alpha=30, sigma=5, p=1)], p=1), A.HorizontalFlip(p=0.5)],
+        [A.RandomResizedCrop(size=(56, 72), p=1), A.SafeRotate(p=0.5)],
+    ],
+    ids=["d4", "noise and affine", "one of", "crop"],
+)
+def test_all_spatial_fields_move_together(transforms: list[A.BasicTransform]) -> None:
+    """Each field says where its pixels were, and all of them must agree."""
+    ramp = places()
+    sample = {
+        "image": ramp,
+        "other": ramp.copy(),
+        "target": np.rint(ramp[..., 0] * 100).astype(np.uint8),
+        "depth": np.concatenate([ramp * 10, ramp * -4], axis=2),
+        "age": np.float32(3),
+    }
+    augmentation, moved = Augmentation(transforms, MANY), 0
+    for seed in range(8):
+        out = augmentation(sample, seed)
+        assert out.keys() == sample.keys() and out["age"] == 3
+        seen = out["target"] != 255
+        assert seen.mean() > 0.3 and out["depth"].dtype == np.float32
+        image = out["image"][..., 0]
+        # inside, where no pixel is mixed with what lies outside of the picture
+        inside = np.pad(seen, 1)
+        inside = np.all([np.roll(inside, shift, axis) for axis in (0, 1) for shift in (-1, 0, 1)], axis=0)[1:-1, 1:-1]
+        for name, value, tolerance in (
+            ("other", out["other"][..., 0], 0.01),
+            ("target", out["target"] / 100, 0.025),
+            ("depth", out["depth"][..., 0] / 10, 0.01),
+            ("depth", out["depth"][..., 1] / -4, 0.01),
+        ):
+            assert np.abs(value - image)[inside].max() < tolerance, name
+        moved += image.shape != SIZE or np.abs(image - ramp[..., 0]).max() > 0.03
+    assert moved >= 5
+
+
+def test_maps_are_interpolated_and_nothing_where_geometry_exposes_them() -> None:
+    depth = np.repeat(np.arange(SIZE[1], dtype=np.float32)[None, :, None], SIZE[0], axis=0) + 100
+    sample = {"image": picture(), "depth": depth, "target": np.ones(SIZE, np.uint8)}
+    shift = Augmentation([A.Affine(translate_px={"x": 7, "y": 0}, p=1)], MANY)(sample, 3)
+    assert (shift["depth"][:, :7] == 0).all() and (shift["target"][:, :7] == 255).all()
+    np.testing.assert_allclose(shift["depth"][:, 7:], depth[:, :-7], atol=1e-4)
+    half = Augmentation([A.Resize(SIZE[0], 2 * SIZE[1], p=1)], MANY)(sample, 3)["depth"]
+    expected = np.clip((np.arange(2 * SIZE[1]) + 0.5) / 2 - 0.5, 0, SIZE[1] - 1) + 100
+    np.testing.assert_allclose(half[0, :, 0], expected, atol=1e-4)  # between two pixels, their mean
+
+
+def test_pictures_of_a_stack_move_alike() -> None:
+    fields = {"stack": Field("image", ragged=True), "seen": Field("mask"), "image": Field("image")}
+    augmentation = Augmentation([A.D4(p=1), A.RandomResizedCrop(size=(30, 30), p=1)], fields)
+    ramp = places()
+    stack = [ramp, ramp[:, :, [0]] + 0.1, np.ascontiguousarray(ramp[::1])]
+    sample = {"stack": stack, "image": ramp, "seen": [np.rint(each[..., 0] * 100).astype(np.uint8) for each in stack]}
+    for seed in range(6):
+        out = augmentation(sample, seed)
+        assert len(out["stack"]) == len(out["seen"]) == 3
+        np.testing.assert_allclose(out["stack"][0], out["image"])
+        np.testing.assert_allclose(out["stack"][1], out["image"] + 0.1, atol=1e-5)
+        for image, mask in zip(out["stack"], out["seen"], strict=True):
+            assert np.abs(image[..., 0] - mask / 100).max() < 0.04
+
+
+def test_what_has_no_image_of_its_size_is_refused() -> None:
+    with pytest.raises(Refusal, match=r"depth must have the size of an image .*image \(48, 40\), depth \(24, 20\)"):
+        Augmentation([A.D4()], MANY)({"image": picture(), "depth": np.zeros((24, 20, 1), np.float32)}, 0)
+
+
+def test_names_that_mean_something_to_albumentations_are_only_names() -> None:
+    fields = {name: Field("image") for name in ("images", "volume", "bboxes")} | {"mask": Field("mask")}
+    ramp = places()
+    sample = {"images": ramp, "volume": ramp.copy(), "bboxes": ramp.copy(), "mask": np.zeros(SIZE, np.uint8)}
+    out = Augmentation([A.HorizontalFlip(p=1)], fields)(sample, 0)
+    for name in ("images", "volume", "bboxes"):
+        np.testing.assert_array_equal(out[name], ramp[:, ::-1])
+
+
+def test_transforms_that_look_at_the_mask_find_it() -> None:
+    """One pixel of a class is in every crop that seeks it, in maps too."""
+    mask = np.zeros(SIZE, np.uint8)
+    mask[40, 30] = 1
+    sample = {"image": picture(), "target": mask, "depth": np.repeat(mask[..., None], 1, 2).astype(np.float32)}
+    augmentation = Augmentation([A.CropNonEmptyMaskIfExists(16, 16, p=1)], MANY)
+    for seed in range(6):
+        out = augmentation(sample, seed)
+        assert out["target"].sum() == 1 and np.array_equal(out["depth"][..., 0], out["target"])
+
+
+def test_images_of_different_channels_and_depths_are_drawn_alike() -> None:
+    """Noise is drawn for each shape by itself; where things go must not depend on it."""
+    ramp = places()
+    sample = {"image": np.repeat(np.rint(ramp * 255).astype(np.uint8), 3, axis=2), "other": ramp}
+    noise = A.GaussNoise(std_range=(0.001, 0.001), p=0.5)
+    augmentation = Augmentation([noise, A.D4(p=1), A.Affine(rotate=(-40, 40), border_mode=1, p=0.5)], MANY)
+    for seed in range(12):
+        out = augmentation(sample, seed)
+        assert out["image"].dtype == np.uint8 and out["image"].shape[2] == 3
+        assert out["other"].dtype == np.float32 and out["other"].shape[2] == 1
+        assert np.abs(out["image"] / 255 - out["other"]).max() < 0.02
+
+
+def test_pictures_of_different_sizes_are_drawn_alike() -> None:
+    """A small one beside a large one is turned as that is, after noise of as many numbers as each has values."""
+    ramp = places()
+    augmentation = Augmentation([A.GaussNoise(std_range=(0.001, 0.001), p=1), A.D4(p=1)], MANY)
+    for seed in range(12):
+        out = augmentation({"image": ramp, "other": np.ascontiguousarray(ramp[::2, ::2])}, seed)
+        large = out["image"].reshape(out["other"].shape[0], 2, out["other"].shape[1], 2).mean((1, 3))
+        assert np.abs(large - out["other"][..., 0]).max() < 0.02
+
+
+def test_transforms_of_a_configuration_are_albumentations_own() -> None:
+    built = build_transforms(
+        [{"_target_": "albumentations.OneOf", "transforms": [{"_target_": "albumentations.VerticalFlip"}], "p": 1}]
+    )
+    assert [type(leaf).__name__ for leaf in leaves(built[0])] == ["VerticalFlip"]
+    for target in ("os.system", "albumentations.os", "albumentations.Compose.run", None):
+        with pytest.raises(Refusal, match="is not a transform of albumentations"):
+            build_transforms([{"_target_": target}])
