@@ -9,23 +9,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from items import item_dataset, read_one
 from PIL import Image
 
 from foldwise.data.augmentation import Augmentation
-from foldwise.data.dataset import (
-    Draw,
-    EpochSampler,
-    ImageDataset,
-    Look,
-    Pool,
-    balanced_weights,
-    make_loader,
-    sample_seed,
-)
+from foldwise.data.batches import unpack
+from foldwise.data.dataset import EpochTransform, ItemDataset, make_loader
+from foldwise.data.fields import Field
+from foldwise.data.samples import Samples
+from foldwise.data.sampling import Balanced, EpochSampler, Pool, SampleKey, Sampling, balanced_weights, sample_seed
 from foldwise.data.table import Columns, Table, read_table
 from foldwise.errors import Refusal
 
 ROWS = 10
+FIELDS = {"image": Field("image"), "target": Field("mask")}
 
 
 @pytest.fixture(scope="module")
@@ -63,23 +60,24 @@ def noisy() -> Augmentation:
             A.OneOf([A.HorizontalFlip(), A.VerticalFlip()], p=0.5),
             A.Affine(rotate=(-30, 30), p=0.8),
             A.GaussNoise(p=0.5),
-        ]
+        ],
+        {"image": FIELDS["image"]},
     )
 
 
 def batches(table: Table, workers: int, epochs: int = 2, seed: int = 1) -> list[bytes]:
-    sampler = EpochSampler(range(ROWS), seed=7, batch_size=2)
-    loader = make_loader(ImageDataset(table, [Look(noisy(), (16, 24))], seed=seed), sampler, 2, workers)
+    sampler = EpochSampler(Pool(range(ROWS)), seed=7, batch_size=2)
+    loader = make_loader(item_dataset(table, [EpochTransform(noisy(), (16, 24))], seed=seed), sampler, 2, workers)
     result = []
     for epoch in range(epochs):
         sampler.set_epoch(epoch)
-        for batch in loader:
+        for batch in map(unpack, loader):
             result.append(b"".join(batch[key].numpy().tobytes() for key in ("image", "target", "weight", "row")))
     return result
 
 
 def test_item_of_a_classification_table(labelled: Table) -> None:
-    item = ImageDataset(labelled, [Look(None, (10, 12))])[(4, 0)]
+    item = read_one(item_dataset(labelled, [EpochTransform(None, (10, 12))]), (4, 0))
     assert item["image"].dtype == torch.uint8 and item["image"].shape == (3, 10, 12)
     assert item["image"].is_contiguous()
     red, green, blue = item["image"].float().mean((1, 2)).tolist()
@@ -91,19 +89,22 @@ def test_item_of_a_classification_table(labelled: Table) -> None:
 
 
 def test_item_of_a_segmentation_table(masked: Table) -> None:
-    item = ImageDataset(masked, [Look(None, (32, 40))])[Draw(1, 0)]
+    item = read_one(item_dataset(masked, [EpochTransform(None, (32, 40))]), SampleKey(1, 0))
     assert item["image"].dtype == torch.float32 and item["image"].shape == (1, 32, 40)
     assert item["target"].dtype == torch.int64 and item["target"].shape == (32, 40)
     assert torch.allclose(item["image"][0], (item["target"] * 40000 + 10000) / 65535)
-    scaled = ImageDataset(masked, [Look(None, (32, 40))], scale=50000)[(1, 0)]["image"]
+    scaled = read_one(item_dataset(masked, [EpochTransform(None, (32, 40))], scales={"image": 50000}), (1, 0))["image"]
     assert scaled.max().item() == pytest.approx(1.0)
-    assert ImageDataset(masked, [Look(None, (16, 16))], mode="rgb")[(0, 0)]["image"].shape == (3, 16, 16)
+    rgb = item_dataset(masked, [EpochTransform(None, (16, 16))], samples=Samples("rgb"))
+    assert read_one(rgb, (0, 0))["image"].shape == (3, 16, 16)
 
 
 def test_mask_follows_the_image_through_augmentation_and_resize(masked: Table) -> None:
-    dataset = ImageDataset(masked, [Look(Augmentation([A.D4(p=1), A.Affine(rotate=(-40, 40), p=1)]), (48, 48))])
+    dataset = item_dataset(
+        masked, [EpochTransform(Augmentation([A.D4(p=1), A.Affine(rotate=(-40, 40), p=1)], FIELDS), (48, 48))]
+    )
     for epoch in range(6):
-        item = dataset[(0, epoch)]
+        item = read_one(dataset, (0, epoch))
         seen = item["target"] != 255
         bright = item["image"][0] > 30000 / 65535
         assert item["target"].unique().tolist() in ([0, 1, 255], [0, 1])
@@ -112,11 +113,11 @@ def test_mask_follows_the_image_through_augmentation_and_resize(masked: Table) -
 
 
 def test_stream_differs_by_seed_epoch_id_and_repeat(labelled: Table) -> None:
-    dataset = ImageDataset(labelled, [Look(noisy(), (16, 24))], seed=1)
-    other = ImageDataset(labelled, [Look(noisy(), (16, 24))], seed=2)
+    dataset = item_dataset(labelled, [EpochTransform(noisy(), (16, 24))], seed=1)
+    other = item_dataset(labelled, [EpochTransform(noisy(), (16, 24))], seed=2)
 
-    def image(source: ImageDataset, *draw: int) -> bytes:
-        return source[Draw(*draw)]["image"].numpy().tobytes()
+    def image(source: ItemDataset, *draw: int) -> bytes:
+        return read_one(source, SampleKey(*draw))["image"].numpy().tobytes()
 
     assert len({image(dataset, 0, epoch) for epoch in range(8)}) == 8
     assert len({image(dataset, 0, 0, repeat) for repeat in range(8)}) == 8
@@ -130,8 +131,13 @@ def test_two_ids_are_not_augmented_alike(tmp_path: Path) -> None:
     Image.fromarray(np.arange(20 * 24 * 3, dtype=np.uint8).reshape(20, 24, 3)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
     (tmp_path / "t.csv").write_text("id,image,label\n1,a.png,x\n2,b.png,y\n")
-    dataset = ImageDataset(read_table(tmp_path / "t.csv", "multiclass", tmp_path, Columns()), [Look(noisy(), (20, 24))])
-    same = [torch.equal(dataset[(0, epoch)]["image"], dataset[(1, epoch)]["image"]) for epoch in range(10)]
+    dataset = item_dataset(
+        read_table(tmp_path / "t.csv", "multiclass", tmp_path, Columns()), [EpochTransform(noisy(), (20, 24))]
+    )
+    same = [
+        torch.equal(read_one(dataset, (0, epoch))["image"], read_one(dataset, (1, epoch))["image"])
+        for epoch in range(10)
+    ]
     assert sum(same) <= 2
 
 
@@ -157,31 +163,38 @@ def test_loader_leaves_torchs_random_numbers_alone(labelled: Table) -> None:
 
 
 def test_loader_starts_no_idle_worker(labelled: Table) -> None:
-    dataset = ImageDataset(labelled, [Look(None, (16, 16))])
-    assert make_loader(dataset, EpochSampler(range(ROWS), 0, 4), 4, workers=8).num_workers == 2
+    dataset = item_dataset(labelled, [EpochTransform(None, (16, 16))])
+    assert make_loader(dataset, EpochSampler(Pool(range(ROWS)), 0, 4), 4, workers=8).num_workers == 2
     evaluation = make_loader(dataset, [(row, 0) for row in (5, 1, 2)], 2, workers=0)
-    assert [batch["row"].tolist() for batch in evaluation] == [[5, 1], [2]]
+    assert [unpack(batch)["row"].tolist() for batch in evaluation] == [[5, 1], [2]]
 
 
-def batched(draws: Iterable[Draw], size: int) -> Iterator[tuple[Draw, ...]]:
+def batched(draws: Iterable[SampleKey], size: int) -> Iterator[tuple[SampleKey, ...]]:
     """As itertools.batched of Python 3.12."""
     return zip(*[iter(draws)] * size, strict=True)
 
 
+class Uneven(Sampling):
+    """The last 11 of 23 rows are drawn three times as often."""
+
+    def chances(self, epoch: int) -> np.ndarray:
+        return np.repeat([1, 3], [12, 11])
+
+
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize(
-    "options",
+    ("sampling", "options"),
     [
-        {},
-        {"weights": np.repeat([1, 3], [12, 11]) / 45},
-        {"pseudo": Pool(np.arange(200, 209)), "pseudo_shares": [0.5]},
+        (Sampling(), {}),
+        (Uneven(), {}),
+        (Sampling(), {"pseudo": Pool(np.arange(200, 209)), "pseudo_shares": [0.5]}),
     ],
-    ids=["each", "balanced", "pseudo"],
+    ids=["each", "uneven", "pseudo"],
 )
-def test_a_step_of_several_ranks_has_the_draws_of_one(options: dict[str, Any], world: int) -> None:
-    rows = np.arange(100, 123)
-    samplers = [EpochSampler(rows, 3, 6, **options)]
-    samplers += [EpochSampler(rows, 3, 6 // world, rank, world, **options) for rank in range(world)]
+def test_a_step_of_several_ranks_has_the_draws_of_one(sampling: Sampling, options: dict[str, Any], world: int) -> None:
+    real = Pool(np.arange(100, 123), sampling)
+    samplers = [EpochSampler(real, 3, 6, **options)]
+    samplers += [EpochSampler(real, 3, 6 // world, rank, world, **options) for rank in range(world)]
     for sampler in samplers:
         sampler.set_epoch(2)
     alone, *ranks = ([list(draws) for draws in batched(sampler, sampler.step // sampler.world)] for sampler in samplers)
@@ -192,28 +205,31 @@ def test_a_step_of_several_ranks_has_the_draws_of_one(options: dict[str, Any], w
 
 
 def test_order_depends_on_seed_and_epoch_alone() -> None:
-    def order(seed: int, epoch: int) -> list[Draw]:
-        sampler = EpochSampler(range(50), seed=seed, batch_size=5)
+    def order(seed: int, epoch: int) -> list[SampleKey]:
+        sampler = EpochSampler(Pool(range(50)), seed=seed, batch_size=5)
         sampler.set_epoch(epoch)
         return list(sampler)
 
     assert order(1, 4) == order(1, 4)
-    rows = [tuple(draw.row for draw in order(seed, epoch)) for seed in (1, 2) for epoch in (0, 1, 2)]
+    rows = [tuple(draw.index for draw in order(seed, epoch)) for seed in (1, 2) for epoch in (0, 1, 2)]
     assert len(set(rows)) == 6
     assert {draw.epoch for draw in order(1, 4)} == {4}
 
 
 def test_too_large_batch_says_the_numbers() -> None:
     with pytest.raises(Refusal, match=r"batch of 8 on each of 2 devices .* 10 training rows.*batch_size=10"):
-        EpochSampler(range(10), 0, batch_size=8, world=2)
+        EpochSampler(Pool(range(10)), 0, batch_size=8, world=2)
 
 
 def test_balanced_sampling_evens_the_classes() -> None:
     labels = np.repeat([0, 1, 2], [900, 90, 10])
     target = np.eye(3)[labels]
-    sampler = EpochSampler(range(1000), seed=0, batch_size=10, weights=balanced_weights(target))
+    balanced = Balanced()
+    balanced.start(target, np.ones(1000))
+    np.testing.assert_array_equal(balanced.chances(0), balanced_weights(target))
+    sampler = EpochSampler(Pool(range(1000), balanced), seed=0, batch_size=10)
     draws = list(sampler)
-    shares = np.bincount(labels[[draw.row for draw in draws]]) / 1000
+    shares = np.bincount(labels[[draw.index for draw in draws]]) / 1000
     assert np.abs(shares - 1 / 3).max() < 0.05
     assert list(sampler) == draws
     assert len(set(draws)) == len(draws)  # a row that is drawn again is augmented anew

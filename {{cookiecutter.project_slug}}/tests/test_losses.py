@@ -22,7 +22,6 @@ from foldwise.models.losses import (
     WeightedSum,
     balanced_class_weights,
 )
-from foldwise.models.mixing import Mix
 from foldwise.settings import list_choices
 
 IGNORE = 255
@@ -227,36 +226,3 @@ def test_choices_give_a_gradient(path: Path) -> None:
     logits.requires_grad_()
     loss(logits, target, torch.ones(len(logits))).backward()
     assert logits.grad is not None and logits.grad.isfinite().all() and (logits.grad != 0).any()
-
-
-@pytest.mark.parametrize("options", [{"mixup": 0.5}, {"cutmix": 1.0}, {"mixup": 0.5, "cutmix": 1.0}])
-def test_mix_keeps_image_target_and_weight_together(options: dict[str, Any]) -> None:
-    """Images are constant and name their class, so the mean of a mixed image tells the target that it must have."""
-    torch.manual_seed(0)
-    classes = 4
-    image = (torch.arange(classes).view(-1, 1, 1, 1) * 60).expand(classes, 3, 32, 32).to(torch.uint8)
-    mix, seen = Mix(**options), []
-    for _ in range(8):
-        mixed, target, weight = mix(image, torch.eye(classes), torch.ones(classes))
-        seen.append(target[0].max().item())
-        assert mixed.dtype == torch.float32 and torch.allclose(weight, torch.ones(classes))
-        assert torch.allclose(target.sum(1), torch.ones(classes))
-        colour = (target @ torch.arange(classes).float()) * 60 / 255
-        assert torch.allclose(mixed.mean((1, 2, 3)), colour, atol=1e-4)
-    assert min(seen) < 0.95 and len(set(seen)) > 4
-
-
-def test_mix_weighs_targets_by_the_samples_weights() -> None:
-    torch.manual_seed(3)
-    image, target = torch.rand(2, 3, 8, 8), torch.eye(2)
-    _, mixed, weight = Mix(mixup=1.0)(image, target, torch.tensor([2.0, 0.0]))
-    assert weight.sum().item() == pytest.approx(2.0)
-    assert torch.allclose(mixed, torch.tensor([[1.0, 0.0], [1.0, 0.0]]))  # a sample of weight 0 has no say
-
-
-def test_mix_off_and_refused() -> None:
-    image = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    assert not Mix() and Mix()(image, torch.eye(2), torch.ones(2))[0] is image
-    with pytest.raises(Refusal, match="classification"):
-        Mix(mixup=0.2, task="segmentation")
-    assert not Mix(task="segmentation")

@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from foldwise.errors import Refusal
-from foldwise.models.networks import build_network, pretrained_normalization, required_multiple
-from foldwise.models.normalized import Normalized, enable_gradient_checkpointing, head_modules, set_trainable
+from foldwise.models.network import Batch, Network
+from foldwise.models.networks import ImageNetwork, build_network, pretrained_normalization
+from foldwise.models.normalized import Normalized, enable_gradient_checkpointing, set_trainable
 from foldwise.settings import list_choices
 
 CONFIGS = list(list_choices("model").values())
@@ -19,6 +20,25 @@ TIMM = {"library": "timm", "name": "test_resnet", "options": {}}
 UNET = {"library": "smp", "name": "Unet", "encoder": "tu-test_resnet", "options": {"decoder_channels": [8] * 5}}
 # an encoder of smp's own
 NATIVE = {"library": "smp", "name": "FPN", "encoder": "mobilenet_v2", "options": {}}
+
+
+def image_network(architecture: dict[str, Any], channels: int = 3, classes: int = 4) -> ImageNetwork:
+    return ImageNetwork(**architecture, channels={"image": channels}, outputs={"logits": classes})
+
+
+def normalized(architecture: dict[str, Any]) -> Normalized:
+    return Normalized(image_network(architecture), {"image": ([0.5] * 3, [0.2] * 3)})
+
+
+def logits(net: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
+    return net({"image": image})["logits"]
+
+
+class Same(Network):
+    """Gives back what it gets."""
+
+    def forward(self, batch: Batch) -> Batch:
+        return batch
 
 
 @pytest.fixture(autouse=True)
@@ -133,18 +153,21 @@ def test_wrong_names_are_refused_with_close_ones(architecture: dict[str, Any], m
 
 def test_normalisation_is_per_channel() -> None:
     mean, std = [0.1, 0.5, 0.7, 0.2], [0.1, 0.2, 0.3, 0.4]
-    net = Normalized(torch.nn.Identity(), mean, std)
+    net = Normalized(Same(), {"image": (mean, std)})
     x = torch.randint(0, 256, (2, 4, 5, 6), dtype=torch.uint8)
     expected = torch.stack([(x[:, c] / 255 - mean[c]) / std[c] for c in range(4)], dim=1)
-    assert torch.allclose(net(x), expected, atol=1e-5)
-    assert torch.allclose(net(x / 255), expected, atol=1e-5)
+    assert torch.allclose(net({"image": x})["image"], expected, atol=1e-5)
+    assert torch.allclose(net({"image": x / 255})["image"], expected, atol=1e-5)
+    stack = torch.stack([x, x.flip(-1)], dim=1)
+    both = net({"image": stack})["image"]
+    assert torch.allclose(both[:, 0], expected, atol=1e-5) and torch.allclose(both[:, 1], expected.flip(-1), atol=1e-5)
     assert not net.state_dict()
     with pytest.raises(Refusal, match="3 channels"):
-        net(x[:, :3])
+        net({"image": x[:, :3]})
     with pytest.raises(Refusal, match="1 channels"):
-        net(x[:, :1])
+        net({"image": x[:, :1]})
     with pytest.raises(Refusal, match="std"):
-        Normalized(torch.nn.Identity(), [0.5], [0.0])
+        Normalized(Same(), {"image": ([0.5], [0.0])})
 
 
 def running(net: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -153,30 +176,30 @@ def running(net: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("architecture", [TIMM, UNET], ids=["timm", "smp"])
 def test_frozen_part_does_not_move(architecture: dict[str, Any]) -> None:
-    net = Normalized(build_network(architecture, 3, 4), [0.5] * 3, [0.2] * 3)
-    trunk = net.net.encoder if architecture is UNET else net.net
+    net = normalized(architecture)
+    trunk = net.net.net.encoder if architecture is UNET else net.net.net
     set_trainable(net, "head")
     net.eval()
     net.train()  # as a trainer does after each validation
     before = running(trunk)  # type: ignore[arg-type]
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     old = {name: value.clone() for name, value in net.named_parameters()}
-    net(torch.rand(4, 3, 32, 32)).square().mean().backward()
+    logits(net, torch.rand(4, 3, 32, 32)).square().mean().backward()
     optimizer.step()
 
-    head = {id(value) for module in head_modules(net.net) for value in module.parameters()}
+    head = {id(value) for module in net.net.head() for value in module.parameters()}
     assert head
     moved = {name for name, value in net.named_parameters() if not torch.equal(value, old[name])}
     assert moved and moved <= {name for name, value in net.named_parameters() if id(value) in head}
     after = running(trunk)  # type: ignore[arg-type]
     assert before and all(torch.equal(before[name], after[name]) for name in before)
-    heads = {module for head in head_modules(net.net) for module in head.modules()}
-    frozen = [module for module in net.net.modules() if module not in heads and module is not net.net]
+    heads = {module for head in net.net.head() for module in head.modules()}
+    frozen = [module for module in net.net.modules() if module not in heads and module not in (net.net, net.net.net)]
     assert not any(module.training for module in frozen) and all(module.training for module in heads)
 
     set_trainable(net, "all")
     assert all(value.requires_grad for value in net.parameters()) and all(m.training for m in net.modules())
-    net(torch.rand(4, 3, 32, 32))
+    logits(net, torch.rand(4, 3, 32, 32))
     thawed = running(trunk)  # type: ignore[arg-type]
     assert any(not torch.equal(before[name], thawed[name]) for name in before)
     with pytest.raises(Refusal, match="encoder"):
@@ -185,18 +208,18 @@ def test_frozen_part_does_not_move(architecture: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("architecture", [TIMM, UNET], ids=["timm", "smp"])
 def test_frozen_norms_keep_their_statistics_while_everything_learns(architecture: dict[str, Any]) -> None:
-    net = Normalized(build_network(architecture, 3, 4), [0.5] * 3, [0.2] * 3)
+    net = normalized(architecture)
     set_trainable(net, "all", frozen_norms=True)
     net.eval()
     net.train()
     before, old = running(net), {name: value.clone() for name, value in net.named_parameters()}
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    net(torch.rand(4, 3, 32, 32)).square().mean().backward()
+    logits(net, torch.rand(4, 3, 32, 32)).square().mean().backward()
     optimizer.step()
     assert any(not torch.equal(value, old[name]) for name, value in net.named_parameters() if "bn1" in name)
     moved = {name for name, value in running(net).items() if not torch.equal(value, before[name])}
     # The decoder's norms are new, so they have to learn their statistics.
-    assert all(name.startswith("net.decoder") for name in moved) and bool(moved) == (architecture is UNET)
+    assert all(name.startswith("net.net.decoder") for name in moved) and bool(moved) == (architecture is UNET)
 
 
 def test_weights_from_a_file_begin_with_equal_probabilities(tmp_path: Path) -> None:
@@ -207,7 +230,7 @@ def test_weights_from_a_file_begin_with_equal_probabilities(tmp_path: Path) -> N
 
 
 def test_freezing_in_eval_keeps_eval() -> None:
-    net = Normalized(build_network(TIMM, 3, 4), [0.5] * 3, [0.2] * 3).eval()
+    net = normalized(TIMM).eval()
     set_trainable(net, "head")
     assert not any(module.training for module in net.modules())
 
@@ -263,15 +286,13 @@ def test_pretrained_normalization() -> None:
 @pytest.mark.parametrize(("name", "multiple"), [("Unet", 1), ("FPN", 32), ("DeepLabV3Plus", 16)])
 def test_required_multiple(name: str, multiple: int) -> None:
     architecture = {"library": "smp", "name": name, "encoder": "mobilenet_v2"}
-    state = torch.get_rng_state()
-    assert required_multiple(architecture) == multiple
-    assert torch.equal(torch.get_rng_state(), state)
+    assert image_network(architecture).multiple == multiple
     net = build_network(architecture, 3, 2).eval()
     assert net(torch.rand(1, 3, 3 * multiple + 32, 64)).shape[-2:] == (3 * multiple + 32, 64)
     if multiple > 1:
         with pytest.raises(RuntimeError):
             net(torch.rand(1, 3, multiple + 1, multiple))
-    assert required_multiple(TIMM) == 1
+    assert image_network(TIMM).multiple == 1
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from foldwise.errors import Refusal
-from foldwise.models.networks import build_network
+from foldwise.models.networks import ImageNetwork
 from foldwise.models.normalized import Normalized, set_trainable
 from foldwise.models.optimization import build_optimizer, layer_factors, parameter_groups, scale_rate
 from foldwise.settings import list_choices
@@ -24,7 +24,8 @@ VIT = {"library": "timm", "name": "test_vit"}
 
 
 def network(architecture: dict[str, Any]) -> Normalized:
-    return Normalized(build_network(architecture, 3, 4), [0.5] * 3, [0.5] * 3)
+    net = ImageNetwork(**architecture, channels={"image": 3}, outputs={"logits": 4})
+    return Normalized(net, {"image": ([0.5] * 3, [0.5] * 3)})
 
 
 @pytest.mark.parametrize("layer_decay", [None, 0.7])
@@ -48,8 +49,8 @@ def test_no_decay_on_norms_biases_and_what_the_network_exempts() -> None:
     decay = {id(value): group["weight_decay"] for group in parameter_groups(net, 1.0, 0.3) for value in group["params"]}
     exempt = 0
     for name, value in net.net.named_parameters():
-        expected = 0.0 if name.endswith("bias") or "norm" in name or name in ("pos_embed", "cls_token") else 0.3
-        exempt += name in ("pos_embed", "cls_token")
+        expected = 0.0 if name.endswith("bias") or "norm" in name or name in ("net.pos_embed", "net.cls_token") else 0.3
+        exempt += name in ("net.pos_embed", "net.cls_token")
         assert decay[id(value)] == expected or value.ndim == 1, name
     assert exempt
 
@@ -61,7 +62,7 @@ def test_layer_decay_equals_timms(architecture: dict[str, Any]) -> None:
     net = network(architecture).net
     expected = {
         id(value): group["lr_scale"]
-        for group in param_groups_layer_decay(net, 0.1, layer_decay=0.5)
+        for group in param_groups_layer_decay(net.net, 0.1, layer_decay=0.5)
         for value in group["params"]
     }
     for group in build_optimizer(net, "sgd", 0.2, 0.1, layer_decay=0.5).param_groups:
@@ -75,7 +76,7 @@ def test_layer_decay_of_a_segmentation_network(architecture: dict[str, Any]) -> 
     """Every parameter of the encoder has a layer, the first one the smallest rate; the decoder has the full rate."""
     net = network(architecture).net
     factors = layer_factors(net, 0.5)
-    names = [name for name, _ in net.named_parameters() if name.startswith("encoder.")]
+    names = [name for name, _ in net.named_parameters() if name.startswith("net.encoder.")]
     assert set(factors) == set(names)
     values = [factors[name] for name in names]
     assert values[0] == min(values) and len(set(values)) > 3 and max(values) <= 1
@@ -104,7 +105,7 @@ def test_choices_make_a_step(path: Path) -> None:
     assert isinstance(config, dict)
     optimizer = build_optimizer(net, **{str(key): value for key, value in config.items()})
     before = [value.clone() for value in net.parameters()]
-    net(torch.rand(4, 3, 32, 32)).square().mean().backward()
+    net({"image": torch.rand(4, 3, 32, 32)})["logits"].square().mean().backward()
     optimizer.step()
     moved = [not torch.equal(old, new) for old, new in zip(before, net.parameters(), strict=True)]
     assert sum(moved) > 0.9 * len(moved)
@@ -134,6 +135,6 @@ def test_refusals() -> None:
         build_optimizer(net, "adam", 0.1, betas=[2, 2])
     with pytest.raises(Refusal, match="layer_decay"):
         build_optimizer(net, "sgd", 0.1, layer_decay=1.5)
-    native = build_network({"library": "smp", "name": "Unet", "encoder": "mobilenet_v2"}, 3, 2)
+    native = network({"library": "smp", "name": "Unet", "encoder": "mobilenet_v2"})
     with pytest.raises(Refusal, match="tu- encoder"):
         build_optimizer(native, "sgd", 0.1, layer_decay=0.5)

@@ -6,9 +6,10 @@ import torch
 import yaml
 
 from foldwise.errors import Refusal
-from foldwise.inference.tta import TTA, average, load_tta
+from foldwise.inference.tta import TTA, load_tta
 from foldwise.inference.views import CROPS, SYMMETRIES, View
 from foldwise.settings import find_choice, list_choices
+from foldwise.tasks import Multiclass, Multilabel, Segmentation
 
 D4 = list(SYMMETRIES)
 
@@ -23,8 +24,17 @@ def smooth(height, width):
     return torch.stack([x, y, x * y])[None].repeat(2, 1, 1, 1)
 
 
-def mean_of(tta, network, x, exclusive=True):
-    return average(tta.predict(network, x), tta.mean, exclusive)
+def mean_of(tta, network, x):
+    """The mean over the views of what a function of a picture gives."""
+    found = tta.predict(lambda batch: {"": network(batch["image"])}, {"image": x}, ["image"], {"": Maps()})
+    return Maps().average(torch.stack(found[""]), tta.mean)
+
+
+class Maps(Segmentation):
+    """Maps that are turned back where they are maps."""
+
+    def undo(self, value, view, size):
+        return view.inverse(value, size) if value.ndim == 4 else value
 
 
 def corners(x):
@@ -120,7 +130,7 @@ def test_views_of_one_shape_are_one_batch_and_the_images_stay_in_order():
     assert shapes == [(12, 2, 4, 6), (12, 2, 6, 4)]
     torch.testing.assert_close(result, x.mean((2, 3)).softmax(1))
     shapes.clear()
-    TTA(D4).predict(network, torch.rand(3, 2, 4, 4))
+    mean_of(TTA(D4), network, torch.rand(3, 2, 4, 4))
     assert shapes == [(24, 2, 4, 4)]
 
 
@@ -136,23 +146,75 @@ def test_arithmetic_mean_weighs_views_alike_over_both_shapes():
 
 def test_geometric_mean_of_exclusive_classes_is_the_softmax_of_the_mean_log():
     probabilities = torch.randn(5, 4, 3).softmax(-1)
-    result = average(list(probabilities), "geometric", True)
+    result = Multiclass().average(probabilities, "geometric")
     torch.testing.assert_close(result, probabilities.log().mean(0).softmax(-1))
 
 
 def test_geometric_mean_of_labels_is_the_sigmoid_of_the_mean_logit():
     logits = torch.randn(5, 4, 3)
-    result = average(list(logits.sigmoid()), "geometric", False)
+    result = Multilabel().average(logits.sigmoid(), "geometric")
     torch.testing.assert_close(result, logits.mean(0).sigmoid(), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("exclusive", [True, False])
-def test_geometric_mean_is_finite_at_zero_and_one(exclusive):
+@pytest.mark.parametrize("task", [Multiclass(), Multilabel()], ids=lambda task: task.name)
+def test_geometric_mean_is_finite_at_zero_and_one(task):
     first, second = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0.0, 1.0, 0.0]])
-    result = average([first, second], "geometric", exclusive)
+    result = task.average(torch.stack([first, second]), "geometric")
     assert result.isfinite().all() and (result >= 0).all() and (result <= 1).all()
     torch.testing.assert_close(result[0, :2], torch.tensor([0.5, 0.5]), atol=1e-3, rtol=0)
     assert result[0, 2] < 1e-3
+
+
+def test_all_spatial_fields_are_turned_and_the_rest_stays_with_its_picture():
+    """A network that says of each pixel what the fields have there: it must be the same in every view."""
+    size, batch = (5, 7), 3
+    place = torch.arange(batch * 35).view(batch, 1, *size)
+    fields = {
+        "image": place.float(),
+        "stack": torch.stack([place, place + 1], dim=1).float(),
+        "depth": 2.0 * place,
+        "seen": place[:, 0] + 3,
+        "age": torch.arange(batch).float(),
+        "words": torch.arange(2 * batch).view(batch, 2),
+        "stack_valid": torch.ones(batch, 2, dtype=torch.bool),
+    }
+    shapes = []
+
+    def values(views):
+        shapes.append(len(views["image"]))
+        x = views["image"]
+        assert torch.equal(views["stack"], torch.stack([x, x + 1], dim=1))
+        assert torch.equal(views["depth"], 2 * x) and torch.equal(views["seen"], x[:, 0].long() + 3)
+        assert torch.equal(views["age"], x.flatten(1).min(1).values // 35)  # the number of the picture
+        assert torch.equal(views["words"], torch.stack([2 * views["age"], 2 * views["age"] + 1], 1).long())
+        assert views["stack_valid"].shape == (len(x), 2)
+        return {"map": x / 105, "row": views["age"][:, None]}
+
+    tasks = {"map": Segmentation(), "row": Multilabel()}
+    found = TTA(D4).predict(values, fields, ["image", "stack", "depth", "seen"], tasks)
+    assert shapes == [4 * batch, 4 * batch]
+    assert all(torch.equal(view, place / 105) for view in found["map"])
+    assert all(torch.equal(view, fields["age"][:, None]) for view in found["row"])
+    assert {name: len(views) for name, views in found.items()} == {"map": 8, "row": 8}
+
+
+def test_samples_without_pictures_have_one_view_many_times():
+    calls = []
+
+    def values(batch):
+        calls.append(batch)
+        return {"": batch["age"]}
+
+    found = TTA(D4).predict(values, {"age": torch.rand(2, 1)}, [], {"": Multilabel()})
+    assert len(calls) == 1 and len(found[""]) == 8
+
+
+@pytest.mark.parametrize("view", [View("hflip", 2.0), View("rot90", crop="centre")])
+def test_resampled_masks_keep_their_numbers(view):
+    mask = torch.tensor([0, 7, 300]).repeat(2, 32, 11)[..., :32]
+    seen = view.forward(mask)
+    assert seen.dtype == torch.int64 and set(seen.unique().tolist()) == {0, 7, 300}
+    assert seen.shape[-2:] == view.forward(mask[:, None].float()).shape[-2:]
 
 
 def test_bad_choices_are_refused_with_the_good_ones():

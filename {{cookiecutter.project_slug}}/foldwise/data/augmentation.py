@@ -1,6 +1,7 @@
 """Augmentation of one sample as a pure function of (sample, seed), on albumentations transforms."""
 
 import copy
+import itertools
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from foldwise.data.fields import Field
+from foldwise.data.fields import SPATIAL, Field
 from foldwise.errors import Refusal
 
 if TYPE_CHECKING:
@@ -37,8 +38,16 @@ class Augmentation:
             raise Refusal(f"data.ignore_index must fit an 8 or 16 bit mask, but is {ignore_index}")
         self.ignore_index = ignore_index
         self.kinds = {name: field.kind for name, field in fields.items() if field.spatial}
-        # Names that albumentations does not know by itself would come back as they went in, without a word.
-        targets = {_inner(name): "image" if kind == "image" else "mask" for name, kind in self.kinds.items()}
+        # Albumentations' own names mean something else, such as masks and volume; but transforms that look at the mask
+        # look at "mask".
+        self.inner = {name: f"field_{name}" for name in self.kinds}
+        self.inner |= {name: "mask" for name in [n for n, kind in self.kinds.items() if kind == "mask"][:1]}
+        # Names that it does not know would come back as they went in, without a word.
+        targets = {
+            self.inner[name]: "image" if kind == "image" else "mask"
+            for name, kind in self.kinds.items()
+            if self.inner[name] != "mask"
+        }
         self.compose = Compose(list(transforms), additional_targets=targets)
         self._check_arguments()
         self._prepare_masks(self.compose, ignore_index, "INTER_NEAREST_EXACT")
@@ -71,31 +80,33 @@ class Augmentation:
         return {**sample, **result}
 
     def _augment(self, arrays: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
-        """Arrays that are no stacks; those of one size in one call."""
+        """Arrays that are no stacks, those of one size together."""
         result: dict[str, np.ndarray] = {}
-        for shape in dict.fromkeys(array.shape[:2] for array in arrays.values()):
-            alike = {name: array for name, array in arrays.items() if array.shape[:2] == shape}
-            images = [name for name in alike if self.kinds[name] == "image"]
+        for size in dict.fromkeys(array.shape[:2] for array in arrays.values()):
+            alike = {name: array for name, array in arrays.items() if array.shape[:2] == size}
+            of_kind = {kind: [name for name in alike if self.kinds[name] == kind] for kind in SPATIAL}
+            images = of_kind["image"]
             if not images:
                 sizes = ", ".join(f"{name} {array.shape[:2]}" for name, array in arrays.items())
                 raise Refusal(f"{', '.join(alike)} must have the size of an image to be augmented with it ({sizes})")
-            result |= self._apply(self.compose, alike, images[0], seed, "map")
-            if self.of_maps is not None:
-                result |= self._apply(self.of_maps, alike, images[0], seed, "mask", only="map")
+            # Noise is drawn for one number of channels and one dtype.
+            for look in dict.fromkeys((alike[name].shape, alike[name].dtype) for name in images):
+                own = [name for name in images if (alike[name].shape, alike[name].dtype) == look]
+                result |= self._apply(self.compose, alike, [*own, *of_kind["mask"]], seed)
+            if of_kind["map"]:
+                names = [images[0], *of_kind["mask"], *of_kind["map"]]
+                found = self._apply(self.of_maps, alike, names, seed)
+                result |= {name: found[name] for name in of_kind["map"]}
         return result
 
     def _apply(
-        self, compose: Any, arrays: Mapping[str, np.ndarray], first: str, seed: int, leave: str, only: str = ""
+        self, compose: Any, arrays: Mapping[str, np.ndarray], names: Sequence[str], seed: int
     ) -> dict[str, np.ndarray]:
-        """One call of albumentations, without arrays of the kind `leave`; the results, or those of one kind."""
-        # One pair of generators for all transforms. `Compose.set_random_seed` would give each its own pair with the
-        # same seed, so that two flips of probability 0.5 always happen together.
-        compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        names = [name for name in arrays if name != first and self.kinds[name] != leave]
-        inputs = {_inner(name): self._wide(name, arrays[name]) for name in names}
-        found = compose(image=arrays[first], **inputs)
-        outputs = {first: found["image"]} | {name: found[_inner(name)] for name in names}
-        return {name: array for name, array in outputs.items() if not only or self.kinds[name] == only}
+        """One call of albumentations with some of the arrays, an image first."""
+        _set_seed(compose, seed)
+        first, *others = names
+        found = compose(image=arrays[first], **{self.inner[name]: self._wide(name, arrays[name]) for name in others})
+        return {first: found["image"]} | {name: found[self.inner[name]] for name in others}
 
     def _wide(self, name: str, array: np.ndarray) -> np.ndarray:
         """A mask whose dtype holds the ignore index."""
@@ -167,9 +178,21 @@ class Augmentation:
                 transform.mask_interpolation = wanted
 
 
-def _inner(name: str) -> str:
-    """A field's name among albumentations' own, such as masks and volume, which mean something else."""
-    return f"field_{name}"
+def _set_seed(transform: Any, seed: int, numbers: Iterator[int] | None = None) -> None:
+    """Random numbers of its own for each transform and composition.
+
+    With one stream for all, a transform that draws as many numbers as an image has values would move what follows it:
+    images of different sizes, or channels, would not be turned alike. And `Compose.set_random_seed` gives each a stream
+    of the same seed, so that two flips of probability 0.5 always happen together.
+    """
+    from albumentations import BaseCompose
+
+    numbers = itertools.count() if numbers is None else numbers
+    own = (seed << 16) + next(numbers)
+    transform.set_random_state(np.random.default_rng(own), random.Random(own))
+    if isinstance(transform, BaseCompose):
+        for child in transform.transforms:
+            _set_seed(child, seed, numbers)
 
 
 def build_transforms(configs: Sequence[Mapping[str, Any]]) -> list["TransformType"]:

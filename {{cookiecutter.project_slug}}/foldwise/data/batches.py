@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from foldwise.data.fields import Field
+from foldwise.errors import Refusal
 
 Layout = tuple[tuple[str, tuple[int, ...]], ...]  # the fields of a packed tensor in their order, and their shapes
 
@@ -50,7 +51,12 @@ def _kind(value: object) -> str:
 
 
 def collate(samples: Sequence[dict[str, object]], fields: Mapping[str, Field]) -> PackedBatch:
-    """A batch of samples as `pack_sample` gives them."""
+    """A batch of samples as `pack_sample` gives them.
+
+    Raises:
+        Refusal: arrays of a field differ in shape where they must not.
+    """
+    _check_shapes(samples, fields)
     tensors: dict[str, Tensor] = {}
     for name in samples[0]:
         if name.startswith(" "):
@@ -79,7 +85,7 @@ def unpack(batch: PackedBatch) -> dict[str, Tensor]:
         start = 0
         for name, shape in layout:
             stop = start + int(np.prod(shape, dtype=int))
-            result[name] = packed[:, start:stop].reshape(-1, *shape)
+            result[name] = packed[:, start:stop].reshape(len(packed), *shape)
             start = stop
     return result
 
@@ -89,6 +95,26 @@ def to_device(batch: PackedBatch, device: torch.device) -> dict[str, Tensor]:
     moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.tensors.items()}
     values, codes = (packed.to(device, non_blocking=True) for packed in (batch.values, batch.codes))
     return unpack(PackedBatch(moved, values, codes, batch.layouts))
+
+
+def _check_shapes(samples: Sequence[dict[str, object]], fields: Mapping[str, Field]) -> None:
+    first, *others = map(_shapes, samples)
+    for other in others:
+        for name, shape in other.items():
+            varies = name in fields and fields[name].ragged  # in its length
+            if shape[varies:] != first[name][varies:]:
+                rule = (
+                    "only the first axis of a ragged field may vary"
+                    if varies
+                    else "a field with ragged=True may vary in its first axis"
+                )
+                raise Refusal(f"{name} has the shapes {first[name]} and {shape} in two samples of a batch: {rule}")
+
+
+def _shapes(sample: dict[str, object]) -> dict[str, tuple[int, ...]]:
+    tensors = {name: tuple(value.shape) for name, value in sample.items() if isinstance(value, Tensor)}
+    del tensors[" values"], tensors[" codes"]
+    return tensors | {name: shape for layout in sample[" layouts"] for name, shape in layout}  # type: ignore[attr-defined]
 
 
 def _pad(tensor: Tensor, length: int) -> Tensor:

@@ -68,17 +68,21 @@ class Reader:
                 f"{type(self.samples).__name__}.read gives {', '.join(sample)} and its fields are "
                 f"{', '.join(fields)}: what differs is {', '.join(wrong)}"
             )
-        return {name: self._checked(name, kind, sample[name]) for name, kind in fields.items()}
+        return {name: self._checked(name, kind, sample[name], item.id) for name, kind in fields.items()}
 
-    def _checked(self, name: str, kind: Field, value: Any) -> Any:
+    def _checked(self, name: str, kind: Field, value: Any, id: str) -> Any:
         """The array of a field in the shape and dtype that its kind says."""
         if not kind.spatial:
             dtype = np.float32 if kind.kind == "values" else np.int64
             array = np.asarray(value)
-            if array.dtype == object or (kind.kind == "codes" and array.dtype.kind not in "iub"):
+            if array.dtype.kind not in ("iubf" if kind.kind == "values" else "iub"):
                 raise Refusal(f"{type(self.samples).__name__}.read: {name} is {array.dtype} and not {dtype.__name__}")
+            if kind.ragged and not array.ndim:
+                raise Refusal(f"{type(self.samples).__name__}.read: {name} is ragged, so it must have a first axis")
             return array.astype(dtype, copy=False)
-        if isinstance(value, list) or value.ndim == (3 if kind.kind == "mask" else 4):
+        if isinstance(value, list | tuple) and not value:
+            raise Refusal(f"{type(self.samples).__name__}.read: {name} of id {id!r} is a stack without pictures")
+        if isinstance(value, list | tuple) or value.ndim == (3 if kind.kind == "mask" else 4):
             return [self._picture(name, kind, picture) for picture in value]
         if kind.ragged:
             raise Refusal(f"{type(self.samples).__name__}.read: {name} is ragged, so it must be a list of pictures")
@@ -88,6 +92,8 @@ class Reader:
         if picture.ndim != (2 if kind.kind == "mask" else 3):
             shape = "(H, W)" if kind.kind == "mask" else "(H, W, C)"
             raise Refusal(f"{type(self.samples).__name__}.read: {name} has the shape {picture.shape} and not {shape}")
+        if kind.kind == "mask" and picture.dtype not in (np.uint8, np.uint16):
+            raise Refusal(f"{type(self.samples).__name__}.read: {name} is {picture.dtype} and not uint8 or uint16")
         if kind.kind == "image":
             return to_unit(picture, self.scales.get(name))
         return picture.astype(np.float32, copy=False) if kind.kind == "map" else picture

@@ -69,7 +69,9 @@ class Predictor:
         if keep_views and maps and any(view.crop for view in tta.views):
             raise Refusal("a crop sees a part of the picture only, so its map cannot be kept: choose views or scales")
         fixed = [
-            model.spec.network["name"] for model in models if "img_size" in (model.spec.network.get("options") or {})
+            model.spec.network.get("name", "the network")
+            for model in models
+            if "img_size" in (model.spec.network.get("options") or {})
         ]
         if tta.resamples and fixed:
             raise Refusal(f"{fixed[0]} takes images of one size only: choose a TTA without scales")
@@ -138,20 +140,22 @@ class Predictor:
         found = [self.predict_views(number, moved[place]) for number, place in enumerate(self.inputs)]
         for row, size in enumerate(batch.sizes):
             yield {
-                output.name: self.at_size(
-                    output.name, torch.stack([values[output.name][row] for values in found]), size
-                )
+                output.name: self.at_size(output.name, [values[output.name][row] for values in found], size)
                 for output in self.outputs
             }
 
-    def at_size(self, name: str, values: Tensor, size: Sequence[int]) -> np.ndarray:
-        """The values (M, V, C, ...) of an item as they are stored: maps at its own size."""
+    def at_size(self, name: str, values: list[Tensor], size: Sequence[int]) -> np.ndarray:
+        """The values (M, V, C, ...) of an item as they are stored: maps at its own size.
+
+        Args:
+            values: (V, C, ...) of each model; maps may differ in size.
+        """
         task = self._task(name)
         if task.kind == "maps":
             # rounding of the weights can reach above 1
             planes = [interpolate(model, tuple(size), mode="bilinear", align_corners=False) for model in values]
-            values = torch.stack([plane.clamp(0, 1) for plane in planes])
-        return values.cpu().numpy()
+            values = [plane.clamp(0, 1) for plane in planes]
+        return torch.stack(values).cpu().numpy()
 
     def _predict_tiles(self, batch: ReadBatch) -> Iterator[Values]:
         inputs = [unpack(packed) for packed in batch.inputs]
@@ -163,13 +167,15 @@ class Predictor:
         """The values (B, V, C, ...) of each output of one model, by its number; maps at the network's size.
 
         Args:
-            batch: on the device. With draws, spatial fields are (B, D, ...).
+            batch: on the device. With draws, spatial fields are (B, D, ...), ragged ones (B, N, D, ...).
             tta: in place of the predictor's own.
         """
         tta = tta or self.tta
         spatial = self.spatial[model]
         draws = tta.draws or 1
         if tta.draws:
+            ragged = [name for name in spatial if f"{name}_valid" in batch]  # (B, N, D, ...)
+            batch = batch | {name: batch[name].transpose(1, 2) for name in ragged}
             batch = {
                 name: value.flatten(0, 1) if name in spatial else value.repeat_interleave(draws, 0)
                 for name, value in batch.items()

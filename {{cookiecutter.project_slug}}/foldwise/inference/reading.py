@@ -118,8 +118,12 @@ class Items(Dataset[Read]):
                 fields = reader.fields
                 image_size = None if self.tiles else how.image_size
                 fitted = [fit_sample(sample, fields, image_size, how.fit) for sample in read[how.reading]]
-                if self.draws:  # spatial fields have one picture a draw
-                    spatial = {n: np.stack([each[n] for each in fitted]) for n in fields if fields[n].spatial}
+                if self.draws:  # spatial fields have one picture a draw; the first axis of ragged ones is padded
+                    spatial = {
+                        name: np.stack([each[name] for each in fitted], axis=int(kind.ragged))
+                        for name, kind in fields.items()
+                        if kind.spatial
+                    }
                     fitted = [fitted[0] | spatial]
                 samples.append(pack_sample(fitted[0], fields))
         return Read(place, samples, size)

@@ -253,11 +253,16 @@ def _spec_problems(values: Any) -> list[str]:
         problems += _part_problems(what, values[what])
     if problems:
         return problems
+    for output in values["outputs"]:
+        if values["network"]["outputs"].get(output["key"]) != len(output["columns"]):
+            problems.append(f"network.outputs.{output['key']} is not the number of that output's columns")
+    if set(images) != set(values["network"]["channels"]):
+        problems.append("images and network.channels are not of the same fields")
     for name, image in images.items():
         numbers = all(_is_list(image[key], float) for key in ("mean", "std"))
         if not numbers or len(image["mean"]) != len(image["std"]) or min(image["std"], default=0) <= 0:
             problems.append(f"images.{name}: mean and std are not lists of numbers, one a channel, std above 0")
-        elif values["network"]["channels"].get(name) != len(image["mean"]):
+        elif values["network"]["channels"].get(name, len(image["mean"])) != len(image["mean"]):
             problems.append(f"images.{name}: mean has not one value a channel")
         if image["scale"] is not None and not (_is_number(image["scale"]) and image["scale"] > 0):
             problems.append(f"images.{name}: scale is neither a positive number nor null")
@@ -275,12 +280,14 @@ def _output_problems(outputs: Any) -> list[str]:
             problems.append("columns of an output is not a list of names")
         elif not columns or len(columns) != len(set(columns)):
             problems.append("columns of an output is not a list of different names")
-        if output["task"] not in TASKS:
+        if str(output["task"]) not in TASKS:
             problems.append(f"the task {output['task']!r} is not one of {', '.join(TASKS)}")
         if not all(isinstance(output[key], str) for key in ("name", "key", "target")):
             problems.append("name, key and target of an output are not texts")
         elif not re.fullmatch(r"\w*", output["name"]):
             problems.append(f"the name of the output {output['name']!r} has other characters than letters and digits")
+    if not problems and len({output["name"] for output in outputs}) < len(outputs):
+        problems.append("outputs have the same name")
     return problems
 
 

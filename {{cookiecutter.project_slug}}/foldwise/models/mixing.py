@@ -45,6 +45,8 @@ class Mix:
                 f"{', '.join(ragged)} have another length in each sample and cannot be mixed: "
                 "set augmentation.mixup=0 augmentation.cutmix=0"
             )
+        if cutmix and not any(field.spatial for field in fields.values()):
+            raise Refusal("cutmix cuts pictures, and the samples have none: set augmentation.cutmix=0")
         self.fields, self.targets = fields, targets
         self.alphas = [alpha for alpha in ((mixup, False), (cutmix, True)) if alpha[0] > 0]
 
