@@ -14,6 +14,7 @@ from sklearn.metrics import log_loss
 from tiny import CLASSES, make_spec, random_model, tiny_config, train_scored, write_data
 from torch.optim.swa_utils import update_bn
 
+from foldwise.data.batches import PackedBatch
 from foldwise.errors import Refusal
 from foldwise.files import sha256_file
 from foldwise.inference.predicting import Choices, predict_runs
@@ -52,13 +53,14 @@ def test_statistics_are_those_of_torch_but_for_norms_that_stay_frozen():
     net = network(0)
     images = [torch.rand(4, 3, 32, 32) for _ in range(3)]
     expected = deepcopy(net)
-    update_bn(images, expected)
+    update_bn([{"image": image} for image in images], expected)
+    batches = [PackedBatch({"image": image}, torch.zeros(4, 0), torch.zeros(4, 0), ((), ())) for image in images]
     free = deepcopy(net)
-    reestimate_batch_norm(free, [{"image": image} for image in images], CPU)
+    reestimate_batch_norm(free, batches, CPU)
     for name, value in expected.state_dict().items():
         torch.testing.assert_close(free.state_dict()[name], value)
     held = deepcopy(net)
-    reestimate_batch_norm(held, [{"image": image} for image in images], CPU, frozen=["net.bn1"])
+    reestimate_batch_norm(held, batches, CPU, frozen=["net.bn1"])
     changed = [name for name, value in held.state_dict().items() if not torch.equal(value, net.state_dict()[name])]
     assert changed and not any(name.startswith("net.net.bn1.") for name in changed)
 

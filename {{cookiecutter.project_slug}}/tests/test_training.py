@@ -253,6 +253,22 @@ def test_a_network_of_another_task_is_refused_before_there_is_a_run(task, model,
     assert str(error.value) == message
 
 
+def test_a_sampling_that_does_not_fit_is_refused_before_there_is_a_run(data):
+    for sampling, message in (
+        ("balanced", "data.sampling=balanced is for classification"),
+        ({"_target_": "foldwise.data.sampling.Pool", "rows": [0]}, "Pool, which is no subclass of"),
+        (
+            {"_target_": "foldwise.data.sampling.Balanced", "floor": 1},
+            "data.sampling._target_: .* no argument floor",
+        ),
+    ):
+        config = tiny_config(data, "segmentation")
+        config["data"]["sampling"] = sampling
+        prepared = prepare_tiny(config)
+        with pytest.raises(Refusal, match=message):
+            inspect_config(config, prepared, prepared.alias)
+
+
 def test_a_setting_that_the_network_does_not_take_is_refused(data):
     config = tiny_config(data, "multiclass", "+model.nmae=resnet18")
     prepared = prepare_tiny(config)

@@ -242,7 +242,6 @@ def inspect_config(
         raise Refusal("\n".join(unknown))
     for callback in config["callbacks"].values():
         make(callback, alias)
-    build_sampling(config, alias)
     part, rows = Holdout(()), np.arange(len(prepared.items))
     state = fit_reader(prepared, rows)
     spec = build_spec(config, prepared, state, alias)
@@ -251,6 +250,7 @@ def inspect_config(
         build_metric(metric, output.task, output.columns, prepared.tables[output.target], alias)
     network = build_network(config, spec, alias)
     items = training_items(prepared, rows, state)
+    build_sampling(config, alias).start(items.table.target, items.table.weights)
     plain = {"sampling": "shuffle", "workers": 0, "pseudo": None}
     loader, _ = training_loader({**config, "data": {**config["data"], **plain}}, prepared, items, Place(), alias)
     module = build_module(config, prepared, items, network, part, steps_per_epoch=1, alias=alias)
