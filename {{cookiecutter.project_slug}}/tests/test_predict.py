@@ -65,7 +65,9 @@ def make_run(folder, data, task="multiclass", folds=(0, 1), classes=CLASSES, see
             "fold": None,
         },
     }
-    (folder / "config.yaml").write_text(yaml.safe_dump({"task": task, "samples": SAMPLES, "data": {**section, **data_config}}))
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump({"task": task, "samples": SAMPLES, "data": {**section, **data_config}})
+    )
     (folder / "identity.json").write_text(json.dumps({"identity": {"content folds": "abc"}}))
     return folder
 

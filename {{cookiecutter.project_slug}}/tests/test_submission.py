@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from rows import SAMPLES
 from rich.console import Console
+from rows import SAMPLES
 
 from foldwise.config import write_config
 from foldwise.data.folds import folds_hash

@@ -108,9 +108,7 @@ def rehearse(
     return Rehearsed(report, bad, len(planted), comparison, expected, isolated, problems)
 
 
-def _draw(
-    inputs: Inputs, columns: Sequence[str], recipe: Recipe, items: int, planted: Sequence[str]
-) -> pd.DataFrame:
+def _draw(inputs: Inputs, columns: Sequence[str], recipe: Recipe, items: int, planted: Sequence[str]) -> pd.DataFrame:
     """A test of so many items in random order, and among them one for each planted picture, in the place of its own.
 
     Rows have new ids. Items are drawn again where there are too few, into units of their own; but not those that have
@@ -131,7 +129,8 @@ def _draw(
     order = np.concatenate([rng.permutation(there) for _ in range(-(-wanted // there))])[:wanted]
     turns = np.arange(wanted) // there
     bad = dict(zip(rng.choice(wanted, len(planted), replace=False).tolist(), planted, strict=True))
-    names, entries = recipe.columns, []
+    names = {name: own for name, own in recipe.columns.items() if own is not None}
+    entries: list[dict[str, Any]] = []
     frame = inputs.table.frame
     for place, (number, turn) in enumerate(zip(order, turns, strict=True)):
         for row in inputs.items[number].rows:
@@ -140,7 +139,7 @@ def _draw(
             entry[names["id"]] = f"hidden{len(entries):06d}"
             entry[names["image"]] = bad.pop(place, f"{DATA}/{values['image']}")
             for name in ("unit", "group"):
-                if name in frame:
+                if name in names and name in frame:
                     entry[names[name]] = f"{values[name]}-{turn}"
             entries.append(entry)
     return pd.DataFrame(entries)

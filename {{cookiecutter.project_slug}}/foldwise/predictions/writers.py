@@ -160,9 +160,6 @@ def with_members(header: Header, frame: pd.DataFrame) -> Header:
     return Header(**{**asdict(header), "members": members})
 
 
-WRITERS: dict[str, type[Writer]] = {"rows": RowWriter, "maps": MapWriter}
-
-
 def new_writer(
     folder: Path, header: Header, request: Mapping[str, Any] | None = None, ids: Sequence[str] | None = None
 ) -> Writer:
