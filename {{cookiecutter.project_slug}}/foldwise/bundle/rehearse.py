@@ -139,7 +139,7 @@ def _draw(inputs: Inputs, columns: Sequence[str], recipe: Recipe, items: int, pl
             entry[names["id"]] = f"hidden{len(entries):06d}"
             entry[names["image"]] = bad.pop(place, f"{DATA}/{values['image']}")
             for name in ("unit", "group"):
-                if name in frame:
+                if name in names and name in frame:
                     entry[names[name]] = f"{values[name]}-{turn}"
             entries.append(entry)
     return pd.DataFrame(entries)
