@@ -17,7 +17,7 @@ from foldwise.errors import Refusal
 class SampleKey(NamedTuple):
     """What a sampler asks a dataset for. `repeat` counts how often the item was already drawn in this epoch."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # and not the method of a tuple
     epoch: int
     repeat: int = 0
 

@@ -43,7 +43,7 @@ def equal_images(table: Table, training: Table) -> list[tuple[str, str]]:
 def print_shares(console: Console, folders: Sequence[Path]) -> None:
     """The share of each class in the answers, to be compared with the training table's."""
     predictions = [read_predictions(folder) for folder in folders]
-    task, classes = find_task(predictions[0].header.task), predictions[0].classes
+    task, classes = find_task(predictions[0].header.task), predictions[0].columns
     if not isinstance(task, Classes) or task.kind == "maps":
         return  # it would read every map again; the painted pictures say more
     what = "images" if task.exclusive else "images with it"

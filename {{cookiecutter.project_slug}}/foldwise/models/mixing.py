@@ -65,21 +65,20 @@ class Mix:
         box = None
         if cut:
             first = next(batch[name] for name, field in self.fields.items() if field.spatial)
-            box, lam = _draw_box(*first.shape[-2:], lam)
-        mixed = {name: self._mix(name, field, batch, lam, box) for name, field in self.fields.items()}
-        mixed = {name: value for name, value in mixed.items() if value is not None}
+            box, lam = _draw_box(first.shape[-2], first.shape[-1], lam)
+        mixed = {
+            name: self._mix(name, field, batch, lam, box)
+            for name, field in self.fields.items()
+            if field.kind != "codes"
+        }
         codes = {
             f"{name}_other": batch[name].roll(1, 0) for name, field in self.fields.items() if field.kind == "codes"
         }
         weight = batch["weight"]
         return batch | mixed | codes | {"weight": _share(weight, lam), "lam": weight.new_tensor(lam)}
 
-    def _mix(
-        self, name: str, field: Field, batch: Batch, lam: float, box: tuple[int, int, int, int] | None
-    ) -> Tensor | None:
+    def _mix(self, name: str, field: Field, batch: Batch, lam: float, box: tuple[int, int, int, int] | None) -> Tensor:
         value = batch[name]
-        if field.kind == "codes":
-            return None
         if field.kind == "image" and not value.is_floating_point():
             value = value.float() / 255
         if field.spatial and box is not None:

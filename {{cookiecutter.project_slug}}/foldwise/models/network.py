@@ -50,7 +50,7 @@ class Network(nn.Module):
         Raises:
             Refusal: the layers of the encoder are not known.
         """
-        return prefixed(layer_depths(self.encoder, coarse), "encoder")
+        return prefixed(layer_depths(self.get_submodule("encoder"), coarse), "encoder")
 
     @property
     def multiple(self) -> int:
@@ -59,7 +59,7 @@ class Network(nn.Module):
 
     def compiled(self) -> list[nn.Module]:
         """The modules that `model.compile` compiles: tensors in, tensors out, and not the dicts of `forward`."""
-        return [self.encoder] if hasattr(self, "encoder") else list(self.children())
+        return [self.get_submodule("encoder")] if hasattr(self, "encoder") else list(self.children())
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that have no weight decay, beside norms and biases: what timm's networks exempt."""
