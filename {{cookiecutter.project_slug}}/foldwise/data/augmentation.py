@@ -41,7 +41,7 @@ class Augmentation:
         # Albumentations' own names mean something else, such as masks and volume; but transforms that look at the mask
         # look at "mask".
         self.inner = {name: f"field_{name}" for name in self.kinds}
-        self.inner |= dict.fromkeys([n for n, kind in self.kinds.items() if kind == "mask"][:1], "mask")
+        self.inner |= dict.fromkeys([name for name, kind in self.kinds.items() if kind == "mask"][:1], "mask")
         # Names that it does not know would come back as they went in, without a word.
         targets = {
             self.inner[name]: "image" if kind == "image" else "mask"
@@ -52,7 +52,7 @@ class Augmentation:
         self._check_arguments()
         self._prepare_masks(self.compose, ignore_index, "INTER_NEAREST_EXACT")
         # Maps are numbers: they are interpolated, and 0 where geometry exposes them.
-        self.of_maps = None
+        self.of_maps: Any = None
         if "map" in self.kinds.values():
             self.of_maps = Compose(copy.deepcopy(list(transforms)), additional_targets=targets)
             self._prepare_masks(self.of_maps, 0, "INTER_LINEAR")
@@ -68,25 +68,22 @@ class Augmentation:
             Refusal: a mask or map of another size than every image.
         """
         spatial = {name: sample[name] for name in self.kinds if name in sample}
-        looks = {
-            (picture.shape, picture.dtype)
-            for name, value in spatial.items()
-            if self.kinds[name] == "image"
-            for picture in (value if isinstance(value, list) else [value])
-        }
-        self.apart = len(looks) > 1 or "map" in self.kinds.values()
         stacks = {name: value for name, value in spatial.items() if isinstance(value, list)}
-        result: dict[str, Any] = self._augment({name: spatial[name] for name in spatial if name not in stacks}, seed)
+        images = [value for name, value in spatial.items() if self.kinds[name] == "image"]
+        pictures = [picture for value in images for picture in (value if isinstance(value, list) else [value])]
+        apart = len(set(map(_look, pictures))) > 1
+        result: dict[str, Any] = {}
+        result |= self._augment({name: value for name, value in spatial.items() if name not in stacks}, seed, apart)
         for length in dict.fromkeys(map(len, stacks.values())):
             together = {name: value for name, value in stacks.items() if len(value) == length}
-            pictures = [
-                self._augment({name: value[number] for name, value in together.items()}, seed)
+            found = [
+                self._augment({name: value[number] for name, value in together.items()}, seed, apart)
                 for number in range(length)
             ]
-            result |= {name: [picture[name] for picture in pictures] for name in together}
+            result |= {name: [picture[name] for picture in found] for name in together}
         return {**sample, **result}
 
-    def _augment(self, arrays: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+    def _augment(self, arrays: Mapping[str, np.ndarray], seed: int, apart: bool) -> dict[str, np.ndarray]:
         """Arrays that are no stacks, those of one size together."""
         result: dict[str, np.ndarray] = {}
         for size in dict.fromkeys(array.shape[:2] for array in arrays.values()):
@@ -97,25 +94,24 @@ class Augmentation:
                 sizes = ", ".join(f"{name} {array.shape[:2]}" for name, array in arrays.items())
                 raise Refusal(f"{', '.join(alike)} must have the size of an image to be augmented with it ({sizes})")
             # Noise is drawn for one number of channels and one dtype.
-            for look in dict.fromkeys((alike[name].shape, alike[name].dtype) for name in images):
-                own = [name for name in images if (alike[name].shape, alike[name].dtype) == look]
-                result |= self._apply(self.compose, alike, [*own, *of_kind["mask"]], seed)
+            for look in dict.fromkeys(_look(alike[name]) for name in images):
+                own = [name for name in images if _look(alike[name]) == look]
+                result |= self._apply(self.compose, alike, [*own, *of_kind["mask"]], seed, apart)
             if of_kind["map"]:
                 names = [images[0], *of_kind["mask"], *of_kind["map"]]
-                found = self._apply(self.of_maps, alike, names, seed)
+                found = self._apply(self.of_maps, alike, names, seed, apart)
                 result |= {name: found[name] for name in of_kind["map"]}
         return result
 
     def _apply(
-        self, compose: Any, arrays: Mapping[str, np.ndarray], names: Sequence[str], seed: int
+        self, compose: Any, arrays: Mapping[str, np.ndarray], names: Sequence[str], seed: int, apart: bool
     ) -> dict[str, np.ndarray]:
         """One call of albumentations with some of the arrays, an image first."""
-        if self.apart:
-            _set_seed(compose, seed)
-        else:
-            # One pair of generators for all transforms, which is quicker. `Compose.set_random_seed` would give each a
-            # pair of the same seed, so that two flips of probability 0.5 always happen together.
-            compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        # One pair of generators for all transforms. `Compose.set_random_seed` would give each its own pair with the
+        # same seed, so that two flips of probability 0.5 always happen together.
+        compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        if apart:
+            _part(compose, seed, itertools.count())
         first, *others = names
         found = compose(image=arrays[first], **{self.inner[name]: self._wide(name, arrays[name]) for name in others})
         return {first: found["image"]} | {name: found[self.inner[name]] for name in others}
@@ -190,20 +186,24 @@ class Augmentation:
                 transform.mask_interpolation = wanted
 
 
-def _set_seed(transform: Any, seed: int, numbers: Iterator[int] | None = None) -> None:
-    """Random numbers of its own for each transform and composition, for images of different sizes or channels.
+def _look(image: np.ndarray) -> tuple[Any, ...]:
+    """What noise is drawn for: height, width, channels and dtype."""
+    return image.shape, image.dtype
 
-    With one stream for all, a transform that draws as many numbers as an image has values would move what follows it,
-    and they would not be turned alike.
+
+def _part(transform: Any, seed: int, numbers: Iterator[int]) -> None:
+    """Generators of its own for each transform and composition.
+
+    Noise takes as many random numbers as an image has values, so that from one stream for all, images of different
+    sizes or channels would not be turned alike after it. It takes ten times as long as one pair.
     """
     from albumentations import BaseCompose
 
-    numbers = itertools.count() if numbers is None else numbers
     own = (seed << 16) + next(numbers)
     transform.set_random_state(np.random.default_rng(own), random.Random(own))
     if isinstance(transform, BaseCompose):
         for child in transform.transforms:
-            _set_seed(child, seed, numbers)
+            _part(child, seed, numbers)
 
 
 def build_transforms(configs: Sequence[Mapping[str, Any]]) -> list["TransformType"]:

@@ -1,7 +1,7 @@
 """The contract of a network: a batch in, outputs out; and what training has to know of its parts."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -50,7 +50,7 @@ class Network(nn.Module):
         Raises:
             Refusal: the layers of the encoder are not known.
         """
-        return prefixed(layer_depths(cast(nn.Module, self.encoder), coarse), "encoder")
+        return prefixed(layer_depths(self.get_submodule("encoder"), coarse), "encoder")
 
     @property
     def multiple(self) -> int:
@@ -59,8 +59,7 @@ class Network(nn.Module):
 
     def compiled(self) -> list[nn.Module]:
         """The modules that `model.compile` compiles: tensors in, tensors out, and not the dicts of `forward`."""
-        encoder = getattr(self, "encoder", None)
-        return list(self.children()) if encoder is None else [encoder]
+        return [self.get_submodule("encoder")] if hasattr(self, "encoder") else list(self.children())
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that have no weight decay, beside norms and biases: what timm's networks exempt."""
