@@ -16,7 +16,7 @@ from foldwise.command import exit_on_error, make_parser
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; see --help."""
-    parser = make_parser(__doc__, opens_runs=True)
+    parser = make_parser(__doc__)
     parser.add_argument("predictions", type=Path, help="a folder that predict.py --keep-views made")
     parser.add_argument("--mean", default="arithmetic", choices=["arithmetic", "geometric", "rank"])
     parser.add_argument("--views", nargs="+", metavar="VIEW", help="some of the views (default: all)")

@@ -37,6 +37,7 @@ from foldwise.files import write_text
 from foldwise.inference.predicting import Choices, predict_runs
 from foldwise.inference.weights import normalize, save_model
 from foldwise.predictions.store import read_predictions
+from foldwise.predictions.truth import read_truth
 from foldwise.settings import find_choice
 from foldwise.tasks.outputs import Output
 from foldwise.training.results import output_config
@@ -283,6 +284,17 @@ def test_what_the_owners_code_imports_is_needed(tmp_path):
 # commands
 
 
+def test_a_configuration_from_elsewhere_makes_readers_and_nothing_else(tmp_path, runs):
+    run = shutil.copytree(runs[0], tmp_path / "arrived")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    for target in ("os.makedirs", "solution.shared.UNIT", "foldwise.files.read_json"):
+        samples = {"_target_": target, "name": str(tmp_path / "made")}
+        (run / "config.yaml").write_text(yaml.safe_dump(config | {"samples": samples}))
+        with pytest.raises(Refusal, match=r"samples\._target_: "):
+            read_truth(run)
+    assert not (tmp_path / "made").exists()
+
+
 def test_code_from_elsewhere_is_refused_until_it_was_looked_at(tmp_path, runs, stranger, command):
     run = shutil.copytree(runs[0], tmp_path / "arrived")
     arguments = ["predict.py", run, "--workers", 0, "--device", "cpu"]
@@ -293,8 +305,8 @@ def test_code_from_elsewhere_is_refused_until_it_was_looked_at(tmp_path, runs, s
 
 
 def test_every_command_that_opens_runs_takes_the_option(command):
-    scripts = {path.stem for path in ROOT.glob("*.py")} - {"prepare", "submit", "train"}
-    assert len(scripts) == 9
+    scripts = {path.stem for path in ROOT.glob("*.py")} - {"average", "prepare", "submit", "train"}
+    assert len(scripts) == 8
     for name in scripts:
         code, said, _ = command(f"{name}.py", "--help")
         assert code == 0 and "--trust-code" in said

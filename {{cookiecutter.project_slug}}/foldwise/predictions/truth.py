@@ -1,19 +1,20 @@
 """What out-of-fold predictions are measured by: the table with its targets, the folds, and the competition's metric."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from foldwise.code.build import make
-from foldwise.code.runs import OwnerCode, current_code, run_code
+from foldwise.code.build import resolve_strict
+from foldwise.code.runs import OwnerCode, current_code, module_target, run_code
 from foldwise.code.source import Code
 from foldwise.config import compose_config, read_config
 from foldwise.data.folds import folds_hash, table_folds
 from foldwise.data.pictures import Pictures
 from foldwise.data.prepare import read_items
+from foldwise.data.samples import Samples
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
 from foldwise.predictions.members import average_members
@@ -65,7 +66,7 @@ def read_truth(source: Path, data: str | None = None, overrides: Sequence[str] =
 
         classes = classes or sample_classes(config["task"])
     code = source_code(source, data, config)
-    samples = make(config["samples"], code.alias)
+    samples = build_reader(config["samples"], code.alias)
     read = read_items(section, config["task"], samples, classes)
     folds = table_folds(read.table, section)
     metric = build_metric(config["metric"], config["task"], read.table.classes, read.table, code.alias)
@@ -117,6 +118,17 @@ def check_oof(predictions: Predictions, truth: Truth) -> None:
             problems.append(f"{len(names)} {what}: {some(names)}")
     if problems:
         raise PredictionsError(predictions.folder, problems)
+
+
+def build_reader(config: Mapping[str, Any], alias: str | None) -> Samples:
+    """The reader of a source's configuration, which may come from other people: a class of foldwise or of `alias`.
+
+    Raises:
+        Refusal: another target.
+    """
+    arguments = {name: value for name, value in config.items() if name != "_target_"}
+    kind = resolve_strict(module_target(config["_target_"]), alias, Samples, "samples._target_")
+    return kind(**arguments)
 
 
 def source_code(source: Path, data: str | None, config: dict[str, Any]) -> OwnerCode:

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from foldwise.code.build import make
 from foldwise.data.pictures import Pictures
 from foldwise.data.samples import item_table
 from foldwise.data.table import Columns, read_table
 from foldwise.predictions.metrics.building import build_metric
 from foldwise.predictions.schema import Header, raise_problems, some
 from foldwise.predictions.store import Predictions
-from foldwise.predictions.truth import Truth, check_oof, source_code, source_config
+from foldwise.predictions.truth import Truth, build_reader, check_oof, source_code, source_config
 
 
 def read_labelled(path: Path, header: Header, source: Path, data: str | None, overrides: Sequence[str]) -> Truth:
@@ -35,7 +34,7 @@ def read_labelled(path: Path, header: Header, source: Path, data: str | None, ov
     columns = replace(Columns.from_config(section["columns"]), fold=None, weight=None)
     code = source_code(source, data, config)
     table = read_table(path, header.task, section["root"], columns, header.columns)
-    pictures = Pictures.of(table, make(config["samples"], code.alias))
+    pictures = Pictures.of(table, build_reader(config["samples"], code.alias))
     table = item_table(table, pictures.items)
     metric = build_metric(config["metric"], header.task, table.classes, table, code.alias)
     return Truth(table, np.zeros(len(table), np.int64), "", metric, config, pictures, code.code)
