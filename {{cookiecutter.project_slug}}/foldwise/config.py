@@ -108,6 +108,9 @@ def resolve_config(config: "DictConfig") -> dict[str, Any]:
     plain["outputs"] = {
         name: _output(name, entry, plain["data"]) for name, entry in (plain.get("outputs") or {}).items()
     }
+    keys = ["logits", *(entry["key"] for entry in plain["outputs"].values())]
+    if len(set(keys)) < len(keys):
+        raise Refusal(f"outputs have the keys {', '.join(keys)} of the network's outputs: each needs one of its own")
     phases = _with_epochs(plain["epochs"], phases)
     plain["phases"] |= phases
     for name, phase in phases.items():

@@ -113,6 +113,7 @@ def prepare(config: Mapping[str, Any], alias: str | None, make_folds: bool = Tru
             with lock(Path(data["root"]) / ".lock"):  # several jobs may begin at once
                 if not Path(data["table"]).exists():
                     write_sample(Path(data["root"]), task)
+    _check_names(samples)
     read = read_items(data, task, samples, classes)
     table = read.table
     outputs, tables = read_outputs(config, table, read.items)
@@ -159,6 +160,20 @@ def prepare(config: Mapping[str, Any], alias: str | None, make_folds: bool = Tru
         tuple(notes),
         pseudo,
     )
+
+
+def _check_names(samples: Samples) -> None:
+    """Refuse fields whose names mean something else in a batch."""
+    taken = [
+        name
+        for name in samples.fields
+        if name in ("weight", "row", "lam") or name.endswith(("_valid", "_other")) or not name.isidentifier()
+    ]
+    if taken:
+        raise Refusal(
+            f"{type(samples).__name__}.fields has {', '.join(taken)}, which a batch has for something else: weight, row, "
+            "lam, and names that end in _valid or _other; choose other names"
+        )
 
 
 def read_outputs(
