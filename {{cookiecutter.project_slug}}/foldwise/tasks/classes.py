@@ -50,7 +50,7 @@ class Classes(Task):
         return positive / (positive + (1 - values).clamp(min=SMALLEST).log().nanmean(0).exp())
 
     def problems(self, values: np.ndarray) -> dict[str, np.ndarray]:
-        outside: np.ndarray = np.asarray((values < -ROUNDING) | (values > 1 + ROUNDING)).any(axis=1)
+        outside = np.asarray(((values < -ROUNDING) | (values > 1 + ROUNDING)).any(axis=1))
         found: dict[str, np.ndarray] = {**super().problems(values), "are outside 0 to 1": outside}
         if self.exclusive and not any(bad.any() for bad in found.values()):
             found["do not sum to 1 over the classes"] = np.abs(values.sum(axis=1) - 1) > SUM
