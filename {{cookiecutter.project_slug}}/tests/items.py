@@ -18,7 +18,7 @@ def training_reader(
 ) -> Reader:
     """A reader of the rows of a table with their targets; the state is what the reader fits on all of them."""
     samples = samples or Samples()
-    rows = Rows(table, samples.columns, targets=True)
+    rows = Rows(table, samples, targets=True)
     items = samples.items(rows)
     targets, fields = target_readers({"target": table})
     return Reader(samples, rows, items, samples.fit(rows, items), scales or {}, targets, fields)

@@ -1,6 +1,6 @@
 """Readers: what they see of a table, what makes an item, and that a sample is what the reader declares."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,13 @@ def write_table(root: Path, **columns: Any) -> Table:
     return read_table(root / "train.csv", "multiclass", root, COLUMNS)
 
 
+def declaring(columns: Sequence[str], targets: Sequence[str] = ()) -> Samples:
+    """A reader that declares columns."""
+    samples = Samples()
+    samples.columns, samples.target_columns = columns, targets
+    return samples
+
+
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
     return write_table(tmp_path_factory.mktemp("samples"))
@@ -59,7 +66,7 @@ def masked(tmp_path_factory: pytest.TempPathFactory) -> Table:
 
 
 def test_a_reader_sees_what_it_declares_and_nothing_else(table: Table) -> None:
-    rows = Rows(table, ["age"])
+    rows = Rows(table, declaring(["age"]))
     assert len(rows) == 6 and rows["age"].tolist() == ["40", "", "1e1", "7", "-3", "40"]  # as the file has it
     assert "age" in rows and "patient" not in rows and "label" not in rows
     assert rows["id"].tolist() == table.ids and rows.path(2) == table.root / "2.png"
@@ -67,12 +74,14 @@ def test_a_reader_sees_what_it_declares_and_nothing_else(table: Table) -> None:
         with pytest.raises(Refusal, match=rf"column '{name}'.*`columns`"):
             rows[name]
     with pytest.raises(TableError, match=r"no column 'agee', which samples\.columns declares.*patient"):
-        Rows(table, ["agee", "age"])
+        Rows(table, declaring(["agee", "age"]))
 
 
 def test_targets_are_there_in_training_alone(table: Table, masked: Table) -> None:
-    assert "mask" in Rows(masked, targets=True) and "mask" not in Rows(masked)
-    assert "mask" not in Rows(table, targets=True)
+    assert "mask" in Rows(masked, Samples(), targets=True) and "mask" not in Rows(masked, Samples())
+    assert "mask" not in Rows(table, Samples(), targets=True)
+    reader = declaring([], ["age"])
+    assert "age" in Rows(table, reader, targets=True) and "age" not in Rows(table, reader)
 
     class WithTargets(Samples):
         fields: Mapping[str, Field] = {"image": Field("image"), "seen": Field("mask", train_only=True)}
@@ -83,38 +92,38 @@ def test_targets_are_there_in_training_alone(table: Table, masked: Table) -> Non
 
     training = training_reader(masked, WithTargets())
     assert list(training.read(0)) == list(training.fields) == ["image", "seen", "target"]
-    rows = Rows(masked)
+    rows = Rows(masked, Samples())
     predicting = Reader(WithTargets(), rows, WithTargets().items(rows), {})
     assert list(predicting.read(0)) == list(predicting.fields) == ["image"]
 
 
 def test_numbers_of_a_column(table: Table, tmp_path: Path) -> None:
-    np.testing.assert_array_equal(Rows(table, ["age"]).numbers("age"), [40, np.nan, 10, 7, -3, 40])
-    assert Rows(table, ["age"]).numbers("age").dtype == np.float64
+    np.testing.assert_array_equal(Rows(table, declaring(["age"])).numbers("age"), [40, np.nan, 10, 7, -3, 40])
+    assert Rows(table, declaring(["age"])).numbers("age").dtype == np.float64
     bad = write_table(tmp_path, age=["40", "", "old", "7", "1,5", "40"])
     with pytest.raises(TableError, match=r"'age' must have numbers or be empty: .*r2 has 'old'.*r4 has '1,5'"):
-        Rows(bad, ["age"]).numbers("age")
+        Rows(bad, declaring(["age"])).numbers("age")
     with pytest.raises(Refusal, match="`columns`"):
-        Rows(table).numbers("age")
+        Rows(table, Samples()).numbers("age")
 
 
 @pytest.mark.parametrize("text", ["", "/etc/passwd", "../0.png", "a/../../0.png", ".."])
 def test_paths_stay_under_the_root(text: str, tmp_path: Path) -> None:
     table = write_table(tmp_path, front=[text, *["0.png"] * 5])
-    rows = Rows(table, ["front"])
+    rows = Rows(table, declaring(["front"]))
     assert rows.path(1, "front") == table.root / "0.png"
     with pytest.raises(Refusal, match=r"front .* of id 'r0' must be a path under"):
         rows.path(0, "front")
 
 
 def test_rows_are_grouped_in_the_order_of_the_table(table: Table) -> None:
-    rows = Rows(table, ["patient", "slice"])
+    rows = Rows(table, declaring(["patient", "slice"]))
     assert group_items(rows, "patient") == [Item("b", (0, 2, 5)), Item("a", (1, 4)), Item("c", (3,))]
     assert group_items(rows, "patient", order="slice") == [Item("b", (2, 5, 0)), Item("a", (4, 1)), Item("c", (3,))]
 
 
 def test_the_table_of_items_has_a_row_each(table: Table) -> None:
-    items = group_items(Rows(table, ["patient", "slice"]), "patient", order="slice")
+    items = group_items(Rows(table, declaring(["patient", "slice"])), "patient", order="slice")
     own = item_table(table, items)
     assert own.ids == ["b", "a", "c"] and len(own) == 3
     assert own.frame["label"].tolist() == ["x", "x", "y"] and own.frame["site"].tolist() == ["s", "t", "u"]
@@ -210,7 +219,7 @@ class Stack(Samples):
 
 
 def test_a_stack_of_pictures_of_different_sizes(table: Table) -> None:
-    items = Stack().items(Rows(table, Stack.columns))
+    items = Stack().items(Rows(table, Stack()))
     dataset = item_dataset(item_table(table, items), [EpochTransform(None, (6, 7))])  # only for its weights
     reader = training_reader(table, Stack())
     dataset.reader, dataset.fields = reader, reader.fields
@@ -248,7 +257,7 @@ def test_a_reader_draws_by_seed_epoch_and_id_and_not_in_validation(table: Table)
 
 def test_the_picture_to_look_at(table: Table) -> None:
     reader = training_reader(table, Stack())
-    rows = Rows(table, Stack.columns)
+    rows = Rows(table, Stack())
     sample = Stack().read(rows, reader.items[0], {"mean": 0}, None)
     np.testing.assert_array_equal(Stack().picture(sample), sample["image"][1])  # the middle one
 

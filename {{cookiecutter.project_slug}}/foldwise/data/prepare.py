@@ -171,8 +171,8 @@ def _check_names(samples: Samples) -> None:
     ]
     if taken:
         raise Refusal(
-            f"{type(samples).__name__}.fields has {', '.join(taken)}, which mean something else in a batch (weight, row, "
-            "lam, and names that end in _valid or _other): choose other names"
+            f"{type(samples).__name__}.fields has {', '.join(taken)}, which mean something else in a batch (weight, "
+            "row, lam, and names that end in _valid or _other): choose other names"
         )
 
 
