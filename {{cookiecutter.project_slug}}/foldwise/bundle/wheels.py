@@ -1,7 +1,6 @@
 """Wheels of what a host lacks, so that it needs no network; torch and CUDA are always the host's own."""
 
 import importlib.metadata
-import importlib.util
 import re
 import shutil
 import subprocess
@@ -42,7 +41,7 @@ def download_wheels(modules: Sequence[str], host_packages: Path, folder: Path) -
 
 def _pip() -> list[str]:
     """The command of pip; environments that uv made have none, but uv can bring it."""
-    if importlib.util.find_spec("pip") is not None:
+    if _is_installed("pip"):  # find_spec("pip") would keep setuptools, and so torch.compile, from this process
         return [sys.executable, "-m", "pip"]
     if shutil.which("uv") is not None:
         return ["uv", "tool", "run", "--python", sys.executable, "pip"]
