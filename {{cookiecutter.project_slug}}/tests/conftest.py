@@ -22,6 +22,12 @@ def task(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(autouse=True)
+def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test trusts, the next does not."""
+    monkeypatch.delenv("FOLDWISE_TRUST_CODE", raising=False)
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small data set with the targets of all tasks."""

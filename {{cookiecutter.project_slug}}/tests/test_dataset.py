@@ -211,7 +211,7 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
         return list(sampler)
 
     assert order(1, 4) == order(1, 4)
-    rows = [tuple(draw.index for draw in order(seed, epoch)) for seed in (1, 2) for epoch in (0, 1, 2)]
+    rows = [tuple(draw.item for draw in order(seed, epoch)) for seed in (1, 2) for epoch in (0, 1, 2)]
     assert len(set(rows)) == 6
     assert {draw.epoch for draw in order(1, 4)} == {4}
 
@@ -229,7 +229,7 @@ def test_balanced_sampling_evens_the_classes() -> None:
     np.testing.assert_array_equal(balanced.chances(0), balanced_weights(target))
     sampler = EpochSampler(Pool(range(1000), balanced), seed=0, batch_size=10)
     draws = list(sampler)
-    shares = np.bincount(labels[[draw.index for draw in draws]]) / 1000
+    shares = np.bincount(labels[[draw.item for draw in draws]]) / 1000
     assert np.abs(shares - 1 / 3).max() < 0.05
     assert list(sampler) == draws
     assert len(set(draws)) == len(draws)  # a row that is drawn again is augmented anew

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 from rich.console import Console
+from rows import SAMPLES
 
 from foldwise.data.folds import folds_hash
 from foldwise.errors import Refusal
@@ -97,7 +98,7 @@ def world(tmp_path):
         write_predictions(tmp_path / name / "oof", rows(ids, folds, said), header(folds_hash=hashed))
         tests = pd.concat([rows(["t0", "t1"], fold, draw(2, fold) + noise) for fold in range(3)])
         write_predictions(tmp_path / name / "predictions" / "test-none", tests, header("test", folds_hash=hashed))
-        config = {"task": "numbers", "data": data, "metric": metric}
+        config = {"task": "numbers", "data": data, "metric": metric, "samples": SAMPLES}
         (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(config))
     return tmp_path, target
 

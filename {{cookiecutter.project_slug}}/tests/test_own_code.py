@@ -233,7 +233,7 @@ def test_a_table_without_a_column_of_the_reader_is_refused_before_anything_is_pr
     monkeypatch.setenv(ALL, "1")
     pd.read_csv(data / "test.csv").drop(columns="age").to_csv(tmp_path / "test.csv", index=False)
     for test in (tmp_path / "test.csv", data / "images"):
-        with pytest.raises(TableError, match="there is no column 'age', which samples.columns declares"):
+        with pytest.raises(TableError, match="there is no column 'age', which the reader declares"):
             infer(bundle, wanted(data, tmp_path / "out", test=test))
     assert not (tmp_path / "out").exists()
 

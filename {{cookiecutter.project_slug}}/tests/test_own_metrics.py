@@ -2,17 +2,23 @@
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from rows import records
+from rows import SAMPLES, records
 from scipy import ndimage
 
+from foldwise.code.alias import open_code
+from foldwise.code.build import resolve
+from foldwise.code.collect import collect_code
+from foldwise.code.runs import all_targets
 from foldwise.data.folds import folds_hash
-from foldwise.data.table import Columns, read_table
+from foldwise.data.table import Columns, Table, read_table
 from foldwise.errors import Refusal
 from foldwise.predictions.decisions.masks import CANDIDATES, compare_cleaning, measure_candidates
 from foldwise.predictions.decisions.material import Request
@@ -22,7 +28,7 @@ from foldwise.predictions.ensembles.ensembling import ensemble
 from foldwise.predictions.evaluation.evaluate import evaluate
 from foldwise.predictions.evaluation.evidence import class_table
 from foldwise.predictions.metrics import METRICS, MapMetric, MeanIoU, Published
-from foldwise.predictions.metrics.building import build_metric, import_owner
+from foldwise.predictions.metrics.building import build_metric
 from foldwise.predictions.metrics.records import repeat_records
 from foldwise.predictions.scoring import score_rows, score_table
 from foldwise.predictions.store import Header, MapWriter, iter_average_maps, read_predictions, write_predictions
@@ -55,6 +61,17 @@ METRIC = {
     "column": "answer",
     "columns": ["site"],
 }
+
+
+def own_code(*targets: str) -> str | None:
+    """The alias of the current folder's code that targets reach."""
+    owned = [target for target in targets if target.startswith("solution.")]
+    return open_code(collect_code(owned, Path.cwd())) if owned else None
+
+
+def build(config: dict, task: str, classes: list[str], table: Table | None = None) -> Any:
+    """The metric of a configuration."""
+    return build_metric(config, task, classes, table, own_code(*all_targets(config)))
 
 
 @pytest.fixture
@@ -110,7 +127,7 @@ def world(owner):
                     )
                 )
             write_predictions(owner / name / folder, pd.concat(parts), header)
-        config = {"task": "multilabel", "data": data, "metric": METRIC}
+        config = {"task": "multilabel", "data": data, "metric": METRIC, "samples": SAMPLES}
         (owner / name / "config.yaml").write_text(yaml.safe_dump(config))
     return owner, frame.set_index("id"), pd.DataFrame(target, ids, CLASSES)
 
@@ -129,7 +146,7 @@ def read_oof(source, ids):
 def test_a_published_function_sees_real_ids_and_the_columns_it_asks_for(world):
     folder, frame, target = world
     table = read_table("train.csv", "multilabel", folder, Columns(fold="fold"))
-    metric = build_metric(METRIC, "multilabel", CLASSES, table)
+    metric = build(METRIC, "multilabel", CLASSES, table)
     ids = table.ids
     said = read_oof(folder / "one", ids)
     right = (target.loc[ids].to_numpy() == (said.to_numpy() >= 0.5)).all(axis=1)
@@ -210,7 +227,7 @@ def test_whether_it_takes_probabilities_is_tried_on_real_rows(world):
     folder, _, _ = world
     table = read_table("train.csv", "multilabel", folder, Columns(fold="fold"))
     other = METRIC | {"function": "solution.metric.of_probabilities", "column": None}
-    assert takes_values(build_metric(other, "multilabel", CLASSES, table))
+    assert takes_values(build(other, "multilabel", CLASSES, table))
 
 
 @pytest.mark.parametrize(
@@ -231,7 +248,7 @@ def test_what_is_no_metric_is_refused_by_name(world, change, message):
     folder, _, _ = world
     table = read_table("train.csv", "multilabel", folder, Columns(fold="fold"))
     with pytest.raises(Refusal, match=message):
-        build_metric(METRIC | change, "multilabel", CLASSES, table)
+        build(METRIC | change, "multilabel", CLASSES, table)
 
 
 def test_a_class_of_the_owners_is_a_metric(owner):
@@ -244,12 +261,14 @@ def test_a_class_of_the_owners_is_a_metric(owner):
         "    def _score(self, target, probability, weight):\n"
         "        return self.factor * super()._score(target, probability, weight)\n"
     )
-    metric = build_metric({"_target_": "solution.metric.Twice", "factor": 3.0}, "multiclass", ["a", "b"])
-    assert metric(np.eye(2), np.eye(2)) == 3 and type(metric) is import_owner("solution.metric.Twice")
+    metric = build({"_target_": "solution.metric.Twice", "factor": 3.0}, "multiclass", ["a", "b"])
+    assert metric(np.eye(2), np.eye(2)) == 3 and type(metric) is resolve(
+        "solution.metric.Twice", own_code("solution.metric.Twice")
+    )
     with pytest.raises(Refusal, match="metric Twice: .*unexpected keyword argument 'factors'"):
-        build_metric({"_target_": "solution.metric.Twice", "factors": 3.0}, "multiclass", ["a", "b"])
+        build({"_target_": "solution.metric.Twice", "factors": 3.0}, "multiclass", ["a", "b"])
     with pytest.raises(Refusal, match="Twice is for multiclass, not for multilabel"):
-        build_metric({"_target_": "solution.metric.Twice"}, "multilabel", ["a", "b"])
+        build({"_target_": "solution.metric.Twice"}, "multilabel", ["a", "b"])
 
 
 # masks

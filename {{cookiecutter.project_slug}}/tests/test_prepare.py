@@ -125,11 +125,11 @@ def test_a_second_call_reads_no_image_and_writes_nothing(tmp_path, monkeypatch):
 
 def test_a_damaged_record_of_images_is_named(tmp_path):
     make(tmp_path, noise(4, 3), label=list("abab"))
-    prepare(config(tmp_path), "multiclass", 0, progress=False)
+    prepare(config(tmp_path))
     record = tmp_path / "prepared/images.csv"
     record.write_bytes(record.read_bytes() + b'"\xff')
     with pytest.raises(Refusal, match=r"images\.csv cannot be read .*; delete it and make it again"):
-        prepare(config(tmp_path), "multiclass", 0, progress=False)
+        prepare(config(tmp_path))
 
 
 def test_a_changed_image_is_read_again_and_changes_the_hash(tmp_path):

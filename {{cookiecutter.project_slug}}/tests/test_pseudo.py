@@ -235,15 +235,15 @@ def test_every_step_has_its_share_and_all_ranks_take_part(pseudo_rows):
         first, second = (draws_of(sampler, epoch) for sampler in ranks)
         assert len(first) == len(second) == len(ranks[0]) == 48
         steps = [first[start : start + 4] + second[start : start + 4] for start in range(0, 48, 4)]
-        assert {sum(draw.index >= 100 for draw in step) for step in steps} == {round(8 * share)}
+        assert {sum(draw.item >= 100 for draw in step) for step in steps} == {round(8 * share)}
         drawn = first + second
-        counts = np.bincount([draw.index for draw in drawn], minlength=100 + pseudo_rows)
+        counts = np.bincount([draw.item for draw in drawn], minlength=100 + pseudo_rows)
         assert counts[:100].max() <= 1 and np.ptp(counts[100:]) <= 1  # as evenly as can be
-        assert len({(draw.index, draw.repeat) for draw in drawn}) == len(drawn)  # a second time it looks otherwise
+        assert len({(draw.item, draw.repeat) for draw in drawn}) == len(drawn)  # a second time it looks otherwise
         alone = draws_of(EpochSampler(real, 3, 8, pseudo=pseudo, pseudo_shares=shares), epoch)
         assert sorted(alone) == sorted(drawn)
     mixed = draws_of(ranks[0], 0)
-    assert 0 < sum(draw.index >= 100 for draw in mixed) < 24  # neither none nor all of the pseudo rows
+    assert 0 < sum(draw.item >= 100 for draw in mixed) < 24  # neither none nor all of the pseudo rows
     assert draws_of(ranks[0], 0) == mixed != draws_of(EpochSampler(real, 4, 4, 0, 2, pseudo, shares), 0)
 
 
@@ -256,7 +256,7 @@ def test_balanced_sampling_of_pseudo_rows():
 
     pseudo = Pool(np.arange(100, 110), Half())
     sampler = EpochSampler(Pool(range(100)), 0, 10, pseudo=pseudo, pseudo_shares=[0.5])
-    counts = sum(np.bincount([draw.index for draw in draws_of(sampler, epoch)], minlength=110) for epoch in range(20))
+    counts = sum(np.bincount([draw.item for draw in draws_of(sampler, epoch)], minlength=110) for epoch in range(20))
     assert counts[:100].sum() == 1000 and 440 < counts[100] < 560
 
 

@@ -73,7 +73,7 @@ def test_a_reader_sees_what_it_declares_and_nothing_else(table: Table) -> None:
     for name in ("patient", "label", "site", "nonsense"):
         with pytest.raises(Refusal, match=rf"column '{name}'.*`columns`"):
             rows[name]
-    with pytest.raises(TableError, match=r"no column 'agee', which samples\.columns declares.*patient"):
+    with pytest.raises(TableError, match=r"no column 'agee', which the reader declares.*patient"):
         Rows(table, declaring(["agee", "age"]))
 
 
