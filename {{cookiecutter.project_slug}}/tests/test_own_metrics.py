@@ -233,10 +233,13 @@ def test_whether_it_takes_probabilities_is_tried_on_real_rows(world):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"function": "os.system"}, "there is no os.system here: .* solution.metric.score"),
-        ({"function": "solution.metric.scores"}, "solution/metric.py has no scores"),
-        ({"function": "solution.other.score"}, "there is no solution.other.score here"),
-        ({"function": "solution"}, "there is no solution here"),
+        (
+            {"function": "os.system"},
+            "metric.function is os.system: save the function in solution/metric.py and name it",
+        ),
+        ({"function": "solution.metric.scores"}, "there is no scores in solution/metric.py; did you mean score"),
+        ({"function": "solution.other.score"}, "solution.other.score: there is no other in solution/"),
+        ({"function": "solution"}, "metric.function is solution: save the function in solution/metric.py"),
         ({"columns": ["age"]}, "metric.columns: .*train.csv has no column age; its columns are site, labels, id"),
         ({"column": None}, "the published metric solution.metric.score fails on train.csv .*KeyError: 'answer'"),
         ({"_target_": "os.path.join"}, "the metric os.path.join is none of foldwise.predictions.metrics"),
@@ -322,7 +325,7 @@ def mask_world(tmp_path, monkeypatch):
                         true[6, 6] = False
                         positive = np.clip(0.8 * true + 0.3 * rng.random((40, 40)), 0, 1)
                         writer.add(id, fold, "last", "mean", np.stack([1 - positive, positive]))
-        config = {"task": "segmentation", "data": data, "metric": metric}
+        config = {"task": "segmentation", "samples": SAMPLES, "data": data, "metric": metric}
         (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(config))
     return tmp_path, ids, masks
 

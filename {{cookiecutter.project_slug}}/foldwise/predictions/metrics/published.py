@@ -1,5 +1,6 @@
 """A competition's own metric function."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -60,10 +61,15 @@ class Published(RowMetric):
             float(ready._call(target, np.full(target.shape, 1 / len(classes)), rows))
         except Exception as error:
             raise Refusal(
-                f"the published metric {self.function} fails on {what} with the classes "
+                f"the published metric {self._name} fails on {what} with the classes "
                 f"{some(classes, 10)}: {type(error).__name__}: {error}"
             ) from error
         return ready
+
+    @property
+    def _name(self) -> str:
+        """The function as configurations name it."""
+        return re.sub(r"^solution_[0-9a-f]{8}\.", "solution.", f"{self.function.__module__}.{self.function.__name__}")
 
     def _call(self, target: np.ndarray, probability: np.ndarray, rows: np.ndarray | None) -> float:
         solution, submission = self._table(target, rows), self._table(probability, rows)
@@ -91,4 +97,4 @@ class Published(RowMetric):
         try:
             return float(self._call(target, probability, rows))
         except Exception as error:  # the function is somebody else's, and the training behind it is worth keeping
-            return undefined(f"the published metric {self.function} failed: {type(error).__name__}: {error}")
+            return undefined(f"the published metric {self._name} failed: {type(error).__name__}: {error}")
