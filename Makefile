@@ -5,10 +5,10 @@ UV := .venv/bin/uv
 
 export NO_ALBUMENTATIONS_UPDATE = 1
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lock clean
+.PHONY: help demo test test-all lint lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/bin/cookiecutter ## render a repository into build/demo, set it up and train its baseline
 	rm -rf build/demo
@@ -18,6 +18,9 @@ demo: .venv/bin/cookiecutter ## render a repository into build/demo, set it up a
 
 test: .venv/tested ## run the template's tests, which run those of a rendered repository too
 	.venv/bin/python -m pytest
+
+test-all: .venv/tested ## the slow tests too: every example on the whole way
+	.venv/bin/python -m pytest -m "slow or not slow"
 
 lint: .venv/tested ## check style and types of both layers
 	.venv/bin/python -m pytest tests/test_tools.py

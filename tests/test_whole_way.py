@@ -1,0 +1,101 @@
+"""Examples on the whole way, by the commands that a user types: two folds, killed and resumed, to a rehearsed bundle.
+
+`make test` takes three of them, `make test-all` takes all.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import ROOT, Render, run_command
+from test_examples import NAMES, TRIED, overlay
+
+ALWAYS = {"auxiliary", "clips", "class_and_mask"}
+SMALL = [
+    *("data.workers=0", "batch_size=8", "epochs=2", "trainer=cpu"),
+    *("trainer.limit_train_batches=2", "logger=none"),
+]
+CASES = [
+    pytest.param(experiment, id=f"{experiment[0]}-{number}", marks=[] if name in ALWAYS else [pytest.mark.slow])
+    for name, experiments in TRIED.items()
+    for number, experiment in enumerate(experiments)
+]
+
+
+@pytest.fixture(scope="module")
+def repository(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A rendering with all overlays and made data."""
+    repository = render(tmp_path_factory.mktemp("way"), task="multiclass", folds="2")
+    overlay(repository, *NAMES)
+    run_command([sys.executable, str(ROOT / "tests" / "example_data.py"), "data/competition"], repository)
+    return repository
+
+
+def made(folder: Path, command: list[str]) -> Path:
+    """Run a training; the one run in `runs/`."""
+    run_command([sys.executable, *command], folder)
+    (run,) = (folder / "runs").glob("[!.]*")
+    return run
+
+
+def kill_after_first_epoch(folder: Path, command: list[str]) -> None:
+    process = subprocess.Popen([sys.executable, *command], cwd=folder, stdin=subprocess.DEVNULL, start_new_session=True)
+    end = time.monotonic() + 300
+    while not list(folder.glob("runs/*/fold0/last.ckpt")):
+        assert process.poll() is None, f"the training ended with {process.returncode} before its first epoch was kept"
+        assert time.monotonic() < end, "no epoch was kept in five minutes"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def kept(run: Path) -> dict[str, bytes]:
+    """The models and out-of-fold predictions of a run, of each output."""
+    files = [path for pattern in ("*.safetensors", "*.parquet", "*.zarr/**/*") for path in run.rglob(pattern)]
+    return {str(path.relative_to(run)): path.read_bytes() for path in files if path.is_file()}
+
+
+@pytest.mark.parametrize("choices", CASES)
+def test_an_example_goes_the_whole_way(choices: list[str], repository: Path, tmp_path: Path) -> None:
+    work, straight = tmp_path / "work", tmp_path / "straight"
+    for folder in (work, straight):
+        shutil.copytree(repository, folder)
+    grouped = [] if any("columns.group" in word for word in choices) else ["data.columns.group=series"]
+    data = [*(word for word in choices if word.startswith("data.")), *grouped, "data.image_size=32", "data.folds=2"]
+    own = [f"experiment={choices[0]}", *choices[1:], *data]
+    training = ["train.py", "data=competition", *own, *SMALL]
+    for folder in (work, straight):
+        run_command([sys.executable, "prepare.py", *own], folder)
+
+    kill_after_first_epoch(work, training)
+    run = made(work, training)
+    files = kept(run)
+    assert files and files == kept(made(straight, training)), "the resumed run is not the uninterrupted one"
+
+    sources = [run, *(run / "outputs").glob("*")]
+    run_command([sys.executable, "predict.py", str(run), "--tta", "flips", "--workers", "0"], work)
+    run_command([sys.executable, "predict.py", str(run), "--oof", "--tta", "flips", "--workers", "0"], work)
+    for source in sources:
+        run_command([sys.executable, "evaluate.py", str(source), "--resamples", "100"], work)
+        run_command([sys.executable, "submit.py", "make", str(source), "--ledger", f"{source.name}.csv"], work)
+        assert (source / "evaluation.html").exists() and (work / f"{source.name}.csv").exists()
+    assert len(list((work / "submissions").iterdir())) >= len(sources)
+
+    plain = ["train.py", "data=competition", "experiment=baseline", *data, *SMALL, "data.prepared=plain"]
+    run_command([sys.executable, "prepare.py", *data, "data.prepared=plain"], work)
+    before = set((work / "runs").glob("[!.]*"))
+    run_command([sys.executable, *plain], work)
+    (other,) = set((work / "runs").glob("[!.]*")) - before
+    run_command([sys.executable, "predict.py", str(other), "--tta", "flips", "--workers", "0"], work)
+    if pd.read_parquet(other / "oof")["id"].nunique() == pd.read_parquet(run / "oof")["id"].nunique():
+        run_command([sys.executable, "ensemble.py", str(run), str(other), "--out", "ensembles/both"], work)
+
+    run_command([sys.executable, "bundle.py", str(run), "--out", "bundle", "--oof", "oof-flips"], work)
+    rehearsal = ["bundle.py", "bundle", "--rehearse", "--rows", "12", "--workers", "0"]
+    assert "rehears" in run_command([sys.executable, *rehearsal], work).lower()
