@@ -1,6 +1,6 @@
 """Folds, decisions and ensembles at the size of a large competition: seconds, and peak memory of the process.
 
-    .venv/bin/python benchmarks/arrays.py
+    .venv/bin/python benchmarks/arrays.py [ROWS MEMBERS]
 
 Nothing is trained: predictions are the truth seen through noise. Machines differ, so compare with the line that is
 printed first, the time of one matrix product.
@@ -29,7 +29,8 @@ from foldwise.predictions.schema import Header
 from foldwise.predictions.store import write_predictions
 from foldwise.predictions.truth import read_truth
 
-ROWS, LABELS, FOLDS, MEMBERS = 40_000, 17, 10, 48
+ROWS, MEMBERS = (int(value) for value in sys.argv[1:] or (40_000, 48))
+LABELS, FOLDS = 17, 10
 SHARES = np.geomspace(0.9, 0.002, LABELS)
 
 
@@ -60,6 +61,8 @@ def write_members(root: Path, target: np.ndarray, rng: np.random.Generator) -> l
     data = {"name": "made", "root": str(root), "table": str(root / "train.csv"), "test_table": None, "classes": None}
     data |= {"prepared": str(root), "folds": FOLDS, "columns": columns, "ignore_index": 255}
     metric = {"_target_": "foldwise.predictions.metrics.FBeta", "beta": 2.0, "threshold": 0.5}
+    samples = {"_target_": "foldwise.data.samples.Samples", "mode": "stored"}
+    config = {"task": "multilabel", "samples": samples, "data": data, "metric": metric}
     header = Header(
         split="oof",
         task="multilabel",
@@ -73,7 +76,7 @@ def write_members(root: Path, target: np.ndarray, rng: np.random.Generator) -> l
         frame = pd.DataFrame(see(target, member, rng), columns=names)
         source = root / f"member{member}"
         write_predictions(source / "oof", frame.assign(id=ids, fold=folds, snapshot="last", view="mean"), header)
-        (source / "config.yaml").write_text(yaml.safe_dump({"task": "multilabel", "data": data, "metric": metric}))
+        (source / "config.yaml").write_text(yaml.safe_dump(config))
     return [root / f"member{member}" for member in range(MEMBERS)]
 
 
@@ -85,10 +88,10 @@ def main() -> None:
     matrix = rng.random((3000, 3000))
     timed("yardstick: product of two 3000 x 3000 matrices", lambda: matrix @ matrix)
     timed(f"folds, {ROWS:,} x {LABELS} labels, {FOLDS}", lambda: make_folds(ids, FOLDS, target))
-    many = [f"r{row}" for row in range(1_000_000)]
-    groups = rng.integers(0, 50_000, len(many)).tolist()
+    many = [f"r{row}" for row in range(25 * ROWS)]
+    groups = rng.integers(0, len(many) // 20, len(many)).tolist()
     classes = np.eye(5)[rng.integers(0, 5, len(many))]
-    timed("folds, 1,000,000 rows in 50,000 groups", lambda: make_folds(many, FOLDS, classes, groups))
+    timed(f"folds, {len(many):,} rows in {len(many) // 20:,} groups", lambda: make_folds(many, FOLDS, classes, groups))
     probability = np.clip(0.7 * target + 0.3 * rng.random(target.shape), 0, 1)
     timed(f"largest expected F2, {ROWS:,} x {LABELS}", lambda: best_answers(probability, beta=2))
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
 """A forward pass on the CPU as the C library comes, and with foldwise/inference/memory.py: CPU seconds, page faults.
 
-    .venv/bin/python benchmarks/memory.py
+    .venv/bin/python benchmarks/memory.py [PICTURES]
 
 Each in a process of its own, since the setting stays. Random weights; batches of 32 and 256 pictures of 64 pixels.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "{{cookiecutter.project_slug}}"))
 
-PICTURES = 1024
+PICTURES = int(sys.argv[1]) if len(sys.argv) == 2 else 1024
 
 
 def measure(keep: bool) -> None:

@@ -1,0 +1,52 @@
+"""Every benchmark runs, small: what it measures is for people, that it still runs is for the suite."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Render, run_command
+
+BENCHMARKS = ROOT / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def repository(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A rendering with its prepared sample and one short run with kept views."""
+    repository = render(tmp_path_factory.mktemp("benchmarks"), task="multilabel")
+    run_command([sys.executable, "prepare.py", "--data", "sample"], repository)
+    short = ["epochs=1", "trainer.limit_train_batches=2", "data.workers=0", "logger=none", "trainer=cpu"]
+    run_command([sys.executable, "train.py", "experiment=baseline", *short], repository)
+    (run,) = (repository / "runs").glob("[!.]*")
+    run_command([sys.executable, "predict.py", str(run), "--oof", "--tta", "flips", "--keep-views"], repository)
+    return repository
+
+
+def test_each_is_tried_here() -> None:
+    tried = {"arrays", "memory", "steps", "training_loop", "plain_loop", "waist"}  # plain_loop by training_loop
+    assert {path.stem for path in BENCHMARKS.glob("*.py")} == tried
+
+
+def test_arrays_and_memory(tmp_path: Path) -> None:
+    assert "second level" in run_command([sys.executable, str(BENCHMARKS / "arrays.py"), "4000", "4"], tmp_path)
+    assert "kept" in run_command([sys.executable, str(BENCHMARKS / "memory.py"), "32"], tmp_path)
+
+
+def test_steps(repository: Path) -> None:
+    (run,) = (repository / "runs").glob("[!.]*")
+    (views,) = run.glob("predictions/oof-*")
+    assert "| --- |" in run_command([sys.executable, str(BENCHMARKS / "steps.py"), str(run), str(views)], repository)
+
+
+def test_training_loop(render: Render, tmp_path: Path) -> None:
+    repository = render(tmp_path, task="multiclass")
+    run_command([sys.executable, "prepare.py", "--data", "sample"], repository)
+    command = [sys.executable, str(BENCHMARKS / "training_loop.py"), str(repository), "2", "1"]
+    assert "ratio" in run_command(command, tmp_path)
+
+
+def test_waist(tmp_path: Path) -> None:
+    if subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, check=False).returncode:
+        pytest.skip("not a git checkout: there is no other commit to compare with")
+    printed = run_command([sys.executable, str(BENCHMARKS / "waist.py"), "HEAD", "1", "2"], tmp_path)
+    assert "median" in printed
