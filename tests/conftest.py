@@ -2,7 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -84,3 +87,22 @@ def run_command(command: list[str], folder: Path, timeout: float = 600) -> str:
     )
     assert done.returncode == 0, f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}"
     return done.stdout
+
+
+def kill_after_first_epoch(repository: Path, command: list[str]) -> None:
+    """Start the training and kill it, with its processes, as soon as an epoch of the first fold is kept."""
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=repository, stdin=subprocess.DEVNULL, start_new_session=True
+    )
+    end = time.monotonic() + 300
+    try:
+        while not list(repository.glob("runs/*/fold0/last.ckpt")):
+            assert process.poll() is None, (
+                f"the training ended with {process.returncode} before its first epoch was kept"
+            )
+            assert time.monotonic() < end, "no epoch was kept in five minutes"
+            time.sleep(0.05)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -1,41 +1,18 @@
 """Each task goes the whole way for real: prepare, train, be killed, resume, be done, predict."""
 
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
-from conftest import Render, run_command
+from conftest import Render, kill_after_first_epoch, run_command
 
 TRAIN = [
     *("train.py", "experiment=baseline", "epochs=2", "batch_size=16", "data.workers=0", "logger=csv"),
     *("trainer=cpu", "trainer.limit_train_batches=3"),
 ]
-
-
-def kill_after_first_epoch(repository: Path) -> None:
-    """Start the training and kill it, with its processes, as soon as an epoch of the first fold is kept."""
-    process = subprocess.Popen(
-        [sys.executable, *TRAIN], cwd=repository, stdin=subprocess.DEVNULL, start_new_session=True
-    )
-    end = time.monotonic() + 300
-    try:
-        while not list(repository.glob("runs/*/fold0/last.ckpt")):
-            assert process.poll() is None, (
-                f"the training ended with {process.returncode} before its first epoch was kept"
-            )
-            assert time.monotonic() < end, "no epoch was kept in five minutes"
-            time.sleep(0.05)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def snapshot(folder: Path) -> dict[Path, tuple[int, bytes]]:
@@ -59,7 +36,7 @@ def test_task(task: str, render: Render, tmp_path: Path) -> None:
     rows = pd.read_csv(data / "train.csv", dtype={"id": str})["id"]
     assert sorted(folds["id"]) == sorted(rows)
 
-    kill_after_first_epoch(repository)
+    kill_after_first_epoch(repository, TRAIN)
     (run,) = (repository / "runs").glob("[!.]*")  # .lock lies there too
     assert not (run / "metrics.json").exists()
     run_command([sys.executable, *TRAIN], repository)

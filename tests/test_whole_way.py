@@ -3,17 +3,13 @@
 `make test` takes three of them, `make test-all` takes all.
 """
 
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import ROOT, Render, run_command
+from conftest import ROOT, Render, kill_after_first_epoch, run_command
 from test_examples import NAMES, TRIED, overlay
 
 ALWAYS = {"auxiliary", "clips", "class_and_mask"}
@@ -44,20 +40,9 @@ def made(folder: Path, command: list[str]) -> Path:
     return run
 
 
-def kill_after_first_epoch(folder: Path, command: list[str]) -> None:
-    process = subprocess.Popen([sys.executable, *command], cwd=folder, stdin=subprocess.DEVNULL, start_new_session=True)
-    end = time.monotonic() + 300
-    while not list(folder.glob("runs/*/fold0/last.ckpt")):
-        assert process.poll() is None, f"the training ended with {process.returncode} before its first epoch was kept"
-        assert time.monotonic() < end, "no epoch was kept in five minutes"
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 def kept(run: Path) -> dict[str, bytes]:
     """The models and out-of-fold predictions of a run, of each output."""
-    files = [path for pattern in ("*.safetensors", "*.parquet", "*.zarr/**/*") for path in run.rglob(pattern)]
+    files = [path for pattern in ("*.safetensors", "*.parquet", "*.npz") for path in run.rglob(pattern)]
     return {str(path.relative_to(run)): path.read_bytes() for path in files if path.is_file()}
 
 
