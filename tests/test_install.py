@@ -53,7 +53,7 @@ def test_rendered_tests_pass(fresh: Path) -> None:
 
 def test_help_lists_every_target(render: Render, tmp_path: Path) -> None:
     repository = render(tmp_path)
-    targets = re.findall(r"^([a-z]+):", (repository / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", (repository / "Makefile").read_text(), re.MULTILINE)
     said = run_command(["make"], repository)
     assert [line.split()[1] for line in said.splitlines()] == targets
 

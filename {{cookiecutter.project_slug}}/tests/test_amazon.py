@@ -1,6 +1,7 @@
 """The recipes for data of the Amazon competition's shape: 16-bit images of four channels, 17 labels, odd rules."""
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -20,6 +21,7 @@ WEATHER = ["clear", "partly_cloudy", "haze", "cloudy"]
 def amazon(tmp_path_factory) -> Path:
     """A folder with `data/amazon` as docs/amazon.md describes it: TIFF and JPEG of the same scenes, and both tables."""
     folder = tmp_path_factory.mktemp("amazon")
+    shutil.copytree(Path(__file__).parents[1] / "solution", folder / "solution")
     root = folder / "data/amazon"
     (root / "tif").mkdir(parents=True)
     (root / "jpg").mkdir()
@@ -49,7 +51,8 @@ def amazon(tmp_path_factory) -> Path:
 def test_from_the_table_to_the_submission(amazon, tmp_path, monkeypatch, command):
     monkeypatch.chdir(amazon)
     few = ["data.folds=2", "data.image_size=32", "data.workers=0"]
-    assert command("prepare.py", "--data", "amazon", "task=multilabel", *few)[0] == 0
+    code, _, error = command("prepare.py", "--data", "amazon", "task=multilabel", *few)
+    assert code == 0, error
     choices = [
         "experiment=amazon/alno",
         "data=amazon",

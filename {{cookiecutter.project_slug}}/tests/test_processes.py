@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -212,6 +213,8 @@ def test_a_package_of_a_training_that_fails_at_its_import_is_named(tmp_path):
         compose_config([])
     except Refusal:
         pytest.skip("configs/project.yaml is a template here")
+    for name in ("configs", "solution"):
+        shutil.copytree(ROOT / name, tmp_path / name)
     (tmp_path / "timm.py").write_text('raise ValueError("half installed")\n')
     done = start(tmp_path, str(ROOT / "train.py"), "experiment=baseline", "logger=none", "data.workers=0")
     assert done.returncode == 1, done.stderr
