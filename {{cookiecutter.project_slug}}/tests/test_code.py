@@ -393,7 +393,7 @@ def test_code_is_written_once(tmp_path, monkeypatch):
 
     def new_folder_too_late(folder):
         monkeypatch.undo()
-        write_code(code, folder.parent)  # what another process does now
+        write_code(code, folder)  # what another process does now
         return new_folder(folder)
 
     monkeypatch.setattr("foldwise.code.source.new_folder", new_folder_too_late)

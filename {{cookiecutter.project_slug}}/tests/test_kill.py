@@ -64,11 +64,11 @@ def killed(config: dict, runs: Path, event: int) -> bool:
 
 def results(run: Path) -> dict[str, bytes | str]:
     """What must not differ: everything but figures of time, records of the machine, pictures, states for a resume, and
-    what was half-written, in names that begin with a dot, when the process was killed."""
+    what was half-written beside the folds when the process was killed."""
     found: dict[str, bytes | str] = {}
     for path in sorted(path for path in run.rglob("*") if path.is_file()):
         name = path.relative_to(run).as_posix()
-        if any(part.startswith(".") for part in path.relative_to(run).parts):
+        if name.startswith("."):
             continue
         if path.name == "history.csv":
             found[name] = pd.read_csv(path).drop(columns="seconds").to_csv()

@@ -54,10 +54,11 @@ def working_code(config: Mapping[str, Any], root: Path | None = None) -> Iterato
         yield OwnerCode()
         return
     code = collect_code(targets, root or Path.cwd())
-    with tempfile.TemporaryDirectory(prefix="foldwise-") as folder:
-        write_code(code, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="foldwise-") as scratch:
+        folder = Path(scratch) / FOLDER
+        write_code(code, folder)
         trust(code.digest)
-        yield OwnerCode(code, open_code(Path(folder)))
+        yield OwnerCode(code, open_code(folder))
 
 
 def current_code(config: Mapping[str, Any]) -> OwnerCode:

@@ -57,16 +57,16 @@ def read_code(folder: Path) -> Code:
 
 
 def write_code(code: Code, folder: Path) -> None:
-    """Write `folder/solution`, whole or not at all; twice is harmless, as is another process that does the same.
+    """Write `folder` with `solution` in it, whole or not at all; twice is harmless, as is another process that does the same.
 
     Raises:
         Refusal: other code is there.
     """
-    if not (folder / PACKAGE).exists():
+    if not folder.exists():
         try:
-            with new_folder(folder / PACKAGE) as temporary:
+            with new_folder(folder) as temporary:
                 for name, content in code.files.items():
-                    path = temporary / Path(name).relative_to(PACKAGE)
+                    path = temporary / name
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(content)
             return
