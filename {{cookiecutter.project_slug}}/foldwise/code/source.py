@@ -57,7 +57,7 @@ def read_code(folder: Path) -> Code:
 
 
 def write_code(code: Code, folder: Path) -> None:
-    """Write `folder` with `solution` in it, whole or not at all; twice is harmless, as is another process that does the same.
+    """Write `folder` with `solution` in it, whole or not at all; twice is harmless, also by another process at once.
 
     Raises:
         Refusal: other code is there.
