@@ -33,18 +33,18 @@ TRIED: dict[str, list[list[str]]] = {
 }
 
 
-def overlay(repository: Path, *names: str) -> None:
-    for name in names:
+def render_examples(render: Render, folder: Path, data: str) -> Path:
+    """A rendering with all overlays, and their data in its folder `data`."""
+    repository = render(folder, task="multiclass", folds="2")
+    for name in NAMES:
         shutil.copytree(EXAMPLES / name, repository, dirs_exist_ok=True)
+    run_command([sys.executable, str(ROOT / "tests" / "example_data.py"), data], repository)
+    return repository
 
 
 @pytest.fixture(scope="module")
 def repository(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A rendering with all overlays, and the data in `made`."""
-    repository = render(tmp_path_factory.mktemp("examples"), task="multiclass", folds="2")
-    overlay(repository, *NAMES)
-    run_command([sys.executable, str(ROOT / "tests" / "example_data.py"), "made"], repository)
-    return repository
+    return render_examples(render, tmp_path_factory.mktemp("examples"), "made")
 
 
 def test_examples_are_small_and_all_are_tried() -> None:

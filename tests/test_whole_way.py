@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import ROOT, Render, kill_after_first_epoch, run_command
-from test_examples import NAMES, TRIED, overlay
+from conftest import Render, kill_after_first_epoch, run_command
+from test_examples import TRIED, render_examples
 
 ALWAYS = {"auxiliary", "clips", "class_and_mask"}
 SMALL = [
@@ -26,11 +26,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def repository(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A rendering with all overlays and made data."""
-    repository = render(tmp_path_factory.mktemp("way"), task="multiclass", folds="2")
-    overlay(repository, *NAMES)
-    run_command([sys.executable, str(ROOT / "tests" / "example_data.py"), "data/competition"], repository)
-    return repository
+    return render_examples(render, tmp_path_factory.mktemp("way"), "data/competition")
 
 
 def made(folder: Path, command: list[str]) -> Path:

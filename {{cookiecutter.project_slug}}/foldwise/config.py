@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
-from foldwise.code.build import make as make  # others import it from here
 from foldwise.errors import Refusal
 from foldwise.files import write_text
 from foldwise.settings import OWNER, find_choice, known_settings, list_choices, unknown_choice, unknown_setting

@@ -14,7 +14,7 @@ from sklearn.metrics import log_loss
 from tiny import CLASSES, make_spec, random_model, tiny_config, train_scored, write_data
 from torch.optim.swa_utils import update_bn
 
-from foldwise.data.batches import PackedBatch
+from foldwise.data.batches import Packed
 from foldwise.errors import Refusal
 from foldwise.files import sha256_file
 from foldwise.inference.predicting import Choices, predict_runs
@@ -54,7 +54,7 @@ def test_statistics_are_those_of_torch_but_for_norms_that_stay_frozen():
     images = [torch.rand(4, 3, 32, 32) for _ in range(3)]
     expected = deepcopy(net)
     update_bn([{"image": image} for image in images], expected)
-    batches = [PackedBatch({"image": image}, torch.zeros(4, 0), torch.zeros(4, 0), ((), ())) for image in images]
+    batches = [Packed({"image": image}, torch.zeros(4, 0), torch.zeros(4, 0), ((), ())) for image in images]
     free = deepcopy(net)
     reestimate_batch_norm(free, batches, CPU)
     for name, value in expected.state_dict().items():

@@ -1,10 +1,7 @@
 """Runs with code of their own, made by hand: predicted, put together, bundled, and opened where they were not made."""
 
 import json
-import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +10,7 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
+from test_bundle import run_here
 from tiny import CLASSES, make_spec, write_data
 
 from foldwise.bundle import rehearse as rehearsing
@@ -175,15 +173,6 @@ def stranger(tmp_path, monkeypatch) -> None:
 def wanted(data: Path, out: Path, **values: object) -> Wanted:
     defaults = {"test": data / "test.csv", "images": data, "sample": None, "workers": 0, "device": "cpu"}
     return Wanted(out=out, **{**defaults, **values})
-
-
-def run_here(command, host, work, namespaces):
-    """As `run_sandboxed`, in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(host)
-        patch.setattr(sys, "argv", command[1:])
-        runpy.run_path(command[1], run_name="__main__")
-    return subprocess.CompletedProcess(command, 0)
 
 
 # bundles

@@ -1,19 +1,14 @@
 """Multiple-instance learning: a large picture is a bag of its tiles, of which few may matter."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from foldwise.data import samples
 from foldwise.data.fields import Field, Item
 from foldwise.data.images import read_image
 from foldwise.data.samples import Rows, Sample
-from foldwise.models.network import Batch, Network
-from foldwise.models.networks import build_encoder
-from foldwise.models.pools import AttentionPool, encode_stack
 
 
 class Samples(samples.Samples):
@@ -41,24 +36,3 @@ class Samples(samples.Samples):
         if rng is not None:
             best = rng.permutation(best)[: max(1, len(best) // 2)]
         return {"image": [tiles[tile] for tile in best]}
-
-
-class Bags(Network):
-    """An encoder for every tile, attention over them, a classifier."""
-
-    def __init__(
-        self,
-        name: str,
-        channels: Mapping[str, int],
-        outputs: Mapping[str, int],
-        weights: Path | None = None,
-        pretrained: bool = False,
-    ) -> None:
-        super().__init__()
-        self.encoder = build_encoder(name, channels["image"], weights, pretrained)
-        self.pool = AttentionPool(self.encoder.num_features)
-        self.classifier = nn.Linear(self.encoder.num_features, outputs["logits"])
-
-    def forward(self, batch: Batch) -> Batch:
-        valid = batch["image_valid"]
-        return {"logits": self.classifier(self.pool(encode_stack(self.encoder, batch["image"], valid), valid))}

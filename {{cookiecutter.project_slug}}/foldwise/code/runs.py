@@ -49,11 +49,10 @@ def working_code(config: Mapping[str, Any], root: Path | None = None) -> Iterato
     Raises:
         Refusal: as `collect_code`.
     """
-    targets = [target for target in all_targets(config) if target.split(".")[0] == PACKAGE]
-    if not targets:
+    code = _collect(config, root or Path.cwd())
+    if code is None:
         yield OwnerCode()
         return
-    code = collect_code(targets, root or Path.cwd())
     with tempfile.TemporaryDirectory(prefix="foldwise-") as scratch:
         folder = Path(scratch) / FOLDER
         write_code(code, folder)
@@ -67,11 +66,14 @@ def current_code(config: Mapping[str, Any]) -> OwnerCode:
     Raises:
         Refusal: as `collect_code`.
     """
-    targets = [target for target in all_targets(config) if target.split(".")[0] == PACKAGE]
-    if not targets:
-        return OwnerCode()
-    code = collect_code(targets, Path.cwd())
-    return OwnerCode(code, open_code(code))
+    code = _collect(config, Path.cwd())
+    return OwnerCode(code, open_code(code)) if code else OwnerCode()
+
+
+def _collect(config: Mapping[str, Any], root: Path) -> Code | None:
+    """What a configuration reaches in `root/solution`; None where it names nothing there."""
+    code = collect_code(all_targets(config), root)
+    return code if code.files else None
 
 
 def keep_code(code: Code | None, run: Path) -> None:

@@ -18,39 +18,44 @@ from foldwise.errors import Refusal
 Layout = tuple[tuple[str, tuple[int, ...]], ...]  # the fields of a packed tensor in their order, and their shapes
 
 
-class PackedBatch(NamedTuple):
-    """A batch on its way; `unpack` gives the batch."""
+class Packed(NamedTuple):
+    """A sample, or a batch of them with B in front, on its way; `unpack` gives the batch."""
 
-    tensors: dict[str, Tensor]
-    values: Tensor  # (B, numbers of all fields of values) float32
+    tensors: dict[str, Tensor]  # spatial and ragged fields
+    values: Tensor  # (numbers of all fields of values,) float32
     codes: Tensor  # the same of codes, int64
     layouts: tuple[Layout, Layout]
 
 
-def pack_sample(sample: Mapping[str, np.ndarray], fields: Mapping[str, Field]) -> dict[str, object]:
+def pack_sample(sample: Mapping[str, np.ndarray], fields: Mapping[str, Field]) -> Packed:
     """A sample with its small fields in one array of each dtype."""
-    packed: dict[str, object] = {
+    tensors = {
         name: torch.from_numpy(value)
         for name, value in sample.items()
         if name in fields and (fields[name].spatial or fields[name].ragged)
     }
-    layouts = []
-    for key, dtype in (("values", np.float32), ("codes", np.int64)):
-        # What is no field is a number that the machinery adds, such as the sample's weight.
-        small = {name: np.asarray(value, dtype) for name, value in sample.items() if name not in packed
-                 and (fields[name].kind if name in fields else _kind(value)) == key}  # fmt: skip
-        flat = [value.ravel() for value in small.values()]
-        packed[f" {key}"] = torch.from_numpy(np.concatenate(flat) if flat else np.zeros(0, dtype))
-        layouts.append(tuple((name, value.shape) for name, value in small.items()))
-    packed[" layouts"] = tuple(layouts)
-    return packed
+    small: dict[str, dict[str, np.ndarray]] = {"values": {}, "codes": {}}
+    for name, value in sample.items():
+        if name not in tensors:
+            # What is no field is a number that the machinery adds, such as the sample's weight.
+            kind = fields[name].kind if name in fields else _kind(value)
+            small[kind][name] = value
+    values, values_layout = _flatten(small["values"], np.float32)
+    codes, codes_layout = _flatten(small["codes"], np.int64)
+    return Packed(tensors, values, codes, (values_layout, codes_layout))
+
+
+def _flatten(small: Mapping[str, np.ndarray], dtype: type) -> tuple[Tensor, Layout]:
+    arrays: dict[str, np.ndarray] = {name: np.asarray(value, dtype) for name, value in small.items()}
+    flat = np.concatenate([np.zeros(0, dtype), *(array.ravel() for array in arrays.values())])
+    return torch.from_numpy(flat), tuple((name, array.shape) for name, array in arrays.items())
 
 
 def _kind(value: object) -> str:
     return "codes" if isinstance(value, int | np.integer) else "values"
 
 
-def collate(samples: Sequence[dict[str, object]], fields: Mapping[str, Field]) -> PackedBatch:
+def collate(samples: Sequence[Packed], fields: Mapping[str, Field]) -> Packed:
     """A batch of samples as `pack_sample` gives them.
 
     Raises:
@@ -58,10 +63,8 @@ def collate(samples: Sequence[dict[str, object]], fields: Mapping[str, Field]) -
     """
     _check_shapes(samples, fields)
     tensors: dict[str, Tensor] = {}
-    for name in samples[0]:
-        if name.startswith(" "):
-            continue
-        column: list[Tensor] = [sample[name] for sample in samples]  # type: ignore[misc]
+    for name in samples[0].tensors:
+        column = [sample.tensors[name] for sample in samples]
         if fields[name].ragged:
             length = max(len(tensor) for tensor in column)
             real = [torch.arange(length) < len(tensor) for tensor in column]
@@ -70,15 +73,15 @@ def collate(samples: Sequence[dict[str, object]], fields: Mapping[str, Field]) -
         if fields[name].kind == "image" and len({tensor.dtype for tensor in column}) > 1:  # 8-bit images among others
             column = [tensor if tensor.is_floating_point() else tensor.float() / 255 for tensor in column]
         tensors[name] = default_collate(column)  # in a worker it stacks into shared memory
-    return PackedBatch(
+    return Packed(
         tensors,
-        default_collate([sample[" values"] for sample in samples]),
-        default_collate([sample[" codes"] for sample in samples]),
-        samples[0][" layouts"],  # type: ignore[arg-type]
+        default_collate([sample.values for sample in samples]),
+        default_collate([sample.codes for sample in samples]),
+        samples[0].layouts,
     )
 
 
-def unpack(batch: PackedBatch) -> dict[str, Tensor]:
+def unpack(batch: Packed) -> dict[str, Tensor]:
     """The batch by the names of its fields; small fields are views of what was packed."""
     result = dict(batch.tensors)
     for packed, layout in zip((batch.values, batch.codes), batch.layouts, strict=True):
@@ -90,14 +93,14 @@ def unpack(batch: PackedBatch) -> dict[str, Tensor]:
     return result
 
 
-def to_device(batch: PackedBatch, device: torch.device) -> dict[str, Tensor]:
+def to_device(batch: Packed, device: torch.device) -> dict[str, Tensor]:
     """The batch on a device."""
     moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.tensors.items()}
     values, codes = (packed.to(device, non_blocking=True) for packed in (batch.values, batch.codes))
-    return unpack(PackedBatch(moved, values, codes, batch.layouts))
+    return unpack(Packed(moved, values, codes, batch.layouts))
 
 
-def _check_shapes(samples: Sequence[dict[str, object]], fields: Mapping[str, Field]) -> None:
+def _check_shapes(samples: Sequence[Packed], fields: Mapping[str, Field]) -> None:
     first, *others = map(_shapes, samples)
     for other in others:
         for name, shape in other.items():
@@ -111,10 +114,16 @@ def _check_shapes(samples: Sequence[dict[str, object]], fields: Mapping[str, Fie
                 raise Refusal(f"{name} has the shapes {first[name]} and {shape} in two samples of a batch: {rule}")
 
 
-def _shapes(sample: dict[str, object]) -> dict[str, tuple[int, ...]]:
-    tensors = {name: tuple(value.shape) for name, value in sample.items() if isinstance(value, Tensor)}
-    del tensors[" values"], tensors[" codes"]
-    return tensors | {name: shape for layout in sample[" layouts"] for name, shape in layout}  # type: ignore[attr-defined]
+def _shapes(sample: Packed) -> dict[str, tuple[int, ...]]:
+    tensors = {name: tuple(value.shape) for name, value in sample.tensors.items()}
+    return tensors | {name: shape for layout in sample.layouts for name, shape in layout}
+
+
+def start_worker(_: int) -> None:
+    """For loaders: OpenCV would start a thread a core in every worker; torch has one there already."""
+    import cv2
+
+    cv2.setNumThreads(0)
 
 
 def _pad(tensor: Tensor, length: int) -> Tensor:

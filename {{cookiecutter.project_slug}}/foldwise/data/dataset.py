@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from foldwise.data.augmentation import Augmentation
-from foldwise.data.batches import PackedBatch, collate, pack_sample
+from foldwise.data.batches import Packed, collate, pack_sample, start_worker
 from foldwise.data.reading import Reader, crop_sample, fit_sample
 from foldwise.data.sampling import EpochSampler, SampleKey, sample_seed
 
@@ -22,7 +22,7 @@ class EpochTransform(NamedTuple):
     image_size: tuple[int, int] | None
 
 
-class ItemDataset(Dataset[dict[str, Any]]):
+class ItemDataset(Dataset[Packed]):
     """The items of a reader as packed samples, not yet normalised.
 
     Args:
@@ -55,7 +55,7 @@ class ItemDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.reader.items)
 
-    def __getitem__(self, key: SampleKey | tuple[int, int]) -> dict[str, Any]:
+    def __getitem__(self, key: SampleKey | tuple[int, int]) -> Packed:
         return pack_sample(self.read(key), self.fields)
 
     def read(self, key: SampleKey | tuple[int, int]) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def make_loader(
     sampler: EpochSampler | Sequence[SampleKey | tuple[int, int]],
     batch_size: int,
     workers: int,
-) -> DataLoader[PackedBatch]:
+) -> DataLoader[Packed]:
     """A loader of batches of `batch_size`, with at most `workers` processes, which stay alive between epochs.
 
     The batches are the same bytes for any number of workers. For evaluation the sampler is a list of (item, epoch).
@@ -92,21 +92,13 @@ def make_loader(
     batches = -(-len(sampler) // batch_size)
     workers = min(workers, batches)
     return DataLoader(
-        dataset,  # type: ignore[arg-type]  # whose samples become PackedBatches in collate
+        dataset,
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         collate_fn=partial(collate, fields=dataset.fields),
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),  # else the loader takes numbers from torch's global stream
     )
-
-
-def _start_worker(_: int) -> None:
-    """One thread a worker: OpenCV and torch would otherwise each start one a core in every worker."""
-    import cv2
-
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)

@@ -1,5 +1,6 @@
 """What a sample is made of, and what it is a sample of: fields and items."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -27,6 +28,11 @@ class Field:
     @property
     def spatial(self) -> bool:
         return self.kind in SPATIAL
+
+
+def seen_spatial(fields: Mapping[str, Field]) -> list[str]:
+    """The names of the spatial fields that a network sees: those of views and tiles."""
+    return [name for name, field in fields.items() if field.spatial and not field.train_only]
 
 
 class Item(NamedTuple):

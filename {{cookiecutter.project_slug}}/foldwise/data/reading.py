@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class Reader:
     targets: Mapping[str, Target] = field(default_factory=dict)
     target_fields: Mapping[str, Field] = field(default_factory=dict)
 
-    @property
+    @cached_property  # asked for at each sample
     def fields(self) -> dict[str, Field]:
         """All fields of the samples that this reader gives."""
         own = {name: kind for name, kind in self.samples.fields.items() if self.rows.targets or not kind.train_only}

@@ -191,11 +191,7 @@ def _writer(
         columns=output.columns,
         run=source_name(run.folder.resolve(), output),
         folds_hash=run.folds_hash,
-        tta={
-            "views": tta.names,
-            "mean": tta.mean,
-            **({"tiles": True} if choices.tiles or run.spec.fit == "tiles" else {}),
-        },
+        tta=tta.describe(choices.tiles or run.spec.fit == "tiles"),
         created_by="predict.py",
     )
     return new_writer(_folder_of(run, output, folder), header, request, table.ids)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from foldwise.data.batches import to_device, unpack
+from foldwise.data.fields import seen_spatial
 from foldwise.data.images import ImageError
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
@@ -59,11 +60,12 @@ class Predictor:
         tiles: bool = False,
     ) -> None:
         self.outputs = models[0].spec.outputs
+        self.tasks = {output.name: output.meaning for output in self.outputs}
         if any(self._kinds(model) != self._kinds(models[0]) for model in models):
             raise Refusal("the models are not of one task with one number of classes: predict them one by one")
         if precision not in PRECISIONS:
             raise Refusal(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
-        maps = any(output.meaning.kind == "maps" for output in self.outputs)
+        maps = any(task.kind == "maps" for task in self.tasks.values())
         if tta.draws and maps:
             raise Refusal("random draws cannot be turned back on masks: choose a TTA of flips, scales or crops")
         if keep_views and maps and any(view.crop for view in tta.views):
@@ -92,7 +94,7 @@ class Predictor:
         self.tiles = tiles or True in trained
         if self.tiles and tta.names != ["identity"]:
             raise Refusal("tiles are predicted in one view: choose --tta none")
-        if self.tiles and any(output.meaning.kind != "maps" for output in self.outputs):
+        if self.tiles and any(task.kind != "maps" for task in self.tasks.values()):
             raise Refusal("tiles are for masks: an output of this run is about the whole picture")
         self.tta = tta
         self.views = tta.names if keep_views else [tta.name]
@@ -102,10 +104,7 @@ class Predictor:
         wanted = [Wanted.of(model) for model in models]
         self.wanted = dict(zip(wanted, models, strict=True))
         self.inputs = [list(self.wanted).index(how) for how in wanted]
-        self.spatial = [
-            [name for name, field in model.samples.fields.items() if field.spatial and not field.train_only]
-            for model in models
-        ]
+        self.spatial = [seen_spatial(model.samples.fields) for model in models]
 
     @staticmethod
     def _kinds(model: Model) -> list[tuple[str, str, int]]:
@@ -150,8 +149,7 @@ class Predictor:
         Args:
             values: (V, C, ...) of each model; maps may differ in size.
         """
-        task = self._task(name)
-        if task.kind == "maps":
+        if self.tasks[name].kind == "maps":
             # rounding of the weights can reach above 1
             planes = [interpolate(model, tuple(size), mode="bilinear", align_corners=False) for model in values]
             values = [plane.clamp(0, 1) for plane in planes]
@@ -180,15 +178,14 @@ class Predictor:
                 name: value.flatten(0, 1) if name in spatial else value.repeat_interleave(draws, 0)
                 for name, value in batch.items()
             }
-        tasks = {output.name: output.meaning for output in self.outputs}
-        results = tta.predict(partial(self._values, model), batch, spatial, tasks)
+        results = tta.predict(partial(self._values, model), batch, spatial, self.tasks)
         found = {}
         for name, of_views in results.items():
             by_draw = [value.unflatten(0, (-1, draws))[:, draw] for draw in range(draws) for value in of_views]
             if len(self.views) > 1:
                 found[name] = torch.stack(by_draw, 1)
             else:
-                found[name] = tasks[name].average(torch.stack(by_draw), tta.mean).unsqueeze(1)
+                found[name] = self.tasks[name].average(torch.stack(by_draw), tta.mean).unsqueeze(1)
         return found
 
     @torch.inference_mode()
@@ -209,9 +206,6 @@ class Predictor:
         with self._precision():
             outputs = self.models[model].network({name: value.to(self.device) for name, value in batch.items()})
         return activate(outputs, self.models[model].spec.outputs)
-
-    def _task(self, name: str) -> Any:
-        return next(output.meaning for output in self.outputs if output.name == name)
 
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from foldwise.data.augmentation import Augmentation, build_transforms
-from foldwise.data.batches import PackedBatch, collate, pack_sample
+from foldwise.data.batches import Packed, collate, pack_sample, start_worker
 from foldwise.data.images import ImageError, remembered_images
 from foldwise.data.reading import Reader, fit_sample
 from foldwise.data.samples import Rows, Sample
@@ -44,7 +43,7 @@ class Read(NamedTuple):
     """
 
     number: int
-    samples: list[dict[str, Any]]
+    samples: list[Packed]
     size: tuple[int, int]
     problem: str = ""
 
@@ -54,7 +53,7 @@ class ReadBatch(NamedTuple):
     beside them those that could not."""
 
     numbers: list[int]
-    inputs: list[PackedBatch]
+    inputs: list[Packed]
     sizes: list[tuple[int, int]]
     bad: list[Read]
 
@@ -100,7 +99,7 @@ class Items(Dataset[Read]):
     def __getitem__(self, place: int) -> Read:
         number = self.numbers[place]
         size = (0, 0)
-        samples: list[dict[str, Any]] = []
+        samples: list[Packed] = []
         read: dict[str, list[Sample]] = {}
         with remembered_images():  # readers that differ in a state alone decode once
             for how in self.wanted:
@@ -164,17 +163,13 @@ def load_batches(items: Items, batch_size: int, workers: int, device: torch.devi
         num_workers=min(workers, len(items)),
         collate_fn=partial(_collate, fields=fields),
         pin_memory=device.type == "cuda",
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),  # its own, so that predicting does not move the caller's
     )
 
 
 def _collate(reads: list[Read], fields: list[dict[str, Any]]) -> ReadBatch:
     good = [read for read in reads if not read.problem]
-    inputs = [collate(list(samples), kinds) for samples, kinds in zip(zip(*(r.samples for r in good)), fields)]  # noqa: B905  none good, none to collate
+    inputs = [collate([read.samples[place] for read in good], kinds) for place, kinds in enumerate(fields) if good]
     bad = [read for read in reads if read.problem]
     return ReadBatch([read.number for read in good], inputs, [read.size for read in good], bad)
-
-
-def _start_worker(_: int) -> None:
-    cv2.setNumThreads(0)  # the workers are the parallelism; their threads would get in each other's way

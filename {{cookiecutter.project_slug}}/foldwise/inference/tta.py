@@ -88,6 +88,10 @@ class TTA:
         names = [view.name for view in self.views]
         return [f"{name}#{draw}" for draw in range(self.draws) for name in names] if self.draws else names
 
+    def describe(self, tiles: bool) -> dict[str, Any]:
+        """For the header of a prediction: views and mean, and whether it was made in tiles."""
+        return {"views": self.names, "mean": self.mean, **({"tiles": True} if tiles else {})}
+
     @property
     def name(self) -> str:
         """The `view` of the averaged prediction: that of the one view, or "mean"."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from foldwise.data.batches import PackedBatch, unpack
+from foldwise.data.batches import Packed, unpack
 from foldwise.data.sampling import sample_seed
 from foldwise.models.mixing import Mix
 from foldwise.models.network import Batch
@@ -78,7 +78,7 @@ class TrainingModule(pl.LightningModule):
         batch = self.mixes[phase.name](batch)
         return self.losses(self.network(batch), batch)
 
-    def on_after_batch_transfer(self, batch: PackedBatch, dataloader_idx: int) -> Batch:
+    def on_after_batch_transfer(self, batch: Packed, dataloader_idx: int) -> Batch:
         return unpack(batch)
 
     def configure_optimizers(self) -> Any:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from foldwise.errors import Refusal
 from foldwise.models.layers import layer_depths
 from foldwise.models.network import Batch, Network, prefixed
+from foldwise.models.pools import build_pool, encode_stack
 from foldwise.reachable import connection_problem
 
 # timm warns of weights that a network has no place for, as the head's of an encoder; `_check_loaded` knows better.
@@ -69,6 +70,36 @@ class ImageNetwork(Network):
         """The stride of smp's encoder, where its decoder needs sizes divisible by it."""
         net = cast(Any, self.net)
         return net.encoder.output_stride if getattr(net, "requires_divisible_input_shape", False) else 1
+
+
+class PooledNetwork(Network):
+    """A stack of pictures in, one output out: an encoder for every picture, a pool over them, a classifier.
+
+    Args:
+        name: of the encoder, one of timm's.
+        pool: "mean" or "attention".
+        channels, outputs, weights, pretrained: as `Network` says.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        channels: Mapping[str, int],
+        outputs: Mapping[str, int],
+        pool: str = "attention",
+        weights: Path | None = None,
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__()
+        self.field, self.output = only(channels, "image field"), only(outputs, "output")
+        self.encoder = build_encoder(name, channels[self.field], weights, pretrained)
+        self.pool = build_pool(pool, self.encoder.num_features)
+        self.classifier = nn.Linear(self.encoder.num_features, outputs[self.output])
+
+    def forward(self, batch: Batch) -> Batch:
+        valid = batch.get(f"{self.field}_valid")  # of stacks that vary in length
+        features = encode_stack(self.encoder, batch[self.field], valid)
+        return {self.output: self.classifier(self.pool(features, valid))}
 
 
 def only(names: Mapping[str, Any], what: str) -> str:

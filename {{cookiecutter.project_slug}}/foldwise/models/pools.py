@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from foldwise.errors import Refusal
+
 
 def encode_stack(encoder: nn.Module, images: Tensor, valid: Tensor | None = None) -> Tensor:
     """Features (B, N, D) of stacks (B, N, C, H, W).
@@ -53,3 +55,14 @@ class AttentionPool(nn.Module):
         if valid is not None:
             score = score.masked_fill(~valid, torch.finfo(score.dtype).min)
         return score.softmax(1)
+
+
+def build_pool(name: str, features: int) -> nn.Module:
+    """A pool by its name: "mean" or "attention".
+
+    Raises:
+        Refusal: there is none.
+    """
+    if name not in ("mean", "attention"):
+        raise Refusal(f"model.pool is {name!r}; it must be mean or attention")
+    return MeanPool() if name == "mean" else AttentionPool(features)

@@ -41,7 +41,7 @@ from foldwise.training.loaders import (
     training_loader,
 )
 from foldwise.training.preview import preview_phases
-from foldwise.training.trial import try_batch
+from foldwise.training.trial import image_sizes, try_batch
 
 # Settings of the group `model` that say how a network is trained, and not what it is.
 TRAINING_ONLY = ("_target_", "pretrained", "weights", "channels_last", "compile", "gradient_checkpointing")
@@ -117,14 +117,8 @@ def check_sizes(config: Mapping[str, Any], multiple: int) -> None:
     Raises:
         Refusal: every size that is none, and the next larger one that is.
     """
-    sizes = {"data.image_size": config["data"]["image_size"]} | {
-        f"phases.{phase.name}.image_size": phase.image_size
-        for phase in build_phases(config["phases"])
-        if phase.image_size is not None
-    }
     problems = []
-    for key, size in sizes.items():
-        height, width = image_hw(size)
+    for key, (height, width) in image_sizes(config).items():
         if height % multiple or width % multiple:
             up = [-(-side // multiple) * multiple for side in (height, width)]
             problems.append(

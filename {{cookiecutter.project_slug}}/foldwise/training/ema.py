@@ -8,7 +8,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from foldwise.data.batches import PackedBatch, to_device
+from foldwise.data.batches import Packed, to_device
 from foldwise.errors import Refusal
 from foldwise.models.module import TrainingModule
 from foldwise.models.normalized import Normalized
@@ -67,7 +67,7 @@ class EMA(pl.Callback):
 
 @torch.no_grad()
 def reestimate_batch_norm(
-    network: Normalized, batches: Iterable[PackedBatch], device: torch.device, frozen: Collection[str] = ()
+    network: Normalized, batches: Iterable[Packed], device: torch.device, frozen: Collection[str] = ()
 ) -> None:
     """Set the batch-norm statistics of averaged weights from training images; without batch norm, nothing is read.
 

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from foldwise.code.alias import check_covered
 from foldwise.code.build import make
 from foldwise.code.runs import open_run_code
+from foldwise.data.fields import seen_spatial
 from foldwise.data.holdout import Holdout
 from foldwise.data.prepare import Prepared, prepare
 from foldwise.data.sampling import EpochSampler, sample_seed
@@ -58,7 +59,6 @@ warnings.filterwarnings("ignore", module="pytorch_lightning.utilities._pytree") 
 warnings.filterwarnings("ignore", ".*does not have many workers.*")  # data.workers is the user's choice
 warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # train.py starts the processes of a fold itself
 warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
-warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # it is not needed for one machine
 warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # the figures of an epoch are gathered before they are logged
 
 
@@ -99,7 +99,7 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], place: Place
     every = config["validate_every"] if part.folds else 0
     tile = spec.image_size if spec.fit == "tiles" else None
     held_out = evaluation_loader(config, prepared, make_reader(prepared, state), rows, place)
-    spatial = [name for name, field in prepared.samples.fields.items() if field.spatial and not field.train_only]
+    spatial = seen_spatial(prepared.samples.fields)
     validation = Validation(held_out, spec.outputs, spatial, prepared.table, metric, every, ema, tile)
     snapshots = Snapshots(folder, spec, validation, metric.greater_is_better, config["top_k"])
     progress = Progress(folder, part.title, validation, type(metric).__name__)
@@ -225,9 +225,7 @@ def predict_held_out(
     )
     with ExitStack() as stack:
         writers = []
-        for output, folder in zip(
-            outputs, folders, strict=True
-        ):  # the main output's is closed last, and says all is done
+        for output, folder in zip(outputs, folders, strict=True):  # the main output's is closed last: all is done then
             shutil.rmtree(folder, ignore_errors=True)
             header = Header(
                 split="oof",
@@ -235,7 +233,7 @@ def predict_held_out(
                 columns=output.columns,
                 run=source_name(run, output),
                 folds_hash=prepared.folds_hash,
-                tta={"views": tta.names, "mean": tta.mean, **({"tiles": True} if predictor.tiles else {})},
+                tta=tta.describe(predictor.tiles),
                 created_by=created_by,
             )
             writers.append(stack.enter_context(new_writer(folder, header)))

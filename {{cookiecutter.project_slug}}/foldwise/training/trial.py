@@ -35,14 +35,9 @@ def try_batch(
         Refusal: a size that the network cannot take, an output that it does not give or with other columns, a loss
             that is none.
     """
-    sizes = {"data.image_size": image_hw(config["data"]["image_size"])} | {
-        f"phases.{phase.name}.image_size": image_hw(phase.image_size)
-        for phase in build_phases(config["phases"])
-        if phase.image_size is not None
-    }
     network = module.network.eval()
     problems = []
-    for key, size in sizes.items():
+    for key, size in image_sizes(config).items():
         batch = _read(dataset, size)
         try:
             found = network(batch)
@@ -61,6 +56,15 @@ def try_batch(
         raise Refusal("\n".join(problems))
     for mix in module.mixes.values():
         mix(batch)
+
+
+def image_sizes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Every (height, width) that a training has, by its setting."""
+    return {"data.image_size": image_hw(config["data"]["image_size"])} | {
+        f"phases.{phase.name}.image_size": image_hw(phase.image_size)
+        for phase in build_phases(config["phases"])
+        if phase.image_size is not None
+    }
 
 
 def _in_library(error: BaseException) -> bool:
