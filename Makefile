@@ -2,10 +2,12 @@
 PYTHON ?= python3
 TEMPLATE := {{cookiecutter.project_slug}}
 UV := .venv/bin/uv
+PYTEST := .venv/bin/python -m pytest
+PARALLEL = --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 export NO_ALBUMENTATIONS_UPDATE = 1
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint lock clean
+.PHONY: help demo test test-all test-machinery lint lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,11 +18,17 @@ demo: .venv/bin/cookiecutter ## render a repository into build/demo, set it up a
 	PATH="$(CURDIR)/.venv/bin:$$PATH" $(MAKE) -C build/demo/demo setup
 	$(MAKE) -C build/demo/demo baseline
 
-test: .venv/tested ## run the template's tests, which run those of a rendered repository too
-	.venv/bin/python -m pytest
+test: .venv/tested test-machinery ## run all tests but the slow ones: of rendering, of the examples, of foldwise/
+	$(PYTEST) tests --ignore tests/machinery $(PARALLEL)
 
-test-all: .venv/tested ## the slow tests too: every example on the whole way
-	.venv/bin/python -m pytest -m "slow or not slow"
+test-all: ## the slow tests too: every example on the whole way
+	$(MAKE) test ARGS='-m "slow or not slow"'
+
+test-machinery: .venv/tested ## run the tests of foldwise/ in a rendering; ARGS="-k tiles" picks some
+	rm -rf build/machinery
+	.venv/bin/cookiecutter . --no-input --output-dir build/machinery </dev/null
+	cp -r tests/machinery build/machinery/my-competition/machinery_tests
+	cd build/machinery/my-competition && ../../../$(PYTEST) machinery_tests $(PARALLEL)
 
 lint: .venv/tested ## check style and types of both layers
 	.venv/bin/python -m pytest tests/test_tools.py

@@ -47,8 +47,6 @@ def test_rendered_tests_pass(fresh: Path) -> None:
     said = run_command(["make", "test"], fresh, timeout=1200)
     assert re.search(r"\d+ passed", said)
     print(said.splitlines()[-1])
-    slow = [".venv/bin/python", "-m", "pytest", "-m", "slow", "--numprocesses", "2"]
-    assert " passed" in run_command(slow, fresh, timeout=2400)
 
 
 def test_help_lists_every_target(render: Render, tmp_path: Path) -> None:

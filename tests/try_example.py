@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path.cwd()), str(Path.cwd() / "tests")]
+sys.path[:0] = [str(Path.cwd()), str(Path(__file__).parent / "machinery")]
 
 
 def main() -> None:
@@ -23,11 +23,12 @@ def main() -> None:
 def attempt(data: str, experiment: str, overrides: list[str]) -> str:
     """Train one fold for two steps and predict the test table; the shares of ids that were predicted."""
     import pandas as pd
+    from tiny import train_folds
+
     from foldwise.config import compose_config, resolve_config
     from foldwise.inference.predicting import predict_runs
     from foldwise.inference.sharing import Choices
     from foldwise.settings import find_choice
-    from tiny import train_folds
 
     columns = ["data.columns.group=series"] if not any("columns.group" in word for word in overrides) else []
     config: dict[str, Any] = resolve_config(

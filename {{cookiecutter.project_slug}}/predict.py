@@ -39,7 +39,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--oof", action="store_true", help="the training table, each row by the models that did not see it"
     )
     parser.add_argument(
-        "--keep-views", action="store_true", help="keep each view; python average.py puts them together"
+        "--keep-views", action="store_true", help="keep each view; python tools/average.py puts them together"
     )
     parser.add_argument("--tiles", action="store_true", help="segmentation: overlapping tiles at the stored resolution")
     parser.add_argument("--overlay", type=_count(0), default=0, metavar="N", help="segmentation: also paint N pictures")

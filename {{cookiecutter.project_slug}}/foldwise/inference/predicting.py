@@ -200,7 +200,7 @@ def _writer(
 def _next_command(runs: Sequence[TrainedRun], folders: Sequence[Path], choices: Choices) -> str:
     named = shlex.join(str(run.folder) for run in runs)
     if choices.keep_views:
-        return f"python average.py {shlex.quote(str(folders[0]))} --mean geometric"
+        return f"python tools/average.py {shlex.quote(str(folders[0]))} --mean geometric"
     if choices.oof:
         return f"python evaluate.py {named} --oof {folders[0].name}"
     if len(runs) > 1:

@@ -31,7 +31,7 @@ def print_run(run: Path, folds: Sequence[int], greater_is_better: bool) -> None:
     if "full" in models:
         console.print("full                 trained on every row: nothing is left that could score it")
     if any(name.startswith("without-") for name in models):
-        console.print(f"teach a student      python distill.py {run} --out <table>.csv")
+        console.print(f"teach a student      python tools/distill.py {run} --out <table>.csv")
     if missing and len(missing) < len(folds):
         console.print(f"folds {missing} are not finished: the same command with fold=all trains them")
     if not missing:

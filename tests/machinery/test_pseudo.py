@@ -411,7 +411,7 @@ def test_no_byte_of_a_students_targets_depends_on_its_folds_labels(task, tmp_pat
 
 def test_the_command(labelled, tmp_path, command):
     def label(*arguments):
-        return command("pseudo_label.py", *arguments)
+        return command("tools/pseudo_label.py", *arguments)
 
     out, run = tmp_path / "pseudo.csv", labelled.root / "a"
     code, said, error = label(run, "--confident", 0.95, "--confident-class", "blue=0.8", "--out", out)

@@ -2,7 +2,7 @@
 
 examples:
   python train.py run=runs/finetune_cnn-1a2b3c4d fold=pairs
-  python distill.py runs/finetune_cnn-1a2b3c4d --out data/competition/distilled.csv
+  python tools/distill.py runs/finetune_cnn-1a2b3c4d --out data/competition/distilled.csv
   python train.py experiment=small_and_fast data=competition data.pseudo=data/competition/distilled.csv
 
 The first trains the teachers, one for each two folds: 10 of five folds, 3 of three. The student of fold k learns of an
@@ -11,7 +11,10 @@ averaged. With out-of-fold predictions there are targets for a student of every 
 """
 
 import argparse
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root, where foldwise/ is
 
 from foldwise.command import exit_on_error, make_parser
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bundle as command
 import cv2
 import numpy as np
 import pandas as pd
@@ -19,7 +20,6 @@ from rich.console import Console
 from rows import SAMPLES, scored
 from tiny import CLASSES, save_random_model, write_data
 
-import bundle as command
 from foldwise.bundle import rehearse as rehearsing
 from foldwise.bundle.build import Request, build_bundle
 from foldwise.bundle.dropping import Unit

@@ -1,10 +1,10 @@
 """Label unlabelled images by the predictions of runs, for each fold's student by models that never saw its fold.
 
 examples:
-  python pseudo_label.py runs/finetune_cnn-1a2b3c4d --confident 0.95 --out data/competition/pseudo.csv
-  python pseudo_label.py runs/a-1a2b3c4d runs/b-5e6f7a8b --test test-d4 --soft --out data/competition/pseudo.parquet
-  python pseudo_label.py runs/a-1a2b3c4d --confident 0.95 --confident-class cat=0.9 dog=0.99 --out pseudo.csv
-  python pseudo_label.py runs/a-1a2b3c4d --uncertain 100 --out uncertain.csv
+  python tools/pseudo_label.py runs/finetune_cnn-1a2b3c4d --confident 0.95 --out data/competition/pseudo.csv
+  python tools/pseudo_label.py runs/a-1a2b3c4d runs/b-5e6f7a8b --test test-d4 --soft --out data/competition/pseudo.parquet
+  python tools/pseudo_label.py runs/a-1a2b3c4d --confident 0.95 --confident-class cat=0.9 dog=0.99 --out pseudo.csv
+  python tools/pseudo_label.py runs/a-1a2b3c4d --uncertain 100 --out uncertain.csv
 
 The targets of fold k's student are the mean over the runs of what their fold-k models say. Ensembles, and runs whose
 checkpoints were chosen on their own fold, are refused: they know fold k's labels.
@@ -15,7 +15,10 @@ images without a confident pixel are left out. There are no soft masks. --uncert
 """
 
 import argparse
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root, where foldwise/ is
 
 from foldwise.command import exit_on_error, make_parser
 

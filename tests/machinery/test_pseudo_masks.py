@@ -147,8 +147,8 @@ def test_uncertain_images_come_by_the_mean_entropy_of_their_pixels(world, tmp_pa
 
 def test_the_command(world, command):
     out = world.root / "command.csv"
-    code, said, error = command("pseudo_label.py", world.runs[0], "--confident", 0.6, "--out", out)
+    code, said, error = command("tools/pseudo_label.py", world.runs[0], "--confident", 0.6, "--out", out)
     assert (code, error) == (0, "") and f"data.pseudo={out}" in said
     assert "left out: not confident" in said and str(Path(out).with_suffix("")) in said.splitlines()[-5].strip()
-    code, _, error = command("pseudo_label.py", world.runs[0], "--soft", "--out", world.root / "soft.csv")
+    code, _, error = command("tools/pseudo_label.py", world.runs[0], "--soft", "--out", world.root / "soft.csv")
     assert code == 2 and error.startswith("error: a mask has one class a pixel")

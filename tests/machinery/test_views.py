@@ -86,10 +86,10 @@ def test_masks_are_averaged_one_picture_at_a_time(mean, tmp_path):
 
 def test_the_command(kept, command):
     folder, _ = kept
-    assert "test-d4-geometric" in command("average.py", folder, "--mean", "geometric")[1]
-    again = command("average.py", folder, "--mean", "geometric")
+    assert "test-d4-geometric" in command("tools/average.py", folder, "--mean", "geometric")[1]
+    again = command("tools/average.py", folder, "--mean", "geometric")
     assert again[0] == 2 and "not overwritten" in again[2]
     assert sorted(path.name for path in folder.parent.iterdir()) == ["test-d4-geometric", "test-d4-views"]
-    script = [sys.executable, "average.py", str(folder), "--views", "hflip", "rot45"]
+    script = [sys.executable, "tools/average.py", str(folder), "--views", "hflip", "rot45"]
     unknown = subprocess.run(script, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
     assert unknown.returncode == 2 and "has the views" in unknown.stderr and "Traceback" not in unknown.stderr

@@ -2,14 +2,17 @@
 
 examples:
   python predict.py runs/baseline-1a2b3c4d --oof --tta d4 --keep-views
-  python average.py runs/baseline-1a2b3c4d/predictions/oof-d4-views --mean geometric
-  python average.py runs/baseline-1a2b3c4d/predictions/oof-d4-views --views identity hflip
+  python tools/average.py runs/baseline-1a2b3c4d/predictions/oof-d4-views --mean geometric
+  python tools/average.py runs/baseline-1a2b3c4d/predictions/oof-d4-views --views identity hflip
 
 The rank mean is for ranking metrics only (ROC AUC, mAP): it is no probability, and later steps refuse it as one.
 """
 
 import argparse
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root, where foldwise/ is
 
 from foldwise.command import exit_on_error, make_parser
 

@@ -126,8 +126,8 @@ def test_teachers_learn_from_labels_alone_and_a_student_of_every_row_needs_targe
 def test_the_command(world, tmp_path, command):
     run, _ = make_teacher(world, "command", oof=True)
     out = tmp_path / "distilled.csv"
-    code, said, error = command("distill.py", run, "--out", out)
+    code, said, error = command("tools/distill.py", run, "--out", out)
     assert (code, error) == (0, "") and "student of every row: 23 images" in said and f"data.pseudo={out}" in said
     assert read_json(provenance_path(out))["created_by"] == "distill.py"
-    code, _, error = command("distill.py", run, "--out", out)
+    code, _, error = command("tools/distill.py", run, "--out", out)
     assert code == 2 and "not overwritten" in error

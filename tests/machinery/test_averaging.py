@@ -221,9 +221,9 @@ def test_masks_and_the_best_epochs(data, tmp_path, capsys):
 
 
 def test_the_command_says_what_was_written_or_what_is_wrong(run, command):
-    code, said, _ = command("average_weights.py", run, "--device", "cpu", "--out", run.with_name("by-command"))
+    code, said, _ = command("tools/average_weights.py", run, "--device", "cpu", "--out", run.with_name("by-command"))
     assert code == 0 and "out of fold, the averaged weights" in said and "next      python evaluate.py" in said
-    code, _, error = command("average_weights.py", run, "--out", run.with_name("by-command"))
+    code, _, error = command("tools/average_weights.py", run, "--out", run.with_name("by-command"))
     assert code == 2 and "by-command exists and is not overwritten" in error
-    code, _, error = command("average_weights.py", run.with_name("typo"))
+    code, _, error = command("tools/average_weights.py", run.with_name("typo"))
     assert code == 2 and error.startswith("error: ") and "typo is not a run" in error

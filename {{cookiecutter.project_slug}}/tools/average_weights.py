@@ -2,7 +2,7 @@
 
 examples:
   python train.py experiment=finetune_cnn phases=cycles
-  python average_weights.py runs/finetune_cnn-1a2b3c4d
+  python tools/average_weights.py runs/finetune_cnn-1a2b3c4d
   python evaluate.py runs/finetune_cnn-1a2b3c4d-averaged runs/finetune_cnn-1a2b3c4d
   python predict.py runs/finetune_cnn-1a2b3c4d-averaged --tta flips
 
@@ -12,7 +12,10 @@ Interrupted, the same command goes on where it stopped.
 """
 
 import argparse
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root, where foldwise/ is
 
 from foldwise.command import exit_on_error, make_parser
 
