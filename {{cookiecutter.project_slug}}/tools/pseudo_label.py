@@ -2,7 +2,7 @@
 
 examples:
   python tools/pseudo_label.py runs/finetune_cnn-1a2b3c4d --confident 0.95 --out data/competition/pseudo.csv
-  python tools/pseudo_label.py runs/a-1a2b3c4d runs/b-5e6f7a8b --test test-d4 --soft --out data/competition/pseudo.parquet
+  python tools/pseudo_label.py runs/a-1a2b3c4d runs/b-5e6f7a8b --test test-d4 --soft --out pseudo.parquet
   python tools/pseudo_label.py runs/a-1a2b3c4d --confident 0.95 --confident-class cat=0.9 dog=0.99 --out pseudo.csv
   python tools/pseudo_label.py runs/a-1a2b3c4d --uncertain 100 --out uncertain.csv
 
