@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from foldwise.command import exit_on_error, make_parser
 
 if TYPE_CHECKING:
-    from foldwise.data.looks import Describer
+    from foldwise.audit.descriptors import Describer
     from foldwise.data.prepare import Prepared
 
 SHOWN_CLASSES = 40
@@ -50,9 +50,9 @@ def run(name: str, overrides: list[str], weights: Path | None, network: str) -> 
     """Prepare the data config `name` and print the result."""
     from omegaconf import OmegaConf
 
+    from foldwise.audit.findings import audit_images
     from foldwise.code.runs import current_code
     from foldwise.config import compose_config
-    from foldwise.data.likeness import compare_pictures
     from foldwise.data.prepare import check_test_table, prepare
     from foldwise.reporting.pictures import draw_samples
 
@@ -68,7 +68,7 @@ def run(name: str, overrides: list[str], weights: Path | None, network: str) -> 
     else:
         table = check_test_table(data, config["task"], prepared)
         print(f"{test}: {len(table)} rows, checked")
-    notes += compare_pictures(data, prepared, table, describe)
+    notes += audit_images(data, prepared, table, describe)
     draw_samples(data, prepared)
     show(prepared, notes)
     print("\nWritten:")
@@ -81,7 +81,7 @@ def run(name: str, overrides: list[str], weights: Path | None, network: str) -> 
 def make_describer(weights: Path | None, network: str) -> "Describer":
     """What finds pictures that are alike: the network whose weights are given, or pixels."""
     if weights is None:
-        from foldwise.data.looks import PixelDescriber
+        from foldwise.audit.descriptors import PixelDescriber
 
         return PixelDescriber()
     from foldwise.inference.embeddings import NetworkDescriber

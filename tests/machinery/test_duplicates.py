@@ -10,8 +10,9 @@ import pytest
 from scipy.stats import norm
 from test_prepare import config, prepare
 
-from foldwise.data.adversarial import adversarial_validation, auc_interval, column_aucs, image_properties
-from foldwise.data.duplicates import (
+from foldwise.audit.adversarial import adversarial_validation, auc_interval, column_aucs, image_properties
+from foldwise.audit.descriptors import Descriptors, PixelDescriber, describe_images, to_picture
+from foldwise.audit.duplicates import (
     COSINE,
     NEAR_MARGIN,
     aligned_correlation,
@@ -21,9 +22,8 @@ from foldwise.data.duplicates import (
     nearest,
     standardize,
 )
+from foldwise.audit.findings import audit_images
 from foldwise.data.images import ImageError, read_image
-from foldwise.data.likeness import compare_pictures
-from foldwise.data.looks import Looks, PixelDescriber, look_at, to_picture
 from foldwise.data.prepare import check_test_table
 from foldwise.errors import Refusal
 from foldwise.inference.embeddings import NetworkDescriber
@@ -60,24 +60,24 @@ def write(root: Path, pictures: dict[str, np.ndarray], table: str = "train.csv",
     pd.DataFrame(frame).to_csv(root / table, index=False)
 
 
-def looks_of(pictures: list[np.ndarray]) -> Looks:
+def descriptors_of(pictures: list[np.ndarray]) -> Descriptors:
     shown = np.stack([to_picture(image, None, 128) for image in pictures])
     thumbnails = [
         cv2.cvtColor(cv2.resize(p, (48, 48), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY) for p in shown
     ]
-    return Looks(np.stack(thumbnails), PixelDescriber()(shown), learned=False)
+    return Descriptors(np.stack(thumbnails), PixelDescriber()(shown), learned=False)
 
 
 def test_copies_are_found_and_unrelated_pictures_are_not():
     originals = [scene(seed) for seed in range(60)]
     copies = [change(originals[10 + number]) for number, change in enumerate(COPIES.values())]
-    found = {(a, b): kind for a, b, kind, _ in alike_pairs(looks_of(originals + copies), 67)}
+    found = {(a, b): kind for a, b, kind, _ in alike_pairs(descriptors_of(originals + copies), 67)}
     assert found == {(10 + number, 60 + number): "copy" for number in range(len(COPIES))}
 
 
 def test_flat_pictures_are_never_copies():
     pictures = [np.full((60, 60, 3), 200 + number, np.uint8) for number in range(5)]
-    assert alike_pairs(looks_of(pictures + [scene(seed) for seed in range(9)]), 14) == []
+    assert alike_pairs(descriptors_of(pictures + [scene(seed) for seed in range(9)]), 14) == []
 
 
 def test_correlation_does_not_depend_on_brightness_and_contrast():
@@ -104,7 +104,7 @@ def test_near_pairs_stand_out_from_their_surroundings():
     vectors[1] = vectors[0] + rng.normal(size=24) * 0.05
     noise = rng.integers(0, 255, (120, 48, 48), np.uint8)  # no two thumbnails correlate
     train = 100
-    found = {(a, b) for a, b, *_ in alike_pairs(Looks(noise, vectors, learned=True), train)}
+    found = {(a, b) for a, b, *_ in alike_pairs(Descriptors(noise, vectors, learned=True), train)}
     z = standardize(vectors).astype(np.float64)
     cosine = z @ z[:train].T
     cosine[np.arange(train), np.arange(train)] = -2
@@ -113,15 +113,15 @@ def test_near_pairs_stand_out_from_their_surroundings():
     expected = np.argwhere((cosine >= COSINE) & (margin >= NEAR_MARGIN))
     assert found == {(min(pair), max(pair)) for pair in expected.tolist()} and (0, 1) in found
     assert cosine[60:, 60:].max() > 0.95 and not any(min(pair) >= 60 for pair in found)
-    assert alike_pairs(Looks(noise, vectors, learned=False), train) == []
+    assert alike_pairs(Descriptors(noise, vectors, learned=False), train) == []
 
 
 def test_constant_columns_and_few_pictures_do_no_harm():
     vectors = np.ones((3, 4), np.float32)
     assert not standardize(vectors).any()
     for count in (1, 2, 3):
-        looks = Looks(np.zeros((count, 48, 48), np.uint8), vectors[:count], learned=True)
-        assert alike_pairs(looks, count) == []
+        descriptors = Descriptors(np.zeros((count, 48, 48), np.uint8), vectors[:count], learned=True)
+        assert alike_pairs(descriptors, count) == []
 
 
 def test_equal_files_are_paired_with_each_place_and_not_with_all(tmp_path):
@@ -139,9 +139,9 @@ def test_where_a_pair_lies(tmp_path):
     pictures = [scene(seed) for seed in range(12)]
     write(tmp_path, {f"p{number}": image for number, image in enumerate([*pictures, *pictures[:3], pictures[5]])})
     files = [tmp_path / f"images/p{number}.png" for number in range(16)]
-    looks = looks_of([*pictures, *pictures[:3], pictures[5]])
+    descriptors = descriptors_of([*pictures, *pictures[:3], pictures[5]])
     fold = np.array([0, -1, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 0, 1, 0, 0])[:14]
-    found = find_duplicates([f"p{number}" for number in range(16)], files, fold, looks)
+    found = find_duplicates([f"p{number}" for number in range(16)], files, fold, descriptors)
     assert found.to_dict("records") == [
         {"id_a": a, "id_b": b, "kind": "exact", "similarity": 1.0, "where": where}
         for a, b, where in [
@@ -154,8 +154,8 @@ def test_where_a_pair_lies(tmp_path):
 
 
 def test_pairs_within_the_test_table_are_not_listed():
-    looks = looks_of([scene(seed) for seed in range(9)] + [scene(20), scene(20) // 2])
-    assert alike_pairs(looks, 9) == [] and len(alike_pairs(looks, 10)) == 1
+    descriptors = descriptors_of([scene(seed) for seed in range(9)] + [scene(20), scene(20) // 2])
+    assert alike_pairs(descriptors, 9) == [] and len(alike_pairs(descriptors, 10)) == 1
 
 
 def test_only_new_pictures_are_read(tmp_path):
@@ -165,16 +165,16 @@ def test_only_new_pictures_are_read(tmp_path):
     def read(name):
         return read_image(tmp_path / name, "stored")
 
-    first = look_at(names[:3], tmp_path, read, None, PixelDescriber(), tmp_path / "record.npz")
+    first = describe_images(names[:3], tmp_path, read, None, PixelDescriber(), tmp_path / "record.npz")
     sizes = [(tmp_path / name).stat().st_size for name in names]
     for name, size in zip(names[:3], sizes, strict=False):
         (tmp_path / name).write_bytes(bytes(size))  # same sizes, no content
-    second = look_at([names[3], *names[:3]], tmp_path, read, None, PixelDescriber(), tmp_path / "record.npz")
+    second = describe_images([names[3], *names[:3]], tmp_path, read, None, PixelDescriber(), tmp_path / "record.npz")
     np.testing.assert_array_equal(second.vectors[1:], first.vectors)
     np.testing.assert_array_equal(second.thumbnails[1:], first.thumbnails)
     (tmp_path / names[0]).write_bytes(b"changed")
     with pytest.raises(ImageError, match=r"p0\.png cannot be decoded"):
-        look_at(names, tmp_path, read, None, PixelDescriber(), tmp_path / "record.npz")
+        describe_images(names, tmp_path, read, None, PixelDescriber(), tmp_path / "record.npz")
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_what_prepare_says(tmp_path):
     data = config(tmp_path, test_table=str(tmp_path / "test.csv"), columns={"fold": "fold"})
     prepared = prepare(data)
     table = check_test_table(data, "multiclass", prepared, progress=False)
-    notes = compare_pictures(data, prepared, table, PixelDescriber(), progress=False)
+    notes = audit_images(data, prepared, table, PixelDescriber(), progress=False)
     pairs = pd.read_csv(tmp_path / "prepared/duplicates.csv")
     assert {(row.id_a, row.id_b, row.kind, row.where) for row in pairs.itertuples()} == {
         ("a5", "same", "exact", "between folds"),

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from foldwise.audit.image_problems import image_problems, mask_problems
 from foldwise.data.fields import Item
-from foldwise.data.image_problems import image_problems, mask_problems
 from foldwise.data.images import ImageError, default_scale, read_mask
 from foldwise.data.problems import some
 from foldwise.data.samples import Rows, Samples

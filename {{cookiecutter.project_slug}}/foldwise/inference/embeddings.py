@@ -16,11 +16,11 @@ SIZE = 128  # at 224 it takes three times as long, and fewer re-encoded copies w
 
 
 class NetworkDescriber:
-    """Describes pictures by a timm network; see `foldwise.data.looks.Describer`.
+    """Describes pictures by a timm network; see `foldwise.audit.descriptors.Describer`.
 
     The last two stages but one (strides 8 and 16 of a convolutional network), averaged over the picture. They see
     textures and parts, which two views of one scene share; the last stage sees kinds of things, which any two
-    streets share. As in `foldwise.data.duplicates`, without a false alarm: these two stages find 96 % of the
+    streets share. As in `foldwise.audit.duplicates`, without a false alarm: these two stages find 96 % of the
     frames, the pooled features before the classifier 63 %, each with its own best margin.
 
     Args:

@@ -32,7 +32,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from foldwise.data.looks import Looks
+from foldwise.audit.descriptors import Descriptors
 from foldwise.files import sha256_file
 
 COLUMNS = ["id_a", "id_b", "kind", "similarity", "where"]
@@ -52,14 +52,16 @@ SCALES = (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.11, 1.18, 1.25)
 BLOCK = 1 << 24  # similarities that are held at a time, 64 MB
 
 
-def find_duplicates(ids: Sequence[str], files: Sequence[Path], fold: np.ndarray, looks: Looks) -> pd.DataFrame:
+def find_duplicates(
+    ids: Sequence[str], files: Sequence[Path], fold: np.ndarray, descriptors: Descriptors
+) -> pd.DataFrame:
     """List the pairs of duplicates that have at least one training picture.
 
     Args:
         ids: of the N pictures, those of the training table first.
         files: where they are.
         fold: int (M,), of the M training pictures; the other N - M are the test table's.
-        looks: of the N pictures.
+        descriptors: of the N pictures.
 
     Returns:
         A row a pair with the columns id_a, id_b, kind (exact, copy, near), similarity (of copies the correlation,
@@ -69,7 +71,7 @@ def find_duplicates(ids: Sequence[str], files: Sequence[Path], fold: np.ndarray,
     place = np.concatenate([fold, np.full(len(ids) - len(fold), fold.min(initial=0) - 1)])
     pairs = [(a, b, "exact", 1.0) for a, b in exact_pairs(files, place) if a < len(fold)]
     exact = {(a, b) for a, b, *_ in pairs}
-    pairs += [pair for pair in alike_pairs(looks, len(fold)) if pair[:2] not in exact]
+    pairs += [pair for pair in alike_pairs(descriptors, len(fold)) if pair[:2] not in exact]
     frame = pd.DataFrame(pairs, columns=["a", "b", "kind", "similarity"])
     a, b = frame["a"].to_numpy(int), frame["b"].to_numpy(int)
     names = np.asarray(ids, dtype=object)
@@ -98,14 +100,14 @@ def exact_pairs(files: Sequence[Path], place: np.ndarray) -> list[tuple[int, int
     return sorted(pairs)
 
 
-def alike_pairs(looks: Looks, train: int) -> list[tuple[int, int, str, float]]:
+def alike_pairs(descriptors: Descriptors, train: int) -> list[tuple[int, int, str, float]]:
     """Pairs (a, b, kind, similarity) of the kinds copy and near, a < b, a among the first `train` pictures.
 
     A pair is near by the cosine c of its vectors and by its margin over its surroundings, 2 c - r(a) - r(b), where
     r is a picture's mean cosine to its neighbours in ranks 11 to 30: the criterion CSLS (Conneau et al. 2018,
     section 2.3), in which pictures that resemble everything are near nothing.
     """
-    vectors = standardize(looks.vectors)
+    vectors = standardize(descriptors.vectors)
     index, cosine = nearest(vectors, vectors[:train], NEIGHBOURS)
     if not index.shape[1]:
         return []
@@ -113,8 +115,8 @@ def alike_pairs(looks: Looks, train: int) -> list[tuple[int, int, str, float]]:
     a = np.repeat(np.arange(len(vectors)), index.shape[1])
     b, cosine = index.ravel(), cosine.ravel()
     candidate = np.tile(np.arange(index.shape[1]) < CHECKED, len(vectors))
-    flat = looks.thumbnails.reshape(len(vectors), -1).std(axis=1) < FLAT
-    near = (cosine >= COSINE) & (2 * cosine - around[a] - around[b] >= NEAR_MARGIN) & looks.learned
+    flat = descriptors.thumbnails.reshape(len(vectors), -1).std(axis=1) < FLAT
+    near = (cosine >= COSINE) & (2 * cosine - around[a] - around[b] >= NEAR_MARGIN) & descriptors.learned
     kept = (near | candidate) & ~flat[a] & ~flat[b]
     frame = pd.DataFrame(
         {"a": np.minimum(a, b), "b": np.maximum(a, b), "cosine": cosine, "near": near, "at": candidate}
@@ -122,7 +124,9 @@ def alike_pairs(looks: Looks, train: int) -> list[tuple[int, int, str, float]]:
     frame = frame[kept].groupby(["a", "b"], as_index=False).max()
     at = frame["at"].to_numpy()
     correlation = np.zeros(len(frame))
-    correlation[at] = _correlations(looks.thumbnails, frame.loc[at, "a"].to_numpy(), frame.loc[at, "b"].to_numpy())
+    correlation[at] = _correlations(
+        descriptors.thumbnails, frame.loc[at, "a"].to_numpy(), frame.loc[at, "b"].to_numpy()
+    )
     alike = frame["cosine"].to_numpy() >= COSINE
     copy = (correlation >= SURE_CORRELATION) | ((correlation >= COPY_CORRELATION) & alike)
     frame["kind"] = np.where(copy, "copy", "near")

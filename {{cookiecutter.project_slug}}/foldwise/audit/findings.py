@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise.data.adversarial import AUC, FEWEST, Adversarial, adversarial_validation, column_aucs, image_properties
-from foldwise.data.duplicates import BETWEEN_FOLDS, SAME_FOLD, TRAIN_AND_TEST, find_duplicates
-from foldwise.data.looks import Describer, Looks, look_at
+from foldwise.audit.adversarial import AUC, FEWEST, Adversarial, adversarial_validation, column_aucs, image_properties
+from foldwise.audit.descriptors import Describer, Descriptors, describe_images
+from foldwise.audit.duplicates import BETWEEN_FOLDS, SAME_FOLD, TRAIN_AND_TEST, find_duplicates
 from foldwise.data.pictures import Pictures
 from foldwise.data.prepare import Prepared, scan_alike
 from foldwise.data.samples import item_table
@@ -24,7 +24,7 @@ SHOWN = 3
 TELLING = 0.6  # a column whose AUC is worth a word
 
 
-def compare_pictures(
+def audit_images(
     data: Mapping[str, Any], prepared: Prepared, test: Table | None, describe: Describer, progress: bool = True
 ) -> list[str]:
     """Look for duplicates and, given a test table, for a shift; write `duplicates.csv` and `adversarial.csv`.
@@ -57,21 +57,21 @@ def compare_pictures(
     record = folder / f"embeddings-{hashlib.sha256(what.encode()).hexdigest()[:16]}.npz"
     images = [name for table in tables for name in table.frame["image"]]
     root = prepared.table.root
-    looks = look_at(images, root, lambda name: of_name[name](), data["scale"], describe, record, progress)
+    descriptors = describe_images(images, root, lambda name: of_name[name](), data["scale"], describe, record, progress)
     fold = np.array([prepared.folds[name] for name in prepared.table.ids])
     ids = [name for table in tables for name in table.ids]
-    pairs = find_duplicates(ids, [root / name for name in images], fold, looks)
+    pairs = find_duplicates(ids, [root / name for name in images], fold, descriptors)
     with write_atomic(folder / "duplicates.csv") as temporary:
         pairs.to_csv(temporary, index=False)
     notes = duplicate_notes(pairs, folder / "duplicates.csv")
-    if not looks.learned:
+    if not descriptors.learned:
         notes.append(
             "near duplicates were looked for in pixels alone, which misses most other views of a scene "
             "(neighbouring frames of a video): --weights FILE finds them"
         )
     if test is None:
         return notes
-    return notes + _shift_notes(data, prepared, test, tables[1], looks, folder / "adversarial.csv")
+    return notes + _shift_notes(data, prepared, test, tables[1], descriptors, folder / "adversarial.csv")
 
 
 def duplicate_notes(pairs: pd.DataFrame, path: Path) -> list[str]:
@@ -103,7 +103,7 @@ def duplicate_notes(pairs: pd.DataFrame, path: Path) -> list[str]:
 
 
 def _shift_notes(
-    data: Mapping[str, Any], prepared: Prepared, source: Table, test: Table, looks: Looks, path: Path
+    data: Mapping[str, Any], prepared: Prepared, source: Table, test: Table, descriptors: Descriptors, path: Path
 ) -> list[str]:
     train = prepared.table
     if min(len(train), len(test)) < FEWEST:
@@ -111,7 +111,7 @@ def _shift_notes(
     grouped = "group" in train.frame and "group" in test.frame
     groups = [*train.frame["group"], *test.frame["group"]] if grouped else None
     try:
-        result = adversarial_validation(looks.vectors[: len(train)], looks.vectors[len(train) :], groups)
+        result = adversarial_validation(descriptors.vectors[: len(train)], descriptors.vectors[len(train) :], groups)
     except Refusal as error:
         return [str(error)]
     likeness = pd.DataFrame({"id": train.ids, "test_likeness": result.likeness.round(4)})

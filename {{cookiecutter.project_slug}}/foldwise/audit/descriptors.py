@@ -63,7 +63,7 @@ class PixelDescriber:
 
 
 @dataclass(frozen=True)
-class Looks:
+class Descriptors:
     """Thumbnails, grey uint8 (N, 48, 48), and vectors, float32 (N, D); `learned`: a network made the vectors."""
 
     thumbnails: np.ndarray
@@ -71,7 +71,7 @@ class Looks:
     learned: bool
 
 
-def look_at(
+def describe_images(
     images: Sequence[str],
     root: Path,
     read: Callable[[str], np.ndarray],
@@ -79,7 +79,7 @@ def look_at(
     describe: Describer,
     record: Path,
     progress: bool = False,
-) -> Looks:
+) -> Descriptors:
     """Describe images, reading those that are not in the record yet; an interruption keeps what was read.
 
     Args:
@@ -101,7 +101,7 @@ def look_at(
         if todo and known:
             _write_record(record, known)
     found = [known[name] for name in images]
-    return Looks(np.stack([row[1] for row in found]), np.stack([row[2] for row in found]), describe.learned)
+    return Descriptors(np.stack([row[1] for row in found]), np.stack([row[2] for row in found]), describe.learned)
 
 
 Row = tuple[int, np.ndarray, np.ndarray]  # bytes of the file, thumbnail, vector
