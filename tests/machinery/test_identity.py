@@ -101,7 +101,7 @@ def machinery(tmp_path):
         models__net="def f():\n    import foldwise.late.x as x",
         late__x="x = 1",
         typing_only="",
-        curves="",
+        schedulers="",
         predictions__metrics__building="from foldwise.predictions import scores",
         predictions__scores="",
         reporting__figures="from foldwise import palette",
@@ -122,7 +122,7 @@ def reached(root, *arguments):
 
 def test_the_machinery_counts_as_far_as_a_training_reaches_it(machinery):
     assert reached(machinery) == REACHED
-    assert reached(machinery, ["foldwise.curves:Cosine", "torch.nn.Module"]) == sorted([*REACHED, "curves"])
+    assert reached(machinery, ["foldwise.schedulers:Cosine", "torch.nn.Module"]) == sorted([*REACHED, "schedulers"])
     assert reached(machinery, ["foldwise.predictions.metrics.building.F"]) == REACHED
     assert reached(machinery, [], True) == sorted([*REACHED, *METRICS])
 
@@ -138,7 +138,7 @@ def test_only_edits_of_what_is_reached_change_its_hash(machinery):
 
 
 def test_the_training_of_this_repository_is_reached():
-    names = hash_code(["foldwise.models.curves.Cosine"])
+    names = hash_code(["foldwise.schedule.schedulers.Cosine"])
     assert {"foldwise/training/fold.py", "foldwise/models/losses.py", "foldwise/data/dataset.py"} <= names.keys()
     assert not [name for name in names if name.startswith(("foldwise/reporting", "foldwise/predictions/metrics"))]
     assert "foldwise/predictions/metrics/base.py" in hash_code(followed=True)

@@ -207,9 +207,9 @@ def test_frozen_part_does_not_move(architecture: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("architecture", [TIMM, UNET], ids=["timm", "smp"])
-def test_frozen_norms_keep_their_statistics_while_everything_learns(architecture: dict[str, Any]) -> None:
+def test_frozen_batch_norms_keep_their_statistics_while_everything_learns(architecture: dict[str, Any]) -> None:
     net = normalized(architecture)
-    set_trainable(net, "all", frozen_norms=True)
+    set_trainable(net, "all", freeze_bn=True)
     net.eval()
     net.train()
     before, old = running(net), {name: value.clone() for name, value in net.named_parameters()}

@@ -16,10 +16,10 @@ from stopping import Stop, watched
 from tiny import new_network, prepare_tiny, tiny_config, train_folds
 
 from foldwise.errors import Refusal
-from foldwise.models.curves import Constant, Cosine, Plateau
-from foldwise.models.phases import Phase, Schedule, build_phases, share_epochs
 from foldwise.reporting.figures import to_png
 from foldwise.reporting.phases import phases_figure
+from foldwise.schedule.phases import Phase, Schedule, build_phases, share_epochs
+from foldwise.schedule.schedulers import Constant, Cosine, Plateau
 from foldwise.training.build import inspect_config
 
 STEPS = 7
@@ -140,8 +140,8 @@ def test_a_phase_of_no_epochs_is_left_out():
 
 def test_each_phase_runs_through_its_own_curve_and_a_checkpoint_keeps_what_it_remembers():
     def schedule():
-        phases = Phase("drop", 2), Phase("again", 2), Phase("calm", 1)
-        return Schedule(phases, {"drop": Plateau(0, 0.1), "again": Plateau(0, 0.5), "calm": Constant()}, STEPS)
+        phases = Phase("drop", 2), Phase("again", 2), Phase("light", 1)
+        return Schedule(phases, {"drop": Plateau(0, 0.1), "again": Plateau(0, 0.5), "light": Constant()}, STEPS)
 
     first, second = schedule(), schedule()
     for epoch, loss in enumerate([1.0, 2.0, 1.0, 2.0]):
@@ -157,8 +157,8 @@ PHASES = [
     "phases.train.share=0",
     "+phases.head={share: 1, trainable: head, lr: 2.0}",
     "+phases.last={share: 1, trainable: last1, image_size: 16, augmentation: flip, scheduler: constant}",
-    "+phases.drop={share: 2, image_size: [24, 40], frozen_norms: true,"
-    " scheduler: {_target_: foldwise.models.curves.Plateau, patience: 0, min_delta: 10}}",
+    "+phases.drop={share: 2, image_size: [24, 40], freeze_bn: true,"
+    " scheduler: {_target_: foldwise.schedule.schedulers.Plateau, patience: 0, min_delta: 10}}",
     "+phases.again={share: 2, augmentation: heavy, lr: 0.5, start: best, snapshot: true}",
 ]
 OTHERS = ["fold=0", "optimizer.layer_decay=0.5", "augmentation.mixup=0.4", "optimizer.lr=0.01"]
@@ -214,7 +214,7 @@ def test_phases_train_what_they_say_on_images_of_their_size(whole):
     everything = {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"}
     assert moved(after[1], after[2]) == moved(after[4], after[5]) == everything
     norms = [key for key in after[1] if "running" in key]
-    assert all(torch.equal(after[1][key], after[3][key]) for key in norms)  # frozen_norms
+    assert all(torch.equal(after[1][key], after[3][key]) for key in norms)  # freeze_bn
     assert not any(torch.equal(after[4][key], after[5][key]) for key in norms)
 
 
@@ -257,7 +257,7 @@ def test_a_phases_names_are_replaced_by_what_they_stand_for(data):
     assert phases["drop"]["augmentation"]["transforms"][0]["size"] == [24, 40]
     assert phases["drop"]["augmentation"]["mixup"] == 0.4
     assert phases["again"]["augmentation"]["transforms"][0]["size"] == [32, 32]
-    assert phases["last"]["scheduler"] == {"_target_": "foldwise.models.curves.Constant"}
+    assert phases["last"]["scheduler"] == {"_target_": "foldwise.schedule.schedulers.Constant"}
     with pytest.raises(Refusal, match=r"phases.a: there is no augmentation=flop, .* flip(.|\n)*phases.b: .*steep"):
         tiny_config(data, "multiclass", "+phases.a.augmentation=flop", "+phases.b.scheduler=steep")
 

@@ -22,11 +22,11 @@ from foldwise.data.table import TableError
 from foldwise.errors import Refusal
 from foldwise.files import read_json, write_json
 from foldwise.inference.predicting import Choices, predict_runs
-from foldwise.models.phases import build_phases, pseudo_shares
 from foldwise.predictions.pseudo.labelling import pseudo_label
 from foldwise.predictions.pseudo.rules import Confident, Soft
 from foldwise.predictions.pseudo.uncertain import list_uncertain
 from foldwise.processes.group import Place
+from foldwise.schedule.phases import build_phases, pseudo_shares
 from foldwise.settings import find_choice
 from foldwise.training.identity import make_identity
 from foldwise.training.loaders import epoch_shares, training_items, training_loader

@@ -53,7 +53,7 @@ RESUMED = [
     "augmentation.mixup=0.4",
     "data.sampling=balanced",
 ]
-CURVES = {
+SCHEDULERS = {
     "cosine": ["scheduler=cosine"],
     "plateau": ["scheduler=plateau", "scheduler.patience=0", "scheduler.min_delta=10"],
 }
@@ -61,17 +61,17 @@ CURVES = {
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
-    """By curve: a configuration, and a run of it that was never stopped."""
-    configs = {name: tiny_config(data, "multiclass", *RESUMED, *curve) for name, curve in CURVES.items()}
+    """By scheduler: a configuration, and a run of it that was never stopped."""
+    configs = {name: tiny_config(data, "multiclass", *RESUMED, *scheduler) for name, scheduler in SCHEDULERS.items()}
     return {name: (config, train_folds(config, tmp_path_factory.mktemp(name))) for name, config in configs.items()}
 
 
 # Before there is a checkpoint, right after the phase changed, and in the last step of all.
 @pytest.mark.parametrize(
-    ("curve", "stop"), [("cosine", (0, 1)), ("cosine", (1, 0)), ("cosine", (2, 2)), ("plateau", (2, 2))]
+    ("scheduler", "stop"), [("cosine", (0, 1)), ("cosine", (1, 0)), ("cosine", (2, 2)), ("plateau", (2, 2))]
 )
-def test_a_resumed_run_equals_one_never_stopped(curve, stop, whole, tmp_path):
-    config, run = whole[curve]
+def test_a_resumed_run_equals_one_never_stopped(scheduler, stop, whole, tmp_path):
+    config, run = whole[scheduler]
     with watched(Stop(*stop)), pytest.raises(OSError, match="killed"):
         train_folds(config, tmp_path)
     torch.manual_seed(123)  # whatever the state of the world is at a resume
@@ -143,7 +143,7 @@ def test_ema_is_scored_and_differs_from_the_last_weights(data, tmp_path):
 
 
 def test_ema_keeps_batch_norms_that_training_held_still(data, tmp_path):
-    choices = ["callbacks=ema", "phases.train.frozen_norms=true"]
+    choices = ["callbacks=ema", "phases.train.freeze_bn=true"]
     run = train_folds(tiny_config(data, "multiclass", "fold=0", "epochs=2", "phases=frozen_warmup", *choices), tmp_path)
     means = [value for key, value in weights(run).items() if "running_mean" in key]
     assert means and not any(value.any() for value in means)  # as they were at first

@@ -149,7 +149,7 @@ def _scheduler_problems(where: str, scheduler: Mapping[str, Any]) -> list[str]:
 
 
 def _phase_problems(phases: Mapping[str, Any]) -> list[str]:
-    from foldwise.models.phases import build_phases
+    from foldwise.schedule.phases import build_phases
 
     try:
         built = build_phases(phases)

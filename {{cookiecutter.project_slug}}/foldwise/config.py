@@ -142,7 +142,7 @@ def _output(name: str, entry: Any, data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _with_epochs(epochs: Any, phases: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The phases with their epochs in place of their shares of all."""
-    from foldwise.models.phases import share_epochs
+    from foldwise.schedule.phases import share_epochs
 
     old = [name for name, phase in phases.items() if "epochs" in phase]
     if old:

@@ -17,7 +17,7 @@ from foldwise.data.sampling import sample_seed
 from foldwise.models.mixing import Mix
 from foldwise.models.network import Batch
 from foldwise.models.normalized import Normalized, set_trainable
-from foldwise.models.phases import Schedule
+from foldwise.schedule.phases import Schedule
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,10 @@ class TrainingModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["curves"] = self.schedule.state_dict()
+        checkpoint["schedulers"] = self.schedule.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.schedule.load_state_dict(checkpoint["curves"])
+        self.schedule.load_state_dict(checkpoint["schedulers"])
 
     def on_train_epoch_start(self) -> None:
         # A function of the epoch alone, re-applied at each: a resumed run freezes what the stopped one froze.
@@ -101,7 +101,7 @@ class TrainingModule(pl.LightningModule):
         """Put the network into training mode with what the current phase trains; the rest stays frozen."""
         phase, _ = self.schedule.locate(self.current_epoch)
         self.network.train()
-        set_trainable(self.network, phase.trainable, phase.frozen_norms)
+        set_trainable(self.network, phase.trainable, phase.freeze_bn)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Seeded at each step, not at each epoch: whatever drew random numbers before (a validation, a logger,

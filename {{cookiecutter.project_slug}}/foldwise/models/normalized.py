@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from foldwise.errors import Refusal
 from foldwise.models.network import Batch, Network
-from foldwise.models.phases import TRAINABLE
+from foldwise.schedule.phases import TRAINABLE
 
 
 class Normalized(nn.Module):
@@ -26,7 +26,7 @@ class Normalized(nn.Module):
         super().__init__()
         self.net = net
         self.images = tuple(images)
-        self.frozen_norms = False
+        self.freeze_bn = False
         for name, (mean, std) in images.items():
             if len(mean) != len(std) or min(std, default=0.0) <= 0:
                 raise Refusal(f"mean and std need one value a channel and std above 0, but are {mean} and {std}")
@@ -48,7 +48,7 @@ class Normalized(nn.Module):
         super().train(mode)
         if mode:
             _still(self.net)
-            if self.frozen_norms:
+            if self.freeze_bn:
                 head = {inner for module in self.net.head() for inner in module.modules()}
                 for module in self.net.modules():
                     if isinstance(module, _BatchNorm) and module not in head:
@@ -66,14 +66,14 @@ def _still(module: nn.Module) -> None:
         _still(child)
 
 
-def set_trainable(net: Normalized, trainable: str, frozen_norms: bool = False) -> None:
+def set_trainable(net: Normalized, trainable: str, freeze_bn: bool = False) -> None:
     """Train "all" of the network, its "head" alone, or "last<n>": the head and the last n layers before it.
 
     Layers are timm's: the stages of a convolutional network, the blocks of a transformer; of an smp network those of
     the encoder, and the head is all the rest. More layers than there are: all of them.
 
     It holds until the next call, also after `net.train()`. The frozen part gets no gradients, and its batch norms and
-    dropouts are in eval. With `frozen_norms`, batch norms outside the head keep their statistics also where they
+    dropouts are in eval. With `freeze_bn`, batch norms outside the head keep their statistics also where they
     train: those of the pretraining are better than what a few hundred images give, and training and prediction then
     see the same features.
 
@@ -83,7 +83,7 @@ def set_trainable(net: Normalized, trainable: str, frozen_norms: bool = False) -
     match = TRAINABLE.fullmatch(trainable)
     if match is None:
         raise Refusal(f"trainable is all, head or last1, last2, ..., not {trainable!r}")
-    net.frozen_norms = frozen_norms
+    net.freeze_bn = freeze_bn
     net.requires_grad_(trainable == "all")
     if match[1]:
         for name, depth in net.net.depths(coarse=True).items():

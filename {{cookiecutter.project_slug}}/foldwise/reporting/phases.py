@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foldwise.models.phases import Phase
 from foldwise.reporting.figures import new_figure, shorten
+from foldwise.schedule.phases import Phase
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -31,10 +31,10 @@ from foldwise.data.holdout import Holdout
 from foldwise.data.prepare import Prepared
 from foldwise.errors import Refusal
 from foldwise.inference.weights import find_models, load_model, load_state, save_model
-from foldwise.models.phases import build_phases
 from foldwise.predictions.schema import raise_problems
 from foldwise.predictions.store import Predictions, read_predictions
 from foldwise.processes.group import Place
+from foldwise.schedule.phases import build_phases
 from foldwise.training.ema import reestimate_batch_norm
 from foldwise.training.fold import predict_held_out
 from foldwise.training.loaders import training_items, training_loader

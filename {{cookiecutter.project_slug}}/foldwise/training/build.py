@@ -27,10 +27,10 @@ from foldwise.models.network import Network
 from foldwise.models.networks import pretrained_normalization
 from foldwise.models.normalized import Normalized, enable_gradient_checkpointing
 from foldwise.models.optimization import build_optimizer, scale_rate
-from foldwise.models.phases import Schedule, build_phases
 from foldwise.predictions.metrics.building import build_metric
 from foldwise.processes.group import Place
 from foldwise.reporting.phases import PhasePreview
+from foldwise.schedule.phases import Schedule, build_phases
 from foldwise.settings import unknown_setting
 from foldwise.training.loaders import (
     TrainingItems,
@@ -164,7 +164,7 @@ def build_module(
     """The Lightning module that the configuration names."""
     rate = scale_rate(config["optimizer"]["lr"], config["batch_size"], config.get("lr_batch_size"))
     phases = build_phases(config["phases"])
-    curves = {phase.name: make(phase.scheduler or config["scheduler"], alias) for phase in phases}
+    schedulers = {phase.name: make(phase.scheduler or config["scheduler"], alias) for phase in phases}
     fields = sample_fields(prepared)
     mixes = {}
     for phase in phases:
@@ -174,7 +174,7 @@ def build_module(
         network=network,
         loss=build_loss(config, prepared, part, alias),
         make_optimizer=partial(build_optimizer, **config["optimizer"] | {"lr": rate}),
-        schedule=Schedule(phases, curves, steps_per_epoch),
+        schedule=Schedule(phases, schedulers, steps_per_epoch),
         seed=config["seed"],
         mixes=mixes,
         targets=items.targets,

@@ -19,8 +19,8 @@ from foldwise.data.samples import Rows
 from foldwise.data.sampling import SAMPLINGS, EpochSampler, Pool, Sampling
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
-from foldwise.models.phases import Phase, build_phases, pseudo_shares
 from foldwise.processes.group import Place
+from foldwise.schedule.phases import Phase, build_phases, pseudo_shares
 
 
 @dataclass(frozen=True)

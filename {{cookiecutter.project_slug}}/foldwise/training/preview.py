@@ -5,10 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 from foldwise.data.images import image_hw
-from foldwise.models.curves import Plateau
 from foldwise.models.module import TrainingModule
 from foldwise.models.normalized import set_trainable, trainable_share
 from foldwise.reporting.phases import PhasePreview
+from foldwise.schedule.schedulers import Plateau
 from foldwise.training.loaders import phase_augmentation
 
 STEPS = 20  # points of the rate in an epoch
@@ -23,7 +23,7 @@ def preview_phases(config: Mapping[str, Any], module: TrainingModule, base: Sequ
     schedule = replace(module.schedule, steps_per_epoch=STEPS)
     previews, first = [], 0
     for phase in schedule.phases:
-        set_trainable(module.network, phase.trainable, phase.frozen_norms)
+        set_trainable(module.network, phase.trainable, phase.freeze_bn)
         factors = [schedule.factor(step) for step in range(first, first + phase.epochs * STEPS)]
         first += len(factors)
         augmentation = phase_augmentation(config, phase)
@@ -34,7 +34,7 @@ def preview_phases(config: Mapping[str, Any], module: TrainingModule, base: Sequ
                 image_hw(phase.image_size or config["data"]["image_size"]),
                 [*_names(augmentation["transforms"]), *(key for key in ("mixup", "cutmix") if augmentation[key])],
                 [(factor * min(base), factor * max(base)) for factor in factors],
-                isinstance(schedule.curves[phase.name], Plateau),
+                isinstance(schedule.schedulers[phase.name], Plateau),
             )
         )
     return previews

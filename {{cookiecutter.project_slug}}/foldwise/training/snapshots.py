@@ -10,7 +10,7 @@ import torch
 
 from foldwise.inference.weights import ModelSpec, save_model
 from foldwise.models.module import TrainingModule
-from foldwise.models.phases import Schedule
+from foldwise.schedule.phases import Schedule
 from foldwise.training.validation import Validation
 
 

@@ -16,7 +16,7 @@ from foldwise.errors import Refusal
 from foldwise.inference.predictor import activate
 from foldwise.models.module import TrainingModule
 from foldwise.models.network import Batch
-from foldwise.models.phases import build_phases
+from foldwise.schedule.phases import build_phases
 from foldwise.tasks import TASKS, Task
 from foldwise.tasks.outputs import Output
 

@@ -2,8 +2,8 @@
 
     phases:
       head:  {share: 1, trainable: head}
-      harsh: {share: 12, augmentation: hard, image_size: 96}
-      calm:  {share: 4, augmentation: flip, lr: 0.1, start: best, snapshot: true}
+      heavy: {share: 12, augmentation: hard, image_size: 96}
+      light: {share: 4, augmentation: flip, lr: 0.1, start: best, snapshot: true}
 
 `share` is the phase's part of the training's `epochs`, in proportion to the other phases' shares. What a phase does not
 say is as in the rest of the configuration. It needs no torch.
@@ -17,7 +17,7 @@ from typing import Any
 
 from foldwise.data.images import image_hw
 from foldwise.errors import Refusal
-from foldwise.models.curves import Curve, Plateau
+from foldwise.schedule.schedulers import Plateau, Scheduler
 
 TRAINABLE = re.compile(r"all|head|last([1-9]\d*)")
 STARTS = ("last", "best")
@@ -31,9 +31,9 @@ class Phase:
     Attributes:
         epochs: its length.
         trainable: "head", "last<n>" (the head and the last n layers, see `normalized.set_trainable`) or "all".
-        frozen_norms: batch norms outside the head keep their statistics.
-        lr: factor for the optimizer's base rates.
-        scheduler: its curve, as the content of a file of configs/scheduler.
+        freeze_bn: BatchNorm outside the head is frozen.
+        lr: factor of optimizer.lr.
+        scheduler: of its lr, as the content of a file of configs/scheduler.
         augmentation: as the content of a file of configs/augmentation.
         image_size: of the training images, one number or [height, width]; validation and prediction keep
             data.image_size.
@@ -46,7 +46,7 @@ class Phase:
     name: str
     epochs: int
     trainable: str = "all"
-    frozen_norms: bool = False
+    freeze_bn: bool = False
     lr: float = 1.0
     scheduler: Mapping[str, Any] | None = None
     augmentation: Mapping[str, Any] | None = None
@@ -58,13 +58,13 @@ class Phase:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The phases of a training and, by their names, the curves that they run through.
+    """The phases of a training and the lr scheduler of each, by its name.
 
     Epochs and optimizer steps are counted over the whole training, from 0.
     """
 
     phases: tuple[Phase, ...]
-    curves: Mapping[str, Curve]
+    schedulers: Mapping[str, Scheduler]
     steps_per_epoch: int
 
     @property
@@ -87,23 +87,23 @@ class Schedule:
         done, total = step - start * self.steps_per_epoch, phase.epochs * self.steps_per_epoch
         # Divided by the last step, not the number of steps, so that a phase ends exactly at its lowest rate.
         progress = min(done / max(total - 1, 1), 1.0)
-        return phase.lr * self.curves[phase.name](progress, done / self.steps_per_epoch)
+        return phase.lr * self.schedulers[phase.name](progress, done / self.steps_per_epoch)
 
     def observe(self, epoch: int, loss: float) -> None:
-        """Tell the curve of an epoch, if it has a memory, the validation loss at its end."""
-        curve = self.curves[self.locate(epoch)[0].name]
-        if isinstance(curve, Plateau):
-            curve.observe(loss)
+        """Hand the validation loss of an epoch to its phase's scheduler, where that is a `Plateau`."""
+        scheduler = self.schedulers[self.locate(epoch)[0].name]
+        if isinstance(scheduler, Plateau):
+            scheduler.observe(loss)
 
     def state_dict(self) -> dict[str, dict[str, float]]:
-        """What the curves remember, by phase; plain values, so that a checkpoint loads with weights_only=True."""
-        return {name: curve.state_dict() for name, curve in self.curves.items() if isinstance(curve, Plateau)}
+        """State of the `Plateau` schedulers by phase, as plain values: a checkpoint loads with weights_only=True."""
+        return {name: each.state_dict() for name, each in self.schedulers.items() if isinstance(each, Plateau)}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, float]]) -> None:
-        """Take back what `state_dict` gave."""
-        for name, curve in self.curves.items():
-            if isinstance(curve, Plateau):
-                curve.load_state_dict(state[name])
+        """Restore the state of `state_dict`."""
+        for name, scheduler in self.schedulers.items():
+            if isinstance(scheduler, Plateau):
+                scheduler.load_state_dict(state[name])
 
 
 def share_epochs(epochs: int, shares: Mapping[str, Any]) -> dict[str, int]:
@@ -202,8 +202,8 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: isinstance(value, str) and TRAINABLE.fullmatch(value) is not None,
         "all, head, or last1, last2, ... for the head and so many layers before it",
     ),
-    "frozen_norms": (_is_flag, "true or false"),
-    "lr": (lambda value: _is_number(value) and value > 0, "a factor above 0 for the optimizer's rate"),
+    "freeze_bn": (_is_flag, "true or false"),
+    "lr": (lambda value: _is_number(value) and value > 0, "a factor above 0 for optimizer.lr"),
     "scheduler": (lambda value: isinstance(value, Mapping) and "_target_" in value, "a choice of configs/scheduler"),
     "augmentation": (
         lambda value: isinstance(value, Mapping) and set(value) == {"transforms", "mixup", "cutmix"},

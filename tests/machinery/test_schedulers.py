@@ -1,4 +1,4 @@
-"""Learning-rate curves against torch's own."""
+"""Learning-rate schedulers against torch's own."""
 
 import math
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from foldwise.models.curves import (
+from foldwise.schedule.phases import Phase, Schedule
+from foldwise.schedule.schedulers import (
     Constant,
     Cosine,
     CosineRestarts,
@@ -16,14 +17,13 @@ from foldwise.models.curves import (
     Poly,
     Step,
 )
-from foldwise.models.phases import Phase, Schedule
 
 STEPS, EPOCHS = 7, 4
 TOTAL = STEPS * EPOCHS
 
 
-def factors(curve, steps=TOTAL):
-    schedule = Schedule((Phase("train", EPOCHS),), {"train": curve}, STEPS)
+def factors(scheduler, steps=TOTAL):
+    schedule = Schedule((Phase("train", EPOCHS),), {"train": scheduler}, STEPS)
     return [schedule.factor(step) for step in range(steps)]
 
 
@@ -41,7 +41,7 @@ def torch_factors(make, every=1):
 
 
 @pytest.mark.parametrize(
-    ("curve", "oracle", "every"),
+    ("scheduler", "oracle", "every"),
     [
         (Cosine(floor=0.01), lambda o: lr_scheduler.CosineAnnealingLR(o, TOTAL - 1, eta_min=0.01), 1),
         (Poly(0.9), lambda o: lr_scheduler.PolynomialLR(o, TOTAL - 1, power=0.9), 1),
@@ -62,20 +62,20 @@ def torch_factors(make, every=1):
         ),
     ],
 )
-def test_curves_equal_torch(curve, oracle, every):
-    assert factors(curve) == pytest.approx(torch_factors(oracle, every), rel=1e-6, abs=1e-9)
+def test_schedulers_equal_torch(scheduler, oracle, every):
+    assert factors(scheduler) == pytest.approx(torch_factors(oracle, every), rel=1e-6, abs=1e-9)
 
 
 def test_every_curve_starts_above_zero_and_stays_in_0_to_1():
-    for curve in (Constant(), Cosine(0.2, 0.01), OneCycle(), Step(1), Poly(), Exponential(), CosineRestarts()):
-        values = factors(curve)
+    for scheduler in (Constant(), Cosine(0.2, 0.01), OneCycle(), Step(1), Poly(), Exponential(), CosineRestarts()):
+        values = factors(scheduler)
         assert values[0] > 0
-        assert all(0 <= value <= 1 for value in values), curve
+        assert all(0 <= value <= 1 for value in values), scheduler
 
 
 def test_a_phase_ends_exactly_at_its_lowest_rate():
-    for curve in (Cosine(0.1, 0.02), OneCycle(floor=0.02), Poly(floor=0.02), CosineRestarts(floor=0.02)):
-        values = factors(curve)
+    for scheduler in (Cosine(0.1, 0.02), OneCycle(floor=0.02), Poly(floor=0.02), CosineRestarts(floor=0.02)):
+        values = factors(scheduler)
         assert values[-1] == pytest.approx(0.02)
         assert min(values) == pytest.approx(0.02)
 

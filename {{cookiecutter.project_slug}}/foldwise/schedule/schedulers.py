@@ -1,6 +1,6 @@
-"""Learning-rate curves over a phase of training.
+"""Learning-rate schedulers of a phase.
 
-A curve gives a factor for the optimizer's base rates. It is called with `progress`, from 0 at the phase's first
+A scheduler gives a factor of the optimizer's base lr. It is called with `progress`, from 0 at the phase's first
 optimizer step to exactly 1 at its last, and `epoch`, the number of epochs begun and passed in the phase
 (a fraction within an epoch). Both are needed: a cosine lives on progress, a step schedule on epochs.
 """
@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 
-class Curve(Protocol):
-    """A factor for the base learning rates, in [0, 1], as a function of where a phase stands."""
+class Scheduler(Protocol):
+    """A factor of the base lr, in [0, 1], by the progress of a phase."""
 
     def __call__(self, progress: float, epoch: float) -> float: ...
 
 
 @dataclass(frozen=True)
 class Constant:
-    """The base rate throughout."""
+    """The base lr throughout."""
 
     def __call__(self, progress: float, epoch: float) -> float:
         return 1.0
@@ -34,7 +34,7 @@ class Cosine:
 
     def __call__(self, progress: float, epoch: float) -> float:
         if progress < self.warmup:
-            start = max(self.floor, 0.01)  # a first step at rate 0 would be wasted
+            start = max(self.floor, 0.01)  # a first step at lr 0 would be wasted
             return start + (1 - start) * progress / self.warmup
         return _anneal((progress - self.warmup) / (1 - self.warmup) if self.warmup < 1 else 1.0, 1.0, self.floor)
 
@@ -104,7 +104,7 @@ class CosineRestarts:
 class Plateau:
     """Multiplied by `gamma` when the validation loss has not improved by `min_delta` for `patience` validations.
 
-    The only curve with a memory: the validation feeds it, the checkpoint keeps its state.
+    The only scheduler with a state: validation feeds it, the checkpoint keeps it.
     """
 
     patience: int = 3
@@ -128,11 +128,11 @@ class Plateau:
             self.factor, self.waited = max(self.factor * self.gamma, self.floor), 0
 
     def state_dict(self) -> dict[str, float]:
-        """What it remembers, as plain values."""
+        """Its state, as plain values."""
         return {"factor": self.factor, "best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore the state of `state_dict`."""
         self.factor, self.best, self.waited = float(state["factor"]), float(state["best"]), int(state["waited"])
 
 
