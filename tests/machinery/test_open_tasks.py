@@ -204,7 +204,7 @@ def test_one_column_of_values_goes_under_whatever_name_the_sample_has(world, tmp
     truth = read_truth(folder / "a")
     truth = replace(truth, table=replace(truth.table, classes=("length",)))
     sample = pd.DataFrame({"ImageId": ["t0"], "Target": ["0"]})
-    layout = choose_layout(Request(source=folder / "a"), truth, sample)
+    layout = choose_layout(truth, sample)
     assert layout.table(["t0"], np.array([[12.5]])).to_dict("list") == {"ImageId": ["t0"], "Target": [12.5]}
 
 

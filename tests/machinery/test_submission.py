@@ -70,8 +70,8 @@ def test_labels_and_columns():
 def test_row_ids_of_masks():
     mask = np.array([[0, 1], [2, 1]])
     layout = RunLengths(classes=["sky", *CLASSES[:2]], empty="-1")
-    assert layout.rows("007", mask) == [("007_cat", "3 2"), ("007_dog", "2 1")]
-    assert layout.rows("007", mask * 0) == [("007_cat", "-1"), ("007_dog", "-1")]
+    assert layout.row_ids(["007"]) == ["007_cat", "007_dog"] and layout.encode(mask) == b"3 2\n2 1"
+    assert layout.encode(mask * 0) == b"-1\n-1"
     assert RunLengths(classes=["sky", "cat"]).row_ids(["007"]) == ["007"]
     given = RunLengths(classes=["sky", *CLASSES[:2]], painted=["dog", "sky"], row_id="{index}/{id}")
     assert given.row_ids(["1", "2"]) == ["2/1", "0/1", "2/2", "0/2"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from foldwise.bundle.decision import Decided, decide
+from foldwise.bundle.decision import decide
 from foldwise.bundle.imports import find_imports
 from foldwise.bundle.manifest import MB, room_lines, write_manifest
 from foldwise.bundle.models import copy_model, needed_codes, needed_libraries, targets_of
@@ -24,7 +24,8 @@ from foldwise.data.holdout import fold_name
 from foldwise.errors import Refusal
 from foldwise.files import check_new, new_folder
 from foldwise.inference.weights import read_spec
-from foldwise.predictions.decisions import material
+from foldwise.predictions.decisions.deciding import Chosen
+from foldwise.predictions.decisions.material import choose_layout
 from foldwise.predictions.decisions.submission import read_sample
 from foldwise.predictions.truth import Truth, read_truth
 
@@ -65,7 +66,7 @@ class Built:
     """What was written, and what the choice of its decision was made by; `sizes` are bytes by file."""
 
     recipe: Recipe
-    decided: Decided
+    decided: Chosen
     sizes: dict[str, int]
     truth: Truth
 
@@ -81,6 +82,7 @@ def build_bundle(request: Request) -> Built:
     truth = read_truth(request.sources[0])
     layout = _layout(request, truth)
     decided = decide(found, truth, request.decision, request.exclusive)
+    score = decided.outcome.overall
     models = [part.run.models[key] for part in found.parts for key in part.snapshots]
     codes = needed_codes(models)
     targets = {target for model in models for target in targets_of(read_spec(model))}
@@ -94,10 +96,10 @@ def build_bundle(request: Request) -> Built:
         tiles=found.tiles,
         columns={name: truth.config["data"]["columns"][name] for name in ("id", "image", "unit", "group")},
         prior=truth.task.fallback(truth.table.target, len(truth.table.classes)).tolist(),
-        decision=decider_to_plain(decided.decider),
+        decision=decider_to_plain(decided.decision),
         layout=layout_to_plain(layout),
         metric=type(truth.metric).__name__,
-        score=float(decided.score) if np.isfinite(decided.score) else None,
+        score=float(score) if np.isfinite(score) else None,
         half=request.half,
         needs=needs,
         versions=installed_versions(needs),
@@ -123,10 +125,7 @@ def build_bundle(request: Request) -> Built:
 def _layout(request: Request, truth: Truth) -> Any:
     """The format, with the columns of the sample submission."""
     sample = None if request.sample is None else read_sample(request.sample)
-    wanted = material.Request(
-        source=request.sources[0], sample=request.sample, kind=request.kind, options=request.options
-    )
-    layout = material.choose_layout(wanted, truth, sample)
+    layout = choose_layout(truth, sample, request.sample, request.kind, request.options)
     if sample is not None and set(sample) != set(layout.columns):
         raise Refusal(
             f"{request.sample} has the columns {', '.join(sample)}, and this would write {', '.join(layout.columns)}"

@@ -10,14 +10,14 @@ import pandas as pd
 import yaml
 from rich.console import Console
 
-from foldwise.bundle.answers import decide_mask, decide_rows, encode_mask, write_masks
+from foldwise.bundle.answers import decide_mask, decide_rows
 from foldwise.bundle.inferring import PARTS
 from foldwise.bundle.inputs import Inputs
 from foldwise.bundle.parts import read_rows
 from foldwise.bundle.recipe import BundledRun, Recipe
 from foldwise.inference.predicting import Choices, beside, predict_runs
 from foldwise.inference.views import View
-from foldwise.predictions.decisions.submission import difference, write_table
+from foldwise.predictions.decisions.submission import difference, write_masks, write_table
 from foldwise.predictions.schema import MEMBER
 from foldwise.predictions.store import Predictions, iter_maps, read_predictions
 
@@ -55,7 +55,7 @@ def compare_with_runs(
     layout = recipe.format
     expected, actual = (work / f"{name}{layout.suffix}" for name in ("expected", "actual"))
     if recipe.meaning.kind == "maps":
-        write_masks(expected, layout, _masks(recipe, predictions, ids), {}, None, None)
+        write_masks(expected, layout, _masks(recipe, predictions, ids), None, None)
         _take(out / f"submission{layout.suffix}", layout.row_ids(ids), actual)
         return Comparison(len(ids), None, difference(expected, actual, layout.name))
     values = _rows(recipe, predictions, ids)
@@ -103,7 +103,7 @@ def _masks(recipe: Recipe, predictions: list[Predictions], ids: list[str]) -> It
             for row in iter_maps(each, [id]):
                 said[number, row.fold].append(row.probability)
         maps = np.stack([np.mean(snapshots, axis=0) for snapshots in said.values()])
-        yield id, encode_mask(recipe.format, decide_mask(recipe, recipe.members, maps))
+        yield id, recipe.format.encode(decide_mask(recipe, recipe.members, maps))
 
 
 def _take(submission: Path, ids: list[str], out: Path) -> None:

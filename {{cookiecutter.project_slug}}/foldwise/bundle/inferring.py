@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from foldwise.bundle.answers import decide_mask, decide_rows, encode_mask, write_masks
+from foldwise.bundle.answers import decide_mask, decide_rows
 from foldwise.bundle.engine import Engine
 from foldwise.bundle.images import stored_size
 from foldwise.bundle.inputs import Inputs
@@ -22,7 +22,7 @@ from foldwise.files import write_atomic, write_json
 from foldwise.inference.device import choose_device
 from foldwise.inference.reading import ReadBatch
 from foldwise.predictions.decisions.deciding import Decision
-from foldwise.predictions.decisions.submission import write_table
+from foldwise.predictions.decisions.submission import write_masks, write_table
 
 BAD_SHARE = 0.01  # of the images: if more could not be used, it is said loudly
 SAID_EVERY = 30  # seconds
@@ -126,7 +126,7 @@ def _predict_batch(job: Job, engine: Engine, batch: ReadBatch) -> tuple[dict[int
 
     def finish(values: np.ndarray) -> Any:
         if recipe.meaning.kind == "maps":
-            return encode_mask(job.layout, decide_mask(recipe, members, values))
+            return job.layout.encode(decide_mask(recipe, members, values))
         every = np.full((len(recipe.members), len(recipe.classes)), np.nan, np.float32)
         every[[recipe.members.index(member) for member in members]] = values
         return every
@@ -161,9 +161,7 @@ def write_submission(job: Job, parts: Parts, sample_path: Path | None) -> None:
     known = set(layout.row_ids(things))
     missing = [] if job.sample is None else [row for row in job.sample.iloc[:, 0] if row not in known]
     if recipe.meaning.kind == "maps":
-        write_masks(
-            job.submission, layout, _masks(job, parts), dict.fromkeys(missing, layout.empty), job.sample, sample_path
-        )
+        write_masks(job.submission, layout, _masks(job, parts), job.sample, sample_path, missing)
         return
     answers = decide_rows(recipe, read_rows(parts.folder, recipe, len(inputs.ids)), inputs.units)
     assert isinstance(recipe.decider, Decision)
@@ -184,7 +182,7 @@ def _masks(job: Job, parts: Parts) -> Iterator[tuple[str, bytes]]:
                 usual = usual or next(sizes, size)
                 own = stored_size(path)
                 size = own if all(own) else usual
-            answer = encode_mask(job.layout, np.zeros(size, np.uint8))
+            answer = job.layout.encode(np.zeros(size, np.uint8))
         yield id, answer
 
 

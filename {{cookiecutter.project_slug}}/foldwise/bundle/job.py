@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise.bundle.answers import decide_mask, decide_rows, encode_mask
+from foldwise.bundle.answers import decide_mask, decide_rows
 from foldwise.bundle.inputs import Inputs, read_inputs
 from foldwise.bundle.manifest import MANIFEST
 from foldwise.bundle.parameters import layout_to_plain
@@ -80,7 +80,7 @@ def _try_decision(recipe: Recipe, layout: Any) -> None:
     try:
         if recipe.meaning.kind == "maps":
             maps = np.full((*shape, 4, 4), 1 / len(recipe.classes), np.float32)
-            encode_mask(layout, decide_mask(recipe, recipe.members, maps))
+            layout.encode(decide_mask(recipe, recipe.members, maps))
         else:
             decide_rows(recipe, np.full((1, *shape), 1 / len(recipe.classes), np.float32), None)
     except ImportError as error:

@@ -94,7 +94,7 @@ def _score(found: Parts, truth: Truth) -> float:
             rows, probability = blended_rows(found, truth)
             return score_table(truth.metric, truth.table, rows, probability, truth.folds[rows])[1]
         evidence, folds = [], []
-        for mask, probability, fold in blended_maps(found, truth):
+        for _, mask, probability, fold in blended_maps(found, truth):
             evidence.append(truth.metric.measure(mask, probability))
             folds.append(fold)
         return score_fold_evidence(truth.metric, np.stack(evidence), np.array(folds))[1]
@@ -115,8 +115,8 @@ def blended_rows(found: Parts, truth: Truth) -> tuple[np.ndarray, np.ndarray]:
     return rows, blended
 
 
-def blended_maps(found: Parts, truth: Truth) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """The mask (H, W), the out-of-fold probability (C, H, W), and the fold of each image, one at a time."""
+def blended_maps(found: Parts, truth: Truth) -> Iterator[tuple[str, np.ndarray, np.ndarray, int]]:
+    """The id, the mask (H, W), the out-of-fold probability (C, H, W), and the fold of each image, one at a time."""
     weights = [part.weights for part in found.parts]
     for fold in sorted(set(truth.folds.tolist()) - {-1}):
         rows = np.flatnonzero(truth.folds == fold).tolist()
@@ -126,4 +126,4 @@ def blended_maps(found: Parts, truth: Truth) -> Iterator[tuple[np.ndarray, np.nd
         for row, each in zip(rows, maps, strict=True):
             said = np.stack([probability for _, probability in each])
             blended = blend_folds(truth.task, found.blend, weights, members, said)
-            yield read_mask(truth.table.mask_path(row)), blended[fold], fold
+            yield truth.table.ids[row], read_mask(truth.table.mask_path(row)), blended[fold], fold

@@ -8,6 +8,7 @@ then the rule that was fitted on all out-of-fold predictions decides.
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from foldwise.predictions.decisions.rules import ExpectedF, OneThreshold, Rule, 
 from foldwise.predictions.metrics import RowMetric, score_folds
 from foldwise.predictions.scoring import Scored
 from foldwise.predictions.selection import choose_simplest, paired_error
+from foldwise.progress import Progress, silent, stepping
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,48 @@ class Decision:
     def calibrate(self, fold: int, probability: np.ndarray) -> np.ndarray:
         """Calibrated predictions (N, C) of the model of this fold."""
         return self.calibrators.get(fold, self.common)(probability)
+
+    def average(self, models: Mapping[int, np.ndarray]) -> np.ndarray:
+        """The mean (N, C) of the calibrated predictions (N, C) of each fold's model; NaN takes no part in it."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of rows that no model predicted
+            return np.nanmean([self.calibrate(fold, values) for fold, values in models.items()], axis=0)
+
+    def __str__(self) -> str:
+        return "+".join(filter(None, [self.common.name, str(self.rule)]))
+
+
+class Chosen(NamedTuple):
+    """The outcomes that were compared, the place of the chosen one, and its decision, fitted on all folds: a
+    `Decision`, or of masks a `masks.Cleaning`."""
+
+    outcomes: list[Outcome]
+    place: int
+    decision: Any
+
+    @property
+    def outcome(self) -> Outcome:
+        return self.outcomes[self.place]
+
+
+def choose_decision(
+    metric: RowMetric,
+    scored: Scored,
+    ranks: bool = False,
+    exclusive: Sequence[tuple[int, ...]] | None = None,
+    wanted: str | None = None,
+    progress: Progress = silent,
+) -> Chosen:
+    """Compare the decisions that suit a metric, choose one, and fit it; arguments as in `candidates_for`.
+
+    Raises:
+        Refusal: there is no `wanted`, `exclusive` has no use here, or there are fewer than two folds.
+    """
+    candidates = candidates_for(metric, ranks, exclusive, wanted)
+    done = stepping(progress, "deciding out of fold", len(candidates.calibrators) * len(np.unique(scored.folds)))
+    outcomes = compare(candidates.calibrators, candidates.rules, metric, scored, done)
+    place = choose(outcomes, metric.greater_is_better, wanted)
+    return Chosen(outcomes, place, fit_decision(candidates.methods[place], metric, scored))
 
 
 def compare(

@@ -149,10 +149,9 @@ class RunLengths(Format):
             for index in indices
         ]
 
-    def rows(self, id: str, mask: np.ndarray) -> list[tuple[str, str]]:
-        """(row id, code) of each painted class in a mask (H, W) of class numbers."""
-        codes = [encode_runs(mask == index, self.by_row) or self.empty for index in self._indices]
-        return list(zip(self.row_ids([id]), codes, strict=True))
+    def encode(self, mask: np.ndarray) -> bytes:
+        """The code of each painted class in a mask (H, W) of class numbers, a line each."""
+        return "\n".join(encode_runs(mask == index, self.by_row) or self.empty for index in self._indices).encode()
 
     @staticmethod
     def differ(first: str, second: str) -> float:
@@ -162,11 +161,18 @@ class RunLengths(Format):
 
 @dataclass(frozen=True, kw_only=True)
 class Masks(Format):
-    """A zip of PNGs, which `submission.write_masks` writes; of a sample submission it takes the ids."""
+    """A zip of PNGs, which `write_masks` writes; of a sample submission it takes the ids."""
 
     name: ClassVar[str] = "masks"
     kind: ClassVar[Kind] = "maps"
     suffix: ClassVar[str] = ".zip"
+
+    def encode(self, mask: np.ndarray) -> bytes:
+        """The PNG of a mask (H, W) of class numbers."""
+        import cv2
+
+        kind = np.uint8 if len(self.classes) <= 256 else np.uint16
+        return cv2.imencode(".png", mask.astype(kind))[1].tobytes()
 
 
 FORMATS: dict[str, Any] = {kind.name: kind for kind in (Labels, Columns, RunLengths, Masks)}

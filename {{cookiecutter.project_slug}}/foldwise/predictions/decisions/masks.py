@@ -5,13 +5,14 @@ pictures of any size.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from foldwise.predictions.decisions.deciding import Outcome, check_folds
+from foldwise.errors import Refusal
+from foldwise.predictions.decisions.deciding import Chosen, Outcome, check_folds, check_wanted, choose
 from foldwise.predictions.metrics import MapMetric, pixel_confusion, pixel_counts, score_fold_evidence
 
 
@@ -107,6 +108,32 @@ def compare_cleaning(
                 fitted.append(CANDIDATES[best(fill, areas, folds >= 0)])
                 outcomes.append(Outcome(fitted[-1].name, *score_fold_evidence(metric, own, folds), chosen))
     return outcomes, fitted
+
+
+def choose_cleaning(
+    metric: MapMetric, pictures: Iterable[tuple[str, np.ndarray, np.ndarray, int]], wanted: str | None = None
+) -> tuple[Chosen, np.ndarray]:
+    """Compare the ways of cleaning on (id, mask, probability, fold) of each out-of-fold picture, and choose one.
+
+    Returns:
+        The choice, and the pixel counts (N, candidates, C, 3).
+
+    Raises:
+        Refusal: there is no `wanted`, a picture cannot be measured, or there are fewer than two folds.
+    """
+    check_wanted(wanted, CLEANINGS)
+    evidence, counts, folds = [], [], []
+    for id, mask, probability, fold in pictures:
+        try:
+            measured = measure_candidates(metric, mask, probability)
+        except Refusal as error:
+            raise Refusal(f"{id}: {error}") from error
+        evidence.append(measured[0])
+        counts.append(measured[1])
+        folds.append(fold)
+    outcomes, cleanings = compare_cleaning(metric, np.stack(evidence), np.array(folds))
+    place = choose(outcomes, metric.greater_is_better, wanted)
+    return Chosen(outcomes, place, cleanings[place]), np.stack(counts)
 
 
 def object_areas(mask: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """What a submission is made of: found, checked, and put into the format that the competition wants."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,7 +92,7 @@ def open_material(request: Request) -> Material:
     check_oof(oof, truth)
     _check_test(test, oof)
     sample = None if request.sample is None else read_sample(request.sample)
-    layout = choose_layout(request, truth, sample)
+    layout = choose_layout(truth, sample, request.sample, request.kind, request.options)
     units = _units(truth, test)
     ids = (test.frame["id"] if units is None else units).unique().tolist()
     check_rows(layout.row_ids(ids), layout.columns, sample, request.sample)
@@ -114,13 +114,19 @@ def _check_test(test: Predictions, oof: Predictions) -> None:
     raise_problems(test.folder, problems)
 
 
-def choose_layout(request: Request, truth: Truth, sample: pd.DataFrame | None) -> Any:
-    """The format, with the columns of the sample submission or else of the table."""
-    task, classes, options = truth.task, truth.table.classes, request.options
+def choose_layout(
+    truth: Truth,
+    sample: pd.DataFrame | None,
+    sample_path: Path | None = None,
+    kind: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Any:
+    """The format, with the columns of the sample submission or else of the table; `kind` and `options` as above."""
+    task, classes, options = truth.task, truth.table.classes, dict(options or {})
     values = task.kind == "rows" and takes_values(truth.metric)
     several = sample is not None and len(sample.columns) > 2
     of_rows = "columns" if values or several or "positive" in options else "labels"
-    chosen = FORMATS[request.kind or ("rle" if task.kind == "maps" else of_rows)]
+    chosen = FORMATS[kind or ("rle" if task.kind == "maps" else of_rows)]
     option = f"--format {chosen.name}"
     problems = [f"{option} has no {name}" for name in sorted(options.keys() - {item.name for item in fields(chosen)})]
     if not chosen.suits(task):
@@ -129,7 +135,7 @@ def choose_layout(request: Request, truth: Truth, sample: pd.DataFrame | None) -
         problems.append(f"{option}: {type(truth.metric).__name__} takes probabilities, which --format columns writes")
     if chosen.name == "columns" and "positive" not in options and sample is not None and not several:
         if len(classes) > 1:
-            problems.append(f"{request.sample} has one column beside the ids: say of which class with --positive")
+            problems.append(f"{sample_path} has one column beside the ids: say of which class with --positive")
         options = options | {"positive": classes[0]}
     raise_problems("the format", problems)
     columns = Columns.from_config(truth.config["data"]["columns"])

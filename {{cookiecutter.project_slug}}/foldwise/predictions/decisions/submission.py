@@ -5,7 +5,7 @@ What they look like is in `formats.py`.
 
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,44 +78,40 @@ def write_table(path: Path, frame: pd.DataFrame, sample: pd.DataFrame | None, sa
         frame.to_csv(temporary, index=False, float_format="%.8g")
 
 
-def write_runs(
+def write_masks(
     path: Path,
-    layout: RunLengths,
-    masks: Iterable[tuple[str, np.ndarray]],
+    layout: RunLengths | Masks,
+    masks: Iterable[tuple[str, bytes]],
     sample: pd.DataFrame | None,
     sample_path: Path | None,
+    absent: Sequence[str] = (),
 ) -> None:
-    """Write (id, mask (H, W) of class numbers) as run-length codes; only the codes are kept in memory.
+    """Write (id, mask as `layout.encode` gives it) as a new submission, one at a time; only codes are kept in memory.
+
+    Run lengths that the sample submission does not ask for are left out: it may ask for some of the classes only.
+
+    Args:
+        absent: row ids of the sample that no mask is there for; they get an empty code.
 
     Raises:
         PredictionsError: as `write_table`.
-    """
-    rows = [row for id, mask in masks for row in layout.rows(id, mask)]
-    write_table(path, pd.DataFrame(rows, columns=layout.columns), sample, sample_path)
-
-
-def write_masks(
-    path: Path,
-    layout: Masks,
-    masks: Iterable[tuple[str, np.ndarray]],
-    sample: pd.DataFrame | None,
-    sample_path: Path | None,
-) -> None:
-    """Write (id, mask (H, W) of class numbers) as a new zip of PNGs, one at a time.
-
-    Raises:
         Refusal: the file exists.
     """
-    import cv2
-
-    check_new(path)
-    kind = np.uint8 if len(layout.classes) <= 256 else np.uint16
-    with write_atomic(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        for id, mask in masks:
-            archive.writestr(f"{id}.png", cv2.imencode(".png", mask.astype(kind))[1].tobytes())
-
-
-WRITERS: dict[str, Callable[..., None]] = {"rle": write_runs, "masks": write_masks}
+    if isinstance(layout, Masks):
+        check_new(path)
+        with write_atomic(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+            for id, png in masks:
+                archive.writestr(f"{id}.png", png)
+        return
+    wanted = None if sample is None else set(sample.iloc[:, 0])
+    rows = [
+        row
+        for id, codes in masks
+        for row in zip(layout.row_ids([id]), codes.decode().split("\n"), strict=True)
+        if wanted is None or row[0] in wanted
+    ]
+    rows += [(name, layout.empty) for name in absent]
+    write_table(path, pd.DataFrame(rows, columns=layout.columns), sample, sample_path)
 
 
 def difference(first: Path, second: Path, kind: str) -> float:

@@ -10,22 +10,13 @@ import numpy as np
 from foldwise.data.images import read_mask
 from foldwise.errors import Refusal
 from foldwise.files import check_new
-from foldwise.predictions.decisions.deciding import (
-    Outcome,
-    bayes_notes,
-    candidates_for,
-    check_wanted,
-    choose,
-    compare,
-    fit_decision,
-)
+from foldwise.predictions.decisions.deciding import Outcome, bayes_notes, choose_decision
 from foldwise.predictions.decisions.ledger import read_ledger, record
-from foldwise.predictions.decisions.masks import CLEANINGS, compare_cleaning, measure_candidates
+from foldwise.predictions.decisions.masks import choose_cleaning
 from foldwise.predictions.decisions.material import Material, Request, exclusive_columns, open_material
 from foldwise.predictions.decisions.rules import takes_values
-from foldwise.predictions.decisions.submission import WRITERS, write_table
+from foldwise.predictions.decisions.submission import write_masks, write_table
 from foldwise.predictions.members import average_members
-from foldwise.predictions.schema import PredictionsError
 from foldwise.predictions.scoring import by_unit
 from foldwise.predictions.store import iter_average_maps
 from foldwise.predictions.truth import align
@@ -106,28 +97,24 @@ def _make_rows(request: Request, material: Material, out: Path, progress: Progre
     rows, predicted = align(material.oof, truth)
     scored = by_unit(truth.table, rows, predicted, truth.folds[rows])
     exclusive = exclusive_columns(request.exclusive, classes)
-    candidates = candidates_for(metric, material.ranks, exclusive, request.decision)
-    done = stepping(progress, "deciding out of fold", len(candidates.calibrators) * len(np.unique(scored.folds)))
-    outcomes = compare(candidates.calibrators, candidates.rules, metric, scored, done)
-    place = choose(outcomes, metric.greater_is_better, request.decision)
-    method = candidates.methods[place]
-    decision = fit_decision(method, metric, scored)
+    chosen = choose_decision(metric, scored, material.ranks, exclusive, request.decision, progress)
+    outcomes, place, decision = chosen
 
     ids, models = _models(material, classes)
-    calibrated = [decision.calibrate(fold, values) for fold, values in models.items()]
-    answers = decision.rule.decide(np.mean(calibrated, axis=0))
+    answers = decision.rule.decide(decision.average(models))
+    alone = [decision.rule.decide(decision.calibrate(*model)).mean(axis=0) for model in models.items()]
     shares = {
         "truth": scored.target.mean(axis=0),
-        "out of fold": outcomes[place].answers.mean(axis=0),
-        "test, one model": np.mean([decision.rule.decide(values).mean(axis=0) for values in calibrated], axis=0),
-        f"test, mean of {len(calibrated)}": answers.mean(axis=0),
+        "out of fold": chosen.outcome.answers.mean(axis=0),
+        "test, one model": np.mean(alone, axis=0),
+        f"test, mean of {len(models)}": answers.mean(axis=0),
     }
     write_table(out, material.layout.table(ids, answers), material.sample, request.sample)
     what = "mean value" if takes_values(metric) else "share of positives"
     return Made(
         outcomes,
         place,
-        "+".join(filter(None, [method.calibrator.name, str(decision.rule)])),
+        str(decision),
         f"{what} of each class: one model a row out of fold, several averaged in the test",
         shares,
         [f"{note}." for note in bayes_notes(outcomes, metric.greater_is_better)],
@@ -153,34 +140,27 @@ def _models(material: Material, classes: Sequence[str]) -> tuple[list[str], dict
 def _make_masks(request: Request, material: Material, out: Path, progress: Progress) -> Made:
     """A submission of masks, one image at a time."""
     truth, metric, classes = material.truth, material.truth.metric, list(material.truth.table.classes)
-    check_wanted(request.decision, CLEANINGS)
     row_of = {id: row for row, id in enumerate(truth.table.ids)}
-    measured, folds = [], []
-    done = stepping(progress, "cleaning masks out of fold", material.oof.frame["id"].nunique())
-    for id, probability in iter_average_maps(material.oof):
-        try:
-            measured.append(measure_candidates(metric, read_mask(truth.table.mask_path(row_of[id])), probability))
-        except Refusal as error:
-            raise PredictionsError(material.oof.folder, [f"{id}: {error}"]) from error
-        folds.append(truth.folds[row_of[id]])
-        done()
-    evidence, counts = (np.stack(each) for each in zip(*measured, strict=True))
-    outcomes, cleanings = compare_cleaning(metric, evidence, np.array(folds))
-    place = choose(outcomes, metric.greater_is_better, request.decision)
 
-    cleaning = cleanings[place]
+    def pictures() -> Iterator[tuple[str, np.ndarray, np.ndarray, int]]:
+        done = stepping(progress, "cleaning masks out of fold", material.oof.frame["id"].nunique())
+        for id, probability in iter_average_maps(material.oof):
+            yield id, read_mask(truth.table.mask_path(row_of[id])), probability, truth.folds[row_of[id]]
+            done()
+
+    (outcomes, place, cleaning), counts = choose_cleaning(metric, pictures(), request.decision)
     pixels = np.zeros((2, len(classes)), np.int64)  # of the test, before and after cleaning
 
-    def answers() -> Iterator[tuple[str, np.ndarray]]:
+    def answers() -> Iterator[tuple[str, bytes]]:
         done = stepping(progress, "masks of the test", material.test.frame["id"].nunique())
         for id, probability in iter_average_maps(material.test):
             mask = cleaning(probability)
             for row, answer in enumerate((probability.argmax(axis=0), mask)):
                 pixels[row] += np.bincount(answer.ravel(), minlength=len(classes))
-            yield id, mask
+            yield id, material.layout.encode(mask)
             done()
 
-    WRITERS[material.layout.name](out, material.layout, answers(), material.sample, request.sample)
+    write_masks(out, material.layout, answers(), material.sample, request.sample)
     images = np.arange(len(counts))
     before, after = (counts[images, outcome.answers].sum(axis=0) for outcome in (outcomes[0], outcomes[place]))
     columns = {
