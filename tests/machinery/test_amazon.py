@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-from tiny import prepare_tiny, tiny_config, train_scored
+from tiny import ROOT, prepare_tiny, tiny_config, train_scored
 
 from foldwise.config import compose_config, resolve_config
 
@@ -21,7 +21,7 @@ WEATHER = ["clear", "partly_cloudy", "haze", "cloudy"]
 def amazon(tmp_path_factory) -> Path:
     """A folder with `data/amazon` as docs/amazon.md describes it: TIFF and JPEG of the same scenes, and both tables."""
     folder = tmp_path_factory.mktemp("amazon")
-    shutil.copytree(Path(__file__).parents[1] / "solution", folder / "solution")
+    shutil.copytree(ROOT / "solution", folder / "solution")
     root = folder / "data/amazon"
     (root / "tif").mkdir(parents=True)
     (root / "jpg").mkdir()

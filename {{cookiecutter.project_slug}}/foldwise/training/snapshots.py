@@ -53,7 +53,7 @@ class Snapshots(pl.Callback):
             self._keep_top(trainer, pl_module, score, epoch)
         if phase.trainable != self.best_of:
             # A head fits the network as it came. With everything in training, batch norms take other statistics, and
-            # what begins again from such a head has lost it within a few steps (measured: docs/amazon.md).
+            # what begins again from such a head has lost it within a few steps (measured).
             self.best_score, self.best_of = -math.inf, phase.trainable
         if restarts(pl_module.schedule) and score > self.best_score:
             self.best_score = score
