@@ -25,9 +25,9 @@ from foldwise.predictions.decisions.expected_f import best_answers
 from foldwise.predictions.ensembles.ensembling import ensemble
 from foldwise.predictions.ensembles.examples import Examples
 from foldwise.predictions.ensembles.stacking import STACKERS
+from foldwise.predictions.ground_truth import read_ground_truth
 from foldwise.predictions.schema import Header
 from foldwise.predictions.store import write_predictions
-from foldwise.predictions.truth import read_truth
 
 ROWS, MEMBERS = (int(value) for value in sys.argv[1:] or (40_000, 48))
 LABELS, FOLDS = 17, 10
@@ -101,7 +101,7 @@ def main() -> None:
             f"ensemble, {MEMBERS} members x {ROWS:,} x {LABELS}, {', '.join(methods)}",
             lambda: ensemble(sources, Path(folder) / "out", methods=methods),
         )
-        truth = read_truth(sources[0])
+        truth = read_ground_truth(sources[0])
     probability = np.stack([see(target, member, rng) for member in range(MEMBERS)])
     scores = dict.fromkeys(range(FOLDS), np.zeros(MEMBERS))
     extra = np.zeros((ROWS, 0), np.float32)

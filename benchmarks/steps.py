@@ -26,9 +26,9 @@ from foldwise.predictions.decisions.rules import rules_for
 from foldwise.predictions.evaluation.bootstrap import interval, resample
 from foldwise.predictions.evaluation.evidence import gather_evidence
 from foldwise.predictions.evaluation.weighted import fold_score
+from foldwise.predictions.ground_truth import GroundTruth, read_ground_truth
 from foldwise.predictions.scoring import Scored
 from foldwise.predictions.store import Predictions, read_predictions
-from foldwise.predictions.truth import Truth, read_truth
 from foldwise.training.averaging import find_snapshots
 
 DRAWS = 1000
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--draw", metavar="COLUMN", help="of the table: its rows with one value are drawn together")
     options = parser.parse_args()
     predictions = read_predictions(options.predictions)
-    truth = read_truth(options.run)
+    truth = read_ground_truth(options.run)
     for number, (step, some) in enumerate(steps(predictions, truth, options.run)):
         scores = list(score(some, truth))
         if number == 0:
@@ -58,7 +58,7 @@ def main() -> None:
         print(f"| {step} | " + " | ".join(cells) + " |", flush=True)
 
 
-def steps(predictions: Predictions, truth: Truth, run: Path) -> Iterator[tuple[str, Predictions]]:
+def steps(predictions: Predictions, truth: GroundTruth, run: Path) -> Iterator[tuple[str, Predictions]]:
     """The predictions with ever more of their views and snapshots."""
     frame = predictions.frame
     folds = sorted(frame["fold"].unique().tolist())
@@ -75,7 +75,7 @@ def steps(predictions: Predictions, truth: Truth, run: Path) -> Iterator[tuple[s
         yield f"+ {len(names[folds[0]])} snapshots", predictions
 
 
-def score(predictions: Predictions, truth: Truth) -> Iterator[tuple[str, tuple[np.ndarray, ...], np.ndarray]]:
+def score(predictions: Predictions, truth: GroundTruth) -> Iterator[tuple[str, tuple[np.ndarray, ...], np.ndarray]]:
     """Of each decision, or of masks the metric: its name, what is scored, and the rows (N,) of the table."""
     metric = truth.metric
     evidence = gather_evidence("", predictions, truth, [metric], np.flatnonzero(truth.folds >= 0))

@@ -8,7 +8,8 @@ from tiny import CLASSES, prepare_tiny, tiny_config, write_data
 from foldwise.config import write_config
 from foldwise.files import write_json
 from foldwise.predictions.schema import Header
-from foldwise.predictions.store import MapWriter, write_predictions
+from foldwise.predictions.store import write_predictions
+from foldwise.predictions.writers import PredictionWriter
 
 LABELLED, UNLABELLED = range(16), range(16, 24)
 
@@ -57,11 +58,11 @@ def make_run(root, name, probability, task="multiclass", overrides=(), header=No
 def make_map_run(root, name, maps, overrides=()):
     """As `make_run`, of segmentation; `maps` is (2 folds, N, 4, H, W)."""
     folder, values = begin_run(root, name, "segmentation", overrides)
-    with MapWriter(folder / "predictions" / "test-none", Header(split="test", **values)) as writer:
+    with PredictionWriter(folder / "predictions" / "test-none", Header(split="test", **values)) as writer:
         for fold, of_fold in enumerate(maps):
             for row, probability in zip(UNLABELLED, of_fold, strict=True):
                 writer.add(f"row{row}", fold, "last", "identity", probability)
-    with MapWriter(folder / "oof", Header(split="oof", **values)) as writer:
+    with PredictionWriter(folder / "oof", Header(split="oof", **values)) as writer:
         for row in LABELLED:
             writer.add(f"row{row}", row % 2, "last", "identity", np.full((4, 32, 32), 0.25))
     return folder

@@ -28,7 +28,8 @@ from foldwise.predictions.ensembles.stacking import BOOSTING, LINEAR, LOGISTIC, 
 from foldwise.predictions.metrics import LogLoss
 from foldwise.predictions.schema import Header
 from foldwise.predictions.selection import choose_simplest
-from foldwise.predictions.store import MapWriter, iter_average_maps, read_header, read_predictions, write_predictions
+from foldwise.predictions.store import iter_average_maps, read_header, read_predictions, write_predictions
+from foldwise.predictions.writers import PredictionWriter
 from foldwise.reporting.ensemble_report import report_ensemble
 
 ROOT = Path(__file__).parents[1]
@@ -454,7 +455,7 @@ def segmentation(root, images=8, size=6):
             said[id, fold] = np.rint(values / values.sum(axis=0) * 255).astype(np.uint8)
         folder = root / f"s{number}"
         for kind, name in (("oof", "oof"), ("test", "predictions/test-none")):
-            with MapWriter(folder / name, world.header(kind)) as writer:
+            with PredictionWriter(folder / name, world.header(kind)) as writer:
                 for (id, fold), values in said.items():
                     if (id in world.ids) == (kind == "oof"):
                         writer.add(id, fold, "last", "identity", values)
@@ -499,7 +500,7 @@ def test_maps_of_another_size_are_refused_and_second_levels_too(tmp_path):
     sources, maps, world, _ = segmentation(tmp_path / "world")
     other = tmp_path / "world" / "other"
     for kind, name in (("oof", "oof"), ("test", "predictions/test-none")):
-        with MapWriter(other / name, world.header(kind)) as writer:
+        with PredictionWriter(other / name, world.header(kind)) as writer:
             for (id, fold), values in maps[0].items():
                 if (id in world.ids) == (kind == "oof"):
                     writer.add(id, fold, "last", "identity", values[:, :, :-1] if id == "r3" else values)

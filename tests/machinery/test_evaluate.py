@@ -26,7 +26,9 @@ from foldwise.predictions.evaluation.reliability import (
 from foldwise.predictions.evaluation.weighted import fold_score, prepare_score
 from foldwise.predictions.metrics import METRICS, score_folds
 from foldwise.predictions.metrics.building import build_metric
-from foldwise.predictions.store import Header, MapWriter, write_predictions
+from foldwise.predictions.schema import Header
+from foldwise.predictions.store import write_predictions
+from foldwise.predictions.writers import PredictionWriter
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ["blue", "green", "red"]
@@ -202,7 +204,7 @@ def make_predictions(folder, root, task, skill=1.0, split="oof", seed=0, mean="a
     header = Header(split=split, task=task, columns=CLASSES, run="r", folds_hash=hash, tta=tta, created_by="a test")
     members = (0, 1) if split == "test" else (None,)
     if task == "segmentation":
-        with MapWriter(folder, header) as writer:
+        with PredictionWriter(folder, header) as writer:
             for row in frame.itertuples():
                 truth = cv2.imread(str(root / row.mask), cv2.IMREAD_UNCHANGED)
                 for member in members:

@@ -13,9 +13,9 @@ from foldwise.predictions.decisions.calibration import CALIBRATORS
 from foldwise.predictions.decisions.deciding import compare
 from foldwise.predictions.decisions.rules import rules_for
 from foldwise.predictions.ensembles.ensembling import ensemble
+from foldwise.predictions.ground_truth import align, read_ground_truth
 from foldwise.predictions.scoring import by_unit
 from foldwise.predictions.store import read_predictions
-from foldwise.predictions.truth import align, read_truth
 from foldwise.training.averaged_run import average_weights
 
 SEEDS, ROWS = range(3), 60
@@ -45,7 +45,7 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
         row |= {"chosen": comparison.overall[comparison.chosen], "strict": comparison.strict.overall}
         row |= {f"member {number}": score for number, score in enumerate(comparison.member_overall)}
         row["averaged weights"] = average_weights(runs[0], folder / "averaged", "cpu").overall
-        truth = read_truth(runs[0])
+        truth = read_ground_truth(runs[0])
         table_rows, probability = align(read_predictions(folder / "ensemble" / "oof"), truth)
         scored = by_unit(truth.table, table_rows, probability, truth.folds[table_rows])
         outcomes = compare(CALIBRATORS[True], rules_for(truth.metric), truth.metric, scored)

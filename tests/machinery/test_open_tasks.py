@@ -17,14 +17,13 @@ from foldwise.predictions.decisions.material import Request, choose_layout
 from foldwise.predictions.decisions.submit import make_submission
 from foldwise.predictions.ensembles.ensembling import ensemble
 from foldwise.predictions.evaluation.evaluate import evaluate
-from foldwise.predictions.members import average_members
+from foldwise.predictions.ground_truth import read_ground_truth
 from foldwise.predictions.metrics import METRICS, Accuracy, Published, RowMetric
 from foldwise.predictions.pseudo.teachers import check_probabilities
 from foldwise.predictions.schema import Header, PredictionsError
-from foldwise.predictions.store import merge_folders, read_header, read_predictions, write_predictions
-from foldwise.predictions.truth import read_truth
+from foldwise.predictions.store import average_members, read_header, read_predictions, write_predictions
 from foldwise.predictions.views import average_views
-from foldwise.predictions.writers import WRITERS
+from foldwise.predictions.writers import PredictionWriter, merge_folders
 from foldwise.reporting.decisions import print_submission
 from foldwise.reporting.evaluation_console import print_evaluation
 from foldwise.reporting.evaluation_report import write_evaluation
@@ -128,11 +127,11 @@ def test_shards_are_merged_members_averaged_and_an_interruption_loses_nothing(tm
     assert (oof(tmp_path) == values[0]).all()
 
     request = {"members": 2}
-    with pytest.raises(KeyboardInterrupt), WRITERS["rows"](tmp_path / "p", header("test"), request, ids) as writer:
+    with pytest.raises(KeyboardInterrupt), PredictionWriter(tmp_path / "p", header("test"), request, ids) as writer:
         for fold in (0, 1):
             writer.add("c", fold, "last", "mean", values[fold][2])
         raise KeyboardInterrupt
-    with WRITERS["rows"](tmp_path / "p", header("test"), request, ids) as writer:
+    with PredictionWriter(tmp_path / "p", header("test"), request, ids) as writer:
         assert writer.done == {"c"}
         for place in (0, 1, 3):
             for fold in (0, 1):
@@ -193,7 +192,7 @@ def test_what_needs_probabilities_is_refused_by_name(world, tmp_path):
     with pytest.raises(Refusal, match="inputs of a second level: and numbers has none"):
         ensemble([folder / "a", folder / "b"], tmp_path / "out", columns=["site"])
     with pytest.raises(Refusal, match="made of probabilities, which the task numbers has not"):
-        check_probabilities(read_truth(folder / "a"))
+        check_probabilities(read_ground_truth(folder / "a"))
     with pytest.raises(Refusal, match="labels is for multiclass and multilabel, and this is numbers"):
         make_submission(Request(source=folder / "a", kind="labels", ledger=tmp_path / "s.csv", out=tmp_path / "x.csv"))
     assert not (tmp_path / "out").exists() and not (tmp_path / "x.csv").exists()
@@ -201,7 +200,7 @@ def test_what_needs_probabilities_is_refused_by_name(world, tmp_path):
 
 def test_one_column_of_values_goes_under_whatever_name_the_sample_has(world, tmp_path):
     folder, _ = world
-    truth = read_truth(folder / "a")
+    truth = read_ground_truth(folder / "a")
     truth = replace(truth, table=replace(truth.table, classes=("length",)))
     sample = pd.DataFrame({"ImageId": ["t0"], "Target": ["0"]})
     layout = choose_layout(truth, sample)

@@ -34,8 +34,8 @@ from foldwise.errors import Refusal
 from foldwise.files import write_text
 from foldwise.inference.predicting import Choices, predict_runs
 from foldwise.inference.weights import normalize, save_model
+from foldwise.predictions.ground_truth import read_ground_truth
 from foldwise.predictions.store import read_predictions
-from foldwise.predictions.truth import read_truth
 from foldwise.settings import find_choice
 from foldwise.tasks.outputs import Output
 from foldwise.training.results import output_config
@@ -280,7 +280,7 @@ def test_a_configuration_from_elsewhere_makes_readers_and_nothing_else(tmp_path,
         samples = {"_target_": target, "name": str(tmp_path / "made")}
         (run / "config.yaml").write_text(yaml.safe_dump(config | {"samples": samples}))
         with pytest.raises(Refusal, match=r"samples\._target_: "):
-            read_truth(run)
+            read_ground_truth(run)
     assert not (tmp_path / "made").exists()
 
 

@@ -30,8 +30,10 @@ from foldwise.predictions.evaluation.evidence import class_table
 from foldwise.predictions.metrics import METRICS, MapMetric, MeanIoU, Published
 from foldwise.predictions.metrics.building import build_metric
 from foldwise.predictions.metrics.records import repeat_records
+from foldwise.predictions.schema import Header
 from foldwise.predictions.scoring import score_rows, score_table
-from foldwise.predictions.store import Header, MapWriter, iter_average_maps, read_predictions, write_predictions
+from foldwise.predictions.store import iter_average_maps, read_predictions, write_predictions
+from foldwise.predictions.writers import PredictionWriter
 
 ROWS, CLASSES, SITES = 60, ["a", "b", "c"], ["north", "south", "west"]
 # What the competition publishes: the share of right answers of each site, averaged over the sites.
@@ -316,7 +318,7 @@ def mask_world(tmp_path, monkeypatch):
     for name in ("one", "two"):
         for split, folder in (("oof", "oof"), ("test", "predictions/test-none")):
             header = Header(split=split, task="segmentation", columns=data["classes"], folds_hash=hashed)
-            with MapWriter(tmp_path / name / folder, header) as writer:
+            with PredictionWriter(tmp_path / name / folder, header) as writer:
                 for row, id in enumerate(ids):
                     for fold in [row % 3] if split == "oof" else range(3):
                         true = masks[row] == 1

@@ -11,18 +11,17 @@ import pandas as pd
 import pytest
 
 from foldwise.errors import Refusal
-from foldwise.predictions.members import average_members, class_shares, merge
+from foldwise.predictions.schema import Header, PredictionsError
 from foldwise.predictions.store import (
-    Header,
-    PredictionsError,
+    average_members,
+    class_shares,
     iter_average_maps,
     iter_maps,
-    merge_folders,
     read_header,
     read_predictions,
     write_predictions,
 )
-from foldwise.predictions.writers import MapWriter
+from foldwise.predictions.writers import PredictionWriter, merge, merge_folders
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ["cat", "dog", "newt"]
@@ -62,7 +61,7 @@ def test_round_trip_keeps_ids_order_and_members(tmp_path):
 def test_the_same_rows_give_the_same_bytes(tmp_path):
     for name in "ab":
         write_predictions(tmp_path / name, rows(["x", "y"], 0), header())
-        with MapWriter(tmp_path / f"maps-{name}", header("segmentation")) as writer:
+        with PredictionWriter(tmp_path / f"maps-{name}", header("segmentation")) as writer:
             writer.add("x", 0, "last", "identity", np.full((3, 2, 2), 1 / 3))
     for file in ("predictions.parquet", "predictions.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
@@ -227,7 +226,7 @@ def make_maps(sizes, members=1):
 
 
 def write_maps(folder, maps, ids, split="test"):
-    with MapWriter(folder, header("segmentation", split)) as writer:
+    with PredictionWriter(folder, header("segmentation", split)) as writer:
         for place, id in enumerate(ids):
             for fold, member in enumerate(maps):
                 writer.add(id, fold, "last", "mean", member[place])
@@ -251,9 +250,12 @@ def test_maps_of_many_sizes_round_trip_within_half_a_step(tmp_path):
 
 def test_an_error_while_maps_are_written_leaves_nothing(tmp_path):
     for bad in (np.full((3, 2, 2), np.nan), np.full((3, 2, 2), 2.0), np.zeros((2, 2, 2))):
-        with pytest.raises(PredictionsError, match="a:"), MapWriter(tmp_path / "p", header("segmentation")) as writer:
+        with (
+            pytest.raises(PredictionsError, match="a:"),
+            PredictionWriter(tmp_path / "p", header("segmentation")) as writer,
+        ):
             writer.add("a", 0, "last", "mean", bad)
-    writer = MapWriter(tmp_path / "p", header("segmentation"))
+    writer = PredictionWriter(tmp_path / "p", header("segmentation"))
     with pytest.raises(PredictionsError, match="more than once"), writer:
         writer.add("a", 0, "last", "mean", np.ones((3, 2, 2)))
         writer.add("a", 0, "last", "mean", np.ones((3, 2, 2)))
@@ -263,15 +265,15 @@ def test_an_error_while_maps_are_written_leaves_nothing(tmp_path):
 def test_maps_that_were_interrupted_are_taken_up_in_the_order_of_the_ids(tmp_path):
     """Also where a kill came while the maps got their names: what has lost its line in the index is written again."""
     request = {"members": 1}
-    begun = MapWriter(tmp_path / "p", header("segmentation"), request, ["a", "b", "c"])
+    begun = PredictionWriter(tmp_path / "p", header("segmentation"), request, ["a", "b", "c"])
     with pytest.raises(KeyboardInterrupt), begun:
-        parts = begun.part(), begun.part()
-        for part, id in ((parts[0], "c"), (parts[1], "b")):
-            part.add(id, 0, "last", "mean", np.ones((3, 2, 2)))
+        shards = begun.new_shard(), begun.new_shard()
+        for shard, id in ((shards[0], "c"), (shards[1], "b")):
+            shard.add(id, 0, "last", "mean", np.ones((3, 2, 2)))
         raise KeyboardInterrupt
     maps = begun.temporary / "maps"
-    next(maps.glob("part-002-*")).rename(maps / "000001.npz")  # b
-    with MapWriter(tmp_path / "p", header("segmentation"), request, ["a", "b", "c"]) as writer:
+    next(maps.glob("shard-002-*")).rename(maps / "000001.npz")  # b
+    with PredictionWriter(tmp_path / "p", header("segmentation"), request, ["a", "b", "c"]) as writer:
         assert writer.done == {"c"}
         for id in "ab":
             writer.add(id, 0, "last", "mean", np.zeros((3, 2, 2)))
@@ -286,7 +288,7 @@ def test_maps_that_were_interrupted_are_taken_up_in_the_order_of_the_ids(tmp_pat
 
 def test_a_bad_header_is_said_before_the_first_map(tmp_path):
     bad = replace(header("segmentation"), columns=["cat", "fold"])
-    with pytest.raises(PredictionsError, match="cannot be called fold"), MapWriter(tmp_path / "p", bad):
+    with pytest.raises(PredictionsError, match="cannot be called fold"), PredictionWriter(tmp_path / "p", bad):
         pytest.fail("the block ran")
     assert list(tmp_path.iterdir()) == []
 
@@ -320,7 +322,7 @@ def test_merging_folders_of_ranks_and_folds(tmp_path):
 
     maps = make_maps([(2, 3), (4, 1), (3, 3), (2, 2)])[0]
     for rank in (0, 1):
-        with MapWriter(tmp_path / f"rank{rank}", header("segmentation")) as writer:
+        with PredictionWriter(tmp_path / f"rank{rank}", header("segmentation")) as writer:
             for place in range(rank, 4, 2):
                 writer.add(ids[place], place % 2, "last", "mean", maps[place])
     merge_folders([tmp_path / "rank0", tmp_path / "rank1"], tmp_path / "maps", ids)
@@ -342,7 +344,7 @@ def test_predictions_need_no_torch():
         "def check(*heavy):\n"
         "    found = {'torch', 'sklearn', 'matplotlib', *heavy} & {*sys.modules}\n"
         "    assert not found, found\n"
-        "import foldwise.predictions.store, foldwise.predictions.metrics, foldwise.predictions.members\n"
+        "import foldwise.predictions.store, foldwise.predictions.metrics, foldwise.predictions.writers\n"
         "check('rich', 'cv2', 'hydra')\n"
         "import foldwise.predictions.pseudo.labelling, foldwise.predictions.decisions.submit\n"
         "check('rich')"

@@ -26,7 +26,9 @@ from foldwise.predictions.decisions.ledger import (
 from foldwise.predictions.decisions.material import Request
 from foldwise.predictions.decisions.submission import difference, read_sample, write_table
 from foldwise.predictions.decisions.submit import make_submission
-from foldwise.predictions.store import Header, MapWriter, PredictionsError, write_predictions
+from foldwise.predictions.schema import Header, PredictionsError
+from foldwise.predictions.store import write_predictions
+from foldwise.predictions.writers import PredictionWriter
 from foldwise.reporting.decisions import print_submission
 
 CLASSES = ["cat", "dog", "newt"]
@@ -179,7 +181,7 @@ def make_source(tmp_path, task, metric, rows=120, tests=30, units=False, rank=Fa
     )
     for kind, folder, of in zip(("oof", "test"), ("oof", "predictions/test-none"), members, strict=True):
         if task == "segmentation":
-            with MapWriter(source / folder, header(kind)) as writer:
+            with PredictionWriter(source / folder, header(kind)) as writer:
                 for row, fold in of:
                     mask = cv2.imread(str(root / masks[row]), cv2.IMREAD_UNCHANGED)
                     probability = 0.1 + 0.7 * np.eye(3)[mask].transpose(2, 0, 1)

@@ -11,9 +11,10 @@ from scipy.special import expit, logit
 from scipy.stats import rankdata
 
 from foldwise.errors import Refusal
-from foldwise.predictions.store import Header, iter_maps, read_predictions, write_predictions
+from foldwise.predictions.schema import Header
+from foldwise.predictions.store import iter_maps, read_predictions, write_predictions
 from foldwise.predictions.views import average_views
-from foldwise.predictions.writers import MapWriter
+from foldwise.predictions.writers import PredictionWriter
 
 CLASSES = ["cat", "dog", "newt"]
 VIEWS = ["identity", "hflip", "rot90"]
@@ -66,7 +67,7 @@ def test_rows_are_averaged_view_by_view_within_each_model(mean, views, kept, tmp
 @pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
 def test_masks_are_averaged_one_picture_at_a_time(mean, tmp_path):
     rng = np.random.default_rng(0)
-    with MapWriter(tmp_path / "views", header("segmentation")) as writer:
+    with PredictionWriter(tmp_path / "views", header("segmentation")) as writer:
         maps = {}
         for id, size in (("a", (4, 6)), ("b", (5, 3))):
             for view in VIEWS:

@@ -27,7 +27,7 @@ from foldwise.inference.weights import read_spec
 from foldwise.predictions.decisions.deciding import Chosen
 from foldwise.predictions.decisions.material import choose_layout
 from foldwise.predictions.decisions.submission import read_sample
-from foldwise.predictions.truth import Truth, read_truth
+from foldwise.predictions.ground_truth import GroundTruth, read_ground_truth
 
 CODE = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("infer.py")
@@ -68,7 +68,7 @@ class Built:
     recipe: Recipe
     decided: Chosen
     sizes: dict[str, int]
-    truth: Truth
+    truth: GroundTruth
 
 
 def build_bundle(request: Request) -> Built:
@@ -79,7 +79,7 @@ def build_bundle(request: Request) -> Built:
     """
     check_new(request.out)
     found = open_parts(request.sources, request.oof)
-    truth = read_truth(request.sources[0])
+    truth = read_ground_truth(request.sources[0])
     layout = _layout(request, truth)
     decided = decide(found, truth, request.decision, request.exclusive)
     score = decided.outcome.overall
@@ -122,7 +122,7 @@ def build_bundle(request: Request) -> Built:
     return Built(recipe, decided, sizes, truth)
 
 
-def _layout(request: Request, truth: Truth) -> Any:
+def _layout(request: Request, truth: GroundTruth) -> Any:
     """The format, with the columns of the sample submission."""
     sample = None if request.sample is None else read_sample(request.sample)
     layout = choose_layout(truth, sample, request.sample, request.kind, request.options)

@@ -9,12 +9,12 @@ from foldwise.predictions.decisions.deciding import Chosen, choose_decision
 from foldwise.predictions.decisions.masks import choose_cleaning
 from foldwise.predictions.decisions.material import exclusive_columns
 from foldwise.predictions.decisions.rules import takes_values
+from foldwise.predictions.ground_truth import GroundTruth, check_predictions
 from foldwise.predictions.scoring import by_unit
-from foldwise.predictions.truth import Truth, check_oof
 
 
 def decide(
-    found: Parts, truth: Truth, wanted: str | None = None, exclusive: Sequence[Sequence[str]] | None = None
+    found: Parts, truth: GroundTruth, wanted: str | None = None, exclusive: Sequence[Sequence[str]] | None = None
 ) -> Chosen:
     """Compare the decisions for this task and metric, and fit the simplest within one standard error of the best.
 
@@ -27,7 +27,7 @@ def decide(
             together.
     """
     for part in found.parts:
-        check_oof(part.oof, truth)
+        check_predictions(part.oof, truth)
     if truth.task.kind == "maps":
         return choose_cleaning(truth.metric, blended_maps(found, truth), wanted)[0]
     metric = truth.metric

@@ -11,11 +11,11 @@ import pandas as pd
 from foldwise.bundle.recipe import blend_folds
 from foldwise.bundle.sources import Part, Parts
 from foldwise.data.images import read_mask
+from foldwise.predictions.ground_truth import GroundTruth, align
 from foldwise.predictions.metrics import score_fold_evidence
 from foldwise.predictions.schema import HEADER
 from foldwise.predictions.scoring import score_table
 from foldwise.predictions.store import Predictions, iter_average_maps, read_header, read_predictions
-from foldwise.predictions.truth import Truth, align
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Values:
     snapshots: list[float | None]
 
 
-def measure(found: Parts, truth: Truth) -> list[Values]:
+def measure(found: Parts, truth: GroundTruth) -> list[Values]:
     """The values of each run: the out-of-fold score of the blend, less the score without it, on the metric's own scale
     and with a sign such that what helps is above 0.
 
@@ -61,7 +61,7 @@ def measure(found: Parts, truth: Truth) -> list[Values]:
 
 
 def _without_each(
-    found: Parts, truth: Truth, number: int, kept: Predictions, labels: pd.Series, names: Sequence[Any]
+    found: Parts, truth: GroundTruth, number: int, kept: Predictions, labels: pd.Series, names: Sequence[Any]
 ) -> list[float | None]:
     """The score with these predictions in the place of a run's, less that without the rows of each label."""
     if len(names) < 2:
@@ -87,7 +87,7 @@ def _kept_views(part: Part) -> Predictions | None:
     return None
 
 
-def _score(found: Parts, truth: Truth) -> float:
+def _score(found: Parts, truth: GroundTruth) -> float:
     with warnings.catch_warnings():  # of classes that a fold lacks: the run's report has said it
         warnings.simplefilter("ignore")
         if truth.task.kind == "rows":
@@ -100,7 +100,7 @@ def _score(found: Parts, truth: Truth) -> float:
         return score_fold_evidence(truth.metric, np.stack(evidence), np.array(folds))[1]
 
 
-def blended_rows(found: Parts, truth: Truth) -> tuple[np.ndarray, np.ndarray]:
+def blended_rows(found: Parts, truth: GroundTruth) -> tuple[np.ndarray, np.ndarray]:
     """Rows (N,) of the table and their out-of-fold probability (N, C): of each fold, the blend of its models."""
     aligned = [align(part.oof, truth) for part in found.parts]
     rows = aligned[0][0]
@@ -115,7 +115,7 @@ def blended_rows(found: Parts, truth: Truth) -> tuple[np.ndarray, np.ndarray]:
     return rows, blended
 
 
-def blended_maps(found: Parts, truth: Truth) -> Iterator[tuple[str, np.ndarray, np.ndarray, int]]:
+def blended_maps(found: Parts, truth: GroundTruth) -> Iterator[tuple[str, np.ndarray, np.ndarray, int]]:
     """The id, the mask (H, W), the out-of-fold probability (C, H, W), and the fold of each image, one at a time."""
     weights = [part.weights for part in found.parts]
     for fold in sorted(set(truth.folds.tolist()) - {-1}):

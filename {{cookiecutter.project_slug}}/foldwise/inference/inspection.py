@@ -13,8 +13,7 @@ from rich.table import Table as RichTable
 from foldwise.data.pictures import Pictures
 from foldwise.data.table import Table
 from foldwise.files import sha256_file, write_atomic
-from foldwise.predictions.members import class_shares
-from foldwise.predictions.store import iter_average_maps, read_predictions
+from foldwise.predictions.store import class_shares, iter_average_maps, read_predictions
 from foldwise.tasks import Classes, find_task
 
 SHOWN_CLASSES = 50

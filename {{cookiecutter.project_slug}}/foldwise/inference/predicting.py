@@ -22,7 +22,7 @@ from foldwise.inference.tta import TTA, load_tta
 from foldwise.inference.weights import load_samples
 from foldwise.predictions.schema import Header
 from foldwise.predictions.sources import output_folder, source_name
-from foldwise.predictions.writers import Writer, new_writer
+from foldwise.predictions.writers import PredictionWriter
 from foldwise.tasks.outputs import Output
 
 
@@ -82,7 +82,7 @@ def predict_runs(
             predict_work(
                 Work(trained, left, table, source, tta, choices),
                 devices,
-                lambda: [{name: writer.part() for name, writer in of_run.items()} for of_run in writers],
+                lambda: [{name: writer.new_shard() for name, writer in of_run.items()} for of_run in writers],
                 lambda images: progress.advance(bar, images),
             )
     for folder in folders:
@@ -172,7 +172,7 @@ def beside(folder: Path, output: str) -> Path:
 
 def _writer(
     run: TrainedRun, output: Output, folder: Path, table: Table, tta: TTA, jobs: Sequence[Job], choices: Choices
-) -> Writer:
+) -> PredictionWriter:
     views = len(tta.names) if choices.keep_views else 1
     ids = hashlib.sha256(json.dumps([table.ids, table.frame["image"].tolist()]).encode()).hexdigest()
     request = {
@@ -194,7 +194,7 @@ def _writer(
         tta=tta.describe(choices.tiles or run.spec.fit == "tiles"),
         created_by="predict.py",
     )
-    return new_writer(_folder_of(run, output, folder), header, request, table.ids)
+    return PredictionWriter(_folder_of(run, output, folder), header, request, table.ids)
 
 
 def _next_command(runs: Sequence[TrainedRun], folders: Sequence[Path], choices: Choices) -> str:

@@ -16,7 +16,7 @@ from foldwise.inference.predictor import Predictor
 from foldwise.inference.runs import TrainedRun
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import load_model
-from foldwise.predictions.parts import Part
+from foldwise.predictions.writers import Shard
 from foldwise.processes.faults import describe_exit
 from foldwise.processes.group import Place
 from foldwise.processes.running import fold_context, run_processes
@@ -25,7 +25,7 @@ PRELOAD = ("torch", "torchvision", "timm", "foldwise.inference.sharing")
 BLINK = 0.2  # seconds between two looks at how far the processes are
 
 
-Parts = Sequence[Mapping[str, Part]]  # of each run, a part of each output's prediction by its name
+Parts = Sequence[Mapping[str, Shard]]  # of each run, a part of each output's prediction by its name
 
 
 @dataclass(frozen=True, kw_only=True)

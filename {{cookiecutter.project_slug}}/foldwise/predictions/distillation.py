@@ -18,17 +18,16 @@ import numpy as np
 import pandas as pd
 
 from foldwise.data.holdout import FULL, Holdout, choose_holdouts
+from foldwise.data.problems import some
 from foldwise.data.pseudo import ROW, STUDENT, provenance_path, student_name
 from foldwise.errors import Refusal
 from foldwise.files import check_new, sha256_file, write_atomic, write_json
-from foldwise.predictions.members import average_members
+from foldwise.predictions.ground_truth import GroundTruth, read_ground_truth
 from foldwise.predictions.pseudo.labelling import COLUMNS
 from foldwise.predictions.pseudo.rules import confidence
 from foldwise.predictions.pseudo.tables import check_suffix, class_problems, write_table
 from foldwise.predictions.pseudo.teachers import IDENTITY, check_probabilities, run_problems
-from foldwise.predictions.schema import some
-from foldwise.predictions.store import read_predictions
-from foldwise.predictions.truth import Truth, read_truth
+from foldwise.predictions.store import average_members, read_predictions
 
 
 def distill(runs: Sequence[Path], out: Path, weight: float = 1.0) -> list[dict[str, Any]]:
@@ -53,7 +52,7 @@ def distill(runs: Sequence[Path], out: Path, weight: float = 1.0) -> list[dict[s
     problems = [problem for run in runs for problem in run_problems(run)]
     if problems:
         raise Refusal("\n".join(problems))
-    truth = read_truth(runs[0])
+    truth = read_ground_truth(runs[0])
     check_probabilities(truth)
     if truth.task.kind == "maps":
         raise Refusal("masks have no soft targets: distill.py is for classes of whole images")
@@ -88,7 +87,7 @@ def distill(runs: Sequence[Path], out: Path, weight: float = 1.0) -> list[dict[s
 
 
 def _targets(
-    truth: Truth, student: int, shards_of_runs: Sequence[Sequence[Path]], weight: float
+    truth: GroundTruth, student: int, shards_of_runs: Sequence[Sequence[Path]], weight: float
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The rows of one student, and how many they are."""
     table, classes = truth.table, list(truth.table.classes)
@@ -135,7 +134,7 @@ def _pair_problems(run: Path, folds: list[int]) -> list[str]:
     ]
 
 
-def _shard_problems(shard: Path, truth: Truth) -> list[str]:
+def _shard_problems(shard: Path, truth: GroundTruth) -> list[str]:
     header = read_predictions(shard).header
     same = (header.columns, header.folds_hash) == (list(truth.table.classes), truth.folds_hash)
     return [] if same else [f"{shard} was made with other classes or folds than those of {truth.table.path} now"]

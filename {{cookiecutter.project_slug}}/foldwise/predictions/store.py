@@ -1,20 +1,18 @@
 """Prediction folders: the one interface between models, folds, people and pipelines.
 
 A prediction is a folder, written once and whole. Rows are (id, member): a member is a (fold, snapshot, view), that is
-the model of a fold (-2: a full fit, of every row), one of its snapshots, and one view of the image (`mean` when views
-were averaged). Averaging over members comes last, since what is fitted out of fold (calibration, stacking) applies to
-each member alone.
+the model of a fold (-2: the full fit), one of its snapshots, and one view of the image (`mean` when views were
+averaged). Averaging over members comes last, since what is fitted out of fold (calibration, stacking) applies to each
+member alone.
 
     predictions.json      what it is, see `Header`
     predictions.parquet   rows: id (text), fold (integer), snapshot (text), view (text), and the values (float columns)
     index.parquet         maps: id, fold, snapshot, view, file, height, width
     maps/000000.npz       maps: one array "probability" (C, H, W) uint8, probability = value / 255
 
-What the values are, and what they must be, says the `task` (see `foldwise.tasks`), whose `kind` is rows or maps: of
-multiclass and multilabel rows of probabilities, of segmentation maps of them.
-
-`split` says how rows and members go together: `oof` rows are each predicted by the model that did not see them, so an
-id has one fold; a `test` prediction has every id from every member.
+The `task` (see `foldwise.tasks`) says what the values mean and whether they are rows (multiclass, multilabel) or maps
+(segmentation). `split` says how rows and members go together: an `oof` row is predicted by the models that did not see
+it, so an id has one fold; a `test` prediction has every id from every member.
 
 Anybody's pipeline can write one with pandas alone:
 
@@ -30,7 +28,8 @@ Anybody's pipeline can write one with pandas alone:
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,20 +38,21 @@ import pandas as pd
 
 from foldwise.errors import Refusal
 from foldwise.files import new_folder, read_json, write_json
-from foldwise.predictions.members import merge
 from foldwise.predictions.schema import (
     FILES,
     HEADER,
+    MEMBER,
     Header,
     PredictionsError,
     frame_problems,
     header_problems,
+    listed,
     map_file_problems,
     members_of,
     raise_problems,
     row_columns,
+    with_members,
 )
-from foldwise.predictions.writers import MapWriter, with_members
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,14 @@ def write_predictions(folder: Path, frame: pd.DataFrame, header: Header) -> None
     raise_problems(folder, header_problems(asdict(header)))
     frame = frame[row_columns(frame, header, folder)].reset_index(drop=True)
     raise_problems(folder, frame_problems(frame, header))
-    header = with_members(header, frame)
     frame[header.columns] = header.meaning.clip(frame[header.columns].to_numpy(np.float32))
     with new_folder(folder) as temporary:
         frame.to_parquet(temporary / FILES["rows"], index=False)
-        write_json(temporary / HEADER, asdict(header))
+        write_json(temporary / HEADER, asdict(with_members(header, frame)))
 
 
 def read_header(folder: Path) -> Header:
-    """The sidecar of a prediction folder.
+    """Read the sidecar of a prediction folder.
 
     Raises:
         PredictionsError: not there, not JSON, of another version, or keys missing or of another type.
@@ -132,14 +131,13 @@ def read_predictions(folder: Path) -> Predictions:
     except (OSError, ValueError) as error:
         raise PredictionsError(folder, [f"{path.name} cannot be read ({error})"]) from error
     frame = frame[row_columns(frame, header, folder)].reset_index(drop=True)
-    problems = frame_problems(frame, header)
-    found, said = members_of(frame), sorted((m["fold"], m["snapshot"], m["view"]) for m in header.members)
-    if not problems and found != said:
-        problems.append(f"the members of {HEADER} are {said} and those of {path.name} {found}")
-    if header.kind == "maps" and not problems:
-        problems += map_file_problems(folder, frame)
-    raise_problems(folder, problems)
-    if header.kind == "rows":
+    raise_problems(folder, frame_problems(frame, header))
+    found, declared = members_of(frame), sorted((m["fold"], m["snapshot"], m["view"]) for m in header.members)
+    if found != declared:
+        raise PredictionsError(folder, [f"the members of {HEADER} are {declared} and those of {path.name} {found}"])
+    if header.kind == "maps":
+        raise_problems(folder, map_file_problems(folder, frame))
+    else:
         frame[header.columns] = header.meaning.clip(frame[header.columns].to_numpy())
     return Predictions(folder, header, frame)
 
@@ -158,48 +156,35 @@ def iter_maps(predictions: Predictions, ids: Sequence[str] | None = None) -> Ite
         if id not in groups:
             raise PredictionsError(predictions.folder, [f"there is no prediction for id {id}"])
         for row in predictions.frame.iloc[groups[id]].itertuples():
-            probability = _read_map(predictions.folder, row, len(predictions.columns))
+            probability = read_map(predictions.folder, row, len(predictions.columns))
             yield MapRow(row.id, row.fold, row.snapshot, row.view, probability.astype(np.float32) / 255)
 
 
 def iter_average_maps(predictions: Predictions, ids: Sequence[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
     """(id, probability (C, H, W) float32) averaged over the members, one image at a time; as `iter_maps`."""
-    current, total, count = None, np.zeros(0, np.float32), 0
-    for row in iter_maps(predictions, ids):
-        if row.id != current:
-            if current is not None:
-                yield current, total / count
-            current, total, count = row.id, row.probability, 1
-        else:
+    for id, rows in groupby(iter_maps(predictions, ids), key=lambda row: row.id):
+        total: Any = 0
+        count = 0
+        for row in rows:
             total, count = total + row.probability, count + 1
-    if current is not None:
-        yield current, total / count
+        yield id, total / count
 
 
-def merge_folders(shards: Sequence[Path], folder: Path, ids: Sequence[str]) -> None:
-    """Put together the prediction folders of several ranks or folds as a new one, in the order of `ids`.
+def iter_side_by_side(
+    predictions: Sequence[Predictions], ids: Sequence[str], fold: int | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(id, maps (M, C, H, W) float32) of M predictions, averaged over snapshots and views; as `iter_maps`.
 
-    Maps are copied one at a time, as they are.
-
-    Raises:
-        PredictionsError: a shard is not valid, they are not of one task and columns, or as `merge`.
+    Args:
+        fold: whose models predicted; None: those of all folds, averaged.
     """
-    parts = [read_predictions(shard) for shard in shards]
-    header = parts[0].header
-    for part in parts[1:]:
-        for name in ("split", "task", "columns", "run", "folds_hash", "tta"):
-            if getattr(part.header, name) != getattr(header, name):
-                raise PredictionsError(part.folder, [f"its {name} is not that of {parts[0].folder}"])
-    frame = merge([part.frame.assign(part=index) for index, part in enumerate(parts)], ids)
-    if header.kind == "rows":
-        return write_predictions(folder, frame.drop(columns="part"), header)
-    with MapWriter(folder, header) as writer:
-        for row in frame.itertuples():
-            probability = _read_map(parts[row.part].folder, row, len(header.columns))
-            writer.add(row.id, row.fold, row.snapshot, row.view, probability)
+    if fold is not None:
+        predictions = [replace(each, frame=each.frame[each.frame["fold"] == fold]) for each in predictions]
+    for rows in zip(*(iter_average_maps(each, ids) for each in predictions), strict=True):
+        yield rows[0][0], np.stack([probability for _, probability in rows])
 
 
-def _read_map(folder: Path, row: Any, columns: int) -> np.ndarray:
+def read_map(folder: Path, row: Any, columns: int) -> np.ndarray:
     """The (C, H, W) uint8 map of an index row."""
     try:
         with np.load(folder / row.file, allow_pickle=False) as arrays:
@@ -207,6 +192,37 @@ def _read_map(folder: Path, row: Any, columns: int) -> np.ndarray:
     except Exception as error:  # zipfile, zlib, numpy and the file system each have their own
         raise PredictionsError(folder, [f"{row.file} (id {row.id}) cannot be read: {error}"]) from error
     if values.dtype != np.uint8 or values.shape != (columns, row.height, row.width):
-        said = (columns, row.height, row.width)
-        raise PredictionsError(folder, [f"{row.file} (id {row.id}) is {values.dtype} {values.shape}, not uint8 {said}"])
+        wanted = (columns, row.height, row.width)
+        found = f"{values.dtype} {values.shape}"
+        raise PredictionsError(folder, [f"{row.file} (id {row.id}) is {found}, not uint8 {wanted}"])
     return values
+
+
+def size_problems(predictions: Predictions, first: Predictions) -> list[str]:
+    """Maps of another size than those of the `first` predictions, of the same ids."""
+    sizes = [
+        each.frame.drop_duplicates("id").set_index("id")[["height", "width"]].sort_index()
+        for each in (first, predictions)
+    ]
+    different = (sizes[0] != sizes[1]).any(axis=1)
+    return listed(f"maps have another size than in {first.folder}", different.index[different])
+
+
+def average_members(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Average over the members: id and the value columns, one row an id, in the order of their first rows."""
+    return frame.groupby("id", sort=False)[list(columns)].mean().reset_index()
+
+
+def sort_rows(frame: pd.DataFrame, order: pd.Series) -> pd.DataFrame:
+    """The rows by their numbers `order`, those of one number by member."""
+    keys = pd.concat([order.rename("order"), frame[MEMBER]], axis=1).sort_values(["order", *MEMBER], kind="stable")
+    return frame.loc[keys.index].reset_index(drop=True)
+
+
+def class_shares(frame: pd.DataFrame, header: Header) -> pd.Series:
+    """Share of ids for which each class is predicted: the most probable, or if not exclusive from 0.5 on."""
+    average = average_members(frame, header.columns)[header.columns].to_numpy()
+    if not header.meaning.exclusive:
+        return pd.Series((average >= 0.5).mean(axis=0), header.columns)
+    counts = np.bincount(average.argmax(axis=1), minlength=len(header.columns))
+    return pd.Series(counts / len(average), header.columns)

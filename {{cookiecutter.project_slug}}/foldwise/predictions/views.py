@@ -12,7 +12,7 @@ from foldwise.files import check_new
 from foldwise.predictions.ensembles.blending import arithmetic, equal_weights, geometric, rank_mean
 from foldwise.predictions.schema import MEMBER
 from foldwise.predictions.store import Predictions, iter_maps, read_predictions, write_predictions
-from foldwise.predictions.writers import MapWriter
+from foldwise.predictions.writers import PredictionWriter
 from foldwise.tasks import Task
 
 MEANS = ("arithmetic", "geometric", "rank")
@@ -47,7 +47,7 @@ def average_views(folder: Path, out: Path, mean: str, views: Sequence[str] | Non
     some = replace(predictions, frame=predictions.frame[predictions.frame["view"].isin(chosen)])
     if task.kind == "rows":
         return write_predictions(out, _average_rows(some, mean, chosen), header)
-    with MapWriter(out, header) as writer:
+    with PredictionWriter(out, header) as writer:
         waiting: list[np.ndarray] = []
         for row in iter_maps(_by_member(some)):
             waiting.append(row.probability)

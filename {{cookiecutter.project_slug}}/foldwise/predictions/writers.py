@@ -1,50 +1,170 @@
-"""Writing prediction folders image by image, so that memory does not grow and an interruption loses nothing.
+"""Writing prediction folders image by image: memory does not grow, and an interruption loses next to nothing.
 
-The folder appears, whole, when the `with` block ends. Until then everything lies in a temporary folder beside it: with
-a `request` under a name that the same request finds again, else under a random one that goes with an error.
+The folder appears, whole, when the `with` block ends. Until then everything lies in a temporary folder beside it, in
+shards: any number of processes can add to it, since each has a shard, whose files no other touches. An interrupted
+prediction is resumed with new shards, in any number of processes; whatever lies in the folder counts.
 """
 
 import json
+import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 
-from foldwise.files import check_new, publish, read_json, write_json
-from foldwise.predictions.parts import MapPart, Part, RowPart, find_parts, next_number
+from foldwise.files import check_new, publish, read_json, write_atomic, write_json
 from foldwise.predictions.schema import (
     FILES,
     HEADER,
+    INDEX_COLUMNS,
     MEMBER,
     Header,
+    PredictionsError,
     frame_problems,
     header_problems,
-    members_of,
+    listed,
     raise_problems,
+    with_members,
 )
-from foldwise.tasks import find_task
+from foldwise.predictions.store import read_map, read_predictions, sort_rows, write_predictions
+from foldwise.tasks.classes import ROUNDING
 
 REQUEST = "request.json"
+BLOCK = 4096  # rows that are put on disk together
 
 
-class Writer:
-    """What writing rows and writing maps share.
+class Shard:
+    """Predictions that one process adds to an unfinished folder; it can be sent to a process before its first row.
+
+    Args:
+        folder: unfinished.
+        number: no other shard of the folder has it.
+        columns: names of the values.
+    """
+
+    def __init__(self, folder: Path, number: int, columns: Sequence[str]) -> None:
+        self.folder, self.name, self.columns = folder, f"shard-{number:03d}", list(columns)
+        self.count = 0  # files written
+
+    def add(self, id: str, fold: int, snapshot: str, view: str, probability: np.ndarray) -> None:
+        """Add one member's prediction of one image."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Put on disk what is not there yet."""
+
+    @staticmethod
+    def read_all(folder: Path) -> pd.DataFrame:
+        """The rows or the index of all shards, in the order of shards and within them as added."""
+        raise NotImplementedError
+
+    @staticmethod
+    def finish(folder: Path, frame: pd.DataFrame, header: Header) -> None:
+        """Write what a prediction folder has beside its sidecar; `frame` has the rows or the index."""
+        raise NotImplementedError
+
+
+class RowShard(Shard):
+    """Rows in blocks, `shard-<number>-<block>.parquet`: at most one block is lost by a kill."""
+
+    def __init__(self, folder: Path, number: int, columns: Sequence[str]) -> None:
+        super().__init__(folder, number, columns)
+        self.waiting: list[tuple[tuple[str, int, str, str], np.ndarray]] = []
+
+    def add(self, id: str, fold: int, snapshot: str, view: str, probability: np.ndarray) -> None:
+        """Add one member's values (C,)."""
+        self.waiting.append(((id, fold, snapshot, view), probability))
+        if len(self.waiting) == BLOCK:
+            self.close()
+
+    def close(self) -> None:
+        if not self.waiting:
+            return
+        frame = pd.DataFrame([key for key, _ in self.waiting], columns=["id", *MEMBER])
+        frame[self.columns] = np.stack([values for _, values in self.waiting]).astype(np.float32)
+        with write_atomic(self.folder / f"{self.name}-{self.count:06d}.parquet") as temporary:
+            frame.to_parquet(temporary, index=False)
+        self.count += 1
+        self.waiting = []
+
+    @staticmethod
+    def read_all(folder: Path) -> pd.DataFrame:
+        frames = [pd.read_parquet(path) for path in _shard_files(folder)]
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["id", *MEMBER])
+
+    @staticmethod
+    def finish(folder: Path, frame: pd.DataFrame, header: Header) -> None:
+        frame[header.columns] = header.meaning.clip(frame[header.columns].to_numpy())
+        frame.to_parquet(folder / FILES["rows"], index=False)
+
+
+class MapShard(Shard):
+    """Maps in `maps/`, and for each that is whole a line of the index in `shard-<number>.jsonl`."""
+
+    def add(self, id: str, fold: int, snapshot: str, view: str, probability: np.ndarray) -> None:
+        """Add one member's probability (C, H, W): float in [0, 1], or uint8 as stored.
+
+        Raises:
+            PredictionsError: another number of columns, NaN, or outside [0, 1].
+        """
+        values = self._as_stored(id, probability)
+        file = f"maps/{self.name}-{self.count:06d}.npz"
+        (self.folder / "maps").mkdir(exist_ok=True)
+        _write_map(self.folder / file, values)
+        row = dict(zip(INDEX_COLUMNS, (id, int(fold), snapshot, view, file, *values.shape[1:]), strict=True))
+        with (self.folder / f"{self.name}.jsonl").open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(row) + "\n")
+        self.count += 1
+
+    def _as_stored(self, id: str, probability: np.ndarray) -> np.ndarray:
+        """(C, H, W) uint8."""
+        columns = len(self.columns)
+        if probability.ndim != 3 or len(probability) != columns:
+            raise PredictionsError(self.folder, [f"{id}: the map is {probability.shape} and not ({columns}, H, W)"])
+        if probability.dtype == np.uint8:
+            return probability
+        low, high = float(probability.min()), float(probability.max())
+        if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+            raise PredictionsError(self.folder, [f"{id}: the map has NaN or values outside 0 to 1"])
+        return np.rint(probability.clip(0, 1) * 255).astype(np.uint8)
+
+    @staticmethod
+    def read_all(folder: Path) -> pd.DataFrame:
+        rows: list[dict[str, Any]] = []
+        for path in _shard_files(folder):
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a last line that was cut off has no end
+            rows += [json.loads(line) for line in lines]
+        # Maps that a killed finish had renamed already are predicted again.
+        return pd.DataFrame([row for row in rows if (folder / row["file"]).exists()], columns=INDEX_COLUMNS)
+
+    @staticmethod
+    def finish(folder: Path, frame: pd.DataFrame, header: Header) -> None:
+        names = [f"maps/{number:06d}.npz" for number in range(len(frame))]
+        for old, new in zip(frame["file"], names, strict=True):
+            (folder / old).rename(folder / new)
+        for path in (folder / "maps").glob("shard-*"):
+            path.unlink()  # of an image that was interrupted
+        frame["file"] = names
+        frame.to_parquet(folder / FILES["maps"], index=False)
+
+
+class PredictionWriter:
+    """Writes a prediction folder.
 
     Args:
         folder: to make; it must not exist.
         header: `members` is filled in from what is written.
-        request: plain values that say what is being predicted with what, `members` how many rows an id has. The
-            temporary folder of an interrupted writer with an equal request is taken up: `done` has the ids that are
-            whole in it. One of another request is dropped.
+        request: plain values that identify what is predicted with what, `members` being the number of rows an id has.
+            The temporary folder of an interrupted writer with an equal request is resumed: `done` has the ids that are
+            whole in it. One of another request is dropped. None: an error leaves nothing.
         ids: the order of the rows; None: as they were added.
     """
-
-    part_type: ClassVar[type[Part]]
 
     def __init__(
         self,
@@ -54,6 +174,7 @@ class Writer:
         ids: Sequence[str] | None = None,
     ) -> None:
         self.folder, self.header, self.request, self.ids = Path(folder), header, request, ids
+        self.kind = MapShard if header.meaning.kind == "maps" else RowShard
         self.done: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -64,21 +185,22 @@ class Writer:
             self.temporary = Path(tempfile.mkdtemp(dir=self.folder.parent, prefix=f".{self.folder.name}-"))
         else:
             self.temporary = self.folder.with_name(f".{self.folder.name}.partial")
-            self._take_up(json.loads(json.dumps(self.request)))
-        self.parts = next_number(self.temporary)
-        self.own = self.part()
+            self._resume(json.loads(json.dumps(self.request)))
+        numbers = [int(re.findall(r"\d+", path.name)[0]) for path in _shard_files(self.temporary)]
+        self.shards = 1 + max(numbers, default=-1)
+        self.own = self.new_shard()
         return self
 
-    def part(self) -> Part:
-        """A new part of this prediction, which another process can add to and close while the block lasts."""
-        self.parts += 1
-        return self.part_type(self.temporary, self.parts - 1, self.header.columns)
+    def new_shard(self) -> Shard:
+        """A shard that another process can add to and close while the block lasts."""
+        self.shards += 1
+        return self.kind(self.temporary, self.shards - 1, self.header.columns)
 
     def add(self, id: str, fold: int, snapshot: str, view: str, probability: np.ndarray) -> None:
-        """Add one member's prediction of one image; see the `add` of the parts."""
+        """Add one member's prediction of one image; see the `add` of the shards."""
         self.own.add(id, fold, snapshot, view, probability)
 
-    def _take_up(self, request: dict[str, Any]) -> None:
+    def _resume(self, request: dict[str, Any]) -> None:
         path = self.temporary / REQUEST
         if not path.is_file() or read_json(path) != request:
             shutil.rmtree(self.temporary, ignore_errors=True)
@@ -89,27 +211,24 @@ class Writer:
         self.done = set(counts.index[counts == request["members"]])
 
     def _read(self) -> pd.DataFrame:
-        """The rows or the index of all parts."""
-        frame = self.part_type.read_all(self.temporary)
+        """The rows or the index of all shards."""
+        frame = self.kind.read_all(self.temporary)
         if self.request is not None:  # an image that was interrupted between its members has been predicted again
             frame = frame.drop_duplicates(["id", *MEMBER], keep="last")
         if self.ids is not None:
-            place = {id: number for number, id in enumerate(self.ids)}
-            frame = frame.sort_values("id", key=lambda ids: ids.map(place), kind="stable")
+            order = {id: number for number, id in enumerate(self.ids)}
+            frame = frame.sort_values("id", key=lambda ids: ids.map(order), kind="stable")
         return frame.reset_index(drop=True)
-
-    def _finish(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Turn the parts into what a prediction folder has; the rows or the index."""
-        raise NotImplementedError
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         try:
             self.own.close()
             if kind is None:
-                frame = self._finish(self._read())
+                frame = self._read()
+                self.kind.finish(self.temporary, frame, self.header)
                 raise_problems(self.folder, frame_problems(frame, self.header))
                 write_json(self.temporary / HEADER, asdict(with_members(self.header, frame)))
-                for path in find_parts(self.temporary):
+                for path in _shard_files(self.temporary):
                     path.unlink()
                 (self.temporary / REQUEST).unlink(missing_ok=True)
                 publish(self.temporary, self.folder)
@@ -118,50 +237,52 @@ class Writer:
                 shutil.rmtree(self.temporary, ignore_errors=True)
 
 
-class RowWriter(Writer):
-    """Writes a prediction of rows."""
+def merge_folders(shards: Sequence[Path], folder: Path, ids: Sequence[str]) -> None:
+    """Put together the prediction folders of several ranks or folds as a new one, in the order of `ids`.
 
-    part_type = RowPart
+    Maps are copied one at a time, as they are.
 
-    def _finish(self, frame: pd.DataFrame) -> pd.DataFrame:
-        columns = self.header.columns
-        frame[columns] = self.header.meaning.clip(frame[columns].to_numpy())
-        frame.to_parquet(self.temporary / FILES["rows"], index=False)
-        return frame
-
-
-class MapWriter(Writer):
-    """Writes a prediction of maps. `temporary` takes further files meanwhile."""
-
-    part_type = MapPart
-
-    def __enter__(self) -> Self:
-        super().__enter__()
-        (self.temporary / "maps").mkdir(exist_ok=True)
-        return self
-
-    def _finish(self, frame: pd.DataFrame) -> pd.DataFrame:
-        names = [f"maps/{number:06d}.npz" for number in range(len(frame))]
-        for old, new in zip(frame["file"], names, strict=True):
-            (self.temporary / old).rename(self.temporary / new)
-        for path in (self.temporary / "maps").glob("part-*"):
-            path.unlink()  # of an image that was interrupted
-        frame["file"] = names
-        frame.to_parquet(self.temporary / FILES["maps"], index=False)
-        return frame
+    Raises:
+        PredictionsError: a folder is not valid, they are not of one task and columns, or as `merge`.
+    """
+    parts = [read_predictions(shard) for shard in shards]
+    header = parts[0].header
+    for part in parts[1:]:
+        for name in ("split", "task", "columns", "run", "folds_hash", "tta"):
+            if getattr(part.header, name) != getattr(header, name):
+                raise PredictionsError(part.folder, [f"its {name} is not that of {parts[0].folder}"])
+    frame = merge([part.frame.assign(part=index) for index, part in enumerate(parts)], ids)
+    if header.kind == "rows":
+        return write_predictions(folder, frame.drop(columns="part"), header)
+    with PredictionWriter(folder, header) as writer:
+        for row in frame.itertuples():
+            probability = read_map(parts[row.part].folder, row, len(header.columns))
+            writer.add(row.id, row.fold, row.snapshot, row.view, probability)
 
 
-WRITERS: dict[str, type[Writer]] = {"rows": RowWriter, "maps": MapWriter}  # by the kind of the task
+def merge(frames: Sequence[pd.DataFrame], ids: Sequence[str]) -> pd.DataFrame:
+    """Put together the rows of several ranks or folds, in the order of `ids` and not of the frames.
+
+    Raises:
+        PredictionsError: ids that are missing, that come twice for one (snapshot, view), or that nobody asked for.
+    """
+    frame = pd.concat(frames, ignore_index=True)
+    order = {id: index for index, id in enumerate(ids)}
+    problems = ["the ids that are asked for are not unique"] if len(order) != len(ids) else []
+    problems += listed("ids are missing", order.keys() - set(frame["id"]))
+    problems += listed("ids come more than once", frame["id"][frame.duplicated(["id", "snapshot", "view"])])
+    problems += listed("ids are not asked for", set(frame["id"]) - order.keys())
+    raise_problems("merging predictions", problems)
+    return sort_rows(frame, frame["id"].map(order))
 
 
-def with_members(header: Header, frame: pd.DataFrame) -> Header:
-    """The header with the members of the rows."""
-    members = [dict(zip(MEMBER, member, strict=True)) for member in members_of(frame)]
-    return Header(**{**asdict(header), "members": members})
+def _shard_files(folder: Path) -> list[Path]:
+    """The files of all shards but the maps, in their order."""
+    return sorted(folder.glob("shard-*"))
 
 
-def new_writer(
-    folder: Path, header: Header, request: Mapping[str, Any] | None = None, ids: Sequence[str] | None = None
-) -> Writer:
-    """The writer of what a task stores; arguments as `Writer`."""
-    return WRITERS[find_task(header.task).kind](folder, header, request, ids)
+def _write_map(path: Path, probability: np.ndarray) -> None:
+    """As np.savez_compressed, whose compression takes five times as long for a quarter less."""
+    archive = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1)
+    with archive, archive.open("probability.npy", "w") as file:
+        np.lib.format.write_array(file, probability, allow_pickle=False)

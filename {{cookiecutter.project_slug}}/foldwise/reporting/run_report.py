@@ -11,9 +11,8 @@ from foldwise.config import followers
 from foldwise.data.images import read_mask
 from foldwise.data.pictures import Pictures
 from foldwise.data.table import Table
-from foldwise.predictions.members import average_members
 from foldwise.predictions.metrics import Dice, MeanIoU, answered_right, confusion_matrix, cross_entropy
-from foldwise.predictions.store import Predictions, iter_average_maps
+from foldwise.predictions.store import Predictions, average_members, iter_average_maps
 from foldwise.reporting.figures import confusion, nothing_to_show, per_class
 from foldwise.reporting.pictures import gallery, name_answer, overlay
 from foldwise.reporting.report import write_report

@@ -22,14 +22,15 @@ from foldwise.code.runs import open_run_code
 from foldwise.config import followers, read_config
 from foldwise.data.pictures import Pictures
 from foldwise.data.prepare import prepare
+from foldwise.data.problems import some
 from foldwise.errors import Refusal
 from foldwise.files import check_new, new_folder, read_json, write_json
 from foldwise.inference.device import choose_device
 from foldwise.inference.weights import SPEC
+from foldwise.predictions.ground_truth import GroundTruth, check_predictions
 from foldwise.predictions.metrics.building import build_metric
-from foldwise.predictions.schema import some
-from foldwise.predictions.store import merge_folders, read_predictions
-from foldwise.predictions.truth import Truth, check_oof
+from foldwise.predictions.store import read_predictions
+from foldwise.predictions.writers import merge_folders
 from foldwise.training.averaging import Candidates, choose_counts, find_snapshots
 from foldwise.training.results import plain_number, score_predictions
 
@@ -86,7 +87,7 @@ def average_weights(run: Path, out: Path, device: str = "auto") -> Averaging:
     snapshots = find_snapshots(run, config, sorted(set(folds.tolist()) - {-1}), metric.greater_is_better)
     oof = read_predictions(run / "oof")
     pictures = Pictures.of(prepared.source, prepared.samples)
-    check_oof(oof, Truth(prepared.table, folds, prepared.folds_hash, metric, config, pictures))
+    check_predictions(oof, GroundTruth(prepared.table, folds, prepared.folds_hash, metric, config, pictures))
     folder = _open_partial(out, run, config, snapshots, prepared.images_hash) / out.name
     candidates = Candidates(run, config, prepared, snapshots, folder, target, alias)
     scores: dict[int, dict[int, float]] = {}

@@ -39,7 +39,7 @@ from foldwise.models.normalized import Normalized
 from foldwise.predictions.metrics.building import build_metric
 from foldwise.predictions.schema import Header
 from foldwise.predictions.sources import output_folder, source_name
-from foldwise.predictions.writers import new_writer
+from foldwise.predictions.writers import PredictionWriter
 from foldwise.processes.group import Place
 from foldwise.processes.signals import leave_on_signals
 from foldwise.training.build import build_module, build_network, build_spec, build_trainer, fit_reader
@@ -236,7 +236,7 @@ def predict_held_out(
                 tta=tta.describe(predictor.tiles),
                 created_by=created_by,
             )
-            writers.append(stack.enter_context(new_writer(folder, header)))
+            writers.append(stack.enter_context(PredictionWriter(folder, header)))
         for index, values in predictions:
             id = ids[rows[index]]
             for output, writer in zip(outputs, writers, strict=True):

@@ -15,12 +15,12 @@ from foldwise.data.images import read_mask
 from foldwise.data.pictures import Pictures
 from foldwise.data.prepare import Prepared
 from foldwise.files import write_json
-from foldwise.predictions.members import average_members
 from foldwise.predictions.metrics import pixel_confusion, pixel_counts, score_fold_evidence
 from foldwise.predictions.metrics.building import build_metric
 from foldwise.predictions.scoring import score_table
 from foldwise.predictions.sources import output_folder
-from foldwise.predictions.store import Predictions, iter_average_maps, merge_folders, read_predictions
+from foldwise.predictions.store import Predictions, average_members, iter_average_maps, read_predictions
+from foldwise.predictions.writers import merge_folders
 from foldwise.reporting.run_console import print_run
 from foldwise.reporting.run_report import report_run
 from foldwise.tasks.outputs import Output

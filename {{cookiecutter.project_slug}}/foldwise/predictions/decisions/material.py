@@ -7,15 +7,16 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from foldwise.data.problems import some
 from foldwise.data.table import Columns, read_table
 from foldwise.errors import Refusal
 from foldwise.predictions.decisions.formats import FORMATS
 from foldwise.predictions.decisions.rules import takes_values
 from foldwise.predictions.decisions.submission import check_rows, read_sample
-from foldwise.predictions.schema import PredictionsError, raise_problems, some
+from foldwise.predictions.ground_truth import GroundTruth, check_predictions, read_ground_truth
+from foldwise.predictions.schema import PredictionsError, raise_problems
 from foldwise.predictions.sources import Source, find_sources
 from foldwise.predictions.store import Predictions, read_predictions
-from foldwise.predictions.truth import Truth, check_oof, read_truth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class Request:
 
     Args:
         source, oof, test: predictions, see `sources.find_sources`.
-        data, overrides: the truth of a source without config.yaml, see `truth.read_truth`.
+        data, overrides: the truth of a source without config.yaml, see `truth.read_ground_truth`.
         sample: the competition's sample submission.
         kind: a name in `formats.FORMATS`; None: by the sample, the task and the metric.
         options: of the format, by the names of its fields.
@@ -52,7 +53,7 @@ class Material(NamedTuple):
     """Everything that a submission is made of, checked; `units` has the unit of each test id, where there are units."""
 
     source: Source
-    truth: Truth
+    truth: GroundTruth
     oof: Predictions
     test: Predictions
     units: pd.Series | None
@@ -87,9 +88,9 @@ def open_material(request: Request) -> Material:
     source = find_sources([request.source], request.oof, request.test)[0]
     if source.test is None:
         raise Refusal(f"{source.folder} has no test predictions: python predict.py {source.folder} makes them")
-    truth = read_truth(request.source, request.data, request.overrides)
+    truth = read_ground_truth(request.source, request.data, request.overrides)
     oof, test = read_predictions(source.oof), read_predictions(source.test)
-    check_oof(oof, truth)
+    check_predictions(oof, truth)
     _check_test(test, oof)
     sample = None if request.sample is None else read_sample(request.sample)
     layout = choose_layout(truth, sample, request.sample, request.kind, request.options)
@@ -115,7 +116,7 @@ def _check_test(test: Predictions, oof: Predictions) -> None:
 
 
 def choose_layout(
-    truth: Truth,
+    truth: GroundTruth,
     sample: pd.DataFrame | None,
     sample_path: Path | None = None,
     kind: str | None = None,
@@ -145,7 +146,7 @@ def choose_layout(
     return chosen(classes=classes, id_column=names[0], value_column=names[1], **options)
 
 
-def _units(truth: Truth, test: Predictions) -> pd.Series | None:
+def _units(truth: GroundTruth, test: Predictions) -> pd.Series | None:
     """The unit of each test id, where the training table has units."""
     if truth.task.kind == "maps" or "unit" not in truth.table.frame:
         return None

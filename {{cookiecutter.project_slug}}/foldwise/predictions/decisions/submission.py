@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from foldwise.data.problems import some
 from foldwise.files import check_new, write_atomic
 from foldwise.predictions.decisions.formats import FORMATS, Masks, RunLengths
-from foldwise.predictions.schema import PredictionsError, raise_problems, some
+from foldwise.predictions.schema import PredictionsError, raise_problems
 
 
 def read_sample(path: Path) -> pd.DataFrame:

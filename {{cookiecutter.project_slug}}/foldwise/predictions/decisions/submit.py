@@ -16,10 +16,9 @@ from foldwise.predictions.decisions.masks import choose_cleaning
 from foldwise.predictions.decisions.material import Material, Request, exclusive_columns, open_material
 from foldwise.predictions.decisions.rules import takes_values
 from foldwise.predictions.decisions.submission import write_masks, write_table
-from foldwise.predictions.members import average_members
+from foldwise.predictions.ground_truth import align
 from foldwise.predictions.scoring import by_unit
-from foldwise.predictions.store import iter_average_maps
-from foldwise.predictions.truth import align
+from foldwise.predictions.store import average_members, iter_average_maps
 from foldwise.progress import Progress, silent, stepping
 
 

@@ -27,9 +27,9 @@ from foldwise.predictions.ensembles.joining import check_sources
 from foldwise.predictions.ensembles.map_ensemble import MAP_BLENDS, MapEnsemble
 from foldwise.predictions.ensembles.row_ensemble import RowEnsemble
 from foldwise.predictions.ensembles.stacking import STACKERS
+from foldwise.predictions.ground_truth import GroundTruth, read_ground_truth
 from foldwise.predictions.metrics import MeanAveragePrecision, RocAuc
 from foldwise.predictions.sources import Source, find_sources
-from foldwise.predictions.truth import Truth, read_truth
 from foldwise.progress import Progress, silent
 
 
@@ -53,7 +53,7 @@ def ensemble(
     Args:
         folders: two or more sources.
         out: the folder to write.
-        oof, test, data, overrides: as in `find_sources` and `read_truth`.
+        oof, test, data, overrides: as in `find_sources` and `read_ground_truth`.
         methods: names of methods to compare, or "all"; empty: all blends. The best single source and the mean are
             always among them.
         use: the method to write whatever the scores say; None: the simplest within one standard error of the best.
@@ -72,7 +72,7 @@ def ensemble(
     check_new(out)
     sources = find_sources(folders, oof, test)
     names = check_sources(sources)
-    truth = read_truth(sources[0].folder, data, overrides)
+    truth = read_ground_truth(sources[0].folder, data, overrides)
     _check_folds(truth, strict)
     chosen = choose_methods(truth, methods, use, _check_weights(weights, sources), bool(columns))
     forced = "given" if len(weights) else use
@@ -101,7 +101,7 @@ def ensemble(
 
 
 def choose_methods(
-    truth: Truth, names: Sequence[str], use: str | None, weights: np.ndarray | None, metadata: bool
+    truth: GroundTruth, names: Sequence[str], use: str | None, weights: np.ndarray | None, metadata: bool
 ) -> list[Method]:
     """The methods to compare, the simplest first.
 
@@ -135,13 +135,13 @@ def choose_methods(
     return [method for method in possible if method.name in wanted]
 
 
-def _can_rank(truth: Truth) -> bool:
+def _can_rank(truth: GroundTruth) -> bool:
     """Ranks of three or more exclusive classes cannot sum to 1, as predictions do, and keep their order."""
     several = truth.task.exclusive and len(truth.table.classes) > 2
     return isinstance(truth.metric, RocAuc | MeanAveragePrecision) and not several
 
 
-def _check_folds(truth: Truth, strict: bool) -> None:
+def _check_folds(truth: GroundTruth, strict: bool) -> None:
     count = len(set(truth.folds.tolist()) - {-1})
     least = 3 if strict else 2
     if count < least:

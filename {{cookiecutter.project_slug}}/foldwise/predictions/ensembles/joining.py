@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from foldwise.data.holdout import FULL
+from foldwise.data.problems import some
 from foldwise.errors import Refusal
-from foldwise.predictions.schema import Header, PredictionsError, some
+from foldwise.predictions.ground_truth import GroundTruth, align
+from foldwise.predictions.schema import Header, PredictionsError
 from foldwise.predictions.sources import Source
 from foldwise.predictions.store import Predictions, read_header, read_predictions
-from foldwise.predictions.truth import Truth, align
 
 
 def check_sources(sources: Sequence[Source]) -> list[str]:
@@ -34,7 +35,7 @@ def check_sources(sources: Sequence[Source]) -> list[str]:
     return [name if names.count(name) == 1 else str(source.folder) for name, source in zip(names, sources, strict=True)]
 
 
-def read_oof(sources: Sequence[Source], truth: Truth) -> tuple[np.ndarray, np.ndarray]:
+def read_oof(sources: Sequence[Source], truth: GroundTruth) -> tuple[np.ndarray, np.ndarray]:
     """Rows (N,) of the table that are scored, and the members' (M, N, C) float32."""
     scored = np.flatnonzero(truth.folds >= 0)
     probability = np.empty((len(sources), len(scored), len(truth.table.classes)), np.float32)
@@ -49,7 +50,7 @@ def read_oof(sources: Sequence[Source], truth: Truth) -> tuple[np.ndarray, np.nd
     return scored, probability
 
 
-def check_tests(sources: Sequence[Source], truth: Truth) -> list[str] | None:
+def check_tests(sources: Sequence[Source], truth: GroundTruth) -> list[str] | None:
     """The test ids in the order of the first source; None where there are no test predictions.
 
     Raises:
@@ -72,7 +73,7 @@ def check_tests(sources: Sequence[Source], truth: Truth) -> list[str] | None:
     return ids
 
 
-def check_test(predictions: Predictions, truth: Truth, first: Path, ids: Sequence[str]) -> None:
+def check_test(predictions: Predictions, truth: GroundTruth, first: Path, ids: Sequence[str]) -> None:
     """Refuse test predictions of another task, columns or folds, or of other ids than those of the `first` ones.
 
     Args:
@@ -114,7 +115,7 @@ def predicted_folds(folder: Path) -> list[int]:
     return sorted({member["fold"] for member in read_header(folder).members})
 
 
-def output_header(truth: Truth, run: str, mean: str = "arithmetic") -> Header:
+def output_header(truth: GroundTruth, run: str, mean: str = "arithmetic") -> Header:
     """The header of an ensemble's out-of-fold predictions; `mean` "rank" says that they are not probabilities."""
     return Header(
         split="oof",

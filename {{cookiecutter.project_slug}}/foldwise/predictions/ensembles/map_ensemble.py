@@ -25,12 +25,12 @@ from foldwise.predictions.ensembles.comparing import Comparison, Strict, choose
 from foldwise.predictions.ensembles.examples import Method
 from foldwise.predictions.ensembles.joining import check_test, output_header
 from foldwise.predictions.ensembles.row_ensemble import error_correlation
-from foldwise.predictions.maps import iter_side_by_side, size_problems
+from foldwise.predictions.ground_truth import GroundTruth, check_predictions
 from foldwise.predictions.metrics import MapMetric, score_fold_evidence
 from foldwise.predictions.schema import Header, PredictionsError, raise_problems
 from foldwise.predictions.sources import Source
-from foldwise.predictions.store import MapWriter, Predictions, read_predictions
-from foldwise.predictions.truth import Truth, check_oof
+from foldwise.predictions.store import Predictions, iter_side_by_side, read_predictions, size_problems
+from foldwise.predictions.writers import PredictionWriter
 from foldwise.progress import Progress
 
 PIXELS = 400  # of an image, for fitting weights: neighbours say the same, so more of them add little
@@ -88,7 +88,7 @@ class MapEnsemble:
         Refusal: sources that do not go together, each by its name.
     """
 
-    def __init__(self, sources: Sequence[Source], names: Sequence[str], truth: Truth) -> None:
+    def __init__(self, sources: Sequence[Source], names: Sequence[str], truth: GroundTruth) -> None:
         self.names, self.truth = list(names), truth
         self.oof, self.tests = _read(sources, truth)
         self.folds: list[int] = sorted(set(truth.folds.tolist()) - {-1})
@@ -146,7 +146,7 @@ class MapEnsemble:
     def _write(
         self, method: Method, folder: Path, header: Header, members: Sequence[Predictions], ids: dict[int, list[str]]
     ) -> None:
-        with MapWriter(folder, header) as writer:
+        with PredictionWriter(folder, header) as writer:
             for fold, own in ids.items():
                 blend = self._fit(method, frozenset({fold}))
                 for id, maps in iter_side_by_side(members, own, fold):
@@ -213,7 +213,7 @@ class MapEnsemble:
         return Strict(scores[0].tolist(), float(overall[0]), chosen)
 
 
-def _read(sources: Sequence[Source], truth: Truth) -> tuple[list[Predictions], list[Predictions]]:
+def _read(sources: Sequence[Source], truth: GroundTruth) -> tuple[list[Predictions], list[Predictions]]:
     """The out-of-fold predictions of the sources, and the test ones where there are such."""
     oof: list[Predictions] = []
     tests: list[Predictions] = []
@@ -221,7 +221,7 @@ def _read(sources: Sequence[Source], truth: Truth) -> tuple[list[Predictions], l
     for source in sources:
         try:
             oof.append(read_predictions(source.oof))
-            check_oof(oof[-1], truth)
+            check_predictions(oof[-1], truth)
             raise_problems(source.oof, size_problems(oof[-1], oof[0]))
             if source.test is not None:
                 tests.append(read_predictions(source.test))

@@ -6,16 +6,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from foldwise.data.problems import some
 from foldwise.data.table import Columns, Table, read_table
 from foldwise.errors import Refusal
-from foldwise.predictions.schema import some
-from foldwise.predictions.truth import Truth
+from foldwise.predictions.ground_truth import GroundTruth
 from foldwise.tasks import TASKS
 
 NOT_METADATA = ("id", "image", "mask", "unit", "group", "fold", "weight")
 
 
-def read_metadata(truth: Truth, names: Sequence[str], test_ids: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
+def read_metadata(
+    truth: GroundTruth, names: Sequence[str], test_ids: Sequence[str] | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Metadata columns as inputs: of the rows of the table (N, F), and of the test ids (T, F), float32.
 
     Numbers are scaled to mean 0 and deviation 1, missing ones are the median; text becomes a column a value, of at most
@@ -43,14 +45,14 @@ def read_metadata(truth: Truth, names: Sequence[str], test_ids: Sequence[str] | 
     return encoded[0], encoded[1] if len(encoded) > 1 else encoded[0][:0]
 
 
-def _test_table(truth: Truth, columns: Columns) -> Table:
+def _test_table(truth: GroundTruth, columns: Columns) -> Table:
     data = truth.config["data"]
     if data["test_table"] is None:
         raise Refusal("--columns needs the test table's columns as well, and data.test_table is null")
     return read_table(data["test_table"], truth.task.name, data["root"], columns, truth.table.classes, has_target=False)
 
 
-def _check_columns(names: Sequence[str], columns: Columns, truth: Truth, frames: Sequence[pd.DataFrame]) -> None:
+def _check_columns(names: Sequence[str], columns: Columns, truth: GroundTruth, frames: Sequence[pd.DataFrame]) -> None:
     declared = [columns.id, columns.image, columns.group, columns.unit, columns.weight, columns.fold]
     target = columns.target or [task.column for task in TASKS.values()]
     targets = [target] if isinstance(target, str) else list(target)

@@ -16,12 +16,12 @@ from foldwise.predictions.ensembles.examples import Examples, Fitted, Method
 from foldwise.predictions.ensembles.joining import check_tests, output_header, predicted_folds, read_oof
 from foldwise.predictions.ensembles.metadata import read_metadata
 from foldwise.predictions.ensembles.thresholding import has_threshold, score_thresholded
+from foldwise.predictions.ground_truth import GroundTruth
 from foldwise.predictions.metrics import score_folds
 from foldwise.predictions.schema import Header
 from foldwise.predictions.scoring import by_unit
 from foldwise.predictions.sources import Source
 from foldwise.predictions.store import read_predictions, write_predictions
-from foldwise.predictions.truth import Truth
 from foldwise.progress import Progress
 
 
@@ -40,7 +40,9 @@ class RowEnsemble:
         Refusal: sources that do not go together, each by its name.
     """
 
-    def __init__(self, sources: Sequence[Source], names: Sequence[str], truth: Truth, columns: Sequence[str]) -> None:
+    def __init__(
+        self, sources: Sequence[Source], names: Sequence[str], truth: GroundTruth, columns: Sequence[str]
+    ) -> None:
         self.sources, self.names, self.truth = sources, list(names), truth
         rows, probability = read_oof(sources, truth)
         self.test_ids = check_tests(sources, truth)

@@ -16,13 +16,12 @@ import pandas as pd
 from foldwise.errors import Refusal
 from foldwise.predictions.evaluation.bootstrap import FEWEST_GROUPS, compare, interval, resample, resampled_groups
 from foldwise.predictions.evaluation.evidence import Evidence, gather_evidence
-from foldwise.predictions.evaluation.matching import check_predictions, read_labelled
 from foldwise.predictions.evaluation.subgroups import shown_rows, subgroup_columns, subgroups
 from foldwise.predictions.evaluation.weighted import Score, fold_score
+from foldwise.predictions.ground_truth import GroundTruth, check_predictions, read_ground_truth, read_labelled_table
 from foldwise.predictions.metrics import METRICS
 from foldwise.predictions.sources import find_predictions
 from foldwise.predictions.store import read_predictions
-from foldwise.predictions.truth import Truth, read_truth
 
 TWO_FILES = (
     "One prediction a side: the interval is about other images, not about other seeds. Two single files cannot show "
@@ -45,7 +44,7 @@ class Evaluation:
         notes: what could not be computed, or is too small.
     """
 
-    truth: Truth
+    truth: GroundTruth
     metrics: list[Any]
     evidence: list[Evidence]
     scores: pd.DataFrame
@@ -95,11 +94,11 @@ def evaluate(
     predictions = [read_predictions(folder) for folder in find_predictions(paths, oof, test, labelled is not None)]
     home = next((path for path in paths if (path / "config.yaml").is_file()), paths[0])
     if labelled is None:
-        truth = read_truth(home, data, overrides)
+        truth = read_ground_truth(home, data, overrides)
     else:
-        truth = read_labelled(labelled, predictions[0].header, home, data, overrides)
+        truth = read_labelled_table(labelled, predictions[0].header, home, data, overrides)
     for prediction in predictions:
-        check_predictions(prediction, truth, labelled is not None)
+        check_predictions(prediction, truth)
     columns = subgroup_columns(truth.table, truth.config["data"]["columns"], by)
     scored = truth.folds >= 0
     shown = scored & shown_rows(truth.table, show) if show is not None else np.zeros_like(scored)
@@ -114,7 +113,7 @@ def evaluate(
 
 
 def _score(
-    truth: Truth,
+    truth: GroundTruth,
     metrics: list[Any],
     evidence: list[Evidence],
     sources: int,
@@ -166,7 +165,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return ["/".join(part[-depth:]) for part in parts]
 
 
-def _metrics(truth: Truth) -> list[Any]:
+def _metrics(truth: GroundTruth) -> list[Any]:
     """The competition's own and the task's others: none of ranking, which take a hundred times as long to resample."""
     others = [METRICS[name] for name in truth.task.metrics if type(truth.metric) is not METRICS[name]]
     options = {"ignore_index": truth.metric.ignore_index} if truth.task.kind == "maps" else {}

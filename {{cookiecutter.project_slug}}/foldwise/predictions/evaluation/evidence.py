@@ -9,7 +9,7 @@ import pandas as pd
 
 from foldwise.errors import Refusal
 from foldwise.predictions.evaluation.reliability import BINS, reliability_bins
-from foldwise.predictions.members import average_members
+from foldwise.predictions.ground_truth import GroundTruth
 from foldwise.predictions.metrics import (
     answered_right,
     confusion_matrix,
@@ -19,8 +19,7 @@ from foldwise.predictions.metrics import (
 )
 from foldwise.predictions.schema import PredictionsError
 from foldwise.predictions.scoring import by_unit
-from foldwise.predictions.store import Predictions, iter_average_maps
-from foldwise.predictions.truth import Truth
+from foldwise.predictions.store import Predictions, average_members, iter_average_maps
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +67,7 @@ class ClassEvidence:
 def gather_evidence(
     name: str,
     predictions: Predictions,
-    truth: Truth,
+    truth: GroundTruth,
     metrics: Sequence[Any],
     rows: np.ndarray,
     progress: bool = False,
@@ -86,7 +85,7 @@ def gather_evidence(
     return gather(name, predictions, truth, metrics, rows, progress)
 
 
-def class_table(evidence: ClassEvidence, truth: Truth) -> pd.DataFrame:
+def class_table(evidence: ClassEvidence, truth: GroundTruth) -> pd.DataFrame:
     """Precision, recall and F1 of each class, and IoU of masks; what it counts are units, or pixels.
 
     A figure that does not exist is NaN.
@@ -104,7 +103,7 @@ def class_table(evidence: ClassEvidence, truth: Truth) -> pd.DataFrame:
     return table.assign(IoU=ratio(right, answered + true - right)) if truth.task.kind == "maps" else table
 
 
-def _folds(predictions: Predictions, truth: Truth, rows: np.ndarray) -> np.ndarray:
+def _folds(predictions: Predictions, truth: GroundTruth, rows: np.ndarray) -> np.ndarray:
     if predictions.header.split == "test":
         return np.zeros(len(rows), np.int64)
     fold_of = predictions.frame.drop_duplicates("id").set_index("id")["fold"]
@@ -112,7 +111,7 @@ def _folds(predictions: Predictions, truth: Truth, rows: np.ndarray) -> np.ndarr
 
 
 def _gather_rows(
-    name: str, predictions: Predictions, truth: Truth, metrics: Sequence[Any], rows: np.ndarray, _: bool
+    name: str, predictions: Predictions, truth: GroundTruth, metrics: Sequence[Any], rows: np.ndarray, _: bool
 ) -> Evidence:
     table = truth.table
     average = average_members(predictions.frame, table.classes).set_index("id")
@@ -149,7 +148,7 @@ def _class_evidence(target: np.ndarray, probability: np.ndarray, exclusive: bool
 
 
 def _gather_maps(
-    name: str, predictions: Predictions, truth: Truth, metrics: Sequence[Any], rows: np.ndarray, progress: bool
+    name: str, predictions: Predictions, truth: GroundTruth, metrics: Sequence[Any], rows: np.ndarray, progress: bool
 ) -> Evidence:
     from rich.console import Console
     from rich.progress import track

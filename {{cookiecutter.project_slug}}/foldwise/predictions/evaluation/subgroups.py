@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from foldwise.data.problems import some
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
 from foldwise.files import read_text
-from foldwise.predictions.schema import some
 from foldwise.tasks import find_task
 
 MOST_VALUES = 20  # of a column that makes subgroups by default

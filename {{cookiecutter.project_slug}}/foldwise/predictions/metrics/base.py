@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from foldwise.data.problems import some
 from foldwise.errors import Refusal
 from foldwise.predictions.metrics.records import repeat_records, row_records
-from foldwise.predictions.schema import some
 from foldwise.tasks import ForTasks, Task, find_task
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from foldwise.data.problems import some
 from foldwise.errors import Refusal
 from foldwise.predictions.metrics.base import RowMetric, undefined
-from foldwise.predictions.schema import some
 
 if TYPE_CHECKING:
     from foldwise.data.table import Table

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from foldwise.predictions.schema import some
+from foldwise.data.problems import some
 from foldwise.tasks import Task
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from foldwise.data.problems import some
 from foldwise.errors import Refusal
-from foldwise.predictions.schema import some
 
 
 def class_problems(classes: Sequence[str], columns: Sequence[str]) -> list[str]:

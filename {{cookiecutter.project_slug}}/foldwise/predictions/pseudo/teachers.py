@@ -17,15 +17,13 @@ from typing import Any
 import numpy as np
 
 from foldwise.config import followers, read_config
+from foldwise.data.problems import some
 from foldwise.data.table import Columns, Table, read_table
 from foldwise.errors import Refusal
 from foldwise.files import sha256_file
-from foldwise.predictions.maps import iter_side_by_side, size_problems
-from foldwise.predictions.members import average_members
-from foldwise.predictions.schema import some
+from foldwise.predictions.ground_truth import GroundTruth, read_ground_truth
 from foldwise.predictions.sources import Source, find_sources
-from foldwise.predictions.store import Predictions, read_predictions
-from foldwise.predictions.truth import Truth, read_truth
+from foldwise.predictions.store import Predictions, average_members, iter_side_by_side, read_predictions, size_problems
 from foldwise.tasks import Task
 
 IDENTITY = "identity.json"
@@ -38,7 +36,7 @@ class Teachers:
 
     sources: list[Source]
     predictions: list[Predictions]
-    truth: Truth
+    truth: GroundTruth
     table: Table
 
     @property
@@ -141,7 +139,7 @@ def open_teachers(runs: Sequence[Path], test: str | None = None, table: Path | N
     ]
     if problems:
         raise Refusal("\n".join(problems))
-    truth = read_truth(sources[0].folder)
+    truth = read_ground_truth(sources[0].folder)
     check_probabilities(truth)
     unlabelled = _read_table(truth, table)
     predictions = [read_predictions(source.test) for source in sources if source.test is not None]
@@ -153,7 +151,7 @@ def open_teachers(runs: Sequence[Path], test: str | None = None, table: Path | N
     return Teachers(sources, predictions, truth, unlabelled)
 
 
-def check_probabilities(truth: Truth) -> None:
+def check_probabilities(truth: GroundTruth) -> None:
     """Refuse a task whose values are no probabilities: nothing says how sure they are."""
     if not truth.task.probabilities:
         raise Refusal(f"pseudo labels are made of probabilities, which the task {truth.task.name} has not")
@@ -183,7 +181,7 @@ def run_problems(run: Path) -> list[str]:
     ]
 
 
-def _read_table(truth: Truth, path: Path | None) -> Table:
+def _read_table(truth: GroundTruth, path: Path | None) -> Table:
     data = truth.config["data"]
     path = path or data["test_table"]
     if path is None:
@@ -192,7 +190,7 @@ def _read_table(truth: Truth, path: Path | None) -> Table:
     return read_table(path, truth.task.name, data["root"], columns, truth.table.classes, has_target=False)
 
 
-def _prediction_problems(predictions: Predictions, truth: Truth, table: Table) -> list[str]:
+def _prediction_problems(predictions: Predictions, truth: GroundTruth, table: Table) -> list[str]:
     header, frame = predictions.header, predictions.frame
     problems = []
     if header.split != "test":
