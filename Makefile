@@ -7,7 +7,7 @@ PARALLEL = --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 export NO_ALBUMENTATIONS_UPDATE = 1
 .DEFAULT_GOAL := help
-.PHONY: help demo amazon test test-all test-machinery lint lock clean
+.PHONY: help demo amazon test test-all test-machinery lint docs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,11 @@ test-machinery: .venv/tested ## run the tests of foldwise/ in a rendering; ARGS=
 
 lint: .venv/tested ## check style and types of both layers
 	.venv/bin/python -m pytest tests/test_tools.py
+
+docs: .venv/tested ## generate the rendered docs/commands.md and docs/recipes.md anew
+	rm -rf build/docs
+	.venv/bin/cookiecutter . --no-input --output-dir build/docs </dev/null
+	.venv/bin/python tests/generated_docs.py build/docs/my-competition "$(TEMPLATE)/docs"
 
 lock: .venv/bin/cookiecutter ## compile the rendered repository's requirements.lock anew, newest releases
 	rm -rf build/lock
