@@ -10,6 +10,12 @@ from pathlib import Path
 
 COMMANDS = ["prepare", "train", "predict", "evaluate", "ensemble", "submit", "bundle"]
 TOOLS = ["average", "average_weights", "pseudo_label", "distill"]
+RECIPES = """# Recipes
+
+Every experiment, by the comment in its file. Generated. Everything after `experiment=<name>` changes one thing; a copy in
+`configs/experiment/` changes it for good. Masks need `task=segmentation metric=mean_iou` in a repository that was made for
+another task.
+"""
 
 
 def commands_page(repository: Path) -> str:
@@ -17,7 +23,7 @@ def commands_page(repository: Path) -> str:
     calls = [[f"{name}.py"] for name in COMMANDS]
     calls[-2:-1] = [["submit.py"], *(["submit.py", part] for part in ("make", "score", "choose"))]
     calls += [[f"tools/{name}.py"] for name in TOOLS]
-    page = "# Commands\n\nWhat `--help` prints. Generated; `train.py --help` of your repository marks the choices that are yours.\n"
+    page = "# Commands\n\nWhat `--help` prints. Generated.\n"
     for call in calls:
         page += f"\n## {' '.join(call)}\n\n```\n{_help(repository, call)}\n```\n"
     return page
@@ -32,11 +38,7 @@ def _help(repository: Path, call: list[str]) -> str:
 
 def recipes_page(repository: Path) -> str:
     """docs/recipes.md: the first comment of every experiment."""
-    page = (
-        "# Recipes\n\nEvery experiment, by the comment in its file. Generated. Everything after `experiment=<name>` changes one\n"
-        "thing; a copy in `configs/experiment/` changes it for good. Masks need `task=segmentation metric=mean_iou` in a\n"
-        "repository that was made for another task.\n"
-    )
+    page = RECIPES
     files = [*repository.glob("configs/experiment/*.yaml"), *repository.glob("foldwise/configs/experiment/*.yaml")]
     for path in sorted(files, key=lambda path: path.stem):
         lines = [line for line in path.read_text().splitlines() if "@package" not in line]
