@@ -12,9 +12,9 @@ COMMANDS = ["prepare", "train", "predict", "evaluate", "ensemble", "submit", "bu
 TOOLS = ["average", "average_weights", "pseudo_label", "distill"]
 RECIPES = """# Recipes
 
-Every experiment, by the comment in its file. Generated. Everything after `experiment=<name>` changes one thing; a copy
-in `configs/experiment/` changes it for good. Masks need `task=segmentation metric=mean_iou` in a repository that was made
-for another task.
+Every experiment, by the comment in its file. Generated. Everything after `experiment=<name>` changes one thing; a
+copy in `configs/experiment/` changes it for good. Masks need `task=segmentation metric=mean_iou` in a repository that
+was made for another task.
 """
 
 
