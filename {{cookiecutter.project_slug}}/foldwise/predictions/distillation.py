@@ -22,7 +22,7 @@ from foldwise.data.problems import some
 from foldwise.data.pseudo import ROW, STUDENT, provenance_path, student_name
 from foldwise.errors import Refusal
 from foldwise.files import check_new, sha256_file, write_atomic, write_json
-from foldwise.predictions.ground_truth import GroundTruth, read_ground_truth
+from foldwise.predictions.ground_truth import GroundTruth, mismatches, read_ground_truth
 from foldwise.predictions.pseudo.labelling import COLUMNS
 from foldwise.predictions.pseudo.rules import confidence
 from foldwise.predictions.pseudo.tables import check_suffix, class_problems, write_table
@@ -135,6 +135,4 @@ def _pair_problems(run: Path, folds: list[int]) -> list[str]:
 
 
 def _shard_problems(shard: Path, truth: GroundTruth) -> list[str]:
-    header = read_predictions(shard).header
-    same = (header.columns, header.folds_hash) == (list(truth.table.classes), truth.folds_hash)
-    return [] if same else [f"{shard} was made with other classes or folds than those of {truth.table.path} now"]
+    return [f"{shard}: {problem}" for problem in mismatches(read_predictions(shard).header, truth, "oof")]

@@ -13,7 +13,7 @@ from foldwise.errors import Refusal
 from foldwise.predictions.decisions.formats import FORMATS
 from foldwise.predictions.decisions.rules import takes_values
 from foldwise.predictions.decisions.submission import check_rows, read_sample
-from foldwise.predictions.ground_truth import GroundTruth, check_predictions, read_ground_truth
+from foldwise.predictions.ground_truth import GroundTruth, check_predictions, mismatches, read_ground_truth
 from foldwise.predictions.schema import PredictionsError, raise_problems
 from foldwise.predictions.sources import Source, find_sources
 from foldwise.predictions.store import Predictions, read_predictions
@@ -91,7 +91,7 @@ def open_material(request: Request) -> Material:
     truth = read_ground_truth(request.source, request.data, request.overrides)
     oof, test = read_predictions(source.oof), read_predictions(source.test)
     check_predictions(oof, truth)
-    _check_test(test, oof)
+    raise_problems(test.folder, mismatches(test.header, truth, "test"))
     sample = None if request.sample is None else read_sample(request.sample)
     layout = choose_layout(truth, sample, request.sample, request.kind, request.options)
     units = _units(truth, test)
@@ -103,16 +103,6 @@ def open_material(request: Request) -> Material:
             oof.folder, ["its values are means of ranks and not probabilities: nothing decides by them"]
         )
     return material
-
-
-def _check_test(test: Predictions, oof: Predictions) -> None:
-    problems = [] if test.header.split == "test" else [f"their split is {test.header.split} and not test"]
-    problems += [
-        f"their {name} is not that of {oof.folder}"
-        for name in ("task", "columns", "folds_hash")
-        if getattr(test.header, name) != getattr(oof.header, name)
-    ]
-    raise_problems(test.folder, problems)
 
 
 def choose_layout(

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from foldwise.data.holdout import FULL
-from foldwise.data.problems import some
 from foldwise.errors import Refusal
-from foldwise.predictions.ground_truth import GroundTruth, align
-from foldwise.predictions.schema import Header, PredictionsError
+from foldwise.predictions.ground_truth import GroundTruth, align, mismatches
+from foldwise.predictions.schema import Header, PredictionsError, listed, raise_problems
 from foldwise.predictions.sources import Source
 from foldwise.predictions.store import Predictions, read_header, read_predictions
 
@@ -83,15 +82,7 @@ def check_test(predictions: Predictions, truth: GroundTruth, first: Path, ids: S
         PredictionsError: all that is wrong.
     """
     header, folds = predictions.header, sorted(set(truth.folds.tolist()) - {-1})
-    problems = []
-    if header.split != "test":
-        problems.append(f"their split is {header.split} and not test")
-    if (header.task, header.columns) != (truth.task.name, list(truth.table.classes)):
-        problems.append(
-            f"their task is {header.task} and their columns are {some(header.columns)}: not those of the table"
-        )
-    if header.folds_hash is not None and header.folds_hash != truth.folds_hash:
-        problems.append(f"they were made with the folds {header.folds_hash}, and the folds now are {truth.folds_hash}")
+    problems = mismatches(header, truth, "test")
     found = sorted(set(predictions.frame["fold"].tolist()))
     if found not in (folds, [FULL, *folds]):
         problems.append(
@@ -102,12 +93,10 @@ def check_test(predictions: Predictions, truth: GroundTruth, first: Path, ids: S
             f"only they or {first}, but not both, have a model of every row: predict both with one, or none"
         )
     if ids:
-        said, there = set(ids), set(predictions.frame["id"])
-        for what, names in (("are missing", said - there), ("are too many", there - said)):
-            if names:
-                problems.append(f"{len(names)} ids {what}, compared with {first}: {some(sorted(names))}")
-    if problems:
-        raise PredictionsError(predictions.folder, problems)
+        wanted, found_ids = set(ids), set(predictions.frame["id"])
+        problems += listed(f"ids are missing, compared with {first}", wanted - found_ids)
+        problems += listed(f"ids are too many, compared with {first}", found_ids - wanted)
+    raise_problems(predictions.folder, problems)
 
 
 def predicted_folds(folder: Path) -> list[int]:

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from foldwise.config import followers, read_config
-from foldwise.data.problems import some
 from foldwise.data.table import Columns, Table, read_table
 from foldwise.errors import Refusal
 from foldwise.files import sha256_file
-from foldwise.predictions.ground_truth import GroundTruth, read_ground_truth
+from foldwise.predictions.ground_truth import GroundTruth, mismatches, read_ground_truth
+from foldwise.predictions.schema import listed
 from foldwise.predictions.sources import Source, find_sources
 from foldwise.predictions.store import Predictions, average_members, iter_side_by_side, read_predictions, size_problems
 from foldwise.tasks import Task
@@ -192,27 +192,19 @@ def _read_table(truth: GroundTruth, path: Path | None) -> Table:
 
 def _prediction_problems(predictions: Predictions, truth: GroundTruth, table: Table) -> list[str]:
     header, frame = predictions.header, predictions.frame
-    problems = []
-    if header.split != "test":
-        problems.append(f"their split is {header.split} and not test")
+    problems = mismatches(header, truth, "test")
+    if header.folds_hash is None:
+        problems.append("their folds are unknown: nobody can tell which rows their models saw")
     if header.created_by not in UNFITTED:
         problems.append(
             f"they were made by {header.created_by!r}; only what {' and '.join(UNFITTED)} write is fitted to no fold"
         )
     if header.ranks:
         problems.append("their values are means of ranks and not probabilities")
-    if (header.task, header.columns) != (truth.task.name, list(truth.table.classes)):
-        problems.append(
-            f"their task is {header.task} and their columns are {some(header.columns)}, those of {truth.table.path} "
-            f"{truth.task.name} and {some(truth.table.classes)}"
-        )
-    if header.folds_hash != truth.folds_hash:
-        problems.append(f"they were made with the folds {header.folds_hash}, and the folds now are {truth.folds_hash}")
     missing = sorted(set(truth.folds.tolist()) - {-1} - set(frame["fold"].tolist()))
     if missing:
         problems.append(f"the models of the folds {missing} are missing, and each student needs those of its own fold")
     predicted, asked = set(frame["id"]), set(table.ids)
-    for what, names in (("are not in", predicted - asked), ("have no prediction but are in", asked - predicted)):
-        if names:
-            problems.append(f"{len(names)} ids {what} {table.path}: {some(sorted(names))}")
+    problems += listed(f"ids are not in {table.path}", predicted - asked)
+    problems += listed(f"ids have no prediction but are in {table.path}", asked - predicted)
     return [f"{predictions.folder}: {problem}" for problem in problems]
