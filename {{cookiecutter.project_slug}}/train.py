@@ -18,7 +18,7 @@ from foldwise.command import exit_on_error, take_trust
 from foldwise.config import check_overrides, register_resolvers, resolve_config
 from foldwise.help import train_help
 from foldwise.machinery import describe_edits
-from foldwise.processes.signals import Stopped, leave_on_signals
+from foldwise.processes.exits import Stopped, leave_on_signals
 from foldwise.settings import OWNER
 
 register_resolvers()

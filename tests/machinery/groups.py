@@ -47,7 +47,7 @@ def _lead(config: dict[str, Any], folder: Path, before: Callable[[], None]) -> N
     os.dup2(log, 1)
     os.dup2(log, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)  # in place of pytest's
-    runs.fold_context = lambda: multiprocessing.get_context("fork")  # type: ignore[assignment,return-value]
+    runs.start_server = lambda: multiprocessing.get_context("fork")  # type: ignore[assignment,return-value]
     before()
     import train
 

@@ -22,7 +22,7 @@ from tiny import open_tiny, tiny_config, train_folds
 from foldwise.config import read_config
 from foldwise.data.holdout import Holdout
 from foldwise.predictions.store import iter_maps, read_predictions
-from foldwise.processes.running import run_processes
+from foldwise.processes.group import run_processes
 from foldwise.training.ema import EMA
 from foldwise.training.fold import train_fold
 

@@ -13,7 +13,8 @@ from tiny import open_tiny, tiny_config
 
 from foldwise.locks import lock
 from foldwise.predictions.store import read_predictions
-from foldwise.processes.group import Group, Place, Setting
+from foldwise.processes.group import Group, Rank
+from foldwise.processes.nodes import Node
 from foldwise.training import run as runs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -51,12 +52,12 @@ def test_a_signal_ends_all_folds(number, code, data, tmp_path):
     wait_for(lambda: not members(command.pid), seconds=15)
 
 
-def write_surroundings(folder: Path, place: Place) -> None:
+def write_surroundings(folder: Path, rank: Rank) -> None:
     from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
     launched = SLURMEnvironment.detect() or TorchElasticEnvironment.detect()
-    values = [os.environ.get("CUDA_VISIBLE_DEVICES"), place.sharing, launched, os.environ.get("NODE_RANK")]
-    (folder / str(place.rank)).write_text(json.dumps(values))
+    values = [os.environ.get("CUDA_VISIBLE_DEVICES"), rank.sharing, launched, os.environ.get("NODE_RANK")]
+    (folder / str(rank.index)).write_text(json.dumps(values))
 
 
 def test_a_fold_s_processes_see_their_devices_and_not_the_launcher(tmp_path, monkeypatch):
@@ -65,9 +66,9 @@ def test_a_fold_s_processes_see_their_devices_and_not_the_launcher(tmp_path, mon
         monkeypatch.setenv(name, value)
     for name in ("TORCHELASTIC_RUN_ID", "GROUP_RANK", "WORLD_SIZE"):
         monkeypatch.setenv(name, "1")
-    setting = Setting(node=1, nodes=2, sharing=3, visible="4,5")
     context = multiprocessing.get_context("fork")
-    with Group(context, write_surroundings, (tmp_path,), devices=2, setting=setting) as group:
+    node = Node(rank=1, count=2)
+    with Group(context, write_surroundings, (tmp_path,), devices=2, node=node, sharing=3, visible="4,5") as group:
         while (code := group.poll()) is None:
             pass
     assert code == 0

@@ -130,15 +130,15 @@ def test_strangers_at_the_port_of_node_0_are_sent_away():
 
     def lead() -> dict:
         with gather(nodes[0]) as team:
-            return team.hear()
+            return team.receive()
 
     with ThreadPoolExecutor() as pool:
         heard = pool.submit(lead)
         wait_for(lambda: knock(port))
         with pytest.raises(LostNodeError), gather(nodes[1]) as team:
-            team.hear()
+            team.receive()
         with gather(nodes[2]) as team:
-            team.tell(word="hello")
+            team.send(word="hello")
             assert heard.result(timeout=10) == {"word": "hello"}
 
 
@@ -147,7 +147,7 @@ def test_a_bug_on_one_node_ends_all_with_1():
 
     def lead() -> dict:
         with gather(Node(0, 2, "127.0.0.1", port, "job")) as team:
-            return team.hear()
+            return team.receive()
 
     with ThreadPoolExecutor() as pool:
         heard = pool.submit(lead)

@@ -312,7 +312,7 @@ def forks(monkeypatch):
     """Processes as plain forks: the command's server would import torch anew."""
     if "fork" not in multiprocessing.get_all_start_methods():
         pytest.skip("needs fork")
-    monkeypatch.setattr(sharing, "fold_context", lambda preload: multiprocessing.get_context("fork"))
+    monkeypatch.setattr(sharing, "start_server", lambda preload: multiprocessing.get_context("fork"))
 
 
 def same_predictions(first, second):

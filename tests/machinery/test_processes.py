@@ -14,8 +14,7 @@ from foldwise.command import exit_on_error
 from foldwise.config import compose_config
 from foldwise.errors import ProcessFailed, Refusal
 from foldwise.processes import group as groups
-from foldwise.processes.group import Place
-from foldwise.processes.running import call, run_processes
+from foldwise.processes.group import Rank, call, run_processes
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,44 +27,44 @@ def context():
     return multiprocessing.get_context("fork")
 
 
-def write_rank(folder: Path, place: Place) -> None:
-    (folder / str(place.rank)).write_text(f"{os.environ.get('LOCAL_RANK')} of {place.world}")
+def write_rank(folder: Path, rank: Rank) -> None:
+    (folder / str(rank.index)).write_text(f"{os.environ.get('LOCAL_RANK')} of {rank.world_size}")
 
 
-def fail_or_wait(error: Exception, place: Place) -> None:
-    if place.rank == 1:
+def fail_or_wait(error: Exception, rank: Rank) -> None:
+    if rank.index == 1:
         raise error
     time.sleep(60)
 
 
-def exit_with(code: int, place: Place) -> None:
+def exit_with(code: int, rank: Rank) -> None:
     sys.exit(code)
 
 
 def wait_with_a_child(folder: Path, context) -> None:
     """Starts a process that would run for a minute, says its number, and is then killed by the test."""
 
-    def child(place: Place) -> None:
+    def child(rank: Rank) -> None:
         (folder / "child").write_text(str(os.getpid()))
         time.sleep(60)
 
     run_processes(context, child, (), 1)
 
 
-def test_every_rank_runs_and_knows_its_place(tmp_path, context):
-    assert run_processes(context, write_rank, (tmp_path,), world=2) == 0
+def test_every_rank_runs_and_knows_its_number(tmp_path, context):
+    assert run_processes(context, write_rank, (tmp_path,), world_size=2) == 0
     assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["0 of 2", "1 of 2"]
 
 
 def test_one_process_needs_no_rank(tmp_path, context, monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert run_processes(context, write_rank, (tmp_path,), world=1) == 0
+    assert run_processes(context, write_rank, (tmp_path,), world_size=1) == 0
     assert (tmp_path / "0").read_text() == "None of 1"
 
 
 def test_a_rank_that_fails_ends_the_others_and_says_why(context, capfd):
     started = time.monotonic()
-    assert run_processes(context, fail_or_wait, (Refusal("a row is bad"),), world=2) == 2
+    assert run_processes(context, fail_or_wait, (Refusal("a row is bad"),), world_size=2) == 2
     assert time.monotonic() - started < 30
     said = capfd.readouterr().err
     assert "error of rank 1: a row is bad" in said and "Traceback" not in said
@@ -75,7 +74,7 @@ def test_a_rank_that_fails_ends_the_others_and_says_why(context, capfd):
 @pytest.mark.parametrize("error", [ValueError("a row is bad"), OSError("killed")])
 def test_a_bug_in_a_rank_ends_the_others_and_shows_the_line_that_raised(error, context, capfd, monkeypatch):
     monkeypatch.setattr(groups, "AFTERMATH", 0.2)
-    assert run_processes(context, fail_or_wait, (error,), world=2) == 1
+    assert run_processes(context, fail_or_wait, (error,), world_size=2) == 1
     said = capfd.readouterr().err
     assert said.count("Traceback") == 1 and "in fail_or_wait\n    raise error\n" in said
     assert f"{type(error).__name__}: {error}" in said and "error of rank" not in said
@@ -83,7 +82,7 @@ def test_a_bug_in_a_rank_ends_the_others_and_shows_the_line_that_raised(error, c
 
 
 def test_the_exit_code_comes_through(context):
-    assert run_processes(context, exit_with, (7,), world=1) == 7
+    assert run_processes(context, exit_with, (7,), world_size=1) == 7
 
 
 def test_a_killed_parent_leaves_no_process(tmp_path, context):
@@ -166,17 +165,18 @@ def test_a_command_shows_the_traceback_of_a_bug(error, capsys):
 # A command with a server of its own; in the folder are the modules that the server imports before it forks.
 SERVED = """
 import sys
-from foldwise.processes.running import fold_context, run_processes
+from foldwise.processes.group import run_processes
+from foldwise.processes.server import start_server
 from tasks import import_both
 
 if __name__ == "__main__":
-    sys.exit(run_processes(fold_context(("broken", "leaving", "sound")), import_both, (), 1))
+    sys.exit(run_processes(start_server(("broken", "leaving", "sound")), import_both, (), 1))
 """
 MODULES = {
     "broken.py": "import no_such_module\n",
     "leaving.py": "raise SystemExit(3)\n",
     "sound.py": "import os\n\nserver = os.getpid()\n",
-    "tasks.py": "import os\n\n\ndef import_both(place):\n    import sound\n"
+    "tasks.py": "import os\n\n\ndef import_both(rank):\n    import sound\n"
     "    assert sound.server == os.getppid()\n    print('the server lives', flush=True)\n    import broken\n",
     "command.py": SERVED,
 }

@@ -25,7 +25,7 @@ from foldwise.inference.predicting import Choices, predict_runs
 from foldwise.predictions.pseudo.labelling import pseudo_label
 from foldwise.predictions.pseudo.rules import Confident, Soft
 from foldwise.predictions.pseudo.uncertain import list_uncertain
-from foldwise.processes.group import Place
+from foldwise.processes.group import Rank
 from foldwise.schedule.phases import build_phases, pseudo_shares
 from foldwise.settings import find_choice
 from foldwise.training.identity import make_identity
@@ -304,7 +304,7 @@ def test_a_student_gets_its_own_rows_in_the_phases_that_want_them(labelled, phas
     prepared = prepare_tiny(config)
     student, real = prepared.pseudo.of(fold), [row for row in LABELLED if row % 2 != fold]
     items = training_items(prepared, np.array(real), {}, student)
-    loader, steps = training_loader(config, prepared, items, Place())
+    loader, steps = training_loader(config, prepared, items, Rank())
     assert epoch_shares(config) == per_epoch and steps == 2
     for epoch, share in enumerate(per_epoch):
         loader.sampler.set_epoch(epoch)

@@ -16,7 +16,7 @@ from foldwise.errors import Refusal
 from foldwise.predictions.pseudo.labelling import pseudo_label
 from foldwise.predictions.pseudo.rules import Confident, Soft
 from foldwise.predictions.pseudo.uncertain import list_uncertain
-from foldwise.processes.group import Place
+from foldwise.processes.group import Rank
 from foldwise.training.loaders import training_items, training_loader
 
 NAMES = ["background", *CLASSES]
@@ -76,7 +76,7 @@ def test_a_student_is_trained_on_its_own_masks(world, phases, shares):
     prepared = prepare_tiny(config)
     student = prepared.pseudo.of(1)
     items = training_items(prepared, np.array(LABELLED[::2]), {}, student)
-    loader, _ = training_loader(config, prepared, items, Place())
+    loader, _ = training_loader(config, prepared, items, Rank())
     for epoch, share in enumerate(shares):
         loader.sampler.set_epoch(epoch)
         batch = unpack(next(iter(loader)))

@@ -12,7 +12,7 @@ from tiny import new_network, open_tiny, prepare_tiny, tiny_config, train_folds,
 
 from foldwise.errors import Refusal
 from foldwise.predictions.store import read_predictions
-from foldwise.processes.group import Place
+from foldwise.processes.group import Rank
 from foldwise.training.build import build_spec, build_trainer, inspect_config
 from foldwise.training.loaders import training_items, training_loader
 from foldwise.training.plan import choose_parts
@@ -219,14 +219,14 @@ def test_mistakes_say_what_to_do(override, message, data, tmp_path):
         inspect_config(config, prepared, prepared.alias)
         choose_parts(config, prepared)
         items = training_items(prepared, np.arange(12), {})
-        training_loader(config, prepared, items, Place(), prepared.alias)
+        training_loader(config, prepared, items, Rank(), prepared.alias)
 
 
 @pytest.mark.parametrize("setting", ["precision=abc", "accelerator=abc", "gradient_clip_val=abc"])
 def test_a_setting_that_lightning_refuses_is_named(setting, data):
     config = tiny_config(data, "multiclass", f"trainer.{setting}")
     with pytest.raises(Refusal, match="does not take the settings of trainer.*abc"):
-        build_trainer(config, Place(), 1)
+        build_trainer(config, Rank(), 1)
 
 
 def test_a_rate_that_is_scaled_is_said(data, capsys):

@@ -186,8 +186,7 @@ def train_folds(config: dict[str, Any], folder: Path, world: int = 1) -> Path:
     Args:
         world: above 1, so many forks of this process train a fold together.
     """
-    from foldwise.processes.group import Place
-    from foldwise.processes.running import run_processes
+    from foldwise.processes.group import Rank, run_processes
     from foldwise.training.fold import train_fold
 
     prepared = prepare_tiny(config)
@@ -195,7 +194,7 @@ def train_folds(config: dict[str, Any], folder: Path, world: int = 1) -> Path:
     for part in choose_parts(config, prepared):
         if not (run / part.name / "metrics.json").exists():
             if world == 1:
-                train_fold(run, part, config, Place())
+                train_fold(run, part, config, Rank())
             else:
                 assert run_processes(get_context("fork"), train_fold, (run, part, config), world) == 0
             finish_fold(run, part, config, prepared, world)

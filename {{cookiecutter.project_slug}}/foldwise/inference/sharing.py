@@ -17,9 +17,9 @@ from foldwise.inference.runs import TrainedRun
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import load_model
 from foldwise.predictions.writers import Shard
-from foldwise.processes.faults import describe_exit
-from foldwise.processes.group import Place
-from foldwise.processes.running import fold_context, run_processes
+from foldwise.processes.exits import describe_exit
+from foldwise.processes.group import Rank, run_processes
+from foldwise.processes.server import start_server
 
 PRELOAD = ("torch", "torchvision", "timm", "foldwise.inference.sharing")
 BLINK = 0.2  # seconds between two looks at how far the processes are
@@ -91,10 +91,10 @@ def predict_work(
         ProcessFailed: a process failed, which has said why. What was predicted is kept.
     """
     if len(devices) == 1:
-        for _ in _predict_share(work, new_parts(), devices[0], Place()):
+        for _ in _predict_share(work, new_parts(), devices[0], Rank()):
             advance(1)
         return
-    context = fold_context(PRELOAD)
+    context = start_server(PRELOAD)
     counts = context.RawArray("Q", len(devices))  # one a process: no lock, which a killed one would keep
     parts = [new_parts() for _ in devices]
     with _watching(counts, advance):
@@ -103,25 +103,25 @@ def predict_work(
         raise ProcessFailed(f"a process that predicts {describe_exit(code)}; the same command goes on from there", code)
 
 
-def _predict_counting(work: Work, parts: Sequence[Parts], devices: Sequence[str], counts: Any, place: Place) -> None:
-    """One process's share, counted in its place of `counts`."""
-    torch.set_num_threads(max(1, torch.get_num_threads() // place.world))
-    if place.rank:
+def _predict_counting(work: Work, parts: Sequence[Parts], devices: Sequence[str], counts: Any, rank: Rank) -> None:
+    """One process's share, counted in `counts`."""
+    torch.set_num_threads(max(1, torch.get_num_threads() // rank.world_size))
+    if rank.index:
         warnings.simplefilter("ignore")  # those of one process are enough
-    if devices[place.rank].startswith("cuda"):
-        torch.cuda.set_device(devices[place.rank])  # else what names no device takes memory of the first
-    for _ in _predict_share(work, parts[place.rank], devices[place.rank], place):
-        counts[place.rank] += 1
+    if devices[rank.index].startswith("cuda"):
+        torch.cuda.set_device(devices[rank.index])  # else what names no device takes memory of the first
+    for _ in _predict_share(work, parts[rank.index], devices[rank.index], rank):
+        counts[rank.index] += 1
 
 
-def _predict_share(work: Work, parts: Parts, device: str, place: Place) -> Iterator[None]:
+def _predict_share(work: Work, parts: Parts, device: str, rank: Rank) -> Iterator[None]:
     """Predict every n-th row of each job into the parts; yields after each image."""
     with ExitStack() as stack:
         for of_run in parts:
             for part in of_run.values():
                 stack.enter_context(closing(part))
         for job in work.jobs:
-            yield from _predict_rows(work, job, job.rows[place.rank :: place.world], parts, device)
+            yield from _predict_rows(work, job, job.rows[rank.index :: rank.world_size], parts, device)
 
 
 def _predict_rows(work: Work, job: Job, rows: list[int], parts: Parts, device: str) -> Iterator[None]:

@@ -11,73 +11,57 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from foldwise.errors import explain
-from foldwise.processes.logs import log_to
-from foldwise.processes.signals import Stopped, leave_on_signals, received
+from foldwise.errors import ProcessFailed, Refusal, explain
+from foldwise.processes.exits import Stopped, describe_exit, leave_on_signals, received
+from foldwise.processes.nodes import Node
 
 if TYPE_CHECKING:
-    from multiprocessing.context import ForkServerContext, SpawnContext
+    from foldwise.processes.server import Context
 
-    Context = ForkServerContext | SpawnContext
-
-# Seconds that processes have to leave before they are killed; and that a rank waits for the parent to end it, when its
-# error may be only that another rank is gone.
+# Seconds that processes have to exit before they are killed; and that a rank waits for the parent to end it, when its
+# error may only be that another rank is gone.
 PATIENCE, AFTERMATH = 20.0, 5.0
-# What srun and torchrun say to train.py, not to the processes that it starts: Lightning would take Slurm's numbers of
-# processes for its own and requeue the job by itself, and torch.distributed would look for torchrun's store.
+# Variables of srun and torchrun for train.py, not for the processes that it starts: Lightning would take Slurm's number
+# of processes for its own and requeue the job by itself, and torch.distributed would look for torchrun's store.
 LAUNCHER = re.compile("SLURM_|TORCHELASTIC_|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)$")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Which process of a group of `world` this is.
+class Rank:
+    """Which process of a group of `world_size` this is.
 
     Attributes:
-        nodes: machines that the group runs on, `world / nodes` processes on each, in the order of ranks.
+        nodes: machines that the group runs on, `world_size / nodes` processes on each, in the order of ranks.
         sharing: processes of this and of other groups that share the cores of this machine.
     """
 
-    rank: int = 0
-    world: int = 1
+    index: int = 0
+    world_size: int = 1
     nodes: int = 1
     sharing: int = 1
 
     @property
     def devices(self) -> int:
-        """Processes of the group on this machine, and devices: each has its own."""
-        return self.world // self.nodes
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where a group runs: on which of the `nodes`, on which devices, and what it says.
-
-    Attributes:
-        address, port: where rank 0 listens for the others; a port of 0 is for a single machine, which finds one.
-        sharing: groups that run on this machine at once.
-        visible: CUDA_VISIBLE_DEVICES of the processes; None: as it is.
-        log: their file for errors and progress, while lines for the user go to the console too; None: all to it.
-    """
-
-    node: int = 0
-    nodes: int = 1
-    address: str = "127.0.0.1"
-    port: int = 0
-    sharing: int = 1
-    visible: str | None = None
-    log: Path | None = None
+        """Processes of the group on this machine, each with a device of its own."""
+        return self.world_size // self.nodes
 
 
 class Group:
-    """Starts `target(*arguments, place)` in `devices` processes on this machine.
+    """Starts `target(*arguments, rank)` in `devices` processes on this machine.
 
     When one of them fails, the others are ended: they would wait for it for ever. None outlives the `with` block: a
     signal that `Stopped` this process is passed on to them; Ctrl-C reaches them by itself.
+
+    Args:
+        node: this one of several; rank 0 listens at its address and port, 0: a free one, for a single machine.
+        sharing: groups that run on this machine at once.
+        visible: CUDA_VISIBLE_DEVICES of the processes; None: as it is.
+        log: file for their errors and progress, while lines for the user go to the console too; None: all to it.
     """
 
     def __init__(
@@ -86,41 +70,32 @@ class Group:
         target: Callable[..., None],
         arguments: tuple[Any, ...],
         devices: int,
-        setting: Setting = Setting(),
+        node: Node | None = None,
+        sharing: int = 1,
+        visible: str | None = None,
+        log: Path | None = None,
     ) -> None:
-        world = devices * setting.nodes
-        environment = {} if setting.visible is None else {"CUDA_VISIBLE_DEVICES": setting.visible}
-        if world > 1:
+        node = node or Node()
+        world_size = devices * node.count
+        environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+        if world_size > 1:
             # Names that Lightning and torch.distributed read. Lightning then starts no processes of its own.
-            environment |= {
-                "NODE_RANK": str(setting.node),
-                "MASTER_ADDR": setting.address,
-                "MASTER_PORT": str(setting.port or free_port()),
-            }
-        self.running: list[BaseProcess] = [
-            context.Process(
-                target=_start,
-                args=(
-                    target,
-                    arguments,
-                    Place(setting.node * devices + local, world, setting.nodes, devices * setting.sharing),
-                    environment | ({"LOCAL_RANK": str(local)} if world > 1 else {}),
-                    setting.log,
-                    multiprocessing.get_start_method(),
-                ),
-                name=f"rank{setting.node * devices + local}",
-            )
-            for local in range(devices)
-        ]
+            port = str(node.port or free_port())
+            environment |= {"NODE_RANK": str(node.rank), "MASTER_ADDR": node.address, "MASTER_PORT": port}
+        method = multiprocessing.get_start_method()
+        self.running: list[BaseProcess] = []
+        for local in range(devices):
+            rank = Rank(node.rank * devices + local, world_size, node.count, devices * sharing)
+            own = environment | ({"LOCAL_RANK": str(local)} if world_size > 1 else {})
+            args = target, arguments, rank, own, log, method
+            self.running.append(context.Process(target=_start, args=args, name=f"rank{rank.index}"))
 
     def __enter__(self) -> Self:
         for process in self.running:
             process.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, Stopped):
             self.end(error.number)
         elif self.running:
@@ -128,7 +103,7 @@ class Group:
 
     @property
     def sentinels(self) -> list[int]:
-        """What becomes ready when one of the processes that run ends, for `multiprocessing.connection.wait`."""
+        """Ready, for `multiprocessing.connection.wait`, when a process ends."""
         return [process.sentinel for process in self.running]
 
     def poll(self) -> int | None:
@@ -151,7 +126,7 @@ class Group:
                     os.kill(process.pid, number)
 
     def end(self, number: int | None = None) -> None:
-        """Signal the processes, wait for them, and kill those that do not leave, as one that waits for another rank."""
+        """Signal the processes, wait for them, and kill those that do not exit, as one that waits for another rank."""
         if number is not None:
             self.signal(number)
         deadline = time.monotonic() + PATIENCE
@@ -163,6 +138,40 @@ class Group:
         self.running.clear()
 
 
+def run_processes(context: "Context", target: Callable[..., None], arguments: tuple[Any, ...], world_size: int) -> int:
+    """Call `target(*arguments, rank)` in `world_size` processes at once; the first exit code that is not 0, or 0."""
+    with Group(context, target, arguments, world_size) as group:
+        while (code := group.poll()) is None:
+            wait(group.sentinels)
+    return code
+
+
+def call(context: "Context", function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a process of its own and return its result.
+
+    Raises:
+        Refusal: the function raised one; the message is the same.
+        ProcessFailed: it failed in another way, and its traceback has been printed.
+    """
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sender, function, arguments))
+    process.start()
+    sender.close()
+    try:
+        result, refusal = receiver.recv()
+    except EOFError:
+        process.join()
+        code = process.exitcode or 0
+        raise ProcessFailed(f"{function.__name__} {describe_exit(code)}", code) from None
+    except BaseException:
+        process.kill()
+        raise
+    process.join()
+    if refusal is not None:
+        raise Refusal(refusal)
+    return result
+
+
 def free_port() -> int:
     """A TCP port that nobody listens at now."""
     with socket.socket() as listener:
@@ -170,15 +179,24 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def _answer(sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    try:
+        sender.send((function(*arguments), None))
+    except Refusal as error:
+        sender.send((None, str(error)))  # the text, since not every exception survives pickling
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
 def _start(
     target: Callable[..., None],
     arguments: tuple[Any, ...],
-    place: Place,
+    rank: Rank,
     environment: Mapping[str, str],
     log: Path | None,
     method: str,
 ) -> None:
-    """In the new process: find the others, end with the parent, call the target, exit with a code."""
+    """In the new process: end with the parent, call the target, exit with a code."""
     leave_on_signals()
     # A child takes over the server's way to start processes: each data loader would start a server of its own and
     # import everything once more.
@@ -188,29 +206,29 @@ def _start(
         del os.environ[name]
     os.environ |= environment
     if log is not None:
-        log_to(log)
+        _log_to(log)
     try:
-        sys.exit(_run(target, arguments, place))
+        _run(target, arguments, rank)
     except Stopped as stop:
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def _run(target: Callable[..., None], arguments: tuple[Any, ...], place: Place) -> int:
-    """Call the target; 0, or 2 after a sentence on what went wrong."""
+def _run(target: Callable[..., None], arguments: tuple[Any, ...], rank: Rank) -> None:
+    """Call the target; exit with 2 and a message where data, settings or machine are to blame."""
+    many = rank.world_size > 1
     try:
-        target(*arguments, place)
+        target(*arguments, rank)
     except Exception as error:
         if received:  # the error comes from leaving: a signal to the whole group ends the workers of the loaders too
             raise Stopped(received[0]) from None
-        sentence = explain(error)
-        if sentence is None:
-            time.sleep(AFTERMATH if place.world > 1 else 0)
+        message = explain(error)
+        if message is None:
+            time.sleep(AFTERMATH if many else 0)
             raise
-        print(f"error{f' of rank {place.rank}' if place.world > 1 else ''}: {sentence}", file=sys.stderr)
-        return 2
-    return 0
+        print(f"error{f' of rank {rank.index}' if many else ''}: {message}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _end_with_parent() -> None:
@@ -219,3 +237,30 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+class _Tee:
+    """A text stream that writes to several."""
+
+    def __init__(self, *streams: TextIO) -> None:
+        self.streams = streams
+
+    def write(self, text: str) -> int:
+        for stream in self.streams:
+            stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        for stream in self.streams:
+            stream.flush()
+
+    def isatty(self) -> bool:
+        return False
+
+
+def _log_to(path: Path) -> None:
+    """Append errors, warnings and progress to the file; print to it and to the console."""
+    path.parent.mkdir(exist_ok=True)
+    file = path.open("a", buffering=1, encoding="utf-8")
+    sys.stdout = _Tee(os.fdopen(os.dup(1), "w", buffering=1), file)
+    os.dup2(file.fileno(), 2)  # of libraries in C too

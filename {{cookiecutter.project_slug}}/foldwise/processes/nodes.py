@@ -1,4 +1,4 @@
-"""Which of the machines of a run this is: each has one train.py, started by torchrun or by Slurm's srun."""
+"""The machines of a run: each has one train.py, started by torchrun or by Slurm's srun."""
 
 import subprocess
 from collections.abc import Mapping
@@ -25,17 +25,16 @@ class Node:
 
 
 def find_node(environment: Mapping[str, str]) -> Node | None:
-    """What the environment variables of torchrun or srun say; None where neither started this process.
+    """This node, from the environment variables of torchrun or srun; None where neither started this process.
 
-    Variables: torchrun's are in https://pytorch.org/docs/stable/elastic/run.html, srun's in its manual (OUTPUT
-    ENVIRONMENT VARIABLES).
+    Variables: https://pytorch.org/docs/stable/elastic/run.html, and srun's manual (OUTPUT ENVIRONMENT VARIABLES).
 
     Raises:
         Refusal: several copies were started on a machine, or the first machine is not known.
     """
     if "TORCHELASTIC_RUN_ID" in environment:  # first, since srun can start torchrun
         if environment["LOCAL_WORLD_SIZE"] != "1":
-            raise Refusal(_copies("torchrun", environment["LOCAL_WORLD_SIZE"], "--nproc-per-node 1"))
+            raise _copies("torchrun", environment["LOCAL_WORLD_SIZE"], "--nproc-per-node 1")
         return Node(
             rank=int(environment["GROUP_RANK"]),
             count=int(environment["GROUP_WORLD_SIZE"]),
@@ -46,7 +45,7 @@ def find_node(environment: Mapping[str, str]) -> Node | None:
     if "SLURM_STEP_ID" in environment:
         count, tasks = int(environment["SLURM_STEP_NUM_NODES"]), int(environment["SLURM_STEP_NUM_TASKS"])
         if tasks != count:
-            raise Refusal(_copies("srun", f"{tasks} on {count} nodes", "--ntasks-per-node=1"))
+            raise _copies("srun", f"{tasks} on {count} nodes", "--ntasks-per-node=1")
         if count == 1:
             return Node()
         job = environment["SLURM_JOB_ID"]
@@ -62,7 +61,7 @@ def find_node(environment: Mapping[str, str]) -> Node | None:
 
 
 def check_nodes(wanted: int | str, node: Node | None) -> Node:
-    """The node, or the only one, where that is what `trainer.num_nodes` wants.
+    """The node, or the only one, if there are as many as `trainer.num_nodes` wants.
 
     Raises:
         Refusal: another number was started.
@@ -81,8 +80,8 @@ def check_nodes(wanted: int | str, node: Node | None) -> Node:
     return found
 
 
-def _copies(launcher: str, number: str, option: str) -> str:
-    return (
+def _copies(launcher: str, number: str, option: str) -> Refusal:
+    return Refusal(
         f"{launcher} started several copies of train.py ({number}), which starts one process a device by itself: "
         f"give {launcher} {option}"
     )

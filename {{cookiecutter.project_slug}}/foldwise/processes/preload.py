@@ -1,12 +1,12 @@
-"""Imported by the server that folds are forked from: loads what they need, and survives what cannot be loaded."""
+"""Imports what the fork server's processes need; the server survives what cannot be imported."""
 
 import importlib
 import os
 
-from foldwise.processes.running import NAMES
+from foldwise.processes.server import NAMES
 
 for name in filter(None, os.environ.get(NAMES, "").split(",")):
     try:
         importlib.import_module(name)
     except (Exception, SystemExit):
-        continue  # it would end the server without a word; the process that needs the module shows the traceback
+        continue  # it would end the server silently; the process that needs the module shows the traceback

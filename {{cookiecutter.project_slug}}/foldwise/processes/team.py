@@ -1,23 +1,22 @@
-"""What the nodes of a run say to each other: node 0 what to do next, all how it went, and silence when one is gone.
+"""Messages between the nodes of a run: node 0 says what comes next, all how it went, and a lost one is noticed.
 
-One TCP connection from each node to node 0, which carries short JSON messages. As between the ranks of
-torch.distributed there are no passwords: the network between the machines must be one to trust.
+One TCP connection from each node to node 0 carries short JSON messages. As between the ranks of torch.distributed there
+are no passwords: the network between the machines must be one to trust.
 """
 
 import json
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from foldwise.errors import ProcessFailed, Refusal, exit_code
-from foldwise.processes.faults import describe_exit
+from foldwise.processes.exits import describe_exit, raise_stopped
 from foldwise.processes.group import Group
 from foldwise.processes.nodes import Node
-from foldwise.processes.signals import Stopped, raise_stopped
 
 # Seconds until all nodes have started; of silence until a machine is asked whether it is there, between questions, and
 # how often it may not answer: one that lost its power is noticed after half a minute.
@@ -31,26 +30,23 @@ class LostNodeError(ProcessFailed):
 
 
 class Team:
-    """The other nodes as this one sees them: all of them from node 0, node 0 from the others.
+    """The other nodes as this one sees them: all of them from node 0, node 0 from the others, none on one machine."""
 
-    Alone, on a single machine, there are no others, and every method is done at once.
-    """
-
-    def __init__(self, links: Sequence[Connection] = ()) -> None:
+    def __init__(self, *links: Connection) -> None:
         self.links = list(links)
 
-    def tell(self, **message: Any) -> None:
-        """Send a message to all. One that is gone is noticed when it is listened to."""
+    def send(self, **message: Any) -> None:
+        """Send a message to all. One that is gone is noticed by `receive`."""
         for link in self.links:
             with suppress(OSError):
                 link.send_bytes(json.dumps(message).encode())
 
-    def hear(self, link: Connection | None = None) -> dict[str, Any]:
-        """Wait for the next message, of node 0 or over the `link`.
+    def receive(self, link: Connection | None = None) -> dict[str, Any]:
+        """Wait for the next message, from node 0 or over the `link`.
 
         Raises:
-            LostNodeError: the node is gone, or it told that it ends.
-            Stopped: a signal ends it; it ends all.
+            LostNodeError: the node is gone, or sent that it ends.
+            Stopped: a signal ends it, and so all.
         """
         try:
             message = json.loads((link or self.links[0]).recv_bytes(LONGEST))
@@ -62,32 +58,27 @@ class Team:
             raise LostNodeError(f"another node of this run {describe_exit(code, 'its own output')}", code)
         return message
 
-    def agree(self) -> None:
-        """Wait until all have come to this point.
-
-        Raises:
-            LostNodeError, Stopped: one of them ends instead.
-        """
-        self.tell(code=0)
+    def barrier(self) -> None:
+        """Wait until all have come to this point, or raise as `receive`."""
+        self.send(code=0)
         for link in self.links:
-            self.hear(link)
+            self.receive(link)
 
     def run(self, group: Group) -> int:
-        """Wait until the group has ended here and on all nodes; the first exit code that is not 0, or 0.
+        """Wait until the group has ended here and on all nodes; its first exit code that is not 0, or 0.
 
-        Raises:
-            LostNodeError, Stopped: another node ends; its part of the group failed, or it is gone.
+        Raises as `receive` when another node's part of the group fails.
         """
         silent, code = list(self.links), None
         try:
             while silent or code is None:
                 ready = wait([*group.sentinels, *silent])
                 if code is None and (code := group.poll()) is not None:
-                    self.tell(code=code)
+                    self.send(code=code)
                     if code:
                         return code
                 for link in [link for link in silent if link in ready]:
-                    self.hear(link)
+                    self.receive(link)
                     silent.remove(link)
         except BaseException as error:
             self.leave(error)  # before the group is ended here, which takes its time
@@ -95,22 +86,19 @@ class Team:
         return 0
 
     def leave(self, error: BaseException) -> None:
-        """Tell the others with which exit code this node will end."""
-        if isinstance(error, Stopped):
-            self.tell(code=error.exit_code)
-        else:
-            self.tell(code=exit_code(error) if isinstance(error, Exception) else 130)
+        """Send the exit code with which this node will end."""
+        self.send(code=getattr(error, "exit_code", None) or (exit_code(error) if isinstance(error, Exception) else 130))
 
 
 @contextmanager
 def gather(node: Node) -> Iterator[Team]:
-    """Connect this node with the others; when it ends early, they are told with which exit code.
+    """Connect this node with the others; when it ends early, they learn its exit code.
 
     Raises:
-        Refusal: they do not all come within five minutes.
+        Refusal: they have not all come within five minutes.
     """
-    links = [] if node.count == 1 else _accept(node) if node.rank == 0 else [_reach(node)]
-    team = Team(links)
+    links = [] if node.count == 1 else _accept(node) if node.rank == 0 else [_connect(node)]
+    team = Team(*links)
     try:
         yield team
     except BaseException as error:
@@ -134,30 +122,24 @@ def _accept(node: Node) -> list[Connection]:
             except TimeoutError:
                 missing = sorted(set(range(1, node.count)) - links.keys())
                 raise Refusal(f"the nodes {missing} did not come within {GATHERING} seconds") from None
-            rank = _greeted(link, node.job)
-            if rank is None:
+            try:
+                job, rank = json.loads(link.recv_bytes(LONGEST))
+            except (EOFError, OSError, ValueError):
+                job = None
+            if job == node.job:
+                links[int(rank)] = link
+            else:  # whoever else knocks at an open port
                 link.close()
-            else:
-                links[rank] = link
     return list(links.values())
 
 
-def _greeted(link: Connection, job: str) -> int | None:
-    """The rank that a node of this job says first; None for whoever else knocks at an open port."""
-    try:
-        theirs, rank = json.loads(link.recv_bytes(LONGEST))
-    except (EOFError, OSError, ValueError):
-        return None
-    return int(rank) if theirs == job else None
-
-
-def _reach(node: Node) -> Connection:
+def _connect(node: Node) -> Connection:
     """The connection to node 0, on another node."""
     deadline = time.monotonic() + GATHERING
     while True:
         try:
             link = _link(socket.create_connection((node.address, node.port), timeout=10))
-        except OSError as error:  # it has not come so far
+        except OSError as error:  # node 0 does not listen yet
             if time.monotonic() > deadline:
                 raise Refusal(f"node 0 does not answer at {node.address}:{node.port} ({error})") from None
             time.sleep(0.5)
@@ -171,7 +153,6 @@ def _link(peer: socket.socket) -> Connection:
     peer.settimeout(None)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in KEEPALIVE.items():
-        if not hasattr(socket, name):
-            continue  # macOS has other names, and defaults of hours
-        peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        if hasattr(socket, name):  # macOS has other names, and defaults of hours
+            peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return Connection(peer.detach())

@@ -33,7 +33,7 @@ from foldwise.errors import Refusal
 from foldwise.inference.weights import find_models, load_model, load_state, save_model
 from foldwise.predictions.schema import raise_problems
 from foldwise.predictions.store import Predictions, read_predictions
-from foldwise.processes.group import Place
+from foldwise.processes.group import Rank
 from foldwise.schedule.phases import build_phases
 from foldwise.training.ema import reestimate_batch_norm
 from foldwise.training.fold import predict_held_out
@@ -199,7 +199,7 @@ class Candidates:
         }
         pseudo = self.prepared.pseudo.of(fold) if self.prepared.pseudo else None
         items = training_items(self.prepared, rows, state, pseudo)
-        loader, _ = training_loader(self.config | plain | {"phases": phases}, self.prepared, items, Place(), self.alias)
+        loader, _ = training_loader(self.config | plain | {"phases": phases}, self.prepared, items, Rank(), self.alias)
         # Past the last epoch, the sampler keeps to the last phase's share of pseudo rows.
         epochs = sum(phase.epochs for phase in build_phases(phases))
         loader.sampler.set_epoch(epochs)  # type: ignore[attr-defined]  # an EpochSampler

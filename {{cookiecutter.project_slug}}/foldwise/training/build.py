@@ -28,7 +28,7 @@ from foldwise.models.networks import pretrained_normalization
 from foldwise.models.normalized import Normalized, enable_gradient_checkpointing
 from foldwise.models.optimization import build_optimizer, scale_rate
 from foldwise.predictions.metrics.building import build_metric
-from foldwise.processes.group import Place
+from foldwise.processes.group import Rank
 from foldwise.reporting.phases import PhasePreview
 from foldwise.schedule.phases import Schedule, build_phases
 from foldwise.settings import unknown_setting
@@ -188,13 +188,13 @@ def build_module(
     return module
 
 
-def build_trainer(config: Mapping[str, Any], place: Place, epochs: int, **arguments: Any) -> pl.Trainer:
-    """Lightning's Trainer from configs/trainer, for this process's place.
+def build_trainer(config: Mapping[str, Any], rank: Rank, epochs: int, **arguments: Any) -> pl.Trainer:
+    """Lightning's Trainer from configs/trainer, for this process.
 
     Raises:
         Refusal: a setting that it does not take.
     """
-    settings = dict(config["trainer"]) | {"devices": place.devices, "num_nodes": place.nodes}
+    settings = dict(config["trainer"]) | {"devices": rank.devices, "num_nodes": rank.nodes}
     if settings["strategy"] == "ddp" and any(phase.trainable != "all" for phase in build_phases(config["phases"])):
         # What a phase freezes gets no gradient, and plain DDP would wait for it.
         settings["strategy"] = "ddp_find_unused_parameters_true"
@@ -246,7 +246,7 @@ def inspect_config(
     items = training_items(prepared, rows, state)
     build_sampling(config, alias).start(items.table.target, items.table.weights)
     plain = {"sampling": "shuffle", "workers": 0, "pseudo": None}
-    loader, _ = training_loader({**config, "data": {**config["data"], **plain}}, prepared, items, Place(), alias)
+    loader, _ = training_loader({**config, "data": {**config["data"], **plain}}, prepared, items, Rank(), alias)
     module = build_module(config, prepared, items, network, part, steps_per_epoch=1, alias=alias)
     try_batch(config, module, loader.dataset, prepared.outputs)  # type: ignore[arg-type]  # an ItemDataset
     optimizer = module.make_optimizer(network)

@@ -40,8 +40,8 @@ from foldwise.predictions.metrics.building import build_metric
 from foldwise.predictions.schema import Header
 from foldwise.predictions.sources import output_folder, source_name
 from foldwise.predictions.writers import PredictionWriter
-from foldwise.processes.group import Place
-from foldwise.processes.signals import leave_on_signals
+from foldwise.processes.exits import leave_on_signals
+from foldwise.processes.group import Rank
 from foldwise.training.build import build_module, build_network, build_spec, build_trainer, fit_reader
 from foldwise.training.checkpoints import LastCheckpoint, find_checkpoint, remove_leftovers
 from foldwise.training.divergence import Divergence
@@ -62,7 +62,7 @@ warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
 warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # the figures of an epoch are gathered before they are logged
 
 
-def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], place: Place) -> None:
+def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], rank: Rank) -> None:
     """Train a model of the run in the folder `run`, or resume where there is a last.ckpt.
 
     The code of the owner's that it reaches is the run's copy.
@@ -71,11 +71,11 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], place: Place
         part: what it is trained without, and scored on: as a rule a fold.
         config: resolved, plain values, which train.py has checked.
     """
-    torch.set_num_threads(config["threads"] or max(1, torch.get_num_threads() // place.sharing))
+    torch.set_num_threads(config["threads"] or max(1, torch.get_num_threads() // rank.sharing))
     folder = run / part.name
     folder.mkdir(exist_ok=True)
-    if place.rank == 0:
-        remove_leftovers(folder, place.world)
+    if rank.index == 0:
+        remove_leftovers(folder, rank.world_size)
     else:
         warnings.simplefilter("ignore")  # those of one rank are enough
     alias = open_run_code(run)
@@ -89,16 +89,16 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], place: Place
     network = build_network(config, spec, alias)
     pseudo = prepared.pseudo.of(part.fold) if prepared.pseudo else None
     items = training_items(prepared, trained, state, pseudo)
-    loader, steps = training_loader(config, prepared, items, place, alias)
+    loader, steps = training_loader(config, prepared, items, rank, alias)
     sampler = cast(EpochSampler, loader.sampler)
     module = build_module(config, prepared, items, network, part, steps, alias)
-    rows = part.held(folds)[place.rank :: place.world]  # each item in one rank, none repeated
+    rows = part.held(folds)[rank.index :: rank.world_size]  # each item in one rank, none repeated
     metric = build_metric(config["metric"], config["task"], spec.classes, prepared.table, alias)
     extra = [make(callback, alias) for callback in config["callbacks"].values()]
     ema = next((callback for callback in extra if isinstance(callback, EMA)), None)
     every = config["validate_every"] if part.folds else 0
     tile = spec.image_size if spec.fit == "tiles" else None
-    held_out = evaluation_loader(config, prepared, make_reader(prepared, state), rows, place)
+    held_out = evaluation_loader(config, prepared, make_reader(prepared, state), rows, rank)
     spatial = seen_spatial(prepared.samples.fields)
     validation = Validation(held_out, spec.outputs, spatial, prepared.table, metric, every, ema, tile)
     snapshots = Snapshots(folder, spec, validation, metric.greater_is_better, config["top_k"])
@@ -107,10 +107,10 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], place: Place
     signals = LambdaCallback(on_train_start=lambda *_: leave_on_signals())
     trainer = build_trainer(
         config,
-        place,
+        rank,
         epochs=module.schedule.epochs,
         default_root_dir=folder,
-        logger=place.rank == 0 and make(config["logger"], alias, run=run.name, part=part.name, folder=folder),
+        logger=rank.index == 0 and make(config["logger"], alias, run=run.name, part=part.name, folder=folder),
         callbacks=[
             signals,
             Divergence(part.title),
@@ -147,7 +147,7 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], place: Place
     trainer.strategy.barrier()  # the models are there for all ranks
     networks = load_snapshots(as_saved(scored), folder)
     models = {name: Model(net, prepared.samples, spec) for name, net in networks.items()}
-    predict_held_out(config, prepared, models, rows, device, run, part, oof_name(place))
+    predict_held_out(config, prepared, models, rows, device, run, part, oof_name(rank))
     check_covered(alias)
 
 
@@ -184,9 +184,9 @@ def initial_seed(seed: int, part: Holdout) -> int:
     return sample_seed(seed, part.fold, "initial weights" + "".join(f" and {fold}" for fold in part.folds[1:]))
 
 
-def oof_name(place: Place) -> str:
+def oof_name(rank: Rank) -> str:
     """The folder of one rank's out-of-fold predictions."""
-    return f"oof-{place.rank}-of-{place.world}"
+    return f"oof-{rank.index}-of-{rank.world_size}"
 
 
 def predict_held_out(

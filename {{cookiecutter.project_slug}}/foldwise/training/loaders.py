@@ -19,7 +19,7 @@ from foldwise.data.samples import Rows
 from foldwise.data.sampling import SAMPLINGS, EpochSampler, Pool, Sampling
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
-from foldwise.processes.group import Place
+from foldwise.processes.group import Rank
 from foldwise.schedule.phases import Phase, build_phases, pseudo_shares
 
 
@@ -158,7 +158,7 @@ def build_sampling(config: Mapping[str, Any], alias: str | None) -> Sampling:
 
 
 def training_loader(
-    config: Mapping[str, Any], prepared: Prepared, items: TrainingItems, place: Place, alias: str | None = None
+    config: Mapping[str, Any], prepared: Prepared, items: TrainingItems, rank: Rank, alias: str | None = None
 ) -> tuple[DataLoader, int]:
     """This process's share of the training items, augmented, and the optimizer steps of an epoch."""
     transforms = build_transforms(config, prepared, alias)
@@ -169,14 +169,14 @@ def training_loader(
     sampler = EpochSampler(
         _pool(config, items, items.real, alias),
         seed=config["seed"],
-        batch_size=config["batch_size"] // place.world,
-        rank=place.rank,
-        world=place.world,
+        batch_size=config["batch_size"] // rank.world_size,
+        rank=rank.index,
+        world=rank.world_size,
         pseudo=None if items.pseudo is None else _pool(config, items, items.pseudo, alias),
         pseudo_shares=epoch_shares(config),
     )
-    size = local_batch_size(config, place.world)
-    return make_loader(dataset, sampler, size, data["workers"]), len(sampler) * place.world // config["batch_size"]
+    size = local_batch_size(config, rank.world_size)
+    return make_loader(dataset, sampler, size, data["workers"]), len(sampler) * rank.world_size // config["batch_size"]
 
 
 def epoch_shares(config: Mapping[str, Any]) -> list[float]:
@@ -198,12 +198,12 @@ def _pool(config: Mapping[str, Any], items: TrainingItems, rows: np.ndarray, ali
 
 
 def evaluation_loader(
-    config: Mapping[str, Any], prepared: Prepared, reader: Reader, rows: np.ndarray, place: Place
+    config: Mapping[str, Any], prepared: Prepared, reader: Reader, rows: np.ndarray, rank: Rank
 ) -> DataLoader:
     """These items as they are, in their order; whole pictures, whose sizes differ, one by one."""
     data = config["data"]
     whole = data["fit"] == "tiles"
     transform = EpochTransform(None, None if whole else image_hw(data["image_size"]))
     dataset = ItemDataset(reader, prepared.table.weights, [transform], data["fit"], None, data["ignore_index"])
-    size = 1 if whole else local_batch_size(config, place.world)
+    size = 1 if whole else local_batch_size(config, rank.world_size)
     return make_loader(dataset, [(int(row), 0) for row in rows], size, data["workers"])

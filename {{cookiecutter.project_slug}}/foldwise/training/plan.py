@@ -12,13 +12,13 @@ from foldwise.data.holdout import FULL, Holdout, choose_holdouts
 from foldwise.data.prepare import Prepared, prepare
 from foldwise.errors import Refusal
 from foldwise.files import sha256_file
-from foldwise.processes.running import call
+from foldwise.processes.group import call
 from foldwise.reporting.phases import PhasePreview
 from foldwise.training.devices import count_gpus, count_processes, share_gpus
 from foldwise.training.identity import hash_data, make_identity
 
 if TYPE_CHECKING:
-    from foldwise.processes.group import Context
+    from foldwise.processes.server import Context
 
 
 @dataclass(frozen=True)

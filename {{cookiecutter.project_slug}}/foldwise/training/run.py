@@ -26,7 +26,7 @@ from foldwise.errors import Refusal
 from foldwise.files import write_atomic
 from foldwise.locks import lock
 from foldwise.processes.nodes import Node, check_nodes, find_node
-from foldwise.processes.running import fold_context
+from foldwise.processes.server import start_server
 from foldwise.processes.team import Team, gather
 from foldwise.reporting.figures import to_png
 from foldwise.reporting.phases import phases_figure
@@ -37,7 +37,7 @@ from foldwise.training.run_folder import continued_config, open_run
 from foldwise.training.workers import follow, train_at_once, train_in_turn
 
 if TYPE_CHECKING:
-    from foldwise.processes.group import Context
+    from foldwise.processes.server import Context
 
 console = Console()
 
@@ -60,7 +60,7 @@ def train(config: dict[str, Any], runs: Path = Path("runs")) -> Path:
         config = continued_config(config)
     check_config(config)
     node = check_nodes(config["trainer"]["num_nodes"], find_node(os.environ))
-    context = fold_context()  # it imports torch in the background, while the data is checked here
+    context = start_server()  # it imports torch in the background, while the data is checked here
     with gather(node) as team, owner_code(config) as code:
         lead = _lead if node.rank == 0 else _follow
         return lead(context, config, runs, node, team, code)
@@ -76,8 +76,8 @@ def owner_code(config: Mapping[str, Any]) -> AbstractContextManager[OwnerCode]:
 def _lead(context: "Context", config: dict[str, Any], runs: Path, node: Node, team: Team, code: OwnerCode) -> Path:
     """Do all that is to be done once, and train on this machine what the others train on theirs."""
     plan = make_plan(context, config, node.count, config["data"]["name"] == "sample", code)
-    team.tell(identity=plan.identity)
-    team.agree()
+    team.send(identity=plan.identity)
+    team.barrier()
     with lock(runs / ".lock"):  # jobs that begin together make one folder
         run = open_run(config, plan.identity, plan.hardware, runs, code.code)
     if not (run / "plan.png").exists():
@@ -89,7 +89,7 @@ def _lead(context: "Context", config: dict[str, Any], runs: Path, node: Node, te
             train_at_once(context, run, parts, plan)
         else:
             train_in_turn(context, run, parts, plan, node, team)
-    team.tell(run=str(run))
+    team.send(run=str(run))
     with lock(run / ".lock"):  # and jobs that end together put the folds together once
         finish_run(run, config, plan.prepared)
     return run
@@ -97,12 +97,12 @@ def _lead(context: "Context", config: dict[str, Any], runs: Path, node: Node, te
 
 def _follow(context: "Context", config: dict[str, Any], runs: Path, node: Node, team: Team, code: OwnerCode) -> Path:
     """Train what node 0 says, once it has checked the data and this machine has found the same."""
-    leader = team.hear()["identity"]
+    leader = team.receive()["identity"]
     plan = make_plan(context, config, node.count, False, code)
     differences = describe_differences(plan.identity, leader)
     if differences:
         raise Refusal(f"node {node.rank} would train another run than node 0:\n" + "\n".join(differences))
-    team.agree()
+    team.barrier()
     return follow(context, plan, node, team)
 
 

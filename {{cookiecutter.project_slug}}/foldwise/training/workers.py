@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,23 +12,22 @@ from rich.console import Console
 
 from foldwise.data.holdout import Holdout
 from foldwise.errors import ProcessFailed, Refusal
-from foldwise.processes.faults import describe_exit, how_to_resume
-from foldwise.processes.group import Group, Place, Setting, free_port
+from foldwise.processes.exits import Stopped, describe_exit, how_to_resume, raise_stopped
+from foldwise.processes.group import Group, Rank, free_port
 from foldwise.processes.nodes import Node
-from foldwise.processes.signals import Stopped, raise_stopped
 from foldwise.processes.team import Team
 from foldwise.training.plan import Plan
 from foldwise.training.results import finish_fold
 
 if TYPE_CHECKING:
-    from foldwise.processes.group import Context
+    from foldwise.processes.server import Context
 
 console = Console()
 TAIL = 5  # lines of the log of a failed fold that are shown
 
 
 def train_in_turn(context: "Context", run: Path, parts: Sequence[Holdout], plan: Plan, node: Node, team: Team) -> None:
-    """Train one fold after another, each on all devices of all nodes. Called on node 0, which the others follow.
+    """Train one fold after another, each on all devices of all nodes. Called on node 0, which the others `follow`.
 
     Raises:
         ProcessFailed: a fold failed; the others' results and the state before the failure are kept.
@@ -36,37 +36,30 @@ def train_in_turn(context: "Context", run: Path, parts: Sequence[Holdout], plan:
     for part in parts:
         console.rule(f"{run.name}  {part.title}", style="dim")
         port = free_port() if node.count > 1 else 0
-        team.tell(run=str(run), without=part.folds, port=port)
-        train_part(context, run, part, plan, node, port, team)
+        team.send(run=str(run), without=part.folds, port=port)
+        _train_part(context, run, part, plan, replace(node, port=port), team)
         finish_fold(run, part, plan.config, plan.prepared, plan.world)
 
 
 def follow(context: "Context", plan: Plan, node: Node, team: Team) -> Path:
-    """Train this node's part of every fold that node 0 calls; the folder of the run.
+    """Train this node's share of every fold that node 0 announces; the folder of the run.
 
     Raises:
         Refusal: this machine does not see the run's folder.
         ProcessFailed, Stopped: as `train_in_turn`, or another node has ended.
     """
-    while "without" in (order := team.hear()):
+    while "without" in (order := team.receive()):
         run = Path(order["run"])
         if not (run / "identity.json").exists():
             raise Refusal(f"node {node.rank} does not see {run}, which node 0 made: all need one shared file system")
-        train_part(context, run, Holdout(tuple(order["without"])), plan, node, order["port"], team)
+        part = Holdout(tuple(order["without"]))
+        _train_part(context, run, part, plan, replace(node, port=order["port"]), team)
     return Path(order["run"])
 
 
-def train_part(context: "Context", run: Path, part: Holdout, plan: Plan, node: Node, port: int, team: Team) -> None:
-    """Train this node's part of a fold, while the others do theirs.
-
-    Args:
-        port: at which rank 0 listens for the others, if there are other nodes.
-
-    Raises:
-        ProcessFailed, Stopped: as `train_in_turn`.
-    """
-    setting = Setting(node.rank, node.count, node.address, port)
-    with Group(context, _train_fold, (run, part, plan.config), plan.devices, setting) as group:
+def _train_part(context: "Context", run: Path, part: Holdout, plan: Plan, node: Node, team: Team) -> None:
+    """Train this node's share of a fold, while the others do theirs; rank 0 listens at the node's port."""
+    with Group(context, _train_fold, (run, part, plan.config), plan.devices, node) as group:
         code = team.run(group)
     raise_stopped(code)
     if code:
@@ -78,7 +71,7 @@ def train_part(context: "Context", run: Path, part: Holdout, plan: Plan, node: N
 def train_at_once(context: "Context", run: Path, parts: Sequence[Holdout], plan: Plan) -> None:
     """Train as many folds at a time as the plan has workers; a fold that fails leaves the others alone.
 
-    What a fold says goes to `<run>/fold<k>/log.txt`; its epochs are shown on the console too.
+    Output of a fold goes to `<run>/fold<k>/log.txt`; its epochs are shown on the console too.
 
     Raises:
         ProcessFailed: at the end, with the folds that failed and the ends of their logs.
@@ -91,9 +84,9 @@ def train_at_once(context: "Context", run: Path, parts: Sequence[Holdout], plan:
             while pending or running:
                 for worker in sorted(set(range(workers)) - running.keys())[: len(pending)]:
                     part = pending.popleft()
-                    setting = Setting(sharing=workers, visible=plan.visible[worker], log=_log(run, part))
-                    group = Group(context, _train_fold, (run, part, plan.config), plan.devices, setting)
-                    console.print(f"{part.title} begins; its log is {setting.log}")
+                    arguments, visible, log = (run, part, plan.config), plan.visible[worker], _log(run, part)
+                    group = Group(context, _train_fold, arguments, plan.devices, None, workers, visible, log)
+                    console.print(f"{part.title} begins; its log is {log}")
                     running[worker] = part, groups.enter_context(group)
                 wait([sentinel for _, group in running.values() for sentinel in group.sentinels])
                 for worker, (part, group) in list(running.items()):
@@ -104,7 +97,7 @@ def train_at_once(context: "Context", run: Path, parts: Sequence[Holdout], plan:
                     raise_stopped(code)
                     if code:
                         failed[part] = code
-                        console.print(f"{part.title} failed; the others go on")
+                        console.print(f"{part.title} failed; the others continue")
                     else:
                         finish_fold(run, part, plan.config, plan.prepared, plan.world)
                         console.print(f"{part.title} is finished")
@@ -121,10 +114,10 @@ def train_at_once(context: "Context", run: Path, parts: Sequence[Holdout], plan:
 
 
 # Imported in the child only: this process stays without torch.
-def _train_fold(run: Path, part: Holdout, config: Mapping[str, Any], place: Place) -> None:
+def _train_fold(run: Path, part: Holdout, config: Mapping[str, Any], rank: Rank) -> None:
     from foldwise.training.fold import train_fold
 
-    train_fold(run, part, config, place)
+    train_fold(run, part, config, rank)
 
 
 def _log(run: Path, part: Holdout) -> Path:
