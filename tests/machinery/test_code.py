@@ -14,9 +14,8 @@ from foldwise.bundle.imports import find_imports
 from foldwise.code import alias as aliases
 from foldwise.code.alias import check_covered, open_code
 from foldwise.code.build import make, resolve, resolve_strict
-from foldwise.code.collect import collect_code
-from foldwise.code.source import Code, read_code, write_code
-from foldwise.code.trust import is_trusted, require_trust, trust, trust_all
+from foldwise.code.imports import collect_code
+from foldwise.code.source import Code, is_trusted, read_code, require_trust, trust, trust_all, write_code
 from foldwise.errors import Refusal
 from foldwise.files import new_folder
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from foldwise.code.definitions import definitions_hash, foldwise_modules
+from foldwise.code.definitions import Definitions
 from foldwise.code.source import Code
 
 MODULE = """
@@ -35,7 +35,7 @@ BASE = {"module": MODULE, "losses": LOSSES, "networks": NETWORKS}
 
 def identity(files, *targets):
     code = Code({f"solution/{name}.py": text.encode() for name, text in files.items()}, Path())
-    return definitions_hash(code, targets or ["solution.module.Module"])
+    return Definitions(code, targets or ["solution.module.Module"]).hashes()
 
 
 def edited(name, old, new):
@@ -343,6 +343,6 @@ def test_what_is_used_of_foldwise():
         "b": "from foldwise.models.networks import *\nhelper = build\nother = foldwise_thing",
     }
     code = Code({f"solution/{name}.py": text.encode() for name, text in files.items()}, Path())
-    found = foldwise_modules(code, ["solution.a.T"])
+    found = Definitions(code, ["solution.a.T"]).foldwise()
     assert {"foldwise.models.losses.Dice", "foldwise.files.write_text", "foldwise.models.networks.build"} <= {*found}
     assert not [name for name in found if name.startswith("foldwise.data")]

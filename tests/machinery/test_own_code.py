@@ -23,10 +23,9 @@ from foldwise.bundle.recipe import read_recipe
 from foldwise.bundle.rehearse import rehearse
 from foldwise.code.alias import open_code
 from foldwise.code.build import make
-from foldwise.code.collect import collect_code
+from foldwise.code.imports import collect_code
 from foldwise.code.runs import keep_code
-from foldwise.code.source import Code, read_code
-from foldwise.code.trust import ALL, OPTION, SOME, is_trusted, trust
+from foldwise.code.source import ALL, OPTION, SOME, Code, is_trusted, read_code, trust
 from foldwise.command import take_trust
 from foldwise.data.folds import write_folds
 from foldwise.data.problems import TableError

@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from foldwise.code.alias import open_code
 from foldwise.code.build import resolve
-from foldwise.code.collect import collect_code
+from foldwise.code.imports import collect_code
 from foldwise.code.runs import all_targets
 from foldwise.data.folds import folds_hash
 from foldwise.data.table import Columns, Table, read_table

@@ -10,8 +10,7 @@ from torch import nn
 
 from foldwise.code.alias import open_code
 from foldwise.code.build import make
-from foldwise.code.source import read_code
-from foldwise.code.trust import trust
+from foldwise.code.source import read_code, trust
 from foldwise.errors import Refusal
 from foldwise.inference.weights import ModelError, load_model, normalize, read_spec, save_model
 

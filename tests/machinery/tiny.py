@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from foldwise.code.alias import open_code
-from foldwise.code.collect import collect_code
+from foldwise.code.imports import collect_code
 from foldwise.code.runs import OwnerCode, all_targets
-from foldwise.code.trust import trust
+from foldwise.code.source import trust
 from foldwise.config import compose_config, resolve_config
 from foldwise.data.prepare import Prepared, prepare
 from foldwise.training.identity import make_identity

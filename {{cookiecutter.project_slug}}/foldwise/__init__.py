@@ -6,8 +6,6 @@ in one environment would import each other's code.
 
 import os
 
-from foldwise.code.finder import install
-
 # Importing albumentations asks the package index for a newer version; a run makes no call that nobody asked for.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
@@ -15,4 +13,4 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 # Raised when their meaning changes, so that an old file is refused with a sentence and not misread.
 FORMAT_VERSION = 2
 
-install()
+import foldwise.code.alias  # noqa: E402, F401  finds the modules of runs' code, also in processes that unpickle them

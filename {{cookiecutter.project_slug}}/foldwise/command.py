@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from foldwise.code.trust import OPTION, trust_all
+from foldwise.code.source import OPTION, trust_all
 from foldwise.errors import exit_code, explain
 
 

@@ -1,6 +1,7 @@
 """Refusals and bugs: a refusal ends with its sentence, everything else with its traceback."""
 
 import re
+from collections.abc import Iterable
 
 # An error of a data loader's worker arrives as text: its traceback, of which only the last part is for the user.
 WORKER_ERROR = re.compile(r"\ACaught \w+ in DataLoader worker process.*\n(?=\S)[\w.]+: (.+)\Z", re.DOTALL)
@@ -44,6 +45,14 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
         return f"{text.strip().rstrip('.')}: {advice}"
     return None
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The end of a sentence on a name that does not exist, as "; did you mean epochs?"; "" if none is like it."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def exit_code(error: Exception) -> int:

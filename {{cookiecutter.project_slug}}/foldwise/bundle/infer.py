@@ -42,7 +42,7 @@ def main() -> None:
     options = parse()
     with exit_on_error("the same command goes on from there"):
         from foldwise.bundle.versions import check_host
-        from foldwise.code.trust import trust_all
+        from foldwise.code.source import trust_all
 
         trust_all()  # the code beside this file is as much the user's as this file
         check_host(BUNDLE, options.any_version)

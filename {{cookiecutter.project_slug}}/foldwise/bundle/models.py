@@ -4,8 +4,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from foldwise.code.collect import collect_code
-from foldwise.code.imports import inside
+from foldwise.code.imports import collect_code, inside
 from foldwise.code.runs import FOLDER, find_code_folder
 from foldwise.code.source import PACKAGE, Code, write_code
 from foldwise.files import read_json, sha256_file, write_json

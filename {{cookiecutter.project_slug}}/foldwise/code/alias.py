@@ -1,30 +1,30 @@
-"""Importing a run's copy of `solution/` under a name of its own, `solution_<hash>`, beside other versions of it.
+"""Imports a run's copy of `solution/` under a name of its own, `solution_<hash>`, beside other versions of it.
 
-Importing foldwise installs a finder for such names in every process (finder.py). It learns where the code is from an
-entry in `sys.path`, <folder>/solution_<hash>, which is no folder: multiprocessing hands this one list to every process
-that it starts, in whichever way, also to those of a server that runs since before the code was opened. So objects of
-such modules can be pickled. The code is read once a process, and checked against the hash; no bytecode is written.
+Importing foldwise installs a finder for such names in every process. It learns where the code is from an entry in
+`sys.path`, <folder>/solution_<hash>, which is no folder: multiprocessing hands this one list to every process that it
+starts, in whichever way, also to those of a server that runs since before the code was opened. So objects of such
+modules can be pickled. The code is read once a process, and checked against the hash; no bytecode is written.
 """
 
 import ast
 import os
+import re
 import sys
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-from foldwise.code.finder import ALIAS
-from foldwise.code.imports import inside
-from foldwise.code.source import PACKAGE, Code, read_code
-from foldwise.code.trust import require_trust
+from foldwise.code.source import PACKAGE, Code, read_code, require_trust
 from foldwise.errors import Refusal
 
+ALIAS = re.compile(rf"{PACKAGE}_[0-9a-f]{{8}}")
 _opened: dict[str, Code] = {}  # by alias
 
 
 def open_code(source: Path | Code) -> str:
-    """The name under which code can be imported from now on, here and in processes that multiprocessing starts.
+    """Make code importable, here and in processes that multiprocessing starts; the name of its package.
 
     Args:
         source: a folder with `solution/` in it, as <run>/code; or code that was just collected, which child processes
@@ -50,12 +50,13 @@ def check_covered(alias: str | None) -> None:
     Raises:
         Refusal: names the modules.
     """
-    here = Path.cwd() / PACKAGE
+    here = (Path.cwd() / PACKAGE).resolve()
     names = []
     for name, module in sorted(sys.modules.items()):
+        package = name.split(".")[0]
         file = vars(module).get("__file__") if isinstance(module, ModuleType) else None
-        below = isinstance(file, str) and Path(file).resolve().is_relative_to(here.resolve())
-        if inside(name, PACKAGE) or (below and not ALIAS.fullmatch(name.split(".")[0])):
+        below = isinstance(file, str) and Path(file).resolve().is_relative_to(here)
+        if package == PACKAGE or (below and not ALIAS.fullmatch(package)):
             names.append(name)
     if names:
         kept = f", not from the run's copy ({_opened[alias].root})" if alias in _opened else ""
@@ -65,22 +66,26 @@ def check_covered(alias: str | None) -> None:
         )
 
 
-def find_spec(name: str) -> ModuleSpec | None:
-    """How to import `solution_<hash>` or a module of it; None if there is none, or no such code is open."""
-    alias, *rest = name.split(".")
-    code = _find_code(alias)
-    if code is None:
-        return None
-    place = "/".join([PACKAGE, *rest])
-    is_package = any(file.startswith(f"{place}/") for file in code.files)
-    place = f"{place}/__init__.py" if is_package else f"{place}.py"
-    if not is_package and place not in code.files:
-        return None
-    loader = _Loader(name, str(code.root / place), alias, code.files.get(place, b""))
-    # A package without a search path: what is not in `files` must not be found in the folder.
-    spec = ModuleSpec(name, loader, origin=loader.path, is_package=is_package)
-    spec.has_location = True
-    return spec
+class Finder:
+    """Finds the modules of opened code; in `sys.meta_path`."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
+        """How to import `solution_<hash>` or a module of it; None if there is none, or no such code is open."""
+        alias, *rest = name.split(".")
+        code = _find_code(alias) if ALIAS.fullmatch(alias) else None
+        if code is None:
+            return None
+        place = "/".join([PACKAGE, *rest])
+        is_package = any(file.startswith(f"{place}/") for file in code.files)
+        place = f"{place}/__init__.py" if is_package else f"{place}.py"
+        if not is_package and place not in code.files:
+            return None
+        loader = _Loader(name, str(code.root / place), alias, code.files.get(place, b""))
+        # A package without a search path: what is not in `files` must not be found in the folder.
+        spec = ModuleSpec(name, loader, origin=loader.path, is_package=is_package)
+        spec.has_location = True
+        return spec
 
 
 def _find_code(alias: str) -> Code | None:
@@ -123,18 +128,22 @@ class _Rename(ast.NodeTransformer):
     def visit_Import(self, node: ast.Import) -> list[ast.stmt]:
         parts = []
         for item in node.names:
-            if not inside(item.name, PACKAGE):
+            first, dot, rest = item.name.partition(".")
+            if first != PACKAGE:
                 parts.append(item)
-                continue
-            renamed = self.alias + item.name.removeprefix(PACKAGE)
-            if item.asname:
-                parts.append(ast.alias(renamed, item.asname))
+            elif item.asname:
+                parts.append(ast.alias(self.alias + dot + rest, item.asname))
             else:  # `import solution.x` loads solution.x and binds solution
-                parts += [ast.alias(renamed, None)] if item.name != PACKAGE else []
+                parts += [ast.alias(self.alias + dot + rest)] if rest else []
                 parts.append(ast.alias(self.alias, PACKAGE))
         return [ast.copy_location(ast.Import([ast.copy_location(part, node)]), node) for part in parts]
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom:
-        if not node.level and node.module and inside(node.module, PACKAGE):
-            node.module = self.alias + node.module.removeprefix(PACKAGE)
+        first, dot, rest = (node.module or "").partition(".")
+        if not node.level and first == PACKAGE:
+            node.module = self.alias + dot + rest
         return node
+
+
+if Finder not in sys.meta_path:
+    sys.meta_path.insert(0, Finder)

@@ -1,6 +1,5 @@
 """From a name in a configuration, or in model.json, to the class or function, and to objects made from them."""
 
-import difflib
 import importlib
 import inspect
 import os
@@ -12,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from foldwise.code.source import PACKAGE
-from foldwise.errors import Refusal
+from foldwise.errors import Refusal, did_you_mean
 
 NAME = r"[^\W\d]\w*"
 TARGET = re.compile(rf"{NAME}(\.{NAME})*[.:]{NAME}(\.{NAME})*")
@@ -20,7 +19,7 @@ STRICT = re.compile(rf"(foldwise|{PACKAGE})(\.{NAME})+:{NAME}")
 
 
 def resolve(target: str, alias: str | None = None, setting: str = "_target_") -> Any:
-    """What a target names.
+    """The object that a target names.
 
     Args:
         target: as package.module.Name or package.module:Name.
@@ -36,18 +35,16 @@ def resolve(target: str, alias: str | None = None, setting: str = "_target_") ->
         raise Refusal(f"{setting}: {target!r} is not of the form package.module.Name")
     module_name, colon, name = target.partition(":")
     first, *rest = module_name.split(".")
-    if first == PACKAGE:
-        if alias is None:
-            raise Refusal(f"{where}: solution code is needed, and there is none here")
-        root = alias
-    else:
+    if first != PACKAGE:
         _refuse_loose_files(target, first, where)
-        root = first
-    found: Any = _import(root, where)
+    elif alias is None:
+        raise Refusal(f"{where}: solution code is needed, and there is none here")
+    found: Any = _import(alias if first == PACKAGE and alias else first, where)
     for number, part in enumerate([*rest, *(name.split(".") if colon else [])]):
-        if hasattr(found, part) and not (colon and number < len(rest)):
+        must_be_module = colon and number < len(rest)
+        if hasattr(found, part) and not must_be_module:
             found = getattr(found, part)
-        elif isinstance(found, ModuleType) and (not colon or number < len(rest)):
+        elif isinstance(found, ModuleType) and (not colon or must_be_module):
             found = _import(f"{found.__name__}.{part}", where, found)
         else:
             raise Refusal(f"{where}: {_describe_missing(part, found)}")
@@ -66,8 +63,11 @@ def resolve_strict(target: str, alias: str | None, base: type, setting: str = "_
     if not isinstance(target, str) or not STRICT.fullmatch(target):
         raise Refusal(f"{setting}: {target!r} is not of the form foldwise.module:Class or {PACKAGE}.module:Class")
     found = resolve(target, alias, setting)
-    homes = ("foldwise", *([alias] if alias else []))
-    if not isinstance(found, type) or not issubclass(found, base) or found.__module__.split(".")[0] not in homes:
+    if (
+        not isinstance(found, type)
+        or not issubclass(found, base)
+        or found.__module__.split(".")[0] not in ("foldwise", alias)
+    ):
         raise Refusal(f"{setting}: {target} is no {base.__name__} of foldwise or {PACKAGE}")
     return found
 
@@ -98,14 +98,14 @@ def _call(target: str, alias: str | None, setting: str, arguments: dict[str, Any
     function = resolve(target, alias, setting)
     if not callable(function):
         raise Refusal(f"{setting}: {target} is neither a class nor a function")
-    problems = _argument_problems(function, arguments)
-    if problems:
+    if problems := _argument_problems(function, arguments):
         raise Refusal("\n".join(f"{setting}: {target} {problem}" for problem in problems))
     try:
         return function(**arguments)
+    except Refusal:
+        raise
     except Exception as error:
-        if not isinstance(error, Refusal):
-            error.add_note(f"while {target} was made, as {setting} says")
+        error.add_note(f"while {target} was made, as {setting} says")
         raise
 
 
@@ -114,23 +114,18 @@ def _argument_problems(function: Callable[..., Any], arguments: Mapping[str, Any
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # of a function that is not written in Python
         return []
-    accepted = [item.name for item in parameters if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)]
-    if any(item.kind is item.VAR_KEYWORD for item in parameters):
-        accepted += arguments.keys()
-    lacking = [item.name for item in parameters if item.name in accepted and item.default is item.empty]
-    lacking = [name for name in lacking if name not in arguments]
-    unknown = [name for name in arguments if name not in accepted]
-    takes = f"it takes {', '.join(accepted)}" if accepted else "it takes none"
-    problems = [f"has no argument {name}{_suggest(name, accepted)} ({takes})" for name in unknown]
+    known = [item for item in parameters if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)]
+    names = [item.name for item in known]
+    takes = f"it takes {', '.join(names)}" if names else "it takes none"
+    takes_any = any(item.kind is item.VAR_KEYWORD for item in parameters)
+    unknown = [] if takes_any else [name for name in arguments if name not in names]
+    lacking = [item.name for item in known if item.default is item.empty and item.name not in arguments]
+    problems = [f"has no argument {name}{did_you_mean(name, names)} ({takes})" for name in unknown]
     return problems + ([f"needs {', '.join(lacking)}"] if lacking else [])
 
 
 def _import(name: str, where: str, package: ModuleType | None = None) -> ModuleType:
-    """A module by its name.
-
-    Args:
-        package: that it should be in.
-    """
+    """A module by its name, for messages in `package`."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -142,14 +137,9 @@ def _import(name: str, where: str, package: ModuleType | None = None) -> ModuleT
 
 
 def _describe_missing(name: str, found: Any) -> str:
-    names = [other for other in dir(found) if not other.startswith("__")]
+    known = [other for other in dir(found) if not other.startswith("__")]
     what = re.sub(rf"^{PACKAGE}_[0-9a-f]{{8}}", PACKAGE, getattr(found, "__name__", repr(found)))
-    return f"there is no {name} in {what}{_suggest(name, names)}"
-
-
-def _suggest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f"there is no {name} in {what}{did_you_mean(name, known)}"
 
 
 def _refuse_loose_files(target: str, package: str, where: str) -> None:
@@ -158,11 +148,12 @@ def _refuse_loose_files(target: str, package: str, where: str) -> None:
         spec = find_spec(package)
     except ValueError:  # a module that was not imported from a file, such as __main__
         return
-    places = [] if spec is None else [spec.origin or "", *(spec.submodule_search_locations or [])]
+    if spec is None or package == "foldwise":
+        return
     here, library = Path.cwd(), Path(os.__file__).resolve().parent
-    for file in map(Path, places):
+    for file in map(Path, [spec.origin or "", *(spec.submodule_search_locations or [])]):
         file = file.resolve() if file.is_absolute() else library  # "built-in", "frozen"
-        if package == "foldwise" or file.is_relative_to(library) or not file.is_relative_to(here):
+        if file.is_relative_to(library) or not file.is_relative_to(here):
             continue
         if not {"site-packages", "dist-packages"} & set(file.relative_to(here).parts):
             raise Refusal(

@@ -1,4 +1,4 @@
-"""Which definitions of `solution/` a training reaches, and a hash of each: what counts for the identity of a run.
+"""The definitions of `solution/` that a training reaches, and a hash of each: what counts for the identity of a run.
 
 A definition is a top-level statement. From the targets on, every name that it uses leads to the statements that bind
 it, through the imports between the files. Also counted, of each file that is loaded on the way:
@@ -15,35 +15,14 @@ import ast
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 
+from foldwise.code.effects import has_hooks, is_fixed, is_mutable
 from foldwise.code.imports import DYNAMIC, inside, module_name, to_file
-from foldwise.code.scopes import Statement, read_statements
 from foldwise.code.source import PACKAGE, Code
-from foldwise.code.statements import has_hooks, is_fixed, is_mutable
+from foldwise.code.statements import Statement, read_statements
 from foldwise.code.syntax import hash_text, hash_tree
-
-
-def definitions_hash(code: Code, targets: Iterable[str]) -> dict[str, str]:
-    """A hash of each definition that targets reach, by file and name, as solution/module.py:Module.
-
-    The hash of a file, as solution/module.py, stands for its imports that are used, for the statements that bind no
-    name, and for the order of what depends on the order.
-
-    Args:
-        targets: such as solution.module.Module or solution.networks:Network; those of other packages are passed over.
-    """
-    reach = _Reach(code, targets)
-    hashes: dict[str, str] = {}
-    for module in sorted(reach.loaded):
-        hashes |= reach.hash_module(module)
-    return hashes
-
-
-def foldwise_modules(code: Code, targets: Iterable[str]) -> list[str]:
-    """What the definitions that targets reach use of foldwise: dotted names of modules, or of something in them."""
-    reach = _Reach(code, targets)
-    return sorted(reference for reference in reach.found.outside if inside(reference, "foldwise"))
 
 
 @dataclass
@@ -62,7 +41,7 @@ class _Found:
     outside: set[str] = field(default_factory=set)
 
 
-class _Reach:
+class Definitions:
     """The statements that targets reach.
 
     Attributes:
@@ -72,6 +51,7 @@ class _Reach:
     """
 
     def __init__(self, code: Code, targets: Iterable[str]) -> None:
+        """Follow targets such as solution.module.Module or solution.networks:Network; ignore those elsewhere."""
         self.paths = {module_name(path): path for path in code.files}
         self.modules: dict[str, list[Statement]] = {}
         for name, path in self.paths.items():
@@ -92,6 +72,18 @@ class _Reach:
                 self.found.names |= statement.names
                 self.follow(self._references(statement), self.found)
         self.acting = {item.module for item in self.found.statements if item.active or self._effects(item)}
+
+    def hashes(self) -> dict[str, str]:
+        """A hash of each definition, by file and name, as solution/module.py:Module.
+
+        The hash of a file, as solution/module.py, stands for its imports that are used, for the statements that bind
+        no name, and for the order of what depends on the order.
+        """
+        return {name: value for module in sorted(self.loaded) for name, value in self._hash_module(module).items()}
+
+    def foldwise(self) -> list[str]:
+        """What they use of foldwise: dotted names of modules, or of something in them."""
+        return sorted(reference for reference in self.found.outside if inside(reference, "foldwise"))
 
     def load(self, name: str, loaded: set[str]) -> set[str]:
         """Add a module, or the one that a name is in, with its packages and what they import as they load."""
@@ -115,8 +107,7 @@ class _Reach:
 
     def _references(self, statement: Statement) -> set[str]:
         """What it refers to, also by strings."""
-        by_strings = {"": set[str](), "module": {statement.module}, "everything": set(self.modules)}
-        return statement.reads | by_strings[statement.dynamic]
+        return statement.reads | set(self.modules) if statement.dynamic else statement.reads
 
     def resolve(self, reference: str, found: _Found) -> Iterator[Statement]:
         """The statements that bind what a reference names; imports are followed."""
@@ -197,8 +188,7 @@ class _Reach:
                 found.names |= item.names
         return found.names
 
-    def hash_module(self, module: str) -> dict[str, str]:
-        """Hashes of what counts in a module, see `definitions_hash`."""
+    def _hash_module(self, module: str) -> dict[str, str]:
         counts = Counter(name for statement in self.modules[module] for name in statement.binds)
         own: dict[str, list[str]] = {}
         imports, order = set[str](), list[str]()
@@ -210,10 +200,10 @@ class _Reach:
             names = ",".join(sorted(statement.binds))
             used = statement.binds | {name.removeprefix(f"{module}.").split(".")[0] for name in statement.runs}
             once = all(counts[name] <= 1 for name in used)
-            if statement.imported is not None and once and not statement.star:
-                imports.add(f"{names} = {statement.imported}")
-            elif statement.imported is not None:
-                order.append(f"{names} = {statement.imported}")
+            if statement.imported is not None:
+                line = f"{names} = {statement.imported}"
+                imports |= {line} if once and not statement.star else set()
+                order += [] if once and not statement.star else [line]
             elif statement.active:
                 order.append(hash_tree(statement.node))
             elif statement.binds:
@@ -231,5 +221,4 @@ class _Reach:
 
 def _prefixes(name: str) -> list[str]:
     """a, a.b and a.b.c for a.b.c."""
-    parts = name.split(".")
-    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+    return list(accumulate(name.split("."), "{}.{}".format))

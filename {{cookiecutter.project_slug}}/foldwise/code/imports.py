@@ -1,13 +1,14 @@
-"""What files import, and which files of a package are reached that way. Nothing is imported or executed."""
+"""Which files of a package are reached by imports, and what is wrong with them. Nothing is imported or executed."""
 
 import ast
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from foldwise.code.syntax import parse
+from foldwise.code.source import PACKAGE, Code
+from foldwise.code.syntax import Bindings, Import, find_imports, parse
+from foldwise.errors import Refusal, did_you_mean
 
-CAUGHT = {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"}
 # What finds modules by names that are made while the code runs.
 DYNAMIC = {
     "importlib", "importlib.import_module", "importlib.reload", "importlib.util", "importlib.machinery", "pkgutil",
@@ -15,34 +16,8 @@ DYNAMIC = {
 }  # fmt: skip
 
 
-class Import(NamedTuple):
-    """`import a.b`, or one name of `from a import b`.
-
-    Attributes:
-        module: what must be a module: a.b, or a; "" for a relative import that leaves the outermost package.
-        name: what is taken from it, perhaps a module too, "*" for everything; "" for a plain import.
-        bound, target: the name that it binds ("" for "*"), and to what: `import a.b` binds a, `import a.b as c` a.b.
-        line: where it is in the file.
-        eager: whether loading the file imports it, not only a call of a function.
-        optional: whether an ImportError is caught around it.
-    """
-
-    module: str
-    name: str
-    bound: str
-    target: str
-    line: int
-    eager: bool = True
-    optional: bool = False
-
-    @property
-    def path(self) -> str:
-        """Everything that is imported, as a.b; a for everything of a."""
-        return f"{self.module}.{self.name}" if self.name and self.name != "*" else self.module
-
-
 class File(NamedTuple):
-    """A file of a package that was reached.
+    """A file of a package.
 
     Attributes:
         module: its dotted name.
@@ -70,14 +45,47 @@ class Located(NamedTuple):
     rest: list[str]
 
 
-def walk(names: Iterable[str], root: Path, package: str, excluded: Collection[str] = ()) -> Iterator[File]:
-    """The files of `root/package` that modules, or names in them, reach by imports, those within functions too.
+def collect_code(targets: Iterable[str], root: Path) -> Code:
+    """The files of `root/solution` that targets reach by imports.
 
-    The `__init__.py` of each package on the way is reached, too; imports for type checkers alone are passed over.
+    A reached file that imports by names made while it runs (importlib, exec) reaches every file.
 
     Args:
-        names: dotted, such as foldwise.training.fold; those of other packages are passed over.
-        excluded: modules and packages that are not entered, and so neither is what only they reach.
+        targets: such as solution.module.Module or solution.networks:Network; those of other packages are ignored.
+
+    Raises:
+        Refusal: what is not there, syntax errors, and imports of files beside `solution/`; each with file and line.
+    """
+    wanted = {target: name for target in sorted(targets) if inside(name := target.replace(":", "."), PACKAGE)}
+    files = {file.path: file for file in walk(wanted.values(), root, PACKAGE)}
+    if any(map(_is_dynamic, files.values())):
+        files = {path: read_file(path, root) for path in (root / PACKAGE).rglob("*.py")}
+    problems = []
+    for target, name in wanted.items():
+        found = locate(name, root)
+        if not found.rest:
+            problems.append(f"{target} is a module; name what is in it, as {target}.Name")
+        elif problem := _missing(found.module, found.rest[0], root):
+            problems.append(f"{target}: {problem}")
+    for path, file in sorted(files.items()):
+        place = path.relative_to(root).as_posix()
+        problems += [f"{place}, {file.problem}"] if file.problem else []
+        found_here = [(item.line, _import_problem(item, root)) for item in file.imports]
+        problems += [f"{place}, line {line}: {problem}" for line, problem in found_here if problem]
+    if problems:
+        raise Refusal("\n".join(dict.fromkeys(problems)))
+    sources = {path.relative_to(root).as_posix(): file.source for path, file in sorted(files.items())}
+    return Code(sources, root.resolve())
+
+
+def walk(names: Iterable[str], root: Path, package: str, excluded: Collection[str] = ()) -> Iterator[File]:
+    """The files of `root/package` that modules, or names in them, reach by imports, also by those within functions.
+
+    The `__init__.py` of each package on the way is reached, too; imports for type checkers alone are ignored.
+
+    Args:
+        names: dotted, such as foldwise.training.fold; those of other packages are ignored.
+        excluded: modules and packages that are not entered.
     """
     waiting, seen = list(names), set[Path]()
     while waiting:
@@ -107,48 +115,17 @@ def to_file(source: bytes, path: Path, module: str) -> File:
     return file
 
 
-def find_imports(node: ast.AST, package: str = "", eager: bool = True, optional: bool = False) -> Iterator[Import]:
-    """The imports in a syntax tree, except those for type checkers alone.
-
-    Args:
-        package: the dotted package of the file, from which relative imports start.
-        eager, optional: what holds around `node`.
-    """
-    if isinstance(node, ast.Import):
-        for alias in node.names:
-            first = alias.name.split(".")[0]
-            bound, target = (alias.asname, alias.name) if alias.asname else (first, first)
-            yield Import(alias.name, "", bound, target, node.lineno, eager, optional)
-    elif isinstance(node, ast.ImportFrom):
-        module = _absolute(node, package)
-        for alias in node.names:
-            bound, target = (
-                ("", module) if alias.name == "*" else (alias.asname or alias.name, f"{module}.{alias.name}")
-            )
-            yield Import(module, alias.name, bound, target, node.lineno, eager, optional)
-    elif isinstance(node, ast.If) and is_type_checking(node.test):
-        for child in node.orelse:
-            yield from find_imports(child, package, eager, optional)
-    else:
-        eager = eager and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        caught = isinstance(node, ast.Try | ast.TryStar) and any(map(_catches_imports, node.handlers))
-        for field, value in ast.iter_fields(node):
-            for child in value if isinstance(value, list) else [value]:
-                if isinstance(child, ast.AST):
-                    yield from find_imports(child, package, eager, optional or (caught and field == "body"))
-
-
 def locate(name: str, root: Path) -> Located:
     """Follow a dotted name through the packages and modules in `root`."""
-    parts, path, files = name.split("."), root, list[Path]()
-    for number, part in enumerate(parts):
-        path = path / part
+    parts, files = name.split("."), list[Path]()
+    for count in range(1, len(parts) + 1):
+        path = root.joinpath(*parts[:count])
         if (path / "__init__.py").is_file():
             files.append(path / "__init__.py")
-        elif (path.parent / f"{part}.py").is_file():
-            return Located([*files, path.parent / f"{part}.py"], ".".join(parts[: number + 1]), parts[number + 1 :])
+        elif (file := path.parent / f"{path.name}.py").is_file():
+            return Located([*files, file], ".".join(parts[:count]), parts[count:])
         elif not path.is_dir():
-            return Located(files, ".".join(parts[:number]), parts[number:])
+            return Located(files, ".".join(parts[: count - 1]), parts[count - 1 :])
     return Located(files, name, [])
 
 
@@ -162,20 +139,40 @@ def inside(name: str, package: str) -> bool:
     return name == package or name.startswith(f"{package}.")
 
 
-def is_type_checking(test: ast.expr) -> bool:
-    """Whether the test of an `if` is TYPE_CHECKING."""
-    return "TYPE_CHECKING" in (getattr(test, "id", ""), getattr(test, "attr", ""))
-
-
-def _absolute(node: ast.ImportFrom, package: str) -> str:
-    if not node.level:
-        return node.module or ""
-    parts = package.split(".")
-    if node.level > len(parts) or not package:
+def _import_problem(item: Import, root: Path) -> str:
+    first = item.module.split(".")[0]
+    if item.optional:
         return ""
-    return ".".join(parts[: len(parts) - node.level + 1] + ([node.module] if node.module else []))
+    if not item.module:
+        return f"a relative import cannot leave {PACKAGE}/"
+    if first == PACKAGE:
+        found = locate(item.module, root)
+        if found.rest:
+            return _missing(found.module, found.rest[0], root, must_be_module=True)
+        return _missing(item.module, item.name, root) if locate(item.path, root).rest else ""
+    if first != "foldwise" and locate(first, root).files:
+        return f"{first} lies beside {PACKAGE}/, and a run would not keep it; move it to {PACKAGE}/{first}"
+    return ""
 
 
-def _catches_imports(handler: ast.ExceptHandler) -> bool:
-    kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
-    return any(kind is None or getattr(kind, "id", "") in CAUGHT for kind in kinds)
+def _missing(module: str, name: str, root: Path, must_be_module: bool = False) -> str:
+    """The sentence that a module has no such name; "" if it has, or can have it when it runs."""
+    if not module:
+        return f"there is no folder {PACKAGE}/ in {root.resolve()}"
+    folder = root.joinpath(*module.split("."))
+    paths = [] if must_be_module else [folder / "__init__.py", folder.parent / f"{folder.name}.py"]
+    path = next((path for path in paths if path.is_file()), None)
+    known = {path.parent.name if path.name == "__init__.py" else path.stem for path in folder.rglob("*.py")}
+    if path is not None:
+        file = read_file(path, root)
+        defined = set(Bindings(file.tree.body).names)
+        if file.problem or defined & {name, "__getattr__"} or any(item.name == "*" for item in file.imports):
+            return ""
+        known |= defined
+    where = f"{folder.relative_to(root).as_posix()}/" if path is None else path.relative_to(root).as_posix()
+    return f"there is no {name} in {where}{did_you_mean(name, known)}"
+
+
+def _is_dynamic(file: File) -> bool:
+    names = (node.id for node in ast.walk(file.tree) if isinstance(node, ast.Name))
+    return any(item.path in DYNAMIC for item in file.imports) or not {"__import__", "exec", "eval"}.isdisjoint(names)

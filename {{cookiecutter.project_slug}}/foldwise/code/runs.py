@@ -1,4 +1,4 @@
-"""The code of the owner's that a run carries: kept when it starts, opened by whatever uses the run."""
+"""The owner's code that a run carries: copied when the run starts, opened by whatever uses the run."""
 
 import re
 import tempfile
@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from foldwise.code.alias import open_code
-from foldwise.code.collect import collect_code
-from foldwise.code.source import PACKAGE, Code, read_code, write_code
-from foldwise.code.trust import trust
+from foldwise.code.imports import collect_code
+from foldwise.code.source import PACKAGE, Code, read_code, trust, write_code
 from foldwise.errors import Refusal
-from foldwise.tasks.outputs import run_of
 
-SOLUTION = re.compile(r"solution(\.\w+)+(:\w+)?")  # something in solution/
+SOLUTION = re.compile(rf"{PACKAGE}(\.\w+)+(:\w+)?")  # something in solution/
 FOLDER = "code"  # of a run; of a bundle, with a folder for each hash
 
 
 @dataclass(frozen=True)
 class OwnerCode:
-    """Code of the owner's: what it is, and the alias under which it can be imported; None where there is none."""
+    """Code of the owner's, and the alias under which it can be imported; None where there is none."""
 
     code: Code | None = None
     alias: str | None = None
@@ -37,6 +35,11 @@ def all_targets(config: Any) -> list[str]:
     return [config] if isinstance(config, str) and SOLUTION.fullmatch(config) else []
 
 
+def module_target(target: str) -> str:
+    """A target as package.module:Name."""
+    return target if ":" in target else ":".join(target.rpartition(".")[::2])
+
+
 @contextmanager
 def working_code(config: Mapping[str, Any], root: Path | None = None) -> Iterator[OwnerCode]:
     """The code that a configuration reaches in `root/solution` as it is now, importable within the block.
@@ -49,8 +52,8 @@ def working_code(config: Mapping[str, Any], root: Path | None = None) -> Iterato
     Raises:
         Refusal: as `collect_code`.
     """
-    code = _collect(config, root or Path.cwd())
-    if code is None:
+    code = collect_code(all_targets(config), root or Path.cwd())
+    if not code.files:
         yield OwnerCode()
         return
     with tempfile.TemporaryDirectory(prefix="foldwise-") as scratch:
@@ -66,14 +69,8 @@ def current_code(config: Mapping[str, Any]) -> OwnerCode:
     Raises:
         Refusal: as `collect_code`.
     """
-    code = _collect(config, Path.cwd())
-    return OwnerCode(code, open_code(code)) if code else OwnerCode()
-
-
-def _collect(config: Mapping[str, Any], root: Path) -> Code | None:
-    """What a configuration reaches in `root/solution`; None where it names nothing there."""
-    code = collect_code(all_targets(config), root)
-    return code if code.files else None
+    code = collect_code(all_targets(config), Path.cwd())
+    return OwnerCode(code, open_code(code)) if code.files else OwnerCode()
 
 
 def keep_code(code: Code | None, run: Path) -> None:
@@ -92,11 +89,6 @@ def run_code(run: Path) -> OwnerCode:
     if not (folder / PACKAGE).is_dir():
         return OwnerCode()
     return OwnerCode(read_code(folder), open_code(folder))
-
-
-def open_run_code(run: Path) -> str | None:
-    """The alias of the code that a run carries, or of the run that it is an output of; see `run_code`."""
-    return run_code(run_of(run)[0]).alias
 
 
 def find_code(model: Path, hash: str | None) -> str | None:
@@ -118,13 +110,3 @@ def find_code_folder(model: Path, hash: str) -> Path:
             if (folder / PACKAGE).is_dir() and read_code(folder).hash == hash:
                 return folder
     raise Refusal(f"{model} needs the code {hash} of its run, and there is none beside it: copy the whole run")
-
-
-def code_hash(alias: str | None) -> str | None:
-    """The hash of the code that an alias stands for."""
-    return alias and alias.removeprefix(f"{PACKAGE}_")
-
-
-def module_target(target: str) -> str:
-    """A target as package.module:Name."""
-    return target if ":" in target else ":".join(target.rpartition(".")[::2])

@@ -1,6 +1,11 @@
-"""Files of `solution/`, in memory and in folders."""
+"""Files of `solution/`, in memory and in folders, and whose code may be imported.
+
+Code is trusted by its content, so a run can be moved: what this user's own trainings wrote, and what the user has
+looked at. A run from somebody else, or one whose code was edited, is not trusted.
+"""
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +15,8 @@ from foldwise.errors import Refusal
 from foldwise.files import new_folder
 
 PACKAGE = "solution"
+OPTION = "--trust-code"
+ALL, SOME = "FOLDWISE_TRUST_CODE", "FOLDWISE_TRUSTED"  # variables that processes started from here inherit
 
 
 @dataclass(frozen=True)
@@ -45,15 +52,15 @@ class Code:
 
 
 def read_code(folder: Path) -> Code:
-    """The code in `folder/solution`: every Python file.
+    """Every Python file in `folder/solution`.
 
     Raises:
         Refusal: there is none.
     """
-    files = {path.relative_to(folder).as_posix(): path for path in (folder / PACKAGE).rglob("*.py") if path.is_file()}
-    if not files:
+    paths = sorted(path for path in (folder / PACKAGE).rglob("*.py") if path.is_file())
+    if not paths:
         raise Refusal(f"there is no code in {folder / PACKAGE}")
-    return Code({name: path.read_bytes() for name, path in sorted(files.items())}, folder)
+    return Code({path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}, folder)
 
 
 def write_code(code: Code, folder: Path) -> None:
@@ -74,3 +81,60 @@ def write_code(code: Code, folder: Path) -> None:
             pass
     if read_code(folder).digest != code.digest:
         raise Refusal(f"{folder / PACKAGE} has other code than solution/ now, and is not overwritten")
+
+
+def trust(digest: str) -> None:
+    """Trust code from now on; if nothing can be written at home, in this process and those that it starts."""
+    if digest in _trusted():
+        return
+    os.environ[SOME] = f"{os.environ.get(SOME, '')} {digest}".strip()
+    try:
+        path = _trusted_path()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(0o600)
+        with path.open("ab", buffering=0) as file:  # a line at once, so that those of several processes do not mix
+            file.write(f"{digest}\n".encode())
+    except (OSError, RuntimeError):
+        pass
+
+
+def trust_all() -> None:
+    """Trust any code in this process and those that it starts, as --trust-code says."""
+    os.environ[ALL] = "1"
+
+
+def is_trusted(digest: str) -> bool:
+    """Whether code may be imported, by all digits of its digest: other code with the first eight is easily made."""
+    return os.environ.get(ALL) == "1" or digest in _trusted()
+
+
+def require_trust(code: Code) -> None:
+    """Refuse code that was read from a folder, as <run>/code, and is not trusted.
+
+    Raises:
+        Refusal: says what to look at, and the option.
+    """
+    if not is_trusted(code.digest):
+        here = Path.cwd()
+        folder = code.root.relative_to(here) if code.root.is_relative_to(here) else code.root
+        owner = folder.parent if folder.name == "code" else folder
+        raise Refusal(
+            f"{owner} arrived with code of its own ({len(code.files)} files in {folder / PACKAGE}): "
+            f"look at it, then add {OPTION}"
+        )
+
+
+def _trusted() -> list[str]:
+    try:
+        text = _trusted_path().read_text(encoding="utf-8", errors="replace")
+    except (OSError, RuntimeError):  # there is no such file, or no home
+        text = ""
+    return f"{os.environ.get(SOME, '')} {text}".split()
+
+
+def _trusted_path() -> Path:
+    """The file of this user's digests, one a line."""
+    if state := os.environ.get("FOLDWISE_STATE"):
+        return Path(state) / "trusted"
+    home = os.environ.get("XDG_STATE_HOME")
+    return (Path(home) if home else Path.home() / ".local" / "state") / "foldwise" / "trusted"

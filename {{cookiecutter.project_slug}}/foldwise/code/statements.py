@@ -1,218 +1,253 @@
-"""What statements are by their syntax alone: the names they bind, and what they do when a module loads."""
+"""What each top-level statement of a module binds and uses, by Python's rules of scope, without running it."""
 
 import ast
-from collections.abc import Iterable
-from typing import Any
+import copy
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
-from foldwise.code.imports import find_imports, is_type_checking
+from foldwise.code.effects import Plain, is_active
+from foldwise.code.syntax import Bindings, Comprehension, Function, Import, find_imports, parameters
 
-Function = ast.FunctionDef | ast.AsyncFunctionDef
-Comprehension = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
-# Decorators that wrap a function and look at nothing but its behaviour.
-PLAIN = {
-    "staticmethod", "classmethod", "property", "cached_property", "setter", "abstractmethod", "override", "final",
-    "no_grad", "inference_mode", "wraps", "cache", "lru_cache",
+# Functions that leave their arguments as they are.
+PURE = {
+    "abs", "all", "any", "bool", "bytes", "dict", "enumerate", "float", "frozenset", "int", "isinstance",
+    "issubclass", "len", "list", "max", "min", "range", "repr", "reversed", "round", "set", "slice", "sorted", "str",
+    "sum", "tuple", "zip",
 }  # fmt: skip
+WITH_STRINGS = {"globals", "exec", "eval", "__import__"}  # functions that find names by strings
+TARGET = re.compile(r"(solution|foldwise)(\.\w+)+(:\w+)?")
 
 
-class Bindings(ast.NodeVisitor):
-    """The names that statements bind in their own scope.
+@dataclass(eq=False)
+class Statement:
+    """A top-level statement; of an import, one name. References are dotted: solution.module.NAME.attribute.
 
     Attributes:
-        names: with what a name stands for where a single import binds it, else None.
-        outer: those that are declared `global` or `nonlocal`.
-        globals: those declared `global`.
+        module: the dotted name of the module that it is in.
+        node: without what changes no behaviour, see `Plain`.
+        binds: names of the module.
+        imported: what the name of an import stands for; None: it is another statement.
+        star: it imports everything from `imported`.
+        reads, runs: references in all of it, and in what runs as the module loads.
+        writes: references to what it assigns to through `global`, attributes or items.
+        writes_unknown: it assigns to attributes of something else than `self`, which may be anything that it reaches.
+        loads: the imports in it.
+        calls: as the module loads, something is called that may change what it reaches.
+        active: it does more than to bind names, see `is_active`.
+        dynamic: it can reach anything by strings.
     """
 
-    def __init__(self, nodes: Iterable[ast.AST], package: str = "") -> None:
-        self.names: dict[str, str | None] = {}
-        self.outer: set[str] = set()
-        self.globals: set[str] = set()
-        self.package = package
-        for node in nodes:
-            self.visit(node)
+    module: str
+    node: ast.stmt
+    binds: set[str]
+    imported: str | None = None
+    star: bool = False
+    reads: set[str] = field(default_factory=set)
+    runs: set[str] = field(default_factory=set)
+    writes: set[str] = field(default_factory=set)
+    writes_unknown: bool = False
+    loads: list[Import] = field(default_factory=list)
+    calls: bool = False
+    active: bool = False
+    dynamic: bool = False
 
-    def bind(self, name: str | None, target: str | None = None) -> None:
-        """Note a name; bound twice, it stands for nothing certain."""
-        if name:
-            self.names[name] = None if name in self.names else target
-
-    def visit(self, node: ast.AST) -> None:
-        """Note what a node binds and go on within it, as far as it is of the same scope."""
-        match node:
-            case ast.Name():
-                self.bind(None if isinstance(node.ctx, ast.Load) else node.id)
-            case ast.Import() | ast.ImportFrom():
-                for item in find_imports(node, self.package):
-                    self.bind(item.bound, item.target)
-            case ast.FunctionDef() | ast.AsyncFunctionDef():
-                self.bind(node.name)
-                self._visit_all([*node.decorator_list, *node.args.defaults, *node.args.kw_defaults])
-            case ast.Lambda():
-                self._visit_all([*node.args.defaults, *node.args.kw_defaults])
-            case ast.ClassDef():
-                self.bind(node.name)
-                self._visit_all([*node.decorator_list, *node.bases, *node.keywords])
-            case ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp():
-                named = [inner for inner in ast.walk(node) if isinstance(inner, ast.NamedExpr)]
-                self._visit_all(
-                    [inner.target for inner in named]
-                )  # its own variables are not bound here, those of := are
-            case ast.Global() | ast.Nonlocal():
-                self.outer |= set(node.names)
-                self.globals |= set(node.names) if isinstance(node, ast.Global) else set()
-            case _:
-                if isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar):
-                    self.bind(node.name)
-                elif isinstance(node, ast.MatchMapping):
-                    self.bind(node.rest)
-                self.generic_visit(node)
-
-    def _visit_all(self, nodes: Iterable[ast.AST | None]) -> None:
-        for node in nodes:
-            if node is not None:
-                self.visit(node)
+    @property
+    def names(self) -> set[str]:
+        """What it binds, dotted."""
+        return {f"{self.module}.{name}" for name in self.binds}
 
 
-class Plain(ast.NodeTransformer):
-    """Leaves out what changes no behaviour: annotations of functions and variables, blocks that an import never runs.
+def read_statements(tree: ast.Module, module: str, package: str) -> list[Statement]:
+    """The statements of a module in their order.
 
-    Annotations of a class's own attributes stay, since dataclasses read them, and those of decorated functions.
+    Args:
+        module: its dotted name.
+        package: from which its relative imports start.
     """
-
-    def __init__(self) -> None:
-        self.in_class = False
-
-    def visit(self, node: ast.AST) -> Any:
-        """The node, what takes its place, or None."""
-        match node:
-            case ast.FunctionDef() | ast.AsyncFunctionDef():
-                if all(_last_name(decorator) in PLAIN for decorator in node.decorator_list):
-                    node.returns = None
-                    for argument in parameters(node.args):
-                        argument.annotation = None
-                return self._visit_scope(node, False)
-            case ast.ClassDef():
-                return self._visit_scope(node, True)
-            case ast.AnnAssign() if not self.in_class:
-                self.generic_visit(node)
-                return node.value and ast.copy_location(ast.Assign([node.target], node.value), node)
-            case ast.If():
-                self.generic_visit(node)
-                return node.orelse if is_type_checking(node.test) or _is_main(node.test) else node
-        return self.generic_visit(node)
-
-    def _visit_scope(self, node: ast.AST, in_class: bool) -> Any:
-        around, self.in_class = self.in_class, in_class
-        self.generic_visit(node)
-        self.in_class = around
-        return node
-
-
-def parameters(node: ast.arguments) -> list[ast.arg]:
-    """The parameters of a function or lambda."""
-    plain = [*node.posonlyargs, *node.args, *node.kwonlyargs]
-    return plain + [argument for argument in (node.vararg, node.kwarg) if argument is not None]
-
-
-def is_active(node: ast.stmt) -> bool:
-    """Whether a statement does more than to bind names and to call what it needs for their values."""
-    match node:
-        case ast.Expr():
-            return not isinstance(node.value, ast.Constant)
-        case ast.Assign():
-            return any(_is_active_target(target) for target in node.targets)
-        case ast.AnnAssign():
-            return _is_active_target(node.target)
-        case ast.ClassDef() | ast.If() | ast.Try() | ast.TryStar() | ast.Match():
-            return any(isinstance(inner, ast.stmt) and is_active(inner) for inner in _blocks(node))
-        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Import() | ast.ImportFrom() | ast.Pass():
-            return False
-    return type(node).__name__ != "TypeAlias"  # of Python 3.12
-
-
-def is_immutable(value: ast.expr | None) -> bool:
-    """Whether a value is made of numbers, strings, None and tuples of them alone."""
-    match value:
-        case None | ast.Constant():
-            return True
-        case ast.Tuple():
-            return all(map(is_immutable, value.elts))
-        case ast.UnaryOp():
-            return is_immutable(value.operand)
-        case ast.BinOp():
-            return is_immutable(value.left) and is_immutable(value.right)
-    return False
-
-
-def is_mutable(node: ast.stmt) -> bool:
-    """Whether what a statement binds has a state that code can change without binding the name again."""
-    match node:
-        case ast.Assign() | ast.AnnAssign():
-            return not is_immutable(node.value)
-        case ast.FunctionDef() | ast.AsyncFunctionDef():
-            return not all(map(is_immutable, [*node.args.defaults, *node.args.kw_defaults]))
-        case ast.ClassDef():
-            values = [inner for inner in node.body if not isinstance(inner, ast.ClassDef | Function)]
-            return has_hooks(node) or any(map(is_mutable, values))
-        case ast.If() | ast.Try() | ast.TryStar() | ast.Match():
-            return any(isinstance(inner, ast.stmt) and is_mutable(inner) for inner in _blocks(node))
-        case ast.Import() | ast.ImportFrom() | ast.Pass():
-            return False
-        case ast.Expr():
-            return not isinstance(node.value, ast.Constant)
-    return True
-
-
-def is_fixed(node: ast.stmt) -> bool:
-    """Whether a statement binds the same wherever it stands in its module."""
-    match node:
-        case ast.FunctionDef() | ast.AsyncFunctionDef():
-            return all(_last_name(decorator) in PLAIN for decorator in node.decorator_list) and not is_mutable(node)
-        case ast.ClassDef():
-            simple = not node.decorator_list and all(isinstance(base, ast.Name | ast.Attribute) for base in node.bases)
-            return simple and not is_mutable(node) and all(map(is_fixed, node.body))
-        case ast.Assign() | ast.AnnAssign():
-            return not is_mutable(node)
-        case ast.Expr():
-            return isinstance(node.value, ast.Constant)
-    return isinstance(node, ast.Pass)
-
-
-def has_hooks(node: ast.stmt) -> bool:
-    """Whether a class does something to classes that inherit from it."""
-    names = {inner.name for inner in ast.walk(node) if isinstance(inner, Function)}
-    return isinstance(node, ast.ClassDef) and ("__init_subclass__" in names or bool(node.keywords))
-
-
-def _blocks(node: ast.AST) -> Iterable[ast.AST]:
-    """The statements directly in a compound statement, of all its branches."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.ExceptHandler | ast.match_case):
-            yield from _blocks(child)
+    plain = Plain().visit(copy.deepcopy(tree))
+    names = set(Bindings(plain.body).names)
+    statements = []
+    for node in plain.body:
+        loads = list(find_imports(node, package))
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            for item in loads:
+                binds, star = {item.bound} - {""}, item.name == "*"
+                statements.append(Statement(module, node, binds, item.target, star, loads=[item]))
         else:
-            yield child
+            statement = Statement(module, node, set(Bindings([node]).names), loads=loads, active=is_active(node))
+            _Reader(statement, package, names).visit(node)
+            statements.append(statement)
+    return statements
 
 
-def _is_active_target(target: ast.expr) -> bool:
-    if isinstance(target, ast.Tuple | ast.List):
-        return any(map(_is_active_target, target.elts))
-    if isinstance(target, ast.Starred):
-        return _is_active_target(target.value)
-    return not isinstance(target, ast.Name) or target.id == "_"  # `_ = f()` is a call
+@dataclass
+class _Scope:
+    """A function, lambda or comprehension, or the body of a class.
+
+    Attributes:
+        names: what it binds, with what a name stands for where one import binds it.
+        globals: names declared `global` in it.
+        is_class: its names are seen from its own statements alone.
+    """
+
+    names: dict[str, str | None]
+    globals: set[str] = field(default_factory=set)
+    is_class: bool = False
 
 
-def _last_name(decorator: ast.expr) -> str:
-    if isinstance(decorator, ast.Call):
-        decorator = decorator.func
-    return getattr(decorator, "attr", getattr(decorator, "id", ""))
+class _Reader(ast.NodeVisitor):
+    """Fills a statement's references."""
+
+    def __init__(self, statement: Statement, package: str, names: set[str]) -> None:
+        self.statement, self.module, self.package, self.names = statement, statement.module, package, names
+        self.scopes: list[_Scope] = []
+        self.now = True  # whether what is visited runs as the module loads
+
+    def visit_all(self, *nodes: ast.AST | Iterable[ast.AST | None] | None) -> None:
+        """Visit nodes and lists of them."""
+        for node in nodes:
+            if isinstance(node, ast.AST):
+                self.visit(node)
+            elif node is not None:
+                self.visit_all(*node)
+
+    def visit_Name(self, node: ast.Name) -> None:
+        if isinstance(node.ctx, ast.Load):
+            self._read(self._resolve(node.id))
+            self.statement.dynamic |= node.id in WITH_STRINGS - self.names
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        root, attributes = _split(node)
+        self.statement.dynamic |= "__subclasses__" in attributes
+        if not isinstance(node.ctx, ast.Load):
+            self._write(node, attribute=True)
+        if isinstance(root, ast.Name):
+            self._read(self._resolve(root.id, *attributes))
+        else:
+            self.visit(root)
+
+    def visit_Subscript(self, node: ast.Subscript) -> None:
+        if not isinstance(node.ctx, ast.Load):
+            self._write(node.value, attribute=False)
+        self.generic_visit(node)
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> None:
+        if isinstance(node.target, ast.Name):
+            self._read(self._resolve(node.target.id))
+        self.generic_visit(node)
+
+    def visit_Constant(self, node: ast.Constant) -> None:
+        if isinstance(node.value, str) and TARGET.fullmatch(node.value):  # as {"_target_": "solution.x.Y"}
+            self._read(node.value.replace(":", "."))
+
+    def visit_Call(self, node: ast.Call) -> None:
+        name = node.func.id if isinstance(node.func, ast.Name) and node.func.id not in self.names else ""
+        if name not in PURE or node.keywords:  # as sorted(x, key=f)
+            self.statement.calls |= self.now
+        if name in ("setattr", "delattr") and node.args:
+            self._write(node.args[0], attribute=True)
+        self.statement.dynamic |= name in ("vars", "dir", "locals") and not node.args
+        self.generic_visit(node)
+
+    def visit_Import(self, node: ast.Import | ast.ImportFrom) -> None:
+        for item in find_imports(node, self.package):
+            scope = self.scopes[-1] if self.scopes else _Scope({})
+            if scope.is_class or scope.names.get(item.bound) is None:  # its uses cannot be told by the name
+                self._read(item.path)
+
+    visit_ImportFrom = visit_Import  # noqa: N815
+
+    def visit_FunctionDef(self, node: Function) -> None:
+        self.visit_all(node.decorator_list, node.args.defaults, node.args.kw_defaults)
+        self.statement.calls |= self.now and bool(node.decorator_list)
+        arguments = parameters(node.args)
+        self.visit_all((item.annotation for item in arguments), node.returns, getattr(node, "type_params", []))
+        bound = Bindings(node.body, self.package)
+        names = {name: target for name, target in bound.names.items() if name not in bound.outer}
+        names |= dict.fromkeys([*(item.arg for item in arguments), *_type_parameters(node)])
+        self.statement.writes |= {f"{self.module}.{name}" for name in bound.globals & bound.names.keys()}
+        with self._inside(_Scope(names, bound.globals), now=False):
+            self.visit_all(node.body)
+
+    visit_AsyncFunctionDef = visit_FunctionDef  # noqa: N815
+
+    def visit_Lambda(self, node: ast.Lambda) -> None:
+        self.visit_all(node.args.defaults, node.args.kw_defaults)
+        arguments = [item.arg for item in parameters(node.args)]
+        with self._inside(_Scope(dict.fromkeys([*arguments, *Bindings([node.body]).names]))):
+            self.visit(node.body)  # as if it were called where it stands
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        self.visit_all(node.decorator_list, node.bases, node.keywords, getattr(node, "type_params", []))
+        self.statement.calls |= self.now and bool(node.decorator_list)
+        scope = _Scope(dict.fromkeys(_type_parameters(node)), Bindings(node.body).globals, is_class=True)
+        self.statement.active |= bool(scope.globals)
+        with self._inside(scope):
+            for item in node.body:
+                self.visit(item)
+                sure = isinstance(item, ast.Assign | ast.ClassDef | Function)  # others may not bind
+                if sure or (isinstance(item, ast.AnnAssign) and item.value):
+                    scope.names |= dict.fromkeys(Bindings([item]).names)
+
+    def visit_ListComp(self, node: Comprehension) -> None:
+        first = node.generators[0]
+        self.visit(first.iter)
+        targets = Bindings(generator.target for generator in node.generators)
+        with self._inside(_Scope(dict.fromkeys(targets.names))):
+            for generator in node.generators:
+                self.visit_all(generator.target, generator.ifs, generator.iter if generator is not first else None)
+            self.visit_all([node.key, node.value] if isinstance(node, ast.DictComp) else node.elt)
+
+    visit_SetComp = visit_DictComp = visit_GeneratorExp = visit_ListComp  # noqa: N815
+
+    def _resolve(self, name: str, *attributes: str) -> str | None:
+        """The reference of a name and what is taken from it; None for a local variable."""
+        for depth, scope in enumerate(reversed(self.scopes)):
+            if name in scope.globals:
+                break
+            if name in scope.names and not (scope.is_class and depth):
+                target = scope.names[name]
+                return target and ".".join([target, *attributes])
+        return ".".join([self.module, name, *attributes])
+
+    def _read(self, reference: str | None) -> None:
+        if reference:
+            self.statement.reads.add(reference)
+            self.statement.runs |= {reference} if self.now else set()
+
+    def _write(self, node: ast.expr, attribute: bool) -> None:
+        """Note that an attribute or item of `node` is assigned to."""
+        attributes: list[str] = []
+        while isinstance(node, ast.Attribute | ast.Subscript):
+            attributes = [node.attr, *attributes] if isinstance(node, ast.Attribute) else []
+            node = node.value
+        name = node.id if isinstance(node, ast.Name) else ""
+        if name and (reference := self._resolve(name, *attributes)):
+            self.statement.writes.add(reference)
+        elif name != "self" or "__class__" in attributes:
+            self.statement.writes_unknown |= attribute
+
+    @contextmanager
+    def _inside(self, scope: _Scope, now: bool = True) -> Iterator[None]:
+        around = self.now
+        self.now = around and now
+        self.scopes.append(scope)
+        yield
+        self.scopes.pop()
+        self.now = around
 
 
-def _is_main(test: ast.expr) -> bool:
-    """Whether the test of an `if` is __name__ == "__main__"."""
-    return (
-        isinstance(test, ast.Compare)
-        and isinstance(test.ops[0], ast.Eq)
-        and {getattr(side, "id", getattr(side, "value", "")) for side in (test.left, *test.comparators)}
-        == {"__name__", "__main__"}
-    )
+def _split(node: ast.expr) -> tuple[ast.expr, list[str]]:
+    """What a chain of attributes begins with, and their names."""
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.insert(0, node.attr)
+        node = node.value
+    return node, names
+
+
+def _type_parameters(node: ast.AST) -> list[str]:
+    """The T of `def f[T](x)`, from Python 3.12 on."""
+    return [item.name for item in getattr(node, "type_params", [])]

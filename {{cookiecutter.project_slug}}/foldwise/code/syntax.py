@@ -1,9 +1,40 @@
-"""Syntax trees, and their text that two versions of Python agree on."""
+"""What a file says: its syntax tree, a hash that Python versions agree on, its imports and the names it binds."""
 
 import ast
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
+from importlib.util import resolve_name
+from typing import NamedTuple
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+Comprehension = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+CAUGHT = {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"}
+
+
+class Import(NamedTuple):
+    """`import a.b`, or one name of `from a import b`.
+
+    Attributes:
+        module: what must be a module: a.b, or a; "" for a relative import that leaves the outermost package.
+        name: what is taken from it, perhaps a module too, "*" for everything; "" for a plain import.
+        bound, target: the name that it binds ("" for "*"), and to what: `import a.b` binds a, `import a.b as c` a.b.
+        eager: loading the file imports it, not only a call of a function.
+        optional: an ImportError is caught around it.
+    """
+
+    module: str
+    name: str
+    bound: str
+    target: str
+    line: int
+    eager: bool = True
+    optional: bool = False
+
+    @property
+    def path(self) -> str:
+        """Everything that is imported, as a.b; a for everything of a."""
+        return f"{self.module}.{self.name}" if self.name and self.name != "*" else self.module
 
 
 @cache
@@ -36,10 +67,10 @@ def hash_text(text: str) -> str:
 
 
 def tokens(node: ast.AST) -> Iterator[str]:
-    """The syntax tree as text that is the same on every Python version (ast.dump is not) and ignores comments."""
+    """The syntax tree as text that is the same on every Python version (ast.dump is not), docstrings left out."""
     yield type(node).__name__
     for name, value in ast.iter_fields(node):
-        if name == "body" and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        if name == "body" and isinstance(node, ast.Module | ast.ClassDef | Function):
             value = value[1:] if ast.get_docstring(node, clean=False) is not None else value
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, ast.AST):
@@ -48,3 +79,105 @@ def tokens(node: ast.AST) -> Iterator[str]:
                 yield ")"
             elif item is not None:  # absent fields are left out: newer versions of Python have more of them
                 yield f"{name}={item!r}"
+
+
+def find_imports(node: ast.AST, package: str = "", eager: bool = True, optional: bool = False) -> Iterator[Import]:
+    """The imports in a syntax tree, except those for type checkers alone.
+
+    Args:
+        package: the dotted package of the file, from which relative imports start.
+        eager, optional: what holds around `node`.
+    """
+    match node:
+        case ast.Import():
+            for alias in node.names:
+                target = alias.name if alias.asname else alias.name.split(".")[0]
+                yield Import(alias.name, "", alias.asname or target, target, node.lineno, eager, optional)
+        case ast.ImportFrom():
+            module = _absolute(node, package)
+            for alias in node.names:
+                star = alias.name == "*"
+                bound, target = ("", module) if star else (alias.asname or alias.name, f"{module}.{alias.name}")
+                yield Import(module, alias.name, bound, target, node.lineno, eager, optional)
+        case _:
+            skipped = "body" if isinstance(node, ast.If) and is_type_checking(node.test) else ""
+            eager = eager and not isinstance(node, Function | ast.Lambda)
+            caught = isinstance(node, ast.Try | ast.TryStar) and any(map(_catches_imports, node.handlers))
+            for field, value in ast.iter_fields(node):
+                for child in value if isinstance(value, list) else [value]:
+                    if isinstance(child, ast.AST) and field != skipped:
+                        yield from find_imports(child, package, eager, optional or (caught and field == "body"))
+
+
+def parameters(node: ast.arguments) -> list[ast.arg]:
+    """The parameters of a function or lambda."""
+    plain = [*node.posonlyargs, *node.args, *node.kwonlyargs]
+    return plain + [argument for argument in (node.vararg, node.kwarg) if argument is not None]
+
+
+def is_type_checking(test: ast.expr) -> bool:
+    """Whether the test of an `if` is TYPE_CHECKING."""
+    return "TYPE_CHECKING" in (getattr(test, "id", ""), getattr(test, "attr", ""))
+
+
+def _absolute(node: ast.ImportFrom, package: str) -> str:
+    try:
+        return resolve_name("." * node.level + (node.module or ""), package)
+    except ImportError:  # it leaves the outermost package
+        return ""
+
+
+def _catches_imports(handler: ast.ExceptHandler) -> bool:
+    kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+    return any(kind is None or getattr(kind, "id", "") in CAUGHT for kind in kinds)
+
+
+class Bindings(ast.NodeVisitor):
+    """The names that statements bind in their own scope.
+
+    Attributes:
+        names: with what a name stands for where a single import binds it, else None.
+        globals, outer: the names declared `global`; and those declared `global` or `nonlocal`.
+    """
+
+    def __init__(self, nodes: Iterable[ast.AST], package: str = "") -> None:
+        self.names: dict[str, str | None] = {}
+        self.globals, self.outer = set[str](), set[str]()
+        self.package = package
+        for node in nodes:
+            self.visit(node)
+
+    def bind(self, name: str | None, target: str | None = None) -> None:
+        """Note a name; bound twice, it stands for nothing certain."""
+        if name:
+            self.names[name] = None if name in self.names else target
+
+    def visit(self, node: ast.AST) -> None:
+        """Note what a node binds, and visit what is in it and of the same scope."""
+        children: Iterable[ast.AST | None] = ast.iter_child_nodes(node)
+        match node:
+            case ast.Name():
+                self.bind(None if isinstance(node.ctx, ast.Load) else node.id)
+            case ast.Import() | ast.ImportFrom():
+                for item in find_imports(node, self.package):
+                    self.bind(item.bound, item.target)
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                self.bind(node.name)
+                children = [*node.decorator_list, *node.args.defaults, *node.args.kw_defaults]
+            case ast.Lambda():
+                children = [*node.args.defaults, *node.args.kw_defaults]
+            case ast.ClassDef():
+                self.bind(node.name)
+                children = [*node.decorator_list, *node.bases, *node.keywords]
+            case ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp():
+                children = [inner.target for inner in ast.walk(node) if isinstance(inner, ast.NamedExpr)]
+            case ast.Global() | ast.Nonlocal():
+                self.outer.update(node.names)
+                self.globals.update(node.names if isinstance(node, ast.Global) else [])
+            case ast.ExceptHandler() | ast.MatchAs() | ast.MatchStar():
+                self.bind(node.name)
+            case ast.MatchMapping():
+                self.bind(node.rest)
+        for child in children:
+            if child is not None:
+                self.visit(child)

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from foldwise.code.runs import open_run_code
+from foldwise.code.runs import run_code
 from foldwise.config import followers, read_config
 from foldwise.data.pictures import Pictures
 from foldwise.data.prepare import prepare
@@ -78,7 +78,7 @@ def average_weights(run: Path, out: Path, device: str = "auto") -> Averaging:
     check_new(out)
     target = torch.device(choose_device(device))
     config = read_config(run)
-    alias = open_run_code(run)
+    alias = run_code(run).alias
     prepared = prepare(config, alias, make_folds=False)
     if len(prepared.outputs) > 1:
         raise Refusal(f"{run} has several outputs, whose snapshots are not averaged: average their predictions instead")

@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from foldwise.code.build import make, resolve
-from foldwise.code.runs import code_hash, module_target
+from foldwise.code.runs import module_target
 from foldwise.data.holdout import Holdout
 from foldwise.data.images import FITS, image_hw
 from foldwise.data.prepare import Prepared
@@ -90,7 +90,7 @@ def build_spec(config: Mapping[str, Any], prepared: Prepared, state: Mapping[str
         image_size=image_hw(data["image_size"]),
         fit=data["fit"],
         images=images,
-        code=code_hash(alias) if any(target.startswith("solution.") for target in targets) else None,
+        code=alias.rpartition("_")[2] if alias and any(name.startswith("solution.") for name in targets) else None,
     )
 
 

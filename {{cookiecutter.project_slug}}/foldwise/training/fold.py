@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from foldwise.code.alias import check_covered
 from foldwise.code.build import make
-from foldwise.code.runs import open_run_code
+from foldwise.code.runs import run_code
 from foldwise.data.fields import seen_spatial
 from foldwise.data.holdout import Holdout
 from foldwise.data.prepare import Prepared, prepare
@@ -78,7 +78,7 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], rank: Rank) 
         remove_leftovers(folder, rank.world_size)
     else:
         warnings.simplefilter("ignore")  # those of one rank are enough
-    alias = open_run_code(run)
+    alias = run_code(run).alias
     prepared = prepare(config, alias, make_folds=False, progress=False)
     folds = prepared.fold_of_items
 

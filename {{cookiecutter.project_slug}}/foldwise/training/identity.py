@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import foldwise
-from foldwise.code.definitions import definitions_hash, foldwise_modules
+from foldwise.code.definitions import Definitions
 from foldwise.code.imports import inside, walk
 from foldwise.code.runs import all_targets
 from foldwise.code.source import Code
@@ -54,10 +54,11 @@ def make_identity(
         key: json.dumps(value) for key, value in _flatten(config) if not any(inside(key, name) for name in IRRELEVANT)
     }
     targets, code = trained_targets(config), code or Code({}, Path())
-    pieces = hash_code([*targets, *foldwise_modules(code, targets)], bool(followers(config)))
+    definitions = Definitions(code, targets)
+    pieces = hash_code([*targets, *definitions.foldwise()], bool(followers(config))) | definitions.hashes()
     return {**{f"config {key}": value for key, value in settings.items()}, "world size": str(world)} | {
         **{f"content {name}": value for name, value in contents.items()},
-        **{f"code {name}": value for name, value in (pieces | definitions_hash(code, targets)).items()},
+        **{f"code {name}": value for name, value in pieces.items()},
     }
 
 

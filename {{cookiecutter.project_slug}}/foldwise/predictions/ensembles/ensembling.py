@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from foldwise.code.runs import keep_code
-from foldwise.code.trust import trust
+from foldwise.code.source import trust
 from foldwise.config import write_config
 from foldwise.errors import Refusal
 from foldwise.files import check_new, new_folder, write_json

@@ -1,0 +1,137 @@
+"""What statements do as a module loads, by their syntax alone."""
+
+import ast
+from collections.abc import Iterator
+
+from foldwise.code.syntax import Function, is_type_checking, parameters
+
+# Decorators that wrap a function and look at nothing but its behaviour.
+PLAIN = {
+    "staticmethod", "classmethod", "property", "cached_property", "setter", "abstractmethod", "override", "final",
+    "no_grad", "inference_mode", "wraps", "cache", "lru_cache",
+}  # fmt: skip
+IMMUTABLE = (ast.Constant, ast.Tuple, ast.UnaryOp, ast.BinOp, ast.operator, ast.unaryop, ast.expr_context)
+
+
+class Plain(ast.NodeTransformer):
+    """Leaves out what changes no behaviour: annotations of functions and variables, blocks that an import never runs.
+
+    Annotations of a class's own attributes stay, since dataclasses read them, and those of decorated functions.
+    """
+
+    in_class = False
+
+    def visit_FunctionDef(self, node: Function) -> ast.AST:
+        """Without annotations, unless a decorator may read them."""
+        if _has_plain_decorators(node):
+            node.returns = None
+            for argument in parameters(node.args):
+                argument.annotation = None
+        return self.visit_ClassDef(node)
+
+    visit_AsyncFunctionDef = visit_FunctionDef  # noqa: N815
+
+    def visit_ClassDef(self, node: ast.ClassDef | Function) -> ast.AST:
+        """What is in it is in a class, or in a function."""
+        around, self.in_class = self.in_class, isinstance(node, ast.ClassDef)
+        self.generic_visit(node)
+        self.in_class = around
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        """An assignment, or nothing."""
+        self.generic_visit(node)
+        if self.in_class:
+            return node
+        return node.value and ast.copy_location(ast.Assign([node.target], node.value), node)
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        """What runs where TYPE_CHECKING is false, and __name__ not "__main__"."""
+        self.generic_visit(node)
+        return node.orelse if is_type_checking(node.test) or _is_main(node.test) else node
+
+
+def is_active(node: ast.stmt) -> bool:
+    """Whether a statement does more than to bind names and to call what it needs for their values."""
+    match node:
+        case ast.Expr():
+            return not isinstance(node.value, ast.Constant)
+        case ast.Assign():
+            return any(_is_active_target(target) for target in node.targets)
+        case ast.AnnAssign():
+            return _is_active_target(node.target)
+        case ast.ClassDef() | ast.If() | ast.Try() | ast.TryStar() | ast.Match():
+            return any(map(is_active, _blocks(node)))
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Import() | ast.ImportFrom() | ast.Pass():
+            return False
+    return type(node).__name__ != "TypeAlias"  # of Python 3.12
+
+
+def is_mutable(node: ast.stmt) -> bool:
+    """Whether what a statement binds has a state that code can change without binding the name again."""
+    match node:
+        case ast.Assign() | ast.AnnAssign():
+            return not _is_immutable(node.value)
+        case ast.FunctionDef() | ast.AsyncFunctionDef():
+            return not all(map(_is_immutable, [*node.args.defaults, *node.args.kw_defaults]))
+        case ast.ClassDef():
+            values = [inner for inner in node.body if not isinstance(inner, ast.ClassDef | Function)]
+            return has_hooks(node) or any(map(is_mutable, values))
+        case ast.If() | ast.Try() | ast.TryStar() | ast.Match():
+            return any(map(is_mutable, _blocks(node)))
+        case ast.Expr():
+            return not isinstance(node.value, ast.Constant)
+    return not isinstance(node, ast.Import | ast.ImportFrom | ast.Pass)
+
+
+def is_fixed(node: ast.stmt) -> bool:
+    """Whether a statement binds the same wherever it stands in its module."""
+    if is_mutable(node):
+        return False
+    if isinstance(node, ast.ClassDef):
+        simple = not node.decorator_list and all(isinstance(base, ast.Name | ast.Attribute) for base in node.bases)
+        return simple and all(map(is_fixed, node.body))
+    if isinstance(node, Function):
+        return _has_plain_decorators(node)
+    return isinstance(node, ast.Assign | ast.AnnAssign | ast.Expr | ast.Pass)
+
+
+def has_hooks(node: ast.stmt) -> bool:
+    """Whether a class does something to classes that inherit from it."""
+    names = {inner.name for inner in ast.walk(node) if isinstance(inner, Function)}
+    return isinstance(node, ast.ClassDef) and ("__init_subclass__" in names or bool(node.keywords))
+
+
+def _blocks(node: ast.AST) -> Iterator[ast.stmt]:
+    """The statements directly in a compound statement, of all its branches."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ExceptHandler | ast.match_case):
+            yield from _blocks(child)
+        elif isinstance(child, ast.stmt):
+            yield child
+
+
+def _is_immutable(value: ast.expr | None) -> bool:
+    """Whether a value is made of numbers, strings, None and tuples of them alone."""
+    return value is None or all(isinstance(part, IMMUTABLE) for part in ast.walk(value))
+
+
+def _is_active_target(target: ast.expr) -> bool:
+    if isinstance(target, ast.Tuple | ast.List):
+        return any(map(_is_active_target, target.elts))
+    if isinstance(target, ast.Starred):
+        return _is_active_target(target.value)
+    return not isinstance(target, ast.Name) or target.id == "_"  # `_ = f()` is a call
+
+
+def _has_plain_decorators(node: Function) -> bool:
+    called = (item.func if isinstance(item, ast.Call) else item for item in node.decorator_list)
+    return all(getattr(item, "attr", getattr(item, "id", "")) in PLAIN for item in called)
+
+
+def _is_main(test: ast.expr) -> bool:
+    """Whether the test of an `if` is __name__ == "__main__"."""
+    if not isinstance(test, ast.Compare) or not isinstance(test.ops[0], ast.Eq):
+        return False
+    sides = {getattr(side, "id", getattr(side, "value", "")) for side in (test.left, *test.comparators)}
+    return sides == {"__name__", "__main__"}
