@@ -4,29 +4,29 @@
     python train.py experiment=finetune_cnn data=competition model.weights=weights/my.safetensors
     python train.py experiment=baseline fold=0 optimizer.lr=3e-4
 
-The same command again goes on where it stopped, or says that it is done. Exit codes: 2 for what is wrong, in a
+The same command again resumes where it stopped, or reports that it is done. Exit codes: 2 for what is wrong, in a
 sentence; 1 for a bug, with its traceback; 130 after Ctrl-C; 143 after SIGTERM; 75 after SIGUSR1, for schedulers that
 requeue (docs/faults.md).
 """
 
 import sys
-
-import hydra
-from omegaconf import DictConfig
+from typing import TYPE_CHECKING
 
 from foldwise.command import exit_on_error, take_trust
 from foldwise.config import check_overrides, register_resolvers, resolve_config
 from foldwise.help import train_help
 from foldwise.machinery import describe_edits
 from foldwise.processes.exits import Stopped, leave_on_signals
+from foldwise.processes.server import start_server
 from foldwise.settings import OWNER
 
-register_resolvers()
-GOES_ON = "the same command goes on from the last finished epoch"
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+RESUME = "the same command resumes after the last finished epoch"
 
 
-@hydra.main(version_base=None, config_path=str(OWNER), config_name="train")
-def main(config: DictConfig) -> None:
+def main(config: "DictConfig") -> None:
     """Compose, check, train."""
     leave_on_signals()
     if edits := describe_edits():
@@ -34,10 +34,10 @@ def main(config: DictConfig) -> None:
     from foldwise.training.run import train
 
     try:
-        with exit_on_error(GOES_ON):
+        with exit_on_error(RESUME):
             train(resolve_config(config))
     except Stopped as stop:
-        print(f"\nstopped by {stop.number.name}; {GOES_ON}", file=sys.stderr)
+        print(f"\nstopped by {stop.number.name}; {RESUME}", file=sys.stderr)
         sys.exit(stop.exit_code)
 
 
@@ -46,6 +46,11 @@ if __name__ == "__main__":
         print(train_help(__doc__ or ""))
         sys.exit()
     sys.argv[1:] = take_trust(sys.argv[1:])
-    with exit_on_error(GOES_ON):
+    if not any(argument.startswith("-") for argument in sys.argv[1:]):
+        start_server()  # it imports torch, while the configuration is composed and the data is checked here
+    with exit_on_error(RESUME):
         check_overrides(sys.argv[1:])
-    main()
+    import hydra  # here: the processes that train import this file too, and need no Hydra
+
+    register_resolvers()
+    hydra.main(version_base=None, config_path=str(OWNER), config_name="train")(main)()

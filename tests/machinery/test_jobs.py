@@ -48,7 +48,7 @@ def test_a_signal_ends_all_folds(number, code, data, tmp_path):
     command = start_training(tiny_config(data, "multiclass", *choices), tmp_path)
     wait_for(lambda: len(list(tmp_path.glob("runs/*/fold*/last.ckpt"))) == 2)
     (os.killpg if number == signal.SIGINT else os.kill)(command.pid, number)
-    assert "the same command goes on" in ends_with(command, code, tmp_path)
+    assert "the same command resumes" in ends_with(command, code, tmp_path)
     wait_for(lambda: not members(command.pid), seconds=15)
 
 

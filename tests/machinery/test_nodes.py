@@ -110,7 +110,7 @@ def test_a_node_that_leaves_or_dies_ends_all(which, number, start_nodes, data, t
         assert "error: another node of this run is gone" in log and "Traceback" not in log
     else:
         os.kill(leaving, number)
-        assert all("the same command goes on" in log for log in end(nodes, 75))
+        assert all("the same command resumes" in log for log in end(nodes, 75))
 
 
 @pytest.mark.slow

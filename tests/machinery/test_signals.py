@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C end a training and all its processes, each with its own code, and it can go on."""
+"""SIGTERM, SIGUSR1 and Ctrl-C end a training and all its processes, each with its own code, and it can resume."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ def test_a_signal_ends_everything_with_its_code(number, code, choices, whole_gro
     command.join(timeout=30)
     assert command.exitcode == code, log_of(tmp_path)
     wait_for(lambda: not members(command.pid), seconds=15)
-    assert "the same command goes on" in log_of(tmp_path)
+    assert "the same command resumes" in log_of(tmp_path)
     # Python tells of a batch that a loader's process was just handing over.
     assert "Traceback" not in log_of(tmp_path) or "resource_sharer" in log_of(tmp_path)
     assert has_checkpoint(tmp_path)
