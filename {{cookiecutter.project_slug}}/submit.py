@@ -1,4 +1,4 @@
-"""Decide, write a submission, keep account of what was submitted.
+"""Post-process, write a submission, and record it.
 
 examples:
   python submit.py make runs/baseline-1a2b3c4d --sample data/competition/sample_submission.csv
@@ -24,15 +24,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(required=True, metavar="make | score | choose")
 
     def command(name: str, function: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=(function.__doc__ or "").partition("\n")[0], **_texts(function.__doc__))
-        made.set_defaults(run=function)
-        made.add_argument(
-            "--ledger",
-            type=Path,
-            default=Path("submissions.csv"),
-            help="list of submissions (default: submissions.csv)",
-        )
-        return made
+        added = commands.add_parser(name, help=(function.__doc__ or "").partition("\n")[0], **_texts(function.__doc__))
+        added.set_defaults(run=function)
+        ledger = Path("submissions.csv")
+        added.add_argument("--ledger", type=Path, default=ledger, help=f"list of submissions (default: {ledger})")
+        return added
 
     make = command("make", make_file)
     make.add_argument("source", type=Path, help="a run, an ensemble, or a folder with the same shape")
@@ -45,7 +41,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add_trust(make)
     add_format_options(make)
 
-    score = command("score", note_leaderboard)
+    score = command("score", add_score)
     score.add_argument("file", type=Path, help="a submission, by path or by name")
     score.add_argument("value", type=float, help="its score on the leaderboard")
 
@@ -54,17 +50,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run the command, and end with exit code 2 and a sentence when something is wrong with the input."""
+    """Run the command; exit with code 2 and a sentence when the input is wrong."""
     options = parse()
     with exit_on_error():
         options.run(options)
 
 
 def make_file(options: argparse.Namespace) -> None:
-    """Write a submission of a source's test predictions, by the decision that did best out of fold.
+    """Write a submission of a source's test predictions, with the post-processing that did best out of fold.
 
-    Calibrations and decisions are fitted on the other folds, compared, and the simplest within one standard error of
-    the best is taken. The file is checked against the sample submission before it is written.
+    Calibration and decision rules are fitted on the other folds, compared, and the simplest within one standard error
+    of the best is taken. The file is checked against the sample submission before it is written.
 
     examples:
       python submit.py make runs/baseline-1a2b3c4d --sample data/competition/sample_submission.csv
@@ -73,46 +69,45 @@ def make_file(options: argparse.Namespace) -> None:
     """
     from rich.console import Console
 
-    from foldwise.predictions.decisions.material import Request
     from foldwise.predictions.decisions.submit import make_submission
     from foldwise.progress import progress_bar
     from foldwise.reporting.decisions import print_submission
 
-    request = Request(
-        source=options.source,
-        oof=options.oof,
-        test=options.test,
-        data=options.data,
-        overrides=options.set,
-        sample=options.sample,
-        kind=options.format,
-        options=format_options(options),
-        decision=options.decision,
-        exclusive=options.exclusive,
-        out=options.out,
-        ledger=options.ledger,
-    )
     with progress_bar("reading the predictions") as progress:
-        submission = make_submission(request, progress)
+        submission = make_submission(
+            options.source,
+            oof=options.oof,
+            test=options.test,
+            data=options.data,
+            overrides=options.set,
+            sample=options.sample,
+            kind=options.format,
+            options=format_options(options),
+            decision=options.decision,
+            exclusive=options.exclusive,
+            out=options.out,
+            ledger=options.ledger,
+            progress=progress,
+        )
     print_submission(Console(), submission)
 
 
-def note_leaderboard(options: argparse.Namespace) -> None:
-    """Note the leaderboard's score of a submission, and draw all of them against their out-of-fold scores.
+def add_score(options: argparse.Namespace) -> None:
+    """Record the leaderboard score of a submission, and draw all of them against their out-of-fold scores.
 
     examples:
       python submit.py score submissions/baseline-1a2b3c4d-test-none.csv 0.9123
     """
-    from foldwise.predictions.decisions.ledger import note_score
+    from foldwise.predictions.decisions.ledger import record_score
 
-    print("\n".join(note_score(options.ledger, options.file, options.value)))
+    print("\n".join(record_score(options.ledger, options.file, options.value)))
 
 
 def print_choice(options: argparse.Namespace) -> None:
-    """Print the two submissions to select in the end: the best out of fold, and the boldest of the rest.
+    """Print the two submissions to select at the end: the best out of fold, and the most different of the rest.
 
-    The boldest is the one whose answers differ most from those of the best, among those within one standard error of
-    it: where the best is wrong about the test, it is the least likely to be wrong in the same way.
+    That is the one whose answers differ most from those of the best, among those within one standard error of it: if
+    the best is wrong about the test, it is the least likely to be wrong in the same way.
 
     examples:
       python submit.py choose

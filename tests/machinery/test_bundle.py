@@ -45,7 +45,6 @@ from foldwise.errors import Refusal
 from foldwise.inference.predicting import Choices, predict_runs
 from foldwise.predictions.decisions.calibration import CALIBRATORS
 from foldwise.predictions.decisions.deciding import Method, fit_decision
-from foldwise.predictions.decisions.material import Request as Submission
 from foldwise.predictions.decisions.rules import rules_for
 from foldwise.predictions.decisions.submission import difference
 from foldwise.predictions.decisions.submit import make_submission
@@ -139,9 +138,7 @@ def test_an_ensemble_answers_as_ensemble_and_submit_do(tmp_path, data, runs, use
         (run / "config.yaml").write_text(yaml.safe_dump({**config, "metric": metric}))
     ensemble(copies, tmp_path / "both", oof="oof-flips", use=use)
     decision, ledger = "platt+probabilities", tmp_path / "submissions.csv"
-    made = make_submission(
-        Submission(source=tmp_path / "both", decision=decision, out=tmp_path / "made.csv", ledger=ledger)
-    )
+    made = make_submission(tmp_path / "both", decision=decision, out=tmp_path / "made.csv", ledger=ledger)
     build_bundle(Request(sources=[tmp_path / "both"], out=tmp_path / "bundle", decision=decision))
     answers = pd.read_csv(infer(tmp_path / "bundle", wanted(data, tmp_path / "out")))
     pd.testing.assert_frame_equal(answers, pd.read_csv(made.path), atol=1e-5)
@@ -152,8 +149,7 @@ def test_masks_are_those_of_submit(tmp_path, data, masks):
     predict(run, "none", run / "predictions" / "test-none")
     for kind, suffix in (("rle", "csv"), ("masks", "zip")):
         out = tmp_path / f"made.{suffix}"
-        request = Submission(source=run, kind=kind, decision="minimum-area", out=out, ledger=tmp_path / f"{kind}.csv")
-        make_submission(request)
+        make_submission(run, kind=kind, decision="minimum-area", out=out, ledger=tmp_path / f"{kind}.csv")
         build_bundle(Request(sources=[run], out=tmp_path / kind, kind=kind, decision="minimum-area"))
         assert difference(out, infer(tmp_path / kind, wanted(data, tmp_path / f"out-{kind}")), kind) < 0.002
 
@@ -169,7 +165,7 @@ def test_masks_in_tiles_are_those_of_submit(tmp_path, data, masks):
     predict(run, "none", run / "predictions" / tiled, oof=True, tiles=True)
     predict(run, "none", run / "predictions" / "test-none", table, tiles=True)
     out, common = tmp_path / "made.zip", {"kind": "masks", "decision": "argmax"}
-    make_submission(Submission(source=run, oof=tiled, out=out, ledger=tmp_path / "submissions.csv", **common))
+    make_submission(run, oof=tiled, out=out, ledger=tmp_path / "submissions.csv", **common)
     answers = {}
     for oof in ("oof", tiled):
         bundle = tmp_path / f"bundle-{oof}"

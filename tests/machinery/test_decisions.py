@@ -17,6 +17,7 @@ from foldwise.predictions.decisions.masks import (
     CANDIDATES,
     CLEANINGS,
     Cleaning,
+    choose_cleaning,
     compare_cleaning,
     measure_candidates,
     object_areas,
@@ -334,7 +335,7 @@ def test_scores_are_those_of_the_answers_and_the_bayes_rule_is_told_when_it_lose
         assert outcome.per_fold[3] == pytest.approx((f2 * either.sum() + (~either).sum()) / len(true))
     assert by_name["expected-f"].overall < by_name["one-threshold"].overall
     (told,) = bayes_notes(outcomes, True)
-    assert told.startswith("expected-f, ") and "to one-threshold: its probabilities are not to be trusted" in told
+    assert told.startswith("expected-f, ") and "to one-threshold: do not trust its probabilities" in told
     chosen = outcomes[choose(outcomes, True)]
     assert chosen.name == "platt+expected-f" and chosen.overall > by_name["class-thresholds"].overall
     true_ones = compare([Calibrator()], rules_for(metric), metric, scored(target, probability, folds))
@@ -430,17 +431,52 @@ def test_cleaning_pays_where_answers_have_specks_and_holes():
     assert plain == pytest.approx(oracle.jaccard_score(truth.ravel(), noisy.ravel(), average="macro"))
 
 
+def speck_image(real_sizes):
+    """(mask, probability) of 100 x 100 pixels: a large object is predicted, and specks of 5 and of 30 pixels, of which
+    the ground truth has those of `real_sizes`."""
+    mask, answer = np.zeros((2, 100, 100), np.int64)
+    for row, size in ((80, 5), (90, 30)):
+        answer[row, :size] = 1
+        mask[row, :size] = size in real_sizes
+    mask[:50], answer[:50] = 1, 1
+    return mask, 0.1 + 0.8 * np.eye(2)[answer].transpose(2, 0, 1)
+
+
+def speck_images(of_fold_1):
+    """Two images of the folds 0 and 2 whose small speck is none, and four of fold 1 with these specks."""
+    images = [(fold, *speck_image([30])) for fold in (0, 2)] + [(1, *speck_image(of_fold_1)) for _ in range(4)]
+    return [(f"r{number}", mask, probability, fold) for number, (fold, mask, probability) in enumerate(images)]
+
+
+@pytest.mark.parametrize("metric", [MeanIoU(), Dice()])
+@pytest.mark.parametrize("fill", [False, True])
+def test_masks_of_a_fold_have_no_part_in_its_minimum_area(metric, fill):
+    """Fold 1 has twice as many images as the others together: whatever is fitted on it too follows its masks."""
+    metric = metric.for_task("segmentation", names(2))
+    name = "hole-filling+minimum-area" if fill else "minimum-area"
+    places, fitted = [], []
+    for specks in ([5, 30], []):
+        chosen = choose_cleaning(metric, speck_images(specks), name)
+        folds = np.array([0, 2, 1, 1, 1, 1])
+        answers = chosen.outcome.answers
+        assert (answers[folds == 1] == CANDIDATES.index(Cleaning(fill, 0.001))).all()
+        places.append(answers[folds != 1])
+        fitted.append(chosen.decision)
+    small, large = Cleaning(fill, 0.0002), Cleaning(fill, 0.005)
+    assert fitted == [small, large]  # what saw fold 1 follows its masks
+    assert [set(each) for each in places] == [{CANDIDATES.index(small)}, {CANDIDATES.index(large)}]
+
+
 def test_the_area_of_a_fold_is_the_best_of_the_others():
-    rng = np.random.default_rng(0)
-    metric, folds = Dice().for_task("segmentation", names(3)), np.arange(12) % 3
-    right = rng.integers(0, 50, (12, len(CANDIDATES), 3, 1))
-    counts = np.concatenate([right, right + rng.integers(0, 50, right.shape), right + 40], axis=-1)
-    outcomes, fitted = compare_cleaning(metric, counts, folds)
+    metric, folds = MeanIoU().for_task("segmentation", names(2)), np.array([0, 2, 1, 1, 1, 1])
+    evidence = np.array([measure_candidates(metric, *image[1:3])[0] for image in speck_images([5, 30])])
+    outcomes, fitted = compare_cleaning(metric, evidence, folds)
     tuned = [place for place, cleaning in enumerate(CANDIDATES) if cleaning.area and not cleaning.fill]
+    best = {fold: max(tuned, key=lambda place: metric.reduce(evidence[folds != fold, place])) for fold in range(3)}
+    assert best[1] != best[0] == best[2]
     for fold in range(3):
-        best = max(tuned, key=lambda place: metric.reduce(counts[folds != fold, place]))
-        assert (outcomes[2].answers[folds == fold] == best).all()
-        assert outcomes[2].per_fold[fold] == metric.reduce(counts[folds == fold, best])
-    assert fitted[2] == CANDIDATES[max(tuned, key=lambda place: metric.reduce(counts[:, place]))]
+        assert (outcomes[2].answers[folds == fold] == best[fold]).all()
+        assert outcomes[2].per_fold[fold] == metric.reduce(evidence[folds == fold, best[fold]])
+    assert fitted[2] == CANDIDATES[max(tuned, key=lambda place: metric.reduce(evidence[:, place]))]
     with pytest.raises(Refusal, match="two folds"):
-        compare_cleaning(metric, counts, folds * 0)
+        compare_cleaning(metric, evidence, folds * 0)

@@ -13,7 +13,7 @@ from rows import SAMPLES
 
 from foldwise.data.folds import folds_hash
 from foldwise.errors import Refusal
-from foldwise.predictions.decisions.material import Request, choose_layout
+from foldwise.predictions.decisions.material import choose_layout
 from foldwise.predictions.decisions.submit import make_submission
 from foldwise.predictions.ensembles.ensembling import ensemble
 from foldwise.predictions.evaluation.evaluate import evaluate
@@ -194,7 +194,7 @@ def test_what_needs_probabilities_is_refused_by_name(world, tmp_path):
     with pytest.raises(Refusal, match="made of probabilities, which the task numbers has not"):
         check_probabilities(read_ground_truth(folder / "a"))
     with pytest.raises(Refusal, match="labels is for multiclass and multilabel, and this is numbers"):
-        make_submission(Request(source=folder / "a", kind="labels", ledger=tmp_path / "s.csv", out=tmp_path / "x.csv"))
+        make_submission(folder / "a", kind="labels", ledger=tmp_path / "s.csv", out=tmp_path / "x.csv")
     assert not (tmp_path / "out").exists() and not (tmp_path / "x.csv").exists()
 
 
@@ -217,8 +217,7 @@ def test_it_is_blended_and_submitted(world, tmp_path):
     assert read_header(written[1]).task == "numbers"
 
     pd.DataFrame({"id": ["t1", "t0"], "width": 0, "length": 0}).to_csv(tmp_path / "sample.csv", index=False)
-    request = Request(source=tmp_path / "out", sample=tmp_path / "sample.csv", out=tmp_path / "s.csv")
-    made = make_submission(request)
+    made = make_submission(tmp_path / "out", sample=tmp_path / "sample.csv", out=tmp_path / "s.csv")
     print_submission(Console(quiet=True), made)
     expected = np.mean([draw(2, fold) + 45 for fold in range(3)], axis=0)[::-1]
     found = pd.read_csv(tmp_path / "s.csv").set_index("id")

@@ -21,7 +21,6 @@ from foldwise.data.folds import folds_hash
 from foldwise.data.table import Columns, Table, read_table
 from foldwise.errors import Refusal
 from foldwise.predictions.decisions.masks import CANDIDATES, compare_cleaning, measure_candidates
-from foldwise.predictions.decisions.material import Request
 from foldwise.predictions.decisions.rules import OneThreshold, takes_values
 from foldwise.predictions.decisions.submit import make_submission
 from foldwise.predictions.ensembles.ensembling import ensemble
@@ -208,7 +207,7 @@ def test_ensembles_and_decisions_are_fitted_by_it(world):
     assert np.isfinite(comparison.scores).all() and comparison.thresholded
     truth = evaluate([folder / "one"], resamples=100, by=[]).truth
     assert not takes_values(truth.metric)
-    made = make_submission(Request(source=folder / "one", out=folder / "s.csv", decision="one-threshold")).made
+    made = make_submission(folder / "one", out=folder / "s.csv", decision="one-threshold").chosen
     ids = truth.table.ids
     said, site = read_oof(folder / "one", ids).to_numpy(), frame.loc[ids, "site"].to_numpy()
     true, folds = target.loc[ids].to_numpy(), frame.loc[ids, "fold"].to_numpy()
@@ -380,9 +379,8 @@ def test_masks_are_cleaned_by_what_is_measured_of_each_candidate(mask_world):
 
 def test_masks_are_submitted_by_the_decision_that_the_metric_prefers(mask_world):
     folder, _, _ = mask_world
-    request = Request(source=folder / "one", kind="rle", out=folder / "s.csv", ledger=folder / "l.csv")
-    made = make_submission(request).made
-    assert made.decision.startswith("minimum-area") and len(pd.read_csv(folder / "s.csv")) == 12
+    made = make_submission(folder / "one", kind="rle", out=folder / "s.csv", ledger=folder / "l.csv").chosen
+    assert str(made.decision).startswith("minimum-area") and len(pd.read_csv(folder / "s.csv")) == 12
     assert all(share.sum() == pytest.approx(1) for share in made.shares.values())
     assert made.shares["cleaned"][1] < made.shares["out of fold"][1]  # the specks are gone
 

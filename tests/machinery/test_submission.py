@@ -14,16 +14,15 @@ from rows import SAMPLES
 from foldwise.config import write_config
 from foldwise.data.folds import folds_hash
 from foldwise.errors import Refusal
-from foldwise.predictions.decisions.formats import FORMATS, Columns, Labels, RunLengths, encode_runs
+from foldwise.predictions.decisions.formats import FORMATS, ColumnPerClass, Labels, RunLengths, encode_runs
 from foldwise.predictions.decisions.ledger import (
     COLUMNS,
     describe_choice,
     final_two,
-    note_score,
     read_ledger,
     record,
+    record_score,
 )
-from foldwise.predictions.decisions.material import Request
 from foldwise.predictions.decisions.submission import difference, read_sample, write_table
 from foldwise.predictions.decisions.submit import make_submission
 from foldwise.predictions.schema import Header, PredictionsError
@@ -63,9 +62,11 @@ def test_labels_and_columns():
     answers = np.array([[1, 0, 1], [0, 0, 0]], bool)
     text = Labels(classes=CLASSES, id_column="image", value_column="tags", empty="none").table(["a", "b"], answers)
     assert text.to_dict("list") == {"image": ["a", "b"], "tags": ["cat newt", "none"]}
-    numbers = Columns(classes=CLASSES).table(["a", "b"], answers)
+    numbers = ColumnPerClass(classes=CLASSES).table(["a", "b"], answers)
     assert numbers.to_csv(index=False) == "id,cat,dog,newt\na,1,0,1\nb,0,0,0\n"
-    one = Columns(classes=CLASSES, positive="dog", value_column="target").table(["a"], np.array([[0.1, 0.7, 0.2]]))
+    one = ColumnPerClass(classes=CLASSES, positive="dog", value_column="target").table(
+        ["a"], np.array([[0.1, 0.7, 0.2]])
+    )
     assert one.to_dict("list") == {"id": ["a"], "target": [0.7]}
 
 
@@ -203,7 +204,7 @@ def submit(source, tmp_path, **values):
     """(the file, what was printed) of a submission in `tmp_path`."""
     console = Console(file=io.StringIO(), width=100)
     values = {"out": tmp_path / "s.csv", "ledger": tmp_path / "submissions.csv", **values}
-    made = make_submission(Request(source=source, **values))
+    made = make_submission(source, **values)
     print_submission(console, made)
     return made.path, console.file.getvalue()
 
@@ -319,7 +320,7 @@ def test_what_is_refused_leaves_nothing(tmp_path, values, message):
 def test_ranks_are_no_probabilities(tmp_path):
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
     source, _ = make_source(tmp_path / "a", "multilabel", "FBeta", rank=True)
-    with pytest.raises(PredictionsError, match="means of ranks"):
+    with pytest.raises(Refusal, match="means of ranks"):
         submit(source, tmp_path)
     source, _ = make_source(tmp_path / "b", "multilabel", "RocAuc", rank=True)
     _, text = submit(source, tmp_path)
@@ -334,7 +335,7 @@ def note(tmp_path, name, labels, scores, leaderboard="", **values):
     pd.DataFrame({"id": range(len(labels)), "label": list(labels)}).to_csv(path, index=False)
     entry = {"file": path.as_posix(), "metric": "Accuracy", "folds": "0123", "format": "labels", "decision": "argmax"}
     entry |= {"greater_is_better": True, "oof_score": np.mean(scores), "fold_scores": " ".join(map(str, scores))}
-    record(tmp_path / "submissions.csv", {**entry, "leaderboard": leaderboard, **values})
+    record(tmp_path / "submissions.csv", **{**entry, "leaderboard": leaderboard, **values})
     return path
 
 
@@ -347,7 +348,7 @@ def test_the_final_two_are_the_best_and_the_most_different_that_is_not_clearly_w
     note(tmp_path, "worse", "bbbb", [0.87, 0.89, 0.91])
     ledger = tmp_path / "submissions.csv"
     final = final_two(read_ledger(ledger).iloc[1:])
-    assert final.best["file"] == best.as_posix() and final.boldest["file"] == bold.as_posix()
+    assert final.best["file"] == best.as_posix() and final.different["file"] == bold.as_posix()
     assert "50.0%" in final.note
     text = "\n".join(describe_choice(ledger))
     assert "1 others have another metric or other folds" in text and "bold.csv" in text and "/old.csv" not in text
@@ -357,16 +358,16 @@ def test_the_best_loss_is_the_lowest_and_may_be_alone(tmp_path):
     note(tmp_path, "high", "aaaa", [0.5, 0.6], greater_is_better=False)
     low = note(tmp_path, "low", "abab", [0.4, 0.5], greater_is_better=False)
     final = final_two(read_ledger(tmp_path / "submissions.csv"))
-    assert final.best["file"] == low.as_posix() and final.boldest is None
+    assert final.best["file"] == low.as_posix() and final.different is None
 
 
-def test_scores_are_noted_once_and_drawn(tmp_path):
+def test_leaderboard_scores_are_recorded_once_and_drawn(tmp_path):
     ledger = tmp_path / "submissions.csv"
     for index, name in enumerate(["one", "two", "three"]):
         note(tmp_path, name, "ab", [0.9 + index / 100, 0.91])
-    note_score(ledger, Path("one.csv"), 0.5)
-    note_score(ledger, tmp_path / "two.csv", 0.7)
-    text = "\n".join(note_score(ledger, tmp_path / "three.csv", 0.6))
+    record_score(ledger, Path("one.csv"), 0.5)
+    record_score(ledger, tmp_path / "two.csv", 0.7)
+    text = "\n".join(record_score(ledger, tmp_path / "three.csv", 0.6))
     assert "rank correlation of the two: 0.50 over 3" in text
     assert read_ledger(ledger)["leaderboard"].tolist() == ["0.5", "0.7", "0.6"]
     assert cv2.imread(str(tmp_path / "submissions.png")).shape[2] == 3
@@ -377,7 +378,7 @@ def test_scores_are_noted_once_and_drawn(tmp_path):
         ("one.csv", float("nan"), "not a finite number"),
     ):
         with pytest.raises(Refusal, match=message):
-            note_score(ledger, Path(file), value)
+            record_score(ledger, Path(file), value)
     assert ledger.read_bytes() == kept
 
 

@@ -4,11 +4,8 @@ from collections.abc import Sequence
 
 from foldwise.bundle.sources import Parts
 from foldwise.bundle.values import blended_maps, blended_rows
-from foldwise.errors import Refusal
 from foldwise.predictions.decisions.deciding import Chosen, choose_decision
 from foldwise.predictions.decisions.masks import choose_cleaning
-from foldwise.predictions.decisions.material import exclusive_columns
-from foldwise.predictions.decisions.rules import takes_values
 from foldwise.predictions.ground_truth import GroundTruth, check_predictions
 from foldwise.predictions.scoring import by_unit
 
@@ -20,7 +17,7 @@ def decide(
 
     Args:
         wanted: the name of another one to take.
-        exclusive: as in `material.Request`.
+        exclusive: as in `choose_decision`.
 
     Raises:
         Refusal: there is no such decision, there are fewer than two folds, or predictions and truth do not go
@@ -29,11 +26,7 @@ def decide(
     for part in found.parts:
         check_predictions(part.oof, truth)
     if truth.task.kind == "maps":
-        return choose_cleaning(truth.metric, blended_maps(found, truth), wanted)[0]
-    metric = truth.metric
-    if found.blend == "rank" and not takes_values(metric):
-        raise Refusal(f"means of ranks are no probabilities, and {type(metric).__name__} decides by probabilities")
+        return choose_cleaning(truth.metric, blended_maps(found, truth), wanted)
     rows, predicted = blended_rows(found, truth)
     scored = by_unit(truth.table, rows, predicted, truth.folds[rows])
-    groups = exclusive_columns(exclusive, list(truth.table.classes))
-    return choose_decision(metric, scored, found.blend == "rank", groups, wanted)
+    return choose_decision(truth.metric, scored, found.blend == "rank", exclusive, wanted)

@@ -1,4 +1,4 @@
-"""What is printed of decisions: their comparison, and how the answers' classes shift from the folds to the test."""
+"""Printed tables of post-processing: scores out of fold, and how the shares of classes shift from folds to test."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -17,19 +17,18 @@ MOST_CLASSES = 40
 
 
 def print_submission(console: "Console", submission: Submission) -> None:
-    """What was compared, what was chosen, where it is, and what comes next."""
-    made = submission.made
-    print_outcomes(console, submission.metric, made.outcomes, made.place)
-    print_shares(console, made.shared, submission.classes, made.shares)
-    for note in made.notes:
+    """Print what was compared and chosen, where it is, and the next command."""
+    path, ledger, metric, classes, chosen, shared, notes = submission
+    print_outcomes(console, metric, chosen.outcomes, chosen.place)
+    print_shares(console, shared, classes, chosen.shares)
+    for note in notes:
         console.print(note, style="yellow", markup=False)
     lines = (
-        f"decision    {made.decision}",
-        f"out of fold {submission.metric} {made.outcomes[made.place].overall:.4f}",
-        f"submission  {submission.path}",
-        f"ledger      {submission.ledger}",
-        f"next        upload it, then: python submit.py score {shlex.quote(str(submission.path))} "
-        "<score of the leaderboard>",
+        f"decision    {chosen.decision}",
+        f"out of fold {metric} {chosen.outcome.overall:.4f}",
+        f"submission  {path}",
+        f"ledger      {ledger}",
+        f"next        upload it, then: python submit.py score {shlex.quote(str(path))} <score of the leaderboard>",
     )
     console.print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
 
@@ -41,33 +40,27 @@ def print_outcomes(console: "Console", metric: str, outcomes: Sequence[Outcome],
 
     table = Table(title=f"{metric} of each decision, fitted on the other folds", title_justify="left")
     table.add_column("decision", no_wrap=True)
-    for fold in outcomes[0].per_fold:
-        table.add_column(f"fold {fold}", justify="right", no_wrap=True)
-    for name in ("mean ± SE", "OOF", "against the chosen"):
+    for name in (*(f"fold {fold}" for fold in outcomes[0].per_fold), "mean ± SE", "OOF", "against the chosen"):
         table.add_column(name, justify="right", no_wrap=True)
     for place, outcome in enumerate(outcomes):
         scores = outcome.scores
         error = np.std(scores, ddof=1) / np.sqrt(len(scores))
         difference, paired = paired_error(scores, outcomes[chosen].scores)
         against = "chosen" if place == chosen else f"{difference:+.4f} ± {paired:.4f}"
-        cells = [
-            *(f"{score:.4f}" for score in scores),
-            f"{np.mean(scores):.4f} ± {error:.4f}",
-            f"{outcome.overall:.4f}",
-        ]
-        table.add_row(outcome.name, *cells, against, style="bold" if place == chosen else None)
-    # As wide as it has to be: in a narrow terminal a long line can be read, and figures that are cut off cannot.
+        cells = [*(f"{score:.4f}" for score in scores), f"{np.mean(scores):.4f} ± {error:.4f}"]
+        style = "bold" if place == chosen else None
+        table.add_row(outcome.name, *cells, f"{outcome.overall:.4f}", against, style=style)
+    # As wide as needed: in a narrow terminal a long line can be read, and figures that are cut off cannot.
     Console(file=console.file, width=max(console.width, 90 + 9 * len(outcomes[0].per_fold))).print(table)
 
 
 def print_shares(console: "Console", title: str, classes: Sequence[str], shares: Mapping[str, np.ndarray]) -> None:
-    """A row a class: its share in the truth and in answers, (C,) a column; of many classes those that shift most."""
+    """A row a class: its share in ground truth and answers, (C,) a column; of many classes those that shift most."""
     from rich.table import Table
 
     columns = np.stack(list(shares.values()), axis=1)  # (C, columns)
     largest = np.argsort(columns.min(axis=1) - columns.max(axis=1), kind="stable")[:MOST_CLASSES]
-    table = Table(title=title, title_justify="left")
-    table.add_column("class")
+    table = Table("class", title=title, title_justify="left")
     for name in shares:
         table.add_column(name, justify="right", no_wrap=True)
     for index in sorted(largest.tolist()):

@@ -1,12 +1,12 @@
-"""Calibration and decision together: compared out of fold, chosen, and applied to each fold's model.
+"""Calibration and decision rule together: compared out of fold, chosen, and applied to each fold's model.
 
 For fold k both are fitted on the other folds, so that no label of fold k has a part in its answers. A test image has
-a prediction from every fold's model: each is calibrated by what was fitted without its fold, then they are averaged,
+a prediction of every fold's model: each is calibrated by what was fitted without its fold, then they are averaged,
 then the rule that was fitted on all out-of-fold predictions decides.
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,8 +14,9 @@ import numpy as np
 
 from foldwise.errors import Refusal
 from foldwise.predictions.decisions.calibration import CALIBRATORS, Calibrator
-from foldwise.predictions.decisions.rules import ExpectedF, OneThreshold, Rule, rules_for
+from foldwise.predictions.decisions.rules import ExpectedF, OneThreshold, Rule, rules_for, takes_values
 from foldwise.predictions.metrics import RowMetric, score_folds
+from foldwise.predictions.schema import raise_problems
 from foldwise.predictions.scoring import Scored
 from foldwise.predictions.selection import choose_simplest, paired_error
 from foldwise.progress import Progress, silent, stepping
@@ -34,50 +35,8 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """What is compared: each calibrator with each rule, none fitted, the simplest first."""
-
-    calibrators: Sequence[Calibrator]
-    rules: Sequence[Rule]
-
-    @property
-    def methods(self) -> list[Method]:
-        """In the order of `compare`'s outcomes."""
-        return [Method(calibrator, rule) for calibrator in self.calibrators for rule in self.rules]
-
-
-def candidates_for(
-    metric: RowMetric,
-    ranks: bool = False,
-    exclusive: Sequence[tuple[int, ...]] | None = None,
-    wanted: str | None = None,
-) -> Candidates:
-    """The calibrators and rules that suit a metric, ready for its task.
-
-    Args:
-        ranks: the predictions are ranks, which have nothing to calibrate.
-        exclusive: as in `ExpectedF`.
-        wanted: the name of the one that will be taken; None: it is chosen.
-
-    Raises:
-        Refusal: there is no `wanted`, or `exclusive` has no use here.
-    """
-    rules = rules_for(metric, exclusive)
-    if exclusive is not None and not any(isinstance(rule, ExpectedF) for rule in rules):
-        raise Refusal(f"--exclusive is for the expected F-beta, which {type(metric).__name__} does not have")
-    assert metric.task is not None  # set by for_task
-    nothing = ranks or not metric.task.probabilities
-    candidates = Candidates(CALIBRATORS[metric.task.exclusive][: 1 if nothing else None], rules)
-    check_wanted(wanted, [method.name for method in candidates.methods])
-    return candidates
-
-
-@dataclass(frozen=True)
 class Outcome:
-    """What a method scored and answered out of fold.
-
-    `answers` is (N, C), of masks (N,) which of the `masks.CANDIDATES` each is.
-    """
+    """Out-of-fold scores and answers of a method: `answers` is (N, C), of masks (N,) indices of `masks.CANDIDATES`."""
 
     name: str
     per_fold: dict[int, float]
@@ -86,7 +45,7 @@ class Outcome:
 
     @property
     def scores(self) -> list[float]:
-        """Those of the folds, in their order."""
+        """The scores of the folds, in their order."""
         return list(self.per_fold.values())
 
 
@@ -94,7 +53,7 @@ class Outcome:
 class Decision:
     """A method ready for test predictions.
 
-    `calibrators` belong to the models of the folds; `common` was fitted on all folds, for models of no fold.
+    `calibrators` belong to the folds' models; `common` was fitted on all folds, for models of no fold.
     """
 
     calibrators: Mapping[int, Calibrator]
@@ -116,12 +75,18 @@ class Decision:
 
 
 class Chosen(NamedTuple):
-    """The outcomes that were compared, the place of the chosen one, and its decision, fitted on all folds: a
-    `Decision`, or of masks a `masks.Cleaning`."""
+    """The methods that were compared, and the chosen one, fitted on all folds.
+
+    Attributes:
+        outcomes: of all methods, out of fold; `place` is the index of the chosen one.
+        decision: a `Decision`, of masks a `masks.Cleaning`.
+        shares: (C,) of each class, in the ground truth and in the answers out of fold.
+    """
 
     outcomes: list[Outcome]
     place: int
     decision: Any
+    shares: dict[str, np.ndarray]
 
     @property
     def outcome(self) -> Outcome:
@@ -132,20 +97,34 @@ def choose_decision(
     metric: RowMetric,
     scored: Scored,
     ranks: bool = False,
-    exclusive: Sequence[tuple[int, ...]] | None = None,
+    exclusive: Sequence[Sequence[str]] | None = None,
     wanted: str | None = None,
     progress: Progress = silent,
 ) -> Chosen:
-    """Compare the decisions that suit a metric, choose one, and fit it; arguments as in `candidates_for`.
+    """Compare the methods that suit a metric, and fit the simplest within one standard error of the best.
+
+    Args:
+        scored: the out-of-fold rows.
+        ranks: the predictions are means of ranks, which have nothing to calibrate.
+        exclusive: names of labels that exclude each other, a group each; None: those that the labels show.
+        wanted: the name of a method to take whatever the scores say.
 
     Raises:
-        Refusal: there is no `wanted`, `exclusive` has no use here, or there are fewer than two folds.
+        Refusal: there is no `wanted`, `exclusive` or ranks do not suit the metric, or there are fewer than two folds.
     """
-    candidates = candidates_for(metric, ranks, exclusive, wanted)
-    done = stepping(progress, "deciding out of fold", len(candidates.calibrators) * len(np.unique(scored.folds)))
-    outcomes = compare(candidates.calibrators, candidates.rules, metric, scored, done)
+    assert metric.task is not None  # set by for_task
+    rules = rules_for(metric, _columns(exclusive, metric.classes))
+    if exclusive is not None and not any(isinstance(rule, ExpectedF) for rule in rules):
+        raise Refusal(f"--exclusive is for the expected F-beta, which {type(metric).__name__} does not have")
+    if ranks and not takes_values(metric):
+        raise Refusal(f"means of ranks are no probabilities, and {type(metric).__name__} decides by probabilities")
+    calibrators = CALIBRATORS[metric.task.exclusive] if metric.task.probabilities and not ranks else (Calibrator(),)
+    methods = [Method(calibrator, rule) for calibrator in calibrators for rule in rules]
+    check_wanted(wanted, [method.name for method in methods])
+    outcomes = compare(calibrators, rules, metric, scored, progress)
     place = choose(outcomes, metric.greater_is_better, wanted)
-    return Chosen(outcomes, place, fit_decision(candidates.methods[place], metric, scored))
+    shares = {"ground truth": scored.target.mean(axis=0), "out of fold": outcomes[place].answers.mean(axis=0)}
+    return Chosen(outcomes, place, fit_decision(methods[place], metric, scored), shares)
 
 
 def compare(
@@ -153,22 +132,19 @@ def compare(
     rules: Sequence[Rule],
     metric: RowMetric,
     scored: Scored,
-    done: Callable[[], None] = lambda: None,
+    progress: Progress = silent,
 ) -> list[Outcome]:
     """The score of each calibrator with each rule, fitted for each fold on the others; simple calibrators first.
-
-    Args:
-        scored: the out-of-fold rows.
-        done: called after each fold of each calibrator, for a progress bar.
 
     Raises:
         Refusal: there are fewer than two folds.
     """
     target, probability, folds, rows = scored
     check_folds(folds)
+    done = stepping(progress, "deciding out of fold", len(calibrators) * len(np.unique(folds)))
     outcomes = []
-    with warnings.catch_warnings():  # the run's report has said which classes a fold lacks
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes that a fold lacks: the run's report names them
         for calibrator in calibrators:
             answers = [np.zeros(target.shape) for _ in rules]
             for fold in np.unique(folds):
@@ -187,7 +163,7 @@ def compare(
 def check_folds(folds: np.ndarray) -> None:
     """Refuse fewer than two folds."""
     if len(np.unique(folds)) < 2:
-        raise Refusal("decisions are fitted out of fold, for which there must be two folds or more")
+        raise Refusal("post-processing is fitted out of fold, for which there must be two folds or more")
 
 
 def fit_decision(method: Method, metric: RowMetric, scored: Scored) -> Decision:
@@ -205,7 +181,7 @@ def fit_decision(method: Method, metric: RowMetric, scored: Scored) -> Decision:
 
 
 def choose(outcomes: Sequence[Outcome], greater_is_better: bool, wanted: str | None = None) -> int:
-    """The place of the simplest outcome within one standard error of the best, or of the one that is wanted.
+    """The index of the simplest outcome within one standard error of the best, or of the one that is wanted.
 
     Raises:
         Refusal: none has a score in every fold.
@@ -216,11 +192,7 @@ def choose(outcomes: Sequence[Outcome], greater_is_better: bool, wanted: str | N
 
 
 def check_wanted(wanted: str | None, names: Sequence[str]) -> None:
-    """Refuse a decision that is none of the names.
-
-    Raises:
-        Refusal: it is none.
-    """
+    """Refuse a --decision that is none of the names."""
     if wanted is not None and wanted not in names:
         raise Refusal(f"there is no decision {wanted}; here there are {', '.join(names)}")
 
@@ -236,6 +208,18 @@ def bayes_notes(outcomes: Sequence[Outcome], greater_is_better: bool) -> list[st
         loss, error = paired_error(other.scores, outcome.scores)
         loss = loss if greater_is_better else -loss
         if loss > 0:
-            told = "its probabilities are not to be trusted" if loss > error else "within one standard error"
-            notes.append(f"{name}, the Bayes rule, loses {loss:.4f} ± {error:.4f} to {other.name}: {told}")
+            verdict = "do not trust its probabilities" if loss > error else "within one standard error"
+            notes.append(f"{name}, the Bayes rule, loses {loss:.4f} ± {error:.4f} to {other.name}: {verdict}")
     return notes
+
+
+def _columns(groups: Sequence[Sequence[str]] | None, classes: Sequence[str]) -> list[tuple[int, ...]] | None:
+    """The column numbers of groups of labels; None stays None."""
+    if groups is None:
+        return None
+    named = [name for group in groups for name in group]
+    problems = [f"there is no class {name}" for name in named if name not in classes]
+    problems += [f"{name} is named twice" for name in sorted({name for name in named if named.count(name) > 1})]
+    problems += [f"{' '.join(group)} is one label, which excludes nothing" for group in groups if len(group) < 2]
+    raise_problems("--exclusive", problems)
+    return [tuple(classes.index(name) for name in group) for group in groups]

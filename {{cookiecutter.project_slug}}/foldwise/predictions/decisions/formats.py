@@ -1,6 +1,6 @@
-"""What submissions look like: the columns and rows of each format, and how much two answers in it differ.
+"""Formats of submissions: their columns and rows, and how much two answers in a format differ.
 
-labels     id and one column: the class, or blank-separated labels
+labels     id and one column: the class, or labels separated by spaces
 columns    id and one column a class: probabilities or other values, or 0 and 1; or one column for one class
 rle        id and run-length encoded masks, a row for each image and class
 masks      a zip of PNG masks <id>.png, whose pixel values are the class numbers
@@ -36,7 +36,6 @@ class Format(ForTasks):
 
     @property
     def columns(self) -> list[str]:
-        """The columns of the file."""
         return [self.id_column, self.value_column]
 
     def row_ids(self, ids: Sequence[str]) -> list[str]:
@@ -48,19 +47,16 @@ class Format(ForTasks):
         """How much two cells of such files differ, 0 to 1."""
         raise NotImplementedError
 
-    def check_class(self, name: str) -> None:
-        """Refuse a name that is no class.
-
-        Raises:
-            Refusal: it is none.
-        """
-        if name not in self.classes:
-            raise Refusal(f"there is no class {name}; the classes are {', '.join(self.classes)}")
+    def check_classes(self, names: Sequence[str]) -> None:
+        """Refuse names that are no classes."""
+        for name in names:
+            if name not in self.classes:
+                raise Refusal(f"there is no class {name}; the classes are {', '.join(self.classes)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labels(Format):
-    """One column of class names, separated by blanks."""
+    """One column of class names, separated by spaces."""
 
     name: ClassVar[str] = "labels"
 
@@ -77,7 +73,7 @@ class Labels(Format):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Columns(Format):
+class ColumnPerClass(Format):
     """One column a class, or with `positive` the probability of that class alone."""
 
     positive: str | None = None
@@ -86,8 +82,7 @@ class Columns(Format):
     probabilities: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.positive is not None:
-            self.check_class(self.positive)
+        self.check_classes([] if self.positive is None else [self.positive])
 
     @property
     def columns(self) -> list[str]:
@@ -129,8 +124,7 @@ class RunLengths(Format):
     kind: ClassVar[Kind] = "maps"
 
     def __post_init__(self) -> None:
-        for name in self.painted:
-            self.check_class(name)
+        self.check_classes(self.painted)
         try:
             self.row_ids(["1"])
         except (KeyError, ValueError, IndexError) as error:
@@ -171,11 +165,11 @@ class Masks(Format):
         """The PNG of a mask (H, W) of class numbers."""
         import cv2
 
-        kind = np.uint8 if len(self.classes) <= 256 else np.uint16
-        return cv2.imencode(".png", mask.astype(kind))[1].tobytes()
+        dtype = np.uint8 if len(self.classes) <= 256 else np.uint16
+        return cv2.imencode(".png", mask.astype(dtype))[1].tobytes()
 
 
-FORMATS: dict[str, Any] = {kind.name: kind for kind in (Labels, Columns, RunLengths, Masks)}
+FORMATS: dict[str, Any] = {kind.name: kind for kind in (Labels, ColumnPerClass, RunLengths, Masks)}
 
 
 def encode_runs(mask: np.ndarray, by_row: bool = False) -> str:

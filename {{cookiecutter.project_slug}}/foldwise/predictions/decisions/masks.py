@@ -1,4 +1,4 @@
-"""Cleaning of answered masks: holes filled, objects that are too small removed; how small is fitted out of fold.
+"""Cleaning of predicted masks: holes filled, small objects removed; how small is fitted out of fold.
 
 Class 0 is the background: it has no objects, only holes. Areas are shares of the picture, so that they hold for
 pictures of any size.
@@ -33,9 +33,8 @@ class Cleaning:
 
     @property
     def name(self) -> str:
-        return "+".join(
-            [word for word, used in (("hole-filling", self.fill), ("minimum-area", self.area)) if used] or ["argmax"]
-        )
+        steps = {"hole-filling": self.fill, "minimum-area": self.area}
+        return "+".join([name for name, used in steps.items() if used] or ["argmax"])
 
     def __str__(self) -> str:
         return f"{self.name} {self.area:.2%} of the picture" if self.area else self.name
@@ -46,7 +45,7 @@ class Cleaning:
         return self.clean(answer, probability, object_areas(answer) if self.area else None)
 
     def clean(self, answer: np.ndarray, probability: np.ndarray, areas: np.ndarray | None) -> np.ndarray:
-        """As calling it, of the answer (H, W) before cleaning and its `object_areas`, needed where `area` is not 0."""
+        """As a call, of the answer (H, W) before cleaning and its `object_areas`, needed where `area` is not 0."""
         mask = answer.copy()
         if areas is not None and self.area:
             small = areas < self.area * mask.size
@@ -60,6 +59,35 @@ class Cleaning:
 
 CANDIDATES = [Cleaning(fill, area) for area in (0.0, *Cleaning.AREAS) for fill in (False, True)]
 CLEANINGS = [cleaning.name for cleaning in CANDIDATES[:4]]  # every name, the simplest first
+
+
+def choose_cleaning(
+    metric: MapMetric, images: Iterable[tuple[str, np.ndarray, np.ndarray, int]], wanted: str | None = None
+) -> Chosen:
+    """Compare the ways of cleaning, and fit the simplest within one standard error of the best.
+
+    Args:
+        images: id, ground truth (H, W), out-of-fold probability (C, H, W) and fold of each.
+        wanted: the name of a cleaning to take whatever the scores say.
+
+    Raises:
+        Refusal: there is no `wanted`, a mask and its probability do not fit, or there are fewer than two folds.
+    """
+    check_wanted(wanted, CLEANINGS)
+    measured = []
+    for id, mask, probability, fold in images:
+        try:
+            measured.append((*measure_candidates(metric, mask, probability), fold))
+        except Refusal as error:
+            raise Refusal(f"{id}: {error}") from error
+    evidence, counts, folds = (np.array(each) for each in zip(*measured, strict=True))
+    outcomes, cleanings = compare_cleaning(metric, evidence, folds)
+    place = choose(outcomes, metric.greater_is_better, wanted)
+    every = np.arange(len(counts))
+    before, after = (counts[every, outcome.answers].sum(axis=0) for outcome in (outcomes[0], outcomes[place]))
+    pixels = {"ground truth": after[:, 2], "out of fold": before[:, 1], "cleaned": after[:, 1]}
+    shares = {name: count / count.sum() for name, count in pixels.items()}
+    return Chosen(outcomes, place, cleanings[place], shares)
 
 
 def measure_candidates(metric: MapMetric, mask: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -94,11 +122,11 @@ def compare_cleaning(
 
     def best(fill: bool, areas: Sequence[float], rows: np.ndarray) -> int:
         tried = [CANDIDATES.index(Cleaning(fill, area)) for area in areas]
-        return max(tried, key=lambda place: sign * metric.reduce(evidence[rows, place]))
+        return max(tried, key=lambda candidate: sign * metric.reduce(evidence[rows, candidate]))
 
     outcomes, fitted = [], []
-    with warnings.catch_warnings():  # the run's report has said which classes a fold lacks
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes that a fold lacks: the run's report names them
         for areas in ((0.0,), Cleaning.AREAS):
             for fill in (False, True):
                 chosen = np.zeros(len(folds), np.int64)
@@ -110,34 +138,8 @@ def compare_cleaning(
     return outcomes, fitted
 
 
-def choose_cleaning(
-    metric: MapMetric, pictures: Iterable[tuple[str, np.ndarray, np.ndarray, int]], wanted: str | None = None
-) -> tuple[Chosen, np.ndarray]:
-    """Compare the ways of cleaning on (id, mask, probability, fold) of each out-of-fold picture, and choose one.
-
-    Returns:
-        The choice, and the pixel counts (N, candidates, C, 3).
-
-    Raises:
-        Refusal: there is no `wanted`, a picture cannot be measured, or there are fewer than two folds.
-    """
-    check_wanted(wanted, CLEANINGS)
-    evidence, counts, folds = [], [], []
-    for id, mask, probability, fold in pictures:
-        try:
-            measured = measure_candidates(metric, mask, probability)
-        except Refusal as error:
-            raise Refusal(f"{id}: {error}") from error
-        evidence.append(measured[0])
-        counts.append(measured[1])
-        folds.append(fold)
-    outcomes, cleanings = compare_cleaning(metric, np.stack(evidence), np.array(folds))
-    place = choose(outcomes, metric.greater_is_better, wanted)
-    return Chosen(outcomes, place, cleanings[place]), np.stack(counts)
-
-
 def object_areas(mask: np.ndarray) -> np.ndarray:
-    """(H, W) int64: for each pixel the pixels of its object, which hangs together by sides or corners.
+    """(H, W) int64: for each pixel the pixels of its object, connected by sides or corners.
 
     The background is one object as large as the picture.
     """
@@ -153,7 +155,7 @@ def object_areas(mask: np.ndarray) -> np.ndarray:
 
 
 def _fill_holes(mask: np.ndarray) -> None:
-    """Give the background that one class encloses, and the edge of the picture does not touch, to that class."""
+    """Give background that one class encloses, away from the edge of the picture, to that class."""
     from scipy.ndimage import label
 
     holes, count = label(mask == 0)

@@ -1,12 +1,13 @@
 """Decision rules: from probabilities to the answers that a metric counts.
 
-A rule is a frozen dataclass of its parameters: `fit` gives a fitted one, `decide` answers. `rules_for` lists those
+A rule is a frozen dataclass of its parameters: `fit` returns a fitted copy, `decide` answers. `rules_for` lists those
 that suit a metric, the simplest first. A new rule is a class with `fit`, `decide` and a line there.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -18,6 +19,8 @@ COARSE = np.arange(0.05, 0.96, 0.05)
 FINE = np.arange(-0.04, 0.05, 0.01)
 ROUNDS = 10  # of coordinate ascent, which rarely takes more than four
 
+Rows = np.ndarray | None  # records (N,) of the rows, see `metrics.records`
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -25,10 +28,8 @@ class Rule:
 
     name: ClassVar[str] = "probabilities"
 
-    def fit(
-        self, metric: RowMetric, target: np.ndarray, probability: np.ndarray, rows: np.ndarray | None = None
-    ) -> Self:
-        """A copy fitted to targets and probabilities (N, C), for this metric; `rows` are their records (N,)."""
+    def fit(self, metric: RowMetric, target: np.ndarray, probability: np.ndarray, rows: Rows = None) -> Self:
+        """A copy fitted to targets and probabilities (N, C), for this metric."""
         return self
 
     def decide(self, probability: np.ndarray) -> np.ndarray:
@@ -61,9 +62,7 @@ class AdjustedArgmax(Argmax):
     share: np.ndarray = field(default_factory=lambda: np.ones(1))
     name: ClassVar[str] = "adjusted-argmax"
 
-    def fit(
-        self, metric: RowMetric, target: np.ndarray, probability: np.ndarray, rows: np.ndarray | None = None
-    ) -> Self:
+    def fit(self, metric: RowMetric, target: np.ndarray, probability: np.ndarray, rows: Rows = None) -> Self:
         share = (target.sum(axis=0) + 1) / (len(target) + target.shape[1])
         tried = [replace(self, strength=strength, share=share) for strength in np.arange(0, 1.01, 0.05).tolist()]
         return tried[_best(metric, [score(metric, target, rule.decide(probability), rows) for rule in tried])]
@@ -91,13 +90,11 @@ class FixedThreshold(Rule):
 
 @dataclass(frozen=True)
 class OneThreshold(FixedThreshold):
-    """Every label from one threshold on: steps of 0.05 over the whole range, then of 0.01 about the best."""
+    """Every label from one threshold on: steps of 0.05 over the whole range, then of 0.01 around the best."""
 
     name: ClassVar[str] = "one-threshold"
 
-    def fit(
-        self, metric: RowMetric, target: np.ndarray, probability: np.ndarray, rows: np.ndarray | None = None
-    ) -> Self:
+    def fit(self, metric: RowMetric, target: np.ndarray, probability: np.ndarray, rows: Rows = None) -> Self:
         def best(thresholds: np.ndarray) -> float:
             scores = [score(metric, target, probability >= threshold, rows) for threshold in thresholds]
             return float(thresholds[_best(metric, scores)])
@@ -107,25 +104,23 @@ class OneThreshold(FixedThreshold):
 
 @dataclass(frozen=True)
 class ClassThresholds(Rule):
-    """Every label from a threshold of its own on, each the exact best with the others as they are.
+    """Every label from its own threshold on, each the exact best given the others.
 
-    For F-beta of rows, one class after the other until nothing changes, from the best single threshold on. For macro
-    F1 the classes do not depend on each other, and one round is all there is to it.
+    For F-beta of rows, one class after the other until nothing changes, starting from the best single threshold. For
+    macro F1 the classes do not depend on each other, and one round is enough.
     """
 
     thresholds: np.ndarray = field(default_factory=lambda: np.full(1, 0.5))
     name: ClassVar[str] = "class-thresholds"
 
-    def fit(
-        self, metric: RowMetric, target: np.ndarray, probability: np.ndarray, rows: np.ndarray | None = None
-    ) -> Self:
+    def fit(self, metric: RowMetric, target: np.ndarray, probability: np.ndarray, rows: Rows = None) -> Self:
         true, curve = metric.hard(target), _CUT_CURVES[type(metric)]
         answer = OneThreshold().fit(metric, target, probability, rows).decide(probability)
         thresholds = np.zeros(true.shape[1])
         for _ in range(ROUNDS):
             before = answer.copy()
             for c in range(true.shape[1]):
-                thresholds[c] = _best_cut(probability[:, c], lambda order, c=c: curve(metric, true, answer, c, order))
+                thresholds[c] = _best_cut(probability[:, c], partial(curve, metric, true, answer, c))
                 answer[:, c] = probability[:, c] >= thresholds[c]
             if (answer == before).all():
                 break
@@ -144,8 +139,8 @@ class ExpectedF(Rule):
 
     Args:
         exclusive: labels that exclude each other, by column number; None: those that the training labels show.
-        groups: the same with what `fit` found out about them.
-        alone: labels that exclude all others, by column number, which the training labels show.
+        groups: the same with what `fit` found about them.
+        alone: labels that exclude all others, by column number; found by `fit`.
     """
 
     beta: float = 2.0
@@ -155,15 +150,12 @@ class ExpectedF(Rule):
     alone: tuple[int, ...] = ()
     name: ClassVar[str] = "expected-f"
 
-    def fit(
-        self, metric: RowMetric, target: np.ndarray, probability: np.ndarray, rows: np.ndarray | None = None
-    ) -> Self:
+    def fit(self, metric: RowMetric, target: np.ndarray, probability: np.ndarray, rows: Rows = None) -> Self:
         true = metric.hard(target)
-        groups = (
-            find_exclusive(true)
-            if self.exclusive is None
-            else [Group(labels, bool(true[:, labels].any(axis=1).all())) for labels in self.exclusive]
-        )
+        if self.exclusive is None:
+            groups = find_exclusive(true)
+        else:
+            groups = [Group(labels, bool(true[:, labels].any(axis=1).all())) for labels in self.exclusive]
         return replace(self, groups=tuple(groups), alone=tuple(find_alone(true)))
 
     def decide(self, probability: np.ndarray) -> np.ndarray:
@@ -176,7 +168,7 @@ class ExpectedF(Rule):
 
 
 def takes_values(metric: RowMetric) -> bool:
-    """Whether the metric scores probabilities, or what else a task has, so that there is nothing to decide.
+    """Check whether the metric scores probabilities (or other values of a task), so that there is nothing to decide.
 
     It is tried on made-up rows: a metric that decides by itself scores probabilities as it does the answers.
     """
@@ -210,31 +202,30 @@ def rules_for(metric: Any, exclusive: Sequence[tuple[int, ...]] | None = None) -
     return rules
 
 
-def score(metric: RowMetric, target: np.ndarray, answers: np.ndarray, rows: np.ndarray | None = None) -> float:
+def score(metric: RowMetric, target: np.ndarray, answers: np.ndarray, rows: Rows = None) -> float:
     """The metric of answers (N, C): 0 and 1 lie on the two sides of every threshold in a metric."""
     return metric(target, answers.astype(np.float64), rows=rows)
 
 
 def _threshold(metric: Any) -> float:
-    """The metric's own, of those that have one."""
     return getattr(metric, "threshold", 0.5)
 
 
 def _best(metric: RowMetric, scores: Sequence[float]) -> int:
-    """The place of the best score; of several equal ones the middle, which is the farthest from a change."""
+    """The index of the best score; of several equal ones the middle, which is the farthest from a change."""
     values = np.array(scores) * (1 if metric.greater_is_better else -1)
     equal = np.flatnonzero(values == np.nanmax(values)) if np.isfinite(values).any() else np.arange(1)
     return int(equal[len(equal) // 2])
 
 
-def _best_cut(probability: np.ndarray, curve: Any) -> float:
+def _best_cut(probability: np.ndarray, curve: Callable[[np.ndarray], np.ndarray]) -> float:
     """The threshold of (N,) probabilities at the best point of a curve.
 
-    `curve(order)` is (N + 1,): the value of answering the first 0, 1, ... N rows of the order. Rows of equal
-    probability cannot be parted. The threshold lies half-way between its two neighbours.
+    `curve(order)` is (N + 1,): the value of predicting the first 0, 1, ... N rows of the order. Rows of equal
+    probability cannot be separated. The threshold lies half-way between its two neighbours.
     """
     order = np.argsort(-probability, kind="stable")
-    edges = np.concatenate([[1.1], probability[order], [0.0]])  # above 1, nothing is answered
+    edges = np.concatenate([[1.1], probability[order], [0.0]])  # above 1, nothing is predicted
     possible = edges[:-1] > edges[1:]
     value = np.where(possible, curve(order), -np.inf)
     cut = int(value.argmax())
@@ -245,17 +236,17 @@ def _f_beta_curve(metric: Any, true: np.ndarray, answer: np.ndarray, c: int, ord
     """Sum of F-beta over rows when the first rows of the order have label c; the other labels as in `answer`."""
     square = metric.beta**2
     others = np.arange(true.shape[1]) != c
-    right = (true & answer & others).sum(axis=1)
+    correct = (true & answer & others).sum(axis=1)
     below = (answer & others).sum(axis=1) + square * true.sum(axis=1)
-    without = np.divide((1 + square) * right, below, out=np.ones(len(below)), where=below > 0)
-    having = (1 + square) * (right + true[:, c]) / (below + 1)
+    without = np.divide((1 + square) * correct, below, out=np.ones(len(below)), where=below > 0)
+    having = (1 + square) * (correct + true[:, c]) / (below + 1)
     return np.concatenate([[0.0], np.cumsum((having - without)[order])])
 
 
 def _macro_f1_curve(metric: Any, true: np.ndarray, answer: np.ndarray, c: int, order: np.ndarray) -> np.ndarray:
     """F1 of class c when the first rows of the order have it."""
-    right = np.concatenate([[0], np.cumsum(true[order, c])])
-    return 2 * right / np.maximum(np.arange(len(true) + 1) + right[-1], 1)
+    correct = np.concatenate([[0], np.cumsum(true[order, c])])
+    return 2 * correct / np.maximum(np.arange(len(true) + 1) + correct[-1], 1)
 
 
 # The value of every cut of one class's sorted probabilities, for the metrics that can say it in one pass.

@@ -1,7 +1,4 @@
-"""Submission files: checked against the competition's sample submission, then written once and whole; compared.
-
-What they look like is in `formats.py`.
-"""
+"""Submission files: checked against the competition's sample submission, written whole, compared; see `formats`."""
 
 import zipfile
 from collections import Counter
@@ -24,21 +21,31 @@ def read_sample(path: Path) -> pd.DataFrame:
     Raises:
         PredictionsError: it cannot be read, has no rows or one column only.
     """
-    sample = _read_text(path)
+    sample = read_text_table(path)
     problems = [] if len(sample.columns) > 1 else ["it has no column beside the ids"]
-    raise_problems(
-        path,
-        problems
-        if len(sample)
-        else [*problems, "it has no rows; a sample submission has one for every answer that is wanted"],
-    )
+    problems += [] if len(sample) else ["it has no rows; a sample submission has one for every answer that is wanted"]
+    raise_problems(path, problems)
     return sample
+
+
+def read_text_table(path: Path) -> pd.DataFrame:
+    """A CSV, all of it text.
+
+    Raises:
+        PredictionsError: it is not there or cannot be read.
+    """
+    if not path.is_file():
+        raise PredictionsError(path, ["there is no such file"])
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise PredictionsError(path, [f"it cannot be read as CSV ({str(error).strip()})"]) from error
 
 
 def check_rows(row_ids: Sequence[str], columns: Sequence[str], sample: pd.DataFrame | None, path: Path | None) -> None:
     """Refuse ids that come twice, and rows and columns other than those of the sample submission in `path`.
 
-    Their order is no matter here: `write_table` takes that of the sample.
+    Their order does not matter here: `write_table` takes that of the sample.
 
     Raises:
         PredictionsError: everything that is missing, unknown or there twice.
@@ -72,9 +79,8 @@ def write_table(path: Path, frame: pd.DataFrame, sample: pd.DataFrame | None, sa
         frame = frame.set_index(key).loc[sample.iloc[:, 0]].reset_index()[list(sample)]
     bad = ~np.isfinite(frame.select_dtypes("number").to_numpy(np.float64)).all(axis=1) | frame.isna().any(axis=1)
     if bad.any():
-        raise PredictionsError(
-            path, [f"{bad.sum()} rows have NaN or infinite values: {some(frame[key][bad].tolist())}"]
-        )
+        names = some(frame[key][bad].tolist())
+        raise PredictionsError(path, [f"{bad.sum()} rows have NaN or infinite values: {names}"])
     with write_atomic(path) as temporary:
         frame.to_csv(temporary, index=False, float_format="%.8g")
 
@@ -128,7 +134,7 @@ def difference(first: Path, second: Path, kind: str) -> float:
 
 
 def _table_difference(first: Path, second: Path, kind: str) -> float:
-    one, two = (frame.set_index(frame.columns[0]) for frame in (_read_text(first), _read_text(second)))
+    one, two = (frame.set_index(frame.columns[0]) for frame in (read_text_table(first), read_text_table(second)))
     if set(one) != set(two) or set(one.index) != set(two.index):
         return float("nan")
     cells = zip(one.to_numpy().ravel(), two.loc[one.index, list(one)].to_numpy().ravel(), strict=True)
@@ -139,31 +145,21 @@ def _masks_difference(first: Path, second: Path, kind: str) -> float:
     for path in (first, second):
         if not zipfile.is_zipfile(path):
             raise PredictionsError(path, ["it is not there, or not a zip file"])
+    import cv2
+
+    def read_image(data: bytes) -> Any:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+
     shares = []
     with zipfile.ZipFile(first) as one, zipfile.ZipFile(second) as two:
         if set(one.namelist()) != set(two.namelist()):
             return float("nan")
         for name in one.namelist():
-            a, b = (_read_png(archive.read(name)) for archive in (one, two))
+            a, b = (read_image(archive.read(name)) for archive in (one, two))
             if a.shape != b.shape:
                 return float("nan")
             shares.append((a != b).mean())
     return float(np.mean(shares))
-
-
-def _read_png(data: bytes) -> Any:
-    import cv2
-
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-
-
-def _read_text(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise PredictionsError(path, ["there is no such file"])
-    try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise PredictionsError(path, [f"it cannot be read as CSV ({str(error).strip()})"]) from error
 
 
 def _twice(names: Sequence[str]) -> list[str]:

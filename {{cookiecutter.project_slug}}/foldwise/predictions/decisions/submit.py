@@ -1,19 +1,19 @@
 """From a source's predictions to a submission file and a line in the ledger; what `submit.py make` does."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from foldwise.data.images import read_mask
 from foldwise.errors import Refusal
 from foldwise.files import check_new
-from foldwise.predictions.decisions.deciding import Outcome, bayes_notes, choose_decision
+from foldwise.predictions.decisions.deciding import Chosen, Decision, bayes_notes, choose_decision
 from foldwise.predictions.decisions.ledger import read_ledger, record
 from foldwise.predictions.decisions.masks import choose_cleaning
-from foldwise.predictions.decisions.material import Material, Request, exclusive_columns, open_material
+from foldwise.predictions.decisions.material import Material, open_material
 from foldwise.predictions.decisions.rules import takes_values
 from foldwise.predictions.decisions.submission import write_masks, write_table
 from foldwise.predictions.ground_truth import align
@@ -22,105 +22,113 @@ from foldwise.predictions.store import average_members, iter_average_maps
 from foldwise.progress import Progress, silent, stepping
 
 
-@dataclass(frozen=True)
-class Made:
-    """The decisions that were compared, and what was written by one of them.
+class Submission(NamedTuple):
+    """A submission that was written and recorded.
 
     Attributes:
-        outcomes: of all decisions, out of fold; `place` is that of the chosen one.
-        decision: it in words.
-        notes: what the user should know, a sentence each.
-        shares: (C,) of each class, in the truth and in the answers; `shared` says what is shared.
+        chosen: with the shares of each class in the test answers too; `shared` says what is shared.
+        notes: warnings for the user, a sentence each.
     """
-
-    outcomes: list[Outcome]
-    place: int
-    decision: str
-    shared: str
-    shares: dict[str, np.ndarray]
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Submission:
-    """A submission that was written and noted down."""
 
     path: Path
     ledger: Path
     metric: str
     classes: list[str]
-    made: Made
+    chosen: Chosen
+    shared: str
+    notes: list[str]
 
 
-def make_submission(request: Request, progress: Progress = silent) -> Submission:
-    """Compare decisions out of fold, decide the test predictions by the chosen one, write them, note them down.
+def make_submission(
+    source: Path,
+    *,
+    oof: str = "oof",
+    test: str | None = None,
+    data: str | None = None,
+    overrides: Sequence[str] = (),
+    sample: Path | None = None,
+    kind: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    decision: str | None = None,
+    exclusive: Sequence[Sequence[str]] | None = None,
+    out: Path | None = None,
+    ledger: Path = Path("submissions.csv"),
+    progress: Progress = silent,
+) -> Submission:
+    """Compare post-processing out of fold, apply the chosen one to the test predictions, write and record them.
+
+    Args:
+        source, oof, test: predictions, see `sources.find_sources`.
+        data, overrides: the ground truth of a source without config.yaml, see `truth.read_truth`.
+        sample: the competition's sample submission.
+        kind, options: the format, see `material.choose_layout`.
+        decision: a name in the printed table; None: the simplest within one standard error of the best.
+        exclusive: names of labels that exclude each other, a group each; None: those that the training labels show.
+        out: the file to write; None: `submissions/<source>-<test>` with the format's suffix.
+        ledger: the CSV that the submission is added to.
 
     Raises:
-        Refusal: whatever is wrong with predictions, truth, sample or choices; nothing is written then.
+        Refusal: whatever is wrong with predictions, ground truth, sample or choices; nothing is written then.
     """
-    noted = read_ledger(request.ledger)["file"].tolist()  # a damaged one is said before the work, not after
-    material = open_material(request)
+    recorded = read_ledger(ledger)["file"].tolist()  # before the work: a damaged one is refused at once
+    material = open_material(source, oof, test, data, overrides, sample, kind, options or {})
+    truth, metric = material.truth, material.truth.metric
     name = f"{material.source.name}-{material.test.folder.name}{material.layout.suffix}"
-    out = request.out or Path("submissions") / name
+    out = out or Path("submissions") / name
     check_new(out)
-    if out.as_posix() in noted:
-        raise Refusal(f"{request.ledger} has a submission {out} already, which is gone: take another name with --out")
-    make = _make_masks if material.truth.task.kind == "maps" else _make_rows
-    made = make(request, material, out, progress)
-    metric, outcome = material.truth.metric, made.outcomes[made.place]
+    if out.as_posix() in recorded:
+        raise Refusal(f"{ledger} has a submission {out} already, which is gone: take another name with --out")
+    notes = material.notes
+    if truth.task.kind == "maps":
+        chosen = _write_masks(material, out, sample, decision, progress)
+        shared = "share of pixels: one model an image out of fold, several averaged in the test"
+    else:
+        chosen = _write_rows(material, out, sample, decision, exclusive, progress)
+        what = "mean value" if takes_values(metric) else "share of positives"
+        shared = f"{what} of each class: one model a row out of fold, several averaged in the test"
+        notes += [f"{note}." for note in bayes_notes(chosen.outcomes, metric.greater_is_better)]
+    outcome = chosen.outcome
     record(
-        request.ledger,
-        {
-            "file": out.as_posix(),
-            "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S"),
-            "source": request.source.as_posix(),
-            "run": material.oof.header.run,
-            "oof": material.oof.folder.name,
-            "test": material.test.folder.name,
-            "format": material.layout.name,
-            "decision": made.decision,
-            "metric": type(metric).__name__,
-            "greater_is_better": metric.greater_is_better,
-            "folds": material.truth.folds_hash,
-            "oof_score": repr(outcome.overall) if np.isfinite(outcome.overall) else "",
-            "fold_scores": " ".join(map(repr, outcome.scores)),
-        },
+        ledger,
+        file=out.as_posix(),
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S"),
+        source=source.as_posix(),
+        run=material.oof.header.run,
+        oof=material.oof.folder.name,
+        test=material.test.folder.name,
+        format=material.layout.name,
+        decision=chosen.decision,
+        metric=type(metric).__name__,
+        greater_is_better=metric.greater_is_better,
+        folds=truth.folds_hash,
+        oof_score=repr(outcome.overall) if np.isfinite(outcome.overall) else "",
+        fold_scores=" ".join(map(repr, outcome.scores)),
     )
-    made = replace(made, notes=[*material.notes, *made.notes])
-    return Submission(out, request.ledger, type(metric).__name__, list(material.truth.table.classes), made)
+    return Submission(out, ledger, type(metric).__name__, list(truth.table.classes), chosen, shared, notes)
 
 
-def _make_rows(request: Request, material: Material, out: Path, progress: Progress) -> Made:
-    """A submission of rows."""
-    truth, metric, classes = material.truth, material.truth.metric, list(material.truth.table.classes)
+def _write_rows(
+    material: Material,
+    out: Path,
+    sample_path: Path | None,
+    wanted: str | None,
+    exclusive: Sequence[Sequence[str]] | None,
+    progress: Progress,
+) -> Chosen:
+    truth, ranks = material.truth, material.oof.header.ranks
     rows, predicted = align(material.oof, truth)
     scored = by_unit(truth.table, rows, predicted, truth.folds[rows])
-    exclusive = exclusive_columns(request.exclusive, classes)
-    chosen = choose_decision(metric, scored, material.ranks, exclusive, request.decision, progress)
-    outcomes, place, decision = chosen
-
-    ids, models = _models(material, classes)
+    chosen = choose_decision(truth.metric, scored, ranks, exclusive, wanted, progress)
+    decision: Decision = chosen.decision
+    ids, models = _models(material)
     answers = decision.rule.decide(decision.average(models))
     alone = [decision.rule.decide(decision.calibrate(*model)).mean(axis=0) for model in models.items()]
-    shares = {
-        "truth": scored.target.mean(axis=0),
-        "out of fold": chosen.outcome.answers.mean(axis=0),
-        "test, one model": np.mean(alone, axis=0),
-        f"test, mean of {len(models)}": answers.mean(axis=0),
-    }
-    write_table(out, material.layout.table(ids, answers), material.sample, request.sample)
-    what = "mean value" if takes_values(metric) else "share of positives"
-    return Made(
-        outcomes,
-        place,
-        str(decision),
-        f"{what} of each class: one model a row out of fold, several averaged in the test",
-        shares,
-        [f"{note}." for note in bayes_notes(outcomes, metric.greater_is_better)],
-    )
+    write_table(out, material.layout.table(ids, answers), material.sample, sample_path)
+    of_test = {"test, one model": np.mean(alone, axis=0), f"test, mean of {len(models)}": answers.mean(axis=0)}
+    return chosen._replace(shares=chosen.shares | of_test)
 
 
-def _models(material: Material, classes: Sequence[str]) -> tuple[list[str], dict[int, np.ndarray]]:
+def _models(material: Material) -> tuple[list[str], dict[int, np.ndarray]]:
     """The ids of what is answered, and its (U, C) predictions by each fold's model.
 
     Snapshots and views are averaged, and the images of a unit.
@@ -128,7 +136,7 @@ def _models(material: Material, classes: Sequence[str]) -> tuple[list[str], dict
     models: dict[int, np.ndarray] = {}
     ids: list[str] = []
     for fold, frame in material.test.frame.groupby("fold"):
-        average = average_members(frame, classes).set_index("id")
+        average = average_members(frame, material.truth.table.classes).set_index("id")
         if material.units is not None:
             average = average.groupby(material.units, sort=False).mean()
         ids = ids or average.index.tolist()
@@ -136,39 +144,31 @@ def _models(material: Material, classes: Sequence[str]) -> tuple[list[str], dict
     return ids, models
 
 
-def _make_masks(request: Request, material: Material, out: Path, progress: Progress) -> Made:
-    """A submission of masks, one image at a time."""
-    truth, metric, classes = material.truth, material.truth.metric, list(material.truth.table.classes)
+def _write_masks(
+    material: Material, out: Path, sample_path: Path | None, wanted: str | None, progress: Progress
+) -> Chosen:
+    """Write masks, one image at a time."""
+    truth, layout = material.truth, material.layout
     row_of = {id: row for row, id in enumerate(truth.table.ids)}
 
-    def pictures() -> Iterator[tuple[str, np.ndarray, np.ndarray, int]]:
+    def images() -> Iterator[tuple[str, np.ndarray, np.ndarray, int]]:
         done = stepping(progress, "cleaning masks out of fold", material.oof.frame["id"].nunique())
         for id, probability in iter_average_maps(material.oof):
             yield id, read_mask(truth.table.mask_path(row_of[id])), probability, truth.folds[row_of[id]]
             done()
 
-    (outcomes, place, cleaning), counts = choose_cleaning(metric, pictures(), request.decision)
-    pixels = np.zeros((2, len(classes)), np.int64)  # of the test, before and after cleaning
+    chosen = choose_cleaning(truth.metric, images(), wanted)
+    pixels = np.zeros((2, len(truth.table.classes)), np.int64)  # of the test, before and after cleaning
 
     def answers() -> Iterator[tuple[str, bytes]]:
         done = stepping(progress, "masks of the test", material.test.frame["id"].nunique())
         for id, probability in iter_average_maps(material.test):
-            mask = cleaning(probability)
+            mask = chosen.decision(probability)
             for row, answer in enumerate((probability.argmax(axis=0), mask)):
-                pixels[row] += np.bincount(answer.ravel(), minlength=len(classes))
-            yield id, material.layout.encode(mask)
+                pixels[row] += np.bincount(answer.ravel(), minlength=pixels.shape[1])
+            yield id, layout.encode(mask)
             done()
 
-    write_masks(out, material.layout, answers(), material.sample, request.sample)
-    images = np.arange(len(counts))
-    before, after = (counts[images, outcome.answers].sum(axis=0) for outcome in (outcomes[0], outcomes[place]))
-    columns = {
-        "truth": after[:, 2],
-        "out of fold": before[:, 1],
-        "cleaned": after[:, 1],
-        "test": pixels[0],
-        "test, cleaned": pixels[1],
-    }
-    shares = {name: count / count.sum() for name, count in columns.items()}
-    shared = "share of pixels: one model an image out of fold, several averaged in the test"
-    return Made(outcomes, place, str(cleaning), shared, shares)
+    write_masks(out, layout, answers(), material.sample, sample_path)
+    shares = dict(zip(("test", "test, cleaned"), pixels / pixels.sum(axis=1, keepdims=True), strict=True))
+    return chosen._replace(shares=chosen.shares | shares)
