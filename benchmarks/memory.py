@@ -1,4 +1,4 @@
-"""A forward pass on the CPU as the C library comes, and with foldwise/inference/memory.py: CPU seconds, page faults.
+"""A forward pass on the CPU as the C library comes, and with foldwise/inference/device.py: CPU seconds, page faults.
 
     .venv/bin/python benchmarks/memory.py [PICTURES]
 
@@ -19,7 +19,8 @@ def measure(keep: bool) -> None:
     """Print the figures of one setting."""
     import timm
     import torch
-    from foldwise.inference.memory import keep_freed_memory
+
+    from foldwise.inference.device import keep_freed_memory
 
     torch.set_num_threads(1)
     if keep:

@@ -11,7 +11,7 @@ import pytest
 # times are until they have found their places.
 CODE = """
 import resource
-from foldwise.inference.memory import keep_freed_memory
+from foldwise.inference.device import keep_freed_memory
 if {keep}:
     keep_freed_memory()
 for times in (20, 20):

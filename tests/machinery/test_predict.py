@@ -91,7 +91,7 @@ def test_members_are_kept_apart_and_equal_the_predictor(tmp_path, data):
     for fold in (0, 1):
         rows = back.frame[back.frame["fold"] == fold]
         assert rows["id"].tolist() == [f"{index:03d}" for index in range(5)]
-        predictor = Predictor([load_model(run / f"fold{fold}" / "model")], TTA(["identity", "hflip"]), workers=0)
+        predictor = Predictor([load_model(run / f"fold{fold}" / "model")], TTA.choose(["identity", "hflip"]), workers=0)
         expected = [found[""][0, 0] for _, found in predictor.predict(table)]
         np.testing.assert_allclose(rows[list(CLASSES)], expected, atol=1e-5)
 

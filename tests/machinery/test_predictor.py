@@ -143,7 +143,7 @@ def test_d4_of_an_equivariant_network_changes_nothing(paths):
     described = spec("segmentation")
     models = [of(Pixelwise(), described)]
     for mean in ("arithmetic", "geometric"):
-        for plain, d4 in zip(run(models, paths), run(models, paths, TTA(list(SYMMETRIES), mean)), strict=True):
+        for plain, d4 in zip(run(models, paths), run(models, paths, TTA.choose(list(SYMMETRIES), mean)), strict=True):
             np.testing.assert_allclose(d4, plain, atol=1e-5)
 
 
@@ -155,7 +155,7 @@ def test_a_bright_corner_is_found_where_it_is(tmp_path):
     net = nn.Conv2d(3, 3, 1, bias=False)
     with torch.no_grad():
         net.weight.copy_(torch.eye(3).view(3, 3, 1, 1))
-    result = run([of(net, described)], [tmp_path / "x.png"], TTA(list(SYMMETRIES)))[0][0, 0]
+    result = run([of(net, described)], [tmp_path / "x.png"], TTA.choose(list(SYMMETRIES)))[0][0, 0]
     assert result[32:, 14:].min() > 0.9 and result[:28, :10].max() < 0.5
 
 
@@ -228,7 +228,7 @@ def test_models_of_different_tasks_are_refused_and_no_images_are_no_results():
 def test_views_are_kept_apart_and_their_mean_is_the_prediction(paths, segmentation):
     models = [model(0, segmentation), model(1, segmentation)]
     crops = [] if segmentation else ["centre"]
-    tta = TTA(["identity", "hflip"], scales=[1.0, 2.0], crops=crops)
+    tta = TTA.choose(["identity", "hflip"], scales=[1.0, 2.0], crops=crops)
     predictor = Predictor(models, tta, workers=0, keep_views=True)
     names = ["identity", "hflip", "identity@2", "hflip@2"]
     assert predictor.views == names + ([] if segmentation else ["identity@centre", "hflip@centre"])
@@ -238,7 +238,7 @@ def test_views_are_kept_apart_and_their_mean_is_the_prediction(paths, segmentati
 
 
 def test_maps_of_crops_cannot_be_kept_but_averaged(paths):
-    tta = TTA(scales=[], crops=["top-left", "top-right", "bottom-left", "bottom-right"])
+    tta = TTA.choose(scales=[], crops=["top-left", "top-right", "bottom-left", "bottom-right"])
     models = [model(segmentation=True)]
     with pytest.raises(Refusal, match="a crop sees a part"):
         Predictor(models, tta, keep_views=True)
@@ -248,7 +248,7 @@ def test_maps_of_crops_cannot_be_kept_but_averaged(paths):
 
 def test_random_draws_are_the_same_every_time_and_differ_from_each_other(paths):
     brightness = {"_target_": "albumentations.RandomBrightnessContrast", "p": 1.0}
-    tta = TTA(draws=3, transforms=[brightness])
+    tta = TTA.choose(draws=3, transforms=[brightness])
     first, second = (predict(Predictor([model()], tta, workers=workers, keep_views=True), paths) for workers in (0, 2))
     np.testing.assert_array_equal(np.stack(first), np.stack(second))
     assert np.stack(first).shape == (7, 1, 3, 3)
@@ -256,7 +256,7 @@ def test_random_draws_are_the_same_every_time_and_differ_from_each_other(paths):
     with pytest.raises(Refusal, match="cannot be turned back"):
         Predictor([model(segmentation=True)], tta)
     with pytest.raises(Refusal, match=r"os.system is not a transform"):
-        run([model()], paths, TTA(draws=1, transforms=[{"_target_": "os.system"}]))
+        run([model()], paths, TTA.choose(draws=1, transforms=[{"_target_": "os.system"}]))
 
 
 def test_networks_of_one_size_take_no_scales():
@@ -267,7 +267,7 @@ def test_networks_of_one_size_take_no_scales():
     del own.network["name"]
     for described, name in ((fixed, "vit"), (own, "the network")):
         with pytest.raises(Refusal, match=f"{name} takes images of one size only"):
-            Predictor([of(Pixelwise(), described)], TTA(scales=[0.5]))
+            Predictor([of(Pixelwise(), described)], TTA.choose(scales=[0.5]))
 
 
 class Tagged(Samples):
@@ -311,7 +311,9 @@ def test_all_fields_reach_the_network_and_all_outputs_come_back(paths, views):
     described = replace(spec("segmentation", mean=(0.0,) * 3, std=(1.0,) * 3), outputs=outputs, state={"add": 0.0})
     images = [path for path in paths if read_image(path).shape[:2] == (16, 24)] * 3  # none is resampled
     table = table_of(images, age=["3", "0", "1", "2", "5", "4"])
-    predictor = Predictor([of(Everything(), described, Tagged())], TTA(views), workers=1, batch_size=2 * len(views))
+    predictor = Predictor(
+        [of(Everything(), described, Tagged())], TTA.choose(views), workers=1, batch_size=2 * len(views)
+    )
     found = [values for _, values in predictor.predict(table)]
     for path, age, values in zip(images, table.frame["age"].astype(float), found, strict=True):
         assert values.keys() == {"", "old"}
@@ -370,9 +372,9 @@ class MeanOfStack(Network):
     "tta",
     [
         TTA(),
-        TTA(list(SYMMETRIES)),
-        TTA(scales=[1.0, 2.0]),
-        TTA(draws=3, transforms=[{"_target_": "albumentations.HorizontalFlip", "p": 0.5}]),
+        TTA.choose(list(SYMMETRIES)),
+        TTA.choose(scales=[1.0, 2.0]),
+        TTA.choose(draws=3, transforms=[{"_target_": "albumentations.HorizontalFlip", "p": 0.5}]),
     ],
     ids=["one", "d4", "scales", "draws"],
 )

@@ -11,7 +11,9 @@ from foldwise.tasks.outputs import Output
 def in_tiles(image, network, tile, columns, batch_size):
     """The map of one picture (C, H, W) from a function of tiles."""
     batch = {"image": torch.from_numpy(image)[None]}
-    return predict_tiled(batch, ["image"], lambda tiles: network(tiles["image"]), tile, columns, batch_size)
+    return predict_tiled(
+        batch, ["image"], lambda tiles: {"": network(tiles["image"])}, tile, {"": columns}, batch_size
+    )[""]
 
 
 def pixelwise(x):
@@ -74,11 +76,13 @@ def test_tiles_have_all_fields(size, batch_size):
         assert torch.equal(tiles["stack"], torch.stack([x, 1 - x], dim=1))
         assert torch.equal(tiles["seen"], (100 * x[:, 0]).long())
         assert tiles["age"].tolist() == [0.25] * len(x) and tiles["words"].tolist() == [[1, 2, 3]] * len(x)
-        return torch.cat([x * tiles["age"].view(-1, 1, 1, 1), 1 - x], 1)
+        return {"first": x * tiles["age"].view(-1, 1, 1, 1), "more": 1, "second": torch.cat([1 - x, x], 1)}
 
-    result = predict_tiled(batch, ["image", "stack", "seen"], network, (32, 32), 2, batch_size)
-    expected = np.rint(torch.cat([image * 0.25, 1 - image], 1)[0].numpy() * 255)
-    np.testing.assert_allclose(result, expected, atol=1)
+    columns = {"first": 1, "second": 2}
+    result = predict_tiled(batch, ["image", "stack", "seen"], network, (32, 32), columns, batch_size)
+    assert list(result) == ["first", "second"]
+    for name, expected in (("first", image * 0.25), ("second", torch.cat([1 - image, image], 1))):
+        np.testing.assert_allclose(result[name], np.rint(expected[0].numpy() * 255), atol=1)
 
 
 def test_the_middle_of_a_tile_counts_more_than_its_border():

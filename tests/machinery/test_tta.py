@@ -1,15 +1,24 @@
 """Views and their inverses on odd, non-square maps, and the two means."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 import yaml
+from tiny import make_spec
+from torch import nn
 
+from foldwise.data.fields import Field
 from foldwise.errors import Refusal
+from foldwise.inference.predictor import Predictor
 from foldwise.inference.tta import TTA, load_tta
 from foldwise.inference.views import CROPS, SYMMETRIES, View
+from foldwise.inference.weights import Model
 from foldwise.settings import find_choice, list_choices
-from foldwise.tasks import Multiclass, Multilabel, Segmentation
+from foldwise.tasks import TASKS, Multiclass, Multilabel, Segmentation
+from foldwise.tasks.outputs import Output
 
 D4 = list(SYMMETRIES)
 
@@ -24,17 +33,44 @@ def smooth(height, width):
     return torch.stack([x, y, x * y])[None].repeat(2, 1, 1, 1)
 
 
-def mean_of(tta, network, x):
-    """The mean over the views of what a function of a picture gives."""
-    found = tta.predict(lambda batch: {"": network(batch["image"])}, {"image": x}, ["image"], {"": Maps()})
-    return Maps().average(torch.stack(found[""]), tta.mean)
+class Raw(Segmentation):
+    """Values as the network gives them, turned back where they are maps."""
 
+    name = "raw"
 
-class Maps(Segmentation):
-    """Maps that are turned back where they are maps."""
+    def activate(self, raw):
+        return raw
 
     def undo(self, value, view, size):
         return view.inverse(value, size) if value.ndim == 4 else value
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    monkeypatch.setitem(TASKS, "raw", Raw())
+
+
+class Net(nn.Module):
+    def __init__(self, values):
+        super().__init__()
+        self.values = values
+
+    def forward(self, batch):
+        return self.values(batch)
+
+
+def predictor(values, tta, outputs=("",), fields=None, keep_views=False):
+    """A predictor whose network is a function of a batch."""
+    described = tuple(Output(name, name, "", ("a",), "raw") for name in outputs)
+    samples = SimpleNamespace(fields=fields or {"image": Field("image")})
+    model = Model(Net(values), samples, replace(make_spec("multiclass", ("a",)), outputs=described))
+    return Predictor([model], tta, keep_views=keep_views)
+
+
+def mean_of(tta, network, x):
+    """The mean over the views of what a function of a picture gives."""
+    found = predictor(lambda batch: {"": network(batch["image"])}, tta).predict_views(0, {"image": x})
+    return found[""][:, 0]
 
 
 def corners(x):
@@ -109,7 +145,7 @@ def pixelwise(x):
 @pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
 def test_an_equivariant_network_gives_the_same_map(size, mean):
     x = picture(*size)
-    torch.testing.assert_close(mean_of(TTA(D4, mean), pixelwise, x), pixelwise(x), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(mean_of(TTA.choose(D4, mean), pixelwise, x), pixelwise(x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", [name for name in D4 if name != "identity"])
@@ -126,11 +162,11 @@ def test_views_of_one_shape_are_one_batch_and_the_images_stay_in_order():
         return x.mean((2, 3)).softmax(1)
 
     x = torch.rand(3, 2, 4, 6)
-    result = mean_of(TTA(D4), network, x)
+    result = mean_of(TTA.choose(D4), network, x)
     assert shapes == [(12, 2, 4, 6), (12, 2, 6, 4)]
     torch.testing.assert_close(result, x.mean((2, 3)).softmax(1))
     shapes.clear()
-    mean_of(TTA(D4), network, torch.rand(3, 2, 4, 4))
+    mean_of(TTA.choose(D4), network, torch.rand(3, 2, 4, 4))
     assert shapes == [(24, 2, 4, 4)]
 
 
@@ -141,7 +177,7 @@ def test_arithmetic_mean_weighs_views_alike_over_both_shapes():
     x = torch.rand(2, 1, 3, 4)
     views = ["identity", "rot90", "transpose", "rot180"]
     expected = torch.stack([x[:, 0, 0, 0], x[:, 0, 0, -1], x[:, 0, 0, 0], x[:, 0, -1, -1]]).mean(0)
-    torch.testing.assert_close(mean_of(TTA(views), first_pixel, x)[:, 0], expected)
+    torch.testing.assert_close(mean_of(TTA.choose(views), first_pixel, x)[:, 0], expected)
 
 
 def test_geometric_mean_of_exclusive_classes_is_the_softmax_of_the_mean_log():
@@ -190,12 +226,15 @@ def test_all_spatial_fields_are_turned_and_the_rest_stays_with_its_picture():
         assert views["stack_valid"].shape == (len(x), 2)
         return {"map": x / 105, "row": views["age"][:, None]}
 
-    tasks = {"map": Segmentation(), "row": Multilabel()}
-    found = TTA(D4).predict(values, fields, ["image", "stack", "depth", "seen"], tasks)
+    kinds = {name: Field("map" if name != "image" else "image") for name in ("image", "stack", "depth", "seen")}
+    whole = predictor(values, TTA.choose(D4), ("map", "row"), kinds, keep_views=True)
+    found = whole.predict_views(0, fields)
     assert shapes == [4 * batch, 4 * batch]
-    assert all(torch.equal(view, place / 105) for view in found["map"])
-    assert all(torch.equal(view, fields["age"][:, None]) for view in found["row"])
-    assert {name: len(views) for name, views in found.items()} == {"map": 8, "row": 8}
+    assert torch.equal(found["map"], (place / 105)[:, None].expand(-1, 8, -1, -1, -1))
+    assert torch.equal(found["row"], fields["age"][:, None, None].expand(-1, 8, -1))
+    shapes.clear()
+    some = whole.predict_views(0, fields, [View("hflip"), View("rot90"), View("rot180")])
+    assert shapes == [2 * batch, batch] and torch.equal(some["map"], found["map"][:, :3])
 
 
 def test_samples_without_pictures_have_one_view_many_times():
@@ -205,8 +244,9 @@ def test_samples_without_pictures_have_one_view_many_times():
         calls.append(batch)
         return {"": batch["age"]}
 
-    found = TTA(D4).predict(values, {"age": torch.rand(2, 1)}, [], {"": Multilabel()})
-    assert len(calls) == 1 and len(found[""]) == 8
+    whole = predictor(values, TTA.choose(D4), fields={"age": Field("values")}, keep_views=True)
+    found = whole.predict_views(0, {"age": torch.rand(2, 1)})
+    assert len(calls) == 1 and found[""].shape == (2, 8, 1)
 
 
 @pytest.mark.parametrize("view", [View("hflip", 2.0), View("rot90", crop="centre")])
@@ -220,19 +260,19 @@ def test_resampled_masks_keep_their_numbers(view):
 def test_bad_choices_are_refused_with_the_good_ones():
     for views in (["hflip", "hflip"], "hflip"):
         with pytest.raises(Refusal, match="list of different names"):
-            TTA(views)
+            TTA.choose(views)
     with pytest.raises(Refusal, match="tta.views has rot45; there are identity, "):
-        TTA(["identity", "rot45"])
+        TTA.choose(["identity", "rot45"])
     with pytest.raises(Refusal, match=r"arithmetic, geometric.*; .*draws"):
-        TTA(mean="harmonic", draws=2)
+        TTA.choose(mean="harmonic", draws=2)
     for choices in ({"views": []}, {"scales": []}):
         with pytest.raises(Refusal, match="has no views"):
-            TTA(**choices)
+            TTA.choose(**choices)
     for scales in ([0.0], ["1"], 2.0):
         with pytest.raises(Refusal, match="numbers from 0.1 to 4"):
-            TTA(scales=scales)
+            TTA.choose(scales=scales)
     with pytest.raises(Refusal, match="crops has middle; there are top-left"):
-        TTA(crops=["middle"])
+        TTA.choose(crops=["middle"])
 
 
 def test_every_config_loads_without_hydra(tmp_path):

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from foldwise.bundle.recipe import Recipe
 from foldwise.data.batches import unpack
 from foldwise.data.table import Table
 from foldwise.inference.predictor import Predictor
-from foldwise.inference.reading import ReadBatch, load_batches
+from foldwise.inference.reading import InputSpec, ReadBatch, load_batches
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import load_model
 from foldwise.models.network import Batch
@@ -47,14 +47,18 @@ class Engine:
             self.predictors.append(predictor)
             for place, model in enumerate(run.models):
                 self.nets[number, model.fold, model.snapshot] = place
-        self.wanted = {how: model for predictor in self.predictors for how, model in predictor.wanted.items()}
+        self.inputs = {
+            inputs: model
+            for predictor in self.predictors
+            for inputs, model in zip(predictor.inputs, predictor.models, strict=True)
+        }
         self.most = min(predictor.batch_size for predictor in self.predictors)
         self.notes: list[str] = []
         self.reset_clock()
 
     def batches(self, table: Table, items: Sequence[int], workers: int) -> DataLoader[Any]:
         """`ReadBatch`es of items of a table, by their numbers."""
-        read = CarefulItems(table, self.wanted, TTA(), items, self.recipe.tiles)
+        read = CarefulItems(table, self.inputs, TTA(), items, self.recipe.tiles)
         return load_batches(read, self.most, workers, self.device)
 
     def reset_clock(self) -> None:
@@ -107,12 +111,16 @@ class Engine:
 
     @torch.inference_mode()
     def _values(self, batch: ReadBatch, part: slice) -> Iterator[np.ndarray]:
-        inputs = [{name: value[part] for name, value in unpack(packed).items()} for packed in batch.inputs]
+        batches = {
+            inputs: {name: value[part] for name, value in unpack(packed).items()}
+            for inputs, packed in batch.batches.items()
+        }
         if not self.recipe.tiles:  # which go to the device one by one
-            inputs = [
-                {name: value.to(self.device, non_blocking=True) for name, value in each.items()} for each in inputs
-            ]
-        members = [self._member(run, fold, inputs) for run, fold in self.active.members]
+            batches = {
+                inputs: {name: value.to(self.device, non_blocking=True) for name, value in each.items()}
+                for inputs, each in batches.items()
+            }
+        members = [self._member(run, fold, batches) for run, fold in self.active.members]
         self._images += len(batch.numbers[part])
         if find_task(self.recipe.task).kind != "maps":
             yield from torch.stack(members, 1).cpu().numpy()
@@ -123,19 +131,19 @@ class Engine:
                 maps = [interpolate(each, size, mode="bilinear", align_corners=False).clamp(0, 1) for each in maps]
             yield torch.cat(maps).cpu().numpy()
 
-    def _member(self, run: int, fold: int, inputs: list[Batch]) -> Tensor:
+    def _member(self, run: int, fold: int, batches: Mapping[InputSpec, Batch]) -> Tensor:
         """(B, C), or maps (B, C, H, W), of a run's model of a fold: the mean over its snapshots."""
         predictor, chosen = self.predictors[run], self.recipe.runs[run]
-        tta = TTA.from_names([chosen.views[place] for place in self.active.views[run]], chosen.mean)
+        views = [predictor.tta.views[place] for place in self.active.views[run]]
         total = torch.zeros(())
         for snapshot in self.active.snapshots[run]:
             begun = time.monotonic()
             place = self.nets[run, fold, snapshot]
-            batch = inputs[list(self.wanted).index(list(predictor.wanted)[predictor.inputs[place]])]
+            batch = batches[predictor.inputs[place]]
             if self.recipe.tiles:
                 said = torch.from_numpy(predictor.predict_tiles(place, batch)[chosen.output]).float()[None] / 255
             else:
-                said = predictor.predict_views(place, batch, tta)[chosen.output][:, 0]
+                said = predictor.predict_views(place, batch, views)[chosen.output][:, 0]
             total = total.to(said.device) + said
             if self.device.type == "cuda":
                 torch.cuda.synchronize()

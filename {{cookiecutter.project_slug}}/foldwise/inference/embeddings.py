@@ -9,7 +9,7 @@ import torch
 
 from foldwise.errors import Refusal
 from foldwise.files import sha256_file
-from foldwise.inference.memory import keep_freed_memory
+from foldwise.inference.device import keep_freed_memory
 from foldwise.models.networks import build_network
 
 SIZE = 128  # at 224 it takes three times as long, and fewer re-encoded copies were found

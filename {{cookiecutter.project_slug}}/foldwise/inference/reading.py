@@ -1,6 +1,6 @@
-"""Reading items for prediction: each is read once, by a worker, and fitted to every network that wants it."""
+"""Reading items for prediction: each is read once, by a worker, and fitted to every network that needs it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from foldwise.data.augmentation import Augmentation, build_transforms
 from foldwise.data.batches import Packed, collate, pack_sample, start_worker
+from foldwise.data.fields import Field
 from foldwise.data.images import ImageError, remembered_images
 from foldwise.data.reading import Reader, fit_sample
 from foldwise.data.samples import Rows, Sample
@@ -22,8 +23,8 @@ from foldwise.inference.weights import Model
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """How a model wants its samples; models that agree share them."""
+class InputSpec:
+    """How a model needs its samples; models that agree in it share them."""
 
     reading: str
     image_size: tuple[int, ...]
@@ -31,13 +32,13 @@ class Wanted:
     channels: tuple[tuple[str, int], ...]
 
     @classmethod
-    def of(cls, model: Model) -> "Wanted":
+    def of(cls, model: Model) -> "InputSpec":
         spec = model.spec
         return cls(spec.reading, spec.image_size, spec.fit, tuple(spec.network["channels"].items()))
 
 
 class Read(NamedTuple):
-    """An item's packed samples as each network wants it, and its stored (height, width); or its problem.
+    """An item's packed samples, one for each `InputSpec`, and its stored (height, width); or its problem.
 
     A problem is a text, because a DataLoader wraps an error of its workers in their traceback.
     """
@@ -49,11 +50,10 @@ class Read(NamedTuple):
 
 
 class ReadBatch(NamedTuple):
-    """The `numbers` of the items that could be read, their batch as each network wants it, and their stored sizes;
-    beside them those that could not."""
+    """A batch for each `InputSpec`, the `numbers` of its items and their stored sizes; and what could not be read."""
 
     numbers: list[int]
-    inputs: list[Packed]
+    batches: dict[InputSpec, Packed]
     sizes: list[tuple[int, int]]
     bad: list[Read]
 
@@ -63,35 +63,32 @@ class Items(Dataset[Read]):
 
     Args:
         table: of the rows that the readers' items are made of.
-        models: by how they want the samples, an example each.
-        wanted: items, by their numbers; None: all.
+        models: an example of each `InputSpec`.
+        wanted: numbers of items; None: all.
         tiles: leave images at their stored size.
     """
 
     def __init__(
         self,
         table: Table,
-        models: dict[Wanted, Model],
+        models: Mapping[InputSpec, Model],
         tta: TTA,
         wanted: Sequence[int] | None = None,
         tiles: bool = False,
     ) -> None:
-        self.wanted, self.draws, self.tiles = list(models), tta.draws, tiles
+        self.inputs, self.draws, self.tiles = list(models), tta.draws, tiles
         self.readers: dict[str, Reader] = {}
-        for how, model in models.items():
-            if how.reading not in self.readers:
-                rows = Rows(table, model.samples)
-                self.readers[how.reading] = Reader(
-                    model.samples, rows, model.samples.items(rows), model.spec.state, model.spec.scales
-                )
+        for inputs, model in models.items():
+            if inputs.reading not in self.readers:
+                samples, rows = model.samples, Rows(table, model.samples)
+                reader = Reader(samples, rows, samples.items(rows), model.spec.state, model.spec.scales)
+                self.readers[inputs.reading] = reader
         self.first = next(iter(self.readers.values()))
         if any(reader.items != self.first.items for reader in self.readers.values()):
             raise Refusal(f"the runs make other items of the rows of {table.path}: predict them in two commands")
         self.numbers = list(range(len(self.first.items))) if wanted is None else list(wanted)
-        self.augmentations = {}
-        if tta.draws:
-            transforms = build_transforms(tta.transforms)
-            self.augmentations = {key: Augmentation(transforms, reader.fields) for key, reader in self.readers.items()}
+        transforms = build_transforms(tta.transforms) if tta.draws else []
+        self.augmentations = {key: Augmentation(transforms, reader.fields) for key, reader in self.readers.items()}
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -99,64 +96,71 @@ class Items(Dataset[Read]):
     def __getitem__(self, place: int) -> Read:
         number = self.numbers[place]
         size = (0, 0)
-        samples: list[Packed] = []
+        packed: list[Packed] = []
         read: dict[str, list[Sample]] = {}
         with remembered_images():  # readers that differ in a state alone decode once
-            for how in self.wanted:
-                reader = self.readers[how.reading]
-                if how.reading not in read:
+            for inputs in self.inputs:
+                reader = self.readers[inputs.reading]
+                if inputs.reading not in read:
                     try:
                         sample = reader.read(number)
                     except ImageError as error:
                         return Read(place, [], size, str(error))
-                    size = stored_size(sample, reader) or size
-                    read[how.reading] = self._draws(how.reading, sample, number)
-                problem = _channel_problem(read[how.reading][0], how, reader, number)
+                    size = _stored_size(sample, reader) or size
+                    read[inputs.reading] = self._draw(inputs.reading, sample, number)
+                samples = read[inputs.reading]
+                problem = _channel_problem(samples[0], inputs, reader, number)
                 if problem:
                     return Read(place, [], size, problem)
-                fields = reader.fields
-                image_size = None if self.tiles else how.image_size
-                fitted = [fit_sample(sample, fields, image_size, how.fit) for sample in read[how.reading]]
-                if self.draws:  # spatial fields have one picture a draw; the first axis of ragged ones is padded
-                    spatial = {
-                        name: np.stack([each[name] for each in fitted], axis=int(kind.ragged))
-                        for name, kind in fields.items()
-                        if kind.spatial
-                    }
-                    fitted = [fitted[0] | spatial]
-                samples.append(pack_sample(fitted[0], fields))
-        return Read(place, samples, size)
+                image_size = None if self.tiles else inputs.image_size
+                fitted = [fit_sample(sample, reader.fields, image_size, inputs.fit) for sample in samples]
+                packed.append(pack_sample(self._stack(fitted, reader.fields), reader.fields))
+        return Read(place, packed, size)
 
-    def _draws(self, key: str, sample: Sample, number: int) -> list[Sample]:
-        """The sample, or so many draws of it, which depend on the name of its file alone."""
+    def _draw(self, key: str, sample: Sample, number: int) -> list[Sample]:
+        """The sample, or its random draws, which depend on the name of its file alone."""
         if not self.draws:
             return [sample]
         name = self.readers[key].files(number)[0].name
         return [self.augmentations[key](sample, sample_seed(0, draw, name)) for draw in range(self.draws)]
 
+    def _stack(self, draws: list[Sample], fields: Mapping[str, Field]) -> Sample:
+        """One sample of several draws: spatial fields are (D, ...), ragged ones (N, D, ...), so that N is padded."""
+        if not self.draws:
+            return draws[0]
+        spatial = {
+            name: np.stack([each[name] for each in draws], axis=int(field.ragged))
+            for name, field in fields.items()
+            if field.spatial
+        }
+        return draws[0] | spatial
 
-def stored_size(sample: Sample, reader: Reader) -> tuple[int, int] | None:
+
+def _stored_size(sample: Sample, reader: Reader) -> tuple[int, int] | None:
     """(height, width) of a sample's first spatial field, None where it has none."""
     for name, field in reader.fields.items():
         if field.spatial:
-            picture = sample[name][0] if isinstance(sample[name], list) else sample[name]
-            return picture.shape[0], picture.shape[1]
+            height, width = _pictures(sample[name])[0].shape[:2]
+            return height, width
     return None
 
 
-def _channel_problem(sample: Sample, how: Wanted, reader: Reader, number: int) -> str:
-    for name, channels in how.channels:
-        pictures = sample[name] if isinstance(sample[name], list) else [sample[name]]
-        for picture in pictures:
+def _channel_problem(sample: Sample, inputs: InputSpec, reader: Reader, number: int) -> str:
+    for name, channels in inputs.channels:
+        for picture in _pictures(sample[name]):
             if picture.shape[2] != channels:
                 where = ", ".join(map(str, reader.files(number)[:1]))
                 return f"{where} has {picture.shape[2]} channels, and the model was trained on {channels}"
     return ""
 
 
+def _pictures(value: Any) -> list[np.ndarray]:
+    return value if isinstance(value, list) else [value]
+
+
 def load_batches(items: Items, batch_size: int, workers: int, device: torch.device) -> DataLoader[Any]:
     """A loader of `ReadBatch`es in order; with tiles, of one item each."""
-    fields = [items.readers[how.reading].fields for how in items.wanted]
+    fields = {inputs: items.readers[inputs.reading].fields for inputs in items.inputs}
     return DataLoader(
         items,
         batch_size=1 if items.tiles else batch_size,
@@ -168,8 +172,13 @@ def load_batches(items: Items, batch_size: int, workers: int, device: torch.devi
     )
 
 
-def _collate(reads: list[Read], fields: list[dict[str, Any]]) -> ReadBatch:
+def _collate(reads: list[Read], fields: Mapping[InputSpec, dict[str, Field]]) -> ReadBatch:
     good = [read for read in reads if not read.problem]
-    inputs = [collate([read.samples[place] for read in good], kinds) for place, kinds in enumerate(fields) if good]
-    bad = [read for read in reads if read.problem]
-    return ReadBatch([read.number for read in good], inputs, [read.size for read in good], bad)
+    batches = {
+        inputs: collate([read.samples[place] for read in good], own)
+        for place, (inputs, own) in enumerate(fields.items())
+        if good
+    }
+    return ReadBatch(
+        [read.number for read in good], batches, [read.size for read in good], [read for read in reads if read.problem]
+    )

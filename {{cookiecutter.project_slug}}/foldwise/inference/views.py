@@ -1,11 +1,12 @@
 """Views of an image for test-time augmentation, and the way back from a view's map to the image.
 
-A view is a symmetry of the square, of the whole image, of the image at another scale, or of a crop. Symmetries move
-pixels and never resample, so their maps are turned back exactly, on odd and non-square sizes too. Scales and crops
-resample, there and back: their maps are a little smoother than the truth.
+A view is one of the square's symmetries, of the whole image, of the image at another scale, or of a crop. Symmetries
+never resample: their maps are turned back exactly, on odd and non-square sizes too. Scales and crops resample there and
+back, so their maps are a little smoother than the image.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -16,42 +17,16 @@ from foldwise.errors import Refusal
 
 CROPPED = 0.875  # the share of height and width that a crop keeps
 MULTIPLE = 32  # scaled sizes are rounded to it, since most decoders need it
-
-
-@dataclass(frozen=True)
-class Symmetry:
-    """A symmetry of (..., H, W) tensors and its inverse."""
-
-    forward: Callable[[Tensor], Tensor]
-    inverse: Callable[[Tensor], Tensor]
-
-
-def _rotate(quarters: int) -> Callable[[Tensor], Tensor]:
-    return lambda x: x.rot90(quarters, (-2, -1))
-
-
-def _flip(*dims: int) -> Callable[[Tensor], Tensor]:
-    return lambda x: x.flip(dims)
-
-
-def _transpose(x: Tensor) -> Tensor:
-    return x.mT
-
-
-def _antitranspose(x: Tensor) -> Tensor:
-    return x.mT.flip((-2, -1))
-
-
-# Rotations are counterclockwise. Only those by 90 and 270 degrees are not their own inverse.
-SYMMETRIES = {
-    "identity": Symmetry(lambda x: x, lambda x: x),
-    "hflip": Symmetry(_flip(-1), _flip(-1)),
-    "vflip": Symmetry(_flip(-2), _flip(-2)),
-    "rot180": Symmetry(_flip(-2, -1), _flip(-2, -1)),
-    "rot90": Symmetry(_rotate(1), _rotate(-1)),
-    "rot270": Symmetry(_rotate(-1), _rotate(1)),
-    "transpose": Symmetry(_transpose, _transpose),
-    "antitranspose": Symmetry(_antitranspose, _antitranspose),
+# Of each symmetry: whether it transposes, and the axes that it flips then. Rotations are counterclockwise.
+SYMMETRIES: dict[str, tuple[bool, tuple[int, ...]]] = {
+    "identity": (False, ()),
+    "hflip": (False, (-1,)),
+    "vflip": (False, (-2,)),
+    "rot180": (False, (-2, -1)),
+    "rot90": (True, (-2,)),
+    "rot270": (True, (-1,)),
+    "transpose": (True, ()),
+    "antitranspose": (True, (-2, -1)),
 }
 # Where a crop lies: shares of the room above and to the left of it.
 CROPS = {
@@ -65,7 +40,7 @@ CROPS = {
 
 @dataclass(frozen=True)
 class View:
-    """A symmetry of the whole image (`crop` None) at a scale, or of a crop at the image's own size."""
+    """A symmetry of the whole image (`crop` None) at a scale, or of a crop resized to the image's own size."""
 
     symmetry: str
     scale: float = 1.0
@@ -79,13 +54,11 @@ class View:
             Refusal: there is no such view.
         """
         symmetry, _, where = name.partition("@")
-        try:
+        with suppress(ValueError):
             view = cls(symmetry, crop=where) if where in CROPS else cls(symmetry, float(where or 1))
-        except ValueError:
-            view = cls("")
-        if symmetry not in SYMMETRIES or view.name != name:
-            raise Refusal(f"there is no view {name}")
-        return view
+            if symmetry in SYMMETRIES and view.name == name:
+                return view
+        raise Refusal(f"there is no view {name}")
 
     @property
     def name(self) -> str:
@@ -94,21 +67,22 @@ class View:
         return f"{self.symmetry}@{where}" if where else self.symmetry
 
     def forward(self, x: Tensor) -> Tensor:
-        """The view of (..., H, W): integers where nothing is resampled; else images and maps are float, uint8 as a
-        share of 255, and masks (int64) take the nearest pixel."""
+        """The view of (..., H, W); resampled, uint8 becomes float in [0, 1] and int64 takes the nearest pixel."""
         height, width = x.shape[-2:]
         if self.crop is not None:
             top, left, h, w = self._box(height, width)
             x = _resample(x[..., top : top + h, left : left + w], (height, width))
         elif self.scale != 1:
-            scaled = [max(MULTIPLE, round(side * self.scale / MULTIPLE) * MULTIPLE) for side in (height, width)]
-            x = _resample(x, scaled)
-        return SYMMETRIES[self.symmetry].forward(x)
+            x = _resample(x, [max(MULTIPLE, round(n * self.scale / MULTIPLE) * MULTIPLE) for n in (height, width)])
+        transposes, flips = SYMMETRIES[self.symmetry]
+        return (x.mT if transposes else x).flip(flips)
 
     def inverse(self, maps: Tensor, size: Sequence[int]) -> Tensor:
         """The maps (B, C, h, w) of a view on the image's (height, width); NaN where a crop saw nothing."""
         height, width = size
-        maps = SYMMETRIES[self.symmetry].inverse(maps)
+        transposes, flips = SYMMETRIES[self.symmetry]
+        maps = maps.flip(flips)
+        maps = maps.mT if transposes else maps
         if self.crop is None:
             return maps if maps.shape[-2:] == (height, width) else _resample(maps, (height, width))
         top, left, h, w = self._box(height, width)
@@ -118,10 +92,33 @@ class View:
 
     def _box(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Top, left, height and width of the crop."""
-        assert self.crop is not None
-        down, right = CROPS[self.crop]
+        down, right = CROPS[str(self.crop)]
         h, w = max(1, round(height * CROPPED)), max(1, round(width * CROPPED))
         return round((height - h) * down), round((width - w) * right), h, w
+
+
+def view_batches(
+    views: Sequence[View], batch: Mapping[str, Tensor], spatial: Collection[str]
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """One batch for all views of a shape, with the numbers of these views: all samples in the first, then the next.
+
+    Args:
+        spatial: names of the fields that views turn; the others are repeated for each view.
+    """
+    turned = [{name: view.forward(batch[name]) for name in spatial} for view in views]
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for number, fields in enumerate(turned):
+        alike.setdefault(tuple((value.shape, value.dtype) for value in fields.values()), []).append(number)
+    for numbers in alike.values():
+        yield (
+            numbers,
+            {
+                name: torch.cat([turned[number][name] for number in numbers])
+                if name in spatial
+                else value.expand(len(numbers), *value.shape).flatten(0, 1)
+                for name, value in batch.items()
+            },
+        )
 
 
 def _resample(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -129,6 +126,6 @@ def _resample(x: Tensor, size: Sequence[int]) -> Tensor:
         planes = x.reshape(-1, 1, *x.shape[-2:]).float()
         return interpolate(planes, tuple(size), mode="nearest-exact").long().view(*x.shape[:-2], *size)
     values = x.float() / 255 if x.dtype == torch.uint8 else x
-    planes = values.reshape(-1, *values.shape[-3:])  # of stacks, each picture
+    planes = values.reshape(-1, *values.shape[-3:])  # each picture of a stack
     resampled = interpolate(planes, tuple(size), mode="bilinear", align_corners=False, antialias=True)
     return resampled.view(*x.shape[:-2], *size)

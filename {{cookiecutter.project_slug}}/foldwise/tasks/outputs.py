@@ -3,9 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from foldwise.errors import Refusal
 from foldwise.tasks import Task, find_task
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAIN_KEY, MAIN_TARGET = "logits", "target"
 FOLDER = "outputs"  # of a run, with a source for each further output
@@ -41,6 +45,21 @@ class Output:
     def other(cls, name: str, config: Mapping[str, Any], columns: Sequence[str]) -> "Output":
         """An output beside the main one, from its entry in the configuration's `outputs`."""
         return cls(name, config["key"], f"{MAIN_TARGET}_{name}", tuple(columns), config["task"])
+
+
+def activate(raw: "Mapping[str, Tensor]", outputs: Sequence[Output]) -> "dict[str, Tensor]":
+    """The values of outputs by their names, from what a network gives.
+
+    Raises:
+        Refusal: the network does not give one of them.
+    """
+    missing = [output.key for output in outputs if output.key not in raw]
+    if missing:
+        raise Refusal(
+            f"the network gives {', '.join(raw)} and not {', '.join(missing)}: `forward` returns a dict with the "
+            "key of each output"
+        )
+    return {output.name: output.meaning.activate(raw[output.key]) for output in outputs}
 
 
 def run_of(source: Path) -> tuple[Path, str]:

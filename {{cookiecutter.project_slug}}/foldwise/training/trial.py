@@ -13,12 +13,11 @@ from foldwise.data.batches import collate, unpack
 from foldwise.data.dataset import EpochTransform, ItemDataset
 from foldwise.data.images import image_hw
 from foldwise.errors import Refusal
-from foldwise.inference.predictor import activate
 from foldwise.models.module import TrainingModule
 from foldwise.models.network import Batch
 from foldwise.schedule.phases import build_phases
 from foldwise.tasks import TASKS, Task
-from foldwise.tasks.outputs import Output
+from foldwise.tasks.outputs import Output, activate
 
 ITEMS = 2
 

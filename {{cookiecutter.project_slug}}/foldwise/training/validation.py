@@ -17,7 +17,7 @@ from foldwise.inference.tiles import tiled_outputs
 from foldwise.models.module import TrainingModule
 from foldwise.models.network import Batch
 from foldwise.predictions.scoring import score_rows
-from foldwise.tasks.outputs import Output
+from foldwise.tasks.outputs import Output, activate
 from foldwise.training.distributed import gather, share_norms
 from foldwise.training.ema import EMA
 
@@ -85,7 +85,7 @@ class Validation(pl.Callback):
             # Items count alike here: batch losses such as Dice take no weights.
             losses = module.losses(outputs, batch | {"weight": torch.ones_like(batch["weight"])})
             total += losses["loss"] * len(batch["row"])
-            values = task.activate(outputs[self.output.key]).cpu().numpy()
+            values = activate(outputs, [self.output])[self.output.name].cpu().numpy()
             rows += batch["row"].tolist()
             if task.kind == "maps":
                 masks = batch[self.output.target].cpu().numpy()
