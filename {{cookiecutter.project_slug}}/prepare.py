@@ -84,7 +84,7 @@ def make_describer(weights: Path | None, network: str) -> "Describer":
         from foldwise.audit.descriptors import PixelDescriber
 
         return PixelDescriber()
-    from foldwise.inference.embeddings import NetworkDescriber
+    from foldwise.audit.embeddings import NetworkDescriber
 
     return NetworkDescriber(network, weights)
 

@@ -1,6 +1,6 @@
 """How pictures look, as numbers: a thumbnail to compare pixels with, and a vector to find candidates by.
 
-A describer makes the vectors: `PixelDescriber` below, from pixels alone, or `foldwise.inference.embeddings`, from
+A describer makes the vectors: `PixelDescriber` below, from pixels alone, or `foldwise.audit.embeddings`, from
 a network. What was described is kept in a file, so that only new pictures are read the next time.
 """
 

@@ -87,8 +87,10 @@ class Items(Dataset[Read]):
         if any(reader.items != self.first.items for reader in self.readers.values()):
             raise Refusal(f"the runs make other items of the rows of {table.path}: predict them in two commands")
         self.numbers = list(range(len(self.first.items))) if wanted is None else list(wanted)
-        transforms = build_transforms(tta.transforms) if tta.draws else []
-        self.augmentations = {key: Augmentation(transforms, reader.fields) for key, reader in self.readers.items()}
+        self.augmentations = {}
+        if tta.draws:
+            transforms = build_transforms(tta.transforms)
+            self.augmentations = {key: Augmentation(transforms, reader.fields) for key, reader in self.readers.items()}
 
     def __len__(self) -> int:
         return len(self.numbers)
