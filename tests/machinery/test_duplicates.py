@@ -22,11 +22,11 @@ from foldwise.audit.duplicates import (
     nearest,
     standardize,
 )
+from foldwise.audit.embeddings import NetworkDescriber
 from foldwise.audit.findings import audit_images
 from foldwise.data.images import ImageError, read_image
 from foldwise.data.prepare import check_test_table
 from foldwise.errors import Refusal
-from foldwise.audit.embeddings import NetworkDescriber
 
 
 def scene(seed: int, height: int = 150, width: int = 190) -> np.ndarray:
