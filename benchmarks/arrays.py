@@ -20,7 +20,8 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "{{cookiecutter.project_slug}}"))
 
-from foldwise.data.folds import folds_hash, make_folds
+from foldwise.data.folds import folds_hash
+from foldwise.data.splitting import make_folds
 from foldwise.predictions.decisions.expected_f import best_answers
 from foldwise.predictions.ensembles.ensembling import ensemble
 from foldwise.predictions.ensembles.examples import Examples

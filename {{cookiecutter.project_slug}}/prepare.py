@@ -50,7 +50,7 @@ def run(name: str, overrides: list[str], weights: Path | None, network: str) -> 
     """Prepare the data config `name` and print the result."""
     from omegaconf import OmegaConf
 
-    from foldwise.audit.findings import audit_images
+    from foldwise.audit.findings import audit_images, audit_table
     from foldwise.code.runs import current_code
     from foldwise.config import compose_config
     from foldwise.data.prepare import check_test_table, prepare
@@ -61,12 +61,12 @@ def run(name: str, overrides: list[str], weights: Path | None, network: str) -> 
     data = config["data"]
     describe = make_describer(weights, network)
     prepared = prepare(config, current_code(config).alias)
-    notes = list(prepared.notes)
+    notes = [*prepared.notes, *audit_table(prepared)]
     test, table = data["test_table"], None
     if test is None or not Path(test).exists():
         notes.append(f"there is no test table ({test})" if test else "there is no test table (data.test_table is null)")
     else:
-        table = check_test_table(data, config["task"], prepared)
+        table = check_test_table(data, prepared)
         print(f"{test}: {len(table)} rows, checked")
     notes += audit_images(data, prepared, table, describe)
     draw_samples(data, prepared)

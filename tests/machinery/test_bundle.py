@@ -91,7 +91,7 @@ def predict(run: Path, tta: str, out: Path, table: Path | None = None, **choices
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     root = write_data(tmp_path_factory.mktemp("data"))
-    write_folds(root / "folds.csv", [f"row{row}" for row in range(24)], [(row // 4) % 2 for row in range(24)])
+    write_folds(root / "folds.csv", {f"row{row}": (row // 4) % 2 for row in range(24)})
     return root
 
 

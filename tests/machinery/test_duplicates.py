@@ -265,7 +265,7 @@ def test_what_prepare_says(tmp_path):
     write(tmp_path, {f"t{seed}": scene(seed, 100, 100) // 3 for seed in range(100, 129)} | {"t7": scene(7)}, "test.csv")
     data = config(tmp_path, test_table=str(tmp_path / "test.csv"), columns={"fold": "fold"})
     prepared = prepare(data)
-    table = check_test_table(data, "multiclass", prepared, progress=False)
+    table = check_test_table(data, prepared, progress=False)
     notes = audit_images(data, prepared, table, PixelDescriber(), progress=False)
     pairs = pd.read_csv(tmp_path / "prepared/duplicates.csv")
     assert {(row.id_a, row.id_b, row.kind, row.where) for row in pairs.itertuples()} == {

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foldwise.data.folds import extend_folds, folds_hash, make_folds, read_folds, write_folds
+from foldwise.data.folds import folds_hash, read_folds, write_folds
+from foldwise.data.splitting import make_folds
 from foldwise.errors import Refusal
 
 
@@ -96,7 +97,7 @@ def test_new_rows_join_without_moving_old_ones():
     rng = np.random.default_rng(2)
     ids, target = names(1000), np.eye(3)[rng.choice(3, 1000, p=[0.7, 0.25, 0.05])]
     old = dict(zip(ids[:600], make_folds(ids[:600], 5, target[:600]).tolist(), strict=True))
-    folds = extend_folds(old, ids, 5, target)
+    folds = make_folds(ids, 5, target, known=old)
     assert dict(zip(ids[:600], folds[:600].tolist(), strict=True)) == old
     counts = per_fold(folds, target, 5)
     assert (counts.max(axis=0) - counts.min(axis=0)).max() <= 1
@@ -107,16 +108,16 @@ def test_new_rows_of_a_known_group_go_to_its_fold():
     folds = make_folds(names(100), 4, groups=groups)
     old = dict(zip(names(100), folds.tolist(), strict=True))
     longer = [*groups, *groups, *["new"] * 10]
-    extended = extend_folds(old, names(210), 4, groups=longer)
+    extended = make_folds(names(210), 4, groups=longer, known=old)
     assert (extended[100:200] == folds).all()
     assert len(set(extended[200:])) == 1
     with pytest.raises(Refusal, match="split groups: g"):
-        extend_folds({"row0": 0, "row20": 1}, names(100), 4, groups=groups)
+        make_folds(names(100), 4, groups=groups, known={"row0": 0, "row20": 1})
 
 
 def test_rows_that_always_train_stay_and_do_not_count():
     known = dict.fromkeys(names(50), -1)
-    folds = extend_folds(known, names(100), 5)
+    folds = make_folds(names(100), 5, known=known)
     assert (folds[:50] == -1).all()
     assert np.bincount(folds[50:]).tolist() == [10] * 5
 
@@ -150,7 +151,7 @@ def test_the_folds_of_today_are_those_of_tomorrow():
 
 def test_files_and_hash(tmp_path):
     folds = {"b": 1, "a,x": 0, "007": -1}
-    write_folds(tmp_path / "folds.csv", list(folds), list(folds.values()))
+    write_folds(tmp_path / "folds.csv", folds)
     assert (tmp_path / "folds.csv").read_text() == 'id,fold\n007,-1\n"a,x",0\nb,1\n'
     again = read_folds(tmp_path / "folds.csv")
     assert again == folds

@@ -98,9 +98,9 @@ def data(tmp_path_factory) -> Path:
         frame["age"] = ["" if row == 3 else str(20 + 2 * row) for row in range(len(frame))]
         frame["patient"] = [f"p{row // 2}" for row in range(len(frame))]
         frame.to_csv(root / f"{name}.csv", index=False)
-    write_folds(root / "folds.csv", [f"row{row}" for row in range(24)], [row // 4 % 2 for row in range(24)])
+    write_folds(root / "folds.csv", {f"row{row}": row // 4 % 2 for row in range(24)})
     groups = tmp_path_factory.mktemp("groups")
-    write_folds(groups / "folds.csv", [f"p{row}" for row in range(12)], [row // 2 % 2 for row in range(12)])
+    write_folds(groups / "folds.csv", {f"p{row}": row // 2 % 2 for row in range(12)})
     (root / "groups").symlink_to(groups)
     return root
 

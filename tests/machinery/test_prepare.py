@@ -11,8 +11,9 @@ import pytest
 import tifffile
 from PIL import Image
 
+from foldwise.audit.findings import audit_table
 from foldwise.config import compose_config
-from foldwise.data import statistics
+from foldwise.data import scan
 from foldwise.data.folds import read_folds
 from foldwise.data.prepare import Prepared, check_test_table
 from foldwise.data.prepare import prepare as prepare_data
@@ -94,7 +95,7 @@ def test_large_images_are_added_up_in_blocks(tmp_path, monkeypatch):
     images = noise(2, 2, np.uint16)
     make(tmp_path / "a", images, label=["a", "b"])
     whole = prepare(config(tmp_path / "a")).statistics
-    monkeypatch.setattr(statistics, "BLOCK", 7)
+    monkeypatch.setattr(scan, "BLOCK", 7)
     make(tmp_path / "b", images, label=["a", "b"])
     assert prepare(config(tmp_path / "b")).statistics == whole
 
@@ -106,7 +107,7 @@ def test_constant_channels_are_named_and_do_not_divide_by_zero(tmp_path):
     make(tmp_path, images, label=list("abab"))
     prepared = prepare(config(tmp_path))
     assert prepared.image["std"][3] == 1 / 255
-    assert any("channel 3 is constant" in note and "mode: rgb" in note for note in prepared.notes)
+    assert any("channel 3 is constant" in note and "mode: rgb" in note for note in audit_table(prepared))
 
 
 def test_a_second_call_reads_no_image_and_writes_nothing(tmp_path, monkeypatch):
@@ -174,8 +175,8 @@ def test_given_folds_are_taken_as_they_are(tmp_path):
     prepared = prepare(config(tmp_path, columns=columns), make_folds=False)
     assert list(prepared.folds.values()) == [1, 1, 0, -1, 0]
     assert prepared.statistics["class_counts"] == {"-1": [0, 1], "0": [2, 0], "1": [1, 1]}
-    assert any("class 'b' does not occur in fold 0" in note for note in prepared.notes)
-    assert any("2 groups are in more than one fold" in note for note in prepared.notes)
+    assert any("class 'b' does not occur in fold 0" in note for note in audit_table(prepared))
+    assert any("2 groups are in more than one fold" in note for note in audit_table(prepared))
     with pytest.raises(TableError, match=r"\[0, 1\], but data.folds is 3"):
         prepare(config(tmp_path, columns=columns, folds=3))
 
@@ -205,7 +206,7 @@ def test_float_images_need_a_scale_beyond_one(tmp_path):
     with pytest.raises(TableError, match=r"data\.scale must say"):
         prepare(config(tmp_path))
     prepared = prepare(config(tmp_path, scale=250.0))
-    assert any("values reach from" in note for note in prepared.notes)
+    assert any("values reach from" in note for note in audit_table(prepared))
     images = noise(4, 1, np.float32)
     images[1][3, 3] = np.nan
     make(tmp_path / "nan", images, label=list("abab"))
@@ -280,9 +281,9 @@ def test_the_test_images_must_be_like_the_training_images(tmp_path):
     tifffile.imwrite(tmp_path / "images/gray.tif", noise(1, 1)[0][..., 0])
     (tmp_path / "test.csv").write_text("id,image\nt,images/gray.tif\n")
     with pytest.raises(TableError, match="its images have channels 1, the training images 3"):
-        check_test_table(data, "multiclass", prepared, progress=False)
+        check_test_table(data, prepared, progress=False)
     (tmp_path / "test.csv").write_text("id,image\nt,images/1.tif\n")
-    assert len(check_test_table(data, "multiclass", prepared, progress=False)) == 1
+    assert len(check_test_table(data, prepared, progress=False)) == 1
 
 
 def test_statistics_are_plain_json(tmp_path):

@@ -1,12 +1,10 @@
-"""How pictures look, as numbers: a thumbnail to compare pixels with, and a vector to find candidates by.
+"""Descriptors of images: a thumbnail to compare pixels with, and a vector to find candidates by.
 
 A describer makes the vectors: `PixelDescriber` below, from pixels alone, or `foldwise.audit.embeddings`, from
-a network. What was described is kept in a file, so that only new pictures are read the next time.
+a network. What was described is kept in a file, so that only new images are read the next time.
 """
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +13,7 @@ import cv2
 import numpy as np
 
 from foldwise.data.images import resize, to_unit
+from foldwise.data.scan import map_in_threads
 from foldwise.errors import Refusal
 from foldwise.files import write_atomic
 
@@ -50,16 +49,11 @@ class PixelDescriber:
         direction = (np.arctan2(down, across) % np.pi / np.pi * 8).astype(int) % 8
         row, column = np.indices(grey.shape) // 8
         edges = np.bincount(((row * 4 + column) * 8 + direction).ravel(), np.hypot(across, down).ravel(), 128)
+        edges = np.sqrt(edges / max(edges.sum(), 1e-6))  # without the contrast; the root keeps one edge from ruling
         coarse = cv2.resize(grey, (4, 4), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
         colour = cv2.cvtColor(small, cv2.COLOR_RGB2LAB).reshape(-1, 3).astype(np.float32)
-        return np.concatenate(
-            [
-                np.sqrt(edges / max(edges.sum(), 1e-6)),  # without the contrast; the root keeps one edge from ruling
-                coarse - coarse.mean(),
-                colour.mean(axis=0),
-                colour.std(axis=0),
-            ]
-        ).astype(np.float32)
+        parts = [edges, coarse - coarse.mean(), colour.mean(axis=0), colour.std(axis=0)]
+        return np.concatenate(parts).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -84,7 +78,7 @@ def describe_images(
 
     Args:
         images: paths under `root`, possibly repeated.
-        read: the picture (H, W, C) that such a path stands for.
+        read: gives the picture (H, W, C) of such a path.
         scale: the stored value that means 1.0, see `to_unit`.
         record: the `.npz` to read and to bring up to date; another describer, reader or scale needs another one.
 
@@ -94,43 +88,21 @@ def describe_images(
     sizes = {name: (root / name).stat().st_size for name in dict.fromkeys(images)}
     known = _read_record(record)
     todo = [name for name, size in sizes.items() if name not in known or known[name][0] != size]
+
+    def picture_of(name: str) -> tuple[str, np.ndarray]:
+        return name, to_picture(read(name), scale, describe.size)
+
     try:
-        if todo:
-            _describe_files(todo, sizes, read, scale, describe, known, progress)
+        for batch in map_in_threads(picture_of, todo, "Comparing images", BATCH, progress):
+            vectors = describe(np.stack([picture for _, picture in batch]))
+            for (name, picture), vector in zip(batch, vectors, strict=True):
+                thumbnail = cv2.resize(picture, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
+                known[name] = (sizes[name], cv2.cvtColor(thumbnail, cv2.COLOR_RGB2GRAY), vector.astype(np.float32))
     finally:
         if todo and known:
             _write_record(record, known)
-    found = [known[name] for name in images]
-    return Descriptors(np.stack([row[1] for row in found]), np.stack([row[2] for row in found]), describe.learned)
-
-
-Row = tuple[int, np.ndarray, np.ndarray]  # bytes of the file, thumbnail, vector
-
-
-def _describe_files(
-    names: Sequence[str],
-    sizes: dict[str, int],
-    read: Callable[[str], np.ndarray],
-    scale: float | None,
-    describe: Describer,
-    known: dict[str, Row],
-    progress: bool,
-) -> None:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    def picture_of(name: str) -> np.ndarray:
-        return to_picture(read(name), scale, describe.size)
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not progress) as bar, ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        task = bar.add_task("Comparing images", total=len(names))
-        for start in range(0, len(names), BATCH):
-            batch = names[start : start + BATCH]
-            pictures = np.stack(list(pool.map(picture_of, batch)))
-            for name, picture, vector in zip(batch, pictures, describe(pictures), strict=True):
-                thumbnail = cv2.resize(picture, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
-                known[name] = (sizes[name], cv2.cvtColor(thumbnail, cv2.COLOR_RGB2GRAY), vector.astype(np.float32))
-            bar.advance(task, len(batch))
+    thumbnails, vectors = (np.stack([known[name][part] for name in images]) for part in (1, 2))
+    return Descriptors(thumbnails, vectors, describe.learned)
 
 
 def to_picture(image: np.ndarray, scale: float | None, size: int) -> np.ndarray:
@@ -146,6 +118,9 @@ def to_picture(image: np.ndarray, scale: float | None, size: int) -> np.ndarray:
     return (np.clip((image - low) / max(high - low, 1e-6), 0, 1) * 255).round().astype(np.uint8)
 
 
+Row = tuple[int, np.ndarray, np.ndarray]  # bytes of the file, thumbnail, vector
+
+
 def _read_record(record: Path) -> dict[str, Row]:
     if not record.exists():
         return {}
@@ -154,15 +129,16 @@ def _read_record(record: Path) -> dict[str, Row]:
             rows = zip(file["bytes"].tolist(), file["thumbnails"], file["vectors"], strict=True)
             return dict(zip(file["images"].tolist(), rows, strict=True))
     except Exception as error:  # zipfile, zlib and numpy raise many kinds
-        raise Refusal(f"{record} cannot be read ({error}); delete it and make it again") from error
+        raise Refusal(f"{record} cannot be read ({error}); delete it and run the same command again") from error
 
 
 def _write_record(record: Path, known: dict[str, Row]) -> None:
+    sizes, thumbnails, vectors = zip(*known.values(), strict=True)
     with write_atomic(record) as temporary:
         np.savez(
             temporary,
             images=np.array(list(known)),
-            bytes=np.array([row[0] for row in known.values()]),
-            thumbnails=np.stack([row[1] for row in known.values()]),
-            vectors=np.stack([row[2] for row in known.values()]),
+            bytes=np.array(sizes),
+            thumbnails=np.stack(thumbnails),
+            vectors=np.stack(vectors),
         )

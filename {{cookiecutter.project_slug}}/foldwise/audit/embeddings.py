@@ -7,6 +7,7 @@ import numpy as np
 import timm.data
 import torch
 
+from foldwise.data.batches import unit_range
 from foldwise.errors import Refusal
 from foldwise.files import sha256_file
 from foldwise.inference.device import keep_freed_memory
@@ -54,6 +55,6 @@ class NetworkDescriber:
     @torch.inference_mode()
     def __call__(self, pictures: np.ndarray) -> np.ndarray:
         """float32 (B, D) of uint8 RGB (B, size, size, 3)."""
-        x = torch.from_numpy(pictures).to(self.device).permute(0, 3, 1, 2).float() / 255
+        x = unit_range(torch.from_numpy(pictures).to(self.device).permute(0, 3, 1, 2))
         stages = self.net.forward_intermediates((x - self.mean) / self.std, indices=3, intermediates_only=True)
         return torch.cat([stage.mean(dim=(2, 3)) for stage in stages[:2]], dim=1).cpu().numpy()

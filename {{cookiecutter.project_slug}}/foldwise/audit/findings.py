@@ -1,4 +1,4 @@
-"""What prepare.py says of pictures that are too much alike, and of tables that are not alike enough."""
+"""What to look at before training, as notes for the user: classes, folds, duplicates, train/test shift."""
 
 import hashlib
 from collections.abc import Mapping
@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise.audit.adversarial import AUC, FEWEST, Adversarial, adversarial_validation, column_aucs, image_properties
-from foldwise.audit.descriptors import Describer, Descriptors, describe_images
+from foldwise.audit.adversarial import AUC, FEWEST, adversarial_validation, column_aucs, image_properties
+from foldwise.audit.descriptors import Describer, describe_images
 from foldwise.audit.duplicates import BETWEEN_FOLDS, SAME_FOLD, TRAIN_AND_TEST, find_duplicates
-from foldwise.data.pictures import Pictures
 from foldwise.data.prepare import Prepared, scan_alike
-from foldwise.data.samples import item_table
-from foldwise.data.statistics import Scanned
+from foldwise.data.problems import some
+from foldwise.data.samples import TableItems
+from foldwise.data.scan import reader_key
+from foldwise.data.statistics import SMALLEST_STD
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
 from foldwise.files import write_atomic
@@ -24,67 +25,93 @@ SHOWN = 3
 TELLING = 0.6  # a column whose AUC is worth a word
 
 
+def audit_table(prepared: Prepared) -> list[str]:
+    """Notes on classes without rows, constant channels, what folds split, and values beyond the scale."""
+    notes = []
+    counts = prepared.statistics["class_counts"]
+    for number, name in enumerate(prepared.table.classes):
+        empty = [fold for fold, of_class in counts.items() if fold != "-1" and of_class[number] == 0]
+        if sum(of_class[number] for of_class in counts.values()) == 0:
+            notes.append(f"class {name!r} never occurs")
+        elif empty:
+            notes.append(f"class {name!r} does not occur in fold {', '.join(empty)}")
+    frame, scan = prepared.table.frame, prepared.scan
+    for column in frame.columns.intersection(["image", "group", "unit"], sort=False):
+        spread = pd.Series(prepared.fold_of_items).groupby(frame[column]).nunique()
+        split = spread[spread > 1].index.tolist()
+        if split:
+            notes.append(f"{len(split)} {column}s are in more than one fold, so scores will be too good: {some(split)}")
+    if not prepared.statistics["images"]:
+        return notes
+    image = prepared.image
+    for channel in np.flatnonzero(np.array(image["std"]) <= SMALLEST_STD):
+        advice = "; mode: rgb drops it" if channel == 3 and image["channels"] == 4 else ""
+        notes.append(f"channel {channel} is constant and tells a network nothing (its std is taken as 1/255){advice}")
+    if float(scan["maximum"].max()) > image["scale"] or float(scan["minimum"].min()) < 0:
+        notes.append(
+            f"values reach from {scan['minimum'].min():.4g} to {scan['maximum'].max():.4g}, "
+            f"beyond 0 to data.scale ({image['scale']:.4g})"
+        )
+    return notes
+
+
 def audit_images(
     data: Mapping[str, Any], prepared: Prepared, test: Table | None, describe: Describer, progress: bool = True
 ) -> list[str]:
     """Look for duplicates and, given a test table, for a shift; write `duplicates.csv` and `adversarial.csv`.
 
-    Pictures are read once and remembered in `embeddings-<hash>.npz`.
+    Images are read once and remembered in `embeddings-<hash>.npz`.
 
     Args:
         data: the `data` part of the config.
         describe: `PixelDescriber`, or a network.
 
     Returns:
-        Sentences for the user.
+        Notes for the user.
 
     Raises:
-        ImageError: a picture cannot be read.
+        ImageError: an image cannot be read.
     """
     folder = Path(data["prepared"])
-    found = [Pictures.of(prepared.source, prepared.samples)]
-    tables = [prepared.table]
-    if test is not None:
-        found.append(Pictures.of(test, prepared.samples))
-        tables.append(item_table(test, found[-1].items))
-    of_name = {
-        name: partial(pictures, number)
-        for table, pictures in zip(tables, found, strict=True)
-        for number, name in enumerate(table.frame["image"])
+    every = [TableItems.of(table, prepared.samples) for table in (prepared.source, test) if table is not None]
+    picture_of = {
+        name: partial(items.picture, number)
+        for items in every
+        for number, name in enumerate(items.table.frame["image"])
     }
-    reader = Scanned(prepared.table, found[0].rows, prepared.items, prepared.samples).reader
-    what = f"{describe.key} {describe.size} {reader} {data['scale']}"
-    record = folder / f"embeddings-{hashlib.sha256(what.encode()).hexdigest()[:16]}.npz"
-    images = [name for table in tables for name in table.frame["image"]]
+    ids = [id for items in every for id in items.table.ids]
+    images = [name for items in every for name in items.table.frame["image"]]
     root = prepared.table.root
-    descriptors = describe_images(images, root, lambda name: of_name[name](), data["scale"], describe, record, progress)
-    fold = np.array([prepared.folds[name] for name in prepared.table.ids])
-    ids = [name for table in tables for name in table.ids]
-    pairs = find_duplicates(ids, [root / name for name in images], fold, descriptors)
+    what = f"{describe.key} {describe.size} {reader_key(prepared.samples)} {data['scale']}"
+    record = folder / f"embeddings-{hashlib.sha256(what.encode()).hexdigest()[:16]}.npz"
+    descriptors = describe_images(
+        images, root, lambda name: picture_of[name](), data["scale"], describe, record, progress
+    )
+    pairs = find_duplicates(ids, [root / name for name in images], prepared.fold_of_items, descriptors)
     with write_atomic(folder / "duplicates.csv") as temporary:
         pairs.to_csv(temporary, index=False)
-    notes = duplicate_notes(pairs, folder / "duplicates.csv")
+    notes = _duplicate_notes(pairs, folder / "duplicates.csv")
     if not descriptors.learned:
         notes.append(
             "near duplicates were looked for in pixels alone, which misses most other views of a scene "
             "(neighbouring frames of a video): --weights FILE finds them"
         )
-    if test is None:
-        return notes
-    return notes + _shift_notes(data, prepared, test, tables[1], descriptors, folder / "adversarial.csv")
+    if test is not None:
+        notes += _shift_notes(data, prepared, every[1], descriptors.vectors, folder / "adversarial.csv")
+    return notes
 
 
-def duplicate_notes(pairs: pd.DataFrame, path: Path) -> list[str]:
-    """A warning for each place where there are duplicates, with the first pairs and what to do."""
+def _duplicate_notes(pairs: pd.DataFrame, path: Path) -> list[str]:
+    """A note for each place where there are duplicates, with the first pairs and what to do."""
     advice = {
         BETWEEN_FOLDS: (
             "warning: {} rows have duplicates in another fold",
-            "so scores out of fold will be too good: hold such rows together by data.columns.group and make new "
+            "so out-of-fold scores will be too good: hold such rows together by data.columns.group and make new "
             "folds, or drop all but one",
         ),
         TRAIN_AND_TEST: (
             "warning: {} rows have duplicates across train and test",
-            "which say nothing of new pictures: drop them from training, or know why they may stay",
+            "which say nothing of new images: drop them from training, or know why they may stay",
         ),
         SAME_FOLD: (
             "{} rows have duplicates in their own fold",
@@ -103,43 +130,44 @@ def duplicate_notes(pairs: pd.DataFrame, path: Path) -> list[str]:
 
 
 def _shift_notes(
-    data: Mapping[str, Any], prepared: Prepared, source: Table, test: Table, descriptors: Descriptors, path: Path
+    data: Mapping[str, Any], prepared: Prepared, test_items: TableItems, vectors: np.ndarray, path: Path
 ) -> list[str]:
-    train = prepared.table
+    """Notes on how train and test differ, in images and in columns of the tables."""
+    train, test = prepared.table, test_items.table
     if min(len(train), len(test)) < FEWEST:
-        return [f"too few pictures for adversarial validation: it needs {FEWEST} in train and test"]
+        return [f"too few images for adversarial validation: it needs {FEWEST} in train and test"]
     grouped = "group" in train.frame and "group" in test.frame
     groups = [*train.frame["group"], *test.frame["group"]] if grouped else None
     try:
-        result = adversarial_validation(descriptors.vectors[: len(train)], descriptors.vectors[len(train) :], groups)
+        result = adversarial_validation(vectors[: len(train)], vectors[len(train) :], groups)
     except Refusal as error:
         return [str(error)]
     likeness = pd.DataFrame({"id": train.ids, "test_likeness": result.likeness.round(4)})
     likeness = likeness.sort_values("test_likeness", ascending=False, kind="stable")
     with write_atomic(path) as temporary:
         likeness.to_csv(temporary, index=False)
-    scan = scan_alike(source, data, prepared.samples, prepared.statistics, False)
+    scan = scan_alike(test_items.source, data, prepared.samples, prepared.statistics, False)
     known = ["id", "image", *(name for name in ("group", "unit") if name in train.frame)]
     known += [name for name in data["columns"].values() if isinstance(name, str)]
     columns = column_aucs(
         image_properties(prepared.scan).join(train.frame.drop(columns=known, errors="ignore")),
         image_properties(scan).join(test.frame.drop(columns=known, errors="ignore")),
     )
-    return _describe_shift(result, columns, likeness["id"].head(SHOWN).tolist(), path)
-
-
-def _describe_shift(result: Adversarial, columns: Mapping[str, AUC], pictures: list[str], path: Path) -> list[str]:
     auc = f"AUC {result.auc:.3f}, 95 % interval {result.low:.3f} to {result.high:.3f}"
+    notes = [f"train and test images cannot be told apart ({auc})"]
+    if result.differs:
+        first = ", ".join(likeness["id"].head(SHOWN))
+        notes = [
+            f"warning: a classifier tells train from test images ({auc}), so out-of-fold scores may not hold for the "
+            f"test; the training images most like the test: {first} (all in {path})"
+        ]
+    return notes + _column_notes(columns)
+
+
+def _column_notes(columns: Mapping[str, AUC]) -> list[str]:
     telling = ", ".join(
-        f"{name} ({one.value:.2f}, {one.low:.2f} to {one.high:.2f})"
-        for name, one in columns.items()
-        if one.value >= TELLING and one.low > 0.5
+        f"{name} ({auc.value:.2f}, {auc.low:.2f} to {auc.high:.2f})"
+        for name, auc in columns.items()
+        if auc.value >= TELLING and auc.low > 0.5
     )
-    notes = [f"columns that tell train from test by themselves (AUC, 95 % interval): {telling}"] if telling else []
-    if not result.differs:
-        return [f"train and test pictures cannot be told apart ({auc})", *notes]
-    return [
-        f"warning: a classifier tells train from test pictures ({auc}), so scores out of fold may not hold for the "
-        f"test; the training pictures most like the test: {', '.join(pictures)} (all in {path})",
-        *notes,
-    ]
+    return [f"columns that tell train from test by themselves (AUC, 95 % interval): {telling}"] if telling else []

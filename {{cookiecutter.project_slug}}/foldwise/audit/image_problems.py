@@ -1,4 +1,4 @@
-"""What is wrong with images and masks, told by a scan of them; images that share a problem are one sentence."""
+"""Problems of images and masks, from a scan of them; images that share a problem are one sentence."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ def image_problems(scan: pd.DataFrame, failures: Mapping[tuple[str, str], str], 
     """Images that cannot be decoded, have other channels or another dtype than most, or float values beyond [0, 1].
 
     Args:
-        scan: as `scan_images` gives it; NaN for images that could not be read.
+        scan: as of `scan_items`; NaN for images that could not be read.
         failures: why they could not, by (image, mask).
         scale: the declared value that means 1.0.
     """

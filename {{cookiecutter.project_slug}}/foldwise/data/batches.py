@@ -71,7 +71,7 @@ def collate(samples: Sequence[Packed], fields: Mapping[str, Field]) -> Packed:
             tensors[f"{name}_valid"] = torch.stack(real)
             column = [_pad(tensor, length) for tensor in column]
         if fields[name].kind == "image" and len({tensor.dtype for tensor in column}) > 1:  # 8-bit images among others
-            column = [tensor if tensor.is_floating_point() else tensor.float() / 255 for tensor in column]
+            column = [unit_range(tensor) for tensor in column]
         tensors[name] = default_collate(column)  # in a worker it stacks into shared memory
     return Packed(
         tensors,
@@ -79,6 +79,11 @@ def collate(samples: Sequence[Packed], fields: Mapping[str, Field]) -> Packed:
         default_collate([sample.codes for sample in samples]),
         samples[0].layouts,
     )
+
+
+def unit_range(image: Tensor) -> Tensor:
+    """A uint8 image as float32 in [0, 1]; floats as they are."""
+    return image if image.is_floating_point() else image.float() / 255
 
 
 def unpack(batch: Packed) -> dict[str, Tensor]:

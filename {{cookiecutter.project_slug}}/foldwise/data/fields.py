@@ -1,4 +1,4 @@
-"""What a sample is made of, and what it is a sample of: fields and items."""
+"""Fields, of which a sample is made, and items, of which it is a sample."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Field:
             "values" (float32 of any shape) or "codes" (int64 of any shape). The first three are spatial: they are
             cropped, flipped and resized together, and reach the network as (..., H, W).
         ragged: the length of the first axis varies between samples. A batch is padded with zeros, and
-            `batch[f"{key}_valid"]`, (B, N) bool, tells what is real.
+            `batch[f"{key}_valid"]`, (B, N) bool, says what is real.
         train_only: a target, or what only the loss needs: absent in prediction, bundle and export.
     """
 
@@ -31,15 +31,12 @@ class Field:
 
 
 def seen_spatial(fields: Mapping[str, Field]) -> list[str]:
-    """The names of the spatial fields that a network sees: those of views and tiles."""
+    """Names of the spatial fields that a network sees: those of views and tiles."""
     return [name for name, field in fields.items() if field.spatial and not field.train_only]
 
 
 class Item(NamedTuple):
-    """What is predicted: one or more rows of the table.
-
-    The first row stands for the item: its target, group, weight and fold are the item's.
-    """
+    """What is predicted: one or more rows of the table. Target, group, weight and fold are those of its first row."""
 
     id: str
     rows: tuple[int, ...]

@@ -1,92 +1,18 @@
-"""Folds: one algorithm for plain, stratified, multi-label, grouped, and grouped multi-label tables.
-
-What is placed is a unit: a group, or a single row where there are no groups. A unit carries its rows per class.
-Following iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011), the class with the fewest rows left
-is placed first, since a frequent class can still be evened out afterwards and a rare one cannot. Each unit goes
-to the fold that holds least of what the unit brings.
-
-The order in which units are placed comes from a hash of seed and name, never from their position, so that the
-folds do not depend on the order of the rows.
-"""
+"""The folds of a table: folds.csv, made once, extended by new rows, shared by the team."""
 
 import hashlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from foldwise.data.problems import some
+from foldwise.data.problems import TableError, some
+from foldwise.data.splitting import make_folds
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
 from foldwise.files import write_atomic
-
-
-def make_folds(
-    ids: Sequence[str],
-    n_folds: int,
-    target: np.ndarray | None = None,
-    groups: Sequence[Hashable] | None = None,
-    seed: int = 0,
-) -> np.ndarray:
-    """Assign every row to one of the folds 0..n_folds-1.
-
-    Args:
-        ids: unique names of the rows.
-        target: (N, C) class memberships, 0 or 1; None balances sizes only.
-        groups: (N,) names; a group is never split. Beside a group's name only its rows' targets count.
-        seed: another seed gives other folds of the same quality.
-
-    Returns:
-        int64 (N,). Without groups the fold sizes differ by at most one.
-
-    Raises:
-        Refusal: fewer than two folds, more folds than rows or groups, repeated ids, lengths that differ.
-    """
-    return extend_folds({}, ids, n_folds, target, groups, seed)
-
-
-def extend_folds(
-    known: Mapping[str, int],
-    ids: Sequence[str],
-    n_folds: int,
-    target: np.ndarray | None = None,
-    groups: Sequence[Hashable] | None = None,
-    seed: int = 0,
-) -> np.ndarray:
-    """Like `make_folds`, but the ids in `known` keep their folds and the others join them.
-
-    New rows of a known group go to its fold; the rest evens out what is there. A known fold of -1 (always train)
-    is kept and not balanced.
-
-    Raises:
-        Refusal: as `make_folds`; or a group has known rows in several folds, or a known fold is not in range.
-    """
-    names_of_rows = np.asarray(ids, dtype=object)
-    counts = np.zeros((len(ids), 0)) if target is None else np.asarray(target, dtype=np.float64)
-    if n_folds < 2:
-        raise Refusal(f"{n_folds} folds: there must be at least 2")
-    if counts.ndim != 2 or len(counts) != len(ids) or (groups is not None and len(groups) != len(ids)):
-        raise Refusal("ids, target and groups must have one entry a row, and target one column a class")
-    unit_of_row, names = pd.factorize(names_of_rows if groups is None else np.asarray(groups, dtype=object))
-    if groups is None and len(names) < len(ids):
-        raise Refusal("the ids are not unique")
-    if (unit_of_row < 0).any():
-        raise Refusal("a group is missing")
-    if len(names) < n_folds:
-        raise Refusal(
-            f"{n_folds} folds need at least as many {'rows' if groups is None else 'groups'}; there are {len(names)}"
-        )
-
-    # The size of a unit is one more class, the most frequent one.
-    counts = np.hstack([counts, np.ones((len(ids), 1))])
-    if groups is not None:
-        # bincount adds in the order of the rows; whole numbers have no rounding that could depend on it.
-        counts = np.stack([np.bincount(unit_of_row, column, len(names)) for column in counts.T], axis=1)
-    fold = _known_folds(known, names_of_rows, unit_of_row, names, n_folds)
-    _place(counts, fold, _hashes(names, seed), n_folds)
-    return fold[unit_of_row]
 
 
 def read_folds(path: Path | str) -> dict[str, int]:
@@ -108,17 +34,22 @@ def read_folds(path: Path | str) -> dict[str, int]:
     return dict(zip(frame["id"].tolist(), frame["fold"].astype(int).tolist(), strict=True))
 
 
-def write_folds(path: Path | str, ids: Sequence[str], folds: Sequence[int]) -> None:
+def write_folds(path: Path | str, folds: Mapping[str, int]) -> None:
     """Write a `folds.csv`, sorted by id so that versions compare well."""
-    frame = pd.DataFrame({"id": list(ids), "fold": np.asarray(folds, dtype=int)}).sort_values("id")
+    frame = pd.DataFrame({"id": list(folds), "fold": np.array(list(folds.values()), dtype=int)}).sort_values("id")
     with write_atomic(Path(path)) as temporary:
         frame.to_csv(temporary, index=False)
 
 
 def folds_hash(folds: Mapping[str, int]) -> str:
-    """The name of these folds: 16 hexadecimal digits of SHA-256 over the sorted lines `id,fold`."""
+    """A name for these folds: 16 hexadecimal digits of SHA-256 over the sorted lines `id,fold`."""
     lines = sorted(f"{name},{fold}" for name, fold in folds.items())
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def fold_array(folds: Mapping[str, int], ids: Sequence[str]) -> np.ndarray:
+    """The folds of these ids, (N,) int64."""
+    return np.array([folds[id] for id in ids], dtype=np.int64)
 
 
 def table_folds(table: Table, data: Mapping[str, Any]) -> dict[str, int]:
@@ -142,62 +73,56 @@ def table_folds(table: Table, data: Mapping[str, Any]) -> dict[str, int]:
     return {id: stored[id] for id in table.ids}
 
 
-def _hashes(names: np.ndarray, seed: int) -> np.ndarray:
-    """A number a name, the same on every machine; it orders units that are otherwise alike."""
-    prefix = f"{seed}:"
-    digests = b"".join(hashlib.blake2b(f"{prefix}{name}".encode(), digest_size=8).digest() for name in names)
-    return np.frombuffer(digests, dtype=">u8").astype(np.uint64)
+def update_folds(
+    table: Table, target: np.ndarray, data: Mapping[str, Any], seed: int, extend: bool = True
+) -> tuple[dict[str, int], list[str]]:
+    """Bring folds.csv up to date with a table: by its fold column, or by letting new rows join.
+
+    Args:
+        table: of items.
+        target: (N, C) 0 or 1, what folds are balanced by.
+        extend: False refuses rows without a fold.
+
+    Returns:
+        The fold of each id of the table, and notes for the user.
+
+    Raises:
+        Refusal: the folds are not 0 to data.folds - 1, or cannot be made.
+    """
+    path, n_folds = Path(data["prepared"]) / "folds.csv", data["folds"]
+    stored = read_folds(path) if path.exists() else {}
+    if "fold" in table.frame:
+        folds = table_folds(table, data)
+        found = sorted(set(folds.values()) - {-1})
+        if found != list(range(n_folds)):
+            problem = f"the fold column has the folds {found}, but data.folds is {n_folds}: "
+            raise TableError(table.path, [problem + f"the folds must be 0 to {n_folds - 1}, none empty"])
+        if stored != folds:
+            write_folds(path, folds)
+        return folds, ["the given folds replace the ones in folds.csv"] if stored and stored != folds else []
+    if not extend:
+        table_folds(table, data)
+    if stored and max(stored.values()) + 1 != n_folds:
+        raise Refusal(
+            f"{path} has {max(stored.values()) + 1} folds, but data.folds is {n_folds}; "
+            f"to make new folds, delete it and run: python prepare.py --data {data['name']}"
+        )
+    new = [name for name in table.ids if name not in stored]
+    if not new:
+        return {name: stored[name] for name in table.ids}, []
+    assigned = make_folds(table.ids, n_folds, target, _fold_groups(table), seed, stored)
+    folds = dict(zip(table.ids, assigned.tolist(), strict=True))
+    write_folds(path, stored | folds)  # rows that left the table keep their fold, in case they come back
+    return folds, [f"{len(new)} new rows joined the folds"] if stored else []
 
 
-def _known_folds(
-    known: Mapping[str, int], ids: np.ndarray, unit_of_row: np.ndarray, names: np.ndarray, n_folds: int
-) -> np.ndarray:
-    """The fold of each unit: what is known, else -2."""
-    fold = np.full(len(names), -2, dtype=np.int64)
-    if not known:
-        return fold
-    row_fold = np.array([known.get(name, -2) for name in ids], dtype=np.int64)
-    if row_fold.max() >= n_folds:
-        raise Refusal(f"the known folds go up to {row_fold.max()}, but there are only {n_folds} folds")
-    rows = np.flatnonzero(row_fold > -2)
-    fold[unit_of_row[rows]] = row_fold[rows]
-    split = np.unique(unit_of_row[rows[fold[unit_of_row[rows]] != row_fold[rows]]])
-    if len(split):
-        raise Refusal(f"the known folds split groups: {', '.join(str(name) for name in names[split][:20])}")
-    return fold
-
-
-def _place(counts: np.ndarray, fold: np.ndarray, hashes: np.ndarray, n_folds: int) -> None:
-    """Give each unit whose `fold` is -2 a fold, in place; `counts` is (units, classes + 1), the last the size."""
-    balanced = fold != -1
-    totals = counts[balanced].sum(axis=0)
-    held = np.zeros((n_folds, counts.shape[1]))
-    for number in range(n_folds):
-        held[number] = counts[fold == number].sum(axis=0)
-    share = np.ceil(totals / n_folds)
-    single = bool((counts[:, -1] == 1).all())
-    # How far a unit of these counts moves the folds apart, in relative terms: the derivative of
-    # sum over classes and folds of (held / total)^2.
-    costs = counts / np.maximum(totals, 1) ** 2
-
-    left = counts[fold == -2].sum(axis=0)
-    columns = counts.T.copy()
-    while (waiting := np.flatnonzero(fold == -2)).size:
-        present = np.flatnonzero(left > 0)
-        rarest = present[np.argmin(left[present])]
-        units = waiting[columns[rarest, waiting] > 0]
-        # Large ones first: the small ones fill up what they leave.
-        units = units[np.lexsort((hashes[units], -counts[units, -1], -counts[units, rarest]))]
-        for unit in units:
-            open_to = held[:, -1] + counts[unit, -1] <= share[-1]
-            if single and (held[:, -1] < totals[-1] // n_folds).any():
-                open_to = held[:, -1] < totals[-1] // n_folds
-            even = open_to & (held[:, rarest] + counts[unit, rarest] <= share[rarest])
-            candidates = even if even.any() else open_to
-            cost = held @ costs[unit]
-            if candidates.any():
-                cost[~candidates] = np.inf
-            chosen = int(np.argmin(cost))
-            fold[unit] = chosen
-            held[chosen] += counts[unit]
-        left = left - counts[units].sum(axis=0)
+def _fold_groups(table: Table) -> list[str] | None:
+    """What a fold must not split: the groups, or else the units."""
+    frame = table.frame
+    if "group" in frame and "unit" in frame:
+        groups = frame.groupby("unit")["group"].nunique()
+        split = groups[groups > 1].index
+        if len(split):
+            raise TableError(table.path, [f"the unit {name!r} lies in several groups" for name in split])
+    column = next((name for name in ("group", "unit") if name in frame), None)
+    return None if column is None else frame[column].tolist()

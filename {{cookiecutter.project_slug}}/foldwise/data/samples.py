@@ -5,7 +5,8 @@ predict.py, a bundle and prepare.py all read through it, so that they cannot rea
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -34,19 +35,17 @@ class Rows:
 
     def __init__(self, table: Table, samples: "Samples", targets: bool = False) -> None:
         columns = [*samples.columns, *(samples.target_columns if targets else ())]
-        missing = [name for name in columns if name not in table.frame]
-        if missing:
-            raise TableError(
-                table.path,
-                [
-                    f"there is no column {name!r}, which the reader declares; the columns are "
-                    f"{some(list(table.frame), 20)}"
-                    for name in missing
-                ],
-            )
+        there = some(list(table.frame), 20)
+        problems = [
+            f"there is no column {name!r}, which the reader declares; the columns are {there}"
+            for name in columns
+            if name not in table.frame
+        ]
+        if problems:
+            raise TableError(table.path, problems)
         self.source, self.root, self.targets = table.path, table.root, targets
         names = ["id", "image", *columns, *(["mask"] if targets and "mask" in table.frame else [])]
-        self._columns = {name: table.frame[name].to_numpy(object) for name in dict.fromkeys(names)}
+        self._columns = {name: table.frame[name].to_numpy(object) for name in names}
         self._numbers: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -56,11 +55,7 @@ class Rows:
         return column in self._columns
 
     def __getitem__(self, column: str) -> np.ndarray:
-        """A declared column (N,), as the file has it: of a CSV, text.
-
-        Raises:
-            Refusal: it is not declared.
-        """
+        """A declared column (N,), as the file has it: of a CSV, text."""
         if column not in self._columns:
             raise Refusal(f"the reader asks for the column {column!r}: add it to `columns` of its class in solution/")
         return self._columns[column]
@@ -71,24 +66,19 @@ class Rows:
         Raises:
             TableError: values that are no numbers.
         """
-        if column in self._numbers:
-            return self._numbers[column]
-        values = pd.Series(self[column], dtype=object)
-        empty = values.isna() | (values == "")
-        found = pd.to_numeric(values.where(~empty), errors="coerce").to_numpy(np.float64)
-        bad = np.flatnonzero(np.isnan(found) & ~empty.to_numpy())
-        if len(bad):
-            ids = [f"{self['id'][row]} has {values.iat[row]!r}" for row in bad]
-            raise TableError(self.source, [f"column {column!r} must have numbers or be empty: {some(ids)}"])
-        self._numbers[column] = found
-        return found
+        if column not in self._numbers:
+            values = pd.Series(self[column], dtype=object)
+            empty = values.isna() | (values == "")
+            numbers = pd.to_numeric(values.where(~empty), errors="coerce").to_numpy(np.float64)
+            bad = np.flatnonzero(np.isnan(numbers) & ~empty.to_numpy())
+            if len(bad):
+                ids = [f"{self['id'][row]} has {values.iat[row]!r}" for row in bad]
+                raise TableError(self.source, [f"column {column!r} must have numbers or be empty: {some(ids)}"])
+            self._numbers[column] = numbers
+        return self._numbers[column]
 
     def path(self, row: int, column: str = "image") -> Path:
-        """The file that a column names, under the data root.
-
-        Raises:
-            Refusal: the path is empty, absolute, or leaves the root.
-        """
+        """The file that a column names; a path that leaves the data root is refused."""
         text = str(self[column][row])
         relative = PurePosixPath(text)
         if not text or relative.is_absolute() or ".." in relative.parts:
@@ -99,7 +89,7 @@ class Rows:
 
 
 class Samples:
-    """Reads items; this one reads the picture of each row.
+    """Reads items; this one reads the image of each row.
 
     Everything that a reader uses is declared, and is part of a run's identity: `columns`, and what `files` names.
     Arguments of the constructor are plain values, kept with every saved model.
@@ -140,7 +130,7 @@ class Samples:
 
         Returns:
             An array for each field. Images are (H, W, C) as stored: uint8, uint16 or float32; maps (H, W, C) float32;
-            masks (H, W) uint8 or uint16. A list of them is a stack, whose pictures may differ in size: it reaches the
+            masks (H, W) uint8 or uint16. A list of them is a stack, whose images may differ in size: it reaches the
             network as (N, C, H, W).
         """
         return {"image": read_image(rows.path(item.rows[0]), self.mode)}
@@ -155,7 +145,7 @@ class Samples:
 
 
 def group_items(rows: Rows, column: str, order: str | None = None) -> list[Item]:
-    """An item for each value of a column, named by it, with all its rows.
+    """Group all rows that share a value of `column` into an item of that name.
 
     Args:
         order: a column of numbers that the rows of an item are sorted by; None: as in the table.
@@ -167,34 +157,63 @@ def group_items(rows: Rows, column: str, order: str | None = None) -> list[Item]
     return [Item(name, grouped[name]) for name in dict.fromkeys(rows[column].astype(str))]
 
 
+@dataclass(frozen=True)
+class TableItems:
+    """The items that a reader makes of a table.
+
+    Attributes:
+        source: the table, a row an image.
+        rows: what the reader sees of it.
+    """
+
+    source: Table
+    samples: Samples
+    rows: Rows
+    items: Sequence[Item]
+
+    @classmethod
+    def of(cls, source: Table, samples: Samples, targets: bool = False) -> "TableItems":
+        rows = Rows(source, samples, targets)
+        return cls(source, samples, rows, samples.items(rows))
+
+    @cached_property
+    def table(self) -> Table:
+        """A row an item; see `item_table`."""
+        return item_table(self.source, self.items)
+
+    @cached_property
+    def state(self) -> dict[str, Any]:
+        """What the reader fits on all items."""
+        return self.samples.fit(self.rows, self.items)
+
+    def picture(self, number: int) -> np.ndarray:
+        """The picture of an item, (H, W, C) as stored."""
+        return self.samples.picture(self.samples.read(self.rows, self.items[number], self.state, None))
+
+
 def item_table(table: Table, items: Sequence[Item]) -> Table:
     """A table with one row an item, which all that follows reading works on: folds, scores, submissions.
 
     Raises:
         TableError: ids of items that are not unique, items without rows, or with rows of several groups or folds.
     """
-    if [item.id for item in items] == table.ids and all(item.rows[:1] == (row,) for row, item in enumerate(items)):
-        own = table
-    else:
-        frame = table.frame
-        problems = [f"the item {item.id!r} has no rows" for item in items if not item.rows]
-        if problems:
-            raise TableError(table.path, problems)
-        names = pd.Series([item.id for item in items])
+    frame = table.frame
+    problems = [f"the item {item.id!r} has no rows" for item in items if not item.rows]
+    names = pd.Series([item.id for item in items])
+    if names.duplicated().any():
         twice = names[names.duplicated()].unique().tolist()
-        if twice:
-            raise TableError(table.path, [f"{len(twice)} ids of items come more than once: {some(twice)}"])
-        first = np.array([item.rows[0] for item in items])
-        # What several pictures of one thing are averaged by is the item itself now.
-        frame = frame.iloc[first].drop(columns="unit", errors="ignore").reset_index(drop=True).assign(id=names)
-        own = replace(table, frame=frame, target=None if table.target is None else table.target[first])
-    problems = []
+        problems.append(f"{len(twice)} ids of items come more than once: {some(twice)}")
     for column in ("group", "fold"):
-        if column in table.frame:
-            values = table.frame[column].to_numpy()
+        if column in frame:
+            values = frame[column].to_numpy()
             mixed = [item.id for item in items if len(set(values[list(item.rows)])) > 1]
             if mixed:
                 problems.append(f"{len(mixed)} items have rows of several {column}s: {some(mixed)}")
     if problems:
         raise TableError(table.path, problems)
-    return own
+    first = np.array([item.rows[0] for item in items], dtype=np.int64)
+    if names.tolist() == table.ids and np.array_equal(first, np.arange(len(table))):
+        return table
+    # The images that a unit would average are those of one item now.
+    frame = frame.iloc[first].drop(columns="unit", errors="ignore").reset_index(drop=True).assign(id=names)
+    return replace(table, frame=frame, target=None if table.target is None else table.target[first])

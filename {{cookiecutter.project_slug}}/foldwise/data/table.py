@@ -71,6 +71,11 @@ class Table:
     def ids(self) -> list[str]:
         return self.frame["id"].tolist()
 
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """The row of each id."""
+        return {id: row for row, id in enumerate(self.ids)}
+
     def image_path(self, row: int) -> Path:
         return self.root / self.frame["image"].iat[row]
 

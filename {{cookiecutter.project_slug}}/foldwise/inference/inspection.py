@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
-from foldwise.data.pictures import Pictures
+from foldwise.data.samples import TableItems
 from foldwise.data.table import Table
 from foldwise.files import sha256_file, write_atomic
 from foldwise.predictions.store import class_shares, iter_average_maps, read_predictions
@@ -58,7 +58,7 @@ def print_shares(console: Console, folders: Sequence[Path]) -> None:
         console.print(f"and {len(classes) - SHOWN_CLASSES} more classes")
 
 
-def write_overlays(folder: Path, table: Table, pictures: Pictures, count: int) -> None:
+def write_overlays(folder: Path, items: TableItems, count: int) -> None:
     """Paint the answer over `count` images, evenly spread, into `<folder>/overlays`."""
     if not count:
         return
@@ -66,11 +66,12 @@ def write_overlays(folder: Path, table: Table, pictures: Pictures, count: int) -
     from foldwise.reporting.pictures import overlay
 
     predictions = read_predictions(folder)
-    row_of = {id: row for row, id in enumerate(table.ids)}
     ids = predictions.frame["id"].drop_duplicates().tolist()
     some = [ids[place] for place in np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(int)]
     for id, probability in iter_average_maps(predictions, some):
-        image = pictures(row_of[id])
+        row = items.table.row_of[id]
         safe = re.sub(r"[^\w.-]+", "_", id)[:80]
-        with write_atomic(folder / "overlays" / f"{row_of[id]:06d}-{safe}.png") as temporary:
-            temporary.write_bytes(to_png(overlay(image, probability.argmax(axis=0), predictions.columns, id)))
+        with write_atomic(folder / "overlays" / f"{row:06d}-{safe}.png") as temporary:
+            temporary.write_bytes(
+                to_png(overlay(items.picture(row), probability.argmax(axis=0), predictions.columns, id))
+            )

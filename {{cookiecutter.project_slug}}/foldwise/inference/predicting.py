@@ -10,8 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from foldwise.data.folds import table_folds
-from foldwise.data.pictures import Pictures
-from foldwise.data.samples import item_table
+from foldwise.data.samples import TableItems
 from foldwise.data.table import Columns, Table, read_table
 from foldwise.errors import Refusal
 from foldwise.inference.device import choose_devices
@@ -54,8 +53,8 @@ def predict_runs(
         raise Refusal(f"--overlay and --tiles are for masks, and {first.folder} is a {first.spec.task} run")
     source = _read_table(first, choices.oof, table_path)
     samples = load_samples(next(iter(first.models.values())))
-    pictures = Pictures.of(source, samples)
-    table = item_table(source, pictures.items)
+    items = TableItems.of(source, samples)
+    table = items.table
     folders = output_folders(trained, "oof" if choices.oof else table.path.stem, choices, out)
     _print_notes(console, trained, table, choices.oof)
     jobs = oof_jobs(first, table) if choices.oof else [Job(list(range(len(table))), None)]
@@ -86,7 +85,7 @@ def predict_runs(
                 lambda images: progress.advance(bar, images),
             )
     for folder in folders:
-        write_overlays(folder, table, pictures, choices.overlays)
+        write_overlays(folder, items, choices.overlays)
     print_shares(console, folders)
     for run, folder in zip(trained, folders, strict=True):
         console.print(f"written   {folder}", soft_wrap=True, highlight=False, markup=False)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from foldwise.data.batches import unit_range
 from foldwise.errors import Refusal
 
 CROPPED = 0.875  # the share of height and width that a crop keeps
@@ -125,7 +126,6 @@ def _resample(x: Tensor, size: Sequence[int]) -> Tensor:
     if x.dtype == torch.int64:
         planes = x.reshape(-1, 1, *x.shape[-2:]).float()
         return interpolate(planes, tuple(size), mode="nearest-exact").long().view(*x.shape[:-2], *size)
-    values = x.float() / 255 if x.dtype == torch.uint8 else x
-    planes = values.reshape(-1, *values.shape[-3:])  # each picture of a stack
+    planes = unit_range(x).reshape(-1, *x.shape[-3:])  # each picture of a stack
     resampled = interpolate(planes, tuple(size), mode="bilinear", align_corners=False, antialias=True)
     return resampled.view(*x.shape[:-2], *size)

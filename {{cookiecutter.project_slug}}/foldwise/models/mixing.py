@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from foldwise.data.batches import unit_range
 from foldwise.data.fields import Field
 from foldwise.errors import Refusal
 from foldwise.models.network import Batch
@@ -80,8 +81,8 @@ class Mix:
 
     def _mix(self, name: str, field: Field, batch: Batch, lam: float, box: tuple[int, int, int, int] | None) -> Tensor:
         value = batch[name]
-        if field.kind == "image" and not value.is_floating_point():
-            value = value.float() / 255
+        if field.kind == "image":
+            value = unit_range(value)
         if field.spatial and box is not None:
             top, left, bottom, right = box
             value = value.clone()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from foldwise.data.batches import unit_range
 from foldwise.errors import Refusal
 from foldwise.models.network import Batch, Network
 from foldwise.schedule.phases import TRAINABLE
@@ -41,7 +42,7 @@ class Normalized(nn.Module):
         mean, std = self.get_buffer(f"mean_{name}"), self.get_buffer(f"std_{name}")
         if x.shape[-3] != len(mean):  # a mean of one value would be broadcast without a word
             raise Refusal(f"{name} has {x.shape[-3]} channels, but the model was built for {len(mean)}")
-        return ((x if x.is_floating_point() else x.float() / 255) - mean) / std
+        return (unit_range(x) - mean) / std
 
     def train(self, mode: bool = True) -> Self:
         """As always, except that what is frozen stays in eval: its batch norms keep their statistics."""

@@ -15,10 +15,9 @@ from foldwise.code.build import resolve_strict
 from foldwise.code.runs import OwnerCode, current_code, module_target, run_code
 from foldwise.code.source import Code
 from foldwise.config import compose_config, read_config
-from foldwise.data.folds import folds_hash, table_folds
-from foldwise.data.pictures import Pictures
+from foldwise.data.folds import fold_array, folds_hash, table_folds
 from foldwise.data.prepare import read_items
-from foldwise.data.samples import Samples, item_table
+from foldwise.data.samples import Samples, TableItems
 from foldwise.data.table import Columns, Table, read_table
 from foldwise.errors import Refusal
 from foldwise.predictions.metrics.building import build_metric
@@ -37,7 +36,7 @@ class GroundTruth:
         folds_hash: "" where predictions of any models are scored by a labelled table.
         metric: ready for the task.
         config: the resolved configuration that all this comes from.
-        pictures: of the table's rows.
+        items: the rows of the table, with their pictures.
         code: the owner's, which the reader and the metric come from.
     """
 
@@ -46,7 +45,7 @@ class GroundTruth:
     folds_hash: str
     metric: Any
     config: dict[str, Any]
-    pictures: Pictures
+    items: TableItems
     code: Code | None = None
 
     @property
@@ -67,19 +66,13 @@ def read_ground_truth(source: Path, data: str | None = None, overrides: Sequence
     """
     config = _source_config(source, data, overrides)
     section = config["data"]
-    classes = section["classes"]
-    if section["name"] == "sample":
-        from foldwise.data.sample import sample_classes
-
-        classes = classes or sample_classes(config["task"])
     code = _source_code(source, data, config)
     samples = _build_reader(config["samples"], code.alias)
-    read = read_items(section, config["task"], samples, classes)
-    folds = table_folds(read.table, section)
-    metric = build_metric(config["metric"], config["task"], read.table.classes, read.table, code.alias)
-    fold_of = np.array([folds[id] for id in read.table.ids])
-    pictures = Pictures.of(read.source, samples)
-    return GroundTruth(read.table, fold_of, folds_hash(folds), metric, config, pictures, code.code)
+    read = read_items(section, config["task"], samples)
+    table, folds = read.table, table_folds(read.table, section)
+    metric = build_metric(config["metric"], config["task"], table.classes, table, code.alias)
+    items = TableItems.of(read.source, samples)
+    return GroundTruth(table, fold_array(folds, table.ids), folds_hash(folds), metric, config, items, code.code)
 
 
 def read_labelled_table(
@@ -95,11 +88,11 @@ def read_labelled_table(
     section = config["data"]
     columns = replace(Columns.from_config(section["columns"]), fold=None, weight=None)
     code = _source_code(source, data, config)
-    rows = read_table(path, header.task, section["root"], columns, header.columns)
-    pictures = Pictures.of(rows, _build_reader(config["samples"], code.alias))
-    table = item_table(rows, pictures.items)
+    source_table = read_table(path, header.task, section["root"], columns, header.columns)
+    items = TableItems.of(source_table, _build_reader(config["samples"], code.alias))
+    table = items.table
     metric = build_metric(config["metric"], header.task, table.classes, table, code.alias)
-    return GroundTruth(table, np.zeros(len(table), np.int64), "", metric, config, pictures, code.code)
+    return GroundTruth(table, np.zeros(len(table), np.int64), "", metric, config, items, code.code)
 
 
 def mismatches(header: Header, truth: GroundTruth, split: str) -> list[str]:

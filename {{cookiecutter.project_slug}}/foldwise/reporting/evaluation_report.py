@@ -120,7 +120,7 @@ def _thumbnails(
     table = evaluation.truth.table
     assert table.target is not None and evidence.average is not None
     rows, more = rows[:SHOWN], f" (the first {SHOWN} of {len(rows)})" if len(rows) > SHOWN else ""
-    images = (evaluation.truth.pictures(row) for row in rows)
+    images = (evaluation.truth.items.picture(row) for row in rows)
 
     def named(values: np.ndarray) -> str:
         return name_answer(table.classes, values, evaluation.truth.task)
@@ -137,7 +137,7 @@ def _overlays(evaluation: Evaluation, evidence: Evidence, caption: str, rows: np
     rows = rows[: SHOWN // 4]
     maps = iter_average_maps(evidence.predictions, [table.ids[row] for row in rows])
     for row, (id, probability) in zip(rows, maps, strict=True):
-        image, mask = evaluation.truth.pictures(row), read_mask(table.mask_path(row))
+        image, mask = evaluation.truth.items.picture(row), read_mask(table.mask_path(row))
         for what, painted in (("answer", probability.argmax(0)), ("truth", mask)):
             picture = overlay(image, painted, table.classes, ignore_index=evaluation.truth.metric.ignore_index)
             figures.append((f"{caption}: {id}, {what}", picture))

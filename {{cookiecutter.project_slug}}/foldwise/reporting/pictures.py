@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foldwise.data.images import default_scale, read_mask, resize
-from foldwise.data.pictures import Pictures
-from foldwise.data.prepare import Prepared, stratification_target
+from foldwise.data.prepare import Prepared, present_classes
+from foldwise.data.samples import TableItems
 from foldwise.data.table import Table
 from foldwise.files import write_atomic
 from foldwise.reporting.figures import DPI, new_figure, nothing_to_show, shorten, to_png
@@ -103,15 +103,15 @@ def draw_samples(data: Mapping[str, Any], prepared: Prepared) -> Path:
     if path.exists() and all(path.stat().st_mtime_ns >= source.stat().st_mtime_ns for source in sources):
         return path
     masks = "mask" in table.frame
-    pictures = Pictures.of(prepared.source, prepared.samples)
+    items = TableItems.of(prepared.source, prepared.samples)
 
     def picture(row: int) -> np.ndarray:
-        image = _fit(displayable(pictures(row)), THUMBNAIL, THUMBNAIL)
+        image = _fit(displayable(items.picture(row)), THUMBNAIL, THUMBNAIL)
         return (
             paint(image, read_mask(table.mask_path(row)), len(table.classes), data["ignore_index"]) if masks else image
         )
 
-    rows = choose_samples(stratification_target(table, prepared.scan), SAMPLES)
+    rows = choose_samples(present_classes(table, prepared.scan), SAMPLES)
     names = [shorten(name) for name in table.classes]
     legend = list(zip(names, class_colors(len(names)), strict=True))[:MOST_NAMES] if masks else ()
     figure = gallery(map(picture, rows), [_title(table, row) for row in rows], legend)

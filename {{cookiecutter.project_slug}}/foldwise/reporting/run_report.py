@@ -9,7 +9,7 @@ import pandas as pd
 
 from foldwise.config import followers
 from foldwise.data.images import read_mask
-from foldwise.data.pictures import Pictures
+from foldwise.data.samples import TableItems
 from foldwise.data.table import Table
 from foldwise.predictions.metrics import Dice, MeanIoU, answered_right, confusion_matrix, cross_entropy
 from foldwise.predictions.store import Predictions, average_members, iter_average_maps
@@ -26,7 +26,7 @@ def report_run(
     run: Path,
     config: Mapping[str, Any],
     table: Table,
-    pictures: Pictures,
+    items: TableItems,
     metric: Any,
     per_fold: Mapping[int, float],
     overall: float,
@@ -57,9 +57,7 @@ def report_run(
         scores += [{"fold": "mean", name: float(np.mean(values))}, {"fold": "std", name: float(np.std(values))}]
     scores.append({"fold": "OOF overall", name: overall})
     history = {fold: pd.read_csv(run / f"fold{fold}" / "history.csv") for fold in per_fold}
-    figures = (
-        _map_figures(table, pictures, metric, oof, counts) if counts is not None else _row_figures(table, pictures, oof)
-    )
+    figures = _map_figures(table, items, metric, oof, counts) if counts is not None else _row_figures(table, items, oof)
     if (run / "plan.png").exists():  # a run that averages another has none
         figures.insert(0, ("Plan", (run / "plan.png").read_bytes()))
     write_report(run / "report.html", run.name, summary, scores, history, figures, metric=name)
@@ -76,11 +74,10 @@ def _weights(config: Mapping[str, Any]) -> str:
     return f"the last of a fixed number of epochs{ema}{optimistic}"
 
 
-def _row_figures(table: Table, pictures: Pictures, oof: Predictions) -> list[tuple[str, Any]]:
+def _row_figures(table: Table, items: TableItems, oof: Predictions) -> list[tuple[str, Any]]:
     assert table.target is not None
-    row_of = {id: row for row, id in enumerate(table.ids)}
     average, task = average_members(oof.frame, oof.columns), oof.header.meaning
-    rows = np.array([row_of[id] for id in average["id"]])
+    rows = np.array([table.row_of[id] for id in average["id"]])
     target, values = table.target[rows], average[oof.columns].to_numpy(np.float64)
     figures = []
     if task.probabilities and task.exclusive:
@@ -92,7 +89,7 @@ def _row_figures(table: Table, pictures: Pictures, oof: Predictions) -> list[tup
         figure = per_class(wrong, oof.columns, "share of images answered wrongly at 0.5", support, False)
         figures.append(("Errors per class", figure))
     worst = worst_rows(target, values, GALLERY, task)
-    images = (pictures(rows[index]) for index in worst)
+    images = (items.picture(rows[index]) for index in worst)
     titles = [
         f"{table.ids[rows[i]]}\n{name_answer(oof.columns, target[i], task)}\n"
         f"→ {name_answer(oof.columns, values[i], task)}"
@@ -115,7 +112,7 @@ def worst_rows(target: np.ndarray, values: np.ndarray, count: int, task: Task) -
 
 
 def _map_figures(
-    table: Table, pictures: Pictures, metric: Any, oof: Predictions, counts: np.ndarray
+    table: Table, items: TableItems, metric: Any, oof: Predictions, counts: np.ndarray
 ) -> list[tuple[str, Any]]:
     support, shown = counts[:, :, 2].sum(axis=0), metric if isinstance(metric, Dice | MeanIoU) else MeanIoU()
     name = type(shown).__name__
@@ -124,9 +121,9 @@ def _map_figures(
     share = right / np.maximum(true, 1)
     worst = [index for index in np.argsort(share, kind="stable")[:OVERLAYS] if right[index] < true[index]]
     ids = oof.frame["id"].drop_duplicates().tolist()
-    row_of = {id: row for row, id in enumerate(table.ids)}
     for id, probability in iter_average_maps(oof, [ids[index] for index in worst]):
-        image, mask = pictures(row_of[id]), read_mask(table.mask_path(row_of[id]))
+        row = table.row_of[id]
+        image, mask = items.picture(row), read_mask(table.mask_path(row))
         figures.append((f"Fewest pixels right: {id}, answer", overlay(image, probability.argmax(0), oof.columns)))
         figures.append((f"{id}, truth", overlay(image, mask, oof.columns, ignore_index=metric.ignore_index)))
     return figures

@@ -20,9 +20,9 @@ from rich.table import Table as RichTable
 
 from foldwise.code.runs import run_code
 from foldwise.config import followers, read_config
-from foldwise.data.pictures import Pictures
 from foldwise.data.prepare import prepare
 from foldwise.data.problems import some
+from foldwise.data.samples import TableItems
 from foldwise.errors import Refusal
 from foldwise.files import check_new, new_folder, read_json, write_json
 from foldwise.inference.device import choose_device
@@ -86,8 +86,8 @@ def average_weights(run: Path, out: Path, device: str = "auto") -> Averaging:
     folds = prepared.fold_of_items
     snapshots = find_snapshots(run, config, sorted(set(folds.tolist()) - {-1}), metric.greater_is_better)
     oof = read_predictions(run / "oof")
-    pictures = Pictures.of(prepared.source, prepared.samples)
-    check_predictions(oof, GroundTruth(prepared.table, folds, prepared.folds_hash, metric, config, pictures))
+    items = TableItems.of(prepared.source, prepared.samples)
+    check_predictions(oof, GroundTruth(prepared.table, folds, prepared.folds_hash, metric, config, items))
     folder = _open_partial(out, run, config, snapshots, prepared.images_hash) / out.name
     candidates = Candidates(run, config, prepared, snapshots, folder, target, alias)
     scores: dict[int, dict[int, float]] = {}

@@ -12,8 +12,8 @@ import pandas as pd
 from foldwise.config import followers, write_config
 from foldwise.data.holdout import Holdout
 from foldwise.data.images import read_mask
-from foldwise.data.pictures import Pictures
 from foldwise.data.prepare import Prepared
+from foldwise.data.samples import TableItems
 from foldwise.files import write_json
 from foldwise.predictions.metrics import pixel_confusion, pixel_counts, score_fold_evidence
 from foldwise.predictions.metrics.building import build_metric
@@ -68,20 +68,19 @@ def score_predictions(parts: Sequence[Predictions], config: Mapping[str, Any], p
     """The competition's metric over predictions of different rows together, averaged over the snapshots."""
     table = prepared.table
     metric = _metric(config, prepared)
-    row_of = {id: row for row, id in enumerate(table.ids)}
     if prepared.outputs[0].meaning.kind == "maps":
         evidence, counts, folds = [], [], []
         for part in parts:
             for id, probability in iter_average_maps(part):
-                mask, answer = read_mask(table.mask_path(row_of[id])), probability.argmax(axis=0)
+                mask, answer = read_mask(table.mask_path(table.row_of[id])), probability.argmax(axis=0)
                 counts.append(pixel_counts(pixel_confusion(mask, answer, len(table.classes), metric.ignore_index)))
                 evidence.append(counts[-1] if metric.of_counts else metric.measure(mask, probability))
                 folds.append(prepared.folds[id])
         return Scores(metric, *score_fold_evidence(metric, np.stack(evidence), np.array(folds)), np.stack(counts))
     frame = pd.concat([average_members(part.frame, part.columns) for part in parts])
-    rows = np.array([row_of[id] for id in frame["id"]])
-    probability, folds = frame[list(table.classes)].to_numpy(np.float64), [prepared.folds[id] for id in frame["id"]]
-    return Scores(metric, *score_table(metric, table, rows, probability, np.array(folds)))
+    rows = np.array([table.row_of[id] for id in frame["id"]])
+    probability = frame[list(table.classes)].to_numpy(np.float64)
+    return Scores(metric, *score_table(metric, table, rows, probability, prepared.fold_of_items[rows]))
 
 
 def finish_run(run: Path, config: Mapping[str, Any], prepared: Prepared) -> None:
@@ -97,7 +96,7 @@ def finish_run(run: Path, config: Mapping[str, Any], prepared: Prepared) -> None
             run,
             config,
             prepared.table,
-            Pictures.of(prepared.source, prepared.samples),
+            TableItems.of(prepared.source, prepared.samples),
             scores.metric,
             scores.per_fold,
             scores.overall,

@@ -149,12 +149,12 @@ def _write_masks(
 ) -> Chosen:
     """Write masks, one image at a time."""
     truth, layout = material.truth, material.layout
-    row_of = {id: row for row, id in enumerate(truth.table.ids)}
 
     def images() -> Iterator[tuple[str, np.ndarray, np.ndarray, int]]:
         done = stepping(progress, "cleaning masks out of fold", material.oof.frame["id"].nunique())
         for id, probability in iter_average_maps(material.oof):
-            yield id, read_mask(truth.table.mask_path(row_of[id])), probability, truth.folds[row_of[id]]
+            row = truth.table.row_of[id]
+            yield id, read_mask(truth.table.mask_path(row)), probability, truth.folds[row]
             done()
 
     chosen = choose_cleaning(truth.metric, images(), wanted)

@@ -94,7 +94,6 @@ class MapEnsemble:
         self.folds: list[int] = sorted(set(truth.folds.tolist()) - {-1})
         ids = truth.table.frame["id"].to_numpy()
         self.ids = {fold: ids[truth.folds == fold].tolist() for fold in self.folds}
-        self.row_of = {id: row for row, id in enumerate(truth.table.ids)}
         self.examples: dict[int, MapExamples] = {}
         self.fitted: dict[tuple[str, frozenset[int]], Blend] = {}
 
@@ -155,7 +154,7 @@ class MapEnsemble:
     def _images(self, fold: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The mask (H, W) and the members' maps (M, C, H, W) of every image of a fold."""
         for id, maps in iter_side_by_side(self.oof, self.ids[fold], fold):
-            yield read_mask(self.truth.table.mask_path(self.row_of[id])), maps
+            yield read_mask(self.truth.table.mask_path(self.truth.table.row_of[id])), maps
 
     def _look_at(self, fold: int) -> MapExamples:
         metric = self.truth.metric

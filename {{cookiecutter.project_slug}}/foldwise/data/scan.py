@@ -1,0 +1,245 @@
+"""Read every item once and record what its files hold: sizes, sums per channel, pixels per mask value.
+
+The record, `images.csv`, keeps a line an item, so that the next scan asks only for the sizes of the files. A file that
+changes without changing its size is not noticed: delete the record then.
+"""
+
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from foldwise.audit.image_problems import image_problems, mask_problems
+from foldwise.data.images import ImageError, read_mask
+from foldwise.data.problems import TableError, some
+from foldwise.data.samples import Samples, TableItems
+from foldwise.data.table import Table
+from foldwise.errors import Refusal
+from foldwise.files import write_atomic
+
+# Texts with spaces: sums and squares have one value a channel (of the stored values), values has `value:pixels` pairs
+# of a mask, so that the record does not depend on the classes. `others` is JSON: the same of further image fields.
+RECORD = [
+    "image", "bytes", "mask", "mask_bytes", "reader", "height", "width", "area", "channels", "dtype",
+    "minimum", "maximum", "sums", "squares", "mask_height", "mask_width", "values", "others",
+]  # fmt: skip
+KEY = ["image", "bytes", "mask", "mask_bytes", "reader"]
+TEXT = {"image", "bytes", "mask", "reader", "dtype", "sums", "squares", "values", "others"}
+
+BLOCK = 1 << 20  # pixels that are converted to float64 at a time
+CHUNK = 256  # items that are handed to the threads at a time; an interruption waits for them
+
+
+def scan_items(
+    items: TableItems, data: Mapping[str, Any], name: str = "images", table: Table | None = None, progress: bool = False
+) -> pd.DataFrame:
+    """Read every item that is not in the record yet, and check them all.
+
+    Args:
+        data: the `data` part of the config.
+        name: of the record in `data.prepared`, without its suffix.
+        table: of the items, with the masks of another output; None: `items.table`.
+
+    Returns:
+        One row an item, with the columns RECORD, of its first image field; for masks also `pixels`, an int64 (C,)
+        array each.
+
+    Raises:
+        TableError: lists every file that is missing or cannot be decoded, images that have other channels or another
+            dtype than most, every mask of another size than its image, and every mask with values outside the classes.
+    """
+    table = items.table if table is None else table
+    record = Path(data["prepared"]) / f"{name}.csv"
+    wanted, known = _file_sizes(items, table), _read_record(record)
+    todo = wanted.drop_duplicates(KEY).merge(known[KEY], on=KEY, how="left", indicator=True)
+    todo = todo[todo["_merge"] == "left_only"]
+    failures: dict[tuple[str, str], str] = {}
+    if len(todo):
+        known = _extend_record(record, known, todo, items, table, failures, progress)
+    scan = wanted[KEY].merge(known, on=KEY, how="left", validate="many_to_one")
+    problems = image_problems(scan, failures, data["scale"])
+    if "mask" in table.frame:
+        problems += mask_problems(scan, table.classes, data["ignore_index"])
+    if problems:
+        raise TableError(table.path, problems)
+    if "mask" in table.frame:
+        scan["pixels"] = [_class_pixels(values, len(table.classes)) for values in scan["values"]]
+    return scan
+
+
+def reader_key(samples: Samples) -> str:
+    """What measurements depend on beside the files: a hash of the reader's class, arguments and source."""
+    kind = type(samples)
+    source = "" if kind.__module__.startswith("foldwise.") else inspect.getsource(inspect.getmodule(kind) or kind)
+    text = json.dumps([kind.__qualname__, vars(samples), source], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def image_fields(samples: Samples) -> list[str]:
+    """Names of the image fields, the main one first."""
+    return [name for name, field in samples.fields.items() if field.kind == "image"]
+
+
+def images_hash(scan: pd.DataFrame) -> str:
+    """A name for these files by path and size, masks too: 16 hexadecimal digits of SHA-256."""
+    lines = sorted(set(scan[["image", "bytes", "mask", "mask_bytes"]].astype(str).agg(",".join, axis=1)))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def map_in_threads(
+    function: Callable[[Any], Any], values: Sequence[Any], text: str, chunk: int, progress: bool
+) -> Iterator[list[Any]]:
+    """Yield the results of a function in chunks, computed in threads, with a progress bar."""
+    if not values:
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not progress) as bar, ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        task = bar.add_task(text, total=len(values))
+        for start in range(0, len(values), chunk):
+            results = list(pool.map(function, values[start : start + chunk]))
+            yield results
+            bar.advance(task, len(results))
+
+
+def _file_sizes(items: TableItems, table: Table) -> pd.DataFrame:
+    """The KEY and the `number` of each item."""
+    size_of: dict[Path, int] = {}
+    missing: list[str] = []
+
+    def size(path: Path) -> int:
+        if path not in size_of:
+            try:
+                size_of[path] = path.stat().st_size
+            except OSError:
+                size_of[path] = -1
+                missing.append(_relative(path, table.root))
+        return size_of[path]
+
+    reader, has_masks = reader_key(items.samples), "mask" in table.frame
+    lines: list[dict[str, Any]] = []
+    for number, item in enumerate(items.items):
+        files = list(dict.fromkeys(items.samples.files(items.rows, item)))
+        lines.append(
+            {
+                "image": ";".join(_relative(path, table.root) for path in files),
+                "bytes": ";".join(str(size(path)) for path in files),
+                "mask": table.frame["mask"].iat[number] if has_masks else "",
+                "mask_bytes": size(table.mask_path(number)) if has_masks else 0,
+                "reader": reader,
+                "number": number,
+            }
+        )
+    if missing:
+        raise TableError(table.path, [f"{len(missing)} files that the reader opens do not exist: {some(missing)}"])
+    return pd.DataFrame(lines).astype(dict.fromkeys(("image", "bytes", "mask", "reader"), object))
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+def _read_record(record: Path) -> pd.DataFrame:
+    if record.exists():
+        try:
+            known = pd.read_csv(record, dtype=dict.fromkeys(TEXT, object), keep_default_na=False, encoding="utf-8")
+        except ValueError as error:  # pandas' own are, and UnicodeDecodeError
+            raise Refusal(f"{record} cannot be read ({error}); delete it and run the same command again") from error
+        if known.columns.tolist() == RECORD:  # else it is of another version, and everything is read again
+            return known
+    return pd.DataFrame({name: pd.Series(dtype=object if name in TEXT else float) for name in RECORD})
+
+
+def _extend_record(
+    record: Path,
+    known: pd.DataFrame,
+    todo: pd.DataFrame,
+    items: TableItems,
+    table: Table,
+    failures: dict[tuple[str, str], str],
+    progress: bool,
+) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = []
+    state = items.state
+
+    def measure(key: dict[str, Any]) -> dict[str, Any] | None:
+        try:
+            return {name: key[name] for name in KEY} | _measure(items, table, key["number"], state)
+        except ImageError as error:
+            failures[key["image"], key["mask"]] = str(error)
+            return None
+
+    try:
+        for found in map_in_threads(measure, todo.to_dict("records"), "Reading images", CHUNK, progress):
+            rows += [row for row in found if row is not None]
+    finally:  # what was read is kept when a long scan is interrupted
+        if rows:
+            new = pd.DataFrame(rows, columns=RECORD)
+            known = new if known.empty else pd.concat([known, new], ignore_index=True)
+            # A changed file has a new line; its old one is dropped.
+            known = known.drop_duplicates(["image", "mask", "reader"], keep="last", ignore_index=True)
+            with write_atomic(record) as temporary:
+                known.to_csv(temporary, index=False)
+    return known
+
+
+def _measure(items: TableItems, table: Table, number: int, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of an item, read as prediction reads it."""
+    sample = items.samples.read(items.rows, items.items[number], state, None)
+    where = ", ".join(map(str, items.samples.files(items.rows, items.items[number])[:1]))
+    figures = [(name, _image_figures(sample[name], where)) for name in image_fields(items.samples)]
+    first = figures[0][1] if figures else _image_figures(np.zeros((1, 1, 1), np.uint8), where)
+    row = first | {"mask_height": 0, "mask_width": 0, "values": "", "others": json.dumps(dict(figures[1:]))}
+    if "mask" in table.frame:
+        mask = read_mask(table.mask_path(number))
+        counts = np.bincount(mask.ravel())
+        values = " ".join(f"{value}:{counts[value]}" for value in np.flatnonzero(counts))
+        row |= {"mask_height": mask.shape[0], "mask_width": mask.shape[1], "values": values}
+    return row
+
+
+def _image_figures(image: Any, where: str) -> dict[str, Any]:
+    """The figures of an image (H, W, C), or of a stack."""
+    stack = image if isinstance(image, list) else [image] if image.ndim == 3 else list(image)
+    height, width, channels = stack[0].shape
+    if any(each.shape[2] != channels for each in stack):
+        raise ImageError(f"{where}: the images of a stack have different numbers of channels")
+    sums, squares = np.zeros(channels), np.zeros(channels)
+    for each in stack:
+        flat = each.reshape(-1, channels)
+        for start in range(0, len(flat), BLOCK):
+            for channel in range(channels):
+                # float64 holds sums of whole numbers exactly up to 2^53.
+                values = flat[start : start + BLOCK, channel].astype(np.float64)
+                sums[channel] += values.sum()
+                squares[channel] += np.square(values, out=values).sum()  # BLAS would start threads in each thread
+    if not np.isfinite(squares).all():
+        raise ImageError(f"{where} has values that are not finite")
+    return {
+        "height": height, "width": width, "area": sum(each.shape[0] * each.shape[1] for each in stack),
+        "channels": channels, "dtype": str(stack[0].dtype),
+        "minimum": float(min(each.min() for each in stack)), "maximum": float(max(each.max() for each in stack)),
+        "sums": " ".join(map(_text, sums)), "squares": " ".join(map(_text, squares)),
+    }  # fmt: skip
+
+
+def _text(value: float) -> str:
+    return repr(int(value) if value.is_integer() else float(value))
+
+
+def _class_pixels(values: str, classes: int) -> np.ndarray:
+    """(C,) int64 pixels of each class, of `value:pixels` pairs."""
+    pixels = np.zeros(classes, np.int64)
+    for pair in values.split():
+        value, count = map(int, pair.split(":"))
+        if value < classes:
+            pixels[value] = count
+    return pixels
