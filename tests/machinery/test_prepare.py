@@ -129,7 +129,7 @@ def test_a_damaged_record_of_images_is_named(tmp_path):
     prepare(config(tmp_path))
     record = tmp_path / "prepared/images.csv"
     record.write_bytes(record.read_bytes() + b'"\xff')
-    with pytest.raises(Refusal, match=r"images\.csv cannot be read .*; delete it and make it again"):
+    with pytest.raises(Refusal, match=r"images\.csv cannot be read .*; delete it and run the same command again"):
         prepare(config(tmp_path))
 
 
