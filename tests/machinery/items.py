@@ -7,7 +7,7 @@ import torch
 
 from foldwise.data.batches import collate, unpack
 from foldwise.data.dataset import EpochTransform, ItemDataset
-from foldwise.data.reading import Reader, target_readers
+from foldwise.data.reading import Reader
 from foldwise.data.samples import Rows, Samples
 from foldwise.data.sampling import SampleKey
 from foldwise.data.table import Table
@@ -20,8 +20,7 @@ def training_reader(
     samples = samples or Samples()
     rows = Rows(table, samples, targets=True)
     items = samples.items(rows)
-    targets, fields = target_readers({"target": table})
-    return Reader(samples, rows, items, samples.fit(rows, items), scales or {}, targets, fields)
+    return Reader(samples, rows, items, samples.fit(rows, items), scales or {}, {"target": table})
 
 
 def item_dataset(

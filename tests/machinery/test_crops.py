@@ -9,7 +9,7 @@ import pytest
 from items import item_dataset, read_one
 
 from foldwise.data.augmentation import Augmentation
-from foldwise.data.crops import random_crop
+from foldwise.data.crops import crop_sample
 from foldwise.data.dataset import EpochTransform
 from foldwise.data.fields import Field
 from foldwise.data.sampling import SampleKey, sample_seed
@@ -27,7 +27,7 @@ def scene(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 def crop(image: np.ndarray, mask: np.ndarray, size: tuple[int, int], ignore: int, seed: int):
     """The crop of a picture and that of its mask."""
-    found = random_crop({"image": image, "target": mask}, ["target"], size, ignore, seed)
+    found = crop_sample({"image": image, "target": mask}, FIELDS, size, ignore, seed)
     assert list(found) == ["image", "target"]
     return found["image"], found["target"]
 

@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 from items import item_dataset, read_one, training_reader
 
+from foldwise.data.crops import crop_sample
 from foldwise.data.dataset import EpochTransform
 from foldwise.data.fields import Field, Item
 from foldwise.data.problems import TableError
-from foldwise.data.reading import Reader, crop_sample
+from foldwise.data.reading import Reader
 from foldwise.data.samples import Rows, Sample, Samples, group_items, item_table
 from foldwise.data.table import Columns, Table, read_table
 from foldwise.errors import Refusal
@@ -170,7 +171,7 @@ class Odd(Samples):
         ({"near": Field("image")}, {"near": np.zeros((8, 9), np.uint8)}, r"near has the shape \(8, 9\) .*\(H, W, C\)"),
         ({"seen": Field("mask")}, {"seen": np.zeros((8, 9, 1, 1), np.uint8)}, r"seen has the shape .*\(H, W\)"),
         ({"seen": Field("mask")}, {"seen": np.zeros((8, 9), np.float32)}, "seen is float32 and not uint8 or uint16"),
-        ({"near": Field("image")}, {"near": []}, "near of id 'r0' is a stack without pictures"),
+        ({"near": Field("image")}, {"near": []}, "near of id 'r0' is a stack without images"),
         ({"near": Field("image", ragged=True)}, {"near": np.zeros((8, 9, 3), np.uint8)}, "near is ragged, so it must"),
     ],
 )

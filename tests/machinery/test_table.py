@@ -137,13 +137,13 @@ def test_everything_wrong_is_listed_at_once_with_its_line(root):
         "line 7 (id '4'): the weight 'nan'",
         "line 8 (id '5'): the fold '1.5'",
         "line 9 (id '6'): the fold '-2'",
-        "line 8 (id '5'): the label 'cat ' has blanks",
+        "line 8 (id '5'): the label 'cat ' has whitespace",
         "line 7 (id '4'): the label is empty",
         "line 6 (id '3'): unknown label 'bird'; the classes are cat, dog: correct it, or add it to data.classes",
     ]
     for part in expected:
         assert sum(part in problem for problem in found) == 1, part
-    # The stray blank is the one problem of line 8's label: 'cat ' is not an unknown class, and '' neither.
+    # The stray space is the one problem of line 8's label: 'cat ' is not an unknown class, and '' neither.
     assert len(found) == len(expected)
 
 
@@ -170,9 +170,9 @@ def test_a_column_that_holds_no_labels_is_asked_about_once(root):
 
 
 @pytest.mark.parametrize("labels", [" x", "x ", "x  y", "x\ty", "x\u00a0y"])
-def test_stray_blanks_in_labels(root, labels):
+def test_stray_spaces_in_labels(root, labels):
     text = f"id,image,labels\n1,images/a.png,x y\n2,images/b.png,{labels}\n"
-    assert any("line 3" in problem and "blanks" in problem for problem in problems(root, text, "multilabel"))
+    assert any("line 3" in problem and "whitespace" in problem for problem in problems(root, text, "multilabel"))
 
 
 def test_repeated_labels_in_a_row(root):
@@ -211,7 +211,7 @@ def test_units_share_a_target(root):
         ("id,image,label\n1,images/a.png,x,extra\n", "line 2"),
         ("id,image,label\n1,images/a.png,x\n2,images/b.png,x\n", "1 classes"),
         ("id,image,label\n1,images/a.png,x\n,images/b.png,y\n", "id is empty"),
-        ("id,image,label\n1,images/a.png,x\n2 ,images/b.png,y\n", "blanks"),
+        ("id,image,label\n1,images/a.png,x\n2 ,images/b.png,y\n", "whitespace"),
         ("id,image,label\n1,images\\a.png,x\n2,images/b.png,y\n", "backslash"),
         ("id,image,label\n1,images,x\n2,images/b.png,y\n", "does not exist"),
         ("id,image,label\n1,images/a.png,fold\n2,images/b.png,y\n", "cannot be called 'fold'"),

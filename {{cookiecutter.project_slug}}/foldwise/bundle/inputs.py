@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from foldwise.data.columns import text_column
 from foldwise.data.fields import Item
 from foldwise.data.problems import some
 from foldwise.data.samples import Rows, Samples, item_table
-from foldwise.data.table import Table
+from foldwise.data.table import Table, text_column
 from foldwise.errors import Refusal
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")

@@ -1,37 +1,50 @@
-"""Random crops of pictures with masks, placed so that rare classes are seen more often than they occur."""
+"""Random crops of images with masks, placed so that rare classes are seen more often than they occur."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-# The share of crops that are placed on a pixel of a class drawn among those in the picture, the rarest as likely as the
+from foldwise.data.fields import Field
+from foldwise.data.samples import Sample
+from foldwise.errors import Refusal
+
+# The share of crops that are placed on a pixel of a class drawn among those in the image, the rarest as likely as the
 # most common. nnU-Net places a third of its crops so (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z).
 PLACED = 0.5
 
 
-def random_crop(
-    arrays: Mapping[str, np.ndarray], masks: Sequence[str], size: Sequence[int], ignore_index: int, seed: int
-) -> dict[str, np.ndarray]:
-    """One crop of `size` of all arrays at the resolution of the picture, the same for the same seed.
+def crop_sample(
+    sample: Sample, fields: Mapping[str, Field], size: Sequence[int], ignore_index: int, seed: int
+) -> Sample:
+    """Cut one random crop of `size` (height, width) out of all spatial fields together, the same for the same seed.
 
-    Args:
-        arrays: (H, W, C), or (H, W) for masks, of one size. Where that is smaller than the crop, pictures are mirrored
-            at their border, as in tiled prediction, and masks get `ignore_index` there.
-        masks: names of those that are masks, uint8 or uint16; the first places the crop.
-        size: (height, width).
+    The first mask places the crop. Where an image is smaller than the crop, it is mirrored at its border, as in tiled
+    prediction, and masks (uint8 or uint16) get `ignore_index` there.
+
+    Raises:
+        Refusal: a stack, or fields of different sizes.
     """
-    # Of its own: the augmentation that follows draws from the same seed.
+    spatial = {name: sample[name] for name, kind in fields.items() if kind.spatial}
+    masks = [name for name, kind in fields.items() if kind.kind == "mask"]
+    stacks = [name for name, value in spatial.items() if isinstance(value, list)]
+    if stacks:
+        raise Refusal(f"data.fit=tiles cuts crops out of single images: {', '.join(stacks)} are stacks")
+    sizes = {name: value.shape[:2] for name, value in spatial.items()}
+    if len(set(sizes.values())) > 1:
+        differ = ", ".join(f"{name} is {shape}" for name, shape in sizes.items())
+        raise Refusal(f"data.fit=tiles cuts crops out of images of one size: {differ}")
+    # A stream of its own: the augmentation that follows draws from the same seed.
     rng = np.random.default_rng([seed, 1])
-    shape = next(iter(arrays.values())).shape[:2]
-    top, left = _place(arrays[masks[0]], size, ignore_index, rng) if masks else _anywhere(shape, size, rng)
+    shape = next(iter(sizes.values()))
+    top, left = _place(spatial[masks[0]], size, ignore_index, rng) if masks else _anywhere(shape, size, rng)
     missing = [(max(0, gap) // 2, max(0, gap) - max(0, gap) // 2) for gap in np.subtract(size, shape).tolist()]
-    return {
-        name: _cut(array[top : top + size[0], left : left + size[1]], missing, ignore_index if name in masks else None)
-        for name, array in arrays.items()
+    return sample | {
+        name: _pad(array[top : top + size[0], left : left + size[1]], missing, ignore_index if name in masks else None)
+        for name, array in spatial.items()
     }
 
 
-def _cut(array: np.ndarray, missing: list[tuple[int, int]], fill: int | None) -> np.ndarray:
+def _pad(array: np.ndarray, missing: list[tuple[int, int]], fill: int | None) -> np.ndarray:
     """A crop with what it is short of: mirrored, or filled."""
     if any(map(any, missing)):
         if fill is None:
@@ -53,8 +66,8 @@ def _place(mask: np.ndarray, size: Sequence[int], ignore_index: int, rng: np.ran
         counts = np.bincount(mask.ravel(), minlength=ignore_index + 1)
         counts[ignore_index] = 0
         if counts.any():
-            place = np.flatnonzero(mask == rng.choice(np.flatnonzero(counts)))
-            pixel = np.unravel_index(place[rng.integers(len(place))], mask.shape)
+            places = np.flatnonzero(mask == rng.choice(np.flatnonzero(counts)))
+            pixel = np.unravel_index(places[rng.integers(len(places))], mask.shape)
             # The pixel may lie anywhere in the crop: always in the middle, a network would learn to expect it there.
             return [
                 int(np.clip(at - rng.integers(side), 0, end)) for at, side, end in zip(pixel, size, last, strict=True)

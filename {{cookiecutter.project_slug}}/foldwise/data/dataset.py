@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from foldwise.data.augmentation import Augmentation
 from foldwise.data.batches import Packed, collate, pack_sample, start_worker
-from foldwise.data.reading import Reader, crop_sample, fit_sample
+from foldwise.data.crops import crop_sample
+from foldwise.data.reading import Reader, fit_sample
 from foldwise.data.sampling import EpochSampler, SampleKey, sample_seed
 
 

@@ -35,35 +35,31 @@ class Check:
         self.unit = "line" if path.suffix == ".csv" else "row"
 
     def rows(self, bad: Any, message: str | Callable[[int], str]) -> None:
-        """Add a problem for the rows where `bad` is true; `message` is a text or gives one for a row.
+        """Add a problem for the rows where `bad` is true, one for all rows of the same message.
 
-        Rows of the same message are one problem, which names the first of them.
+        Args:
+            message: a text, or a function that gives the text of a row.
         """
         rows_of: dict[str, list[int]] = {}
         for row in np.flatnonzero(np.asarray(bad, dtype=bool)).tolist():
             rows_of.setdefault(message if isinstance(message, str) else message(row), []).append(row)
         for text, rows in rows_of.items():
-            self.problems.append(f"{self.name_rows(rows)}: {text}")
-
-    def name_rows(self, rows: Sequence[int]) -> str:
-        """Some rows, as text: their lines, and the id of the first."""
-        first = repr(self.ids[rows[0]])
-        if len(rows) == 1:
-            return f"{self.unit} {self.lines[rows[0]]} (id {first})"
-        return f"{len(rows):,} rows, {self.name_lines(rows)} (the first id is {first})"
+            where = f"{self.unit} {self.lines[rows[0]]} (id {self.ids[rows[0]]!r})"
+            if len(rows) > 1:
+                where = f"{len(rows):,} rows, {self.name_lines(rows)} (the first id is {self.ids[rows[0]]!r})"
+            self.problems.append(f"{where}: {text}")
 
     def name_lines(self, rows: Any) -> str:
-        """The lines of several rows, as text."""
         return f"{self.unit}s {some(self.lines[rows])}"
 
     def stop_if_bad(self) -> None:
-        """Raise what was collected as a TableError."""
+        """Raise the problems as a TableError, if there are any."""
         if self.problems:
             raise TableError(self.path, self.problems)
 
 
-def has_stray_blanks(values: pd.Series) -> np.ndarray:
-    """True where a text has white space at an end, two in a row, or another kind than a plain blank."""
+def has_stray_spaces(values: pd.Series) -> np.ndarray:
+    """True where a text has whitespace at an end, two in a row, or another kind than a plain space."""
     codes, unique = pd.factorize(values)
     return np.array([value != " ".join(value.split()) for value in unique], dtype=bool)[codes]
 

@@ -4,17 +4,17 @@ A table is a CSV (read as text, so that ids keep their leading zeros and `NA` is
 file. Everything that is wrong with it is found at once and listed with its line number.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from foldwise.data.columns import check_ids, check_paths, fold_column, text_column, weight_column
-from foldwise.data.problems import Check, TableError
+from foldwise.data.problems import Check, TableError, has_stray_spaces
 from foldwise.data.targets import check_class_names, check_units
 from foldwise.errors import Refusal
 from foldwise.tasks import Task, find_task
@@ -38,7 +38,7 @@ class Columns:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Columns":
-        """Make it from the `columns` of a data config; an unknown key is a Refusal that names it."""
+        """Make it from `data.columns`, whose unknown keys are refused by name."""
         known = [field.name for field in fields(cls)]
         unknown = [key for key in config if key not in known]
         if unknown:
@@ -50,11 +50,11 @@ class Columns:
 class Table:
     """A checked table.
 
-    `frame` has the index 0..n-1, the file's columns under their own names, and on top of them the canonical
-    `id` and `image` (text) and, where declared, `mask`, `group`, `unit` (text), `weight` (float) and `fold`
-    (int). A column with such a name that is not declared is left out, so that nothing is used by accident.
-
-    `target` is float32 (N, C): one-hot, multi-hot or soft; None for segmentation and for tables without target.
+    Attributes:
+        frame: has the index 0..n-1, the file's columns under their own names, and on top of them the canonical
+            `id` and `image` (text) and, where declared, `mask`, `group`, `unit` (text), `weight` (float) and `fold`
+            (int). A column with such a name that is not declared is left out, so that nothing is used by accident.
+        target: float32 (N, C): one-hot, multi-hot or soft; None for segmentation and for tables without target.
     """
 
     frame: pd.DataFrame
@@ -103,9 +103,7 @@ def read_table(
 
     Args:
         path: a `.csv` or `.parquet` file.
-        task: multiclass, multilabel or segmentation.
         root: the folder that the image and mask paths are relative to, and must not leave.
-        columns: which column is which.
         classes: the class names in their order; None takes the names found, sorted (as numbers if all are
             whole numbers). Segmentation needs them: class i is pixel value i.
         has_target: False for a test table, of which target, weight and fold are not read, and whose group
@@ -116,7 +114,6 @@ def read_table(
     """
     path, root = Path(path), Path(root)
     meaning = find_task(task)
-    files = meaning.field.spatial  # a target is a file
     target_columns = _target_columns(columns, meaning) if has_target else []
     check = Check(path)
     raw = _read_file(path, check)
@@ -124,49 +121,53 @@ def read_table(
     declared = {"id": columns.id, "image": columns.image, "unit": columns.unit}
     if has_target:
         declared |= {"group": columns.group, "weight": columns.weight, "fold": columns.fold}
-        if files:
+        if meaning.field.spatial:  # a target is a file
             declared["mask"] = target_columns[0]
     elif columns.group in raw.columns:
         declared["group"] = columns.group
     declared = {canonical: name for canonical, name in declared.items() if name is not None}
-    missing = [name for name in dict.fromkeys([*declared.values(), *target_columns]) if name not in raw.columns]
-    for name in missing:
-        check.problems.append(f"there is no column {name!r}; the columns are {', '.join(map(str, raw.columns))}")
+    check.problems += [
+        f"there is no column {name!r}; the columns are {', '.join(map(str, raw.columns))}"
+        for name in dict.fromkeys([*declared.values(), *target_columns])
+        if name not in raw.columns
+    ]
     if not root.is_dir():
         check.problems.append(f"the data root {root} is not a folder")
-    check.stop_if_bad()
-    if raw.empty:
+    if raw.empty and not check.problems:
         check.problems.append("the table has no rows: below the line of column names goes one row an image")
-        check.stop_if_bad()
+    check.stop_if_bad()
 
-    canonical_names = {"id", "image", "mask", "group", "unit", "weight", "fold"}
-    frame = raw.drop(columns=[name for name in raw.columns if name in canonical_names])
+    frame = raw.drop(columns=["id", "image", "mask", "group", "unit", "weight", "fold"], errors="ignore")
     for canonical in ("id", "image", "mask", "group", "unit"):
         if canonical in declared:
             frame[canonical] = text_column(raw[declared[canonical]])
     check.ids = frame["id"].to_numpy(object)
-    check_ids(frame["id"], check)
+    _check_ids(frame["id"], check)
     for canonical in ("group", "unit"):
         if canonical in declared:
             check.rows(frame[canonical] == "", f"column {declared[canonical]!r} is empty")
     for canonical in ("image", "mask"):
         if canonical in declared:
-            check_paths(frame[canonical], root, canonical, check)
+            _check_paths(frame[canonical], root, canonical, check)
     if "weight" in declared:
-        frame["weight"] = weight_column(raw[declared["weight"]], check)
+        frame["weight"] = _weight_column(raw[declared["weight"]], check)
     if "fold" in declared:
-        frame["fold"] = fold_column(raw[declared["fold"]], check)
+        frame["fold"] = _fold_column(raw[declared["fold"]], check)
 
     names = check_class_names(classes, meaning, check)
     target = None
     if has_target:
-        names, target = meaning.read_target(
-            raw, target_columns, not isinstance(columns.target, str | None), names, check
-        )
+        soft = not isinstance(columns.target, str | None)
+        names, target = meaning.read_target(raw, target_columns, soft, names, check)
     if target is not None and "unit" in declared:
         check_units(frame["unit"], target, check)
     check.stop_if_bad()
     return Table(frame, task, tuple(names or ()), root, target, path)
+
+
+def text_column(column: pd.Series) -> pd.Series:
+    """The column as text; a missing value is empty."""
+    return column.astype(object).where(column.notna(), "").map(str)
 
 
 def _target_columns(columns: Columns, task: Task) -> list[str]:
@@ -180,6 +181,7 @@ def _target_columns(columns: Columns, task: Task) -> list[str]:
 
 
 def _read_file(path: Path, check: Check) -> pd.DataFrame:
+    """The columns as they are in the file; of a CSV, text. Numbers the lines of `check`."""
     if not path.is_file():
         raise TableError(path, ["the file does not exist"])
     if path.suffix == ".parquet":
@@ -187,9 +189,8 @@ def _read_file(path: Path, check: Check) -> pd.DataFrame:
             frame = pd.read_parquet(path)
         except (OSError, ValueError) as error:
             raise TableError(path, [f"it cannot be read as parquet ({error})"]) from error
-        frame = frame.reset_index(drop=True)
         check.lines = np.arange(1, len(frame) + 1)
-        return frame
+        return frame.reset_index(drop=True)
     if path.suffix != ".csv":
         raise TableError(path, [f"the suffix is {path.suffix!r}; a table is a .csv or a .parquet file"])
     try:
@@ -206,6 +207,59 @@ def _read_file(path: Path, check: Check) -> pd.DataFrame:
     if repeated:
         raise TableError(path, [f"the column {name!r} is there more than once" for name in repeated])
     frame = frame.iloc[1:].set_axis(header, axis=1)
-    frame = frame[(frame != "").any(axis=1)]  # blank lines are passed over, but count
+    frame = frame[(frame != "").any(axis=1)]  # empty lines are skipped, but count
     check.lines = frame.index.to_numpy() + 1
     return frame.reset_index(drop=True)
+
+
+def _check_ids(ids: pd.Series, check: Check) -> None:
+    check.rows(ids == "", "the id is empty")
+    check.rows(has_stray_spaces(ids), "the id has whitespace at its ends or two spaces in a row")
+    repeated = ids[ids.duplicated(keep=False) & (ids != "")]
+    for name, rows in repeated.groupby(repeated, sort=False).indices.items():
+        check.problems.append(f"the id {name!r} is there more than once: {check.name_lines(repeated.index[rows])}")
+
+
+def _check_paths(paths: pd.Series, root: Path, what: str, check: Check) -> None:
+    """Every path must be relative, name a file, and stay under the root after links are resolved."""
+    real_root = root.resolve()
+    folder_is_inside: dict[Path, bool] = {}  # folders are resolved once: a million files lie in few of them
+
+    def problem(text: str) -> str | None:
+        if not text:
+            return f"the {what} path is empty"
+        if "\\" in text:
+            return f"the {what} path {text!r} has a backslash; write paths with /"
+        relative = PurePosixPath(text)
+        if relative.is_absolute() or ".." in relative.parts:
+            return f"the {what} path {text!r} must be relative to the data root {root}, without '..'"
+        file = root / relative
+        if not os.path.isfile(file):  # noqa: PTH113  Path.is_file raises for a name that is too long
+            return f"the {what} file {file} does not exist"
+        if file.parent not in folder_is_inside:
+            folder_is_inside[file.parent] = file.parent.resolve().is_relative_to(real_root)
+        inside = folder_is_inside[file.parent]
+        if file.is_symlink():
+            inside = file.resolve().is_relative_to(real_root)
+        if inside:
+            return None
+        return f"the {what} path {text!r} is a link that leaves the data root {root}: set data.root to its target"
+
+    found = [problem(text) for text in paths]
+    check.rows([message is not None for message in found], lambda row: str(found[row]))
+
+
+def _weight_column(column: pd.Series, check: Check) -> pd.Series:
+    weight = pd.to_numeric(column, errors="coerce").astype(float)
+    bad = ~np.isfinite(weight) | (weight < 0)
+    check.rows(bad, lambda row: f"the weight {column.iat[row]!r} is not a number of 0 or more")
+    if not bad.any() and weight.sum() == 0:
+        check.problems.append("all weights are 0")
+    return weight
+
+
+def _fold_column(column: pd.Series, check: Check) -> pd.Series:
+    fold = pd.to_numeric(column, errors="coerce").astype(float)
+    bad = ~np.isfinite(fold) | (fold < -1) | (fold != np.floor(fold))
+    check.rows(bad, lambda row: f"the fold {column.iat[row]!r} is not a whole number of -1 (always train) or more")
+    return fold.where(~bad, -1).astype(int)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise.data.problems import Check, TableError, has_stray_blanks, some
+from foldwise.data.problems import Check, TableError, has_stray_spaces, some
 from foldwise.tasks.base import Task
 
 # Columns of a prediction file, which also has one column a class.
@@ -30,20 +30,13 @@ def check_class_names(classes: Sequence[Any] | None, task: Task, check: Check) -
     return names
 
 
-def _sorted_names(names: set[str]) -> list[str]:
-    """Sorted as numbers if all are whole numbers: the order of grades matters to a metric like kappa."""
-    if all(name.isascii() and name.isdigit() for name in names):
-        return sorted(names, key=lambda name: (int(name), name))
-    return sorted(names)
-
-
 def hard_targets(
     labels: pd.Series, task: Task, names: list[str] | None, check: Check
 ) -> tuple[list[str], np.ndarray | None]:
-    """The class names, and one-hot rows from `label` or multi-hot rows from blank-separated `labels`."""
+    """The class names, and one-hot rows from `label` or multi-hot rows from `labels`, separated by spaces."""
     multilabel = not task.exclusive
-    stray = has_stray_blanks(labels)
-    check.rows(stray, lambda row: f"the label {labels.iat[row]!r} has blanks at its ends or in a row")
+    stray = has_stray_spaces(labels)
+    check.rows(stray, lambda row: f"the label {labels.iat[row]!r} has whitespace at its ends or two spaces in a row")
     if not multilabel:
         check.rows((labels == "") & ~stray, "the label is empty")
     # Few different values stand in many rows: each is parsed once.
@@ -53,7 +46,9 @@ def hard_targets(
     check.rows(repeated, lambda row: f"a label stands twice in {labels.iat[row]!r}")
     found = {part for parts in parsed for part in parts if part}
     if names is None:
-        names = _sorted_names(found)
+        # As numbers if all are whole numbers: the order of grades matters to a metric like kappa.
+        numeric = all(name.isascii() and name.isdigit() for name in found)
+        names = sorted(found, key=lambda name: (int(name) if numeric else 0, name))
         if len(names) < task.fewest:
             check.problems.append(f"the table has {len(names)} classes; {task.name} needs {task.fewest} or more")
     else:
@@ -72,7 +67,7 @@ def hard_targets(
                 check.rows(having, f"unknown label {name!r}; {listed}: correct it, or add it to data.classes")
         if multilabel:
             for name in (name for name in names if len(name.split()) != 1):
-                check.problems.append(f"the class {name!r} has a blank, which separates labels; rename it")
+                check.problems.append(f"the class {name!r} has a space, which separates labels; rename it")
     for name in (name for name in names if name in RESERVED_CLASSES):
         check.problems.append(f"a class cannot be called {name!r}: prediction files have a column of that name")
     if check.problems:

@@ -29,7 +29,7 @@ class Classes(Task):
     def read_target(
         self, raw: "pd.DataFrame", columns: Sequence[str], soft: bool, names: list[str] | None, check: "Check"
     ) -> tuple[list[str] | None, np.ndarray | None]:
-        from foldwise.data.columns import text_column
+        from foldwise.data.table import text_column
         from foldwise.data.targets import hard_targets, soft_targets
 
         if soft:

@@ -14,7 +14,7 @@ from foldwise.data.fields import Field, Item
 from foldwise.data.images import image_hw
 from foldwise.data.prepare import Prepared
 from foldwise.data.pseudo import join_tables
-from foldwise.data.reading import Reader, target_readers
+from foldwise.data.reading import Reader, target_fields
 from foldwise.data.samples import Rows
 from foldwise.data.sampling import SAMPLINGS, EpochSampler, Pool, Sampling
 from foldwise.data.table import Table
@@ -72,23 +72,19 @@ def make_reader(
     tables: Mapping[str, Table] | None = None,
 ) -> Reader:
     """A reader of items with their targets; by default of the training table."""
-    targets, fields = target_readers(prepared.tables if tables is None else tables)
-    own = prepared.samples.fields
     return Reader(
         prepared.samples,
         Rows(source or prepared.source, prepared.samples, targets=True),
         prepared.items if items is None else items,
         state,
         {name: image["scale"] for name, image in prepared.statistics["images"].items()},
-        {name: target for name, target in targets.items() if name not in own},
-        {name: field for name, field in fields.items() if name not in own},
+        prepared.tables if tables is None else tables,
     )
 
 
 def sample_fields(prepared: Prepared) -> dict[str, Field]:
     """The fields of a training sample."""
-    _, targets = target_readers(prepared.tables)
-    return targets | dict(prepared.samples.fields)
+    return target_fields(prepared.tables) | dict(prepared.samples.fields)
 
 
 def build_transforms(config: Mapping[str, Any], prepared: Prepared, alias: str | None) -> list[EpochTransform]:
