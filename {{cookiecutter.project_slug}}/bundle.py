@@ -63,7 +63,7 @@ def build(options: argparse.Namespace) -> None:
 
     from foldwise.bundle.build import Request, build_bundle
     from foldwise.bundle.manifest import room_lines
-    from foldwise.reporting.decisions import print_outcomes
+    from foldwise.reporting.console import print_outcomes
 
     built = build_bundle(
         Request(

@@ -3,9 +3,12 @@
 examples:
   python evaluate.py runs/baseline-1a2b3c4d
   python evaluate.py runs/baseline-1a2b3c4d --by camera city --show data/competition/look_at.txt
-  python evaluate.py runs/larger-5e6f7a8b runs/baseline-1a2b3c4d --oof oof-d4
+  python evaluate.py runs/baseline-1a2b3c4d runs/mixup-5e6f7a8b runs/larger-9c0d1e2f --oof oof-d4
   python evaluate.py runs/larger-s1 runs/larger-s2 runs/larger-s3 --against runs/base-s1 runs/base-s2 runs/base-s3
   python evaluate.py predictions/from-a-friend --table data/competition/holdout.csv --data competition
+
+Further sources are compared with the first. Change one thing at a time: of several, nobody can say which it was. Two
+runs that differ in nothing but the seed show how much a difference is worth; --against compares several seeds a side.
 """
 
 import argparse
@@ -19,48 +22,33 @@ from foldwise.files import check_new
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; see --help."""
     parser = make_parser(__doc__, opens_runs=True)
-    parser.add_argument(
-        "sources",
-        nargs="+",
-        type=Path,
-        help="runs, ensembles, folders of their shape, or prediction folders; further ones are compared with the first",
-    )
-    parser.add_argument(
-        "--against",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="SOURCE",
-        help="the other side of a comparison over seeds: as many, the same seeds in the same order",
-    )
-    parser.add_argument("--oof", default="oof", help="out-of-fold predictions of a source, e.g. oof-d4 (default: oof)")
-    parser.add_argument(
-        "--table", type=Path, help="a labelled table to score test predictions by (default: out of fold)"
-    )
-    parser.add_argument("--test", help="with --table: which predictions of a source (default: the only ones)")
-    parser.add_argument("--data", help="a file in configs/data, by name, for predictions without a config.yaml")
-    parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the config beside --data, as in train.py"
-    )
-    parser.add_argument(
-        "--by", nargs="*", metavar="COLUMN", help="columns that make subgroups (default: those with 2 to 20 values)"
-    )
-    parser.add_argument(
-        "--show", metavar="IDS", help="images that are shown and not scored: a file of ids, or column=value"
-    )
-    parser.add_argument("--resamples", type=_count, default=1000, help="bootstrap draws (default: 1000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
-    parser.add_argument("--out", type=Path, help="HTML file to write (default: evaluation.html in the first source)")
+    add = parser.add_argument
+    add("sources", nargs="+", type=Path, help="runs, ensembles, folders of their shape, or prediction folders")
+    help = "the other side of a comparison over seeds: as many, the same seeds in the same order"
+    add("--against", nargs="+", type=Path, default=[], metavar="SOURCE", help=help)
+    add("--oof", default="oof", help="out-of-fold predictions of a source, e.g. oof-d4 (default: oof)")
+    add("--table", type=Path, help="a labelled table to score test predictions by (default: out of fold)")
+    add("--test", help="with --table: which predictions of a source (default: the only ones)")
+    add("--data", help="a file in configs/data, by name, for predictions without a config.yaml")
+    help = "changes to the config beside --data, as in train.py"
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help=help)
+    help = "columns that make subgroups (default: those with 2 to 20 values; none without names)"
+    add("--by", nargs="*", metavar="COLUMN", help=help)
+    add("--show", metavar="IDS", help="images that are shown and not scored: a file of ids, or column=value")
+    add("--resamples", type=_count, default=1000, help="bootstrap draws (default: 1000)")
+    add("--seed", type=int, default=0, help="of the draws (default: 0)")
+    add("--out", type=Path, help="HTML file to write (default: evaluation.html in the first source)")
     return parser.parse_args(arguments)
 
 
 def main() -> None:
-    """Evaluate, and end with exit code 2 and a sentence when something is wrong with the input."""
+    """Evaluate, and exit with code 2 and a sentence when something is wrong with the input."""
     options = parse()
     with exit_on_error():
         report = report_path(options.out, options.sources[0])
         from foldwise.predictions.evaluation.evaluate import evaluate
 
+        changes = {} if options.against else describe_runs(options.sources)
         evaluation = evaluate(
             options.sources,
             options.against,
@@ -75,10 +63,11 @@ def main() -> None:
             seed=options.seed,
             progress=True,
         )
-        from foldwise.reporting.evaluation_console import print_evaluation
+        from foldwise.reporting.console import print_evaluation
         from foldwise.reporting.evaluation_report import write_evaluation
 
-        print_evaluation(evaluation)
+        names = [one.name for one in evaluation.evidence]
+        print_evaluation(evaluation, {names[number]: lines for number, lines in changes.items()})
         write_evaluation(report, evaluation)
     print(f"\nWritten:\n  {report}")
     if len(options.sources) == 1:
@@ -86,6 +75,18 @@ def main() -> None:
         others = [path.parent for path in source.resolve().parent.glob("*/oof") if path.parent != source.resolve()]
         other = max(others, key=lambda path: path.stat().st_mtime).name if others else "<another run>"
         print(f"\nNext, to compare it with another:\n  python evaluate.py {source.parent / other} {source}")
+
+
+def describe_runs(sources: list[Path]) -> dict[int, list[str]]:
+    """What changed since the first source, by the number of each further one; only runs have a record of it.
+
+    Raises:
+        Refusal: a run is of another version of this code.
+    """
+    from foldwise.training.run_folder import describe_changes
+
+    runs = [number for number, source in enumerate(sources) if (source / "identity.json").is_file()]
+    return {number: describe_changes(sources[0], sources[number]) for number in runs if number} if 0 in runs else {}
 
 
 def report_path(out: Path | None, source: Path) -> Path:

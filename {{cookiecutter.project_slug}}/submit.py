@@ -71,7 +71,7 @@ def make_file(options: argparse.Namespace) -> None:
 
     from foldwise.predictions.decisions.submit import make_submission
     from foldwise.progress import progress_bar
-    from foldwise.reporting.decisions import print_submission
+    from foldwise.reporting.console import print_submission
 
     with progress_bar("reading the predictions") as progress:
         submission = make_submission(

@@ -437,7 +437,7 @@ def test_a_page_of_segmentation(place, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         write_evaluation(tmp_path / "page.html", evaluation)
-    assert (tmp_path / "page.html").read_text().count(", truth</figcaption>") == 4 + 4 + 1
+    assert (tmp_path / "page.html").read_text().count(", ground truth</figcaption>") == 4 + 4 + 1
 
 
 def test_a_page_shows_as_wrong_only_what_is_wrong(place, tmp_path):
@@ -447,7 +447,7 @@ def test_a_page_shows_as_wrong_only_what_is_wrong(place, tmp_path):
         run = make_run(tmp_path / str(skill), place, skill=skill)
         evaluation = evaluate([run], resamples=100, by=[])
         accuracy = overall(evaluation, "Accuracy")["score"].item()
-        assert evaluation.evidence[0].classes.right.mean() == pytest.approx(accuracy) and (accuracy < 1) is wrong
+        assert evaluation.evidence[0].classes.correct.mean() == pytest.approx(accuracy) and (accuracy < 1) is wrong
         write_evaluation(tmp_path / f"{skill}.html", evaluation)
         page = (tmp_path / f"{skill}.html").read_text()
-        assert ("Most wrong" in page) is wrong and ("no answer is wrong" in page) is not wrong
+        assert ("Most wrong" in page) is wrong and ("no prediction is wrong" in page) is not wrong

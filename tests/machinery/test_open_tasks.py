@@ -24,8 +24,7 @@ from foldwise.predictions.schema import Header, PredictionsError
 from foldwise.predictions.store import average_members, read_header, read_predictions, write_predictions
 from foldwise.predictions.views import average_views
 from foldwise.predictions.writers import PredictionWriter, merge_folders
-from foldwise.reporting.decisions import print_submission
-from foldwise.reporting.evaluation_console import print_evaluation
+from foldwise.reporting.console import print_evaluation, print_submission
 from foldwise.reporting.evaluation_report import write_evaluation
 from foldwise.reporting.run_report import worst_rows
 from foldwise.tasks import TASKS, Task
@@ -176,11 +175,11 @@ def test_it_is_evaluated_by_its_metric_and_its_largest_errors(world, tmp_path, c
     worst = worst_rows(target, oof(folder / "a"), 5, TASKS["numbers"])
     assert worst.tolist() == np.argsort(-errors[0])[:5].tolist()
 
-    print_evaluation(evaluation)
+    print_evaluation(evaluation, {})
     assert "classes of" not in capsys.readouterr().out
     write_evaluation(tmp_path / "page.html", evaluation)
     page = (tmp_path / "page.html").read_text()
-    assert "Largest errors (look here for label errors): a: truth → answer" in page and "By site" in page
+    assert "Largest errors (look here for label errors): a: ground truth → predicted" in page and "By site" in page
     assert not any(word in page for word in ("Confusion", "Calibration", "Most uncertain", "no answer is wrong"))
 
 

@@ -9,9 +9,8 @@ import pandas as pd
 import pytest
 
 from foldwise.predictions.metrics import confusion_matrix
-from foldwise.reporting.figures import confusion, learning_curves, per_class, to_png
-from foldwise.reporting.palette import class_colors, paint
-from foldwise.reporting.pictures import displayable, gallery, overlay
+from foldwise.reporting.figures import color_of, confusion, learning_curves, per_class, to_png
+from foldwise.reporting.pictures import displayable, gallery, overlay, paint
 from foldwise.reporting.report import write_report
 from foldwise.reporting.run_report import worst_rows
 from foldwise.tasks import find_task
@@ -77,7 +76,7 @@ def test_figures_of_any_number_of_classes(count):
         for figure in pictures:
             height, width, _ = decode(figure).shape
             assert height <= 1500 and width <= 1500
-    assert class_colors(count).shape == (count, 3) and len({tuple(c) for c in class_colors(count)}) == count
+    assert len({tuple(color_of(number)) for number in range(count)}) == count
 
 
 def test_confusion_matrix_has_the_truth_in_its_rows():
@@ -145,7 +144,7 @@ def test_masks_are_laid_over_their_images():
     """Every class in its colour, that of number 0, too."""
     image, mask = np.full((8, 8, 3), 100, np.uint8), np.array([[1, 0], [0, 255]], np.uint8)
     result = paint(image, mask, 3, 255)
-    first, second = (np.rint(40 + 0.6 * 255 * color) for color in class_colors(3)[:2])  # over 0.4 of the grey
+    first, second = (np.rint(40 + 0.6 * 255 * color) for color in map(color_of, range(2)))  # over 0.4 of the grey
     assert (result[:4, :4] == second).all() and (result[:4, 4:] == first).all() and (result[4:, :4] == first).all()
     assert 4 <= (result[4:, 4:] != image[4:, 4:]).any(axis=2).sum() <= 12  # hatched
 
@@ -158,7 +157,7 @@ def test_overlay_paints_the_answer_where_it_is(size):
     plain, painted = (picture.get_array() for picture in figure.images)
     assert plain.shape == painted.shape and 450 <= max(plain.shape) <= 1500
     height, width = plain.shape[:2]
-    blue, orange = np.rint(0.6 * 255 * class_colors(2))  # over black
+    blue, orange = (np.rint(0.6 * 255 * color_of(number)) for number in range(2))  # over black
     assert (painted[: height // 2 - 1, : width // 2 - 1] == orange).all()
     assert (painted[height // 2 + 1 :] == blue).all() and (painted[:, width // 2 + 1 :] == blue).all()
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -174,4 +173,4 @@ def test_ignored_pixels_have_no_share_and_colours_are_those_of_the_number():
     mask[:10] = 2
     figure = overlay(image, mask, ["sky", "road", "car"], ignore_index=255)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["car 100.0%"]
-    assert tuple(figure.legends[0].get_patches()[0].get_facecolor()[:3]) == tuple(class_colors(3)[2])
+    assert tuple(figure.legends[0].get_patches()[0].get_facecolor()[:3]) == tuple(color_of(2))

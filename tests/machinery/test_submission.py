@@ -28,7 +28,7 @@ from foldwise.predictions.decisions.submit import make_submission
 from foldwise.predictions.schema import Header, PredictionsError
 from foldwise.predictions.store import write_predictions
 from foldwise.predictions.writers import PredictionWriter
-from foldwise.reporting.decisions import print_submission
+from foldwise.reporting.console import print_submission
 
 CLASSES = ["cat", "dog", "newt"]
 

@@ -62,7 +62,7 @@ def list_images(options: argparse.Namespace) -> None:
     """List the images to label by hand."""
     from foldwise.config import read_config
     from foldwise.predictions.pseudo.uncertain import list_uncertain
-    from foldwise.reporting.pseudo_console import print_uncertain
+    from foldwise.reporting.console import print_uncertain
 
     print_uncertain(list_uncertain(options.runs, options.out, options.uncertain, options.test, options.table))
     data = read_config(options.runs[0])["data"]["name"]
@@ -76,7 +76,7 @@ def label(options: argparse.Namespace) -> None:
     from foldwise.data.pseudo import masks_folder, provenance_path
     from foldwise.predictions.pseudo.labelling import pseudo_label
     from foldwise.predictions.pseudo.rules import Confident, Soft
-    from foldwise.reporting.pseudo_console import print_students
+    from foldwise.reporting.console import print_students
     from foldwise.tasks import find_task
 
     rule = Soft() if options.soft else Confident(options.confident, dict(options.confident_class))

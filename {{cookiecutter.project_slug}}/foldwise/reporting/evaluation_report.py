@@ -1,28 +1,24 @@
 """The report of an evaluation: scores and differences with intervals, where the errors are, and pictures of them."""
 
-import html
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from foldwise.data.images import read_mask
-from foldwise.files import write_text
-from foldwise.predictions.evaluation.evaluate import TWO_FILES, Evaluation
+from foldwise.predictions.evaluation.evaluate import Evaluation
 from foldwise.predictions.evaluation.evidence import ClassEvidence, Evidence, class_table
 from foldwise.predictions.evaluation.reliability import expected_calibration_error, reliability_curve
-from foldwise.predictions.store import iter_average_maps
+from foldwise.reporting.console import TWO_FILES
 from foldwise.reporting.figures import confusion, intervals, reliability
-from foldwise.reporting.pictures import gallery, name_answer, overlay
-from foldwise.reporting.report import PAGE, figure_html
+from foldwise.reporting.pictures import compare_masks, compare_values
+from foldwise.reporting.report import escape, figure_html, summary_html, table_html, write_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PICTURES = 24  # of a gallery
-OVERLAYS = 4  # segmentation: images of a gallery, each with answer and truth
+OVERLAYS = 4  # segmentation: images of a gallery, each with the predicted and the true mask
 SHOWN = 48  # pictures of the visual subset; segmentation: a quarter of it
 
 
@@ -39,115 +35,86 @@ def write_evaluation(path: Path, evaluation: Evaluation) -> None:
     if len(evaluation.differences):
         parts += ["<h2>Differences</h2>", _table(evaluation.differences)]
         if (evaluation.differences["pairs"] == 1).any():
-            parts.append(f"<p>{html.escape(TWO_FILES)}</p>")
+            parts.append(f"<p>{escape(TWO_FILES)}</p>")
     for column, rows in scores[scores["column"] != ""].groupby("column", sort=False):
         own = pd.concat([overall, rows])
         own = own[own["metric"] == metric].rename(columns={"value": "label"})
-        parts += [_heading(f"By {column}"), figure_html(f"{metric} by {column}", intervals(own, metric))]
+        parts += [f"<h2>By {escape(column)}</h2>", figure_html(f"{metric} by {column}", intervals(own, metric))]
         parts.append(_table(rows.drop(columns="column")))
     if first.classes is not None:
         parts += _classes(evaluation, first.name, first.classes)
-    shown = _galleries(evaluation, first)
-    parts += [figure_html(caption, figure) for caption, figure in shown]
+    parts += [figure_html(caption, figure) for caption, figure in _galleries(evaluation, first)]
     if evaluation.notes:
-        items = "".join(f"<li>{html.escape(note)}</li>\n" for note in evaluation.notes)
+        items = "".join(f"<li>{escape(note)}</li>\n" for note in evaluation.notes)
         parts.append(f"<h2>Notes</h2>\n<ul>\n{items}</ul>")
-    title = "Evaluation: " + ", ".join(one.name for one in evaluation.evidence)
-    write_text(path, PAGE.substitute(title=html.escape(title), body="\n".join(parts)))
+    write_page(path, "Evaluation: " + ", ".join(one.name for one in evaluation.evidence), parts)
+
+
+def _table(frame: pd.DataFrame) -> str:
+    return table_html(frame.to_dict("records"))
 
 
 def _summary(evaluation: Evaluation) -> str:
     table, metric = evaluation.truth.table, evaluation.metrics[0]
-    lines: Mapping[str, Any] = {
-        "truth": f"{table.path}: {len(evaluation.evidence[0].rows):,} scored, {len(evaluation.shown):,} only shown",
-        "metric": f"{type(metric).__name__}, {'greater' if metric.greater_is_better else 'lower'} is better",
-        "predictions": ", ".join(str(one.predictions.folder) for one in evaluation.evidence),
-        "intervals": f"95 %, {evaluation.resamples:,} bootstrap draws of {evaluation.groups:,} {evaluation.drawn}",
-    }
-    rows = "".join(f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>\n" for name, value in lines.items())
-    return f"<table>\n{rows}</table>"
+    scored, shown = len(evaluation.evidence[0].rows), len(evaluation.shown)
+    return summary_html(
+        {
+            "ground truth": f"{table.path}: {scored:,} scored, {shown:,} only shown",
+            "metric": f"{type(metric).__name__}, {'greater' if metric.greater_is_better else 'lower'} is better",
+            "predictions": ", ".join(str(one.predictions.folder) for one in evaluation.evidence),
+            "intervals": f"95 %, {evaluation.resamples:,} bootstrap draws of {evaluation.groups:,} {evaluation.drawn}",
+        }
+    )
 
 
 def _classes(evaluation: Evaluation, name: str, classes: ClassEvidence) -> list[str]:
-    """The classes' figures, their confusion and calibration."""
-    parts = [_heading(f"Classes: {name}"), _table(class_table(classes, evaluation.truth))]
+    """Scores of the classes, their confusion, and the calibration of every prediction."""
+    parts = [f"<h2>Classes: {escape(name)}</h2>", _table(class_table(classes, evaluation.truth))]
     if classes.confusion is not None:
         figure = confusion(classes.confusion, evaluation.truth.table.classes)
         parts.append(figure_html(f"Confusion matrix: {name}", figure))
-    parts += ["<h2>Calibration</h2>", _calibration(evaluation)]
-    if classes.right.all():
-        parts.append(f"<p>{html.escape(name)}: no answer is wrong.</p>")
-    return parts
-
-
-def _calibration(evaluation: Evaluation) -> str:
     curves, task = {}, evaluation.truth.task
     for one in evaluation.evidence:
         assert one.classes is not None
         sums = one.classes.reliability
         curves[f"{one.name} (ECE {expected_calibration_error(sums):.4f})"] = (*reliability_curve(sums), sums[0])
-    whose = "every pixel's " if task.kind == "maps" else "the "
-    about = f"{whose}answered class" if task.exclusive else "every label"
+    about = "every label"
+    if task.exclusive:
+        about = "every pixel's predicted class" if task.kind == "maps" else "the predicted class"
     caption = f"Reliability of the probability of {about}; ECE is the expected calibration error"
-    return figure_html(caption, reliability(curves))
+    parts += ["<h2>Calibration</h2>", figure_html(caption, reliability(curves))]
+    if classes.correct.all():
+        parts.append(f"<p>{escape(name)}: no prediction is wrong.</p>")
+    return parts
 
 
 def _galleries(evaluation: Evaluation, first: Evidence) -> list[tuple[str, "Figure"]]:
-    chosen, classes = {}, first.classes
-    every = np.ones(len(first.rows), bool)
+    """Captions and pictures of the worst, the most uncertain and the shown images."""
+    classes, truth, maps = first.classes, evaluation.truth, first.average is None
+    everything = np.ones(len(first.rows), bool)
     if classes is None:
-        chosen["Largest errors (look here for label errors)"] = _largest(first, first.wrong, every)
+        chosen = {"Largest errors (look here for label errors)": (first.wrong, everything)}
     else:
-        chosen["Most wrong (look here for label errors)"] = _largest(first, first.wrong, ~classes.right)
-        chosen["Most uncertain"] = _largest(first, classes.unsure, every)
-    chosen["Shown and not scored"] = evaluation.shown
-    draw = _overlays if first.average is None else _thumbnails
-    figures = []
-    for caption, rows in chosen.items():
-        if len(rows):
-            figures += draw(evaluation, first, f"{caption}: {first.name}", rows)
+        chosen = {
+            "Most wrong (look here for label errors)": (first.wrong, ~classes.correct),
+            "Most uncertain": (classes.unsure, everything),
+        }
+    rows_of = {}
+    for caption, (values, among) in chosen.items():
+        order = np.argsort(-values, kind="stable")
+        rows_of[caption] = first.rows[order[among[order]][: OVERLAYS if maps else PICTURES]]
+    rows_of["Shown and not scored"] = evaluation.shown
+    figures: list[tuple[str, Figure]] = []
+    for caption, rows in rows_of.items():
+        title = f"{caption}: {first.name}"
+        if maps:
+            own, ignore_index = rows[: SHOWN // 4].tolist(), truth.metric.ignore_index
+            figures += compare_masks(title, truth.items, truth.table, own, first.predictions, ignore_index)
+        elif len(rows):
+            assert first.average is not None
+            own = rows[:SHOWN].tolist()
+            values = first.average.loc[[truth.table.ids[row] for row in own]].to_numpy()
+            more = f" (the first {SHOWN} of {len(rows)})" if len(rows) > SHOWN else ""
+            figure = compare_values(truth.items, truth.table, own, values, truth.task)
+            figures.append((f"{title}: ground truth → predicted{more}", figure))
     return figures
-
-
-def _largest(evidence: Evidence, values: np.ndarray, among: np.ndarray) -> np.ndarray:
-    order = np.argsort(-values, kind="stable")
-    return evidence.rows[order[among[order]][: OVERLAYS if evidence.average is None else PICTURES]]
-
-
-def _thumbnails(
-    evaluation: Evaluation, evidence: Evidence, caption: str, rows: np.ndarray
-) -> list[tuple[str, "Figure"]]:
-    table = evaluation.truth.table
-    assert table.target is not None and evidence.average is not None
-    rows, more = rows[:SHOWN], f" (the first {SHOWN} of {len(rows)})" if len(rows) > SHOWN else ""
-    images = (evaluation.truth.items.picture(row) for row in rows)
-
-    def named(values: np.ndarray) -> str:
-        return name_answer(table.classes, values, evaluation.truth.task)
-
-    titles = [
-        f"{table.ids[row]}\n{named(table.target[row])}\n→ {named(evidence.average.loc[table.ids[row]].to_numpy())}"
-        for row in rows
-    ]
-    return [(f"{caption}: truth → answer{more}", gallery(images, titles))]
-
-
-def _overlays(evaluation: Evaluation, evidence: Evidence, caption: str, rows: np.ndarray) -> list[tuple[str, "Figure"]]:
-    table, figures = evaluation.truth.table, []
-    rows = rows[: SHOWN // 4]
-    maps = iter_average_maps(evidence.predictions, [table.ids[row] for row in rows])
-    for row, (id, probability) in zip(rows, maps, strict=True):
-        image, mask = evaluation.truth.items.picture(row), read_mask(table.mask_path(row))
-        for what, painted in (("answer", probability.argmax(0)), ("truth", mask)):
-            picture = overlay(image, painted, table.classes, ignore_index=evaluation.truth.metric.ignore_index)
-            figures.append((f"{caption}: {id}, {what}", picture))
-    return figures
-
-
-def _heading(text: str) -> str:
-    return f"<h2>{html.escape(text)}</h2>"
-
-
-def _table(frame: pd.DataFrame) -> str:
-    with pd.option_context("display.max_colwidth", None):
-        return frame.to_html(index=False, border=0, na_rep="—", float_format="{:.4f}".format, justify="left")

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_CLASSES = 40  # more rows and columns cannot be read
-MOST_NUMBERS = 15  # a larger confusion matrix has colours only
-LINE_COLORS = 10  # of matplotlib's cycle
+MOST_NUMBERS = 15  # a larger matrix has colours only
 DPI = 100  # pixels an inch, which sizes are given in
 
 
@@ -52,6 +51,15 @@ def shorten(text: str, most: int = 24) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def color_of(number: int) -> np.ndarray:
+    """(3,) in [0, 1]: the colour of a class, fold or prediction; matplotlib's ten, then hues in golden-ratio steps."""
+    from matplotlib.colors import hsv_to_rgb, to_rgb
+
+    if number < 10:
+        return np.array(to_rgb(f"C{number}"))
+    return np.asarray(hsv_to_rgb((0.618034 * number % 1, 0.5 + 0.5 * (number % 2), 0.95)))
+
+
 def learning_curves(history: Mapping[int, pd.DataFrame], metric: str = "score") -> "Figure":
     """Losses, the metric and the learning rate over the epochs, a colour a fold.
 
@@ -64,7 +72,7 @@ def learning_curves(history: Mapping[int, pd.DataFrame], metric: str = "score") 
     figure = new_figure(12, 3.4)
     losses, scores, rates = figure.subplots(1, 3)
     for fold, frame in history.items():
-        color = f"C{fold % LINE_COLORS}"
+        color = color_of(fold)
         _line(losses, frame, "train_loss", color=color, linestyle="--", linewidth=1)
         _line(losses, frame, "val_loss", color=color)
         _line(scores, frame, "score", color=color, label=f"fold {fold}")
@@ -80,35 +88,49 @@ def learning_curves(history: Mapping[int, pd.DataFrame], metric: str = "score") 
 
 
 def confusion(matrix: np.ndarray, classes: Sequence[str]) -> "Figure":
-    """A confusion matrix (C, C) of (true, answered) counts, coloured by the share of the true class.
+    """A confusion matrix (C, C) of (true, predicted) counts, coloured by the share of the true class.
 
     Of more than 40 classes, the 40 with the most errors.
     """
     if not matrix.size or not matrix.sum():
-        return nothing_to_show("no answers yet")
-    names, title = list(classes), ""
+        return nothing_to_show("no predictions yet")
+    shares, names, title = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1), list(classes), ""
     if len(names) > MOST_CLASSES:
         errors = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * matrix.diagonal()
         chosen = np.sort(np.argsort(-errors, kind="stable")[:MOST_CLASSES])
         title = f"the {MOST_CLASSES} of {len(names)} classes with the most errors"
-        shares = _shares(matrix)[np.ix_(chosen, chosen)]
-        matrix, names = matrix[np.ix_(chosen, chosen)], [names[index] for index in chosen]
-    else:
-        shares = _shares(matrix)
+        shares, matrix = shares[np.ix_(chosen, chosen)], matrix[np.ix_(chosen, chosen)]
+        names = [names[index] for index in chosen]
+    texts = np.where(matrix > 0, matrix.astype(str), "")
+    figure = heat_map(shares, names, texts, cmap="Blues", vmin=0, label="share of the true class")
+    figure.axes[0].set(xlabel="predicted", ylabel="true", title=title)
+    return figure
+
+
+def heat_map(
+    values: np.ndarray, names: Sequence[str], texts: np.ndarray, cmap: str, vmin: float, label: str = ""
+) -> "Figure":
+    """A square matrix (N, N) of values up to 1 in colours, with the texts (N, N) where they can be read."""
     side = min(12.0, 2.5 + 0.45 * len(names))
     figure = new_figure(side + 0.8, side)
     axis = figure.subplots()
-    picture = axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    picture = axis.imshow(values, vmin=vmin, vmax=1, cmap=cmap)
     if len(names) <= MOST_NUMBERS:
-        for row, column in np.ndindex(*matrix.shape):
-            if matrix[row, column]:
-                color = "white" if shares[row, column] > 0.5 else "black"
-                axis.text(column, row, str(matrix[row, column]), ha="center", va="center", color=color, fontsize=8)
+        for row, column in np.ndindex(*values.shape):
+            dark = picture.cmap(picture.norm(values[row, column]))[1] < 0.5  # green is most of the brightness
+            color = "white" if dark else "black"
+            axis.text(column, row, str(texts[row, column]), ha="center", va="center", color=color, fontsize=8)
     axis.set_xticks(range(len(names)), [shorten(name) for name in names], rotation=90, fontsize=8)
     axis.set_yticks(range(len(names)), [shorten(name) for name in names], fontsize=8)
-    axis.set(xlabel="answered", ylabel="true", title=title)
-    figure.colorbar(picture, ax=axis, label="share of the true class", shrink=0.8)
+    figure.colorbar(picture, ax=axis, label=label, shrink=0.8)
     return figure
+
+
+def bars(axis: Any, values: np.ndarray, names: Sequence[str], **style: Any) -> None:
+    """Horizontal bars (N,) with their names, the first on top."""
+    axis.barh(range(len(values)), np.nan_to_num(values), height=0.7, **style)
+    axis.set_yticks(range(len(values)), names, fontsize=8)
+    axis.set_ylim(len(values) - 0.5, -0.5)
 
 
 def per_class(
@@ -129,44 +151,37 @@ def per_class(
         return nothing_to_show("no classes")
     worst = np.where(np.isnan(values), np.inf, values if greater_is_better else -values)
     order = np.argsort(worst, kind="stable")[:MOST_CLASSES]
-    shown = values[order]
     figure = new_figure(8, 1.2 + 0.24 * len(order))
     axis = figure.subplots()
-    axis.barh(range(len(order)), np.nan_to_num(shown), color="C0", height=0.7)
-    for place, value in enumerate(shown):
-        text = " does not occur" if math.isnan(value) else f" {value:.3f}"
-        axis.text(max(0.0, float(np.nan_to_num(value))), place, text, va="center", fontsize=8)
     counts = [""] * len(values) if support is None else [f"  ({int(count):,})" for count in support]
-    axis.set_yticks(range(len(order)), [shorten(classes[index]) + counts[index] for index in order], fontsize=8)
-    axis.invert_yaxis()
-    axis.margins(x=0.12, y=0.5 / len(order))
+    bars(axis, values[order], [shorten(classes[index]) + counts[index] for index in order], color=color_of(0))
+    for row, value in enumerate(values[order]):
+        text = " does not occur" if math.isnan(value) else f" {value:.3f}"
+        axis.text(max(0.0, float(np.nan_to_num(value))), row, text, va="center", fontsize=8)
+    axis.margins(x=0.12)
     left_out = f": the {MOST_CLASSES} worst of {len(values)} classes" if len(values) > MOST_CLASSES else ""
     axis.set_title(name + left_out)
     return figure
 
 
 def reliability(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> "Figure":
-    """A reliability diagram: how often answers are right against how sure they are, and below it how many there are.
+    """A reliability diagram: accuracy against confidence, and below it how many predictions there are.
 
     Args:
-        curves: by name, of each bin of confidence: mean confidence, share of right answers, count; NaN has no dot.
+        curves: by name, of each bin of confidence: mean confidence, share that is correct, count; NaN has no dot.
     """
     figure = new_figure(6, 6.5)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
-    for place, (name, (confidence, right, count)) in enumerate(curves.items()):
-        color = f"C{place % LINE_COLORS}"
+    for number, (name, (confidence, correct, count)) in enumerate(curves.items()):
+        style: Any = {"marker": "o", "markersize": 4, "color": color_of(number)}
         there = np.isfinite(confidence)
-        upper.plot(confidence[there], right[there], marker="o", markersize=4, color=color, label=shorten(name, 40))
-        lower.plot(confidence[there], count[there] / count.sum(), marker="o", markersize=4, color=color)
-    upper.set(
-        ylabel="share that is right",
-        xlim=(0, 1),
-        ylim=(0, 1),
-        title="above the dashed line: right more often than said",
-    )
+        upper.plot(confidence[there], correct[there], label=shorten(name, 40), **style)
+        lower.plot(confidence[there], count[there] / count.sum(), **style)
+    title = "above the dashed line: correct more often than predicted"
+    upper.set(ylabel="share that is correct", xlim=(0, 1), ylim=(0, 1), title=title)
     upper.legend(fontsize=8)
-    lower.set(xlabel="probability", ylabel="share of answers", yscale="log")
+    lower.set(xlabel="probability", ylabel="share of predictions", yscale="log")
     return figure
 
 
@@ -180,11 +195,10 @@ def intervals(frame: pd.DataFrame, name: str) -> "Figure":
     figure = new_figure(8, 1.2 + 0.16 * len(labels) * (1 + len(predictions)))
     axis = figure.subplots()
     for number, prediction in enumerate(predictions):
-        rows = frame[frame["prediction"] == prediction]
-        place = [labels.index(label) + (number + 0.5) / len(predictions) * 0.8 - 0.4 for label in rows["label"]]
-        color = f"C{number % LINE_COLORS}"
-        axis.plot(rows["score"], place, "o", markersize=4, color=color, label=shorten(prediction, 40))
-        axis.hlines(place, rows["low"], rows["high"], color=color)
+        rows, color = frame[frame["prediction"] == prediction], color_of(number)
+        height = [labels.index(label) + (number + 0.5) / len(predictions) * 0.8 - 0.4 for label in rows["label"]]
+        axis.plot(rows["score"], height, "o", markersize=4, color=color, label=shorten(prediction, 40))
+        axis.hlines(height, rows["low"], rows["high"], color=color)
     axis.set_yticks(range(len(labels)), [shorten(label, 40) for label in labels], fontsize=8)
     axis.invert_yaxis()
     axis.grid(axis="x", alpha=0.3)
@@ -195,11 +209,6 @@ def intervals(frame: pd.DataFrame, name: str) -> "Figure":
 
 def _line(axis: Any, frame: pd.DataFrame, column: str, **style: Any) -> None:
     """A line over the epochs in which the column was measured, with a dot where there is but one."""
-    if column not in frame:
-        return
-    measured = frame[["epoch", column]].dropna()
-    axis.plot(measured["epoch"], measured[column], marker="o" if len(measured) < 2 else None, **style)
-
-
-def _shares(matrix: np.ndarray) -> np.ndarray:
-    return matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    if column in frame:
+        measured = frame[["epoch", column]].dropna()
+        axis.plot(measured["epoch"], measured[column], marker="o" if len(measured) < 2 else None, **style)

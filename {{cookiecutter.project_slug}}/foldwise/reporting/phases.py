@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foldwise.reporting.figures import new_figure, shorten
+from foldwise.reporting.figures import color_of, new_figure, shorten
 from foldwise.schedule.phases import Phase
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def phases_figure(previews: Sequence[PhasePreview]) -> "Figure":
     for number, (part, start, end) in enumerate(zip(previews, starts, ends, strict=True)):
         low, high = np.array(part.rates).T
         epochs = np.linspace(start, end, len(high))
-        color = f"C{number % 10}"
+        color = color_of(number)
         rate.fill_between(epochs, low, high, color=color, alpha=0.3, linewidth=0)
         rate.plot(epochs, high, color=color)
         share.fill_between([start, end], 0, 100 * part.share, color=color, alpha=0.5, linewidth=0)

@@ -1,4 +1,4 @@
-"""Pictures to look at: thumbnails with titles, answers painted over images, `samples.png`."""
+"""Pictures to look at: thumbnails with titles, masks painted over images, `samples.png`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foldwise.data.images import default_scale, read_mask, resize
+from foldwise.data.images import default_scale, read_mask, resize, resize_mask
 from foldwise.data.prepare import Prepared, present_classes
 from foldwise.data.samples import TableItems
 from foldwise.data.table import Table
 from foldwise.files import write_atomic
-from foldwise.reporting.figures import DPI, new_figure, nothing_to_show, shorten, to_png
-from foldwise.reporting.palette import class_colors, paint
+from foldwise.predictions.store import Predictions, iter_average_maps
+from foldwise.reporting.figures import DPI, color_of, new_figure, nothing_to_show, shorten, to_png
 from foldwise.tasks import Task, find_task
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 COLUMNS = 6  # of a gallery
 THUMBNAIL, MARGIN, TITLE, LEGEND = 220, 10, 52, 28  # pixels; a title has up to three lines, a legend line one
 PAINTED = (500, 1500)  # least and most pixels of the longer side of a painted picture
+SHARE = 0.6  # of the class's colour in a painted pixel
+HATCH = 3  # pixels; the width of the lines over ignored pixels
 MOST_NAMES, NAMES_A_LINE = 20, 8  # of a legend
 SAMPLES = 24
 
@@ -56,18 +58,18 @@ def gallery(
 
 
 def overlay(
-    image: np.ndarray, answer: np.ndarray, classes: Sequence[str], title: str = "", ignore_index: int | None = None
+    image: np.ndarray, mask: np.ndarray, classes: Sequence[str], title: str = "", ignore_index: int | None = None
 ) -> "Figure":
-    """The image (H, W, C) as read, beside itself with the answer (H, W) in colours and a legend with pixel shares.
+    """The image (H, W, C) as read, beside itself with the mask (H, W) in colours and a legend with pixel shares.
 
     Ignored pixels are hatched and have no part in the shares.
     """
-    shown, colors = displayable(image), class_colors(len(classes))
-    plain, painted = (_fit(picture, *PAINTED) for picture in (shown, paint(shown, answer, len(classes), ignore_index)))
-    counts = np.bincount(answer[answer != ignore_index], minlength=len(classes))
+    shown = displayable(image)
+    plain, painted = (_fit(picture, *PAINTED) for picture in (shown, paint(shown, mask, len(classes), ignore_index)))
+    counts = np.bincount(mask[mask != ignore_index], minlength=len(classes))
     shares = counts / max(counts.sum(), 1)
     order = [index for index in np.argsort(-shares, kind="stable") if shares[index] > 0][:MOST_NAMES]
-    named = [(f"{shorten(classes[index])} {shares[index]:.1%}", colors[index]) for index in order]
+    named = [(f"{shorten(classes[index])} {shares[index]:.1%}", color_of(int(index))) for index in order]
     height, width = plain.shape[:2]
     step = (0, height + MARGIN) if width > 1.6 * height else (width + MARGIN, 0)  # wide pictures: one below the other
     text = max(1.0, max(height, width) / PAINTED[0])  # letters grow with the picture
@@ -80,6 +82,43 @@ def overlay(
     figure.text(0.5, 1 - top / 2 / page[1], shorten(title, 60), ha="center", va="center", fontsize=9)
     figure.legend(handles=_patches(named), loc="lower center", ncols=4, fontsize=8, frameon=False)
     return figure
+
+
+def compare_masks(
+    caption: str, items: TableItems, table: Table, rows: Sequence[int], predictions: Predictions, ignore_index: int
+) -> list[tuple[str, "Figure"]]:
+    """Captions and overlays of the predicted and the true masks of these rows."""
+    figures = []
+    maps = iter_average_maps(predictions, [table.ids[row] for row in rows])
+    for row, (id, probability) in zip(rows, maps, strict=True):
+        image = items.picture(row)
+        for name, mask in (("predicted", probability.argmax(0)), ("ground truth", read_mask(table.mask_path(row)))):
+            figures.append((f"{caption}: {id}, {name}", overlay(image, mask, table.classes, ignore_index=ignore_index)))
+    return figures
+
+
+def compare_values(items: TableItems, table: Table, rows: Sequence[int], values: np.ndarray, task: Task) -> "Figure":
+    """A gallery of these rows (N,), titled with their ids, targets and predicted values (N, C)."""
+    assert table.target is not None
+    titles = [
+        f"{table.ids[row]}\n{_describe(table.classes, table.target[row], task)}"
+        f"\n→ {_describe(table.classes, predicted, task)}"
+        for row, predicted in zip(rows, values, strict=True)
+    ]
+    return gallery(map(items.picture, rows), titles)
+
+
+def paint(image: np.ndarray, mask: np.ndarray, classes: int, ignore_index: int | None = None) -> np.ndarray:
+    """The image (H, W, 3) uint8 with each of so many classes of the mask in its colour; ignored pixels are hatched."""
+    mask = resize_mask(mask, image.shape[:2])
+    result = image.copy()
+    ignored = np.zeros(mask.shape, bool) if ignore_index is None else mask == ignore_index
+    # Over grey, since two colours mixed look like a third class.
+    gray = image[~ignored].mean(axis=1, keepdims=True)
+    colors = np.array([color_of(number) for number in range(classes)])
+    result[~ignored] = np.rint((1 - SHARE) * gray + SHARE * 255 * colors[mask[~ignored]])
+    result[ignored & ((np.indices(mask.shape).sum(axis=0) // HATCH) % 2 == 0)] = 128
+    return result
 
 
 def displayable(image: np.ndarray) -> np.ndarray:
@@ -102,39 +141,24 @@ def draw_samples(data: Mapping[str, Any], prepared: Prepared) -> Path:
     sources = (table.path, Path(data["prepared"]) / "images.csv")
     if path.exists() and all(path.stat().st_mtime_ns >= source.stat().st_mtime_ns for source in sources):
         return path
-    masks = "mask" in table.frame
+    masks, count = "mask" in table.frame, len(table.classes)
     items = TableItems.of(prepared.source, prepared.samples)
 
     def picture(row: int) -> np.ndarray:
         image = _fit(displayable(items.picture(row)), THUMBNAIL, THUMBNAIL)
-        return (
-            paint(image, read_mask(table.mask_path(row)), len(table.classes), data["ignore_index"]) if masks else image
-        )
+        return paint(image, read_mask(table.mask_path(row)), count, data["ignore_index"]) if masks else image
 
     rows = choose_samples(present_classes(table, prepared.scan), SAMPLES)
-    names = [shorten(name) for name in table.classes]
-    legend = list(zip(names, class_colors(len(names)), strict=True))[:MOST_NAMES] if masks else ()
+    names = table.classes[:MOST_NAMES] if masks else ()
+    legend = [(shorten(name), color_of(number)) for number, name in enumerate(names)]
     figure = gallery(map(picture, rows), [_title(table, row) for row in rows], legend)
     with write_atomic(path) as temporary:
         temporary.write_bytes(to_png(figure))
     return path
 
 
-def name_answer(classes: Sequence[str], values: np.ndarray, task: Task) -> str:
-    """The largest class with its probability, or the labels from 0.5 on; what is no probability as it is."""
-    if not task.probabilities:
-        return " ".join(f"{name} {value:.4g}" for name, value in zip(classes, values, strict=True))
-    if not task.exclusive:
-        return " ".join(name for name, value in zip(classes, values, strict=True) if value >= 0.5) or "(none)"
-    best = int(values.argmax())
-    return classes[best] if values[best] == 1 else f"{classes[best]} {values[best]:.2f}"
-
-
 def choose_samples(present: np.ndarray, count: int) -> list[int]:
-    """Rows of `present` (N, C), which classes an image has, in which the classes (and none) take turns.
-
-    They are drawn at random, but the same every time.
-    """
+    """Rows in which the classes of `present` (N, C), and rows of none, take turns: random, but the same every time."""
     order = np.random.default_rng(0).permutation(len(present))
     queues = [order[present[order, number] > 0].tolist() for number in range(present.shape[1])]
     queues.append(order[~(present[order] > 0).any(axis=1)].tolist())
@@ -164,14 +188,24 @@ def _patches(named: Sequence[tuple[str, Any]]) -> list[Any]:
     return [Patch(facecolor=color, edgecolor="0.6", label=name) for name, color in named]
 
 
+def _describe(classes: Sequence[str], values: np.ndarray, task: Task) -> str:
+    """The largest class with its probability, or the labels from 0.5 on; what is no probability as it is."""
+    if not task.probabilities:
+        return " ".join(f"{name} {value:.4g}" for name, value in zip(classes, values, strict=True))
+    if not task.exclusive:
+        return " ".join(name for name, value in zip(classes, values, strict=True) if value >= 0.5) or "(none)"
+    best = int(values.argmax())
+    return classes[best] if values[best] == 1 else f"{classes[best]} {values[best]:.2f}"
+
+
 def _title(table: Table, row: int) -> str:
     name = table.ids[row]
     lines = [name if len(name) <= 24 else f"…{name[-23:]}"]
     if table.target is not None:
         target = table.target[row]
         if not (task := find_task(table.task)).probabilities:
-            return "\n".join([*lines, name_answer(table.classes, target, task)])
-        some = [index for index in np.argsort(-target, kind="stable") if target[index] > 0]
-        shares = [table.classes[n] if target[n] == 1 else f"{table.classes[n]} {target[n]:.2f}" for n in some]
+            return "\n".join([*lines, _describe(table.classes, target, task)])
+        present = [index for index in np.argsort(-target, kind="stable") if target[index] > 0]
+        shares = [table.classes[n] if target[n] == 1 else f"{table.classes[n]} {target[n]:.2f}" for n in present]
         lines.append(" ".join(shares) or "—")
     return "\n".join(lines)

@@ -46,6 +46,11 @@ $body
 """)
 
 
+def write_page(path: Path, title: str, parts: Sequence[str]) -> None:
+    """Write a page of HTML parts; an older one is replaced."""
+    write_text(path, PAGE.substitute(title=escape(title), body="\n".join(parts)))
+
+
 def write_report(
     path: Path,
     title: str,
@@ -55,52 +60,60 @@ def write_report(
     figures: Sequence[tuple[str, "Figure | bytes"]],
     metric: str = "score",
 ) -> None:
-    """Write a report; an older one is replaced.
+    """Write the report of a run or an ensemble; an older one is replaced.
 
     Args:
         path: the HTML file.
         summary: what there is to know at the top, by name.
         scores: rows of the table of scores, for example {"fold": 0, "accuracy": 0.9}; a row whose first value is
-            text ("OOF") is set off as a total. NaN is shown as a dash.
+            text ("OOF") is set off as a total.
         history: of each fold, its history.csv; empty leaves the learning curves out.
         figures: captions with matplotlib figures or PNG files' bytes, in their order.
         metric: the name of `score` in the history.
     """
-    parts = []
-    if summary:
-        rows = "".join(f"<tr><th>{_text(name)}</th><td>{_text(value)}</td></tr>\n" for name, value in summary.items())
-        parts.append(f"<table>\n{rows}</table>")
+    parts = [summary_html(summary)] if summary else []
     if scores:
-        parts.append(f"<h2>Scores</h2>\n{_score_table(scores)}")
+        parts.append(f"<h2>Scores</h2>\n{table_html(scores, totals=True)}")
     if history:
         parts.append(figure_html("Learning curves", learning_curves(history, metric)))
-    parts += [figure_html(caption, figure) for caption, figure in figures]
-    write_text(path, PAGE.substitute(title=_text(title), body="\n".join(parts)))
+    write_page(path, title, parts + [figure_html(caption, figure) for caption, figure in figures])
 
 
-def _score_table(scores: Sequence[Mapping[str, Any]]) -> str:
-    names = list(dict.fromkeys(name for row in scores for name in row))
-    head = "".join(f'<th class="number">{_text(name)}</th>' for name in names)
+def summary_html(values: Mapping[str, Any]) -> str:
+    """A table of two columns, names and values."""
+    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>\n" for name, value in values.items())
+    return f"<table>\n{rows}</table>"
+
+
+def table_html(rows: Sequence[Mapping[str, Any]], totals: bool = False) -> str:
+    """A table of rows by the names of their columns; NaN is a dash.
+
+    Args:
+        totals: set off rows whose first value is text.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    head = "".join(f'<th class="number">{escape(name)}</th>' for name in names)
     lines = []
-    for row in scores:
-        total = ' class="total"' if isinstance(row.get(names[0]), str) else ""
-        cells = "".join(f'<td class="number">{_text(_number(row.get(name, "")))}</td>' for name in names)
+    for row in rows:
+        total = ' class="total"' if totals and isinstance(row.get(names[0]), str) else ""
+        cells = "".join(f'<td class="number">{escape(_format(row.get(name, "")))}</td>' for name in names)
         lines.append(f"<tr{total}>{cells}</tr>")
     return f"<table>\n<tr>{head}</tr>\n" + "\n".join(lines) + "\n</table>"
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, float) and math.isnan(value):
-        return "—"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def figure_html(caption: str, figure: "Figure | bytes") -> str:
     """A figure, or the bytes of a PNG file, inline under its caption."""
     data = base64.b64encode(figure if isinstance(figure, bytes) else to_png(figure)).decode()
-    name = _text(caption)
+    name = escape(caption)
     return f'<figure><figcaption>{name}</figcaption><img alt="{name}" src="data:image/png;base64,{data}"></figure>'
 
 
-def _text(value: Any) -> str:
+def escape(value: Any) -> str:
+    """A value as text in HTML."""
     return html.escape(str(value))
+
+
+def _format(value: Any) -> str:
+    if isinstance(value, float):
+        return "—" if math.isnan(value) else f"{value:.4f}"
+    return str(value)

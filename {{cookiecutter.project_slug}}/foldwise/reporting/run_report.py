@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 
 from foldwise.config import followers
-from foldwise.data.images import read_mask
 from foldwise.data.samples import TableItems
 from foldwise.data.table import Table
-from foldwise.predictions.metrics import Dice, MeanIoU, answered_right, confusion_matrix, cross_entropy
-from foldwise.predictions.store import Predictions, average_members, iter_average_maps
+from foldwise.predictions.metrics import Dice, MeanIoU, confusion_matrix, cross_entropy, is_correct
+from foldwise.predictions.store import Predictions, average_members
 from foldwise.reporting.figures import confusion, nothing_to_show, per_class
-from foldwise.reporting.pictures import gallery, name_answer, overlay
+from foldwise.reporting.pictures import compare_masks, compare_values
 from foldwise.reporting.report import write_report
 from foldwise.tasks import Task
 
@@ -33,7 +32,7 @@ def report_run(
     oof: Predictions,
     counts: np.ndarray | None,
 ) -> None:
-    """Write `report.html` of a run.
+    """Write `report.html` of a finished run.
 
     Args:
         metric: the metric, ready for the task.
@@ -86,29 +85,24 @@ def _row_figures(table: Table, items: TableItems, oof: Predictions) -> list[tupl
     elif task.probabilities:
         wrong = np.where(target >= 0.5, values < 0.5, values >= 0.5).mean(axis=0)
         support = (target >= 0.5).sum(axis=0)
-        figure = per_class(wrong, oof.columns, "share of images answered wrongly at 0.5", support, False)
+        figure = per_class(wrong, oof.columns, "share of images predicted wrongly at 0.5", support, False)
         figures.append(("Errors per class", figure))
     worst = worst_rows(target, values, GALLERY, task)
-    images = (items.picture(rows[index]) for index in worst)
-    titles = [
-        f"{table.ids[rows[i]]}\n{name_answer(oof.columns, target[i], task)}\n"
-        f"→ {name_answer(oof.columns, values[i], task)}"
-        for i in worst
-    ]
-    wrong = gallery(images, titles) if titles else nothing_to_show("no answer is wrong")
-    figures.append(("Most wrong: truth → answer (look here for label errors)", wrong))
-    return figures
+    figure = nothing_to_show("no prediction is wrong")
+    if len(worst):
+        figure = compare_values(items, table, rows[worst].tolist(), values[worst], task)
+    return [*figures, ("Most wrong: ground truth → predicted (look here for label errors)", figure)]
 
 
 def worst_rows(target: np.ndarray, values: np.ndarray, count: int, task: Task) -> np.ndarray:
-    """Rows of (N, C) targets and values that are answered wrongly, by their cross-entropy, at most `count`.
+    """Rows of (N, C) targets and values that are wrong, by their cross-entropy, at most `count`.
 
     Of values that are no probabilities, those with the largest mean error.
     """
     if not task.probabilities:
         return np.argsort(-np.abs(target - values).mean(axis=1), kind="stable")[:count]
     order = np.argsort(-cross_entropy(target, values, task.exclusive), kind="stable")
-    return order[~answered_right(target, values, task.exclusive)[order]][:count]
+    return order[~is_correct(target, values, task.exclusive)[order]][:count]
 
 
 def _map_figures(
@@ -116,14 +110,11 @@ def _map_figures(
 ) -> list[tuple[str, Any]]:
     support, shown = counts[:, :, 2].sum(axis=0), metric if isinstance(metric, Dice | MeanIoU) else MeanIoU()
     name = type(shown).__name__
-    figures = [(f"{name} per class", per_class(shown.per_class(counts), oof.columns, name, support))]
-    right, true = counts[:, :, 0].sum(axis=1), counts[:, :, 2].sum(axis=1)
-    share = right / np.maximum(true, 1)
-    worst = [index for index in np.argsort(share, kind="stable")[:OVERLAYS] if right[index] < true[index]]
+    correct, true = counts[:, :, 0].sum(axis=1), counts[:, :, 2].sum(axis=1)
+    order = np.argsort(correct / np.maximum(true, 1), kind="stable")[:OVERLAYS]
     ids = oof.frame["id"].drop_duplicates().tolist()
-    for id, probability in iter_average_maps(oof, [ids[index] for index in worst]):
-        row = table.row_of[id]
-        image, mask = items.picture(row), read_mask(table.mask_path(row))
-        figures.append((f"Fewest pixels right: {id}, answer", overlay(image, probability.argmax(0), oof.columns)))
-        figures.append((f"{id}, truth", overlay(image, mask, oof.columns, ignore_index=metric.ignore_index)))
-    return figures
+    worst = [table.row_of[ids[index]] for index in order if correct[index] < true[index]]
+    return [
+        (f"{name} per class", per_class(shown.per_class(counts), oof.columns, name, support)),
+        *compare_masks("Fewest pixels correct", items, table, worst, oof, metric.ignore_index),
+    ]

@@ -21,7 +21,7 @@ from foldwise.predictions.scoring import score_table
 from foldwise.predictions.sources import output_folder
 from foldwise.predictions.store import Predictions, average_members, iter_average_maps, read_predictions
 from foldwise.predictions.writers import merge_folders
-from foldwise.reporting.run_console import print_run
+from foldwise.reporting.console import print_run
 from foldwise.reporting.run_report import report_run
 from foldwise.tasks.outputs import Output
 

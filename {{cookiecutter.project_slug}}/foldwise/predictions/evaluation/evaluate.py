@@ -23,11 +23,6 @@ from foldwise.predictions.metrics import METRICS
 from foldwise.predictions.sources import find_predictions
 from foldwise.predictions.store import read_predictions
 
-TWO_FILES = (
-    "One prediction a side: the interval is about other images, not about other seeds. Two single files cannot show "
-    "that a change is real: train both with several seeds, and name the second side with --against."
-)
-
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:

@@ -11,9 +11,9 @@ from foldwise.errors import Refusal
 from foldwise.predictions.evaluation.reliability import BINS, reliability_bins
 from foldwise.predictions.ground_truth import GroundTruth
 from foldwise.predictions.metrics import (
-    answered_right,
     confusion_matrix,
     cross_entropy,
+    is_correct,
     pixel_confusion,
     pixel_counts,
 )
@@ -60,7 +60,7 @@ class ClassEvidence:
     counts: np.ndarray
     confusion: np.ndarray | None
     reliability: np.ndarray
-    right: np.ndarray
+    correct: np.ndarray
     unsure: np.ndarray
 
 
@@ -95,8 +95,8 @@ def class_table(evidence: ClassEvidence, truth: GroundTruth) -> pd.DataFrame:
     def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
         return np.divide(above, below, out=np.full(len(below), np.nan), where=below > 0)
 
-    table = pd.DataFrame({"class": truth.table.classes, "true": true, "answered": answered, "right": right})
-    table = table.astype({"true": np.int64, "answered": np.int64, "right": np.int64})
+    table = pd.DataFrame({"class": truth.table.classes, "true": true, "predicted": answered, "correct": right})
+    table = table.astype({"true": np.int64, "predicted": np.int64, "correct": np.int64})
     table = table.assign(
         precision=ratio(right, answered), recall=ratio(right, true), F1=ratio(2 * right, answered + true)
     )
@@ -142,7 +142,7 @@ def _class_evidence(target: np.ndarray, probability: np.ndarray, exclusive: bool
         np.stack([(truth_of & answer).sum(axis=0), answer.sum(axis=0), truth_of.sum(axis=0)], axis=1),
         confusion,
         sums,
-        right=answered_right(target, probability, exclusive),
+        correct=is_correct(target, probability, exclusive),
         unsure=cross_entropy(probability, probability, exclusive),
     )
 

@@ -25,8 +25,8 @@ from foldwise.predictions.metrics.classification import (
     LogLoss,
     MacroF1,
     QuadraticKappa,
-    answered_right,
     cross_entropy,
+    is_correct,
 )
 from foldwise.predictions.metrics.folds import score_fold_evidence, score_folds
 from foldwise.predictions.metrics.published import Published
@@ -70,9 +70,9 @@ __all__ = [
     "QuadraticKappa",
     "RocAuc",
     "RowMetric",
-    "answered_right",
     "confusion_matrix",
     "cross_entropy",
+    "is_correct",
     "pixel_confusion",
     "pixel_counts",
     "score_fold_evidence",

@@ -48,7 +48,7 @@ def cross_entropy(target: np.ndarray, probability: np.ndarray, exclusive: bool) 
     return -(target * np.log(probability) + (1 - target) * np.log1p(-probability)).mean(axis=1)
 
 
-def answered_right(target: np.ndarray, probability: np.ndarray, exclusive: bool) -> np.ndarray:
+def is_correct(target: np.ndarray, probability: np.ndarray, exclusive: bool) -> np.ndarray:
     """(N,) whether the likeliest class is the true one; not exclusive: whether all labels are, from 0.5 on."""
     if exclusive:
         return probability.argmax(axis=1) == target.argmax(axis=1)

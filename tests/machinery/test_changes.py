@@ -1,4 +1,4 @@
-"""compare.py: what changed between runs, beside what it brought."""
+"""evaluate.py of several runs: what changed between them, beside what it brought."""
 
 import json
 
@@ -14,15 +14,15 @@ def test_a_change_stands_beside_the_difference_of_the_scores(data, tmp_path, com
     environment = json.loads((runs[1] / "environment.json").read_text())
     environment["created"]["packages"]["torch"] = "1.0"
     (runs[1] / "environment.json").write_text(json.dumps(environment))
-    code, said, _ = command("compare.py", *runs, "--resamples", 100)
-    assert code == 0 and "2 changes" in said and "cannot be laid on one of them" in said
+    code, said, _ = command("evaluate.py", *runs, "--resamples", 100)
+    assert code == 0 and f"{runs[0].name} -> {runs[1].name}: 2 changes" in said
+    assert "cannot be attributed to one of them" in said
     assert "optimizer.lr: 0.001 -> 0.02" in said and "package torch:" in said and "-> 1.0" in said
     assert f"{scores[0]:.4f}" in said and f"{scores[1]:.4f}" in said and f"{scores[1] - scores[0]:+.4f}" in said
     # The other way round, everything turns.
-    code, said, _ = command("compare.py", *runs[::-1], "--resamples", 100)
+    code, said, _ = command("evaluate.py", *runs[::-1], "--resamples", 100)
     assert "optimizer.lr: 0.02 -> 0.001" in said and f"{scores[0] - scores[1]:+.4f}" in said
-
-
-def test_what_is_no_run_is_refused(data, tmp_path, command):
-    code, _, error = command("compare.py", data, tmp_path / "typo")
-    assert code == 2 and "is not a run" in error
+    # Sources that are no runs have no record of what they were made from.
+    (runs[1] / "identity.json").unlink()
+    code, said, _ = command("evaluate.py", *runs, "--resamples", 100)
+    assert code == 0 and "->" not in said and f"{scores[1] - scores[0]:+.4f}" in said

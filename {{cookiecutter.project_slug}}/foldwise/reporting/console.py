@@ -1,0 +1,292 @@
+"""What the commands print at their end: scores, comparisons and the next command."""
+
+import math
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from foldwise.data.holdout import fold_name
+from foldwise.files import read_json
+from foldwise.predictions.evaluation.evidence import class_table
+from foldwise.predictions.selection import paired_error
+
+if TYPE_CHECKING:
+    from foldwise.predictions.decisions.deciding import Outcome
+    from foldwise.predictions.decisions.submit import Submission
+    from foldwise.predictions.ensembles.comparing import Comparison
+    from foldwise.predictions.evaluation.evaluate import Evaluation
+    from foldwise.predictions.pseudo.student import Student
+
+CLASSES = 30  # of more, a table of classes is in the report only
+SHIFTS, CHANGES, IMAGES, NOTES = 40, 30, 50, 5  # lines that are printed; more are in the report, or in files
+TWO_FILES = (
+    "One prediction a side: the interval is about other images, not about other seeds. Two single files cannot show "
+    "that a change is real: train both with several seeds, and name the second side with --against."
+)
+
+
+def make_table(title: str, texts: Iterable[str], numbers: Iterable[str], **style: Any) -> Table:
+    """A table with columns of texts on the left and of numbers on the right."""
+    table = Table(title=title, title_justify="left")
+    for name in texts:
+        table.add_column(name, **style)
+    for name in numbers:
+        table.add_column(name, justify="right", **style)
+    return table
+
+
+def format_score(value: float | None) -> str:
+    """A score with four digits, a dash for one that does not exist."""
+    return "—" if value is None or math.isnan(value) else f"{value:.4f}"
+
+
+def format_interval(low: float, high: float) -> str:
+    """An interval in brackets; NaN ends mean that there are too few groups for one."""
+    return "(too few)" if math.isnan(low) else f"[{low:.4f}, {high:.4f}]"
+
+
+def print_run(run: Path, folds: Sequence[int], greater_is_better: bool) -> None:
+    """Print the score of each finished model of a run, of all `folds` together, and what to do next."""
+    console = Console()
+    names = [*map(fold_name, folds), "full", *(path.name for path in sorted(run.glob("without-*")))]
+    models = {name: read_json(path) for name in names if (path := run / name / "metrics.json").exists()}
+    missing = [fold for fold in folds if fold_name(fold) not in models]
+    table = make_table(run.name, [], ["model", next(iter(models.values()))["metric"], "epochs", "seconds"])
+    for name, model in models.items():
+        table.add_row(name, format_score(model["score"]), str(model["epochs"]), f"{model['seconds']:.0f}")
+    scores = [model["score"] for name, model in models.items() if name.startswith("fold")]
+    scores = [score for score in scores if score is not None]
+    if len(scores) > 1:
+        table.add_section()
+        table.add_row("mean ± std", f"{np.mean(scores):.4f} ± {np.std(scores):.4f}")
+    if (run / "oof").exists():
+        table.add_row("OOF overall", format_score(None if missing else read_json(run / "metrics.json")["overall"]))
+    console.print(table)
+    if any(model["chosen_on_own_fold"] for model in models.values()):
+        console.print("[yellow]optimistic: epochs or learning rates were chosen by the fold that is scored[/yellow]")
+    if "full" in models:
+        console.print("full                 trained on every row: nothing is left that could score it")
+    if any(name.startswith("without-") for name in models):
+        console.print(f"teach a student      python tools/distill.py {run} --out <table>.csv")
+    if missing and len(missing) < len(folds):
+        console.print(f"folds {missing} are not finished: the same command with fold=all trains them")
+    if not missing:
+        console.print(f"models and history   {run}/fold<k>/\nout-of-fold          {run}/oof/")
+        console.print(f"report               {run}/report.html")
+        console.print(f"epochs               {_describe_epochs(run, folds, greater_is_better)}")
+        if "full" not in models:
+            console.print(f"to train every row   python train.py run={run} fold=full")
+    if not missing or "full" in models:
+        console.print(f"next                 python predict.py {run}")
+
+
+def _describe_epochs(run: Path, folds: Sequence[int], greater_is_better: bool) -> str:
+    """After how many epochs the mean of the folds' validations was best, which no single fold can say."""
+    histories = [pd.read_csv(run / fold_name(fold) / "history.csv") for fold in folds]
+    mean = pd.concat(histories).groupby("epoch")["score"].mean().dropna()
+    if mean.empty:
+        return "no validation had a score"
+    best, last = int(mean.idxmax() if greater_is_better else mean.idxmin()), int(mean.index[-1])
+    found = f"the folds' mean validation was best after {best} of {last}: {mean[best]:.4f}"
+    return found if best == last else f"{found}, at the end {mean[last]:.4f}"
+
+
+def print_evaluation(evaluation: "Evaluation", changes: Mapping[str, Sequence[str]]) -> None:
+    """Print scores, subgroups by the competition's metric, differences, and a few of the notes.
+
+    Args:
+        changes: for further runs, by name, a line for each thing that differs from the first run.
+    """
+    console, scores = Console(highlight=False, markup=False), evaluation.scores
+    first, everything = evaluation.evidence[0], scores["column"] == ""
+    for name, lines in changes.items():
+        count = "1 change" if len(lines) == 1 else f"{len(lines)} changes"
+        console.print(f"{first.name} -> {name}: {count}")
+        for line in lines[:CHANGES]:
+            console.print(f"  {line}")
+        if len(lines) > CHANGES:
+            console.print(f"  and {len(lines) - CHANGES} more")
+    overall = scores[everything]
+    title = f"{evaluation.truth.table.path}: {overall['images'].iat[0]:,} scored; 95 % intervals from "
+    title += f"{evaluation.resamples:,} draws of {evaluation.groups:,} {evaluation.drawn}"
+    table = make_table(title, ["prediction", "metric"], ["score", "interval"], overflow="fold")
+    for row in overall.itertuples():
+        table.add_row(row.prediction, row.metric, f"{row.score:.4f}", format_interval(row.low, row.high))
+    console.print(table)
+    if first.classes is not None and len(evaluation.truth.table.classes) <= CLASSES:
+        console.print(_class_table(evaluation))
+    metric = type(evaluation.metrics[0]).__name__
+    for column, rows in scores[~everything & (scores["metric"] == metric)].groupby("column", sort=False):
+        console.print(_subgroup_table(f"{metric} by {column}", rows, evaluation))
+    if len(evaluation.differences):
+        for what, rows in evaluation.differences.groupby("what", sort=False):
+            console.print(_difference_table(str(what), rows))
+        if (evaluation.differences["pairs"] == 1).any():
+            console.print(TWO_FILES)
+    if any(len(lines) > 1 for lines in changes.values()):
+        sentence = "Where several things changed, the difference cannot be attributed to one of them."
+        console.print(sentence, style="bold", soft_wrap=True)
+    for note in evaluation.notes[:NOTES]:
+        console.print(f"note: {note}", soft_wrap=True)
+    if len(evaluation.notes) > NOTES:
+        console.print(f"and {len(evaluation.notes) - NOTES} more notes in the report")
+
+
+def _class_table(evaluation: "Evaluation") -> Table:
+    first = evaluation.evidence[0]
+    assert first.classes is not None
+    frame = class_table(first.classes, evaluation.truth).drop(columns=["predicted", "correct"])
+    counted = "pixels" if evaluation.truth.task.kind == "maps" else "times"
+    title = f"classes of {first.name}"
+    table = make_table(title, ["class"], [f"{counted} true", *frame.columns[2:]], overflow="fold")
+    for name, true, *ratios in frame.itertuples(index=False):
+        table.add_row(str(name), f"{true:,}", *("—" if math.isnan(value) else f"{value:.3f}" for value in ratios))
+    return table
+
+
+def _subgroup_table(title: str, rows: pd.DataFrame, evaluation: "Evaluation") -> Table:
+    counts = {"images": "images"} if evaluation.drawn == "images" else {"images": "images", evaluation.drawn: "groups"}
+    names = [*counts, *(one.name for one in evaluation.evidence)]
+    table = make_table(title, ["value"], names, overflow="fold")
+    for value, same in rows.groupby("value", sort=False):
+        scores = (f"{row.score:.4f} {format_interval(row.low, row.high)}" for row in same.itertuples())
+        table.add_row(str(value), *(f"{same[name].iat[0]:,}" for name in counts.values()), *scores)
+    return table
+
+
+def _difference_table(what: str, rows: pd.DataFrame) -> Table:
+    several = rows["pairs"].iat[0] > 1
+    over = ["95 % over images", *([f"95 % over {rows['pairs'].iat[0]} seeds"] if several else [])]
+    table = make_table(what, ["metric"], ["first", "second", "difference", *over], overflow="fold")
+    table.add_column("first is", overflow="fold")
+    for row in rows.itertuples():
+        difference = f"{row.difference:+.4f}" + (f" ± {row.error:.4f}" if several else "")
+        intervals = [format_interval(row.low, row.high)]
+        intervals += [format_interval(row.seed_low, row.seed_high)] if several else []
+        table.add_row(row.metric, f"{row.first:.4f}", f"{row.second:.4f}", difference, *intervals, row.verdict)
+    return table
+
+
+def print_ensemble(comparison: "Comparison") -> None:
+    """Print sources, methods, the verdict, and what the scores are and are not."""
+    from foldwise.predictions.ensembles.comparing import STRICT
+    from foldwise.reporting.ensemble_report import method_rows, source_rows, strict_line
+
+    console, metric = Console(), type(comparison.metric).__name__
+    better = "greater" if comparison.metric.greater_is_better else "lower"
+    sources = make_table(f"sources, out of fold; {better} is better", ["source"], [metric, "fold spread"])
+    for row in source_rows(comparison):
+        sources.add_row(row["name"], format_score(row[metric]), format_score(row["fold spread"]))
+    title = "methods, cross-fitted; gains are mean ± standard error over the folds"
+    methods = make_table(title, ["method"], [metric, "over single", "over mean"], no_wrap=True)
+    for number, row in enumerate(method_rows(comparison)):
+        style = "bold" if number == comparison.chosen else None
+        methods.add_row(row["name"], format_score(row[metric]), row["over single"], row["over mean"], style=style)
+    console.print(sources)
+    console.print(methods)
+    console.print(f"[bold]{comparison.verdict}[/bold]")
+    console.print(comparison.scores_are, style="dim")
+    if comparison.strict is not None:
+        console.print(strict_line(comparison))
+        console.print(STRICT, style="dim")
+
+
+def print_submission(console: Console, submission: "Submission") -> None:
+    """Print what was compared, what was chosen, where it is, and what comes next."""
+    path, ledger, metric, classes, chosen, shared, notes = submission
+    print_outcomes(console, metric, chosen.outcomes, chosen.place)
+    _print_class_shares(console, shared, classes, chosen.shares)
+    for note in notes:
+        console.print(note, style="yellow", markup=False)
+    lines = (
+        f"decision    {chosen.decision}",
+        f"out of fold {metric} {chosen.outcome.overall:.4f}",
+        f"submission  {path}",
+        f"ledger      {ledger}",
+        f"next        upload it, then: python submit.py score {shlex.quote(str(path))} <score of the leaderboard>",
+    )
+    console.print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
+
+
+def print_outcomes(console: Console, metric: str, outcomes: Sequence["Outcome"], chosen: int) -> None:
+    """Print each decision's scores by fold, mean ± standard error, and paired difference to the chosen one."""
+    folds = [f"fold {fold}" for fold in outcomes[0].per_fold]
+    title = f"{metric} of each decision, fitted on the other folds"
+    table = make_table(title, ["decision"], [*folds, "mean ± SE", "OOF", "against the chosen"], no_wrap=True)
+    for number, outcome in enumerate(outcomes):
+        scores = outcome.scores
+        error = np.std(scores, ddof=1) / np.sqrt(len(scores))
+        difference, paired = paired_error(scores, outcomes[chosen].scores)
+        table.add_row(
+            outcome.name,
+            *(f"{score:.4f}" for score in scores),
+            f"{np.mean(scores):.4f} ± {error:.4f}",
+            f"{outcome.overall:.4f}",
+            "chosen" if number == chosen else f"{difference:+.4f} ± {paired:.4f}",
+            style="bold" if number == chosen else None,
+        )
+    # As wide as it has to be: in a narrow terminal a long line can be read, and numbers that are cut off cannot.
+    Console(file=console.file, width=max(console.width, 90 + 9 * len(folds))).print(table)
+
+
+def _print_class_shares(console: Console, title: str, classes: Sequence[str], shares: Mapping[str, np.ndarray]) -> None:
+    """A row a class: its share in the ground truth and in predictions, (C,) a column; the classes that shift most."""
+    columns = np.stack(list(shares.values()), axis=1)  # (C, columns)
+    largest = np.argsort(columns.min(axis=1) - columns.max(axis=1), kind="stable")[:SHIFTS]
+    table = make_table(title, ["class"], shares, no_wrap=True)
+    for index in sorted(largest.tolist()):
+        table.add_row(classes[index], *(f"{share:.2%}" for share in columns[index]))
+    table.add_section()
+    table.add_row("sum", *(f"{share:.2%}" for share in columns.sum(axis=0)))
+    console.print(table)
+    if len(largest) < len(classes):
+        console.print(f"the {len(largest)} classes of {len(classes)} that shift most")
+
+
+def print_students(students: Sequence["Student"]) -> None:
+    """Print how many pseudo-labelled images and targets of each class (of masks confident pixels) each student gets."""
+    rows = [
+        ["images", *(student.rows for student in students)],
+        ["left out: of its own fold", *(student.held_out for student in students)],
+        ["left out: not confident", *(student.unsure for student in students)],
+    ]
+    rows += [[name, *(_class_cell(student, name) for student in students)] for name in students[0].classes]
+    _print_rows(["for the student of fold", *(str(student.student) for student in students)], rows)
+    if students[0].answered is not None:
+        print("of each class: its share of all confident pixels, and in brackets how many of its pixels are confident")
+    for student in students:
+        if student.lacking:
+            what = "pixel" if student.answered is not None else "image"
+            print(
+                f"the student of fold {student.student} gets no {what} of {', '.join(student.lacking)}: "
+                f"--confident-class {student.lacking[0]}=<less> lets some in"
+            )
+
+
+def print_uncertain(frame: pd.DataFrame) -> None:
+    """Print the images of the highest entropy."""
+    names = ["id", "image", "entropy", "margin"]
+    _print_rows(names, frame[names].to_numpy().tolist())
+
+
+def _class_cell(student: "Student", name: str) -> str:
+    total = student.classes[name]
+    if student.answered is None:
+        return f"{total:.4g}"
+    confident = f"{total / student.answered[name]:.1%}" if student.answered[name] else "no pixel"
+    return f"{total / sum(student.classes.values()):.2%} ({confident})"
+
+
+def _print_rows(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    table = make_table("", [], names)
+    for row in rows[:IMAGES]:
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row))
+    Console().print(table)
+    if len(rows) > IMAGES:
+        print(f"and {len(rows) - IMAGES} more")
