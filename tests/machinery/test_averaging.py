@@ -20,7 +20,7 @@ from foldwise.files import sha256_file
 from foldwise.inference.predicting import Choices, predict_runs
 from foldwise.predictions.store import read_predictions
 from foldwise.settings import find_choice
-from foldwise.training import averaged_run, averaging
+from foldwise.training import averaged_run
 from foldwise.training.averaged_run import average_weights, print_averaging
 from foldwise.training.averaging import average_states, choose_counts, find_snapshots, frozen_norms
 from foldwise.training.ema import reestimate_batch_norm
@@ -146,7 +146,7 @@ def test_predict_takes_it_as_a_run_and_says_the_same(averaged, tmp_path):
 
 
 def test_interrupted_it_goes_on_and_ends_the_same(run, averaged, tmp_path, monkeypatch):
-    made, predict = [], averaging.predict_held_out
+    made, predict = [], averaged_run.predict_held_out
 
     def predict_four(*arguments, **named):
         if len(made) == 4:
@@ -156,10 +156,10 @@ def test_interrupted_it_goes_on_and_ends_the_same(run, averaged, tmp_path, monke
 
     out = tmp_path / averaged[1].name
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(averaging, "predict_held_out", predict_four)
+        patch.setattr(averaged_run, "predict_held_out", predict_four)
         average_weights(run, out, "cpu")
     assert not out.exists()
-    monkeypatch.setattr(averaging, "predict_held_out", lambda *a, **k: (made.append(a[-2:]), predict(*a, **k)))
+    monkeypatch.setattr(averaged_run, "predict_held_out", lambda *a, **k: (made.append(a[-2:]), predict(*a, **k)))
     assert average_weights(run, out, "cpu").scores == averaged[0].scores
     assert len(made) == len(set(made)) == 9
     for name in ("oof/predictions.parquet", "fold0/model/model.safetensors", "averaging.json"):

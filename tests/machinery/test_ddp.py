@@ -17,7 +17,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from safetensors.torch import load_file
 from stopping import watched
-from tiny import open_tiny, tiny_config, train_folds
+from tiny import open_tiny, prepare_tiny, tiny_config, train_folds
 
 from foldwise.config import read_config
 from foldwise.data.holdout import Holdout
@@ -129,8 +129,7 @@ AVERAGING = [
     "scheduler=plateau",
     "scheduler.patience=0",
     "scheduler.min_delta=10",
-    "callbacks=ema",
-    "callbacks.ema.decay=0.9",
+    "ema=0.9",
     "data.sampling=balanced",
     "data.columns.weight=weight",
     "loss.class_weights=[1,2,3]",
@@ -196,8 +195,7 @@ def test_processes_agree_and_go_on_where_they_stopped(data, tmp_path):
     """With what differs from one process: batch norm, dropout, mixup. All processes have one network all the same."""
     choices = [
         "fold=0",
-        "callbacks=ema",
-        "callbacks.ema.decay=0.9",
+        "ema=0.9",
         "+model.options.drop_rate=0.3",
         "augmentation.mixup=0.4",
     ]
@@ -212,7 +210,9 @@ def test_processes_agree_and_go_on_where_they_stopped(data, tmp_path):
     config = json.loads(json.dumps(read_config(run)))
     again = open_tiny(config, tmp_path / "again", world=2)
     with watched(Stop()):
-        assert run_processes(get_context("fork"), train_fold, (again, Holdout((0,)), config), 2) == 9
+        assert (
+            run_processes(get_context("fork"), train_fold, (again, Holdout((0,)), config, prepare_tiny(config)), 2) == 9
+        )
     assert train_folds(config, tmp_path / "again", 2) == again
     for name in ("model/model.safetensors", "oof-0-of-2/predictions.parquet", "oof-1-of-2/predictions.parquet"):
         assert (run / "fold0" / name).read_bytes() == (again / "fold0" / name).read_bytes()

@@ -20,7 +20,7 @@ from foldwise.reporting.figures import to_png
 from foldwise.reporting.phases import phases_figure
 from foldwise.schedule.phases import Phase, Schedule, build_phases, share_epochs
 from foldwise.schedule.schedulers import Constant, Cosine, Plateau
-from foldwise.training.build import inspect_config
+from foldwise.training.trial import inspect_config
 
 STEPS = 7
 
@@ -197,7 +197,7 @@ def whole(data, tmp_path_factory):
 def inspect(config):
     """What is found out of a configuration before a run exists."""
     prepared = prepare_tiny(config)
-    return inspect_config(config, prepared, prepared.alias)
+    return inspect_config(config, prepared)
 
 
 def moved(old, new):

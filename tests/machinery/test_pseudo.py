@@ -29,7 +29,7 @@ from foldwise.processes.group import Rank
 from foldwise.schedule.phases import build_phases, pseudo_shares
 from foldwise.settings import find_choice
 from foldwise.training.identity import make_identity
-from foldwise.training.loaders import epoch_shares, training_items, training_loader
+from foldwise.training.loaders import epoch_shares, training_loader, with_pseudo
 from foldwise.training.plan import hash_contents
 
 
@@ -303,8 +303,8 @@ def test_a_student_gets_its_own_rows_in_the_phases_that_want_them(labelled, phas
     config = config_of(labelled.root, "multiclass", f"phases={phases}", epochs, pseudo=labelled.table)
     prepared = prepare_tiny(config)
     student, real = prepared.pseudo.of(fold), [row for row in LABELLED if row % 2 != fold]
-    items = training_items(prepared, np.array(real), {}, student)
-    loader, steps = training_loader(config, prepared, items, Rank())
+    joined, added = with_pseudo(prepared, fold)
+    loader, steps = training_loader(config, joined, {}, np.array(real), added, Rank())
     assert epoch_shares(config) == per_epoch and steps == 2
     for epoch, share in enumerate(per_epoch):
         loader.sampler.set_epoch(epoch)
@@ -317,7 +317,7 @@ def test_a_student_gets_its_own_rows_in_the_phases_that_want_them(labelled, phas
             assert set(batch["row"][~pseudo].tolist()) <= set(real)
             assert torch.equal(batch["weight"], torch.where(pseudo, 0.5, 1.0))
             held = {name for name in student.frame["id"] if name.startswith(f"{fold}/")}
-            names = [items.table.ids[row] for row in batch["row"][pseudo]]
+            names = [joined.table.ids[row] for row in batch["row"][pseudo]]
             assert set(names) <= held and len(held) == (8, 4)[fold]
 
 

@@ -17,7 +17,7 @@ from foldwise.predictions.pseudo.labelling import pseudo_label
 from foldwise.predictions.pseudo.rules import Confident, Soft
 from foldwise.predictions.pseudo.uncertain import list_uncertain
 from foldwise.processes.group import Rank
-from foldwise.training.loaders import training_items, training_loader
+from foldwise.training.loaders import training_loader, with_pseudo
 
 NAMES = ["background", *CLASSES]
 
@@ -75,15 +75,15 @@ def test_a_student_is_trained_on_its_own_masks(world, phases, shares):
     )
     prepared = prepare_tiny(config)
     student = prepared.pseudo.of(1)
-    items = training_items(prepared, np.array(LABELLED[::2]), {}, student)
-    loader, _ = training_loader(config, prepared, items, Rank())
+    joined, added = with_pseudo(prepared, 1)
+    loader, _ = training_loader(config, joined, {}, np.array(LABELLED[::2]), added, Rank())
     for epoch, share in enumerate(shares):
         loader.sampler.set_epoch(epoch)
         batch = unpack(next(iter(loader)))
         pseudo = batch["row"] >= len(prepared.table)
         assert pseudo.sum() == 4 * share
         for row, target, weight in zip(batch["row"].tolist(), batch["target"], batch["weight"], strict=True):
-            name = items.table.ids[row]
+            name = joined.table.ids[row]
             real = row < len(prepared.table)
             path = prepared.table.mask_path(row) if real else student.mask_path(student.ids.index(name))
             np.testing.assert_array_equal(target, cv2.imread(str(path), cv2.IMREAD_UNCHANGED))

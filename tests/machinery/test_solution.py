@@ -22,7 +22,7 @@ from foldwise.models.module import Frozen
 from foldwise.models.networks import ImageNetwork
 from foldwise.predictions.store import iter_maps, read_predictions
 from foldwise.training import build
-from foldwise.training.build import inspect_config
+from foldwise.training.trial import inspect_config
 
 # The first backward pass of a process decides whether its forks may have any, see groups.py.
 torch.ones(1, requires_grad=True).backward()
@@ -274,7 +274,7 @@ def test_a_loss_of_another_shape_is_refused(data):
     config = own_config(data, module="Vague")
     prepared = prepare_tiny(config)
     with pytest.raises(Refusal, match=r"gives means in another shape: a scalar is logged, and \(B,\)"):
-        inspect_config(config, prepared, prepared.alias)
+        inspect_config(config, prepared)
 
 
 # what is built, and how often
@@ -297,17 +297,18 @@ def test_everything_is_built_once_to_check_and_once_a_fold(data, tmp_path, monke
         (build.TrainingModule, "__init__"),
         (ItemDataset, "__init__"),
         (build, "build_optimizer"),
-        (build, "build_loss"),
+        (build, "_build_loss"),
     ):
         counted(owner, name)
     config = tiny_config(data, "multiclass", "epochs=1", "+phases.small={share: 0, image_size: 16}")
     prepared = prepare_tiny(config)
-    inspect_config(config, prepared, prepared.alias)
-    once = {"ImageNetwork": 1, "TrainingModule": 1, "build_optimizer": 1, "build_loss": 1}
+    inspect_config(config, prepared)
+    once = {"ImageNetwork": 1, "TrainingModule": 1, "build_optimizer": 1, "_build_loss": 1}
     assert counts == once | {"ItemDataset": 1}
     counts.clear()
     train_folds(config, tmp_path)
-    assert counts == dict.fromkeys(once, 2) | {"ItemDataset": 4}  # each fold has one to train and one to validate
+    # Each fold has a dataset to train and one to validate, and predicts with the network of its files.
+    assert counts == dict.fromkeys(once, 2) | {"ItemDataset": 4, "ImageNetwork": 4}
 
 
 # buffers and frozen networks
@@ -327,7 +328,7 @@ def test_buffers_of_a_module_are_in_the_checkpoint_and_resume_exactly(data, tmp_
 
 
 def test_a_frozen_network_is_no_part_of_the_training(data, tmp_path):
-    choices = ["epochs=3", "optimizer.lr=0.01", "callbacks=ema", "callbacks.ema.decay=0.9"]
+    choices = ["epochs=3", "optimizer.lr=0.01", "ema=0.9"]
     config = own_config(data, *choices, module="Taught")
     whole = train_folds(config, tmp_path / "whole")
     checkpoint = state_of(whole)
@@ -418,4 +419,4 @@ def test_an_output_that_the_network_does_not_give_as_its_task_says_is_refused(bo
     prepared = prepare_tiny(config)
     sentence = r"gives 'mask' in the shape \(2, 3, 32, 32\), .* needs \(B, 3\): set outputs.pixels.task=segmentation"
     with pytest.raises(Refusal, match=sentence):
-        inspect_config(config, prepared, prepared.alias)
+        inspect_config(config, prepared)

@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -13,9 +12,9 @@ from tiny import new_network, open_tiny, prepare_tiny, tiny_config, train_folds,
 from foldwise.errors import Refusal
 from foldwise.predictions.store import read_predictions
 from foldwise.processes.group import Rank
-from foldwise.training.build import build_spec, build_trainer, inspect_config
-from foldwise.training.loaders import training_items, training_loader
+from foldwise.training.build import build_spec, build_trainer
 from foldwise.training.plan import choose_parts
+from foldwise.training.trial import inspect_config
 
 
 def weights(run, fold=0):
@@ -46,8 +45,7 @@ RESUMED = [
     "fold=0",
     "phases=frozen_warmup",
     "phases.train.share=2",
-    "callbacks=ema",
-    "callbacks.ema.decay=0.9",
+    "ema=0.9",
     "+model.options.drop_rate=0.3",
     "augmentation=light",
     "augmentation.mixup=0.4",
@@ -131,7 +129,7 @@ def test_everything_trains_in_the_last_phase(data, tmp_path):
 
 
 def test_ema_is_scored_and_differs_from_the_last_weights(data, tmp_path):
-    config = tiny_config(data, "multiclass", "fold=0", "callbacks=ema", "callbacks.ema.decay=0.9")
+    config = tiny_config(data, "multiclass", "fold=0", "ema=0.9")
     run = train_folds(config, tmp_path)
     checkpoint = torch.load(run / "fold0" / "last.ckpt", weights_only=True)  # tensors and plain values, nothing else
     assert checkpoint["epoch"] == 1
@@ -143,7 +141,7 @@ def test_ema_is_scored_and_differs_from_the_last_weights(data, tmp_path):
 
 
 def test_ema_keeps_batch_norms_that_training_held_still(data, tmp_path):
-    choices = ["callbacks=ema", "phases.train.freeze_bn=true"]
+    choices = ["ema=0.999", "phases.train.freeze_bn=true"]
     run = train_folds(tiny_config(data, "multiclass", "fold=0", "epochs=2", "phases=frozen_warmup", *choices), tmp_path)
     means = [value for key, value in weights(run).items() if "running_mean" in key]
     assert means and not any(value.any() for value in means)  # as they were at first
@@ -216,10 +214,8 @@ def test_mistakes_say_what_to_do(override, message, data, tmp_path):
     with pytest.raises(Refusal, match=message):
         config = tiny_config(data, "multiclass", override)
         prepared = prepare_tiny(config)
-        inspect_config(config, prepared, prepared.alias)
+        inspect_config(config, prepared)
         choose_parts(config, prepared)
-        items = training_items(prepared, np.arange(12), {})
-        training_loader(config, prepared, items, Rank(), prepared.alias)
 
 
 @pytest.mark.parametrize("setting", ["precision=abc", "accelerator=abc", "gradient_clip_val=abc"])
@@ -232,7 +228,7 @@ def test_a_setting_that_lightning_refuses_is_named(setting, data):
 def test_a_rate_that_is_scaled_is_said(data, capsys):
     config = tiny_config(data, "multiclass", "optimizer.lr=0.001", "lr_batch_size=16")
     prepared = prepare_tiny(config)
-    inspect_config(config, prepared, prepared.alias)
+    inspect_config(config, prepared)
     assert "optimizer.lr=0.001 is for 16 images a step; for batch_size=4 it is 0.00025" in capsys.readouterr().out
 
 
@@ -249,7 +245,7 @@ def test_a_network_of_another_task_is_refused_before_there_is_a_run(task, model,
     config = tiny_config(data, task, f"model={model}")
     prepared = prepare_tiny(config)
     with pytest.raises(Refusal) as error:
-        inspect_config(config, prepared, prepared.alias)
+        inspect_config(config, prepared)
     assert str(error.value) == message
 
 
@@ -266,14 +262,14 @@ def test_a_sampling_that_does_not_fit_is_refused_before_there_is_a_run(data):
         config["data"]["sampling"] = sampling
         prepared = prepare_tiny(config)
         with pytest.raises(Refusal, match=message):
-            inspect_config(config, prepared, prepared.alias)
+            inspect_config(config, prepared)
 
 
 def test_a_setting_that_the_network_does_not_take_is_refused(data):
     config = tiny_config(data, "multiclass", "+model.nmae=resnet18")
     prepared = prepare_tiny(config)
     with pytest.raises(Refusal, match=r"has no argument nmae; did you mean name\?"):
-        inspect_config(config, prepared, prepared.alias)
+        inspect_config(config, prepared)
 
 
 def test_masks_by_crops_are_validated_and_predicted_as_whole_pictures(data, tmp_path):
@@ -286,4 +282,4 @@ def test_masks_by_crops_are_validated_and_predicted_as_whole_pictures(data, tmp_
     score = json.loads((run / "fold0" / "metrics.json").read_text())["score"]
     assert history["score"].iat[-1] == pytest.approx(score, abs=0.01)  # maps are kept in 8 bits
     with pytest.raises(Refusal, match="tiles, which have one view: choose tta=none"):
-        build_spec(tiny_config(data, "segmentation", "data.fit=tiles", "tta=flips"), prepare_tiny(config), {}, None)
+        build_spec(tiny_config(data, "segmentation", "data.fit=tiles", "tta=flips"), prepare_tiny(config), {})

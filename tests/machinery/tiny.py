@@ -124,7 +124,7 @@ def new_network(config: dict[str, Any], fold: int = 0) -> "Normalized":
 
     prepared = prepare_tiny(config)
     pl.seed_everything(initial_seed(config["seed"], Holdout((fold,))), verbose=False)
-    return build_network(config, build_spec(config, prepared, {}, prepared.alias), prepared.alias)
+    return build_network(config, prepared, build_spec(config, prepared, {}))
 
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -194,9 +194,9 @@ def train_folds(config: dict[str, Any], folder: Path, world: int = 1) -> Path:
     for part in choose_parts(config, prepared):
         if not (run / part.name / "metrics.json").exists():
             if world == 1:
-                train_fold(run, part, config, Rank())
+                train_fold(run, part, config, prepared, Rank())
             else:
-                assert run_processes(get_context("fork"), train_fold, (run, part, config), world) == 0
+                assert run_processes(get_context("fork"), train_fold, (run, part, config, prepared), world) == 0
             finish_fold(run, part, config, prepared, world)
     return run
 

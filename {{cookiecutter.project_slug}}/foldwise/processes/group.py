@@ -1,5 +1,6 @@
 """Processes that do one thing together, such as training a fold: they begin, fail and end as one."""
 
+import io
 import multiprocessing
 import os
 import re
@@ -239,8 +240,8 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-class _Tee:
-    """A text stream that writes to several."""
+class _Tee(io.TextIOBase):
+    """A text stream that writes to several, line by line."""
 
     def __init__(self, *streams: TextIO) -> None:
         self.streams = streams
@@ -249,13 +250,6 @@ class _Tee:
         for stream in self.streams:
             stream.write(text)
         return len(text)
-
-    def flush(self) -> None:
-        for stream in self.streams:
-            stream.flush()
-
-    def isatty(self) -> bool:
-        return False
 
 
 def _log_to(path: Path) -> None:

@@ -69,7 +69,7 @@ def _weights(config: Mapping[str, Any]) -> str:
         return f"the {config['top_k']} best epochs{optimistic}"
     if any(phase.get("snapshot") for phase in config["phases"].values()):
         return f"snapshots at the ends of phases{optimistic}"
-    ema = ", averaged (EMA)" if "ema" in config["callbacks"] else ""
+    ema = ", averaged (EMA)" if config["ema"] is not None else ""
     return f"the last of a fixed number of epochs{ema}{optimistic}"
 
 

@@ -1,4 +1,4 @@
-"""From a run with snapshots to a run with one model a fold, the average of their weights; what average_weights.py does.
+"""From a run with snapshots to a run with one model a fold, the average of their weights (tools/average_weights.py).
 
 <out>/
     fold<k>/model/         the average that the rule of fold k gives; metrics.json
@@ -8,38 +8,45 @@
 """
 
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table as RichTable
+from tqdm import tqdm
 
 from foldwise.code.runs import run_code
 from foldwise.config import followers, read_config
-from foldwise.data.prepare import prepare
+from foldwise.data.holdout import Holdout
+from foldwise.data.prepare import Prepared, prepare
 from foldwise.data.problems import some
 from foldwise.data.samples import TableItems
 from foldwise.errors import Refusal
 from foldwise.files import check_new, new_folder, read_json, write_json
 from foldwise.inference.device import choose_device
-from foldwise.inference.weights import SPEC
+from foldwise.inference.weights import SPEC, load_model, load_state, save_model
 from foldwise.predictions.ground_truth import GroundTruth, check_predictions
 from foldwise.predictions.metrics.building import build_metric
-from foldwise.predictions.store import read_predictions
+from foldwise.predictions.store import Predictions, read_predictions
 from foldwise.predictions.writers import merge_folders
-from foldwise.training.averaging import Candidates, choose_counts, find_snapshots
-from foldwise.training.results import plain_number, score_predictions
+from foldwise.processes.group import Rank
+from foldwise.schedule.phases import build_phases
+from foldwise.training.averaging import average_states, choose_counts, find_snapshots, frozen_norms
+from foldwise.training.ema import reestimate_batch_norm
+from foldwise.training.fold import predict_held_out
+from foldwise.training.loaders import training_loader, with_pseudo
+from foldwise.training.results import plain_number, plain_scores, score_predictions, write_scores
 
 console = Console(highlight=False, markup=False)
 
 
 @dataclass(frozen=True)
 class Averaging:
-    """What came out of averaging the weights of a run, in the competition's metric.
+    """Scores of averaging the weights of a run, in the competition's metric.
 
     Attributes:
         metric: its name.
@@ -64,7 +71,7 @@ class Averaging:
 def average_weights(run: Path, out: Path, device: str = "auto") -> Averaging:
     """Average the snapshots of a finished run, and write a run of one model a fold.
 
-    Candidates lie in a hidden folder beside `out` until the run is whole; interrupted, the same call goes on.
+    Candidates lie in a hidden folder beside `out` until the run is whole; interrupted, the same call resumes.
 
     Args:
         run: a folder that train.py made, with two folds and two snapshots a fold or more.
@@ -78,18 +85,17 @@ def average_weights(run: Path, out: Path, device: str = "auto") -> Averaging:
     check_new(out)
     target = torch.device(choose_device(device))
     config = read_config(run)
-    alias = run_code(run).alias
-    prepared = prepare(config, alias, make_folds=False)
+    prepared = prepare(config, run_code(run).alias, make_folds=False)
     if len(prepared.outputs) > 1:
         raise Refusal(f"{run} has several outputs, whose snapshots are not averaged: average their predictions instead")
-    metric = build_metric(config["metric"], config["task"], prepared.table.classes, prepared.table, alias)
+    metric = build_metric(config["metric"], config["task"], prepared.table.classes, prepared.table, prepared.alias)
     folds = prepared.fold_of_items
     snapshots = find_snapshots(run, config, sorted(set(folds.tolist()) - {-1}), metric.greater_is_better)
     oof = read_predictions(run / "oof")
     items = TableItems.of(prepared.source, prepared.samples)
     check_predictions(oof, GroundTruth(prepared.table, folds, prepared.folds_hash, metric, config, items))
     folder = _open_partial(out, run, config, snapshots, prepared.images_hash) / out.name
-    candidates = Candidates(run, config, prepared, snapshots, folder, target, alias)
+    candidates = Candidates(run, config, prepared, snapshots, folder, target)
     scores: dict[int, dict[int, float]] = {}
     for fold, names in snapshots.items():
         candidates.make(fold)
@@ -99,35 +105,57 @@ def average_weights(run: Path, out: Path, device: str = "auto") -> Averaging:
             console.print(f"fold {fold}  {n} of {len(names)} snapshots  {type(metric).__name__} {score:.4f}")
     chosen = choose_counts(scores, metric.greater_is_better)
     averaged = score_predictions([candidates.oof(fold, n) for fold, n in chosen.items()], config, prepared)
+    newest = score_predictions([candidates.oof(fold, 1) for fold in chosen], config, prepared)
     averaging = Averaging(
-        type(metric).__name__,
-        scores,
-        chosen,
-        averaged.per_fold,
-        averaged.overall,
+        metric=type(metric).__name__,
+        scores=scores,
+        chosen=chosen,
+        per_fold=averaged.per_fold,
+        overall=averaged.overall,
         run=score_predictions([oof], config, prepared).overall,
-        newest=score_predictions([candidates.oof(fold, 1) for fold in chosen], config, prepared).overall,
+        newest=newest.overall,
         followed=followers(config),
     )
-    _write_run(out, candidates, averaging)
+    identity = read_json(run / "identity.json")
+    identity["identity"]["averaged from"] = run.resolve().name
+    with new_folder(out) as temporary:
+        for fold, n in chosen.items():
+            name = f"fold{fold}"
+            shutil.copytree(candidates.model(fold, n), temporary / name / "model")
+            trained = read_json(run / name / "metrics.json")
+            write_json(temporary / name / "metrics.json", trained | {"score": plain_number(averaging.per_fold[fold])})
+        ids = [id for id in prepared.table.ids if prepared.folds[id] >= 0]
+        merge_folders([candidates.oof_folder(fold, n) for fold, n in chosen.items()], temporary / "oof", ids)
+        write_scores(temporary, config, averaged)
+        for name in ("config.yaml", "environment.json"):
+            shutil.copy(run / name, temporary)
+        write_json(temporary / "identity.json", identity)
+        if (run / "code").is_dir():
+            shutil.copytree(run / "code", temporary / "code")
+        record = {
+            "run": run.resolve().name,
+            "snapshots": {str(fold): snapshots[fold][:n] for fold, n in chosen.items()},
+            "scores": {str(n): plain_scores(of_n) for n, of_n in scores.items()},
+            "overall": plain_number(averaging.overall),
+            "run_overall": plain_number(averaging.run),
+            "newest_overall": plain_number(averaging.newest),
+        }
+        write_json(temporary / "averaging.json", record)
     shutil.rmtree(folder.parent)
     return averaging
 
 
 def print_averaging(averaging: Averaging) -> None:
-    """The score of each n on each fold, what was chosen where, and what it is worth."""
+    """Print the score of each n on each fold, which was chosen, and its value."""
     table = RichTable(title=f"{averaging.metric} by the number of snapshots averaged", title_justify="left")
-    folds = list(averaging.chosen)
     for name in ("fold", *map(str, averaging.scores), "chosen on the other folds"):
         table.add_column(name, justify="right")
-    for fold in folds:
-        values = [f"{of_n[fold]:.4f}" for of_n in averaging.scores.values()]
-        table.add_row(str(fold), *values, str(averaging.chosen[fold]))
+    for fold, n in averaging.chosen.items():
+        table.add_row(str(fold), *(f"{of_n[fold]:.4f}" for of_n in averaging.scores.values()), str(n))
     console.print(table)
-    count = len(averaging.scores)
     for text, score, networks in (
         ("the averaged weights", averaging.overall, "1 network"),
-        ("the run, all probabilities averaged", averaging.run, f"{count} networks"),
+        ("the run, all probabilities averaged", averaging.run, f"{len(averaging.scores)} networks"),
         ("the newest snapshot", averaging.newest, "1 network"),
     ):
         console.print(f"out of fold, {text:<36} {score:.4f}  by {networks} a fold")
@@ -135,10 +163,83 @@ def print_averaging(averaging: Averaging) -> None:
         console.print(f"optimistic, all three: {some(averaging.followed)} followed the fold that is scored")
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """The averages of each fold and their predictions of its held-out rows, in `folder`/fold<k>/.
+
+    Attributes:
+        run: the run that took the snapshots; `config` and `prepared` are its own.
+        snapshots: their names by fold, as `find_snapshots` gives them.
+        folder: named like the run that is made of them, since predictions carry that name.
+    """
+
+    run: Path
+    config: dict[str, Any]
+    prepared: Prepared
+    snapshots: dict[int, list[str]]
+    folder: Path
+    device: torch.device
+
+    def model(self, fold: int, n: int) -> Path:
+        """The model folder of the mean of n snapshots."""
+        return self.folder / f"fold{fold}" / f"model-{n}"
+
+    def oof_folder(self, fold: int, n: int) -> Path:
+        """Its prediction folder; when it is there, the candidate is whole."""
+        return self.folder / f"fold{fold}" / f"oof-{n}"
+
+    def oof(self, fold: int, n: int) -> Predictions:
+        return read_predictions(self.oof_folder(fold, n))
+
+    def make(self, fold: int) -> None:
+        """Make those of a fold that are not there yet.
+
+        Raises:
+            Refusal: an average or its BatchNorm statistics have NaN or infinite values.
+        """
+        names, part = self.snapshots[fold], Holdout((fold,))
+        missing = [n for n in range(1, len(names) + 1) if not self.oof_folder(fold, n).exists()]
+        if not missing:
+            return
+        paths = [self.run / part.name / "snapshots" / name for name in names]
+        states = [load_state(path) for path in paths]
+        newest = load_model(paths[0])
+        network, spec = newest.network.to(self.device), newest.spec
+        batches = self._plain_batches(part, spec.state)
+        held_out = part.held(self.prepared.fold_of_items)
+        for n in missing:
+            network.net.load_state_dict(average_states(states[:n]))
+            shown = tqdm(batches, f"fold {fold}  BatchNorm", disable=not sys.stderr.isatty(), leave=False)
+            reestimate_batch_norm(network, shown, self.device, frozen_norms(states[:n]))
+            if not all(values.isfinite().all() for values in network.net.state_dict().values()):
+                raise Refusal(
+                    f"{self.run}: fold {fold}: the mean of the snapshots {', '.join(names[:n])} has weights or "
+                    "BatchNorm statistics that are NaN or infinite: train again with a lower optimizer.lr"
+                )
+            save_model(self.model(fold, n), network, spec)
+            models = {"last": newest}  # as find_models calls the model of a fold without snapshots
+            where = self.device, self.folder, part, f"oof-{n}"
+            predict_held_out(self.config, self.prepared, models, held_out, *where, created_by="average_weights.py")
+
+    def _plain_batches(self, part: Holdout, state: Mapping[str, Any]) -> torch.utils.data.DataLoader:
+        """The items of the newest weights' training, not augmented, like the images that will be predicted."""
+        plain = {"augmentation": {**self.config["augmentation"], "transforms": []}}
+        phases = {
+            name: phase | {"augmentation": None, "image_size": None} for name, phase in self.config["phases"].items()
+        }
+        joined, pseudo = with_pseudo(self.prepared, part.fold)
+        rows = part.trained(self.prepared.fold_of_items)
+        loader, _ = training_loader(self.config | plain | {"phases": phases}, joined, state, rows, pseudo, Rank())
+        # Past the last epoch, the sampler keeps to the last phase's share of pseudo rows.
+        epochs = sum(phase.epochs for phase in build_phases(phases))
+        loader.sampler.set_epoch(epochs)  # type: ignore[attr-defined]  # an EpochSampler
+        return loader
+
+
 def _open_partial(
     out: Path, run: Path, config: Mapping[str, Any], snapshots: Mapping[int, list[str]], images_hash: str
 ) -> Path:
-    """The hidden folder of candidates; what it holds of other snapshots, settings or images is dropped."""
+    """The hidden folder of candidates; those of other snapshots, settings or images are dropped."""
     partial = out.with_name(f".{out.name}.partial")
     specs = [run / f"fold{fold}" / "snapshots" / name / SPEC for fold, names in snapshots.items() for name in names]
     request = {
@@ -152,46 +253,3 @@ def _open_partial(
         shutil.rmtree(partial, ignore_errors=True)
         write_json(path, request)
     return partial
-
-
-def _write_run(out: Path, candidates: Candidates, averaging: Averaging) -> None:
-    """Put the chosen averages together in the shape of the run that they come from."""
-    run, prepared, chosen = candidates.run, candidates.prepared, averaging.chosen
-    record, identity = read_json(run / "metrics.json"), read_json(run / "identity.json")
-    identity["identity"]["averaged from"] = run.resolve().name
-    values = list(averaging.per_fold.values())
-    with new_folder(out) as temporary:
-        for fold, n in chosen.items():
-            folder = temporary / f"fold{fold}"
-            shutil.copytree(candidates.model(fold, n), folder / "model")
-            trained = read_json(run / folder.name / "metrics.json")
-            write_json(folder / "metrics.json", trained | {"score": plain_number(averaging.per_fold[fold])})
-        ids = [id for id in prepared.table.ids if prepared.folds[id] >= 0]
-        merge_folders([candidates.oof_folder(fold, n) for fold, n in chosen.items()], temporary / "oof", ids)
-        record |= {
-            "overall": plain_number(averaging.overall),
-            "mean": plain_number(float(np.mean(values))),
-            "std": plain_number(float(np.std(values))),
-            "folds": _plain(averaging.per_fold),
-        }
-        write_json(temporary / "metrics.json", record)
-        for name in ("config.yaml", "environment.json"):
-            shutil.copy(run / name, temporary)
-        write_json(temporary / "identity.json", identity)
-        if (run / "code").is_dir():
-            shutil.copytree(run / "code", temporary / "code")
-        write_json(
-            temporary / "averaging.json",
-            {
-                "run": run.resolve().name,
-                "snapshots": {str(fold): candidates.snapshots[fold][:n] for fold, n in chosen.items()},
-                "scores": {str(n): _plain(of_n) for n, of_n in averaging.scores.items()},
-                "overall": plain_number(averaging.overall),
-                "run_overall": plain_number(averaging.run),
-                "newest_overall": plain_number(averaging.newest),
-            },
-        )
-
-
-def _plain(scores: Mapping[int, float]) -> dict[str, float | None]:
-    return {str(fold): plain_number(score) for fold, score in scores.items()}

@@ -13,9 +13,7 @@ everything that is chosen, it is chosen out of fold:
 """
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,20 +22,10 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from foldwise.data.holdout import Holdout
-from foldwise.data.prepare import Prepared
-from foldwise.errors import Refusal
-from foldwise.inference.weights import find_models, load_model, load_state, save_model
+from foldwise.inference.weights import find_models
 from foldwise.predictions.schema import raise_problems
-from foldwise.predictions.store import Predictions, read_predictions
-from foldwise.processes.group import Rank
 from foldwise.schedule.phases import build_phases
-from foldwise.training.ema import reestimate_batch_norm
-from foldwise.training.fold import predict_held_out
-from foldwise.training.loaders import training_items, training_loader
 
 
 def find_snapshots(
@@ -54,8 +42,8 @@ def find_snapshots(
         problems.append("it has one fold; how many snapshots are averaged is chosen on other folds, so 2 are the least")
     unfinished = [fold for fold in folds if not (run / f"fold{fold}" / "metrics.json").is_file()]
     if unfinished or not (run / "metrics.json").is_file():
-        what = f"its folds {unfinished} are" if unfinished else "it is"
-        problems.append(f"{what} not finished: python train.py run={run} fold=all goes on")
+        subject = f"its folds {unfinished} are" if unfinished else "it is"
+        problems.append(f"{subject} not finished: python train.py run={run} fold=all resumes")
     snapshots = {
         fold: _snapshot_names(run / f"fold{fold}", config, greater_is_better)
         for fold in folds
@@ -95,15 +83,14 @@ def average_states(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def frozen_norms(states: Sequence[Mapping[str, Tensor]]) -> set[str]:
-    """Names of batch norms whose statistics are the same in all states, because training held them still.
+    """Names of BatchNorms whose statistics are the same in all states, because training kept them.
 
     The weights were trained for these statistics, so the average keeps them. A single state keeps its own.
     """
-    means = [name for name in states[0] if name.endswith(".running_mean")]
     return {
         name.removesuffix(".running_mean")
-        for name in means
-        if all(torch.equal(state[name], states[0][name]) for state in states)
+        for name in states[0]
+        if name.endswith(".running_mean") and all(torch.equal(state[name], states[0][name]) for state in states)
     }
 
 
@@ -120,87 +107,3 @@ def choose_counts(scores: Mapping[int, Mapping[int, float]], greater_is_better: 
         return fmean(others) if others else -math.inf
 
     return {fold: max(scores, key=lambda n: elsewhere(n, fold)) for fold in scores[1]}
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """The averages of each fold and what they say of its held-out rows, in `folder`/fold<k>/.
-
-    Attributes:
-        run: the run that took the snapshots; `config` and `prepared` are its own.
-        snapshots: their names by fold, as `find_snapshots` gives them.
-        folder: named like the run that is made of them, since predictions carry that name.
-        alias: of the run's code.
-    """
-
-    run: Path
-    config: dict[str, Any]
-    prepared: Prepared
-    snapshots: dict[int, list[str]]
-    folder: Path
-    device: torch.device
-    alias: str | None
-
-    def model(self, fold: int, n: int) -> Path:
-        """The model folder of the mean of n snapshots."""
-        return self.folder / f"fold{fold}" / f"model-{n}"
-
-    def oof_folder(self, fold: int, n: int) -> Path:
-        """Its prediction folder; when it is there, the candidate is whole."""
-        return self.folder / f"fold{fold}" / f"oof-{n}"
-
-    def oof(self, fold: int, n: int) -> Predictions:
-        """What it says of the held-out rows."""
-        return read_predictions(self.oof_folder(fold, n))
-
-    def make(self, fold: int) -> None:
-        """Make those of a fold that are not there yet.
-
-        Raises:
-            Refusal: an average or its batch-norm statistics have NaN or infinite values.
-        """
-        names = self.snapshots[fold]
-        missing = [n for n in range(1, len(names) + 1) if not self.oof_folder(fold, n).exists()]
-        if not missing:
-            return
-        paths = [self.run / f"fold{fold}" / "snapshots" / name for name in names]
-        states = [load_state(path) for path in paths]
-        newest = load_model(paths[0])
-        network, spec = newest.network.to(self.device), newest.spec
-        folds = self.prepared.fold_of_items
-        loader = self._plain_training_loader(fold, np.flatnonzero(folds != fold), spec.state)
-        for n in missing:
-            network.net.load_state_dict(average_states(states[:n]))
-            batches = tqdm(loader, f"fold {fold}  batch norm", disable=not sys.stderr.isatty(), leave=False)
-            reestimate_batch_norm(network, batches, self.device, frozen_norms(states[:n]))
-            if not all(values.isfinite().all() for values in network.net.state_dict().values()):
-                raise Refusal(
-                    f"{self.run}: fold {fold}: the mean of the snapshots {', '.join(names[:n])} has weights or "
-                    "batch-norm statistics that are NaN or infinite: train again with a lower optimizer.lr"
-                )
-            save_model(self.model(fold, n), network, spec)
-            predict_held_out(
-                self.config,
-                self.prepared,
-                {"last": newest},  # as find_models calls the model of a fold without snapshots
-                np.flatnonzero(folds == fold),
-                self.device,
-                self.folder,
-                Holdout((fold,)),
-                f"oof-{n}",
-                created_by="average_weights.py",
-            )
-
-    def _plain_training_loader(self, fold: int, rows: np.ndarray, state: Mapping[str, Any]) -> DataLoader:
-        """What the newest weights were trained on, not augmented, like the images that will be predicted."""
-        plain = {"augmentation": {**self.config["augmentation"], "transforms": []}}
-        phases = {
-            name: phase | {"augmentation": None, "image_size": None} for name, phase in self.config["phases"].items()
-        }
-        pseudo = self.prepared.pseudo.of(fold) if self.prepared.pseudo else None
-        items = training_items(self.prepared, rows, state, pseudo)
-        loader, _ = training_loader(self.config | plain | {"phases": phases}, self.prepared, items, Rank(), self.alias)
-        # Past the last epoch, the sampler keeps to the last phase's share of pseudo rows.
-        epochs = sum(phase.epochs for phase in build_phases(phases))
-        loader.sampler.set_epoch(epochs)  # type: ignore[attr-defined]  # an EpochSampler
-        return loader

@@ -1,15 +1,15 @@
-"""From a configuration and the prepared data to the parts of a training: network, loss, module, trainer."""
+"""From a configuration and the prepared data to the parts of a training: network, module, loader, trainer."""
 
-import inspect
-import os
+import copy
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader
 
 from foldwise.code.build import make, resolve
 from foldwise.code.runs import module_target
@@ -27,34 +27,46 @@ from foldwise.models.network import Network
 from foldwise.models.networks import pretrained_normalization
 from foldwise.models.normalized import Normalized, enable_gradient_checkpointing
 from foldwise.models.optimization import build_optimizer, scale_rate
-from foldwise.predictions.metrics.building import build_metric
 from foldwise.processes.group import Rank
-from foldwise.reporting.phases import PhasePreview
 from foldwise.schedule.phases import Schedule, build_phases
-from foldwise.settings import unknown_setting
-from foldwise.training.loaders import (
-    TrainingItems,
-    build_sampling,
-    phase_augmentation,
-    sample_fields,
-    training_items,
-    training_loader,
-)
-from foldwise.training.preview import preview_phases
-from foldwise.training.trial import image_sizes, try_batch
+from foldwise.training.ema import EMA
+from foldwise.training.loaders import phase_augmentation, sample_fields, training_loader, with_pseudo
 
 # Settings of the group `model` that say how a network is trained, and not what it is.
 TRAINING_ONLY = ("_target_", "pretrained", "weights", "channels_last", "compile", "gradient_checkpointing")
 
 
-def fit_reader(prepared: Prepared, rows: np.ndarray) -> dict[str, Any]:
-    """What the reader has to know of the items that are trained, without their targets."""
-    items = [prepared.items[row] for row in rows]
-    return prepared.samples.fit(Rows(prepared.source, prepared.samples), items)
+class Training(NamedTuple):
+    """The parts of one model's training; `ema` is None where the last weights are scored."""
+
+    spec: ModelSpec
+    network: Normalized
+    module: TrainingModule
+    loader: DataLoader
+    ema: EMA | None
 
 
-def build_spec(config: Mapping[str, Any], prepared: Prepared, state: Mapping[str, Any], alias: str | None) -> ModelSpec:
-    """What a saved model says of itself, which is also what is needed to build it.
+def build_training(config: Mapping[str, Any], prepared: Prepared, part: Holdout, rank: Rank) -> Training:
+    """Build the training of a model, as one process of it needs it.
+
+    Raises:
+        Refusal: a setting that cannot be used.
+    """
+    rows = part.trained(prepared.fold_of_items)
+    state = prepared.samples.fit(Rows(prepared.source, prepared.samples), [prepared.items[row] for row in rows])
+    spec = build_spec(config, prepared, state)
+    network = build_network(config, prepared, spec)
+    joined, pseudo = with_pseudo(prepared, part.fold)
+    loader, steps = training_loader(config, joined, state, rows, pseudo, rank)
+    targets = {name: table.target for name, table in joined.tables.items() if table.target is not None}
+    module = _build_module(config, prepared, targets, network, part, steps)
+    if config["model"]["channels_last"]:
+        network.to(memory_format=torch.channels_last)
+    return Training(spec, network, module, loader, None if config["ema"] is None else EMA(network, config["ema"]))
+
+
+def build_spec(config: Mapping[str, Any], prepared: Prepared, state: Mapping[str, Any]) -> ModelSpec:
+    """The description that is saved with the model, and from which its network is built.
 
     Raises:
         Refusal: a fit that the task cannot have, or a normalisation that is not known.
@@ -76,7 +88,7 @@ def build_spec(config: Mapping[str, Any], prepared: Prepared, state: Mapping[str
             mean, std = pretrained_normalization(network, image["channels"])
         images[name] = {"scale": image["scale"], "mean": list(mean), "std": list(std)}
     samples = config["samples"]
-    targets = model["_target_"], samples["_target_"]
+    owned = any(target.startswith("solution.") for target in (model["_target_"], samples["_target_"]))
     return ModelSpec(
         network={
             "_target_": module_target(model["_target_"]),
@@ -90,54 +102,48 @@ def build_spec(config: Mapping[str, Any], prepared: Prepared, state: Mapping[str
         image_size=image_hw(data["image_size"]),
         fit=data["fit"],
         images=images,
-        code=alias.rpartition("_")[2] if alias and any(name.startswith("solution.") for name in targets) else None,
+        code=prepared.alias.rpartition("_")[2] if prepared.alias and owned else None,
     )
 
 
-def build_network(config: Mapping[str, Any], spec: ModelSpec, alias: str | None) -> Normalized:
+def build_network(config: Mapping[str, Any], prepared: Prepared, spec: ModelSpec) -> Normalized:
     """The network with its normalisation and initial weights, on the CPU.
 
     Raises:
         Refusal: it cannot be built, or not for images of this size.
     """
     model = config["model"]
-    kind = resolve(spec.network["_target_"], alias)
+    kind = resolve(spec.network["_target_"], prepared.alias)
     if not (isinstance(kind, type) and issubclass(kind, Network)):
         raise Refusal(f"model._target_ is {model['_target_']}, which is no subclass of foldwise.models.network.Network")
-    net = make(spec.network, alias, weights=model["weights"], pretrained=bool(model["pretrained"]))
-    check_sizes(config, net.multiple)
+    net = make(spec.network, prepared.alias, weights=model["weights"], pretrained=bool(model["pretrained"]))
+    problems = []
+    for key, size in image_sizes(config).items():
+        if any(side % net.multiple for side in size):
+            up = [-(-side // net.multiple) * net.multiple for side in size]
+            problems.append(
+                f"{model['name']} needs sizes divisible by {net.multiple}, and {key} is {size[0]} x {size[1]}: "
+                f"try {key}=[{up[0]},{up[1]}]"
+            )
+    if problems:
+        raise Refusal("\n".join(problems))
     if model["gradient_checkpointing"]:
         enable_gradient_checkpointing(net)
     return normalize(net, spec)
 
 
-def check_sizes(config: Mapping[str, Any], multiple: int) -> None:
-    """Compare image sizes, those of phases included, with what heights and widths must be a multiple of.
-
-    Raises:
-        Refusal: every size that is none, and the next larger one that is.
-    """
-    problems = []
-    for key, (height, width) in image_sizes(config).items():
-        if height % multiple or width % multiple:
-            up = [-(-side // multiple) * multiple for side in (height, width)]
-            problems.append(
-                f"{config['model']['name']} needs sizes divisible by {multiple}, and {key} is {height} x {width}: "
-                f"try {key}=[{up[0]},{up[1]}]"
-            )
-    if problems:
-        raise Refusal("\n".join(problems))
+def image_sizes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Every (height, width) of the training images, by its setting."""
+    return {"data.image_size": image_hw(config["data"]["image_size"])} | {
+        f"phases.{phase.name}.image_size": image_hw(phase.image_size)
+        for phase in build_phases(config["phases"])
+        if phase.image_size is not None
+    }
 
 
-def build_loss(
-    config: Mapping[str, Any], prepared: Prepared, part: Holdout, alias: str | None = None
-) -> torch.nn.Module:
-    """The loss, with `class_weights` that are named (see `BALANCES`) replaced by numbers from the trained items.
-
-    Raises:
-        Refusal: a name that is not known.
-    """
-    loss = _plain(config["loss"])
+def _build_loss(config: Mapping[str, Any], prepared: Prepared, part: Holdout) -> torch.nn.Module:
+    """The loss, with named `class_weights` (see `BALANCES`) replaced by numbers from the trained items."""
+    loss = copy.deepcopy(config["loss"])
     for term in [loss, *(term["loss"] for term in loss.get("terms", []))]:
         name = term.get("class_weights")
         if isinstance(name, str):
@@ -145,39 +151,37 @@ def build_loss(
                 raise Refusal(f"class_weights is {name!r}; give {', '.join(BALANCES)}, or one number a class")
             by_fold = prepared.statistics["class_counts"]
             counts = [values for key, values in by_fold.items() if int(key) not in part.folds]
-            rows = sum(1 for id in prepared.table.ids if prepared.folds[id] not in part.folds)
             total = np.sum(counts, axis=0).tolist()
-            exclusive = prepared.outputs[0].meaning.exclusive
-            term["class_weights"] = balanced_class_weights(total, None if exclusive else rows, BALANCES[name])
-    return make(loss, alias)
+            rows = None if prepared.outputs[0].meaning.exclusive else len(part.trained(prepared.fold_of_items))
+            term["class_weights"] = balanced_class_weights(total, rows, BALANCES[name])
+    return make(loss, prepared.alias)
 
 
-def build_module(
+def _build_module(
     config: Mapping[str, Any],
     prepared: Prepared,
-    items: TrainingItems,
+    targets: dict[str, np.ndarray],
     network: Normalized,
     part: Holdout,
     steps_per_epoch: int,
-    alias: str | None = None,
 ) -> TrainingModule:
     """The Lightning module that the configuration names."""
-    rate = scale_rate(config["optimizer"]["lr"], config["batch_size"], config.get("lr_batch_size"))
+    alias, fields = prepared.alias, sample_fields(prepared)
+    lr = scale_rate(config["optimizer"]["lr"], config["batch_size"], config.get("lr_batch_size"))
     phases = build_phases(config["phases"])
     schedulers = {phase.name: make(phase.scheduler or config["scheduler"], alias) for phase in phases}
-    fields = sample_fields(prepared)
     mixes = {}
     for phase in phases:
         augmentation = phase_augmentation(config, phase)
-        mixes[phase.name] = Mix(augmentation["mixup"], augmentation["cutmix"], fields, list(items.targets))
+        mixes[phase.name] = Mix(augmentation["mixup"], augmentation["cutmix"], fields, list(targets))
     setup = Setup(
         network=network,
-        loss=build_loss(config, prepared, part, alias),
-        make_optimizer=partial(build_optimizer, **config["optimizer"] | {"lr": rate}),
+        loss=_build_loss(config, prepared, part),
+        make_optimizer=partial(build_optimizer, **config["optimizer"] | {"lr": lr}),
         schedule=Schedule(phases, schedulers, steps_per_epoch),
         seed=config["seed"],
         mixes=mixes,
-        targets=items.targets,
+        targets=targets,
     )
     module = make(config["module"], alias, setup=setup)
     if not isinstance(module, TrainingModule):
@@ -210,60 +214,3 @@ def build_trainer(config: Mapping[str, Any], rank: Rank, epochs: int, **argument
         )
     except (ValueError, TypeError, MisconfigurationException) as error:
         raise Refusal(f"Lightning does not take the settings of trainer ({error}): {settings}") from error
-
-
-def inspect_config(
-    config: Mapping[str, Any], prepared: Prepared, alias: str | None
-) -> tuple[dict[str, Any], list[PhasePreview]]:
-    """Build everything once and try a batch, so that a mistake is found before a run exists.
-
-    A learning rate that is scaled is said.
-
-    Returns:
-        The hardware that torch sees, {"accelerator": gpu | mps | cpu, "devices": [names], "cpus": count}, and what
-        the training will do.
-
-    Raises:
-        Refusal: what in the configuration or the data cannot be used.
-    """
-    known = list(inspect.signature(pl.Trainer).parameters)
-    unknown = [
-        unknown_setting(f"trainer.{name}", [f"trainer.{other}" for other in known])
-        for name in config["trainer"]
-        if name not in known
-    ]
-    if unknown:
-        raise Refusal("\n".join(unknown))
-    for callback in config["callbacks"].values():
-        make(callback, alias)
-    part, rows = Holdout(()), np.arange(len(prepared.items))
-    state = fit_reader(prepared, rows)
-    spec = build_spec(config, prepared, state, alias)
-    for output in prepared.outputs:
-        metric = config["outputs"][output.name]["metric"] if output.name else config["metric"]
-        build_metric(metric, output.task, output.columns, prepared.tables[output.target], alias)
-    network = build_network(config, spec, alias)
-    items = training_items(prepared, rows, state)
-    build_sampling(config, alias).start(items.table.target, items.table.weights)
-    plain = {"sampling": "shuffle", "workers": 0, "pseudo": None}
-    loader, _ = training_loader({**config, "data": {**config["data"], **plain}}, prepared, items, Rank(), alias)
-    module = build_module(config, prepared, items, network, part, steps_per_epoch=1, alias=alias)
-    try_batch(config, module, loader.dataset, prepared.outputs)  # type: ignore[arg-type]  # an ItemDataset
-    optimizer = module.make_optimizer(network)
-    if config.get("lr_batch_size"):
-        print(
-            f"optimizer.lr={config['optimizer']['lr']:g} is for {config['lr_batch_size']} images a step; "
-            f"for batch_size={config['batch_size']} it is {optimizer.defaults['lr']:g}",
-            flush=True,
-        )
-    previews = preview_phases(config, module, [group["lr"] for group in optimizer.param_groups])
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    kind = "gpu" if gpus else "mps" if torch.backends.mps.is_available() else "cpu"
-    return {"accelerator": kind, "devices": gpus or [kind], "cpus": os.cpu_count()}, previews
-
-
-def _plain(value: Any) -> Any:
-    """A copy of nested mappings and lists that can be changed."""
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list) else value

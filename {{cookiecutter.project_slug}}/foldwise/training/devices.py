@@ -1,4 +1,4 @@
-"""Which devices of a machine train a fold, and which train the folds beside it."""
+"""Devices of this machine for a fold, and for the folds beside it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from foldwise.errors import Refusal
 
 
 def count_processes(trainer: Mapping[str, Any], hardware: Mapping[str, Any]) -> int:
-    """Processes that train one fold on this machine: one a device.
+    """Processes that train one fold on this machine, one a device.
 
     Raises:
         Refusal: the accelerator or so many devices are not there.

@@ -1,15 +1,14 @@
 """Trains the model of one fold: one Trainer, one fit, then its weights and its out-of-fold predictions.
 
-It runs in a process of its own (under DDP in several) and leaves in `<run>/fold<k>/` (or another, see data/holdout.py):
+In a process of its own, under DDP in several, which leave in `<run>/fold<k>/` (or another, see data/holdout.py):
 
     last.ckpt         the state after the newest epoch, for a resume
-    history.csv       the figures of each epoch
+    history.csv       losses, score and learning rate of each epoch
     model/            weights and model.json: all that inference needs
     snapshots/<name>/ the same for each snapshot; where there are some, they predict and not model/
     oof-<r>-of-<n>/   predictions of rank r's share of the held-out rows
 """
 
-import copy
 import logging
 import shutil
 import sys
@@ -28,25 +27,23 @@ from tqdm import tqdm
 from foldwise.code.alias import check_covered
 from foldwise.code.build import make
 from foldwise.code.runs import run_code
-from foldwise.data.fields import seen_spatial
 from foldwise.data.holdout import Holdout
-from foldwise.data.prepare import Prepared, prepare
+from foldwise.data.prepare import Prepared
 from foldwise.data.sampling import EpochSampler, sample_seed
 from foldwise.inference.predictor import Predictor
 from foldwise.inference.tta import TTA
-from foldwise.inference.weights import Model, find_models, load_state, save_model
-from foldwise.models.normalized import Normalized
+from foldwise.inference.weights import Model, find_models, load_model, save_model
 from foldwise.predictions.metrics.building import build_metric
 from foldwise.predictions.schema import Header
 from foldwise.predictions.sources import output_folder, source_name
 from foldwise.predictions.writers import PredictionWriter
 from foldwise.processes.exits import leave_on_signals
 from foldwise.processes.group import Rank
-from foldwise.training.build import build_module, build_network, build_spec, build_trainer, fit_reader
+from foldwise.training.build import build_trainer, build_training
 from foldwise.training.checkpoints import LastCheckpoint, find_checkpoint, remove_leftovers
 from foldwise.training.divergence import Divergence
-from foldwise.training.ema import EMA, reestimate_batch_norm
-from foldwise.training.loaders import evaluation_loader, make_reader, training_items, training_loader
+from foldwise.training.ema import reestimate_batch_norm
+from foldwise.training.loaders import evaluation_loader
 from foldwise.training.observation import Observation
 from foldwise.training.progress import Progress
 from foldwise.training.snapshots import Snapshots
@@ -62,14 +59,12 @@ warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
 warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # the figures of an epoch are gathered before they are logged
 
 
-def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], rank: Rank) -> None:
-    """Train a model of the run in the folder `run`, or resume where there is a last.ckpt.
-
-    The code of the owner's that it reaches is the run's copy.
+def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: Prepared, rank: Rank) -> None:
+    """Train a model of the run in the folder `run`, by the run's copy of the code; resume where there is a last.ckpt.
 
     Args:
-        part: what it is trained without, and scored on: as a rule a fold.
-        config: resolved, plain values, which train.py has checked.
+        part: the folds that it is trained without, and scored on: as a rule one.
+        config: resolved, plain values, which train.py has checked, as it has `prepared` the data.
     """
     torch.set_num_threads(config["threads"] or max(1, torch.get_num_threads() // rank.sharing))
     folder = run / part.name
@@ -79,32 +74,14 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], rank: Rank) 
     else:
         warnings.simplefilter("ignore")  # those of one rank are enough
     alias = run_code(run).alias
-    prepared = prepare(config, alias, make_folds=False, progress=False)
-    folds = prepared.fold_of_items
-
     pl.seed_everything(initial_seed(config["seed"], part), verbose=False)
-    trained = part.trained(folds)
-    state = fit_reader(prepared, trained)
-    spec = build_spec(config, prepared, state, alias)
-    network = build_network(config, spec, alias)
-    pseudo = prepared.pseudo.of(part.fold) if prepared.pseudo else None
-    items = training_items(prepared, trained, state, pseudo)
-    loader, steps = training_loader(config, prepared, items, rank, alias)
+    spec, network, module, loader, ema = build_training(config, prepared, part, rank)
     sampler = cast(EpochSampler, loader.sampler)
-    module = build_module(config, prepared, items, network, part, steps, alias)
-    rows = part.held(folds)[rank.index :: rank.world_size]  # each item in one rank, none repeated
+    rows = part.held(prepared.fold_of_items)[rank.index :: rank.world_size]  # each item in one rank, none repeated
     metric = build_metric(config["metric"], config["task"], spec.classes, prepared.table, alias)
-    extra = [make(callback, alias) for callback in config["callbacks"].values()]
-    ema = next((callback for callback in extra if isinstance(callback, EMA)), None)
+    held_out = evaluation_loader(config, prepared, spec.state, rows, rank)
     every = config["validate_every"] if part.folds else 0
-    tile = spec.image_size if spec.fit == "tiles" else None
-    held_out = evaluation_loader(config, prepared, make_reader(prepared, state), rows, rank)
-    spatial = seen_spatial(prepared.samples.fields)
-    validation = Validation(held_out, spec.outputs, spatial, prepared.table, metric, every, ema, tile)
-    snapshots = Snapshots(folder, spec, validation, metric.greater_is_better, config["top_k"])
-    progress = Progress(folder, part.title, validation, type(metric).__name__)
-    # Lightning sets handlers of its own before training begins; under DDP, its one for SIGTERM waits for other ranks.
-    signals = LambdaCallback(on_train_start=lambda *_: leave_on_signals())
+    validation = Validation(held_out, spec, prepared, metric, every, ema)
     trainer = build_trainer(
         config,
         rank,
@@ -112,22 +89,22 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], rank: Rank) 
         default_root_dir=folder,
         logger=rank.index == 0 and make(config["logger"], alias, run=run.name, part=part.name, folder=folder),
         callbacks=[
-            signals,
+            # Lightning sets handlers of its own before training; under DDP, its one for SIGTERM waits for other ranks.
+            LambdaCallback(on_train_start=lambda *_: leave_on_signals()),
             Divergence(part.title),
             Observation(sampler.real),
-            *extra,
+            *([ema] if ema else []),
+            *(make(callback, alias) for callback in config["callbacks"].values()),
             validation,
-            snapshots,
-            progress,
+            Snapshots(folder, spec, validation, config["top_k"]),
+            Progress(folder, part.title, validation),
             LastCheckpoint(folder),
         ],
         enable_progress_bar=sys.stderr.isatty(),
     )
-    if config["model"]["channels_last"]:
-        network.to(memory_format=torch.channels_last)
     if config["model"]["compile"]:
-        for part_of_it in network.net.compiled():
-            part_of_it.compile()  # in place: torch.compile(net) would rename every parameter
+        for inner in network.net.compiled():
+            inner.compile()  # in place: torch.compile(net) would rename every parameter
     checkpoint, epochs = find_checkpoint(folder)
     # Lightning lets the loader's workers begin before it tells the sampler which epoch it resumes with.
     sampler.set_epoch(epochs)
@@ -135,58 +112,24 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], rank: Rank) 
     if trainer.interrupted:
         raise KeyboardInterrupt
 
-    device = trainer.strategy.root_device
-    scored = (ema.network if ema else network).to(device).eval()
+    device, scored = trainer.strategy.root_device, network
     if ema:
+        scored = ema.network.to(device)
         sampler.set_epoch(module.schedule.epochs)
         network.train()
         frozen = [name for name, inner in network.net.named_modules() if not inner.training]
-        reestimate_batch_norm(scored, loader, device, frozen)
+        reestimate_batch_norm(scored.eval(), loader, device, frozen)
     if trainer.is_global_zero:
         save_model(folder / "model", scored, spec)
     trainer.strategy.barrier()  # the models are there for all ranks
-    networks = load_snapshots(as_saved(scored), folder)
-    models = {name: Model(net, prepared.samples, spec) for name, net in networks.items()}
-    predict_held_out(config, prepared, models, rows, device, run, part, oof_name(rank))
+    models = {name: load_model(path) for name, path in find_models(folder).items()}
+    predict_held_out(config, prepared, models, rows, device, run, part, f"oof-{rank.index}-of-{rank.world_size}")
     check_covered(alias)
 
 
-def as_saved(network: Normalized) -> Normalized:
-    """The network as its file gives it back, so that it predicts the same: without what only training needs."""
-    network.net.drop_auxiliary()
-    for module in network.modules():
-        module._compiled_call_impl = None
-    with torch.no_grad():
-        for tensor in network.state_dict(keep_vars=True).values():
-            # Kernels of one pixel keep the strides of channels_last under `.to`, and others kernels then compute them.
-            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
-    return network
-
-
-def load_snapshots(network: Normalized, fold: Path) -> dict[str, Normalized]:
-    """The networks of a finished fold by the names of its snapshots, as `find_models` finds them.
-
-    Args:
-        network: one with the architecture of all, as `as_saved` gives it; where there are no snapshots, it is the one.
-    """
-    paths = find_models(fold)
-    if list(paths) == ["last"]:
-        return {"last": network}
-    networks = {}
-    for name, path in paths.items():
-        networks[name] = copy.deepcopy(network)
-        networks[name].net.load_state_dict(load_state(path))
-    return networks
-
-
 def initial_seed(seed: int, part: Holdout) -> int:
-    """From what the initial weights are drawn: other ones for each model of a run."""
+    """The seed of the initial weights, another one for each model of a run."""
     return sample_seed(seed, part.fold, "initial weights" + "".join(f" and {fold}" for fold in part.folds[1:]))
-
-
-def oof_name(rank: Rank) -> str:
-    """The folder of one rank's out-of-fold predictions."""
-    return f"oof-{rank.index}-of-{rank.world_size}"
 
 
 def predict_held_out(
@@ -206,7 +149,6 @@ def predict_held_out(
         models: by the names of the snapshots.
         run: the folders are `<run>/<part>/<name>`, of further outputs in `<run>/outputs/<output>`; where they exist,
             nothing is done.
-        created_by: the command.
     """
     outputs = prepared.outputs
     folders = [output_folder(run, output) / part.name / name for output in outputs]

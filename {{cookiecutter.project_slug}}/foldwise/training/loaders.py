@@ -1,7 +1,7 @@
-"""From a configuration and the prepared data to what a training reads: reader, augmentations, sampler and loaders."""
+"""What a training reads: reader, augmentation, sampler and data loaders, from configuration and prepared data."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,68 +17,31 @@ from foldwise.data.pseudo import join_tables
 from foldwise.data.reading import Reader, target_fields
 from foldwise.data.samples import Rows
 from foldwise.data.sampling import SAMPLINGS, EpochSampler, Pool, Sampling
-from foldwise.data.table import Table
 from foldwise.errors import Refusal
 from foldwise.processes.group import Rank
 from foldwise.schedule.phases import Phase, build_phases, pseudo_shares
 
 
-@dataclass(frozen=True)
-class TrainingItems:
-    """What a model is trained on.
-
-    Attributes:
-        reader: of real and pseudo items, with targets.
-        table: of the same items.
-        real, pseudo: their numbers; pseudo is None where there are none.
-        targets: (N, C) of all of them, by the target field, where targets are no files.
-    """
-
-    reader: Reader
-    table: Table
-    real: np.ndarray
-    pseudo: np.ndarray | None
-    targets: dict[str, np.ndarray]
-
-
-def training_items(
-    prepared: Prepared, rows: np.ndarray, state: Mapping[str, Any], pseudo: Table | None = None
-) -> TrainingItems:
-    """The training items with what their reader knows of them.
-
-    Args:
-        rows: the numbers of the items that are trained.
-        state: what the reader's `fit` gave on them.
-        pseudo: the pseudo rows of the student that is trained.
-    """
+def with_pseudo(prepared: Prepared, fold: int) -> tuple[Prepared, np.ndarray | None]:
+    """The prepared data with the pseudo rows of the student of a fold, and their numbers; None: there are none."""
+    if not prepared.pseudo:
+        return prepared, None
     samples = prepared.samples
-    source, items, table, tables = prepared.source, prepared.items, prepared.table, prepared.tables
-    added = None
-    if pseudo is not None:
-        table = source = join_tables(table, pseudo, [*samples.columns, *samples.target_columns])
-        items = [Item(id, (row,)) for row, id in enumerate(table.ids)]
-        tables = {prepared.outputs[0].target: table}
-        added = np.arange(len(prepared.table), len(table))
-    reader = make_reader(prepared, state, source, items, tables)
-    targets = {name: each.target for name, each in tables.items() if each.target is not None}
-    return TrainingItems(reader, table, rows, added, targets)
+    table = join_tables(prepared.table, prepared.pseudo.of(fold), [*samples.columns, *samples.target_columns])
+    items = [Item(id, (row,)) for row, id in enumerate(table.ids)]
+    joined = replace(prepared, table=table, source=table, items=items, tables={prepared.outputs[0].target: table})
+    return joined, np.arange(len(prepared.table), len(table))
 
 
-def make_reader(
-    prepared: Prepared,
-    state: Mapping[str, Any],
-    source: Table | None = None,
-    items: Any = None,
-    tables: Mapping[str, Table] | None = None,
-) -> Reader:
-    """A reader of items with their targets; by default of the training table."""
+def make_reader(prepared: Prepared, state: Mapping[str, Any]) -> Reader:
+    """A reader of the items with their targets, by the state that was fitted on the trained ones."""
     return Reader(
         prepared.samples,
-        Rows(source or prepared.source, prepared.samples, targets=True),
-        prepared.items if items is None else items,
+        Rows(prepared.source, prepared.samples, targets=True),
+        prepared.items,
         state,
         {name: image["scale"] for name, image in prepared.statistics["images"].items()},
-        prepared.tables if tables is None else tables,
+        prepared.tables,
     )
 
 
@@ -87,92 +50,55 @@ def sample_fields(prepared: Prepared) -> dict[str, Field]:
     return target_fields(prepared.tables) | dict(prepared.samples.fields)
 
 
-def build_transforms(config: Mapping[str, Any], prepared: Prepared, alias: str | None) -> list[EpochTransform]:
-    """The training augmentation and the image size of each epoch, checked against the images that they will get.
+def training_loader(
+    config: Mapping[str, Any],
+    prepared: Prepared,
+    state: Mapping[str, Any],
+    rows: np.ndarray,
+    pseudo: np.ndarray | None,
+    rank: Rank,
+) -> tuple[DataLoader, int]:
+    """This process's share of the training items, augmented, and the optimizer steps of an epoch.
+
+    Args:
+        rows, pseudo: numbers of real and pseudo items, as `with_pseudo` gives them.
 
     Raises:
-        Refusal: names every transform that cannot take them.
+        Refusal: pseudo rows that are missing or no share, or batches that cannot be filled or divided evenly.
     """
+    data, weights = config["data"], prepared.table.weights
+    transforms = _build_transforms(config, prepared)
+    reader = make_reader(prepared, state)
+    dataset = ItemDataset(reader, weights, transforms, data["fit"], config["seed"], data["ignore_index"])
+    sampler = EpochSampler(
+        _pool(config, prepared, rows),
+        seed=config["seed"],
+        batch_size=config["batch_size"] // rank.world_size,
+        rank=rank.index,
+        world=rank.world_size,
+        pseudo=None if pseudo is None else _pool(config, prepared, pseudo),
+        pseudo_shares=epoch_shares(config),
+    )
+    loader = make_loader(dataset, sampler, _local_batch_size(config, rank), data["workers"])
+    return loader, len(sampler) * rank.world_size // config["batch_size"]
+
+
+def evaluation_loader(
+    config: Mapping[str, Any], prepared: Prepared, state: Mapping[str, Any], rows: np.ndarray, rank: Rank
+) -> DataLoader:
+    """These items as they are, in their order; whole pictures, whose sizes differ, one by one."""
     data = config["data"]
-    kinds = {
-        (image["channels"], image["dtype"] == "uint8" and image["scale"] == 255)
-        for image in prepared.statistics["images"].values()
-    }
-    fields = sample_fields(prepared)
-    found, problems = [], []
-    for phase in build_phases(config["phases"]):
-        transforms = [make(transform, alias) for transform in phase_augmentation(config, phase)["transforms"]]
-        augmentation = Augmentation(transforms, fields, data["ignore_index"])
-        size = image_hw(phase.image_size or data["image_size"])
-        for channels, unchanged in kinds:
-            try:
-                augmentation.check(channels, np.uint8 if unchanged else np.float32, size)
-            except Refusal as error:
-                problems.append(f"phase {phase.name}: {error}")
-        found += [EpochTransform(augmentation, size)] * phase.epochs
-    if problems:
-        raise Refusal("\n".join(problems))
-    return found
+    whole = data["fit"] == "tiles"
+    transform = EpochTransform(None, None if whole else image_hw(data["image_size"]))
+    reader = make_reader(prepared, state)
+    dataset = ItemDataset(reader, prepared.table.weights, [transform], data["fit"], None, data["ignore_index"])
+    size = 1 if whole else _local_batch_size(config, rank)
+    return make_loader(dataset, [(int(row), 0) for row in rows], size, data["workers"])
 
 
 def phase_augmentation(config: Mapping[str, Any], phase: Phase) -> Mapping[str, Any]:
     """The augmentation of a phase, as the content of a file of the group: its own, or that of the run."""
     return phase.augmentation or config["augmentation"]
-
-
-def local_batch_size(config: Mapping[str, Any], world: int) -> int:
-    """Items in one pass of one process; `batch_size` is all of an optimizer step.
-
-    Raises:
-        Refusal: it cannot be divided evenly.
-    """
-    accumulate = config["trainer"]["accumulate_grad_batches"]
-    size, rest = divmod(config["batch_size"], world * accumulate)
-    if rest or not size:
-        raise Refusal(
-            f"batch_size={config['batch_size']} cannot be divided over {world} processes and {accumulate} accumulated "
-            f"batches: make it a multiple of {world * accumulate}"
-        )
-    return size
-
-
-def build_sampling(config: Mapping[str, Any], alias: str | None) -> Sampling:
-    """The sampling that `data.sampling` names, not started yet.
-
-    Raises:
-        Refusal: it is none.
-    """
-    chosen = config["data"]["sampling"]
-    if not isinstance(chosen, Mapping):
-        return SAMPLINGS[chosen]()
-    sampling = make(chosen, alias, "data.sampling")
-    if not isinstance(sampling, Sampling):
-        raise Refusal(
-            f"data.sampling._target_ is {chosen['_target_']}, which is no subclass of foldwise.data.sampling.Sampling"
-        )
-    return sampling
-
-
-def training_loader(
-    config: Mapping[str, Any], prepared: Prepared, items: TrainingItems, rank: Rank, alias: str | None = None
-) -> tuple[DataLoader, int]:
-    """This process's share of the training items, augmented, and the optimizer steps of an epoch."""
-    transforms = build_transforms(config, prepared, alias)
-    data = config["data"]
-    dataset = ItemDataset(
-        items.reader, items.table.weights, transforms, data["fit"], config["seed"], data["ignore_index"]
-    )
-    sampler = EpochSampler(
-        _pool(config, items, items.real, alias),
-        seed=config["seed"],
-        batch_size=config["batch_size"] // rank.world_size,
-        rank=rank.index,
-        world=rank.world_size,
-        pseudo=None if items.pseudo is None else _pool(config, items, items.pseudo, alias),
-        pseudo_shares=epoch_shares(config),
-    )
-    size = local_batch_size(config, rank.world_size)
-    return make_loader(dataset, sampler, size, data["workers"]), len(sampler) * rank.world_size // config["batch_size"]
 
 
 def epoch_shares(config: Mapping[str, Any]) -> list[float]:
@@ -185,21 +111,50 @@ def epoch_shares(config: Mapping[str, Any]) -> list[float]:
     return pseudo_shares(build_phases(config["phases"]), data["pseudo_share"] if data.get("pseudo") else None)
 
 
-def _pool(config: Mapping[str, Any], items: TrainingItems, rows: np.ndarray, alias: str | None) -> Pool:
-    """Items to train on, as data.sampling draws them."""
-    sampling = build_sampling(config, alias)
-    target = items.table.target
-    sampling.start(None if target is None else target[rows], items.table.weights[rows])
+def _build_transforms(config: Mapping[str, Any], prepared: Prepared) -> list[EpochTransform]:
+    """The augmentation and image size of each epoch; a Refusal names every transform that cannot take the images."""
+    data = config["data"]
+    kinds = {
+        (image["channels"], np.uint8 if image["dtype"] == "uint8" and image["scale"] == 255 else np.float32)
+        for image in prepared.statistics["images"].values()
+    }
+    fields = sample_fields(prepared)
+    found, problems = [], []
+    for phase in build_phases(config["phases"]):
+        transforms = [make(each, prepared.alias) for each in phase_augmentation(config, phase)["transforms"]]
+        augmentation = Augmentation(transforms, fields, data["ignore_index"])
+        size = image_hw(phase.image_size or data["image_size"])
+        for channels, dtype in kinds:
+            try:
+                augmentation.check(channels, dtype, size)
+            except Refusal as error:
+                problems.append(f"phase {phase.name}: {error}")
+        found += [EpochTransform(augmentation, size)] * phase.epochs
+    if problems:
+        raise Refusal("\n".join(problems))
+    return found
+
+
+def _pool(config: Mapping[str, Any], prepared: Prepared, rows: np.ndarray) -> Pool:
+    """Items to train on, drawn as data.sampling says."""
+    chosen = config["data"]["sampling"]
+    sampling = make(chosen, prepared.alias, "data.sampling") if isinstance(chosen, Mapping) else SAMPLINGS[chosen]()
+    if not isinstance(sampling, Sampling):
+        raise Refusal(
+            f"data.sampling._target_ is {chosen['_target_']}, which is no subclass of foldwise.data.sampling.Sampling"
+        )
+    target = prepared.table.target
+    sampling.start(None if target is None else target[rows], prepared.table.weights[rows])
     return Pool(rows, sampling)
 
 
-def evaluation_loader(
-    config: Mapping[str, Any], prepared: Prepared, reader: Reader, rows: np.ndarray, rank: Rank
-) -> DataLoader:
-    """These items as they are, in their order; whole pictures, whose sizes differ, one by one."""
-    data = config["data"]
-    whole = data["fit"] == "tiles"
-    transform = EpochTransform(None, None if whole else image_hw(data["image_size"]))
-    dataset = ItemDataset(reader, prepared.table.weights, [transform], data["fit"], None, data["ignore_index"])
-    size = 1 if whole else local_batch_size(config, rank.world_size)
-    return make_loader(dataset, [(int(row), 0) for row in rows], size, data["workers"])
+def _local_batch_size(config: Mapping[str, Any], rank: Rank) -> int:
+    """Items in one pass of one process; `batch_size` is all of an optimizer step."""
+    accumulate = config["trainer"]["accumulate_grad_batches"]
+    size, rest = divmod(config["batch_size"], rank.world_size * accumulate)
+    if rest or not size:
+        raise Refusal(
+            f"batch_size={config['batch_size']} cannot be divided over {rank.world_size} processes and {accumulate} "
+            f"accumulated batches: make it a multiple of {rank.world_size * accumulate}"
+        )
+    return size

@@ -1,4 +1,4 @@
-"""Experiment loggers, one function a choice of configs/logger; each gives a Lightning logger, or False for none."""
+"""Experiment loggers, one function a choice of configs/logger: a Lightning logger, or False for none."""
 
 import netrc
 import os
@@ -13,7 +13,7 @@ from foldwise.reachable import connection_problem
 
 
 class FoldWandbLogger(WandbLogger):
-    """Ends the wandb run with the training: a fold's process has not the exit handlers by which wandb would do it."""
+    """Ends the wandb run with the training: a fold's process lacks the exit handlers by which wandb would do it."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -28,9 +28,8 @@ class FoldWandbLogger(WandbLogger):
 def wandb_logger(run: str, part: str, folder: Path, project: str) -> Logger:
     """Weights & Biases: the run `<run>-<part>`, such as `<run>-fold0`, in the group `<run>`.
 
-    The id is fixed, so a resumed fold goes on in its own curve. Where there is no key, or the server does not answer
-    or refuses, the run is logged offline, which is said along with the command that uploads it later. No wait is long:
-    wandb's own limits are set to seconds, unless the environment has others.
+    The id is fixed, so a resumed fold continues its own curve. Without a key or an answer of the server within seconds
+    (unless the environment sets wandb's limits), the run is logged offline, and the command to upload it is printed.
     """
     import wandb  # here: the other loggers need not wait for it
 
@@ -49,7 +48,7 @@ def wandb_logger(run: str, part: str, folder: Path, project: str) -> Logger:
         except wandb.Error as error:
             wandb.teardown()  # else the failed run keeps its id and its mode
             problem = str(error).partition("\n")[0]
-    os.environ.setdefault("WANDB_SILENT", "true")  # the line below says all that there is to know
+    os.environ.setdefault("WANDB_SILENT", "true")  # the line below says it all
     print(f"wandb: {problem}, so this run is logged offline; later: wandb sync {folder}/wandb/offline-run-*")
     return make(offline=True)
 

@@ -13,7 +13,6 @@ from foldwise.data.prepare import Prepared, prepare
 from foldwise.errors import Refusal
 from foldwise.files import sha256_file
 from foldwise.processes.group import call
-from foldwise.reporting.phases import PhasePreview
 from foldwise.training.devices import count_gpus, count_processes, share_gpus
 from foldwise.training.identity import hash_data, make_identity
 
@@ -29,7 +28,7 @@ class Plan:
         config: resolved, plain values.
         parts: the models to be trained, finished or not, by what they are trained without.
         hardware: what torch sees here, see `inspect_config`.
-        phases: what they will do.
+        picture: of their phases, as a PNG.
         devices: of this machine that train one fold, with one process each.
         world: processes that train one fold, on all machines.
         visible: CUDA_VISIBLE_DEVICES of each worker that trains folds at once.
@@ -40,7 +39,7 @@ class Plan:
     prepared: Prepared
     parts: list[Holdout]
     hardware: dict[str, Any]
-    phases: list[PhasePreview]
+    picture: bytes
     devices: int
     world: int
     visible: list[str | None]
@@ -61,7 +60,7 @@ def make_plan(context: "Context", config: dict[str, Any], nodes: int, make_folds
     trainer = config["trainer"]
     prepared = prepare(config, code.alias, make_folds)
     parts = choose_parts(config, prepared)
-    hardware, phases = call(context, _inspect, config, prepared, code.alias)
+    hardware, picture = call(context, _inspect, config, prepared, parts[0])
     devices = count_processes(trainer, hardware)
     world = devices * nodes
     workers, gpus = config["fold_workers"], count_gpus(trainer, hardware)
@@ -69,7 +68,7 @@ def make_plan(context: "Context", config: dict[str, Any], nodes: int, make_folds
         raise Refusal("fold_workers is for one machine: on several, each fold has all devices of all of them")
     visible = share_gpus(workers, devices, gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
     identity = make_identity(config, world, hash_contents(config, prepared), code.code)
-    return Plan(config, prepared, parts, hardware, phases, devices, world, visible, identity)
+    return Plan(config, prepared, parts, hardware, picture, devices, world, visible, identity)
 
 
 def choose_parts(config: Mapping[str, Any], prepared: Prepared) -> list[Holdout]:
@@ -106,9 +105,10 @@ def hash_contents(config: Mapping[str, Any], prepared: Prepared) -> dict[str, st
 
 
 # Imported in the child only: the calling process stays without torch.
-def _inspect(
-    config: Mapping[str, Any], prepared: Prepared, alias: str | None
-) -> tuple[dict[str, Any], list[PhasePreview]]:
-    from foldwise.training.build import inspect_config
+def _inspect(config: Mapping[str, Any], prepared: Prepared, part: Holdout) -> tuple[dict[str, Any], bytes]:
+    from foldwise.reporting.figures import to_png
+    from foldwise.reporting.phases import phases_figure
+    from foldwise.training.trial import inspect_config
 
-    return inspect_config(config, prepared, alias)
+    hardware, phases = inspect_config(config, prepared, part)
+    return hardware, to_png(phases_figure(phases))

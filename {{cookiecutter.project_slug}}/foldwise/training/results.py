@@ -39,25 +39,22 @@ class Scores:
     counts: np.ndarray | None = None
 
 
-def finish_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: Prepared, world: int) -> None:
+def finish_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: Prepared, world_size: int) -> None:
     """Write the metrics.json of a model all of whose processes have ended well. Doing it twice is harmless."""
     folder = run / part.name
     shards = [read_predictions(shard) for shard in sorted(folder.glob("oof-*-of-*"))]
     history = pd.read_csv(folder / "history.csv")
-    # Nothing measures a model of every row.
-    score = score_predictions(shards, config, prepared).overall if part.folds else math.nan
-    write_json(
-        folder / "metrics.json",
-        {
-            "held_out": list(part.folds),
-            "metric": type(_metric(config, prepared)).__name__,
-            "score": plain_number(score),
-            "epochs": len(history),
-            "seconds": round(float(history["seconds"].sum()), 1),
-            "processes": world,
-            "chosen_on_own_fold": bool(followers(config)),
-        },
-    )
+    record = {
+        "held_out": list(part.folds),
+        "metric": type(_metric(config, prepared)).__name__,
+        # Nothing measures a full fit.
+        "score": plain_number(score_predictions(shards, config, prepared).overall if part.folds else math.nan),
+        "epochs": len(history),
+        "seconds": round(float(history["seconds"].sum()), 1),
+        "processes": world_size,
+        "chosen_on_own_fold": bool(followers(config)),
+    }
+    write_json(folder / "metrics.json", record)
 
 
 def _metric(config: Mapping[str, Any], prepared: Prepared) -> Any:
@@ -72,8 +69,8 @@ def score_predictions(parts: Sequence[Predictions], config: Mapping[str, Any], p
         evidence, counts, folds = [], [], []
         for part in parts:
             for id, probability in iter_average_maps(part):
-                mask, answer = read_mask(table.mask_path(table.row_of[id])), probability.argmax(axis=0)
-                counts.append(pixel_counts(pixel_confusion(mask, answer, len(table.classes), metric.ignore_index)))
+                mask, predicted = read_mask(table.mask_path(table.row_of[id])), probability.argmax(axis=0)
+                counts.append(pixel_counts(pixel_confusion(mask, predicted, len(table.classes), metric.ignore_index)))
                 evidence.append(counts[-1] if metric.of_counts else metric.measure(mask, probability))
                 folds.append(prepared.folds[id])
         return Scores(metric, *score_fold_evidence(metric, np.stack(evidence), np.array(folds)), np.stack(counts))
@@ -84,57 +81,39 @@ def score_predictions(parts: Sequence[Predictions], config: Mapping[str, Any], p
 
 
 def finish_run(run: Path, config: Mapping[str, Any], prepared: Prepared) -> None:
-    """Put the folds together where all are finished, and print what came out. Doing it twice is harmless."""
+    """Merge the folds where all are finished, and print the scores. Doing it twice is harmless."""
     existing = sorted(set(prepared.folds.values()) - {-1})
     finished = [fold for fold in existing if (run / f"fold{fold}" / "metrics.json").exists()]
     if finished == existing and not (run / "metrics.json").exists():
         for output in prepared.outputs[1:]:
-            finish_output(run, config, prepared, output)
+            _finish_output(run, config, prepared, output)
         oof = merge_oof(run, prepared)
         scores = score_predictions([oof], config, prepared)
-        report_run(
-            run,
-            config,
-            prepared.table,
-            TableItems.of(prepared.source, prepared.samples),
-            scores.metric,
-            scores.per_fold,
-            scores.overall,
-            oof,
-            scores.counts,
-        )
+        items = TableItems.of(prepared.source, prepared.samples)
+        parts = scores.metric, scores.per_fold, scores.overall, oof, scores.counts
+        report_run(run, config, prepared.table, items, *parts)
         write_scores(run, config, scores)
     print_run(run, existing, _metric(config, prepared).greater_is_better)
 
 
-def finish_output(run: Path, config: Mapping[str, Any], prepared: Prepared, output: Output) -> None:
+def _finish_output(run: Path, config: Mapping[str, Any], prepared: Prepared, output: Output) -> None:
     """Make a further output of a finished run a source of its own: predictions out of fold, score, configuration."""
-    folder = output_folder(run, output)
-    own_config, own = output_config(config, output), only_output(prepared, output)
+    folder, own_config = output_folder(run, output), output_config(config, output)
+    own = replace(prepared, table=prepared.tables[output.target], outputs=(replace(output, name=""),))
     write_config(folder, own_config)
-    scores = score_predictions([merge_oof(folder, own)], own_config, own)
-    write_scores(folder, own_config, scores)
+    write_scores(folder, own_config, score_predictions([merge_oof(folder, own)], own_config, own))
 
 
 def output_config(config: Mapping[str, Any], output: Output) -> dict[str, Any]:
     """A run's configuration as if this output were its only one."""
-    entry = config["outputs"][output.name]
-    data = {
-        **config["data"],
-        "columns": {**config["data"]["columns"], "target": entry["target"]},
-        "classes": list(output.columns),
-    }
+    entry, data = config["outputs"][output.name], config["data"]
+    columns = {**data["columns"], "target": entry["target"]}
+    data = {**data, "columns": columns, "classes": list(output.columns)}
     return {**config, "task": output.task, "metric": entry["metric"], "data": data, "outputs": {}}
 
 
-def only_output(prepared: Prepared, output: Output) -> Prepared:
-    """The prepared data as if this output were the only one."""
-    main = replace(output, name="")
-    return replace(prepared, table=prepared.tables[output.target], outputs=(main,))
-
-
 def merge_oof(source: Path, prepared: Prepared) -> Predictions:
-    """The out-of-fold predictions of a source whose folds are all finished, put together in `oof`."""
+    """The out-of-fold predictions of a source whose folds are all finished, merged in `oof`."""
     if not (source / "oof").exists():
         shards = sorted(source.glob("fold*/oof-*-of-*"))
         merge_folders(shards, source / "oof", [id for id in prepared.table.ids if prepared.folds[id] >= 0])
@@ -144,19 +123,22 @@ def merge_oof(source: Path, prepared: Prepared) -> Predictions:
 def write_scores(run: Path, config: Mapping[str, Any], scores: Scores) -> None:
     """Write the metrics.json of a run, which says that it is finished."""
     values = list(scores.per_fold.values())
-    write_json(
-        run / "metrics.json",
-        {
-            "metric": type(scores.metric).__name__,
-            "overall": plain_number(scores.overall),
-            "mean": plain_number(float(np.mean(values))),
-            "std": plain_number(float(np.std(values))),
-            "folds": {str(fold): plain_number(score) for fold, score in scores.per_fold.items()},
-            "chosen_on_own_fold": bool(followers(config)),
-        },
-    )
+    record = {
+        "metric": type(scores.metric).__name__,
+        "overall": plain_number(scores.overall),
+        "mean": plain_number(float(np.mean(values))),
+        "std": plain_number(float(np.std(values))),
+        "folds": plain_scores(scores.per_fold),
+        "chosen_on_own_fold": bool(followers(config)),
+    }
+    write_json(run / "metrics.json", record)
+
+
+def plain_scores(scores: Mapping[int, float]) -> dict[str, float | None]:
+    """Scores by fold, for JSON."""
+    return {str(fold): plain_number(score) for fold, score in scores.items()}
 
 
 def plain_number(value: float) -> float | None:
-    """A float for JSON, which has no NaN: None stands for a score that does not exist."""
+    """A float for JSON, which has no NaN: None is a score that does not exist."""
     return float(value) if np.isfinite(value) else None

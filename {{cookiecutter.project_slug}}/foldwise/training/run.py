@@ -28,8 +28,6 @@ from foldwise.locks import lock
 from foldwise.processes.nodes import Node, check_nodes, find_node
 from foldwise.processes.server import start_server
 from foldwise.processes.team import Team, gather
-from foldwise.reporting.figures import to_png
-from foldwise.reporting.phases import phases_figure
 from foldwise.training.identity import describe_differences
 from foldwise.training.plan import make_plan
 from foldwise.training.results import finish_run
@@ -82,7 +80,7 @@ def _lead(context: "Context", config: dict[str, Any], runs: Path, node: Node, te
         run = open_run(config, plan.identity, plan.hardware, runs, code.code)
     if not (run / "plan.png").exists():
         with write_atomic(run / "plan.png") as path:
-            path.write_bytes(to_png(phases_figure(plan.phases)))
+            path.write_bytes(plan.picture)
     with ExitStack() as claims:
         parts = _claim(run, plan.parts, claims)
         if len(plan.visible) > 1:

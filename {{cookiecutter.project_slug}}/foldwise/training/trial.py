@@ -1,43 +1,96 @@
-"""One small batch through reader, network and losses, before a run exists."""
+"""The check of a training before its run exists: everything is built once and tried on a small batch."""
 
 import copy
+import inspect
+import os
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from foldwise.code.build import make
 from foldwise.data.batches import collate, unpack
 from foldwise.data.dataset import EpochTransform, ItemDataset
+from foldwise.data.holdout import Holdout
 from foldwise.data.images import image_hw
+from foldwise.data.prepare import Prepared
 from foldwise.errors import Refusal
 from foldwise.models.module import TrainingModule
 from foldwise.models.network import Batch
-from foldwise.schedule.phases import build_phases
+from foldwise.models.normalized import set_trainable, trainable_share
+from foldwise.predictions.metrics.building import build_metric
+from foldwise.processes.group import Rank
+from foldwise.reporting.phases import PhasePreview
+from foldwise.schedule.schedulers import Plateau
+from foldwise.settings import unknown_setting
 from foldwise.tasks import TASKS, Task
 from foldwise.tasks.outputs import Output, activate
+from foldwise.training.build import build_training, image_sizes
+from foldwise.training.loaders import phase_augmentation
 
-ITEMS = 2
+FIRST = Holdout((0,))
+ITEMS = 2  # of the batch that is tried
+STEPS = 20  # points of the learning rate in an epoch of the preview
+
+
+def inspect_config(
+    config: Mapping[str, Any], prepared: Prepared, part: Holdout = FIRST
+) -> tuple[dict[str, Any], list[PhasePreview]]:
+    """Build the training of a model once and try a batch, so that a mistake is found before a run exists.
+
+    Returns:
+        The hardware that torch sees, {"accelerator": gpu | mps | cpu, "devices": [names], "cpus": count}, and the
+        phases of the training.
+
+    Raises:
+        Refusal: what in the configuration or the data cannot be used.
+    """
+    known = list(inspect.signature(pl.Trainer).parameters)
+    unknown = [
+        unknown_setting(f"trainer.{name}", [f"trainer.{other}" for other in known])
+        for name in config["trainer"]
+        if name not in known
+    ]
+    if unknown:
+        raise Refusal("\n".join(unknown))
+    for callback in config["callbacks"].values():
+        make(callback, prepared.alias)
+    for output in prepared.outputs:
+        metric = config["outputs"][output.name]["metric"] if output.name else config["metric"]
+        build_metric(metric, output.task, output.columns, prepared.tables[output.target], prepared.alias)
+    training = build_training({**config, "data": {**config["data"], "workers": 0}}, prepared, part, Rank())
+    module, dataset = training.module, training.loader.dataset
+    assert isinstance(dataset, ItemDataset)
+    _try_batch(config, module, dataset, prepared.outputs)
+    optimizer = module.make_optimizer(training.network)
+    if config.get("lr_batch_size"):
+        print(
+            f"optimizer.lr={config['optimizer']['lr']:g} is for {config['lr_batch_size']} images a step; "
+            f"for batch_size={config['batch_size']} it is {optimizer.defaults['lr']:g}",
+            flush=True,
+        )
+    previews = _preview_phases(config, module, [group["lr"] for group in optimizer.param_groups])
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    kind = "gpu" if gpus else "mps" if torch.backends.mps.is_available() else "cpu"
+    return {"accelerator": kind, "devices": gpus or [kind], "cpus": os.cpu_count()}, previews
 
 
 @torch.no_grad()
-def try_batch(
+def _try_batch(
     config: Mapping[str, Any], module: TrainingModule, dataset: ItemDataset, outputs: Sequence[Output]
 ) -> None:
-    """Read a batch, and put it through the network at every image size of the training and through the losses.
-
-    A bug of the owner's shows its traceback here, and not after the data of a run has been prepared.
-
-    Raises:
-        Refusal: a size that the network cannot take, an output that it does not give or with other columns, a loss
-            that is none.
-    """
+    """Put a batch through the network at every image size of the training, through the losses and through mixing."""
     network = module.network.eval()
     problems = []
     for key, size in image_sizes(config).items():
-        batch = _read(dataset, size)
+        tried = copy.copy(dataset)
+        tried.transforms = [EpochTransform(dataset.transforms[-1].augmentation, size)]
+        batch = unpack(collate([tried[number, 0] for number in range(min(ITEMS, len(tried)))], tried.fields))
         try:
             found = network(batch)
         except (AssertionError, RuntimeError, ValueError) as error:
@@ -57,26 +110,10 @@ def try_batch(
         mix(batch)
 
 
-def image_sizes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """Every (height, width) that a training has, by its setting."""
-    return {"data.image_size": image_hw(config["data"]["image_size"])} | {
-        f"phases.{phase.name}.image_size": image_hw(phase.image_size)
-        for phase in build_phases(config["phases"])
-        if phase.image_size is not None
-    }
-
-
 def _in_library(error: BaseException) -> bool:
     """Whether a network of timm's or smp's raised it, which most often means a size that it cannot take."""
     frames = traceback.extract_tb(error.__traceback__)
     return any({"timm", "segmentation_models_pytorch"} & set(Path(frame.filename).parts) for frame in frames)
-
-
-def _read(dataset: ItemDataset, size: tuple[int, int]) -> Batch:
-    """A batch of the first items as training reads them, at a size."""
-    tried = copy.copy(dataset)
-    tried.transforms = [EpochTransform(dataset.transforms[-1].augmentation, size)]
-    return unpack(collate([tried[number, 0] for number in range(min(ITEMS, len(tried)))], tried.fields))
 
 
 def _check_outputs(found: Batch, outputs: Sequence[Output]) -> None:
@@ -89,19 +126,19 @@ def _check_outputs(found: Batch, outputs: Sequence[Output]) -> None:
 
 
 def _output_problem(output: Output, value: Tensor) -> str | None:
-    """What is wrong with the shape of an output, with what to type; None: nothing."""
+    """The wrong shape of an output, with what to type; None: it is right."""
     task, columns = output.meaning, len(output.columns)
     wanted = _axes(task, columns)
     shape = f"the network gives {output.key!r} in the shape {tuple(value.shape)}"
     needs = f"the task {task.name} needs ({', '.join(map(str, wanted))})"
     if value.ndim != len(wanted):
         others = [other for other in TASKS.values() if len(_axes(other, columns)) == value.ndim]
-        what = "correct its `forward`"
+        advice = "correct its `forward`"
         if others and output.name:
-            what = f"set outputs.{output.name}.task={others[0].name}"
+            advice = f"set outputs.{output.name}.task={others[0].name}"
         elif others:
-            what = f"add {others[0].describe_settings()}"
-        return f"{shape}, and {needs}: {what}, or choose another model"
+            advice = f"add {others[0].describe_settings()}"
+        return f"{shape}, and {needs}: {advice}, or choose another model"
     if value.shape[1] != columns:
         return f"{shape}, and {needs}: its constructor gets the number of columns in `outputs`"
     return None
@@ -121,3 +158,34 @@ def _check_losses(losses: Any, items: int) -> None:
             f"`losses` of the module gives {', '.join(wrong)} in another shape: a scalar is logged, and (B,), one "
             "number a sample, goes to the sampling"
         )
+
+
+def _preview_phases(config: Mapping[str, Any], module: TrainingModule, lrs: Sequence[float]) -> list[PhasePreview]:
+    """The phases for plan.png, by the learning rates of the optimizer's groups."""
+    schedule = replace(module.schedule, steps_per_epoch=STEPS)
+    previews, first = [], 0
+    for phase in schedule.phases:
+        set_trainable(module.network, phase.trainable, phase.freeze_bn)
+        factors = [schedule.factor(step) for step in range(first, first + phase.epochs * STEPS)]
+        first += len(factors)
+        augmentation = phase_augmentation(config, phase)
+        previews.append(
+            PhasePreview(
+                phase,
+                trainable_share(module.network),
+                image_hw(phase.image_size or config["data"]["image_size"]),
+                [*_names(augmentation["transforms"]), *(key for key in ("mixup", "cutmix") if augmentation[key])],
+                [(factor * min(lrs), factor * max(lrs)) for factor in factors],
+                isinstance(schedule.schedulers[phase.name], Plateau),
+            )
+        )
+    return previews
+
+
+def _names(transforms: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The last part of each `_target_`; of compositions, those inside."""
+    for transform in transforms:
+        if "transforms" in transform:
+            yield from _names(transform["transforms"])
+        else:
+            yield transform["_target_"].rpartition(".")[2]

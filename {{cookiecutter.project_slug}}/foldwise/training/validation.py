@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,12 +12,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from foldwise.data.batches import to_device
-from foldwise.data.table import Table
+from foldwise.data.fields import seen_spatial
+from foldwise.data.prepare import Prepared
 from foldwise.inference.tiles import tiled_outputs
+from foldwise.inference.weights import ModelSpec
 from foldwise.models.module import TrainingModule
 from foldwise.models.network import Batch
 from foldwise.predictions.scoring import score_rows
-from foldwise.tasks.outputs import Output, activate
+from foldwise.tasks.outputs import activate
 from foldwise.training.distributed import gather, share_norms
 from foldwise.training.ema import EMA
 
@@ -30,39 +32,28 @@ class Validation(pl.Callback):
 
     Args:
         loader: this rank's held-out items, without augmentation.
-        outputs: what is predicted, the main output first.
-        spatial: names of the spatial fields that a network sees.
         every: epochs from one validation to the next; the last epoch always has one. 0: never, nothing is held out.
-        tile: (height, width) of the tiles that whole pictures are predicted in; None: pictures of the network's size.
     """
 
     def __init__(
-        self,
-        loader: DataLoader,
-        outputs: Sequence[Output],
-        spatial: Collection[str],
-        table: Table,
-        metric: Any,
-        every: int = 1,
-        ema: EMA | None = None,
-        tile: Sequence[int] | None = None,
+        self, loader: DataLoader, spec: ModelSpec, prepared: Prepared, metric: Any, every: int, ema: EMA | None
     ) -> None:
-        self.loader, self.table, self.metric, self.every, self.ema, self.tile = loader, table, metric, every, ema, tile
-        self.outputs, self.output, self.spatial = outputs, outputs[0], spatial
+        self.loader, self.outputs, self.metric, self.every, self.ema = loader, spec.outputs, metric, every, ema
+        self.table, self.spatial = prepared.table, seen_spatial(prepared.samples.fields)
+        self.tile = spec.image_size if spec.fit == "tiles" else None  # of whole pictures
         self.loss = self.score = math.nan
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TrainingModule)
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         epoch = trainer.current_epoch + 1
-        if not self.every or (epoch % self.every and epoch != pl_module.schedule.epochs):
+        if not self.every or (epoch % self.every and epoch != module.schedule.epochs):
             self.loss = self.score = math.nan
             return
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of classes that a fold lacks: said once, with the score of record
-            self.loss, self.score = self.evaluate(pl_module)
-        pl_module.schedule.observe(trainer.current_epoch, self.loss)
+            warnings.simplefilter("ignore")  # of classes that a fold lacks: logged once, with the score of record
+            self.loss, self.score = self.evaluate(module)
+        module.schedule.observe(trainer.current_epoch, self.loss)
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, module: Any) -> None:
         del self.loader  # its workers end here, and do not stay beside those of the predictor
 
     @torch.no_grad()
@@ -72,7 +63,7 @@ class Validation(pl.Callback):
         share_norms(network)
         network.eval()
         module.training = False  # `losses` can ask
-        task = self.output.meaning
+        output, task = self.outputs[0], self.outputs[0].meaning
         predict: Callable[[Batch], Batch] = network
         if self.tile:
             predict = partial(tiled_outputs, network, spatial=self.spatial, outputs=self.outputs, tile=self.tile)
@@ -80,15 +71,14 @@ class Validation(pl.Callback):
         for packed in self.loader:
             batch = to_device(packed, module.device)
             with module.trainer.precision_plugin.forward_context():
-                outputs = predict(batch)
-            outputs = {name: value.float() for name, value in outputs.items()}
+                outputs = {name: value.float() for name, value in predict(batch).items()}
             # Items count alike here: batch losses such as Dice take no weights.
             losses = module.losses(outputs, batch | {"weight": torch.ones_like(batch["weight"])})
             total += losses["loss"] * len(batch["row"])
-            values = activate(outputs, [self.output])[self.output.name].cpu().numpy()
+            values = activate(outputs, [output])[output.name].cpu().numpy()
             rows += batch["row"].tolist()
             if task.kind == "maps":
-                masks = batch[self.output.target].cpu().numpy()
+                masks = batch[output.target].cpu().numpy()
                 results += [self.metric.measure(*pair) for pair in zip(masks, values, strict=True)]
             else:
                 results += list(values)

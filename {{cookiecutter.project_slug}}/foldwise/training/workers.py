@@ -1,7 +1,7 @@
 """Trains the models of a run, one a fold, in processes of their own: one after another, or several at a time."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from multiprocessing.connection import wait
@@ -13,7 +13,7 @@ from rich.console import Console
 from foldwise.data.holdout import Holdout
 from foldwise.errors import ProcessFailed, Refusal
 from foldwise.processes.exits import Stopped, describe_exit, how_to_resume, raise_stopped
-from foldwise.processes.group import Group, Rank, free_port
+from foldwise.processes.group import Group, free_port
 from foldwise.processes.nodes import Node
 from foldwise.processes.team import Team
 from foldwise.training.plan import Plan
@@ -59,7 +59,7 @@ def follow(context: "Context", plan: Plan, node: Node, team: Team) -> Path:
 
 def _train_part(context: "Context", run: Path, part: Holdout, plan: Plan, node: Node, team: Team) -> None:
     """Train this node's share of a fold, while the others do theirs; rank 0 listens at the node's port."""
-    with Group(context, _train_fold, (run, part, plan.config), plan.devices, node) as group:
+    with Group(context, _train_fold, (run, part, plan.config, plan.prepared), plan.devices, node) as group:
         code = team.run(group)
     raise_stopped(code)
     if code:
@@ -84,9 +84,9 @@ def train_at_once(context: "Context", run: Path, parts: Sequence[Holdout], plan:
             while pending or running:
                 for worker in sorted(set(range(workers)) - running.keys())[: len(pending)]:
                     part = pending.popleft()
-                    arguments, visible, log = (run, part, plan.config), plan.visible[worker], _log(run, part)
-                    group = Group(context, _train_fold, arguments, plan.devices, None, workers, visible, log)
-                    console.print(f"{part.title} begins; its log is {log}")
+                    arguments, gpus = (run, part, plan.config, plan.prepared), plan.visible[worker]
+                    group = Group(context, _train_fold, arguments, plan.devices, None, workers, gpus, _log(run, part))
+                    console.print(f"{part.title} begins; its log is {_log(run, part)}")
                     running[worker] = part, groups.enter_context(group)
                 wait([sentinel for _, group in running.values() for sentinel in group.sentinels])
                 for worker, (part, group) in list(running.items()):
@@ -114,10 +114,10 @@ def train_at_once(context: "Context", run: Path, parts: Sequence[Holdout], plan:
 
 
 # Imported in the child only: this process stays without torch.
-def _train_fold(run: Path, part: Holdout, config: Mapping[str, Any], rank: Rank) -> None:
+def _train_fold(*arguments: Any) -> None:
     from foldwise.training.fold import train_fold
 
-    train_fold(run, part, config, rank)
+    train_fold(*arguments)
 
 
 def _log(run: Path, part: Holdout) -> Path:
