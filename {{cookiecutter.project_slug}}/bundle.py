@@ -61,27 +61,25 @@ def build(options: argparse.Namespace) -> None:
     """Write a bundle."""
     from rich.console import Console
 
-    from foldwise.bundle.build import Request, build_bundle
-    from foldwise.bundle.manifest import room_lines
+    from foldwise.bundle.build import build_bundle
+    from foldwise.bundle.host import describe_sizes
     from foldwise.reporting.console import print_outcomes
 
     built = build_bundle(
-        Request(
-            sources=options.sources,
-            out=options.out,
-            oof=options.oof,
-            half=options.half,
-            budget_mb=options.budget_mb,
-            decision=options.decision,
-            exclusive=options.exclusive,
-            sample=options.sample,
-            kind=options.format,
-            options=format_options(options),
-            host_packages=options.wheels,
-        )
+        options.sources,
+        options.out,
+        oof=options.oof,
+        half=options.half,
+        budget_mb=options.budget_mb,
+        decision=options.decision,
+        exclusive=options.exclusive,
+        sample=options.sample,
+        kind=options.format,
+        options=format_options(options),
+        host_packages=options.wheels,
     )
-    print_outcomes(Console(), built.recipe.metric, built.decided.outcomes, built.decided.place)
-    print("\n".join(room_lines(built.sizes)))
+    print_outcomes(Console(), built.spec.metric, built.chosen.outcomes, built.chosen.place)
+    print(describe_sizes(built.sizes))
     print(f"\nWritten:\n  {options.out}")
     print(f"\nNext:\n  python bundle.py {options.out} --rehearse --table {built.truth.table.path}")
 

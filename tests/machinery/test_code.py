@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from foldwise.bundle.imports import find_imports
+from foldwise.bundle.contents import find_imports
 from foldwise.code import alias as aliases
 from foldwise.code.alias import check_covered, open_code
 from foldwise.code.build import make, resolve, resolve_strict

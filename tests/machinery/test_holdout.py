@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from tiny import prepare_tiny, tiny_config, train_here
 
-from foldwise.bundle.sources import open_parts
+from foldwise.bundle.sources import open_sources
 from foldwise.data.holdout import FULL, Holdout, choose_holdouts
 from foldwise.errors import Refusal
 from foldwise.files import read_json
@@ -87,7 +87,7 @@ def test_it_is_a_member_of_ensembles_and_bundles(world, tmp_path):
     for fold in (FULL, 0, 1):
         mean, own = (frame[frame["fold"] == fold].set_index("id")["blue"] for frame in (ours, theirs))
         np.testing.assert_allclose(mean.loc[own.index], own, atol=1e-6)
-    assert open_parts([run], "oof").parts[0].weights == {FULL: 1.0, 0: 1.0, 1: 1.0}
+    assert open_sources([run], "oof").runs[0].weights == {FULL: 1.0, 0: 1.0, 1: 1.0}
     shutil.rmtree(other / "full")
     shutil.rmtree(other / "predictions")
     predict_runs([other], Choices(tta=find_choice("tta", "none"), workers=0, device="cpu"))

@@ -14,13 +14,12 @@ from test_bundle import run_here
 from tiny import CLASSES, make_spec, write_data
 
 from foldwise.bundle import rehearse as rehearsing
-from foldwise.bundle.build import Request, build_bundle
-from foldwise.bundle.imports import find_imports
+from foldwise.bundle.build import build_bundle
+from foldwise.bundle.contents import find_imports
 from foldwise.bundle.inferring import infer
 from foldwise.bundle.inputs import read_inputs
-from foldwise.bundle.job import Request as Wanted
-from foldwise.bundle.recipe import read_recipe
 from foldwise.bundle.rehearse import rehearse
+from foldwise.bundle.spec import read_bundle
 from foldwise.code.alias import open_code
 from foldwise.code.build import make
 from foldwise.code.imports import collect_code
@@ -157,7 +156,7 @@ def runs(tmp_path_factory, data) -> list[Path]:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory, runs) -> Path:
     out = tmp_path_factory.mktemp("bundles") / "both"
-    build_bundle(Request(sources=runs, out=out, oof="oof-none", decision="fixed-threshold"))
+    build_bundle(runs, out, oof="oof-none", decision="fixed-threshold")
     return out
 
 
@@ -169,9 +168,11 @@ def stranger(tmp_path, monkeypatch) -> None:
         monkeypatch.setenv(name, "")
 
 
-def wanted(data: Path, out: Path, **values: object) -> Wanted:
-    defaults = {"test": data / "test.csv", "images": data, "sample": None, "workers": 0, "device": "cpu"}
-    return Wanted(out=out, **{**defaults, **values})
+def run_infer(bundle: Path, data: Path, out: Path, **values: object) -> Path:
+    """The submission that infer.py writes."""
+    return infer(
+        bundle, out=out, **{"test": data / "test.csv", "images": data, "workers": 0, "device": "cpu", **values}
+    )
 
 
 # bundles
@@ -185,7 +186,7 @@ def test_a_bundle_has_what_its_models_reach_of_each_version(bundle, runs):
         for path in (bundle / "models" / run).rglob("model.json"):
             code = found[json.loads(path.read_text())["code"]]
             assert (code.files["solution/networks.py"] == OTHER.encode()) == (run == "b")
-    assert {"timm", "torch"} <= set(read_recipe(bundle).needs) and not set(FOREIGN) & set(read_recipe(bundle).needs)
+    assert {"timm", "torch"} <= set(read_bundle(bundle).needs) and not set(FOREIGN) & set(read_bundle(bundle).needs)
     assert (bundle / "foldwise" / "models" / "networks.py").is_file()
     assert not (bundle / "foldwise" / "training").exists()
 
@@ -195,7 +196,7 @@ def test_the_rehearsal_hands_columns_to_the_reader(sandboxed, data, bundle, stra
     """The user has trusted the runs; the bundle's own code is trusted by infer.py alone."""
     if not sandboxed:
         monkeypatch.setattr(rehearsing, "run_sandboxed", run_here)
-    for run in read_recipe(bundle).runs:
+    for run in read_bundle(bundle).runs:
         trust(read_code(Path(run.source) / "code").digest)
     rehearsed = rehearse(bundle, data / "test.csv", rows=60, workers=0)
     assert rehearsed.problems == [] and len(rehearsed.bad) == rehearsed.planted == 7
@@ -205,7 +206,7 @@ def test_the_rehearsal_hands_columns_to_the_reader(sandboxed, data, bundle, stra
 def test_items_of_several_rows_are_rehearsed(tmp_path, data, stranger, monkeypatch):
     run = make_run(tmp_path / "run", data, reader="Patients", several=False)
     out = tmp_path / "bundle"
-    build_bundle(Request(sources=[run], out=out, oof="oof-none", decision="fixed-threshold"))
+    build_bundle([run], out, oof="oof-none", decision="fixed-threshold")
     monkeypatch.setattr(rehearsing, "run_sandboxed", run_here)
     rehearsed = rehearse(out, data / "test.csv", rows=30, workers=0)
     assert rehearsed.problems == [] and rehearsed.report["images"] == 12
@@ -222,7 +223,7 @@ def test_a_table_without_a_column_of_the_reader_is_refused_before_anything_is_pr
     pd.read_csv(data / "test.csv").drop(columns="age").to_csv(tmp_path / "test.csv", index=False)
     for test in (tmp_path / "test.csv", data / "images"):
         with pytest.raises(TableError, match="there is no column 'age', which the reader declares"):
-            infer(bundle, wanted(data, tmp_path / "out", test=test))
+            run_infer(bundle, data, tmp_path / "out", test=test)
     assert not (tmp_path / "out").exists()
 
 
@@ -238,11 +239,10 @@ def test_columns_of_parquet_keep_their_kind(tmp_path, data, runs):
 def test_another_output_is_bundled_by_its_name(tmp_path, data, runs, stranger, monkeypatch):
     monkeypatch.setenv(ALL, "1")
     run = shutil.copytree(runs[0], tmp_path / "run")
-    request = Request(sources=[run / "outputs" / "kind"], out=tmp_path / "bundle", oof="oof-none", decision="argmax")
-    build_bundle(request)
-    recipe = read_recipe(tmp_path / "bundle")
+    build_bundle([run / "outputs" / "kind"], tmp_path / "bundle", oof="oof-none", decision="argmax")
+    recipe = read_bundle(tmp_path / "bundle")
     assert (recipe.task, recipe.runs[0].output) == ("multiclass", "kind")
-    answers = pd.read_csv(infer(tmp_path / "bundle", wanted(data, tmp_path / "out"))).set_index("id")["label"]
+    answers = pd.read_csv(run_infer(tmp_path / "bundle", data, tmp_path / "out")).set_index("id")["label"]
     predict(run)
     said = read_predictions(run / "outputs" / "kind" / "predictions" / "test-none").frame
     mean = said.groupby("id")[CLASSES].mean()
@@ -252,7 +252,7 @@ def test_another_output_is_bundled_by_its_name(tmp_path, data, runs, stranger, m
     assert rehearsed.problems == [] and rehearsed.comparison.probability < 1e-4
     shutil.copytree(run / "outputs" / "kind", run / "outputs" / "gone")
     with pytest.raises(Refusal, match="have no output gone"):
-        build_bundle(Request(sources=[run / "outputs" / "gone"], out=tmp_path / "x", oof="oof-none"))
+        build_bundle([run / "outputs" / "gone"], tmp_path / "x", oof="oof-none")
 
 
 def test_what_the_owners_code_imports_is_needed(tmp_path):

@@ -16,7 +16,7 @@ import yaml
 from rows import SAMPLES
 from tiny import save_random_model
 
-from foldwise.bundle.imports import find_imports
+from foldwise.bundle.contents import find_imports
 from foldwise.data.images import ImageError
 from foldwise.data.table import Columns, read_table
 from foldwise.errors import ProcessFailed, Refusal

@@ -1,6 +1,5 @@
-"""What a bundle said of some images, compared with what predict.py says of them with the runs' own files."""
+"""A bundle's predictions of some images, compared with those of predict.py and the runs' own files."""
 
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -10,11 +9,10 @@ import pandas as pd
 import yaml
 from rich.console import Console
 
-from foldwise.bundle.answers import decide_mask, decide_rows
-from foldwise.bundle.inferring import PARTS
+from foldwise.bundle.inferring import SHARDS
 from foldwise.bundle.inputs import Inputs
-from foldwise.bundle.parts import read_rows
-from foldwise.bundle.recipe import BundledRun, Recipe
+from foldwise.bundle.shards import read_rows
+from foldwise.bundle.spec import BundledRun, BundleSpec
 from foldwise.inference.predicting import Choices, beside, predict_runs
 from foldwise.inference.views import View
 from foldwise.predictions.decisions.submission import difference, write_masks, write_table
@@ -25,8 +23,8 @@ COMPARED = 200  # images: predicting them again with predict.py takes its time
 
 
 class Comparison(NamedTuple):
-    """How many images were compared, the largest difference of a probability (rows), and the mean difference of the
-    answers, 0 to 1; None where it says nothing."""
+    """How many images were compared, the largest difference of a probability (None for masks), and the mean difference
+    of the answers, 0 to 1 (None where other images have a part in them)."""
 
     images: int
     probability: float | None
@@ -34,42 +32,41 @@ class Comparison(NamedTuple):
 
 
 def compare_with_runs(
-    recipe: Recipe, test: pd.DataFrame, inputs: Inputs, bad: set[str], root: Path, out: Path, work: Path
+    spec: BundleSpec, test: pd.DataFrame, inputs: Inputs, bad: set[str], out: Path, work: Path
 ) -> Comparison:
     """Predict the first images of a rehearsal again with the runs, by predict.py's own function.
 
     Args:
-        test: the rehearsed table; images begin with the name of the link to `root`. `inputs` is what was read of it.
+        test: the rehearsed table, whose image paths begin with the name of a link to the data root; `inputs` were read
+            from it.
         bad: ids that got the fallback.
-        out: what infer.py wrote, with its parts.
+        out: what infer.py wrote, with its shards.
         work: a folder to write into.
     """
-    image_column = str(recipe.columns["image"])
+    image_column = str(spec.columns["image"])
     first = {path: number for number, path in reversed(list(enumerate(inputs.paths))) if inputs.ids[number] not in bad}
     numbers = sorted(first.values())[:COMPARED]
     ids = [inputs.ids[number] for number in numbers]
     good = test.iloc[[row for number in numbers for row in inputs.items[number].rows]]
     good = good.assign(**{image_column: [name.partition("/")[2] for name in good[image_column]]})
     good.to_csv(work / "compared.csv", index=False)
-    predictions = [_predict(recipe, run, work, number, root) for number, run in enumerate(recipe.runs)]
-    layout = recipe.format
-    expected, actual = (work / f"{name}{layout.suffix}" for name in ("expected", "actual"))
-    if recipe.meaning.kind == "maps":
-        write_masks(expected, layout, _masks(recipe, predictions, ids), None, None)
-        _take(out / f"submission{layout.suffix}", layout.row_ids(ids), actual)
-        return Comparison(len(ids), None, difference(expected, actual, layout.name))
-    values = _rows(recipe, predictions, ids)
-    said = read_rows(out / PARTS, recipe, len(inputs.ids))[numbers]
-    probability = float(np.abs(said - values).max())
-    if recipe.columns["unit"] is not None or recipe.blend == "rank":  # answers that other images have a part in
+    predictions = [_predict(spec, run, work, number) for number, run in enumerate(spec.runs)]
+    layout = spec.layout
+    submission, expected = out / f"submission{layout.suffix}", work / f"expected{layout.suffix}"
+    if spec.maps:
+        write_masks(expected, layout, _masks(spec, predictions, ids), None, None)
+        return Comparison(len(ids), None, difference(expected, submission, layout.name, common=True))
+    frames = [each.frame.drop(columns=MEMBER[1:]).groupby(["fold", "id"]).mean() for each in predictions]
+    values = np.stack([frames[run].loc[fold].loc[ids].to_numpy() for run, fold in spec.members], axis=1)
+    probability = float(np.abs(read_rows(out / SHARDS, spec, len(inputs.ids))[numbers] - values).max())
+    if spec.columns["unit"] is not None or spec.blend == "rank":
         return Comparison(len(ids), probability, None)
-    write_table(expected, layout.table(ids, decide_rows(recipe, values, None)), None, None)
-    _take(out / f"submission{layout.suffix}", ids, actual)
-    return Comparison(len(ids), probability, difference(expected, actual, layout.name))
+    write_table(expected, layout.table(ids, spec.decide_rows(values, None)), None, None)
+    return Comparison(len(ids), probability, difference(expected, submission, layout.name, common=True))
 
 
-def _predict(recipe: Recipe, run: BundledRun, work: Path, number: int, root: Path) -> Predictions:
-    """What predict.py says of the compared images; of the snapshots that are bundled."""
+def _predict(spec: BundleSpec, run: BundledRun, work: Path, number: int) -> Predictions:
+    """predict.py's predictions of the compared images, by the snapshots that are bundled."""
     views = [View.from_name(name) for name in run.views]
     tta = {
         "views": list(dict.fromkeys(view.symmetry for view in views)),
@@ -79,39 +76,21 @@ def _predict(recipe: Recipe, run: BundledRun, work: Path, number: int, root: Pat
     }
     path = work / f"tta{number}.yaml"
     path.write_text(yaml.safe_dump(tta), encoding="utf-8")
-    choices = Choices(tta=path, tiles=recipe.tiles)
-    (folder,) = predict_runs(
-        [Path(run.source)], choices, work / "compared.csv", work / f"compared{number}", Console(quiet=True)
-    )
+    choices = Choices(tta=path, tiles=spec.tiles)
+    table, out = work / "compared.csv", work / f"compared{number}"
+    (folder,) = predict_runs([Path(run.source)], choices, table, out, Console(quiet=True))
     predictions = read_predictions(beside(folder, run.output))
     names = {(model.fold, Path(model.folder).name) for model in run.models}
     keys = zip(predictions.frame["fold"], predictions.frame["snapshot"], strict=True)
     return Predictions(folder, predictions.header, predictions.frame[[key in names for key in keys]])
 
 
-def _rows(recipe: Recipe, predictions: list[Predictions], ids: list[str]) -> np.ndarray:
-    """(N, members, C)."""
-    frames = [each.frame.drop(columns=MEMBER[1:]).groupby(["fold", "id"]).mean() for each in predictions]
-    return np.stack([frames[run].loc[fold].loc[ids].to_numpy() for run, fold in recipe.members], axis=1)
-
-
-def _masks(recipe: Recipe, predictions: list[Predictions], ids: list[str]) -> Iterator[tuple[str, bytes]]:
+def _masks(spec: BundleSpec, predictions: list[Predictions], ids: list[str]) -> Iterator[tuple[str, bytes]]:
     """The encoded mask of each id."""
     for id in ids:
-        said: dict[tuple[int, int], list[np.ndarray]] = {member: [] for member in recipe.members}
+        maps: dict[tuple[int, int], list[np.ndarray]] = {member: [] for member in spec.members}
         for number, each in enumerate(predictions):
             for row in iter_maps(each, [id]):
-                said[number, row.fold].append(row.probability)
-        maps = np.stack([np.mean(snapshots, axis=0) for snapshots in said.values()])
-        yield id, recipe.format.encode(decide_mask(recipe, recipe.members, maps))
-
-
-def _take(submission: Path, ids: list[str], out: Path) -> None:
-    """The rows or files of a submission that have these ids."""
-    if submission.suffix == ".zip":
-        with zipfile.ZipFile(submission) as archive, zipfile.ZipFile(out, "w") as some:
-            for id in ids:
-                some.writestr(f"{id}.png", archive.read(f"{id}.png"))
-        return
-    frame = pd.read_csv(submission, dtype=str, keep_default_na=False)
-    frame[frame.iloc[:, 0].isin(ids)].to_csv(out, index=False)
+                maps[number, row.fold].append(row.probability)
+        means = np.stack([np.mean(snapshots, axis=0) for snapshots in maps.values()])
+        yield id, spec.layout.encode(spec.decide_mask(spec.members, means))

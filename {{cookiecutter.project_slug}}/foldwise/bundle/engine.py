@@ -1,151 +1,105 @@
-"""The networks of a bundle on a device: what they say of a batch, in smaller pieces where memory is short."""
+"""The networks of a bundle on a device, which predict a batch in smaller passes where memory is short."""
 
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader
 
-from foldwise.bundle.dropping import Active, Network
-from foldwise.bundle.images import CarefulItems
-from foldwise.bundle.recipe import Recipe
+from foldwise.bundle.inputs import CarefulItems
+from foldwise.bundle.spec import BundleSpec
+from foldwise.bundle.time_limit import Active
 from foldwise.data.batches import unpack
 from foldwise.data.table import Table
 from foldwise.inference.predictor import Predictor
 from foldwise.inference.reading import InputSpec, ReadBatch, load_batches
 from foldwise.inference.tta import TTA
+from foldwise.inference.views import View
 from foldwise.inference.weights import load_model
 from foldwise.models.network import Batch
-from foldwise.tasks import find_task
 
 
 class Engine:
     """All networks of a bundle; each image is read once for all of them.
 
-    Args:
-        batch_size: images in one forward pass, all views counted; it is halved for good whenever memory runs out.
-
     Attributes:
         active: what still predicts.
-        most: images in a pass now.
-        notes: what the user should know, each said once.
+        batch_size: images in a pass, each in all views; of tiles, tiles. Halved for good whenever memory runs out.
+        notes: what the user should know.
     """
 
-    def __init__(self, bundle: Path, recipe: Recipe, device: str, batch_size: int, precision: str) -> None:
-        self.recipe, self.active, self.device = recipe, Active(recipe), torch.device(device)
-        self.predictors, self.nets = [], {}  # nets: the place of each among its run's models
-        for number, run in enumerate(recipe.runs):
-            models = [load_model(bundle / model.folder) for model in run.models]
-            tta = TTA.from_names(run.views, run.mean)
-            predictor = Predictor(models, tta, device, batch_size, precision=precision, tiles=recipe.tiles)
-            self.predictors.append(predictor)
-            for place, model in enumerate(run.models):
-                self.nets[number, model.fold, model.snapshot] = place
-        self.inputs = {
-            inputs: model
-            for predictor in self.predictors
-            for inputs, model in zip(predictor.inputs, predictor.models, strict=True)
+    def __init__(self, bundle: Path, spec: BundleSpec, device: str, batch_size: int, precision: str) -> None:
+        self.spec, self.active, self.device = spec, Active(spec), torch.device(device)
+        models = {
+            (number, model.fold, model.snapshot): load_model(bundle / model.folder)
+            for number, run in enumerate(spec.runs)
+            for model in run.models
         }
-        self.most = min(predictor.batch_size for predictor in self.predictors)
+        self.places = {key: place for place, key in enumerate(models)}
+        every = list(models.values())
+        self.predictor = Predictor(every, TTA(), device, batch_size, precision=precision, tiles=spec.tiles)
+        self.batch_size = max(1, batch_size // max(len(run.views) for run in spec.runs))
         self.notes: list[str] = []
-        self.reset_clock()
 
     def batches(self, table: Table, items: Sequence[int], workers: int) -> DataLoader[Any]:
         """`ReadBatch`es of items of a table, by their numbers."""
-        read = CarefulItems(table, self.inputs, TTA(), items, self.recipe.tiles)
-        return load_batches(read, self.most, workers, self.device)
+        models = dict(zip(self.predictor.inputs, self.predictor.models, strict=True))
+        read = CarefulItems(table, models, TTA(), items, self.spec.tiles)
+        return load_batches(read, self.batch_size, workers, self.device)
 
-    def reset_clock(self) -> None:
-        """Measure the networks anew."""
-        self._seconds: defaultdict[Network, float] = defaultdict(float)
-        self._images = 0
+    def predict(self, batch: ReadBatch) -> Iterator[tuple[int, np.ndarray | None]]:
+        """(number, predictions of the active members) of each image of a batch.
 
-    @property
-    def seconds(self) -> dict[Network, float]:
-        """What an image of each active network takes, all its views."""
-        return {network: self._seconds[network] / max(self._images, 1) for network in self.active.networks}
-
-    def predict(self, batch: ReadBatch, finish: Callable[[np.ndarray], Any]) -> Iterator[tuple[int, Any]]:
-        """(number, `finish` of what the active members say) of each image of a batch.
-
-        `finish` is given (A, C), or maps (A, C, H, W) at the stored size, of A members. The outcome is None for an
-        image that does not fit into memory by itself.
+        Predictions are (A, C), or maps (A, C, H, W) at the stored size, of A members; None for an image that does not
+        fit into memory by itself.
         """
         start = 0
         while start < len(batch.numbers):
-            part = slice(start, start + self.most)
-            size = len(batch.numbers[part])
+            part = slice(start, start + self.batch_size)
+            size = self.batch_size if self.spec.tiles else len(batch.numbers[part])
             try:
-                results = [finish(values) for values in self._values(batch, part)]
+                for values in self._values(batch, part):
+                    yield batch.numbers[start], values
+                    start += 1
+                continue
             except torch.OutOfMemoryError:
-                results = []
-            if not results:  # outside of the except clause, which would hold on to the tensors of the failed pass
-                if self._halve(size):
-                    continue
-                results = [None]
-            yield from zip(batch.numbers[part], results, strict=True)
-            start += size
-
-    def _halve(self, size: int) -> bool:
-        """Take smaller passes from here on; whether that was possible."""
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        if self.recipe.tiles:  # one picture, whose tiles are passed in batches
-            size = self.predictors[0].batch_size
-        smaller = size // 2
-        if not smaller:
-            return False
-        self.notes.append(f"out of memory with {size} in a pass: {smaller} from here on")
-        self.most = smaller
-        if self.recipe.tiles:
-            self.most = 1
-            for predictor in self.predictors:
-                predictor.batch_size = smaller
-        return True
+                pass
+            # outside of the except clause, which would hold on to the tensors of the failed pass
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if size > 1:
+                self.batch_size = size // 2
+                self.notes.append(f"out of memory with {size} in a pass: {self.batch_size} from here on")
+            else:
+                yield batch.numbers[start], None
+                start += 1
 
     @torch.inference_mode()
     def _values(self, batch: ReadBatch, part: slice) -> Iterator[np.ndarray]:
+        device = torch.device("cpu") if self.spec.tiles else self.device  # tiles go there pass by pass
         batches = {
-            inputs: {name: value[part] for name, value in unpack(packed).items()}
+            inputs: {name: value[part].to(device, non_blocking=True) for name, value in unpack(packed).items()}
             for inputs, packed in batch.batches.items()
         }
-        if not self.recipe.tiles:  # which go to the device one by one
-            batches = {
-                inputs: {name: value.to(self.device, non_blocking=True) for name, value in each.items()}
-                for inputs, each in batches.items()
-            }
         members = [self._member(run, fold, batches) for run, fold in self.active.members]
-        self._images += len(batch.numbers[part])
-        if find_task(self.recipe.task).kind != "maps":
-            yield from torch.stack(members, 1).cpu().numpy()
-            return
         for row, size in enumerate(batch.sizes[part]):
-            maps = [member[[row]] for member in members]
-            if not self.recipe.tiles:  # which are at the stored size
-                maps = [interpolate(each, size, mode="bilinear", align_corners=False).clamp(0, 1) for each in maps]
-            yield torch.cat(maps).cpu().numpy()
+            values = [member[[row]] for member in members]  # one view, the mean of all
+            yield self.predictor.at_size(self.spec.runs[0].output, values, size)[:, 0]
 
     def _member(self, run: int, fold: int, batches: Mapping[InputSpec, Batch]) -> Tensor:
         """(B, C), or maps (B, C, H, W), of a run's model of a fold: the mean over its snapshots."""
-        predictor, chosen = self.predictors[run], self.recipe.runs[run]
-        views = [predictor.tta.views[place] for place in self.active.views[run]]
-        total = torch.zeros(())
-        for snapshot in self.active.snapshots[run]:
-            begun = time.monotonic()
-            place = self.nets[run, fold, snapshot]
-            batch = batches[predictor.inputs[place]]
-            if self.recipe.tiles:
-                said = torch.from_numpy(predictor.predict_tiles(place, batch)[chosen.output]).float()[None] / 255
+        output, snapshots = self.spec.runs[run].output, self.active.snapshots[run]
+        views, mean = [View.from_name(name) for name in self.active.views[run]], self.spec.runs[run].mean
+        total: Any = 0
+        for snapshot in snapshots:
+            place = self.places[run, fold, snapshot]
+            fields = batches[self.predictor.inputs[place]]
+            if self.spec.tiles:
+                tiled = self.predictor.predict_tiles(place, fields, self.batch_size)[output]
+                total = total + torch.from_numpy(tiled).float()[None] / 255
             else:
-                said = predictor.predict_views(place, batch, views)[chosen.output][:, 0]
-            total = total.to(said.device) + said
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
-            self._seconds[run, fold, snapshot] += time.monotonic() - begun
-        return total / len(self.active.snapshots[run])
+                total = total + self.predictor.predict_views(place, fields, views, mean)[output][:, 0]
+        return total / len(snapshots)

@@ -7,9 +7,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-ENORMOUS = 20_000  # pixels a side
-MANY = 7  # channels
-
 
 def plant(folder: Path) -> list[Path]:
     """Write bad pictures into a new folder; one of them is not written at all."""
@@ -23,10 +20,10 @@ def plant(folder: Path) -> list[Path]:
         "corrupt.png": png[: len(png) // 2],
         "no_picture.jpg": b"<html>404</html>",
         "one_pixel.png": cv2.imencode(".png", noise[:1, :1])[1].tobytes(),
-        "enormous.png": _black_png(ENORMOUS),
+        "enormous.png": _black_png(20_000),
     }.items():
         (folder / name).write_bytes(data)
-    tifffile.imwrite(folder / "channels.tif", np.zeros((32, 32, MANY), np.uint8), photometric="minisblack")
+    tifffile.imwrite(folder / "channels.tif", np.zeros((32, 32, 7), np.uint8), photometric="minisblack")
     return [*sorted(folder.iterdir()), folder / "missing.png"]
 
 

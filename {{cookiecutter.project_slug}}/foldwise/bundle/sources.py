@@ -1,25 +1,31 @@
-"""What a bundle is made of: runs whose mean is taken, or those of an ensemble with its weights."""
+"""What a bundle is made of: runs whose mean is taken, or those of an ensemble with its weights; and their decision."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
+from foldwise.bundle.spec import blend_folds
+from foldwise.data.images import read_mask
 from foldwise.errors import Refusal
 from foldwise.files import read_json
 from foldwise.inference.runs import TrainedRun, check_together, open_run
 from foldwise.inference.tta import TTA
-from foldwise.predictions.sources import output_folder
-from foldwise.predictions.store import Predictions, read_predictions
+from foldwise.predictions.decisions.deciding import Chosen, choose_decision
+from foldwise.predictions.decisions.masks import choose_cleaning
+from foldwise.predictions.ground_truth import GroundTruth, align, check_predictions
+from foldwise.predictions.scoring import by_unit
+from foldwise.predictions.store import Predictions, iter_average_maps, read_predictions
 from foldwise.tasks.outputs import Output, run_of
 
 ENSEMBLE = "ensemble.json"
 
 
 @dataclass(frozen=True)
-class Part:
-    """A run, the output of it that answers, that one's out-of-fold predictions, and its weight in the blend of each
-    fold, above 0."""
+class RunSource:
+    """A run, the output of it that is submitted, its out-of-fold predictions, and its weights above 0 by fold."""
 
     run: TrainedRun
     output: Output
@@ -27,17 +33,12 @@ class Part:
     weights: dict[int, float]
 
     @property
-    def source(self) -> Path:
-        """Where predictions of the output lie."""
-        return output_folder(self.run.folder, self.output)
-
-    @property
     def tiles(self) -> bool:
         return bool(self.oof.header.tta.get("tiles"))
 
     @property
     def snapshots(self) -> dict[tuple[int, str], int]:
-        """The place of each (fold, snapshot) that is bundled: those that predicted out of fold."""
+        """The number of each (fold, snapshot) that is bundled, within its fold: those that predicted out of fold."""
         models = [model for model in self.run.models if model[0] in self.weights]
         measured = set(self.oof.frame["snapshot"])
         chosen = [model for model in models if model[1] in measured] or models
@@ -45,85 +46,82 @@ class Part:
         return {model: names[model[0]].index(model[1]) for model in chosen}
 
 
-class Parts(NamedTuple):
-    """The parts, and how they are blended within a fold: "arithmetic", "geometric" or "rank"."""
+class Sources(NamedTuple):
+    """Runs, and their blend within a fold: "arithmetic", "geometric" or "rank"."""
 
-    parts: list[Part]
+    runs: list[RunSource]
     blend: str
 
-    @property
-    def tiles(self) -> bool:
-        """Whether pictures are cut into tiles, as they were when the runs predicted out of fold."""
-        return self.parts[0].tiles
 
-
-def open_parts(folders: Sequence[Path], oof: str) -> Parts:
+def open_sources(folders: Sequence[Path], oof: str) -> Sources:
     """Find the models behind sources.
 
     Args:
-        folders: one ensemble, or runs, or further outputs of runs.
-        oof: "oof", or a name in the `predictions/` of the runs; an ensemble says by itself which it was made of.
+        folders: one ensemble, or runs or further outputs of runs.
+        oof: "oof", or a name in the runs' `predictions/`; an ensemble knows which it was made of.
 
     Raises:
-        Refusal: they do not go together, or are what no bundle can have; says what to do.
+        Refusal: they do not go together, or no bundle can have them.
     """
     ensembles = [folder for folder in folders if (folder / ENSEMBLE).is_file()]
     if ensembles and len(folders) > 1:
-        raise Refusal(f"{ensembles[0]} is an ensemble: put all together with ensemble.py, and bundle the outcome")
+        raise Refusal(f"{ensembles[0]} is an ensemble: combine all of them with ensemble.py, and bundle the result")
     if ensembles:
-        found = _of_ensemble(folders[0])
+        sources = _of_ensemble(folders[0])
     else:
-        equal = 1 / len(folders)
-        parts = [_open_part(folder, folder / ("oof" if oof == "oof" else f"predictions/{oof}")) for folder in folders]
-        found = Parts([replace(part, weights=dict.fromkeys(part.run.members, equal)) for part in parts], "arithmetic")
-    check_together([part.run for part in found.parts])
-    problems = [problem for part in found.parts for problem in _problems(part)]
+        found = [_open_source(folder, folder / ("oof" if oof == "oof" else f"predictions/{oof}")) for folder in folders]
+        shares = [dict.fromkeys(source.run.members, 1 / len(folders)) for source in found]
+        runs = [replace(source, weights=share) for source, share in zip(found, shares, strict=True)]
+        sources = Sources(runs, "arithmetic")
+    first = sources.runs[0]
+    check_together([source.run for source in sources.runs])
+    problems = [problem for source in sources.runs for problem in _problems(source)]
     problems += [
-        f"{part.oof.folder} and {found.parts[0].oof.folder}: one is in tiles and the other is not; predict both alike"
-        for part in found.parts
-        if part.tiles != found.tiles
+        f"{source.oof.folder} and {first.oof.folder}: one is in tiles and the other is not; predict both alike"
+        for source in sources.runs
+        if source.tiles != first.tiles
     ]
     if problems:
         raise Refusal("\n".join(problems))
-    return found
+    return sources
 
 
-def _of_ensemble(folder: Path) -> Parts:
+def _of_ensemble(folder: Path) -> Sources:
     made = read_json(folder / ENSEMBLE)
     method, weights = made["method"], made["weights"]
     if weights is None:
         raise Refusal(
-            f"{folder} is a second level ({method}), whose fitted estimators could only be bundled as pickles: make "
-            f"an ensemble with --use mean, greedy or simplex"
+            f"{folder} is stacking ({method}), whose fitted estimators could only be bundled as pickles: make an "
+            "ensemble with --use mean, greedy or simplex"
         )
     blend = method if method in ("geometric", "rank") else "arithmetic"
-    parts: list[Part] = []
+    runs: list[RunSource] = []
     for source in made["sources"]:
         own = dict(zip(made["folds"], weights[source["name"]], strict=True))
         own = {fold: weight for fold, weight in own.items() if weight > 0}
         path = Path(source["folder"])
         if not (path / ENSEMBLE).is_file():
-            parts += [replace(_open_part(path, Path(source["oof"])), weights=own)] if own else []
+            runs += [replace(_open_source(path, Path(source["oof"])), weights=own)] if own else []
             continue
         inner = _of_ensemble(path)
         if {blend, inner.blend} != {"arithmetic"}:
             raise Refusal(f"{folder} blends the ensemble {path}, and not both by weights: make one of all runs")
-        both = [{fold: own[fold] * part.weights[fold] for fold in part.weights if fold in own} for part in inner.parts]
-        parts += [replace(part, weights=each) for part, each in zip(inner.parts, both, strict=True) if each]
-    return Parts(parts, blend)
+        both = [{fold: own[fold] * run.weights[fold] for fold in run.weights if fold in own} for run in inner.runs]
+        runs += [replace(run, weights=each) for run, each in zip(inner.runs, both, strict=True) if each]
+    return Sources(runs, blend)
 
 
-def _open_part(source: Path, oof: Path) -> Part:
+def _open_source(source: Path, oof: Path) -> RunSource:
     folder, name = run_of(source)
     run = open_run(folder)
     outputs = {output.name: output for output in run.spec.outputs}
     if name not in outputs:
         raise Refusal(f"{source}: the models of {folder} have no output {name}")
-    return Part(run, outputs[name], read_predictions(oof), {})
+    return RunSource(run, outputs[name], read_predictions(oof), {})
 
 
-def _problems(part: Part) -> list[str]:
-    tta, folder = part.oof.header.tta, part.oof.folder
+def _problems(source: RunSource) -> list[str]:
+    tta, folder = source.oof.header.tta, source.oof.folder
     if any("#" in name for name in tta["views"]):
         return [
             f"{folder} has random draws, which need albumentations on the host: take views (predict.py --oof --tta)"
@@ -132,5 +130,56 @@ def _problems(part: Part) -> list[str]:
         TTA.from_names(tta["views"], tta["mean"])
     except Refusal as error:
         return [f"{folder}: {error}; a bundle needs views and a mean as predict.py --oof --tta makes them"]
-    without = sorted(set(part.weights) - set(part.run.members))
-    return [f"{part.run.folder}: folds {without} have no model"] if without else []
+    without = sorted(set(source.weights) - set(source.run.members))
+    return [f"{source.run.folder}: folds {without} have no model"] if without else []
+
+
+def choose_post_processing(
+    sources: Sources, truth: GroundTruth, wanted: str | None = None, exclusive: Sequence[Sequence[str]] | None = None
+) -> Chosen:
+    """Compare and fit decisions out of fold on what is bundled, as submit.py does; arguments as `choose_decision`.
+
+    Raises:
+        Refusal: there is no such decision, there are fewer than two folds, or predictions and ground truth do not go
+            together.
+    """
+    for source in sources.runs:
+        check_predictions(source.oof, truth)
+    if truth.task.kind == "maps":
+        return choose_cleaning(truth.metric, blended_maps(sources, truth), wanted)
+    rows, predicted = blended_rows(sources, truth)
+    scored = by_unit(truth.table, rows, predicted, truth.folds[rows])
+    return choose_decision(truth.metric, scored, sources.blend == "rank", exclusive, wanted)
+
+
+def blended_rows(sources: Sources, truth: GroundTruth) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (N,) of the table and their out-of-fold predictions (N, C): of each fold, the blend of its models."""
+    aligned = [align(source.oof, truth) for source in sources.runs]
+    rows = aligned[0][0]
+    values = np.stack([predicted for _, predicted in aligned]).astype(np.float32)
+    blended = np.zeros(values.shape[1:])
+    for fold in np.unique(truth.folds[rows]).tolist():
+        own = truth.folds[rows] == fold
+        blended[own] = _blend(sources, truth, fold, values[_having(sources, fold)][:, own])
+    return rows, blended
+
+
+def blended_maps(sources: Sources, truth: GroundTruth) -> Iterator[tuple[str, np.ndarray, np.ndarray, int]]:
+    """Id, mask (H, W), blended out-of-fold probability (C, H, W) and fold of each image, one at a time."""
+    for fold in sorted(set(truth.folds.tolist()) - {-1}):
+        rows = np.flatnonzero(truth.folds == fold).tolist()
+        ids = [truth.table.ids[row] for row in rows]
+        maps = zip(*(iter_average_maps(sources.runs[run].oof, ids) for run in _having(sources, fold)), strict=True)
+        for row, id, of_runs in zip(rows, ids, maps, strict=True):
+            blended = _blend(sources, truth, fold, np.stack([probability for _, probability in of_runs]))
+            yield id, read_mask(truth.table.mask_path(row)), blended, fold
+
+
+def _having(sources: Sources, fold: int) -> list[int]:
+    """The numbers of the runs with a weight in a fold."""
+    return [number for number, source in enumerate(sources.runs) if fold in source.weights]
+
+
+def _blend(sources: Sources, truth: GroundTruth, fold: int, values: np.ndarray) -> np.ndarray:
+    members = [(number, fold) for number in _having(sources, fold)]
+    return blend_folds(truth.task, sources.blend, [each.weights for each in sources.runs], members, values)[fold]

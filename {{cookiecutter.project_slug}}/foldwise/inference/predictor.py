@@ -131,10 +131,10 @@ class Predictor:
         batches = {inputs: to_device(packed, self.device) for inputs, packed in read.batches.items()}
         found = [self.predict_views(number, batches[inputs]) for number, inputs in enumerate(self.inputs)]
         for row, size in enumerate(read.sizes):
-            yield {name: self._at_size(name, [values[name][row] for values in found], size) for name in self.tasks}
+            yield {name: self.at_size(name, [values[name][row] for values in found], size) for name in self.tasks}
 
     @torch.inference_mode()
-    def _at_size(self, name: str, values: list[Tensor], size: Sequence[int]) -> np.ndarray:
+    def at_size(self, name: str, values: list[Tensor], size: Sequence[int]) -> np.ndarray:
         """The values (M, V, C, ...) of an item; maps, which may differ in size between models, at its stored size."""
         if self.tasks[name].kind == "maps":
             planes = [interpolate(model, tuple(size), mode="bilinear", align_corners=False) for model in values]
@@ -147,12 +147,14 @@ class Predictor:
         yield {name: np.stack([each[name] for each in maps])[:, None] for name in self.tasks}
 
     @torch.inference_mode()
-    def predict_views(self, model: int, batch: Batch, views: Sequence[View] | None = None) -> dict[str, Tensor]:
+    def predict_views(
+        self, model: int, batch: Batch, views: Sequence[View] | None = None, mean: str | None = None
+    ) -> dict[str, Tensor]:
         """The values (B, V, C, ...) of each output of one model, by its number; maps at the network's size.
 
         Args:
             batch: on the device. With draws, spatial fields are (B, D, ...), ragged ones (B, N, D, ...).
-            views: in place of those of the TTA.
+            views, mean: in place of those of the TTA.
         """
         draws = self.tta.draws or 1
         if self.tta.draws:
@@ -163,7 +165,7 @@ class Predictor:
             if len(self.views) > 1:
                 found[name] = torch.stack(by_draw, 1)
             else:
-                found[name] = self.tasks[name].average(torch.stack(by_draw), self.tta.mean).unsqueeze(1)
+                found[name] = self.tasks[name].average(torch.stack(by_draw), mean or self.tta.mean).unsqueeze(1)
         return found
 
     def _split_draws(self, name: str, value: Tensor, model: int, batch: Batch) -> Tensor:
@@ -187,12 +189,12 @@ class Predictor:
         return {name: [by_view[number] for number in range(len(views))] for name, by_view in found.items()}
 
     @torch.inference_mode()
-    def predict_tiles(self, model: int, batch: Batch) -> dict[str, np.ndarray]:
-        """The map (C, H, W) uint8 of each output of one item, by tiles."""
+    def predict_tiles(self, model: int, batch: Batch, batch_size: int | None = None) -> dict[str, np.ndarray]:
+        """The map (C, H, W) uint8 of each output of one item, by tiles; so many in a pass, in place of the usual."""
         columns = {output.name: len(output.columns) for output in self.outputs}
         size = self.models[model].spec.image_size
         network = partial(self._values, model)
-        return predict_tiled(batch, self.spatial[model], network, size, columns, self.batch_size)
+        return predict_tiled(batch, self.spatial[model], network, size, columns, batch_size or self.batch_size)
 
     def _values(self, model: int, batch: Batch) -> dict[str, Tensor]:
         """The activated values of each output."""

@@ -42,6 +42,17 @@ def read_text_table(path: Path) -> pd.DataFrame:
         raise PredictionsError(path, [f"it cannot be read as CSV ({str(error).strip()})"]) from error
 
 
+def check_columns(layout: Any, sample: pd.DataFrame | None, path: Path | None) -> None:
+    """Refuse a sample submission in `path` with other columns than the format's.
+
+    Raises:
+        PredictionsError: it has.
+    """
+    if sample is not None and set(sample) != set(layout.columns):
+        theirs, ours = ", ".join(sample), ", ".join(layout.columns)
+        raise PredictionsError(path or "the sample", [f"it has the columns {theirs}, and this would write {ours}"])
+
+
 def check_rows(row_ids: Sequence[str], columns: Sequence[str], sample: pd.DataFrame | None, path: Path | None) -> None:
     """Refuse ids that come twice, and rows and columns other than those of the sample submission in `path`.
 
@@ -121,27 +132,30 @@ def write_masks(
     write_table(path, pd.DataFrame(rows, columns=layout.columns), sample, sample_path)
 
 
-def difference(first: Path, second: Path, kind: str) -> float:
+def difference(first: Path, second: Path, kind: str, common: bool = False) -> float:
     """How much two submissions of one format differ: 0 the same, 1 nothing in common, the mean over all answers.
 
     Labels and run-length codes differ by one minus their Jaccard index, numbers by their distance, masks by the share
     of their pixels. NaN where rows, columns or sizes are not the same.
 
+    Args:
+        common: compare what the first has; the second may have more rows.
+
     Raises:
         PredictionsError: a file cannot be read.
     """
-    return (_masks_difference if FORMATS[kind].suffix == ".zip" else _table_difference)(first, second, kind)
+    return (_masks_difference if FORMATS[kind].suffix == ".zip" else _table_difference)(first, second, kind, common)
 
 
-def _table_difference(first: Path, second: Path, kind: str) -> float:
+def _table_difference(first: Path, second: Path, kind: str, common: bool) -> float:
     one, two = (frame.set_index(frame.columns[0]) for frame in (read_text_table(first), read_text_table(second)))
-    if set(one) != set(two) or set(one.index) != set(two.index):
+    if set(one) != set(two) or _differ(one.index, two.index, common):
         return float("nan")
     cells = zip(one.to_numpy().ravel(), two.loc[one.index, list(one)].to_numpy().ravel(), strict=True)
     return float(np.mean([FORMATS[kind].differ(a, b) if a != b else 0.0 for a, b in cells]))
 
 
-def _masks_difference(first: Path, second: Path, kind: str) -> float:
+def _masks_difference(first: Path, second: Path, kind: str, common: bool) -> float:
     for path in (first, second):
         if not zipfile.is_zipfile(path):
             raise PredictionsError(path, ["it is not there, or not a zip file"])
@@ -152,7 +166,7 @@ def _masks_difference(first: Path, second: Path, kind: str) -> float:
 
     shares = []
     with zipfile.ZipFile(first) as one, zipfile.ZipFile(second) as two:
-        if set(one.namelist()) != set(two.namelist()):
+        if _differ(one.namelist(), two.namelist(), common):
             return float("nan")
         for name in one.namelist():
             a, b = (read_image(archive.read(name)) for archive in (one, two))
@@ -160,6 +174,11 @@ def _masks_difference(first: Path, second: Path, kind: str) -> float:
                 return float("nan")
             shares.append((a != b).mean())
     return float(np.mean(shares))
+
+
+def _differ(first: Iterable[str], second: Iterable[str], common: bool) -> bool:
+    one, two = set(first), set(second)
+    return not one <= two if common else one != two
 
 
 def _twice(names: Sequence[str]) -> list[str]:
