@@ -51,7 +51,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Bundle or rehearse, and end with exit code 2 and a sentence when something is wrong with the input."""
+    """Bundle or rehearse; exit with code 2 and a sentence when something is wrong with the input."""
     options = parse()
     with exit_on_error():
         (rehearse if options.rehearse else build)(options)

@@ -24,7 +24,7 @@ from tiny import CLASSES, save_random_model, write_data
 from foldwise.bundle import rehearse as rehearsing
 from foldwise.bundle.build import build_bundle, write_notebook
 from foldwise.bundle.engine import Engine
-from foldwise.bundle.host import MANIFEST, Difference, check_host
+from foldwise.bundle.host import MANIFEST, check_host
 from foldwise.bundle.inferring import BAD, SHARDS, infer
 from foldwise.bundle.inputs import read_inputs, stored_size
 from foldwise.bundle.rehearse import rehearse, run_sandboxed
@@ -454,21 +454,28 @@ def test_forecasts_are_exact_where_the_speed_is(tmp_path):
 
 
 def test_versions_and_files_that_differ_are_named(tmp_path, bundle, capsys):
-    assert Difference("timm", "1.0.2", "0.9").major and Difference("timm", "1.0.2", None).major
-    assert not Difference("timm", "1.0.2", "1.1").major
     other = shutil.copytree(bundle, tmp_path / "other")
-    recipe = json.loads((other / "bundle.json").read_text())
-    here = recipe["versions"]["numpy"]
+    spec = json.loads((other / "bundle.json").read_text())
+    here = spec["versions"]["numpy"]
     newer = str(int(here.split(".")[0]) + 1) + here[1:]
-    text = json.dumps({**recipe, "versions": {**recipe["versions"], "numpy": newer}})
-    (other / "bundle.json").write_text(text)
-    manifest = json.loads((other / MANIFEST).read_text())
-    manifest["files"]["bundle.json"]["bytes"] = len(text.encode())
-    (other / MANIFEST).write_text(json.dumps(manifest))
+
+    def made_with(**versions):
+        text = json.dumps({**spec, "versions": spec["versions"] | versions})
+        (other / "bundle.json").write_text(text)
+        manifest = json.loads((other / MANIFEST).read_text())
+        manifest["files"]["bundle.json"]["bytes"] = len(text.encode())
+        (other / MANIFEST).write_text(json.dumps(manifest))
+
+    made_with(numpy=f"{here}.1")
+    check_host(other, any_version=False)
+    assert f"note: numpy is {here} here, and {here}.1" in capsys.readouterr().out
+    made_with(numpy=newer)
     with pytest.raises(Refusal, match=f"numpy is {here} here, and {newer}"):
         check_host(other, any_version=False)
     check_host(other, any_version=True)
-    assert f"note: numpy is {here}" in capsys.readouterr().out
+    made_with(no_such_module="1.0")
+    with pytest.raises(Refusal, match="no_such_module cannot be imported here; bundle.py --wheels"):
+        check_host(other, any_version=True)
     (other / "infer.py").unlink()
     with pytest.raises(Refusal, match=r"infer\.py is missing"):
         check_host(other, any_version=True)

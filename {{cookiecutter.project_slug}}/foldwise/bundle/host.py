@@ -1,4 +1,4 @@
-"""Is a bundle whole, and has its host what it needs, in the versions it was made with? Imports nothing heavy."""
+"""The manifest of a bundle, and the check of its host: files, packages and their versions. Imports nothing heavy."""
 
 import importlib.metadata
 import importlib.util
@@ -6,7 +6,6 @@ import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 from foldwise.errors import Refusal
 from foldwise.files import read_json, sha256_file, write_json
@@ -36,22 +35,6 @@ def describe_sizes(sizes: Mapping[str, int]) -> str:
     return "\n".join(f"  {size / MB:9.1f} MB  {what}" for what, size in rows)
 
 
-class Difference(NamedTuple):
-    """A package whose version is `here` (None: missing), and was `there` where the bundle was written."""
-
-    name: str
-    there: str
-    here: str | None
-
-    def __str__(self) -> str:
-        return f"{self.name} is {self.here or 'missing'} here, and {self.there} where the bundle was made"
-
-    @property
-    def major(self) -> bool:
-        """Whether it is missing or its first number differs."""
-        return self.here is None or self.here.split(".")[0] != self.there.split(".")[0]
-
-
 def installed_versions(modules: Sequence[str]) -> dict[str, str]:
     """Versions of Python and of those modules that are installed; by module, since OpenCV has many packages."""
     packages = importlib.metadata.packages_distributions()
@@ -71,26 +54,26 @@ def check_host(bundle: Path, any_version: bool) -> None:
     """
     if not (bundle / MANIFEST).is_file():
         raise Refusal(f"{bundle} is not a whole bundle: it has no {MANIFEST}; upload it again")
-    entries = read_json(bundle / MANIFEST)["files"].items()  # sizes show a broken upload; loading checks the hashes
-    sizes = {name: (bundle / name).stat().st_size if (bundle / name).is_file() else None for name, _ in entries}
-    problems = [
-        f"{name} is missing" if sizes[name] is None else f"{name} has {sizes[name]} bytes, not {entry['bytes']}"
-        for name, entry in entries
-        if sizes[name] != entry["bytes"]
-    ]
+    problems = []
+    for name, entry in read_json(bundle / MANIFEST)["files"].items():
+        path = bundle / name  # sizes show a broken upload; loading a model checks its hash
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif path.stat().st_size != entry["bytes"]:
+            problems.append(f"{name} has {path.stat().st_size} bytes and should have {entry['bytes']}")
     if problems:
         raise Refusal(f"{bundle} is not whole, upload it again: {'; '.join(problems)}")
     there = read_json(bundle / "bundle.json")["versions"]
     here = installed_versions([name for name in there if name != PYTHON])
-    differences = [Difference(name, version, here.get(name)) for name, version in there.items()]
-    differences = [difference for difference in differences if difference.here != difference.there]
-    for difference in differences:
-        print(f"note: {difference}")
-    missing = [difference.name for difference in differences if difference.here is None]
+    missing, major = [name for name in there if name not in here], []
+    for name in here:
+        if here[name] != there[name]:
+            note = f"{name} is {here[name]} here, and {there[name]} where the bundle was made"
+            print(f"note: {note}")
+            major += [note] if here[name].split(".")[0] != there[name].split(".")[0] else []
     if missing:
         wheels = bundle / WHEELS
         command = f"pip install --no-index --no-deps {wheels}/*.whl" if wheels.is_dir() else "bundle.py --wheels"
         raise Refusal(f"{', '.join(missing)} cannot be imported here; {command} brings what a host lacks")
-    other = [str(difference) for difference in differences if difference.major]
-    if other and not any_version:
-        raise Refusal(f"{'; '.join(other)}: predictions may differ; to accept that, add --any-version")
+    if major and not any_version:
+        raise Refusal(f"{'; '.join(major)}: predictions may differ; to accept that, add --any-version")
