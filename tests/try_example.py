@@ -23,7 +23,7 @@ def main() -> None:
 def attempt(data: str, experiment: str, overrides: list[str]) -> str:
     """Train one fold for two steps and predict the test table; the shares of ids that were predicted."""
     import pandas as pd
-    from tiny import train_folds
+    import tiny
 
     from foldwise.config import compose_config, resolve_config
     from foldwise.inference.predicting import predict_runs
@@ -55,7 +55,8 @@ def attempt(data: str, experiment: str, overrides: list[str]) -> str:
             ]
         )
     )
-    run = train_folds(config, Path("runs"))
+    tiny.ROOT = Path.cwd()  # whose solution/ is trained
+    run = tiny.train_folds(config, Path("runs"))
     (folder,) = predict_runs([run], Choices(tta=find_choice("tta", "flips"), workers=0, device="cpu"))
     name = "index.parquet" if (folder / "index.parquet").exists() else "predictions.parquet"
     return f"{pd.read_parquet(folder / name)['id'].nunique()} predicted"
