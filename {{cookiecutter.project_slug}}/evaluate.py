@@ -14,7 +14,7 @@ runs that differ in nothing but the seed show how much a difference is worth; --
 import argparse
 from pathlib import Path
 
-from foldwise.command import exit_on_error, make_parser
+from foldwise.command import exit_on_error, make_parser, whole_number
 from foldwise.errors import Refusal
 from foldwise.files import check_new
 
@@ -35,7 +35,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     help = "columns that make subgroups (default: those with 2 to 20 values; none without names)"
     add("--by", nargs="*", metavar="COLUMN", help=help)
     add("--show", metavar="IDS", help="images that are shown and not scored: a file of ids, or column=value")
-    add("--resamples", type=_count, default=1000, help="bootstrap draws (default: 1000)")
+    add("--resamples", type=whole_number(100), default=1000, help="bootstrap draws, at least 100 (default: 1000)")
     add("--seed", type=int, default=0, help="of the draws (default: 0)")
     add("--out", type=Path, help="HTML file to write (default: evaluation.html in the first source)")
     return parser.parse_args(arguments)
@@ -105,13 +105,6 @@ def report_path(out: Path | None, source: Path) -> Path:
         number += 1
         path = source / f"evaluation-{number}.html"
     return path
-
-
-def _count(text: str) -> int:
-    """A number of draws, for argparse."""
-    if int(text) < 100:
-        raise argparse.ArgumentTypeError("must be at least 100: the ends of an interval are rare")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,9 @@ another number of devices.
 """
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
-from foldwise.command import exit_on_error, make_parser
+from foldwise.command import exit_on_error, make_parser, whole_number
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -27,12 +26,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tta", default="none", help="choice of the group tta, or path of such a file (default: none)")
     parser.add_argument("--out", type=Path, help="folder to write (default: <run>/predictions/<table>-<tta>)")
     parser.add_argument(
-        "--batch-size", type=_count(1), default=32, help="images a pass, all views counted (default: 32)"
+        "--batch-size", type=whole_number(1), default=32, help="images a pass, all views counted (default: 32)"
     )
-    parser.add_argument("--workers", type=_count(0), default=2, help="processes that read images (default: 2)")
+    parser.add_argument("--workers", type=whole_number(0), default=2, help="processes that read images (default: 2)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     parser.add_argument(
-        "--devices", type=_count(1), metavar="N", help="processes, one a GPU, or N on the CPU (default: all GPUs, or 1)"
+        "--devices",
+        type=whole_number(1),
+        metavar="N",
+        help="processes, one a GPU, or N on the CPU (default: all GPUs, or 1)",
     )
     parser.add_argument("--precision", default="32", choices=["32", "16-mixed", "bf16-mixed"], help="(default: 32)")
     parser.add_argument(
@@ -42,7 +44,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--keep-views", action="store_true", help="keep each view; python tools/average.py puts them together"
     )
     parser.add_argument("--tiles", action="store_true", help="segmentation: overlapping tiles at the stored resolution")
-    parser.add_argument("--overlay", type=_count(0), default=0, metavar="N", help="segmentation: also paint N pictures")
+    parser.add_argument(
+        "--overlay", type=whole_number(0), default=0, metavar="N", help="segmentation: also paint N pictures"
+    )
     return parser.parse_args(arguments)
 
 
@@ -73,17 +77,6 @@ def main() -> None:
             precision=options.precision,
         )
         predict_runs(options.runs, choices, options.table, options.out)
-
-
-def _count(least: int) -> Callable[[str], int]:
-    """A whole number from `least` on, for argparse."""
-
-    def count(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}")
-        return int(text)
-
-    return count
 
 
 if __name__ == "__main__":

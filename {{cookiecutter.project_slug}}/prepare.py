@@ -56,7 +56,7 @@ def run(name: str, overrides: list[str], weights: Path | None, network: str) -> 
     from foldwise.data.prepare import check_test_table, prepare
     from foldwise.reporting.pictures import draw_samples
 
-    composed = compose_config([f"data={name}", "experiment_name=null", *overrides])
+    composed = compose_config([f"data={name}", *overrides])
     config: Any = OmegaConf.to_container(composed, resolve=True)
     data = config["data"]
     describe = make_describer(weights, network)

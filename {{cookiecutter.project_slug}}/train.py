@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 
 from foldwise.command import exit_on_error, take_trust
 from foldwise.config import check_overrides, register_resolvers, resolve_config
-from foldwise.help import train_help
 from foldwise.machinery import describe_edits
 from foldwise.processes.exits import Stopped, leave_on_signals
 from foldwise.processes.server import start_server
-from foldwise.settings import OWNER
+from foldwise.settings import OWNER, train_help
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

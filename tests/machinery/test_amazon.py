@@ -25,7 +25,7 @@ def amazon(tmp_path_factory) -> Path:
     root = folder / "data/amazon"
     (root / "tif").mkdir(parents=True)
     (root / "jpg").mkdir()
-    ground = compose_config(["data=amazon", "experiment_name=null"]).data.classes[4:]
+    ground = compose_config(["data=amazon"]).data.classes[4:]
     rng = np.random.default_rng(0)
     rows = []
     for row in range(ROWS):
@@ -84,7 +84,7 @@ def test_the_jpeg_has_the_folds_of_the_tiff(amazon, monkeypatch):
     monkeypatch.chdir(amazon)
     both = []
     for name in ("amazon", "amazon_jpg"):
-        config = compose_config([f"data={name}", "task=multilabel", "data.folds=2", "experiment_name=null"])
+        config = compose_config([f"data={name}", "task=multilabel", "data.folds=2"])
         both.append(prepare_tiny(resolve_config(config)))
     tiff, jpeg = both
     assert tiff.folds_hash == jpeg.folds_hash

@@ -25,11 +25,11 @@ ROOT = Path(__file__).parents[1]
         ("qqqqq=1", "there is no setting 'qqqqq': python train.py --help lists all"),
         (
             "experiment=basline",
-            "there is no experiment=basline, did you mean baseline? (experiment is one of all_data, ",
+            "there is no experiment=basline; did you mean baseline? (experiment is one of all_data, ",
         ),
         (
             "experiment=amazon/alba",
-            "there is no experiment=amazon/alba, did you mean amazon/albu? (experiment is one of",
+            "there is no experiment=amazon/alba; did you mean amazon/albu? (experiment is one of",
         ),
         ("model=qqqqq", "there is no model=qqqqq (model is one of convnext, "),
         ("+epochs=1", "the setting 'epochs' is there already: leave out the +"),

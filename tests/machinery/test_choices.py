@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from foldwise.errors import Refusal
-from foldwise.help import first_comment
-from foldwise.settings import LIBRARY, OWNER, find_choice, list_choices, list_groups
+from foldwise.settings import LIBRARY, OWNER, find_choice, first_comment, list_choices, list_groups
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,7 +33,7 @@ def test_owner_has_few_files_and_the_library_the_rest():
     assert find_choice("data", "competition").is_relative_to(OWNER)
     assert find_choice("tta", "d4") == LIBRARY / "tta" / "d4.yaml"
     assert "amazon/albu" in list_choices("experiment")
-    with pytest.raises(Refusal, match=r"there is no tta=flip, did you mean flips\? \(tta is one of d4, "):
+    with pytest.raises(Refusal, match=r"there is no tta=flip; did you mean flips\? \(tta is one of d4, "):
         find_choice("tta", "flip")
 
 
@@ -50,7 +49,7 @@ def test_owners_file_takes_the_place_of_the_librarys(tmp_path: Path):
     code = """
         from foldwise.config import compose_config, resolve_config
         from foldwise.settings import find_choice
-        overrides = ["experiment_name=x", "data.folds=2", "data.image_size=32", "+phases.train.scheduler=step"]
+        overrides = ["data.folds=2", "data.image_size=32", "+phases.train.scheduler=step"]
         config = compose_config(overrides)
         print(*(find_choice(*choice).parts[-4] for choice in (("optimizer", "adamw"), ("tta", "none"))))
         print(config.optimizer.lr, resolve_config(config)["phases"]["train"]["scheduler"]["gamma"])

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import re
 import subprocess
 import sys
 import traceback
@@ -474,20 +475,15 @@ def test_solution_needs_its_code():
 
 
 def test_loose_files_are_refused(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    for name in ("my_loss.py", "package/__init__.py", ".venv/lib/site-packages/installed.py"):
+    for name in ("my_loss.py", "package/__init__.py", "folder/x.py", ".venv/lib/site-packages/installed.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("class Loss: ...")
-    (tmp_path / "folder").mkdir()
-    message = r"my_loss\.py is outside solution/, .* put it in solution/ and name it solution\.my_loss\.Loss"
-    with pytest.raises(Refusal, match=message):
-        resolve("my_loss.Loss")
-    for name in ("package.Loss", "folder.x.Loss"):
-        with pytest.raises(Refusal, match=f"name it solution.{name}"):
-            resolve(name)
-    assert "my_loss" not in sys.modules
-    monkeypatch.syspath_prepend(tmp_path / ".venv" / "lib" / "site-packages")
-    assert resolve("installed.Loss").__name__ == "Loss"
+    for name in ("my_loss.Loss", "package:Loss", "folder.x.Loss"):
+        first = re.split("[.:]", name)[0]
+        message = rf"{name}: {first} lies beside solution/, and a run would not keep it; move it to solution/{first}"
+        with pytest.raises(Refusal, match=message):
+            collect_code([name], tmp_path)
+    assert not collect_code(["installed.Loss", "torch.nn.Module", "foldwise.errors.Refusal"], tmp_path).files
     monkeypatch.chdir(ROOT)
     assert resolve("foldwise.errors.Refusal") is Refusal
 

@@ -12,8 +12,7 @@ from tiny import tiny_config, train_folds, write_data
 
 from foldwise.checks import task_problems
 from foldwise.config import compose_config
-from foldwise.help import first_comment
-from foldwise.settings import find_choice, list_choices, list_groups
+from foldwise.settings import find_choice, first_comment, list_choices, list_groups
 
 CHOICES = {group: list(list_choices(group)) for group in list_groups()}
 ALL = [(group, choice) for group, choices in CHOICES.items() for choice in choices]
@@ -109,13 +108,14 @@ MASK_FLAGS = [flags for flags in FLAGS if "data.sampling=balanced" not in flags]
 )  # fmt: skip
 def test_parts_of_another_task_are_refused_without_data(overrides: list[str], message: str):
     task = [] if overrides[0].startswith("task=") else ["task=multiclass"]
-    assert re.match(message, "\n".join(task_problems(compose_config([*task, *overrides]))))
+    config = compose_config([*task, *overrides])
+    assert re.match(message, "\n".join(task_problems(config.task, config.loss)))
 
 
 @pytest.mark.parametrize("task", ["multiclass", "multilabel", "segmentation"])
 def test_every_loss_is_for_the_tasks_that_its_file_says(task: str):
     for choice in CHOICES["loss"]:
-        problems = task_problems({"task": task, "loss": content("loss", choice)})
+        problems = task_problems(task, content("loss", choice))
         assert not problems if fits("loss", choice, task) else f"and the task is {task}: add task=" in problems[0]
 
 
@@ -123,6 +123,7 @@ def test_every_loss_is_for_the_tasks_that_its_file_says(task: str):
 def test_every_other_choice_composes(group: str, choice: str):
     config = compose_config([f"{group}={choice}"])
     assert config.seed == 42
+    assert config.experiment_name == (choice if group == "experiment" else None)
 
 
 # The networks as they are configured are built and run in test_networks.py; here small ones of their kind stand in.

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from tiny import CLASSES, prepare_tiny, tiny_config, train_folds, write_data
 
-from foldwise.config import write_config
+from foldwise.config import followers, write_config
 from foldwise.data.holdout import FULL, choose_holdouts
 from foldwise.data.pseudo import provenance_path
 from foldwise.errors import Refusal
@@ -117,10 +117,10 @@ def test_teachers_learn_from_labels_alone_and_a_student_of_every_row_needs_targe
     distill([run], tmp_path / "pairs.csv")
     config = config_of(world, f"data.pseudo={tmp_path}/pairs.csv")
     prepared = prepare_tiny(config)
-    for fold, message in (("pairs", "made by models that saw the other"), ("full", "no rows for a model of every row")):
+    for fold, message in (("pairs", "made by models that saw the other"), ("full", "no rows for a full fit")):
         with pytest.raises(Refusal, match=f"fold={fold}: .*{message}"):
-            choose_parts(config | {"fold": fold}, prepared)
-    assert len(choose_parts(config, prepared)) == 3
+            choose_parts(fold, followers(config), prepared)
+    assert len(choose_parts(config["fold"], followers(config), prepared)) == 3
 
 
 def test_the_command(world, tmp_path, command):

@@ -9,6 +9,7 @@ import pytest
 from tiny import prepare_tiny, tiny_config, train_here
 
 from foldwise.bundle.sources import open_sources
+from foldwise.config import followers
 from foldwise.data.holdout import FULL, Holdout, choose_holdouts
 from foldwise.errors import Refusal
 from foldwise.files import read_json
@@ -48,7 +49,7 @@ def test_what_does_not_exist_is_refused(chosen):
 def test_what_follows_a_validation_cannot_be_trained_without_one(data):
     config = tiny_config(data, "multiclass", "fold=full", "top_k=2", "scheduler=plateau")
     with pytest.raises(Refusal, match="fold=full: top_k=2 follows.*\nfold=full: scheduler follows"):
-        choose_parts(config, prepare_tiny(config))
+        choose_parts(config["fold"], followers(config), prepare_tiny(config))
 
 
 @pytest.fixture(scope="module")

@@ -258,7 +258,7 @@ def test_a_phases_names_are_replaced_by_what_they_stand_for(data):
     assert phases["drop"]["augmentation"]["mixup"] == 0.4
     assert phases["again"]["augmentation"]["transforms"][0]["size"] == [32, 32]
     assert phases["last"]["scheduler"] == {"_target_": "foldwise.schedule.schedulers.Constant"}
-    with pytest.raises(Refusal, match=r"phases.a: there is no augmentation=flop, .* flip(.|\n)*phases.b: .*steep"):
+    with pytest.raises(Refusal, match=r"phases.a: there is no augmentation=flop; .* flip(.|\n)*phases.b: .*steep"):
         tiny_config(data, "multiclass", "+phases.a.augmentation=flop", "+phases.b.scheduler=steep")
 
 

@@ -28,9 +28,8 @@ from foldwise.predictions.pseudo.uncertain import list_uncertain
 from foldwise.processes.group import Rank
 from foldwise.schedule.phases import build_phases, pseudo_shares
 from foldwise.settings import find_choice
-from foldwise.training.identity import make_identity
+from foldwise.training.identity import hash_contents, make_identity
 from foldwise.training.loaders import epoch_shares, training_loader, with_pseudo
-from foldwise.training.plan import hash_contents
 
 
 @pytest.fixture
@@ -348,7 +347,7 @@ def test_the_contents_of_the_table_are_part_of_the_identity(labelled, tmp_path):
     identities = []
     for table in (None, labelled.table, other):
         config = config_of(labelled.root, "multiclass", pseudo=table)
-        identities.append(make_identity(config, 1, hash_contents(config, prepare_tiny(config))))
+        identities.append(make_identity(config, 1, hash_contents(prepare_tiny(config), config["model"]["weights"])))
     assert len({identity["content pseudo"] for identity in identities}) == 3
     assert identities[0]["content images"] != identities[1]["content images"] == identities[2]["content images"]
 

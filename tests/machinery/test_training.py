@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from stopping import Stop, watched
 from tiny import new_network, open_tiny, prepare_tiny, tiny_config, train_folds, train_here, train_scored
 
+from foldwise.config import followers
 from foldwise.errors import Refusal
 from foldwise.predictions.store import read_predictions
 from foldwise.processes.group import Rank
@@ -215,7 +216,7 @@ def test_mistakes_say_what_to_do(override, message, data, tmp_path):
         config = tiny_config(data, "multiclass", override)
         prepared = prepare_tiny(config)
         inspect_config(config, prepared)
-        choose_parts(config, prepared)
+        choose_parts(config["fold"], followers(config), prepared)
 
 
 @pytest.mark.parametrize("setting", ["precision=abc", "accelerator=abc", "gradient_clip_val=abc"])

@@ -13,14 +13,14 @@ import pandas as pd
 
 from foldwise.code.alias import open_code
 from foldwise.code.imports import collect_code
-from foldwise.code.runs import OwnerCode, all_targets
-from foldwise.code.source import trust
-from foldwise.config import compose_config, resolve_config
+from foldwise.code.runs import all_targets
+from foldwise.code.source import Code, trust
+from foldwise.config import compose_config, followers, resolve_config
 from foldwise.data.prepare import Prepared, prepare
-from foldwise.training.identity import make_identity
-from foldwise.training.plan import choose_parts, hash_contents
+from foldwise.training.identity import hash_contents, make_identity
+from foldwise.training.plan import choose_parts
 from foldwise.training.results import finish_fold, finish_run, merge_oof, score_predictions, write_scores
-from foldwise.training.run_folder import continued_config, open_run
+from foldwise.training.run_folder import create_or_resume_run, resumed_config
 
 if TYPE_CHECKING:
     from foldwise.inference.weights import Model, ModelSpec
@@ -98,19 +98,21 @@ def prepare_tiny(config: dict[str, Any]) -> Prepared:
     return prepare(config, code_of(config).alias, make_folds=True, progress=False)
 
 
-def code_of(config: dict[str, Any]) -> OwnerCode:
+def code_of(config: dict[str, Any]) -> Code:
     """The code of the repository's solution/ that a config reaches."""
     code = collect_code([target for target in all_targets(config) if target.startswith("solution.")], ROOT)
-    return OwnerCode(code, open_code(code))
+    open_code(code)
+    return code
 
 
 def open_tiny(config: dict[str, Any], folder: Path, prepared: Prepared | None = None, world: int = 1) -> Path:
     """The folder of the run that `train.py` would open, in `folder`."""
-    code = code_of(config).code
-    identity = make_identity(config, world, hash_contents(config, prepared or prepare_tiny(config)), code)
-    run = open_run(config, identity, {"accelerator": "cpu", "devices": ["cpu"], "cpus": 1}, folder, code)
-    if code is not None:
-        trust(code.digest)
+    code = code_of(config)
+    identity = make_identity(
+        config, world, hash_contents(prepared or prepare_tiny(config), config["model"]["weights"]), code
+    )
+    run = create_or_resume_run(config, identity, {"accelerator": "cpu", "devices": ["cpu"], "cpus": 1}, folder, code)
+    trust(code.digest)
     return run
 
 
@@ -191,7 +193,7 @@ def train_folds(config: dict[str, Any], folder: Path, world: int = 1) -> Path:
 
     prepared = prepare_tiny(config)
     run = open_tiny(config, folder, prepared, world)
-    for part in choose_parts(config, prepared):
+    for part in choose_parts(config["fold"], followers(config), prepared):
         if not (run / part.name / "metrics.json").exists():
             if world == 1:
                 train_fold(run, part, config, prepared, Rank())
@@ -204,7 +206,7 @@ def train_folds(config: dict[str, Any], folder: Path, world: int = 1) -> Path:
 def train_here(config: dict[str, Any], folder: Path) -> Path:
     """All that `train.py` does, in this process: the folds, then score and report, which take longer here."""
     if config["run"] is not None:
-        config = continued_config(config)
+        config = resumed_config(config)
     run = train_folds(config, folder)
     finish_run(run, config, prepare_tiny(config))
     return run

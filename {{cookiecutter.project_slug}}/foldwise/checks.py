@@ -1,6 +1,6 @@
 """Mistakes in a configuration that are seen without reading data and without torch: names, values, files.
 
-They are looked for before any process is started, and told all at once.
+They are looked for before any process is started, and listed together.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from foldwise.data.images import MODES, image_hw
+from foldwise.data.sample import is_sample
 from foldwise.errors import Refusal
+from foldwise.files import is_number
+from foldwise.schedule.phases import build_phases
 from foldwise.settings import known_settings, unknown_setting
 from foldwise.tasks import TASKS, Task, find_task
 
@@ -24,81 +27,69 @@ LOSSES: dict[str, Callable[[Task], bool]] = {
 # optimizer, a loss, a metric, Lightning's Trainer and callbacks, which refuse names that they do not have.
 CLOSED = ("augmentation", "data", "logger", "tta")
 
-Rule = tuple[str, Callable[[Any], bool]]  # what a value must be, in words, and whether it is
+Fits = Callable[[Any], bool]
 
 
-def _whole(least: int) -> Rule:
-    return f"a whole number from {least}", lambda value: type(value) is int and value >= least
+def _whole(least: int) -> Fits:
+    return lambda value: type(value) is int and value >= least
 
 
-def _one_of(*choices: str) -> Rule:
-    return f"one of {', '.join(choices)}", lambda value: value in choices
+def _number(least: float, above: bool = False) -> Fits:
+    return lambda value: is_number(value) and (value > least if above else value >= least)
 
 
-def _or_null(rule: Rule) -> Rule:
-    return f"{rule[0]}, or null", lambda value: value is None or rule[1](value)
+def _or_null(fits: Fits) -> Fits:
+    return lambda value: value is None or fits(value)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_sampling(value: Any) -> bool:
+    return value in ("shuffle", "balanced") or (isinstance(value, Mapping) and "_target_" in value)
 
 
-POSITIVE: Rule = "a number above 0", lambda value: _is_number(value) and value > 0
-NOT_NEGATIVE: Rule = "a number from 0", lambda value: _is_number(value) and value >= 0
-SWITCH: Rule = "true or false", lambda value: isinstance(value, bool)
-VALUES: dict[str, Rule] = {
-    "seed": _whole(0),
-    "batch_size": _whole(1),
-    "epochs": _whole(1),
-    "threads": _or_null(_whole(1)),
-    "top_k": _whole(0),
-    "validate_every": _whole(1),
-    "optimizer.lr": POSITIVE,
-    "optimizer.weight_decay": NOT_NEGATIVE,
-    "optimizer.layer_decay": _or_null(POSITIVE),
-    "data.folds": _whole(1),
-    "data.sampling": (
-        "one of shuffle, balanced, or has the _target_ of your own",
-        lambda value: value in ("shuffle", "balanced") or (isinstance(value, Mapping) and "_target_" in value),
+def _is_size(value: Any) -> bool:
+    try:
+        image_hw(value)
+    except (TypeError, Refusal):
+        return False
+    return True
+
+
+# Values by what they must be: whether one is, and the settings.
+VALUES: dict[str, tuple[Fits, str]] = {
+    "a whole number from 0": (_whole(0), "seed top_k data.workers"),
+    "a whole number from 1": (_whole(1), "batch_size epochs validate_every data.folds trainer.accumulate_grad_batches"),
+    "a whole number from 1, or null": (_or_null(_whole(1)), "threads"),
+    "a number above 0": (_number(0, above=True), "optimizer.lr"),
+    "a number above 0, or null": (_or_null(_number(0, above=True)), "optimizer.layer_decay"),
+    "a number from 0": (_number(0), "optimizer.weight_decay augmentation.mixup augmentation.cutmix"),
+    "true or false": (
+        lambda value: isinstance(value, bool),
+        "model.pretrained model.channels_last model.compile model.gradient_checkpointing",
     ),
-    "data.workers": _whole(0),
-    "data.mode": _one_of(*MODES),
-    "data.normalize": _one_of("dataset", "weights"),
-    "augmentation.mixup": NOT_NEGATIVE,
-    "augmentation.cutmix": NOT_NEGATIVE,
-    "model.pretrained": SWITCH,
-    "model.channels_last": SWITCH,
-    "model.compile": SWITCH,
-    "model.gradient_checkpointing": SWITCH,
-    "trainer.accumulate_grad_batches": _whole(1),
+    "one of shuffle, balanced, or has the _target_ of your own": (_is_sampling, "data.sampling"),
+    f"one of {', '.join(MODES)}": (lambda value: value in MODES, "data.mode"),
+    "one of dataset, weights": (lambda value: value in ("dataset", "weights"), "data.normalize"),
+    "a whole number above 0, or [height,width]": (_is_size, "data.image_size"),
 }
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Refuse a configuration that cannot be what was meant.
-
-    Args:
-        config: resolved, plain values.
-
-    Raises:
-        Refusal: everything that is wrong, a line each: unknown settings, values of another kind or out of range,
-            parts of another task, files that are not there.
-    """
+    """Refuse a resolved configuration with unknown settings, wrong values, parts of another task, or missing files."""
     problems = [
         *map(unknown_setting, _unknown(config)),
         *_value_problems(config),
         *_scheduler_problems("scheduler", config["scheduler"]),
         *_phase_problems(config["phases"]),
-        *task_problems(config),
-        *_file_problems(config),
+        *task_problems(config["task"], config["loss"]),
+        *_file_problems(config["data"], config["model"]["weights"]),
     ]
     if problems:
         raise Refusal("\n".join(problems))
 
 
-def task_problems(config: Mapping[str, Any]) -> list[str]:
+def task_problems(task_name: str, loss: Mapping[str, Any]) -> list[str]:
     """A loss of another task, with what to add."""
-    task, loss = find_task(config["task"]), config["loss"]
+    task = find_task(task_name)
     names = [part["_target_"].rpartition(".")[2] for part in [loss, *(term["loss"] for term in loss.get("terms", []))]]
     problems = []
     for name in dict.fromkeys(names):
@@ -120,58 +111,44 @@ def _unknown(config: Mapping[str, Any]) -> list[str]:
 
 def _value_problems(config: Mapping[str, Any]) -> list[str]:
     problems = []
-    for name, (meaning, fits) in VALUES.items():
-        group, _, key = name.rpartition(".")
-        section = config[group] if group else config
-        if key in section and not fits(section[key]):  # a setting can be newer than a run that is continued
-            problems.append(f"{name} is {section[key]!r}; it must be {meaning}")
-    try:
-        image_hw(config["data"]["image_size"])
-    except (TypeError, Refusal):
-        problems.append(
-            f"data.image_size is {config['data']['image_size']!r}; it must be a whole number above 0, or [height,width]"
-        )
+    for meaning, (fits, names) in VALUES.items():
+        for name in names.split():
+            group, _, key = name.rpartition(".")
+            section = config[group] if group else config
+            if key in section and not fits(section[key]):  # a setting can be newer than a run that is resumed
+                problems.append(f"{name} is {section[key]!r}; it must be {meaning}")
     return problems
 
 
 def _scheduler_problems(where: str, scheduler: Mapping[str, Any]) -> list[str]:
     from hydra.utils import get_class
 
-    values = {name: value for name, value in scheduler.items() if name != "_target_"}
     known = [item.name for item in fields(get_class(scheduler["_target_"])) if item.init]
-    return [
-        unknown_setting(f"{where}.{name}", [f"{where}.{other}" for other in known])
-        if name not in known
-        else f"{where}.{name} is {value!r}; it must be a number"
-        for name, value in values.items()
-        if name not in known or not _is_number(value)
-    ]
+    problems = []
+    for name, value in scheduler.items():
+        if name not in ("_target_", *known):
+            problems.append(unknown_setting(f"{where}.{name}", [f"{where}.{other}" for other in known]))
+        elif name != "_target_" and not is_number(value):
+            problems.append(f"{where}.{name} is {value!r}; it must be a number")
+    return problems
 
 
 def _phase_problems(phases: Mapping[str, Any]) -> list[str]:
-    from foldwise.schedule.phases import build_phases
-
     try:
         built = build_phases(phases)
     except Refusal as error:
         return [str(error)]
-    return [
-        problem
-        for phase in built
-        if phase.scheduler is not None
-        for problem in _scheduler_problems(f"phases.{phase.name}.scheduler", phase.scheduler)
-    ]
+    own = [(f"phases.{phase.name}.scheduler", phase.scheduler) for phase in built if phase.scheduler is not None]
+    return [problem for where, scheduler in own for problem in _scheduler_problems(where, scheduler)]
 
 
-def _file_problems(config: Mapping[str, Any]) -> list[str]:
-    data, weights = config["data"], config["model"]["weights"]
+def _file_problems(data: Mapping[str, Any], weights: str | None) -> list[str]:
     problems = []
-    if data["name"] != "sample":  # which is written when it is first used
-        for key, there, kind in (("root", Path.is_dir, "folder"), ("table", Path.is_file, "file")):
-            if not there(Path(data[key])):
-                problems.append(
-                    f"data.{key} is {data[key]}, and there is no such {kind}: put the data there, or correct data.{key}"
-                )
+    for key, there, kind in (("root", Path.is_dir, "folder"), ("table", Path.is_file, "file")):
+        if not is_sample(data) and not there(Path(data[key])):
+            problems.append(
+                f"data.{key} is {data[key]}, and there is no such {kind}: put the data there, or correct data.{key}"
+            )
     if weights is not None and not Path(weights).is_file():
         problems.append(f"there is no weight file {weights}: correct model.weights or set it to null")
     return problems

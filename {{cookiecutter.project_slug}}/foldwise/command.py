@@ -1,9 +1,10 @@
 """What the commands share: help that shows examples, and how they end."""
 
 import argparse
+import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,12 +16,11 @@ def make_parser(text: str | None, opens_runs: bool = False) -> argparse.Argument
     """A parser whose help is a docstring: its first line, then the options, then the rest as it is written.
 
     Args:
-        opens_runs: whether the command may import the code of a run, see `add_trust`.
+        opens_runs: the command may import the code of a run, see `add_trust`.
     """
+    first, _, rest = (text or "").partition("\n\n")
     parser = argparse.ArgumentParser(
-        description=(text or "").partition("\n")[0],
-        epilog=(text or "").partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     if opens_runs:
         add_trust(parser)
@@ -29,15 +29,14 @@ def make_parser(text: str | None, opens_runs: bool = False) -> argparse.Argument
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Let a command import the code of runs that were not made here, after its user has looked at it."""
-    parser.add_argument(
-        OPTION, action=_Trust, nargs=0, help="import code that arrived with a run, after you have looked at it"
-    )
+    text = "import code that arrived with a run, after you have looked at it"
+    parser.add_argument(OPTION, action=_Trust, nargs=0, help=text)
 
 
 class _Trust(argparse.Action):
     """Trusts as soon as the option is read: whatever the command does comes later."""
 
-    def __call__(self, parser: argparse.ArgumentParser, space: argparse.Namespace, values: Any, *_: Any) -> None:
+    def __call__(self, *_: Any) -> None:
         trust_all()
 
 
@@ -46,6 +45,17 @@ def take_trust(arguments: Sequence[str]) -> list[str]:
     if OPTION in arguments:
         trust_all()
     return [argument for argument in arguments if argument != OPTION]
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """A type of an argument: a whole number from `least` on."""
+
+    def convert(text: str) -> int:
+        if not re.fullmatch(r"-?\d+", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least}")
+        return int(text)
+
+    return convert
 
 
 @contextmanager
@@ -66,7 +76,7 @@ def exit_on_error(after: str = "nothing was written") -> Iterator[None]:
         sentence = explain(error)
         if sentence is not None:
             print(f"error: {sentence}", file=sys.stderr)
-            sys.exit(exit_code(error))
-        traceback.print_exc()
-        print(f"\nThis is a bug, in solution/ or in foldwise/. {after[0].upper()}{after[1:]}.", file=sys.stderr)
-        sys.exit(1)
+        else:
+            traceback.print_exc()
+            print(f"\nThis is a bug, in solution/ or in foldwise/. {after[0].upper()}{after[1:]}.", file=sys.stderr)
+        sys.exit(exit_code(error))

@@ -1,4 +1,4 @@
-"""Configurations: composing them by Hydra outside of train.py, the one that a run keeps, and what it implies."""
+"""Configurations: composing them by Hydra, resolving them, the one that a run keeps, and what it implies."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,15 @@ import yaml
 
 from foldwise.errors import Refusal
 from foldwise.files import write_text
-from foldwise.settings import OWNER, find_choice, known_settings, list_choices, unknown_choice, unknown_setting
+from foldwise.settings import (
+    OWNER,
+    find_choice,
+    known_settings,
+    list_choices,
+    read_yaml,
+    unknown_choice,
+    unknown_setting,
+)
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -27,14 +35,12 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("image_hw", lambda size: list(image_hw(size)), replace=True)
 
 
-def compose_config(overrides: Sequence[str], name: str = "train") -> Any:
-    """The configuration that `train.py` would have with these overrides.
-
-    Raises:
-        Refusal: a choice or setting that does not exist, an override that cannot be read, or no configs/ here.
-    """
+def compose_config(overrides: Sequence[str], name: str = "train") -> "DictConfig":
+    """The configuration that `train.py` would have with these overrides, or a Refusal if they do not compose."""
     from hydra import compose, initialize_config_dir
+    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
+    from omegaconf import flag_override
     from omegaconf.errors import OmegaConfBaseException
 
     if not (OWNER / f"{name}.yaml").is_file():
@@ -42,18 +48,21 @@ def compose_config(overrides: Sequence[str], name: str = "train") -> Any:
     register_resolvers()
     with initialize_config_dir(str(OWNER), version_base=None):
         try:
-            return compose(name, list(overrides))
+            config = compose(name, list(overrides), return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise Refusal(_explain(error)) from error
+    HydraConfig.instance().set_config(config)  # `${hydra:...}` means the last configuration, so use it at once
+    with flag_override(config, ["struct", "readonly"], False):
+        del config["hydra"]
+        if "experiment_name" in config:
+            config.experiment_name = config.experiment_name
+    return config
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
     """Refuse a command line of `train.py` that does not compose, before Hydra does: its errors name no alternatives.
 
     A command line with flags, such as --help, is left to Hydra.
-
-    Raises:
-        Refusal: as `compose_config`.
     """
     if not any(argument.startswith("-") for argument in arguments):
         compose_config(arguments)
@@ -65,7 +74,7 @@ def _explain(error: Exception) -> str:
 
     text = " ".join(str(error).split())
     if isinstance(error, OverrideParseException):
-        return f"{error.override!r} is no override: write key=value, and a value with commas or blanks in quotes"
+        return f"{error.override!r} is no override: write key=value, and a value with commas or spaces in quotes"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.partition("/")
         return unknown_choice(group, choice)
@@ -79,44 +88,39 @@ def _explain(error: Exception) -> str:
 
 
 def resolve_config(config: "DictConfig") -> dict[str, Any]:
-    """A composed configuration as plain values, in which each phase has what it names.
+    """A composed configuration as plain values, in which each phase has its epochs, and what it names.
 
     `augmentation: flip` and `scheduler: constant` of a phase are replaced by the contents of those files, so that a
     run keeps what it was made from; in a phase with its own `image_size`, `${data.image_size}` in the augmentation
     stands for that one.
-
-    Raises:
-        Refusal: a name that is no choice; every one is listed.
     """
     from omegaconf import OmegaConf
 
     plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     raw = cast(dict[str, Any], OmegaConf.to_container(config))
-    phases = {name: phase for name, phase in plain["phases"].items() if isinstance(phase, dict)}
-    problems = []
-    for name, phase in phases.items():
-        for group in ("augmentation", "scheduler"):
-            if isinstance(phase.get(group), str):
-                path = list_choices(group).get(phase[group])
-                if path is not None:
-                    raw["phases"][name][group] = phase[group] = yaml.safe_load(path.read_text(encoding="utf-8"))
-                else:
-                    problems.append(f"phases.{name}: {unknown_choice(group, phase[group])}")
+    data, phases = plain["data"], {name: phase for name, phase in plain["phases"].items() if isinstance(phase, dict)}
+    named = [(phase, group) for phase in phases for group in ("augmentation", "scheduler")]
+    named = [(phase, group) for phase, group in named if isinstance(phases[phase].get(group), str)]
+    problems = [
+        f"phases.{phase}: {unknown_choice(group, phases[phase][group])}"
+        for phase, group in named
+        if phases[phase][group] not in list_choices(group)
+    ]
     if problems:
         raise Refusal("\n".join(problems))
-    plain["outputs"] = {
-        name: _output(name, entry, plain["data"]) for name, entry in (plain.get("outputs") or {}).items()
-    }
+    for phase, group in named:
+        raw["phases"][phase][group] = phases[phase][group] = read_yaml(find_choice(group, phases[phase][group]))
+    plain["outputs"] = {name: _output(name, entry, data) for name, entry in (plain.get("outputs") or {}).items()}
     keys = ["logits", *(entry["key"] for entry in plain["outputs"].values())]
     if len(set(keys)) < len(keys):
         raise Refusal(f"outputs have the keys {', '.join(keys)} of the network's outputs: each needs one of its own")
-    phases = _with_epochs(plain["epochs"], phases)
-    plain["phases"] |= phases
-    for name, phase in phases.items():
+    plain["phases"] |= _with_epochs(plain["epochs"], phases)
+    for name in phases:
+        phase = plain["phases"][name]
         if phase.get("augmentation") is not None or phase.get("image_size") is not None:
-            size = phase.get("image_size") or plain["data"]["image_size"]
+            size = phase.get("image_size") or data["image_size"]
             augmentation = raw["phases"][name].get("augmentation") or raw["augmentation"]
-            own = plain | {"data": plain["data"] | {"image_size": size}, "augmentation": augmentation}
+            own = plain | {"data": data | {"image_size": size}, "augmentation": augmentation}
             phase["augmentation"] = OmegaConf.to_container(OmegaConf.create(own).augmentation, resolve=True)
     return plain
 
@@ -127,28 +131,26 @@ def _output(name: str, entry: Any, data: Mapping[str, Any]) -> dict[str, Any]:
 
     from foldwise.tasks import find_task
 
-    wanted = ("key", "task", "target")
-    if not isinstance(entry, Mapping) or any(key not in entry for key in wanted):
+    wanted = {"key", "task", "target"}
+    if not isinstance(entry, Mapping) or not wanted <= entry.keys() <= wanted | {"classes", "metric"}:
         raise Refusal(f"outputs.{name} is {entry!r}; it has key, task and target, and may have classes and metric")
-    unknown = [key for key in entry if key not in (*wanted, "classes", "metric")]
-    if unknown or not name.isidentifier():
-        raise Refusal(f"outputs.{name} has {', '.join(unknown)}; its keys are key, task, target, classes and metric")
+    if not name.isidentifier():
+        raise Refusal(f"outputs.{name}: a name is made of letters, digits and underscores")
     metric = entry.get("metric") or find_task(entry["task"]).metric
     if isinstance(metric, str):
-        metric = yaml.safe_load(find_choice("metric", metric).read_text(encoding="utf-8"))
+        metric = read_yaml(find_choice("metric", metric))
     filled = OmegaConf.to_container(OmegaConf.create({"data": data, "metric": metric}), resolve=True)
     return {"classes": None, **entry, "metric": cast(dict[str, Any], filled)["metric"]}
 
 
 def _with_epochs(epochs: Any, phases: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The phases with their epochs in place of their shares of all."""
+    """The phases with their numbers of epochs in place of their shares."""
     from foldwise.schedule.phases import share_epochs
 
     old = [name for name, phase in phases.items() if "epochs" in phase]
-    if old:
-        raise Refusal(
-            "\n".join(f"phases.{name}.epochs: set epochs= for the whole, and phases.{name}.share" for name in old)
-        )
+    lines = [f"phases.{name}.epochs: set epochs= for the whole, and phases.{name}.share" for name in old]
+    if lines:
+        raise Refusal("\n".join(lines))
     if type(epochs) is not int:
         raise Refusal(f"epochs is {epochs!r}; it must be a whole number from 1")
     given = share_epochs(epochs, {name: phase.pop("share", None) for name, phase in phases.items()})
@@ -156,11 +158,7 @@ def _with_epochs(epochs: Any, phases: Mapping[str, dict[str, Any]]) -> dict[str,
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """The configuration of a run, as plain values.
-
-    Raises:
-        Refusal: the folder is not a run.
-    """
+    """The configuration of a run, as plain values, or a Refusal if the folder is not a run."""
     path = run / "config.yaml"
     if not path.is_file():
         raise Refusal(f"{run} is not a run: it has no config.yaml; runs are the folders that train.py makes in runs/")
@@ -168,12 +166,12 @@ def read_config(run: Path) -> dict[str, Any]:
 
 
 def write_config(run: Path, config: dict[str, Any]) -> None:
-    """Keep the configuration of a run."""
+    """Write the configuration of a run."""
     write_text(run / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
 def followers(config: Mapping[str, Any]) -> list[str]:
-    """The settings by which a fold's training follows the labels that it is scored on."""
+    """The settings by which the training of a fold follows the labels that it is scored on."""
     found = [f"top_k={config['top_k']}"] if config.get("top_k", 0) > 0 else []  # older runs have no such choice
     running = [(name, phase) for name, phase in config["phases"].items() if phase["epochs"] > 0]
     found += [f"phases.{name}.start=best" for name, phase in running if phase.get("start") == "best"]

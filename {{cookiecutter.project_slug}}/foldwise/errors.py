@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 # An error of a data loader's worker arrives as text: its traceback, of which only the last part is for the user.
 WORKER_ERROR = re.compile(r"\ACaught \w+ in DataLoader worker process.*\n(?=\S)[\w.]+: (.+)\Z", re.DOTALL)
@@ -33,7 +34,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, Refusal | FloatingPointError):
         match = WORKER_ERROR.match(text)
         return match[1].strip() if match else text
-    if isinstance(error, ConnectionError | EOFError):  # the only peers that are spoken to without torch between
+    if isinstance(error, ConnectionError | EOFError):  # workers are the only peers that torch does not stand between
         return f"a DataLoader worker ended while it handed over a batch ({text or type(error).__name__}): {advice}"
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename or 'a file'} cannot be read or written ({error.strerror or text})"
@@ -47,16 +48,14 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
-def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """The end of a sentence on a name that does not exist, as "; did you mean epochs?"; "" if none is like it."""
-    from difflib import get_close_matches
-
-    near = get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
 def exit_code(error: Exception) -> int:
-    """What a command ends with after an error: 2 where a sentence says it all, 1 where a traceback is shown."""
+    """The exit code of a command after an error: 2 where a sentence says it all, 1 where a traceback is shown."""
     if isinstance(error, ProcessFailed):
         return error.exit_code
     return 1 if explain(error) is None else 2
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The end of a sentence on a name that does not exist, as "; did you mean epochs?"; "" if none is like it."""
+    near = get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]}?" if near else ""

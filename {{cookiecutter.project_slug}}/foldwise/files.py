@@ -1,7 +1,8 @@
-"""Files and folders that are either whole or absent: written beside their target, flushed, then renamed."""
+"""Files and folders that are whole or absent: written beside their target, flushed, then renamed; plain values."""
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -17,8 +18,7 @@ from foldwise.errors import Refusal
 def write_atomic(path: Path) -> Iterator[Path]:
     """Give a temporary path in the folder of `path`; on success it becomes `path`, on an error it is removed.
 
-    The temporary file stands in the same folder because a rename is atomic only within one filesystem.
-    It keeps the suffix of `path`, since several writers choose their format by it.
+    A rename is atomic only within one filesystem. The suffix is kept, since writers choose their format by it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,11 +27,7 @@ def write_atomic(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; results are shared
+        _complete(temporary, 0o666)
         os.replace(temporary, path)
     except OSError as error:
         if error.errno is None or error.filename not in (None, name):
@@ -43,11 +39,7 @@ def write_atomic(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its name when the block ends well, and goes when it does not.
-
-    Raises:
-        Refusal: the folder exists.
-    """
+    """Give a temporary folder beside a new `folder`; on success it becomes `folder`, on an error it is removed."""
     folder = Path(folder)
     check_new(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -60,18 +52,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def publish(temporary: Path, folder: Path) -> None:
-    """Give a complete temporary folder its name.
-
-    Raises:
-        Refusal: somebody else was faster.
-    """
-    for path in temporary.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    umask = os.umask(0)
-    os.umask(umask)
-    temporary.chmod(0o777 & ~umask)  # mkdtemp makes folders private; results are shared
+    """Give a complete temporary folder its name, or raise a Refusal if somebody else was faster."""
+    _complete(temporary, 0o777)
     try:
         temporary.rename(folder)
     except OSError:
@@ -79,12 +61,19 @@ def publish(temporary: Path, folder: Path) -> None:
         raise
 
 
-def check_new(*paths: Path) -> None:
-    """Refuse results that exist.
+def _complete(path: Path, mode: int) -> None:
+    """Flush a file, or those in a folder, to the disk, and share it: what tempfile makes is private."""
+    for file in [path] if path.is_file() else path.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(mode & ~umask)
 
-    Raises:
-        Refusal: names those that do.
-    """
+
+def check_new(*paths: Path) -> None:
+    """Raise a Refusal that names those of the paths that exist."""
     there = [str(path) for path in paths if path.exists()]
     if there:
         exist = "exists and is" if len(there) == 1 else "exist and are"
@@ -98,11 +87,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Read a text file.
-
-    Raises:
-        Refusal: it is not UTF-8; the message names it.
-    """
+    """Read a text file; raise a Refusal if it is not UTF-8."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -115,15 +100,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        Refusal: the file is not valid JSON; the message names it.
-    """
+    """Read a JSON file; raise a Refusal if it is not valid."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise Refusal(f"{path} is not valid JSON ({error}); delete it and make it again") from error
+
+
+def plain_number(value: float) -> float | None:
+    """A float for JSON, which has no NaN: None stands for a score that does not exist."""
+    return float(value) if math.isfinite(value) else None
+
+
+def is_number(value: Any) -> bool:
+    """Whether a plain value is a number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def sha256_file(path: Path) -> str:

@@ -1,7 +1,7 @@
 """Locks between processes, also of several machines: a file of which only one at a time is the holder.
 
-flock(2): the lock ends with the process that holds it, however that ends, so that nothing has to be cleaned up after a
-kill. Linux passes it on over NFS. The files stay, since deleting one that others wait for would let two hold it.
+flock(2): the lock ends with the process that holds it, so that nothing has to be cleaned up after a kill. Linux passes
+it on over NFS. The files stay, since deleting one that others wait for would let two hold it.
 """
 
 import errno
@@ -23,7 +23,7 @@ UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def lock(path: Path, wait: bool = True) -> TextIO:
-    """The opened file `path`, made if it is new, whose lock is held until it is closed.
+    """Lock the file `path`, made if it is new, until the file that is returned is closed.
 
     Args:
         wait: for the holder to end.
@@ -45,7 +45,7 @@ def lock(path: Path, wait: bool = True) -> TextIO:
         if error.errno not in UNSUPPORTED:
             file.close()
             raise
-    if not wait:  # others are told who has it
+    if not wait:  # for the message of others
         file.truncate(0)
         file.write(f"process {os.getpid()} on host {socket.gethostname()}\n")
         file.flush()

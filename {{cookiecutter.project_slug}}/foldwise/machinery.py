@@ -20,20 +20,18 @@ def edited_files() -> list[str]:
             for path in FOLDER.rglob("*")
             if path.is_file() and "__pycache__" not in path.parts and path != MANIFEST
         }
-        changed = [name for name, digest in rendered.items() if name not in present or _hash(present[name]) != digest]
+        edited = [name for name, digest in rendered.items() if name not in present or _hash(present[name]) != digest]
     except (OSError, ValueError, AttributeError):
         return []
-    added = [name for name in present.keys() - rendered.keys() if name.endswith((".py", ".yaml"))]
-    return sorted(f"{FOLDER.name}/{name}" for name in [*changed, *added])
+    edited += [name for name in present.keys() - rendered.keys() if name.endswith((".py", ".yaml"))]
+    return sorted(f"{FOLDER.name}/{name}" for name in edited)
 
 
 def describe_edits() -> str | None:
     """A sentence on the edited files; None when there are none."""
     edited = edited_files()
-    if not edited:
-        return None
     names = ", ".join(edited[:3]) + (f" and {len(edited) - 3} more" if len(edited) > 3 else "")
-    return f"machinery edited: {names}; put your own code in solution/"
+    return f"machinery edited: {names}; put your own code in solution/" if edited else None
 
 
 def _hash(path: Path) -> str:

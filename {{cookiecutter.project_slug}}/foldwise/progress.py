@@ -1,8 +1,11 @@
-"""How far long work is: what it calls, and the bar that the commands show."""
+"""Progress of long work: what it calls, and the bar that the commands show."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import count
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Progress = Callable[[str, int, int], None]  # what is being done, how many steps are done, of how many
 
@@ -11,19 +14,24 @@ def silent(text: str, done: int, total: int) -> None:
     """Show nothing."""
 
 
-def stepping(progress: Progress, text: str, total: int) -> Callable[[], None]:
-    """What is called after each of the steps."""
-    done = count(1)
-    progress(text, 0, total)
-    return lambda: progress(text, next(done), total)
+def stepping(progress: Progress, text: str, total: int, done: int = 0) -> Callable[..., None]:
+    """A function to be called after each step, or with a number of steps."""
+
+    def step(count: int = 1) -> None:
+        nonlocal done
+        done += count
+        progress(text, done, total)
+
+    step(0)
+    return step
 
 
 @contextmanager
-def progress_bar(text: str) -> Iterator[Progress]:
+def progress_bar(text: str, console: "Console | None" = None) -> Iterator[Progress]:
     """A bar that is gone in the end; `text` stands there until work says what it is doing."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, transient=True) as bar:
+    with Progress(*columns, transient=True, console=console) as bar:
         task = bar.add_task(text, total=None)
         yield lambda text, done, total: bar.update(task, description=text, completed=done, total=total)

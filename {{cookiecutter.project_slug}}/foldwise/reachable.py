@@ -1,15 +1,13 @@
-"""Whether a server can be used, found in seconds: the libraries that talk to it try for minutes."""
+"""Connectivity checks."""
 
 import urllib.error
 import urllib.request
 
-PATIENCE = 5.0  # seconds
 
-
-def connection_problem(url: str) -> str | None:
-    """Why a server does not answer; None where it does, whatever it says."""
+def connection_problem(url: str, seconds: float = 5) -> str | None:
+    """Why a server does not answer, found in seconds: client libraries retry for minutes; None if it answers at all."""
     try:
-        urllib.request.urlopen(url, timeout=PATIENCE).close()
+        urllib.request.urlopen(url, timeout=seconds).close()
     except urllib.error.HTTPError:
         return None  # an answer, if not to this question
     except OSError as error:

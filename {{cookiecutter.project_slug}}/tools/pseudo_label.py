@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root, where foldwise/ is
 
-from foldwise.command import exit_on_error, make_parser
+from foldwise.command import exit_on_error, make_parser, whole_number
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -33,7 +33,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--confident", type=float, metavar="P", help="hard labels, of the images or pixels so sure")
     mode.add_argument("--soft", action="store_true", help="all images, with their probabilities as targets")
-    mode.add_argument("--uncertain", type=_count, metavar="N", help="list the N least certain, to be labelled by hand")
+    mode.add_argument(
+        "--uncertain", type=whole_number(1), metavar="N", help="list the N least certain, to be labelled by hand"
+    )
     parser.add_argument(
         "--confident-class",
         nargs="+",
@@ -89,13 +91,6 @@ def label(options: argparse.Namespace) -> None:
     experiment = f"experiment={config['experiment_name']} " if config["experiment_name"] else ""
     print(f"\nNext:\n  python train.py {experiment}data={config['data']['name']} data.pseudo={options.out}")
     print("  and phases=both_then_train or phases=pseudo_then_train, to end on the real rows")
-
-
-def _count(text: str) -> int:
-    """A whole number from 1 on, for argparse."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return int(text)
 
 
 def _threshold(text: str) -> tuple[str, float]:

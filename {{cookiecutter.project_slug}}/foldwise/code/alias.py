@@ -24,32 +24,26 @@ _opened: dict[str, Code] = {}  # by alias
 
 
 def open_code(source: Path | Code) -> str:
-    """Make code importable, here and in processes that multiprocessing starts; the name of its package.
+    """Make code importable, here and in processes that multiprocessing starts, if it is trusted; its package's name.
 
     Args:
         source: a folder with `solution/` in it, as <run>/code; or code that was just collected, which child processes
             see if they are forked, and whose tracebacks show the files that it was collected from.
-
-    Raises:
-        Refusal: there is no code, or it is not trusted.
     """
     code = source if isinstance(source, Code) else read_code(Path(source).resolve())
-    entry = str(code.root / code.alias)
+    alias = f"{PACKAGE}_{code.hash}"
+    entry = str(code.root / alias)
     if not isinstance(source, Code) and entry not in sys.path:  # else who started this process has opened it
         require_trust(code)
         sys.path.append(entry)
-    known = _opened.setdefault(code.alias, code)
+    known = _opened.setdefault(alias, code)
     if known.digest != code.digest:
         raise Refusal(f"the code in {code.root} has the hash of other code, in {known.root}: open it by itself")
-    return code.alias
+    return alias
 
 
 def check_covered(alias: str | None) -> None:
-    """Refuse what was imported from the working copy of `solution/`, and so is not what the run keeps.
-
-    Raises:
-        Refusal: names the modules.
-    """
+    """Refuse modules of the working copy of `solution/` that were imported: they are not what the run keeps."""
     here = (Path.cwd() / PACKAGE).resolve()
     names = []
     for name, module in sorted(sys.modules.items()):

@@ -2,11 +2,8 @@
 
 import importlib
 import inspect
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -27,19 +24,17 @@ def resolve(target: str, alias: str | None = None, setting: str = "_target_") ->
         setting: where the target comes from, for messages.
 
     Raises:
-        Refusal: there is no such thing, or it lies in a file that a run would not keep. What a module itself raises
-            while it is imported is passed on.
+        Refusal: there is no such thing. What a module itself raises while it is imported is passed on.
     """
     where = f"{setting}: {target}"
     if not isinstance(target, str) or not TARGET.fullmatch(target):
         raise Refusal(f"{setting}: {target!r} is not of the form package.module.Name")
     module_name, colon, name = target.partition(":")
     first, *rest = module_name.split(".")
-    if first != PACKAGE:
-        _refuse_loose_files(target, first, where)
-    elif alias is None:
+    root = alias if first == PACKAGE else first
+    if root is None:
         raise Refusal(f"{where}: solution code is needed, and there is none here")
-    found: Any = _import(alias if first == PACKAGE and alias else first, where)
+    found: Any = _import(root, where)
     for number, part in enumerate([*rest, *(name.split(".") if colon else [])]):
         must_be_module = colon and number < len(rest)
         if hasattr(found, part) and not must_be_module:
@@ -140,23 +135,3 @@ def _describe_missing(name: str, found: Any) -> str:
     known = [other for other in dir(found) if not other.startswith("__")]
     what = re.sub(rf"^{PACKAGE}_[0-9a-f]{{8}}", PACKAGE, getattr(found, "__name__", repr(found)))
     return f"there is no {name} in {what}{did_you_mean(name, known)}"
-
-
-def _refuse_loose_files(target: str, package: str, where: str) -> None:
-    """Refuse a module of the working folder: what is not in `solution/` is neither kept nor part of the identity."""
-    try:
-        spec = find_spec(package)
-    except ValueError:  # a module that was not imported from a file, such as __main__
-        return
-    if spec is None or package == "foldwise":
-        return
-    here, library = Path.cwd(), Path(os.__file__).resolve().parent
-    for file in map(Path, [spec.origin or "", *(spec.submodule_search_locations or [])]):
-        file = file.resolve() if file.is_absolute() else library  # "built-in", "frozen"
-        if file.is_relative_to(library) or not file.is_relative_to(here):
-            continue
-        if not {"site-packages", "dist-packages"} & set(file.relative_to(here).parts):
-            raise Refusal(
-                f"{where}: {file.relative_to(here)} is outside {PACKAGE}/, and a run would not keep it: "
-                f"put it in {PACKAGE}/ and name it {PACKAGE}.{target}"
-            )

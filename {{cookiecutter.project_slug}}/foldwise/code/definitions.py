@@ -166,27 +166,17 @@ class Definitions:
         if statement not in self.effects:
             found = _Found()
             self.follow(statement.runs, found)
-            own = [item for item in found.statements if item.imported is None]
+            own = {item for item in found.statements if item.imported is None}
             hooks = isinstance(statement.node, ast.ClassDef) and any(has_hooks(item.node) for item in own)
             if hooks or (own and getattr(statement.node, "decorator_list", [])):  # may call what is in it
                 self.follow(statement.reads, found)
-            found.statements.discard(statement)
-            anything = any(item.writes_unknown or item.dynamic for item in (statement, *found.statements))
-            names = self._written(statement)
-            for item in found.statements:
-                names |= self._written(item)
-                if item.imported is None and (anything or is_mutable(item.node)):
-                    names |= item.names
+                own = {item for item in found.statements if item.imported is None}
+            own -= {statement}
+            anything = any(item.writes or item.dynamic for item in (statement, *own))
+            names = {name for item in own if anything or is_mutable(item.node) for name in item.names}
+            names |= found.names if anything else set()
             self.effects[statement] = names if hooks or statement.calls else set()
         return self.effects[statement]
-
-    def _written(self, statement: Statement) -> set[str]:
-        """The names that a statement assigns to, or to attributes or items of."""
-        found = _Found()
-        for reference in statement.writes:
-            for item in self.resolve(reference, found):
-                found.names |= item.names
-        return found.names
 
     def _hash_module(self, module: str) -> dict[str, str]:
         counts = Counter(name for statement in self.modules[module] for name in statement.binds)

@@ -51,16 +51,17 @@ def collect_code(targets: Iterable[str], root: Path) -> Code:
     A reached file that imports by names made while it runs (importlib, exec) reaches every file.
 
     Args:
-        targets: such as solution.module.Module or solution.networks:Network; those of other packages are ignored.
+        targets: such as solution.module.Module or solution.networks:Network; those of packages are ignored.
 
     Raises:
-        Refusal: what is not there, syntax errors, and imports of files beside `solution/`; each with file and line.
+        Refusal: what is not there, syntax errors, and uses of files beside `solution/`; each with file and line.
     """
-    wanted = {target: name for target in sorted(targets) if inside(name := target.replace(":", "."), PACKAGE)}
+    names = {target: target.replace(":", ".") for target in sorted(targets)}
+    wanted = {target: name for target, name in names.items() if inside(name, PACKAGE)}
     files = {file.path: file for file in walk(wanted.values(), root, PACKAGE)}
     if any(map(_is_dynamic, files.values())):
         files = {path: read_file(path, root) for path in (root / PACKAGE).rglob("*.py")}
-    problems = []
+    problems = [f"{target}: {problem}" for target, name in names.items() if (problem := _loose_problem(name, root))]
     for target, name in wanted.items():
         found = locate(name, root)
         if not found.rest:
@@ -150,9 +151,15 @@ def _import_problem(item: Import, root: Path) -> str:
         if found.rest:
             return _missing(found.module, found.rest[0], root, must_be_module=True)
         return _missing(item.module, item.name, root) if locate(item.path, root).rest else ""
-    if first != "foldwise" and locate(first, root).files:
-        return f"{first} lies beside {PACKAGE}/, and a run would not keep it; move it to {PACKAGE}/{first}"
-    return ""
+    return _loose_problem(item.path, root)
+
+
+def _loose_problem(name: str, root: Path) -> str:
+    """The sentence that a module lies in the working folder; "" for one of a package."""
+    first = name.split(".")[0]
+    if first in (PACKAGE, "foldwise") or not locate(name, root).files:
+        return ""
+    return f"{first} lies beside {PACKAGE}/, and a run would not keep it; move it to {PACKAGE}/{first}"
 
 
 def _missing(module: str, name: str, root: Path, must_be_module: bool = False) -> str:

@@ -4,25 +4,16 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from foldwise.code.alias import open_code
 from foldwise.code.imports import collect_code
-from foldwise.code.source import PACKAGE, Code, read_code, trust, write_code
+from foldwise.code.source import NO_CODE, PACKAGE, Code, read_code, trust, write_code
 from foldwise.errors import Refusal
 
 SOLUTION = re.compile(rf"{PACKAGE}(\.\w+)+(:\w+)?")  # something in solution/
 FOLDER = "code"  # of a run; of a bundle, with a folder for each hash
-
-
-@dataclass(frozen=True)
-class OwnerCode:
-    """Code of the owner's, and the alias under which it can be imported; None where there is none."""
-
-    code: Code | None = None
-    alias: str | None = None
 
 
 def all_targets(config: Any) -> list[str]:
@@ -41,70 +32,53 @@ def module_target(target: str) -> str:
 
 
 @contextmanager
-def working_code(config: Mapping[str, Any], root: Path | None = None) -> Iterator[OwnerCode]:
+def working_code(config: Mapping[str, Any], root: Path | None = None) -> Iterator[Code]:
     """The code that a configuration reaches in `root/solution` as it is now, importable within the block.
 
     It is copied first, so that what is edited meanwhile changes nothing, also in processes that are started.
 
     Args:
         root: the folder that `solution/` is in; None: the current one.
-
-    Raises:
-        Refusal: as `collect_code`.
     """
     code = collect_code(all_targets(config), root or Path.cwd())
-    if not code.files:
-        yield OwnerCode()
-        return
     with tempfile.TemporaryDirectory(prefix="foldwise-") as scratch:
-        folder = Path(scratch) / FOLDER
-        write_code(code, folder)
-        trust(code.digest)
-        yield OwnerCode(code, open_code(folder))
+        if code.files:
+            write_code(code, Path(scratch) / FOLDER)
+            trust(code.digest)
+            open_code(Path(scratch) / FOLDER)
+        yield code
 
 
-def current_code(config: Mapping[str, Any]) -> OwnerCode:
-    """The working copy's code that a configuration reaches, for commands that start no processes with it.
-
-    Raises:
-        Refusal: as `collect_code`.
-    """
+def current_code(config: Mapping[str, Any]) -> Code:
+    """The working copy's code that a configuration reaches, opened, for commands that start no processes with it."""
     code = collect_code(all_targets(config), Path.cwd())
-    return OwnerCode(code, open_code(code)) if code.files else OwnerCode()
+    if code.files:
+        open_code(code)
+    return code
 
 
-def keep_code(code: Code | None, run: Path) -> None:
+def keep_code(code: Code, run: Path) -> None:
     """Give a new run its copy."""
-    if code is not None:
+    if code.files:
         write_code(code, run / FOLDER)
 
 
-def run_code(run: Path) -> OwnerCode:
-    """The copy that a run carries, opened.
-
-    Raises:
-        Refusal: it is not trusted.
-    """
+def run_code(run: Path) -> Code:
+    """The copy that a run carries, opened, if it is trusted."""
     folder = run / FOLDER
     if not (folder / PACKAGE).is_dir():
-        return OwnerCode()
-    return OwnerCode(read_code(folder), open_code(folder))
+        return NO_CODE
+    open_code(folder)
+    return read_code(folder)
 
 
 def find_code(model: Path, hash: str | None) -> str | None:
-    """The alias of the code that a model folder needs, from the run or the bundle that it is in.
-
-    Args:
-        hash: of the code; None: it needs none.
-
-    Raises:
-        Refusal: it is not there, or not trusted.
-    """
+    """The alias of the code with a hash that a model folder needs, from the run or the bundle that it is in, opened."""
     return None if hash is None else open_code(find_code_folder(model, hash))
 
 
 def find_code_folder(model: Path, hash: str) -> Path:
-    """The folder with the `solution/` that a model folder needs; as `find_code`."""
+    """The folder with the `solution/` that a model folder needs, or a Refusal if it is not there."""
     for parent in model.resolve().parents:
         for folder in (parent / FOLDER, parent / FOLDER / hash):
             if (folder / PACKAGE).is_dir() and read_code(folder).hash == hash:

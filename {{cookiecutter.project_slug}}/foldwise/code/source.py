@@ -46,17 +46,16 @@ class Code:
         return self.digest[:8]
 
     @property
-    def alias(self) -> str:
-        """The name of the package under which this code is imported."""
-        return f"{PACKAGE}_{self.hash}"
+    def alias(self) -> str | None:
+        """The name of the package under which this code is imported; None if there are no files."""
+        return f"{PACKAGE}_{self.hash}" if self.files else None
+
+
+NO_CODE = Code({}, Path())
 
 
 def read_code(folder: Path) -> Code:
-    """Every Python file in `folder/solution`.
-
-    Raises:
-        Refusal: there is none.
-    """
+    """Every Python file in `folder/solution`, or a Refusal if there is none."""
     paths = sorted(path for path in (folder / PACKAGE).rglob("*.py") if path.is_file())
     if not paths:
         raise Refusal(f"there is no code in {folder / PACKAGE}")
@@ -64,10 +63,9 @@ def read_code(folder: Path) -> Code:
 
 
 def write_code(code: Code, folder: Path) -> None:
-    """Write `folder` with `solution` in it, whole or not at all; twice is harmless, also by another process at once.
+    """Write `folder` with `solution` in it, whole or not at all, and refuse if other code is there.
 
-    Raises:
-        Refusal: other code is there.
+    Twice is harmless, also by another process at once.
     """
     if not folder.exists():
         try:
@@ -109,11 +107,7 @@ def is_trusted(digest: str) -> bool:
 
 
 def require_trust(code: Code) -> None:
-    """Refuse code that was read from a folder, as <run>/code, and is not trusted.
-
-    Raises:
-        Refusal: says what to look at, and the option.
-    """
+    """Refuse code that was read from a folder, as <run>/code, and is not trusted."""
     if not is_trusted(code.digest):
         here = Path.cwd()
         folder = code.root.relative_to(here) if code.root.is_relative_to(here) else code.root

@@ -31,8 +31,7 @@ class Statement:
         imported: what the name of an import stands for; None: it is another statement.
         star: it imports everything from `imported`.
         reads, runs: references in all of it, and in what runs as the module loads.
-        writes: references to what it assigns to through `global`, attributes or items.
-        writes_unknown: it assigns to attributes of something else than `self`, which may be anything that it reaches.
+        writes: it assigns to globals, items of globals, or attributes of anything but `self`: of whatever it reaches.
         loads: the imports in it.
         calls: as the module loads, something is called that may change what it reaches.
         active: it does more than to bind names, see `is_active`.
@@ -46,8 +45,7 @@ class Statement:
     star: bool = False
     reads: set[str] = field(default_factory=set)
     runs: set[str] = field(default_factory=set)
-    writes: set[str] = field(default_factory=set)
-    writes_unknown: bool = False
+    writes: bool = False
     loads: list[Import] = field(default_factory=list)
     calls: bool = False
     active: bool = False
@@ -122,15 +120,16 @@ class _Reader(ast.NodeVisitor):
         root, attributes = _split(node)
         self.statement.dynamic |= "__subclasses__" in attributes
         if not isinstance(node.ctx, ast.Load):
-            self._write(node, attribute=True)
+            self.statement.writes |= not self._is_self(_root(node)) or "__class__" in attributes
         if isinstance(root, ast.Name):
             self._read(self._resolve(root.id, *attributes))
         else:
             self.visit(root)
 
     def visit_Subscript(self, node: ast.Subscript) -> None:
-        if not isinstance(node.ctx, ast.Load):
-            self._write(node.value, attribute=False)
+        root = _root(node)
+        if isinstance(root, ast.Name) and not isinstance(node.ctx, ast.Load):
+            self.statement.writes |= self._resolve(root.id) is not None
         self.generic_visit(node)
 
     def visit_AugAssign(self, node: ast.AugAssign) -> None:
@@ -146,8 +145,8 @@ class _Reader(ast.NodeVisitor):
         name = node.func.id if isinstance(node.func, ast.Name) and node.func.id not in self.names else ""
         if name not in PURE or node.keywords:  # as sorted(x, key=f)
             self.statement.calls |= self.now
-        if name in ("setattr", "delattr") and node.args:
-            self._write(node.args[0], attribute=True)
+        if name in ("setattr", "delattr"):
+            self.statement.writes |= not (node.args and self._is_self(node.args[0]))
         self.statement.dynamic |= name in ("vars", "dir", "locals") and not node.args
         self.generic_visit(node)
 
@@ -167,7 +166,9 @@ class _Reader(ast.NodeVisitor):
         bound = Bindings(node.body, self.package)
         names = {name: target for name, target in bound.names.items() if name not in bound.outer}
         names |= dict.fromkeys([*(item.arg for item in arguments), *_type_parameters(node)])
-        self.statement.writes |= {f"{self.module}.{name}" for name in bound.globals & bound.names.keys()}
+        written = {f"{self.module}.{name}" for name in bound.globals & bound.names.keys()}
+        self.statement.reads |= written
+        self.statement.writes |= bool(written)
         with self._inside(_Scope(names, bound.globals), now=False):
             self.visit_all(node.body)
 
@@ -217,17 +218,8 @@ class _Reader(ast.NodeVisitor):
             self.statement.reads.add(reference)
             self.statement.runs |= {reference} if self.now else set()
 
-    def _write(self, node: ast.expr, attribute: bool) -> None:
-        """Note that an attribute or item of `node` is assigned to."""
-        attributes: list[str] = []
-        while isinstance(node, ast.Attribute | ast.Subscript):
-            attributes = [node.attr, *attributes] if isinstance(node, ast.Attribute) else []
-            node = node.value
-        name = node.id if isinstance(node, ast.Name) else ""
-        if name and (reference := self._resolve(name, *attributes)):
-            self.statement.writes.add(reference)
-        elif name != "self" or "__class__" in attributes:
-            self.statement.writes_unknown |= attribute
+    def _is_self(self, node: ast.expr) -> bool:
+        return isinstance(node, ast.Name) and node.id == "self" and self._resolve("self") is None
 
     @contextmanager
     def _inside(self, scope: _Scope, now: bool = True) -> Iterator[None]:
@@ -237,6 +229,13 @@ class _Reader(ast.NodeVisitor):
         yield
         self.scopes.pop()
         self.now = around
+
+
+def _root(node: ast.expr) -> ast.expr:
+    """What a chain of attributes and items begins with."""
+    while isinstance(node, ast.Attribute | ast.Subscript):
+        node = node.value
+    return node
 
 
 def _split(node: ast.expr) -> tuple[ast.expr, list[str]]:

@@ -39,11 +39,7 @@ class Import(NamedTuple):
 
 @cache
 def parse(source: bytes) -> ast.Module:
-    """The syntax tree of a file; it is shared, so copy it before changing it.
-
-    Raises:
-        SyntaxError: also for bytes that are no text.
-    """
+    """The syntax tree of a file, shared: copy it to change it. SyntaxError also for bytes that are no text."""
     try:
         return ast.parse(source)
     except ValueError as error:  # null bytes, up to Python 3.11

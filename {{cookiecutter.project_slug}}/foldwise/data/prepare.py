@@ -12,13 +12,13 @@ from foldwise.code.build import make
 from foldwise.data.fields import Item
 from foldwise.data.folds import fold_array, folds_hash, update_folds
 from foldwise.data.pseudo import Pseudo, read_pseudo
+from foldwise.data.sample import provide_classes
 from foldwise.data.samples import Samples, TableItems, item_table
 from foldwise.data.scan import images_hash, scan_items
 from foldwise.data.statistics import compute_statistics
 from foldwise.data.table import Columns, Table, TableError, read_table
 from foldwise.errors import Refusal
 from foldwise.files import read_json, write_json
-from foldwise.locks import lock
 from foldwise.tasks import find_task
 from foldwise.tasks.outputs import Output
 
@@ -84,12 +84,6 @@ def prepare(config: Mapping[str, Any], alias: str | None, make_folds: bool = Tru
     data, task = config["data"], config["task"]
     samples = make(config["samples"], alias, "samples")
     _check_names(samples)
-    if data["name"] == "sample" and not Path(data["table"]).exists():
-        from foldwise.data.sample import write_sample
-
-        with lock(Path(data["root"]) / ".lock"):  # several jobs may begin at once
-            if not Path(data["table"]).exists():
-                write_sample(Path(data["root"]), task)
     items = read_items(data, task, samples)
     table = items.table
     outputs, tables = read_outputs(config, table, items.items)
@@ -134,11 +128,7 @@ def read_items(data: Mapping[str, Any], task: str, samples: Samples) -> TableIte
     Raises:
         TableError: everything that is wrong with the table or with its items.
     """
-    classes = data["classes"]
-    if data["name"] == "sample" and not classes:
-        from foldwise.data.sample import sample_classes
-
-        classes = sample_classes(task)
+    classes = provide_classes(data, task)
     source = read_table(data["table"], task, data["root"], Columns.from_config(data["columns"]), classes)
     return TableItems.of(source, samples, targets=True)
 

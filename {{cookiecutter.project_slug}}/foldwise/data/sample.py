@@ -8,15 +8,17 @@ they cannot be told apart without the right colour channels; strokes of a mask a
 a shift of two costs a third of the IoU; pictures differ in size and are not square.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pandas as pd
 
 from foldwise.files import write_atomic
+from foldwise.locks import lock
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 BACKGROUNDS = ("plain", "gradient", "stripes", "clouds")
@@ -49,6 +51,23 @@ RECIPES = {
     ),
     "segmentation": Recipe("mask", (0, 1, 4, 6, 9), {}, (0, 0.5, 0.4, 0.1), (28, 32), (64, 72), (72, 88), 100),
 }
+
+
+def is_sample(data: Mapping[str, Any]) -> bool:
+    """Whether a configuration's data are the sample."""
+    return data["name"] == "sample"
+
+
+def provide_classes(data: Mapping[str, Any], task: str) -> Sequence[str] | None:
+    """The classes of a configuration's data. The sample's need no setting; it is written when it is first used."""
+    if not is_sample(data):
+        return data["classes"]
+    root, table = Path(data["root"]), Path(data["table"])
+    if not table.exists():
+        with lock(root / ".lock"):  # several jobs may begin at once
+            if not table.exists():
+                write_sample(root, task)
+    return data["classes"] or sample_classes(task)
 
 
 def sample_classes(task: str) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
 from foldwise.data.samples import TableItems
@@ -17,12 +16,6 @@ from foldwise.predictions.store import class_shares, iter_average_maps, read_pre
 from foldwise.tasks import Classes, find_task
 
 SHOWN_CLASSES = 50
-
-
-def progress_bar(console: Console) -> Progress:
-    """A bar with counts, the time passed and the time left."""
-    columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
-    return Progress(*columns, TimeRemainingColumn(), console=console)
 
 
 def equal_images(table: Table, training: Table) -> list[tuple[str, str]]:

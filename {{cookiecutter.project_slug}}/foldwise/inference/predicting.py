@@ -14,7 +14,7 @@ from foldwise.data.samples import TableItems
 from foldwise.data.table import Columns, Table, read_table
 from foldwise.errors import Refusal
 from foldwise.inference.device import choose_devices
-from foldwise.inference.inspection import equal_images, print_shares, progress_bar, write_overlays
+from foldwise.inference.inspection import equal_images, print_shares, write_overlays
 from foldwise.inference.runs import TrainedRun, check_together, open_run
 from foldwise.inference.sharing import Choices, Job, Work, predict_work
 from foldwise.inference.tta import TTA, load_tta
@@ -22,6 +22,7 @@ from foldwise.inference.weights import load_samples
 from foldwise.predictions.schema import Header
 from foldwise.predictions.sources import output_folder, source_name
 from foldwise.predictions.writers import PredictionWriter
+from foldwise.progress import progress_bar, stepping
 from foldwise.tasks.outputs import Output
 
 
@@ -76,13 +77,13 @@ def predict_runs(
             f"{total} images, models: {sum(len(run.models) for run in trained)}, views: {len(tta.names)}, "
             f"on {', '.join(devices)}"
         )
-        with progress_bar(console) as progress:
-            bar = progress.add_task("predicting", total=total, completed=len(done))
+        with progress_bar("predicting", console) as progress:
+            step = stepping(progress, "predicting", total, len(done))
             predict_work(
                 Work(trained, left, table, source, tta, choices),
                 devices,
                 lambda: [{name: writer.new_shard() for name, writer in of_run.items()} for of_run in writers],
-                lambda images: progress.advance(bar, images),
+                step,
             )
     for folder in folders:
         write_overlays(folder, items, choices.overlays)

@@ -21,7 +21,7 @@ from foldwise.code.runs import find_code
 from foldwise.data.images import FITS
 from foldwise.data.samples import Samples
 from foldwise.errors import Refusal
-from foldwise.files import read_json, sha256_file, write_atomic, write_json
+from foldwise.files import is_number, read_json, sha256_file, write_atomic, write_json
 from foldwise.models.network import Network
 from foldwise.models.normalized import Normalized
 from foldwise.tasks import TASKS
@@ -264,7 +264,7 @@ def _spec_problems(values: Any) -> list[str]:
             problems.append(f"images.{name}: mean and std are not lists of numbers, one a channel, std above 0")
         elif values["network"]["channels"].get(name, len(image["mean"])) != len(image["mean"]):
             problems.append(f"images.{name}: mean has not one value a channel")
-        if image["scale"] is not None and not (_is_number(image["scale"]) and image["scale"] > 0):
+        if image["scale"] is not None and not (is_number(image["scale"]) and image["scale"] > 0):
             problems.append(f"images.{name}: scale is neither a positive number nor null")
     return problems
 
@@ -334,16 +334,12 @@ def _all_keys(value: Any) -> list[str]:
     return [key for inner in value for key in _all_keys(inner)] if isinstance(value, list | tuple) else []
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return type(value) is int and value > 0
 
 
 def _is_list(value: Any, kind: type) -> bool:
-    return isinstance(value, list) and all(_is_number(v) if kind is not str else isinstance(v, str) for v in value)
+    return isinstance(value, list) and all(is_number(v) if kind is not str else isinstance(v, str) for v in value)
 
 
 def _raise(where: Path, problems: list[str]) -> None:

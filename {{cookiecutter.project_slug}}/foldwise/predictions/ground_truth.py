@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from foldwise.code.build import resolve_strict
-from foldwise.code.runs import OwnerCode, current_code, module_target, run_code
-from foldwise.code.source import Code
+from foldwise.code.runs import current_code, module_target, run_code
+from foldwise.code.source import NO_CODE, Code
 from foldwise.config import compose_config, read_config
 from foldwise.data.folds import fold_array, folds_hash, table_folds
 from foldwise.data.prepare import read_items
@@ -46,7 +46,7 @@ class GroundTruth:
     metric: Any
     config: dict[str, Any]
     items: TableItems
-    code: Code | None = None
+    code: Code = NO_CODE
 
     @property
     def task(self) -> Task:
@@ -72,7 +72,7 @@ def read_ground_truth(source: Path, data: str | None = None, overrides: Sequence
     table, folds = read.table, table_folds(read.table, section)
     metric = build_metric(config["metric"], config["task"], table.classes, table, code.alias)
     items = TableItems.of(read.source, samples)
-    return GroundTruth(table, fold_array(folds, table.ids), folds_hash(folds), metric, config, items, code.code)
+    return GroundTruth(table, fold_array(folds, table.ids), folds_hash(folds), metric, config, items, code)
 
 
 def read_labelled_table(
@@ -92,7 +92,7 @@ def read_labelled_table(
     items = TableItems.of(source_table, _build_reader(config["samples"], code.alias))
     table = items.table
     metric = build_metric(config["metric"], header.task, table.classes, table, code.alias)
-    return GroundTruth(table, np.zeros(len(table), np.int64), "", metric, config, items, code.code)
+    return GroundTruth(table, np.zeros(len(table), np.int64), "", metric, config, items, code)
 
 
 def mismatches(header: Header, truth: GroundTruth, split: str) -> list[str]:
@@ -155,10 +155,10 @@ def _build_reader(config: Mapping[str, Any], alias: str | None) -> Samples:
     return kind(**arguments)
 
 
-def _source_code(source: Path, data: str | None, config: dict[str, Any]) -> OwnerCode:
+def _source_code(source: Path, data: str | None, config: dict[str, Any]) -> Code:
     """The owner's code that a source was made with; without a copy in it, that of the working tree."""
-    own = run_code(run_of(source)[0]) if data is None else OwnerCode()
-    return own if own.alias else current_code({key: config[key] for key in ("samples", "metric")})
+    own = run_code(run_of(source)[0]) if data is None else NO_CODE
+    return own if own.files else current_code({key: config[key] for key in ("samples", "metric")})
 
 
 def _source_config(source: Path, data: str | None, overrides: Sequence[str]) -> dict[str, Any]:
@@ -170,6 +170,6 @@ def _source_config(source: Path, data: str | None, overrides: Sequence[str]) -> 
         return read_config(source)
     from omegaconf import OmegaConf
 
-    config = OmegaConf.to_container(compose_config([f"data={data}", "experiment_name=null", *overrides]), resolve=True)
+    config = OmegaConf.to_container(compose_config([f"data={data}", *overrides]), resolve=True)
     assert isinstance(config, dict)
     return {str(key): value for key, value in config.items()}

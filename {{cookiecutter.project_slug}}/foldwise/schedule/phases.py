@@ -17,6 +17,7 @@ from typing import Any
 
 from foldwise.data.images import image_hw
 from foldwise.errors import Refusal
+from foldwise.files import is_number
 from foldwise.schedule.schedulers import Plateau, Scheduler
 
 TRAINABLE = re.compile(r"all|head|last([1-9]\d*)")
@@ -119,7 +120,7 @@ def share_epochs(epochs: int, shares: Mapping[str, Any]) -> dict[str, int]:
     problems = [
         f"phases.{name}.share is {share!r}; it is a number from 0, in proportion to the other phases' shares of epochs"
         for name, share in shares.items()
-        if not _is_number(share) or not 0 <= share < math.inf
+        if not is_number(share) or not 0 <= share < math.inf
     ]
     if problems:
         raise Refusal("\n".join(problems))
@@ -187,10 +188,6 @@ def _is_size(value: Any) -> bool:
     return True
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)
 
@@ -203,7 +200,7 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
         "all, head, or last1, last2, ... for the head and so many layers before it",
     ),
     "freeze_bn": (_is_flag, "true or false"),
-    "lr": (lambda value: _is_number(value) and value > 0, "a factor above 0 for optimizer.lr"),
+    "lr": (lambda value: is_number(value) and value > 0, "a factor above 0 for optimizer.lr"),
     "scheduler": (lambda value: isinstance(value, Mapping) and "_target_" in value, "a choice of configs/scheduler"),
     "augmentation": (
         lambda value: isinstance(value, Mapping) and set(value) == {"transforms", "mixup", "cutmix"},

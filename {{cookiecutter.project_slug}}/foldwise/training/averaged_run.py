@@ -26,7 +26,7 @@ from foldwise.data.prepare import Prepared, prepare
 from foldwise.data.problems import some
 from foldwise.data.samples import TableItems
 from foldwise.errors import Refusal
-from foldwise.files import check_new, new_folder, read_json, write_json
+from foldwise.files import check_new, new_folder, plain_number, read_json, write_json
 from foldwise.inference.device import choose_device
 from foldwise.inference.weights import SPEC, load_model, load_state, save_model
 from foldwise.predictions.ground_truth import GroundTruth, check_predictions
@@ -39,7 +39,7 @@ from foldwise.training.averaging import average_states, choose_counts, find_snap
 from foldwise.training.ema import reestimate_batch_norm
 from foldwise.training.fold import predict_held_out
 from foldwise.training.loaders import training_loader, with_pseudo
-from foldwise.training.results import plain_number, plain_scores, score_predictions, write_scores
+from foldwise.training.results import plain_scores, score_predictions, write_scores
 
 console = Console(highlight=False, markup=False)
 

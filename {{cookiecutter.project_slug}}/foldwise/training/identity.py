@@ -1,4 +1,4 @@
-"""What a run is made from: everything that can change its result, hashed, and the differences between two runs."""
+"""The identity of a run: everything that can change its result, hashed, and the differences between two runs."""
 
 import hashlib
 import json
@@ -10,10 +10,11 @@ import foldwise
 from foldwise.code.definitions import Definitions
 from foldwise.code.imports import inside, walk
 from foldwise.code.runs import all_targets
-from foldwise.code.source import Code
+from foldwise.code.source import NO_CODE, Code
 from foldwise.code.syntax import hash_source, hash_text
 from foldwise.config import followers
 from foldwise.data.prepare import Prepared
+from foldwise.files import sha256_file
 
 # What the result does not depend on: where things lie, how they are logged, and which folds are trained now.
 # Paths are left out because the contents behind them are hashed instead.
@@ -40,41 +41,39 @@ METRICS, REPORTING = "foldwise.predictions.metrics", "foldwise.reporting"
 
 
 def make_identity(
-    config: Mapping[str, Any], world: int, contents: Mapping[str, str], code: Code | None = None
+    config: Mapping[str, Any], world: int, contents: Mapping[str, str], code: Code = NO_CODE
 ) -> dict[str, str]:
     """A flat description of a run; two runs with the same one give the same numbers.
 
     Args:
         config: the resolved configuration.
-        world: number of processes that train one fold.
-        contents: hashes of the table, folds, images and initial weights, by name.
+        world: processes that train one fold.
+        contents: as from `hash_contents`.
         code: that the configuration reaches in `solution/`.
     """
-    settings = {
-        key: json.dumps(value) for key, value in _flatten(config) if not any(inside(key, name) for name in IRRELEVANT)
-    }
-    targets, code = trained_targets(config), code or Code({}, Path())
+    settings = {key: json.dumps(value) for key, value in _flatten(config)}
+    targets = trained_targets(config)
     definitions = Definitions(code, targets)
     pieces = hash_code([*targets, *definitions.foldwise()], bool(followers(config))) | definitions.hashes()
-    return {**{f"config {key}": value for key, value in settings.items()}, "world size": str(world)} | {
+    return {
+        **{f"config {key}": value for key, value in settings.items() if not any(inside(key, n) for n in IRRELEVANT)},
+        "world size": str(world),
         **{f"content {name}": value for name, value in contents.items()},
         **{f"code {name}": value for name, value in pieces.items()},
     }
 
 
 def hash_identity(identity: Mapping[str, str]) -> str:
-    """Eight hexadecimal digits that stand for an identity."""
+    """The eight hexadecimal digits of an identity, for the run's folder."""
     return hash_text(json.dumps(sorted(identity.items())))[:8]
 
 
 def describe_differences(new: Mapping[str, str], old: Mapping[str, str]) -> list[str]:
     """One line for each thing in which two identities differ, as "name: old -> new"; hashes are not shown."""
     lines = []
-    for name in sorted(new.keys() | old.keys()):
-        if new.get(name) == old.get(name):
-            continue
+    for name in sorted(name for name in new.keys() | old.keys() if new.get(name) != old.get(name)):
         if name.startswith(("content ", "code ")):
-            lines.append(f"{name}: {'changed' if name in new and name in old else 'new' if name in new else 'gone'}")
+            lines.append(f"{name}: {'gone' if name not in new else 'changed' if name in old else 'new'}")
         else:
             lines.append(f"{name.removeprefix('config ')}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}")
     return lines
@@ -100,14 +99,24 @@ def hash_code(targets: Iterable[str] = (), followed: bool = False, root: Path | 
     return {file.path.relative_to(root).as_posix(): hash_source(file.source) for file in files}
 
 
+def hash_contents(prepared: Prepared, weights: str | None) -> dict[str, str]:
+    """Hashes of what a run reads, by name: the table, folds, images, pseudo labels and initial weights."""
+    return {
+        "table": hash_data(prepared),
+        "folds": prepared.folds_hash,
+        "images": prepared.images_hash,
+        "pseudo": sha256_file(prepared.pseudo.table.path)[:16] if prepared.pseudo else "none",
+        "weights": sha256_file(Path(weights))[:16] if weights else "none",
+    }
+
+
 def hash_data(prepared: Prepared) -> str:
     """A hash of what training reads of tables: rows in their order, the reader's columns, items, targets, weights."""
-    columns = list(
-        dict.fromkeys(["id", "image", "unit", "weight", *prepared.samples.columns, *prepared.samples.target_columns])
-    )
-    present = [name for name in columns if name in prepared.source.frame]
+    frame, samples = prepared.source.frame, prepared.samples
+    columns = dict.fromkeys(["id", "image", "unit", "weight", *samples.columns, *samples.target_columns])
+    present = [name for name in columns if name in frame]
     digest = hashlib.sha256(repr((prepared.outputs, present)).encode())
-    for row in prepared.source.frame[present].itertuples(index=False):
+    for row in frame[present].itertuples(index=False):
         digest.update(repr(tuple(map(str, row))).encode())
     for item in prepared.items:
         digest.update(repr((item.id, tuple(map(int, item.rows)))).encode())

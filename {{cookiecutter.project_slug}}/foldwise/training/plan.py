@@ -1,20 +1,18 @@
 """What `train.py` will train, checked as a whole before a run exists."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foldwise.code.runs import OwnerCode
+from foldwise.code.source import Code
 from foldwise.config import followers
 from foldwise.data.holdout import FULL, Holdout, choose_holdouts
 from foldwise.data.prepare import Prepared, prepare
 from foldwise.errors import Refusal
-from foldwise.files import sha256_file
 from foldwise.processes.group import call
 from foldwise.training.devices import count_gpus, count_processes, share_gpus
-from foldwise.training.identity import hash_data, make_identity
+from foldwise.training.identity import hash_contents, make_identity
 
 if TYPE_CHECKING:
     from foldwise.processes.server import Context
@@ -25,8 +23,7 @@ class Plan:
     """A training that can begin.
 
     Attributes:
-        config: resolved, plain values.
-        parts: the models to be trained, finished or not, by what they are trained without.
+        parts: the models to be trained, finished or not, by their held-out folds.
         hardware: what torch sees here, see `inspect_config`.
         picture: of their phases, as a PNG.
         devices: of this machine that train one fold, with one process each.
@@ -46,62 +43,44 @@ class Plan:
     identity: dict[str, str]
 
 
-def make_plan(context: "Context", config: dict[str, Any], nodes: int, make_folds: bool, code: OwnerCode) -> Plan:
-    """Check the data, the configuration and the devices.
+def make_plan(context: "Context", config: dict[str, Any], nodes: int, make_folds: bool, code: Code) -> Plan:
+    """Check the data, the configuration and the devices; refuse what cannot be used.
 
     Args:
         nodes: machines that train each fold.
-        make_folds: whether rows without a fold get one.
-        code: of the owner's, which the training reaches.
-
-    Raises:
-        Refusal: what cannot be used.
+        make_folds: rows without a fold get one.
+        code: the owner's, which the training reaches.
     """
-    trainer = config["trainer"]
+    trainer, workers = config["trainer"], config["fold_workers"]
     prepared = prepare(config, code.alias, make_folds)
-    parts = choose_parts(config, prepared)
+    parts = choose_parts(config["fold"], followers(config), prepared)
     hardware, picture = call(context, _inspect, config, prepared, parts[0])
     devices = count_processes(trainer, hardware)
-    world = devices * nodes
-    workers, gpus = config["fold_workers"], count_gpus(trainer, hardware)
     if nodes > 1 and workers != 1:
         raise Refusal("fold_workers is for one machine: on several, each fold has all devices of all of them")
-    visible = share_gpus(workers, devices, gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    identity = make_identity(config, world, hash_contents(config, prepared), code.code)
-    return Plan(config, prepared, parts, hardware, picture, devices, world, visible, identity)
+    visible = share_gpus(workers, devices, count_gpus(trainer, hardware), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    contents = hash_contents(prepared, config["model"]["weights"])
+    identity = make_identity(config, devices * nodes, contents, code)
+    return Plan(config, prepared, parts, hardware, picture, devices, devices * nodes, visible, identity)
 
 
-def choose_parts(config: Mapping[str, Any], prepared: Prepared) -> list[Holdout]:
-    """The models that `fold=` asks for.
+def choose_parts(chosen: Any, followed: Sequence[str], prepared: Prepared) -> list[Holdout]:
+    """The models that `fold=` asks for, or a Refusal if they cannot be had by this configuration.
 
-    Raises:
-        Refusal: as `choose_holdouts`; or a model of every row or without two folds cannot be had by this
-            configuration.
+    Args:
+        followed: settings by which a training follows the validation on its fold, see `config.followers`.
     """
-    chosen = config["fold"]
     parts = choose_holdouts(chosen, sorted(set(prepared.folds.values()) - {-1}))
     problems = []
     if chosen in ("full", "pairs"):
-        problems += [f"{name} follows the validation on one fold, and there is none" for name in followers(config)]
+        problems += [f"{name} follows the validation on one fold, and there is none" for name in followed]
     if prepared.pseudo and chosen == "pairs":
         problems.append("data.pseudo has targets for students without one fold, made by models that saw the other")
     if prepared.pseudo and chosen == "full" and not len(prepared.pseudo.of(FULL)):
-        problems.append(f"{prepared.pseudo.table.path} has no rows for a model of every row (student full)")
+        problems.append(f"{prepared.pseudo.table.path} has no rows for a full fit (student full)")
     if problems:
         raise Refusal("\n".join(f"fold={chosen}: {problem}" for problem in problems))
     return parts
-
-
-def hash_contents(config: Mapping[str, Any], prepared: Prepared) -> dict[str, str]:
-    """Hashes of what a run reads, by name."""
-    weights = config["model"]["weights"]
-    return {
-        "table": hash_data(prepared),
-        "folds": prepared.folds_hash,
-        "images": prepared.images_hash,
-        "pseudo": sha256_file(prepared.pseudo.table.path)[:16] if prepared.pseudo else "none",
-        "weights": sha256_file(Path(weights))[:16] if weights else "none",
-    }
 
 
 # Imported in the child only: the calling process stays without torch.

@@ -14,7 +14,7 @@ from foldwise.data.holdout import Holdout
 from foldwise.data.images import read_mask
 from foldwise.data.prepare import Prepared
 from foldwise.data.samples import TableItems
-from foldwise.files import write_json
+from foldwise.files import plain_number, write_json
 from foldwise.predictions.metrics import pixel_confusion, pixel_counts, score_fold_evidence
 from foldwise.predictions.metrics.building import build_metric
 from foldwise.predictions.scoring import score_table
@@ -137,8 +137,3 @@ def write_scores(run: Path, config: Mapping[str, Any], scores: Scores) -> None:
 def plain_scores(scores: Mapping[int, float]) -> dict[str, float | None]:
     """Scores by fold, for JSON."""
     return {str(fold): plain_number(score) for fold, score in scores.items()}
-
-
-def plain_number(value: float) -> float | None:
-    """A float for JSON, which has no NaN: None is a score that does not exist."""
-    return float(value) if np.isfinite(value) else None

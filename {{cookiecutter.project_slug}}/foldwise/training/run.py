@@ -1,9 +1,9 @@
-"""A run: all folds of one configuration, from the checked data to the out-of-fold score.
+"""Trains a run: all folds of one configuration, from the checked data to the out-of-fold score.
 
     runs/<experiment>-<hash>/
         config.yaml  identity.json  environment.json  plan.png
         fold<k>/     see training/fold.py; metrics.json when it is finished
-        full/        the same, of a model of every row; without-<j>-<k>/ of one without two folds
+        full/        the same, of a full fit; without-<j>-<k>/ of a teacher without two folds
         oof/         the out-of-fold predictions of all folds
         metrics.json report.html
 
@@ -12,16 +12,18 @@ the first does it, and the others only train.
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from foldwise.checks import check_config
-from foldwise.code.runs import OwnerCode, run_code, working_code
+from foldwise.code.runs import run_code, working_code
+from foldwise.code.source import Code
 from foldwise.data.holdout import Holdout
+from foldwise.data.sample import is_sample
 from foldwise.errors import Refusal
 from foldwise.files import write_atomic
 from foldwise.locks import lock
@@ -31,7 +33,7 @@ from foldwise.processes.team import Team, gather
 from foldwise.training.identity import describe_differences
 from foldwise.training.plan import make_plan
 from foldwise.training.results import finish_run
-from foldwise.training.run_folder import continued_config, open_run
+from foldwise.training.run_folder import create_or_resume_run, resumed_config
 from foldwise.training.workers import follow, train_at_once, train_in_turn
 
 if TYPE_CHECKING:
@@ -55,29 +57,24 @@ def train(config: dict[str, Any], runs: Path = Path("runs")) -> Path:
         Stopped: a signal ended a fold's processes; the same holds.
     """
     if config["run"] is not None:
-        config = continued_config(config)
+        config = resumed_config(config)
     check_config(config)
     node = check_nodes(config["trainer"]["num_nodes"], find_node(os.environ))
     context = start_server()  # it imports torch in the background, while the data is checked here
-    with gather(node) as team, owner_code(config) as code:
+    # A run that is resumed trains its own code.
+    owned = working_code(config) if config["run"] is None else nullcontext(run_code(Path(config["run"])))
+    with gather(node) as team, owned as code:
         lead = _lead if node.rank == 0 else _follow
         return lead(context, config, runs, node, team, code)
 
 
-def owner_code(config: Mapping[str, Any]) -> AbstractContextManager[OwnerCode]:
-    """The owner's code that is trained: of a run that is continued, its own; else the working copy's."""
-    if config["run"] is not None:
-        return nullcontext(run_code(Path(config["run"])))
-    return working_code(config)
-
-
-def _lead(context: "Context", config: dict[str, Any], runs: Path, node: Node, team: Team, code: OwnerCode) -> Path:
+def _lead(context: "Context", config: dict[str, Any], runs: Path, node: Node, team: Team, code: Code) -> Path:
     """Do all that is to be done once, and train on this machine what the others train on theirs."""
-    plan = make_plan(context, config, node.count, config["data"]["name"] == "sample", code)
+    plan = make_plan(context, config, node.count, is_sample(config["data"]), code)
     team.send(identity=plan.identity)
     team.barrier()
     with lock(runs / ".lock"):  # jobs that begin together make one folder
-        run = open_run(config, plan.identity, plan.hardware, runs, code.code)
+        run = create_or_resume_run(config, plan.identity, plan.hardware, runs, code)
     if not (run / "plan.png").exists():
         with write_atomic(run / "plan.png") as path:
             path.write_bytes(plan.picture)
@@ -93,7 +90,7 @@ def _lead(context: "Context", config: dict[str, Any], runs: Path, node: Node, te
     return run
 
 
-def _follow(context: "Context", config: dict[str, Any], runs: Path, node: Node, team: Team, code: OwnerCode) -> Path:
+def _follow(context: "Context", config: dict[str, Any], runs: Path, node: Node, team: Team, code: Code) -> Path:
     """Train what node 0 says, once it has checked the data and this machine has found the same."""
     leader = team.receive()["identity"]
     plan = make_plan(context, config, node.count, False, code)
@@ -105,11 +102,7 @@ def _follow(context: "Context", config: dict[str, Any], runs: Path, node: Node, 
 
 
 def _claim(run: Path, parts: Sequence[Holdout], claims: ExitStack) -> list[Holdout]:
-    """Those of the models that are not finished, which are this job's until `claims` is closed.
-
-    Raises:
-        Refusal: another job trains some of them.
-    """
+    """The unfinished models, which are this job's until `claims` is closed; refuse those that another job trains."""
     unfinished, problems = [], []
     for part in parts:
         finished = run / part.name / "metrics.json"

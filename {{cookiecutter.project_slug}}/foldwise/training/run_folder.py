@@ -1,6 +1,12 @@
-"""The folder of a run: found again by what the run is made from, or made; and how it differs from the others."""
+"""The folder of a run: found by the run's identity, or created; and how it differs from the others."""
 
+import importlib.metadata
+import platform
+import shlex
+import subprocess
+import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -8,41 +14,42 @@ from rich.console import Console
 
 from foldwise import FORMAT_VERSION
 from foldwise.code.runs import keep_code
-from foldwise.code.source import Code
+from foldwise.code.source import NO_CODE, Code
 from foldwise.config import read_config, write_config
 from foldwise.errors import Refusal
 from foldwise.files import read_json, write_json
-from foldwise.training.environment import describe_environment
+from foldwise.machinery import edited_files
 from foldwise.training.identity import describe_differences, hash_identity
 
 console = Console()
+PACKAGES = (
+    "torch", "torchvision", "pytorch-lightning", "timm", "segmentation-models-pytorch", "albumentations",
+    "opencv-python-headless", "numpy", "pandas", "scikit-learn", "hydra-core", "safetensors",
+)  # fmt: skip
 
 
-def open_run(
+def create_or_resume_run(
     config: dict[str, Any],
     identity: dict[str, str],
     hardware: Mapping[str, Any],
     runs: Path,
-    code: Code | None = None,
+    code: Code = NO_CODE,
 ) -> Path:
-    """The folder of the run with this identity, made if it is new; says how it differs from the nearest other one.
+    """The folder of the run with this identity; if it is new, print how it differs from the nearest other one.
 
-    Raises:
-        Refusal: `run=` is not a run, or is of another version of this code.
+    Args:
+        hardware: as from `inspect_config`, for environment.json.
     """
-    environment = describe_environment(hardware)
+    environment = _describe_environment(hardware)
     if config["run"] is not None:
-        run = Path(config["run"])
-        return _continue_run(run, identity, environment)
+        return _resume_run(Path(config["run"]), identity, environment)
     experiment = config["experiment_name"] or "train"
     run = runs / f"{experiment}-{hash_identity(identity)}"
     if (run / "identity.json").exists():
-        return _continue_run(run, identity, environment)
+        return _resume_run(run, identity, environment)
     nearest = _nearest_run(identity, runs, experiment)
     if nearest is not None:
-        console.print(f"new run {run}; it differs from {nearest[0]} in")
-        for line in nearest[1][:20]:
-            console.print(f"  {line}", markup=False, highlight=False)
+        _print_lines(f"new run {run}; it differs from {nearest[0]} in", nearest[1][:20])
     run.mkdir(parents=True, exist_ok=True)
     write_config(run, config)
     keep_code(code, run)
@@ -52,41 +59,16 @@ def open_run(
     return run
 
 
-def continued_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration in force for `run=<path>`: the run's own, and of the command line only what is trained now.
-
-    Raises:
-        Refusal: `run=` is not a run, or is of another version of this code.
-    """
+def resumed_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration in force for `run=<path>`: the run's own, and of the command line only what is trained now."""
     run = Path(config["run"])
     read_identity(run)
-    console.print(
-        f"{run} goes on by its own config.yaml; of this command line only run=, fold= and fold_workers= count"
-    )
+    console.print(f"{run} resumes by its own config.yaml; of this command line, run=, fold= and fold_workers= count")
     return read_config(run) | {name: config[name] for name in ("run", "fold", "fold_workers")}
 
 
-def _continue_run(run: Path, identity: Mapping[str, str], environment: dict[str, Any]) -> Path:
-    old = read_identity(run)
-    differences = describe_differences(identity, old)
-    record = read_json(run / "environment.json")
-    if differences:
-        console.print(f"{run} goes on in spite of what is different now:")
-        for line in differences:
-            console.print(f"  {line}", markup=False, highlight=False)
-    finished = (run / "metrics.json").exists()
-    if differences or not finished:
-        record["continued"].append(environment | {"differences": differences})
-        write_json(run / "environment.json", record)
-    return run
-
-
 def read_identity(run: Path) -> dict[str, str]:
-    """What a run was made from, as `make_identity` says it.
-
-    Raises:
-        Refusal: it is not a run, or of another version of this code.
-    """
+    """The identity of a run, or a Refusal if it is no run, or of another version of this code."""
     path = run / "identity.json"
     if not path.is_file():
         raise Refusal(f"{run} is not a run: it has no identity.json; runs are the folders that train.py makes in runs/")
@@ -101,19 +83,25 @@ def read_identity(run: Path) -> dict[str, str]:
 
 
 def describe_changes(old: Path, new: Path) -> list[str]:
-    """One line for each thing in which a run differs from an older one: configuration, data, code, packages.
-
-    Raises:
-        Refusal: one of them is not a run, or is of another version of this code.
-    """
+    """One line for each thing in which a run differs from an older one: configuration, data, code, packages."""
     lines = describe_differences(read_identity(new), read_identity(old))
     first, second = (read_json(run / "environment.json")["created"]["packages"] for run in (old, new))
-    names = sorted(first.keys() | second.keys())
     return lines + [
         f"package {name}: {first.get(name, 'absent')} -> {second.get(name, 'absent')}"
-        for name in names
+        for name in sorted(first.keys() | second.keys())
         if first.get(name) != second.get(name)
     ]
+
+
+def _resume_run(run: Path, identity: Mapping[str, str], environment: dict[str, Any]) -> Path:
+    differences = describe_differences(identity, read_identity(run))
+    record = read_json(run / "environment.json")
+    if differences:
+        _print_lines(f"{run} resumes in spite of what is different now:", differences)
+    if differences or not (run / "metrics.json").exists():
+        record["continued"].append(environment | {"differences": differences})
+        write_json(run / "environment.json", record)
+    return run
 
 
 def _nearest_run(identity: Mapping[str, str], runs: Path, experiment: str) -> tuple[Path, list[str]] | None:
@@ -125,7 +113,41 @@ def _nearest_run(identity: Mapping[str, str], runs: Path, experiment: str) -> tu
         except Refusal:
             continue  # of another version; it takes no part
         others.append((len(differences), -path.stat().st_mtime, path.parent, differences))
-    if not others:
+    return min(others, key=lambda other: other[:2])[2:] if others else None
+
+
+def _print_lines(title: str, lines: list[str]) -> None:
+    console.print(title)
+    for line in lines:
+        console.print(f"  {line}", markup=False, highlight=False)
+
+
+def _describe_environment(hardware: Mapping[str, Any]) -> dict[str, Any]:
+    """Where and with what a run is made: command, code, packages, hardware; no environment variables."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "commit": _git("rev-parse", "HEAD"),
+        "diff": _git("diff", "HEAD"),
+        "edited_machinery": edited_files(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "hardware": dict(hardware),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
         return None
-    _, _, run, differences = min(others, key=lambda other: other[:2])
-    return run, differences
+
+
+def _git(*arguments: str) -> str | None:
+    """The output of a git command, or None without git, outside a repository, or before the first commit."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

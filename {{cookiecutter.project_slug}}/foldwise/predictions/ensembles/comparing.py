@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from foldwise.files import plain_number
 from foldwise.predictions.ensembles.thresholding import FITTED
 from foldwise.predictions.selection import choose_simplest, paired_error
 
@@ -111,14 +112,14 @@ class Comparison:
             "members": _table(self.members, self.member_scores, self.member_overall),
             "methods": _table(self.names, self.scores, self.overall),
             "weights": None if weights is None else dict(zip(self.members, weights.T.tolist(), strict=True)),
-            "gain_over_single": _plain(self.gain(self.chosen, "single")),
-            "gain_over_mean": _plain(self.gain(self.chosen, "mean")),
+            "gain_over_single": [*map(plain_number, self.gain(self.chosen, "single"))],
+            "gain_over_mean": [*map(plain_number, self.gain(self.chosen, "mean"))],
             "verdict": self.verdict,
             "what_the_scores_are": self.scores_are,
             "strict": self.strict
             and {
-                "overall": _plain([self.strict.overall])[0],
-                "folds": _plain(self.strict.scores),
+                "overall": plain_number(self.strict.overall),
+                "folds": [*map(plain_number, self.strict.scores)],
                 "chosen": self.strict.chosen,
                 "what_it_is": STRICT,
             },
@@ -132,10 +133,6 @@ def choose(scores: np.ndarray, metric: Any) -> int:
 
 def _table(names: Sequence[str], scores: np.ndarray, overall: np.ndarray) -> list[dict[str, Any]]:
     return [
-        {"name": name, "overall": value, "folds": _plain(row)}
-        for name, row, value in zip(names, scores, _plain(overall), strict=True)
+        {"name": name, "overall": value, "folds": [*map(plain_number, row)]}
+        for name, row, value in zip(names, scores, [*map(plain_number, overall)], strict=True)
     ]
-
-
-def _plain(values: Sequence[float] | np.ndarray) -> list[float | None]:
-    return [float(value) if np.isfinite(value) else None for value in values]

@@ -91,7 +91,7 @@ def ensemble(
         inside = [temporary / folder.relative_to(out) for folder in written]
         level.write(method, inside[0], inside[1] if len(inside) > 1 else None, out.name)
         write_config(temporary, {key: truth.config[key] for key in ("task", "data", "samples", "metric")})
-        if truth.code is not None:
+        if truth.code.files:
             keep_code(truth.code, temporary)
             trust(truth.code.digest)
         write_json(temporary / "ensemble.json", {"sources": _describe(sources, names), **comparison.as_json()})
