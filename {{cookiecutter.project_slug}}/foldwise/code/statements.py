@@ -3,9 +3,9 @@
 import ast
 import copy
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from foldwise.code.effects import Plain, is_active
 from foldwise.code.syntax import Bindings, Comprehension, Function, Import, find_imports, parameters
@@ -20,68 +20,7 @@ WITH_STRINGS = {"globals", "exec", "eval", "__import__"}  # functions that find 
 TARGET = re.compile(r"(solution|foldwise)(\.\w+)+(:\w+)?")
 
 
-@dataclass(eq=False)
-class Statement:
-    """A top-level statement; of an import, one name. References are dotted: solution.module.NAME.attribute.
-
-    Attributes:
-        module: the dotted name of the module that it is in.
-        node: without what changes no behaviour, see `Plain`.
-        binds: names of the module.
-        imported: what the name of an import stands for; None: it is another statement.
-        star: it imports everything from `imported`.
-        reads, runs: references in all of it, and in what runs as the module loads.
-        writes: it assigns to globals, items of globals, or attributes of anything but `self`: of whatever it reaches.
-        loads: the imports in it.
-        calls: as the module loads, something is called that may change what it reaches.
-        active: it does more than to bind names, see `is_active`.
-        dynamic: it can reach anything by strings.
-    """
-
-    module: str
-    node: ast.stmt
-    binds: set[str]
-    imported: str | None = None
-    star: bool = False
-    reads: set[str] = field(default_factory=set)
-    runs: set[str] = field(default_factory=set)
-    writes: bool = False
-    loads: list[Import] = field(default_factory=list)
-    calls: bool = False
-    active: bool = False
-    dynamic: bool = False
-
-    @property
-    def names(self) -> set[str]:
-        """What it binds, dotted."""
-        return {f"{self.module}.{name}" for name in self.binds}
-
-
-def read_statements(tree: ast.Module, module: str, package: str) -> list[Statement]:
-    """The statements of a module in their order.
-
-    Args:
-        module: its dotted name.
-        package: from which its relative imports start.
-    """
-    plain = Plain().visit(copy.deepcopy(tree))
-    names = set(Bindings(plain.body).names)
-    statements = []
-    for node in plain.body:
-        loads = list(find_imports(node, package))
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            for item in loads:
-                binds, star = {item.bound} - {""}, item.name == "*"
-                statements.append(Statement(module, node, binds, item.target, star, loads=[item]))
-        else:
-            statement = Statement(module, node, set(Bindings([node]).names), loads=loads, active=is_active(node))
-            _Reader(statement, package, names).visit(node)
-            statements.append(statement)
-    return statements
-
-
-@dataclass
-class _Scope:
+class _Scope(NamedTuple):
     """A function, lambda or comprehension, or the body of a class.
 
     Attributes:
@@ -91,17 +30,46 @@ class _Scope:
     """
 
     names: dict[str, str | None]
-    globals: set[str] = field(default_factory=set)
+    globals: Collection[str] = ()
     is_class: bool = False
 
 
-class _Reader(ast.NodeVisitor):
-    """Fills a statement's references."""
+class Statement(ast.NodeVisitor):
+    """A top-level statement; of an import, one name. References are dotted: solution.module.NAME.attribute.
 
-    def __init__(self, statement: Statement, package: str, names: set[str]) -> None:
-        self.statement, self.module, self.package, self.names = statement, statement.module, package, names
-        self.scopes: list[_Scope] = []
-        self.now = True  # whether what is visited runs as the module loads
+    Attributes:
+        module: the dotted name of the module that it is in.
+        node: without what changes no behaviour, see `Plain`.
+        loads: the imports in it.
+        binds: names of the module.
+        imported: what the name of an import stands for; None: it is another statement.
+        star: it imports everything from `imported`.
+        reads, runs: references in all of it, and in what runs as the module loads.
+        writes: it assigns to globals, items of globals, or attributes of anything but `self`: of whatever it reaches.
+        calls: as the module loads, something is called that may change what it reaches.
+        active: it does more than to bind names, see `is_active`.
+        dynamic: it can reach anything by strings.
+    """
+
+    def __init__(
+        self, module: str, package: str, node: ast.stmt, own_names: Set[str], item: Import | None = None
+    ) -> None:
+        self.module, self.package, self.node, self.own_names = module, package, node, own_names
+        self.loads = [item] if item else list(find_imports(node, package))
+        self.binds = {item.bound} - {""} if item else set(Bindings([node]).names)
+        self.imported = item.target if item else None
+        self.star = item is not None and item.name == "*"
+        self.reads, self.runs = set[str](), set[str]()
+        self.writes, self.calls, self.active, self.dynamic = False, False, is_active(node), False
+        self._scopes: list[_Scope] = []
+        self._now = True  # whether what is visited runs as the module loads
+        if not item:
+            self.visit(node)
+
+    @property
+    def names(self) -> set[str]:
+        """What it binds, dotted."""
+        return {f"{self.module}.{name}" for name in self.binds}
 
     def visit_all(self, *nodes: ast.AST | Iterable[ast.AST | None] | None) -> None:
         """Visit nodes and lists of them."""
@@ -114,13 +82,13 @@ class _Reader(ast.NodeVisitor):
     def visit_Name(self, node: ast.Name) -> None:
         if isinstance(node.ctx, ast.Load):
             self._read(self._resolve(node.id))
-            self.statement.dynamic |= node.id in WITH_STRINGS - self.names
+            self.dynamic |= node.id in WITH_STRINGS - self.own_names
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         root, attributes = _split(node)
-        self.statement.dynamic |= "__subclasses__" in attributes
+        self.dynamic |= "__subclasses__" in attributes
         if not isinstance(node.ctx, ast.Load):
-            self.statement.writes |= not self._is_self(_root(node)) or "__class__" in attributes
+            self.writes |= not self._is_self(_root(node)) or "__class__" in attributes
         if isinstance(root, ast.Name):
             self._read(self._resolve(root.id, *attributes))
         else:
@@ -129,7 +97,7 @@ class _Reader(ast.NodeVisitor):
     def visit_Subscript(self, node: ast.Subscript) -> None:
         root = _root(node)
         if isinstance(root, ast.Name) and not isinstance(node.ctx, ast.Load):
-            self.statement.writes |= self._resolve(root.id) is not None
+            self.writes |= self._resolve(root.id) is not None
         self.generic_visit(node)
 
     def visit_AugAssign(self, node: ast.AugAssign) -> None:
@@ -142,17 +110,17 @@ class _Reader(ast.NodeVisitor):
             self._read(node.value.replace(":", "."))
 
     def visit_Call(self, node: ast.Call) -> None:
-        name = node.func.id if isinstance(node.func, ast.Name) and node.func.id not in self.names else ""
+        name = node.func.id if isinstance(node.func, ast.Name) and node.func.id not in self.own_names else ""
         if name not in PURE or node.keywords:  # as sorted(x, key=f)
-            self.statement.calls |= self.now
+            self.calls |= self._now
         if name in ("setattr", "delattr"):
-            self.statement.writes |= not (node.args and self._is_self(node.args[0]))
-        self.statement.dynamic |= name in ("vars", "dir", "locals") and not node.args
+            self.writes |= not (node.args and self._is_self(node.args[0]))
+        self.dynamic |= name in ("vars", "dir", "locals") and not node.args
         self.generic_visit(node)
 
     def visit_Import(self, node: ast.Import | ast.ImportFrom) -> None:
         for item in find_imports(node, self.package):
-            scope = self.scopes[-1] if self.scopes else _Scope({})
+            scope = self._scopes[-1] if self._scopes else _Scope({})
             if scope.is_class or scope.names.get(item.bound) is None:  # its uses cannot be told by the name
                 self._read(item.path)
 
@@ -160,15 +128,15 @@ class _Reader(ast.NodeVisitor):
 
     def visit_FunctionDef(self, node: Function) -> None:
         self.visit_all(node.decorator_list, node.args.defaults, node.args.kw_defaults)
-        self.statement.calls |= self.now and bool(node.decorator_list)
+        self.calls |= self._now and bool(node.decorator_list)
         arguments = parameters(node.args)
         self.visit_all((item.annotation for item in arguments), node.returns, getattr(node, "type_params", []))
         bound = Bindings(node.body, self.package)
         names = {name: target for name, target in bound.names.items() if name not in bound.outer}
         names |= dict.fromkeys([*(item.arg for item in arguments), *_type_parameters(node)])
         written = {f"{self.module}.{name}" for name in bound.globals & bound.names.keys()}
-        self.statement.reads |= written
-        self.statement.writes |= bool(written)
+        self.reads |= written
+        self.writes |= bool(written)
         with self._inside(_Scope(names, bound.globals), now=False):
             self.visit_all(node.body)
 
@@ -182,15 +150,15 @@ class _Reader(ast.NodeVisitor):
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
         self.visit_all(node.decorator_list, node.bases, node.keywords, getattr(node, "type_params", []))
-        self.statement.calls |= self.now and bool(node.decorator_list)
+        self.calls |= self._now and bool(node.decorator_list)
         scope = _Scope(dict.fromkeys(_type_parameters(node)), Bindings(node.body).globals, is_class=True)
-        self.statement.active |= bool(scope.globals)
+        self.active |= bool(scope.globals)
         with self._inside(scope):
             for item in node.body:
                 self.visit(item)
                 sure = isinstance(item, ast.Assign | ast.ClassDef | Function)  # others may not bind
                 if sure or (isinstance(item, ast.AnnAssign) and item.value):
-                    scope.names |= dict.fromkeys(Bindings([item]).names)
+                    scope.names.update(dict.fromkeys(Bindings([item]).names))
 
     def visit_ListComp(self, node: Comprehension) -> None:
         first = node.generators[0]
@@ -205,7 +173,7 @@ class _Reader(ast.NodeVisitor):
 
     def _resolve(self, name: str, *attributes: str) -> str | None:
         """The reference of a name and what is taken from it; None for a local variable."""
-        for depth, scope in enumerate(reversed(self.scopes)):
+        for depth, scope in enumerate(reversed(self._scopes)):
             if name in scope.globals:
                 break
             if name in scope.names and not (scope.is_class and depth):
@@ -215,20 +183,37 @@ class _Reader(ast.NodeVisitor):
 
     def _read(self, reference: str | None) -> None:
         if reference:
-            self.statement.reads.add(reference)
-            self.statement.runs |= {reference} if self.now else set()
+            self.reads.add(reference)
+            self.runs |= {reference} if self._now else set()
 
     def _is_self(self, node: ast.expr) -> bool:
         return isinstance(node, ast.Name) and node.id == "self" and self._resolve("self") is None
 
     @contextmanager
     def _inside(self, scope: _Scope, now: bool = True) -> Iterator[None]:
-        around = self.now
-        self.now = around and now
-        self.scopes.append(scope)
+        around = self._now
+        self._now = around and now
+        self._scopes.append(scope)
         yield
-        self.scopes.pop()
-        self.now = around
+        self._scopes.pop()
+        self._now = around
+
+
+def read_statements(tree: ast.Module, module: str, package: str) -> list[Statement]:
+    """The statements of a module in their order.
+
+    Args:
+        module: its dotted name.
+        package: from which its relative imports start.
+    """
+    plain = Plain().visit(copy.deepcopy(tree))
+    names = Bindings(plain.body).names.keys()
+    statements = []
+    for node in plain.body:
+        is_import = isinstance(node, ast.Import | ast.ImportFrom)
+        items = find_imports(node, package) if is_import else [None]
+        statements += [Statement(module, package, node, names, item) for item in items]
+    return statements
 
 
 def _root(node: ast.expr) -> ast.expr:
