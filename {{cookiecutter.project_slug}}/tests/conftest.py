@@ -19,7 +19,8 @@ import pytorch_lightning as pl
 import torch
 
 from foldwise.code.build import make
-from foldwise.code.runs import OwnerCode, working_code
+from foldwise.code.runs import working_code
+from foldwise.code.source import Code
 from foldwise.config import compose_config, resolve_config
 from foldwise.data.batches import collate, unpack
 from foldwise.data.dataset import EpochTransform, ItemDataset
@@ -27,7 +28,6 @@ from foldwise.data.holdout import Holdout
 from foldwise.data.images import image_hw
 from foldwise.data.prepare import Prepared, prepare, read_items
 from foldwise.data.reading import Reader
-from foldwise.data.sample import write_sample
 from foldwise.data.samples import Rows
 from foldwise.processes.group import Rank
 from foldwise.training.build import build_module, build_network, build_spec, build_trainer, fit_reader
@@ -67,7 +67,7 @@ def config(request) -> dict[str, Any]:
 def code(config):
     """The owner's code, imported from a copy as a run has it."""
     with pytest.MonkeyPatch.context() as patch, working_code(config) as found:
-        patch.setenv("FOLDWISE_TRUSTED", found.code.digest if found.code else "")
+        patch.setenv("FOLDWISE_TRUSTED", found.digest)
         yield found
 
 
@@ -75,8 +75,6 @@ def code(config):
 def whole(config, code):
     """The whole table with its items; of the files only the names are looked at."""
     data = config["data"]
-    if data["name"] == "sample" and not Path(data["table"]).exists():
-        write_sample(Path(data["root"]), config["task"])
     return read_items(data, config["task"], make(config["samples"], code.alias, "samples"))
 
 
@@ -85,7 +83,7 @@ class World:
     """`ITEMS` of the owner's items in a table of their own; the files are where they are."""
 
     config: dict[str, Any]
-    code: OwnerCode
+    code: Code
     prepared: Prepared
     state: dict[str, Any]
 

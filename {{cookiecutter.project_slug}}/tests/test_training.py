@@ -103,7 +103,7 @@ def test_a_saved_model_predicts_as_the_trained_one(world: World, learnt, tmp_pat
     `ModuleList`: they are not in `state_dict`."""
     module, spec, _ = learnt
     save_model(tmp_path / "model", module.network, spec)
-    keep_code(world.code.code, tmp_path)
+    keep_code(world.code, tmp_path)
     saved = predict(load_model(tmp_path / "model").network, world)
     for name, values in predict(module.network, world).items():
         torch.testing.assert_close(saved[name], values, rtol=1e-4, atol=1e-5)
