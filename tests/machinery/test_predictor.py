@@ -326,8 +326,8 @@ def test_all_fields_reach_the_network_and_all_outputs_come_back(paths, views):
 def test_a_picture_is_decoded_once_for_all_models(paths, monkeypatch):
     """They differ in sizes, modes and states; fields and prediction are as those of each alone."""
     decoded = []
-    decode = image_files._decode_image
-    monkeypatch.setattr(image_files, "_decode_image", lambda path: decoded.append(path) or decode(path))
+    decode = image_files.decode_image
+    monkeypatch.setattr(image_files, "decode_image", lambda path: decoded.append(path) or decode(path))
     first = replace(spec(), state={"add": 0.0})
     specs = [first, replace(first, image_size=(8, 8)), replace(first, state={"add": 3.0}), spec(mode="rgb")]
     specs[3] = replace(specs[3], state={"add": 0.0})

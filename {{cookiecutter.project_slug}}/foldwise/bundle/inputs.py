@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from foldwise.data.decoding import TIFF_MAGIC
 from foldwise.data.fields import Item
-from foldwise.data.images import TIFF_MAGIC
 from foldwise.data.problems import some
 from foldwise.data.samples import Rows, Samples, item_table
 from foldwise.data.table import Table, text_column

@@ -1,11 +1,8 @@
-"""Reading images and masks as they are stored, and resizing them.
+"""Reading images and masks, and resizing them.
 
-An image is (H, W, C), channels in RGB order, uint8, uint16 or float32. The EXIF orientation is ignored: what is
-stored is what is read, so that masks and images cannot turn against each other. TIFF goes through tifffile,
-everything else through OpenCV; masks through Pillow, which alone leaves palette indices as they are.
+An image is (H, W, C), channels in RGB order, uint8, uint16 or float32; data/decoding.py has the file formats.
 """
 
-import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from foldwise.data.decoding import ImageError, decode_image, decode_mask
 from foldwise.errors import Refusal
 
 MODES = ("stored", "gray", "rgb")
@@ -21,11 +19,6 @@ FITS = ("stretch", "crop", "tiles")
 # The share of the shorter side that a centre crop keeps: with it most published ImageNet weights are evaluated (timm's
 # crop_pct). On 153 photographs, a linear head on frozen features scored .955 with it, .940 with the whole side.
 CROPPED = 0.875
-TIFF_MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
-
-
-class ImageError(Refusal):
-    """An image or mask cannot be used; the message names the file."""
 
 
 def read_image(path: Path | str, mode: str = "stored") -> np.ndarray:
@@ -43,9 +36,9 @@ def read_image(path: Path | str, mode: str = "stored") -> np.ndarray:
     path = Path(path)
     remembered = _remembered.get()
     if remembered is None:
-        return _convert(_decode_image(path), mode, path)
+        return _convert(decode_image(path), mode, path)
     if path not in remembered:
-        remembered[path] = _decode_image(path)
+        remembered[path] = decode_image(path)
     return _convert(remembered[path], mode, path)
 
 
@@ -63,14 +56,6 @@ def remembered_images() -> Iterator[None]:
         _remembered.reset(token)
 
 
-def _decode_image(path: Path) -> np.ndarray:
-    data = _read_bytes(path)
-    image = _decode_tiff(path, data) if data[:4] in TIFF_MAGIC else _decode(path, data)
-    if image.dtype == bool:
-        return image.astype(np.uint8) * 255
-    return image if image.dtype in (np.uint8, np.uint16, np.float32) else image.astype(np.float32)
-
-
 def read_mask(path: Path | str) -> np.ndarray:
     """Read a mask as (H, W) class indices, uint8 or uint16, exactly as stored.
 
@@ -81,10 +66,7 @@ def read_mask(path: Path | str) -> np.ndarray:
             are not exact.
     """
     path = Path(path)
-    data = _read_bytes(path)
-    mask = _decode_tiff(path, data) if data[:4] in TIFF_MAGIC else _decode_mask(path, data)
-    if mask.ndim == 3 and mask.shape[2] == 1:
-        mask = mask[:, :, 0]
+    mask = decode_mask(path)
     if mask.ndim != 2:
         raise ImageError(f"{path}: a mask has one channel with the class numbers, this one has {mask.shape[2]}")
     if mask.dtype == bool:
@@ -166,68 +148,6 @@ def _resize(image: np.ndarray, height: int, width: int, interpolation: int) -> n
     parts = [image[:, :, start : start + 4] for start in range(0, image.shape[2], 4)]
     resized = [cv2.resize(np.ascontiguousarray(part), (width, height), interpolation=interpolation) for part in parts]
     return np.concatenate([part.reshape(height, width, -1) for part in resized], axis=2)
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read ({error.strerror})") from error
-    if not data:
-        raise ImageError(f"{path} is empty")
-    return data
-
-
-def _decode(path: Path, data: bytes) -> np.ndarray:
-    # From bytes, since imread knows no non-ASCII names on some systems and tells no cause.
-    # A JPEG that was cut off is decoded without an error, its rest grey: the end marker must follow the last scan.
-    if data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
-        raise ImageError(f"{path} is cut off: the end of the JPEG is missing")
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise ImageError(f"{path} cannot be decoded ({error.err})") from error
-    if image is None:
-        raise ImageError(f"{path} cannot be decoded: it is damaged or of an unknown format")
-    if image.ndim == 2:
-        return image[:, :, np.newaxis]
-    order = [2, 1, 0, *range(3, image.shape[2])] if image.shape[2] >= 3 else list(range(image.shape[2]))
-    return np.ascontiguousarray(image[:, :, order])
-
-
-def _decode_tiff(path: Path, data: bytes) -> np.ndarray:
-    """(H, W, C) of a TIFF's first series, whether its channels are samples, planes or pages."""
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-            series = tiff.series[0]
-            axes, image = series.axes, series.asarray()
-    except Exception as error:  # tifffile and its codecs raise many kinds
-        raise ImageError(f"{path} cannot be decoded ({error})") from error
-    keep = [axis for axis, length in enumerate(image.shape) if length > 1 or axes[axis] in "YX"]
-    image, axes = image.reshape([image.shape[axis] for axis in keep]), "".join(axes[axis] for axis in keep)
-    if image.ndim == 2:
-        return image[:, :, np.newaxis]
-    if image.ndim != 3:
-        raise ImageError(f"{path} has the axes {axes} {image.shape}; an image has height, width and channels")
-    if axes.startswith("YX"):
-        return image
-    # S and C are channels; for another axis, the writer did not say what it is, and the shortest one is taken.
-    first = axes[0] in "SC" or image.shape[0] <= image.shape[2]
-    return np.ascontiguousarray(np.moveaxis(image, 0, -1)) if first else image
-
-
-def _decode_mask(path: Path, data: bytes) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            if picture.format == "JPEG":
-                raise ImageError(f"{path} is a JPEG, whose values are not exact; save masks as PNG")
-            return np.array(picture)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError(f"{path} cannot be decoded ({error})") from error
 
 
 def _convert(image: np.ndarray, mode: str, path: Path) -> np.ndarray:

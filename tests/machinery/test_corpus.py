@@ -1,0 +1,274 @@
+"""A corpus of small pictures in every combination that Pillow, tifffile, imagecodecs and OpenCV can write.
+
+Each is read by the project and by another reader: equal (lossy ones within 2 levels), or refused with a reason. What a
+library cannot write is left out, so the numbers of those that were compared are asserted too.
+"""
+
+import io
+import itertools
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from foldwise.data.decoding import ImageError, decode_mask
+from foldwise.data.images import read_image, read_mask
+
+HEIGHT, WIDTH = 40, 56
+LOSSY = 2
+
+
+def picture() -> np.ndarray:
+    """RGB ramps with a red block: swapped channels, turned axes and inverted values all show."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    rgb = np.stack([x * 255 // WIDTH, y * 255 // HEIGHT, (x + y) * 255 // (HEIGHT + WIDTH)], 2).astype(np.uint8)
+    rgb[5:20, 5:25] = (220, 30, 40)
+    return rgb
+
+
+def by_pillow(path: Path) -> np.ndarray:
+    """(H, W, C) as Pillow reads it, its colours as RGB."""
+    with Image.open(path) as image:
+        if image.mode in ("CMYK", "YCbCr"):
+            image = image.convert("RGB")
+        elif image.mode == "P":
+            image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+        elif image.mode == "1":
+            image = image.convert("L")
+        values = np.array(image)
+    return values.reshape(*values.shape[:2], -1)
+
+
+def outcome(path: Path, expected: np.ndarray, lossy: bool) -> str:
+    """equal, refused, or what is wrong."""
+    try:
+        image = read_image(path)
+    except ImageError as error:
+        assert path.name in str(error), f"{error} does not name the file"
+        return "refused"
+    if image.shape != expected.shape:
+        return f"shape {image.shape} in place of {expected.shape}"
+    difference = np.abs(image.astype(float) - expected.astype(float)).max()
+    return "equal" if difference <= (LOSSY if lossy else 0) else f"differs by {difference}"
+
+
+def check(cases: Iterator[tuple[str, Path, np.ndarray, bool]], refused: Callable[[str], bool], at_least: int) -> None:
+    """No case is wrong; those that are refused are the expected ones."""
+    found = {name: outcome(path, expected, lossy) for name, path, expected, lossy in cases}
+    wrong = {name: what for name, what in found.items() if what not in ("equal", "refused")}
+    assert not wrong
+    assert {name for name, what in found.items() if what == "refused"} == {name for name in found if refused(name)}
+    assert Counter(found.values())["equal"] >= at_least
+
+
+def test_what_pillow_writes(tmp_path):
+    rgb = Image.fromarray(picture())
+    grey = np.array(rgb.convert("L"))
+    clear = rgb.quantize(50)
+    clear.info["transparency"] = 0
+    modes = {
+        **{mode: rgb.convert(mode) for mode in ("1", "L", "LA", "RGB", "RGBA", "CMYK", "YCbCr")},
+        **{f"P{colours}": rgb.quantize(colours) for colours in (2, 4, 16, 200)},
+        "P clear": clear,
+        "I;16": Image.fromarray(grey.astype(np.uint16) * 257),
+        "I": Image.fromarray(grey.astype(np.int32) * 1000),
+        "F": Image.fromarray(grey.astype(np.float32) / 255),
+        "LAB": Image.frombytes("LAB", rgb.size, picture().tobytes()),
+    }
+    formats: list[tuple[str, dict]] = [
+        ("png", {}),
+        *(
+            ("jpg", {"quality": 95, "progressive": progressive, "subsampling": s})
+            for progressive in (0, 1)
+            for s in (0, 2)
+        ),
+        ("bmp", {}),
+        *(("webp", {"lossless": lossless, "quality": 95}) for lossless in (False, True)),
+        *(
+            ("tif", {"compression": name})
+            for name in ("raw", "tiff_lzw", "tiff_deflate", "packbits", "zstd", "jpeg", "group3", "group4", "webp")
+        ),
+    ]
+
+    def cases():
+        for (mode, image), (suffix, options), turned in itertools.product(modes.items(), formats, (1, 6)):
+            exif = Image.Exif()
+            exif[0x0112] = turned
+            options = options | ({"exif": exif} if suffix in ("png", "jpg", "webp") else {})
+            words = [mode, suffix, *(str(value) for value in options.values() if value != exif), str(turned)]
+            path = tmp_path / f"{'-'.join(words)}.{suffix}"
+            try:
+                image.save(path, **options)
+                expected = by_pillow(path)
+            except Exception:  # not every library writes every combination, and each says so in its own way
+                continue
+            yield path.stem, path, expected, suffix in ("jpg", "webp") or "jpeg" in path.stem
+
+    check(cases(), lambda name: name.startswith("LAB-tif"), at_least=150)
+
+
+def test_what_tifffile_writes(tmp_path):
+    """Arrays are their own reference: tifffile writes, and an array is what must come back."""
+    rgb = picture()
+    options = itertools.product(
+        "<>",
+        ("contig", "separate"),
+        (None, "zlib", "lzw", "zstd", "lzma", "packbits", "jpeg2000", "webp", "png", "jpegxl"),
+        (None, (16, 16)),
+        (False, True),
+        (np.uint8, np.uint16, np.float32),
+        (1, 2, 3, 4, 7),
+    )
+
+    def cases():
+        for number, (order, planar, compression, tile, big, dtype, channels) in enumerate(options):
+            image = np.concatenate([rgb, rgb[::-1], rgb[:, ::-1]], 2)[:, :, :channels].astype(dtype)
+            image = image * 257 if dtype == np.uint16 else image / 255 if dtype == np.float32 else image
+            image = image.astype(dtype)
+            stored = image[:, :, 0] if channels == 1 else image if planar == "contig" else np.moveaxis(image, 2, 0)
+            kind = {1: "minisblack", 2: "minisblack", 7: "minisblack"}.get(channels, "rgb")
+            arguments = {"jpeg2000": {"level": 0}, "webp": {"lossless": True}, "jpegxl": {"lossless": True}}
+            path = tmp_path / f"{number}.tif"
+            try:
+                tifffile.imwrite(
+                    path,
+                    stored,
+                    photometric=kind,
+                    planarconfig=planar if channels > 1 else None,
+                    byteorder=order,
+                    compression=compression,
+                    compressionargs=arguments.get(compression),
+                    tile=tile,
+                    bigtiff=big,
+                )
+            except Exception:  # as above
+                continue
+            yield f"{order} {planar} {compression} {tile} {big} {dtype.__name__} {channels}", path, image, False
+
+    check(cases(), lambda name: False, at_least=500)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_colours_of_tiff(tmp_path, dtype):
+    """Interpretations other than RGB, each by its definition."""
+    rgb, white = picture(), int(np.iinfo(dtype).max)
+    scale = 1 if dtype == np.uint8 else 257
+    grey = (np.array(Image.fromarray(rgb).convert("L")).astype(np.uint16) * scale).astype(dtype)
+    palette = (np.random.default_rng(0).random((3, 256)) * 65535).astype(np.uint16)
+    index = np.array(Image.fromarray(rgb).convert("L"))
+    cmyk = (np.array(Image.fromarray(rgb).convert("CMYK")).astype(np.uint16) * scale).astype(dtype)
+    ink = 1 - cmyk / white
+    for name, stored, kind, more, expected in (
+        ("white", grey, "miniswhite", {}, white - grey[:, :, None]),
+        ("palette", index, "palette", {"colormap": palette}, (palette.T[index] >> 8)),
+        ("cmyk", cmyk, "separated", {}, (ink[:, :, :3] * ink[:, :, 3:] * white).round()),
+    ):
+        path = tmp_path / f"{name}.tif"
+        tifffile.imwrite(path, stored, photometric=kind, **more)
+        assert outcome(path, np.asarray(expected), False) == "equal", name
+        assert np.array_equal(decode_mask(path), stored)  # masks keep what is stored
+    tifffile.imwrite(tmp_path / "lab.tif", rgb, photometric="cielab")
+    with pytest.raises(ImageError, match=r"lab\.tif stores its colours as CIELAB, .* convert it to RGB"):
+        read_image(tmp_path / "lab.tif")
+    for kind in ("rgb", "ycbcr"):
+        tifffile.imwrite(tmp_path / "jpeg.tif", rgb, photometric=kind, compression="jpeg")
+        assert outcome(tmp_path / "jpeg.tif", by_pillow(tmp_path / "jpeg.tif"), True) == "equal"
+
+
+def test_axes_of_tiff(tmp_path):
+    """Names decide; only an axis without a name is guessed."""
+    pages = np.random.default_rng(0).integers(0, 255, (100, 64, 48), np.uint8)
+    for axes in ("CYX", "ZYX", "TYX"):
+        for ome in (False, True):
+            path = tmp_path / f"{axes}{'.ome' * ome}.tif"
+            tifffile.imwrite(path, pages, metadata={"axes": axes}, photometric="minisblack", ome=ome)
+            assert outcome(path, np.moveaxis(pages, 0, -1), False) == "equal"
+    tifffile.imwrite(tmp_path / "last.tif", pages, metadata={"axes": "YXC"}, photometric="minisblack")
+    assert outcome(tmp_path / "last.tif", pages, False) == "equal"
+    with tifffile.TiffWriter(tmp_path / "pages.tif") as file:
+        for page in pages:
+            file.write(page, contiguous=False, metadata=None, photometric="minisblack")
+    assert outcome(tmp_path / "pages.tif", np.moveaxis(pages, 0, -1), False) == "equal"
+    square = pages[:, :48]
+    tifffile.imwrite(tmp_path / "square.tif", square, photometric="minisblack")
+    assert outcome(tmp_path / "square.tif", np.moveaxis(square, 0, -1), False) == "equal"
+
+
+def grey_png(values: np.ndarray, bits: int) -> bytes:
+    """A PNG of 1, 2 or 4 bits a pixel, written by its definition: no library here writes 2 and 4."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b""
+    for row in values:
+        digits = "".join(f"{value:0{bits}b}" for value in row)
+        digits += "0" * (-len(digits) % 8)
+        rows += b"\0" + int(digits, 2).to_bytes(len(digits) // 8, "big")
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, 0, 0, 0, 0)
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + data
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("width", [1, 55])
+def test_masks_of_few_bits_keep_their_values(tmp_path, bits, width):
+    mask = np.random.default_rng(0).integers(0, 2**bits, (9, width)).astype(np.uint8)
+    (tmp_path / "mask.png").write_bytes(grey_png(mask, bits))
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png"), mask)
+    spread = mask.astype(np.float64) * 255 / (2**bits - 1)
+    np.testing.assert_array_equal(read_image(tmp_path / "mask.png")[:, :, 0], spread)
+
+
+def test_large_masks_are_read_as_large_images_are(tmp_path):
+    """13,500 x 13,500 pixels are more than Pillow reads unasked."""
+    path = tmp_path / "large.png"
+    Image.fromarray(np.zeros((13_500, 13_500), np.uint8)).save(path, compress_level=1)
+    assert read_mask(path).shape == read_image(path).shape[:2] == (13_500, 13_500)
+
+
+def jpeg(**options) -> bytes:
+    noise = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(cv2.resize(noise, (400, 300))).save(buffer, "JPEG", quality=90, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"comment": b"\xff\xd9"}])
+def test_the_end_of_a_jpeg_is_found_by_its_markers(tmp_path, options):
+    whole = jpeg(**options)
+    video = b"\0\0\0\x18ftypmp42" + np.random.default_rng(1).bytes(5000) + b"\xff\xda\xff\xd9"
+    path = tmp_path / "photo.jpg"
+    for name, data in (("whole", whole), ("motion photo", whole + video)):
+        path.write_bytes(data)
+        assert outcome(path, by_pillow(path), False) == "equal", name
+    for share in (0.3, 0.5, 0.9, 0.99):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(ImageError, match=r"photo\.jpg is cut off"):
+            read_image(path)
+
+
+def test_what_imagecodecs_and_opencv_write(tmp_path):
+    rgb = picture()
+    deep = rgb.astype(np.uint16) * 257
+    for name, data, expected in (
+        ("a.png", imagecodecs.png_encode(deep), deep),
+        ("b.png", imagecodecs.png_encode(np.dstack([rgb, rgb[..., :1]])), np.dstack([rgb, rgb[..., :1]])),
+        ("e.webp", imagecodecs.webp_encode(rgb, lossless=True), rgb),
+        ("f.bmp", imagecodecs.bmp_encode(rgb), rgb),
+        *(
+            (f"g{n}.{e}", cv2.imencode(f".{e}", rgb[..., ::-1])[1].tobytes(), rgb)
+            for n, e in enumerate(["png", "tiff", "bmp"])
+        ),
+        *((f"h.{e}", cv2.imencode(f".{e}", deep[..., ::-1])[1].tobytes(), deep) for e in ("png", "tiff")),
+    ):
+        (tmp_path / name).write_bytes(data)
+        assert outcome(tmp_path / name, expected, False) == "equal", name
