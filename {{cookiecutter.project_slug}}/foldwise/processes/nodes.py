@@ -14,7 +14,7 @@ class Node:
     Attributes:
         rank: 0 leads the others.
         address, port: where node 0 listens for the others.
-        job: tells this start of the run from any other one that knocks at the same port.
+        job: identifies this start of the run; node 0 refuses connections of others.
     """
 
     rank: int = 0
@@ -92,5 +92,5 @@ def _first_host(hosts: str) -> str:
     try:
         done = subprocess.run(["scontrol", "show", "hostnames", hosts], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise Refusal(f"scontrol cannot tell the first of {hosts} ({error}): set MASTER_ADDR to its name") from None
+        raise Refusal(f"scontrol cannot name the first of {hosts} ({error}): set MASTER_ADDR to its name") from None
     return done.stdout.split()[0]

@@ -1,4 +1,4 @@
-"""Messages between the nodes of a run: node 0 says what comes next, all how it went, and a lost one is noticed.
+"""Messages between the nodes of a run: orders of node 0, exit codes of all; a lost node is detected.
 
 One TCP connection from each node to node 0 carries short JSON messages. As between the ranks of torch.distributed there
 are no passwords: the network between the machines must be one to trust.
@@ -18,8 +18,8 @@ from foldwise.processes.exits import describe_exit, raise_stopped
 from foldwise.processes.group import Group
 from foldwise.processes.nodes import Node
 
-# Seconds until all nodes have started; of silence until a machine is asked whether it is there, between questions, and
-# how often it may not answer: one that lost its power is noticed after half a minute.
+# Seconds until all nodes have started; of silence until a probe, between probes, and how many may stay unanswered: a
+# machine that lost its power is detected after half a minute.
 GATHERING = 300
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 LONGEST = 2**20  # bytes of a message
@@ -36,7 +36,7 @@ class Team:
         self.links = list(links)
 
     def send(self, **message: Any) -> None:
-        """Send a message to all. One that is gone is noticed by `receive`."""
+        """Send a message to all; `receive` detects one that is gone."""
         for link in self.links:
             with suppress(OSError):
                 link.send_bytes(json.dumps(message).encode())
@@ -128,7 +128,7 @@ def _accept(node: Node) -> list[Connection]:
                 job = None
             if job == node.job:
                 links[int(rank)] = link
-            else:  # whoever else knocks at an open port
+            else:  # a stranger at an open port
                 link.close()
     return list(links.values())
 

@@ -98,7 +98,7 @@ def choose_counts(scores: Mapping[int, Mapping[int, float]], greater_is_better: 
     """For each fold the n with the best mean score on the other folds; of equals the smallest.
 
     Args:
-        scores: by n, ascending from 1, and fold. Folds without a score (NaN) have no say.
+        scores: by n, ascending from 1, and fold. Folds without a score (NaN) do not count.
     """
     sign = 1 if greater_is_better else -1
 

@@ -30,9 +30,9 @@ from foldwise.models.optimization import build_optimizer, scale_rate
 from foldwise.processes.group import Rank
 from foldwise.schedule.phases import Schedule, build_phases
 from foldwise.training.ema import EMA
-from foldwise.training.loaders import phase_augmentation, sample_fields, training_loader, with_pseudo
+from foldwise.training.loaders import sample_fields, training_loader, with_pseudo
 
-# Settings of the group `model` that say how a network is trained, and not what it is.
+# Settings of the group `model` for the training of a network, which are no arguments of it.
 TRAINING_ONLY = ("_target_", "pretrained", "weights", "channels_last", "compile", "gradient_checkpointing")
 
 
@@ -52,17 +52,39 @@ def build_training(config: Mapping[str, Any], prepared: Prepared, part: Holdout,
     Raises:
         Refusal: a setting that cannot be used.
     """
-    rows = part.trained(prepared.fold_of_items)
+    alias, rows = prepared.alias, part.trained(prepared.fold_of_items)
     state = prepared.samples.fit(Rows(prepared.source, prepared.samples), [prepared.items[row] for row in rows])
     spec = build_spec(config, prepared, state)
     network = build_network(config, prepared, spec)
     joined, pseudo = with_pseudo(prepared, part.fold)
-    loader, steps = training_loader(config, joined, state, rows, pseudo, rank)
+    loader, steps_per_epoch = training_loader(config, joined, state, rows, pseudo, rank)
     targets = {name: table.target for name, table in joined.tables.items() if table.target is not None}
-    module = _build_module(config, prepared, targets, network, part, steps)
+    phases = build_phases(config["phases"])
+    schedulers = {phase.name: make(phase.scheduler or config["scheduler"], alias) for phase in phases}
+    lr = scale_rate(config["optimizer"]["lr"], config["batch_size"], config.get("lr_batch_size"))
+    mixes = {}
+    for phase in phases:
+        augmentation = phase.augmentation or config["augmentation"]
+        mixes[phase.name] = Mix(augmentation["mixup"], augmentation["cutmix"], sample_fields(prepared), list(targets))
+    setup = Setup(
+        network=network,
+        loss=_build_loss(config, prepared, part),
+        make_optimizer=partial(build_optimizer, **config["optimizer"] | {"lr": lr}),
+        schedule=Schedule(phases, schedulers, steps_per_epoch),
+        seed=config["seed"],
+        mixes=mixes,
+        targets=targets,
+    )
+    module = make(config["module"], alias, setup=setup)
+    if not isinstance(module, TrainingModule):
+        raise Refusal(
+            f"module._target_ is {config['module']['_target_']}, which is no subclass of "
+            "foldwise.models.module.TrainingModule"
+        )
     if config["model"]["channels_last"]:
         network.to(memory_format=torch.channels_last)
-    return Training(spec, network, module, loader, None if config["ema"] is None else EMA(network, config["ema"]))
+    ema = None if config["ema"] is None else EMA(network, config["ema"])
+    return Training(spec, network, module, loader, ema)
 
 
 def build_spec(config: Mapping[str, Any], prepared: Prepared, state: Mapping[str, Any]) -> ModelSpec:
@@ -155,41 +177,6 @@ def _build_loss(config: Mapping[str, Any], prepared: Prepared, part: Holdout) ->
             rows = None if prepared.outputs[0].meaning.exclusive else len(part.trained(prepared.fold_of_items))
             term["class_weights"] = balanced_class_weights(total, rows, BALANCES[name])
     return make(loss, prepared.alias)
-
-
-def _build_module(
-    config: Mapping[str, Any],
-    prepared: Prepared,
-    targets: dict[str, np.ndarray],
-    network: Normalized,
-    part: Holdout,
-    steps_per_epoch: int,
-) -> TrainingModule:
-    """The Lightning module that the configuration names."""
-    alias, fields = prepared.alias, sample_fields(prepared)
-    lr = scale_rate(config["optimizer"]["lr"], config["batch_size"], config.get("lr_batch_size"))
-    phases = build_phases(config["phases"])
-    schedulers = {phase.name: make(phase.scheduler or config["scheduler"], alias) for phase in phases}
-    mixes = {}
-    for phase in phases:
-        augmentation = phase_augmentation(config, phase)
-        mixes[phase.name] = Mix(augmentation["mixup"], augmentation["cutmix"], fields, list(targets))
-    setup = Setup(
-        network=network,
-        loss=_build_loss(config, prepared, part),
-        make_optimizer=partial(build_optimizer, **config["optimizer"] | {"lr": lr}),
-        schedule=Schedule(phases, schedulers, steps_per_epoch),
-        seed=config["seed"],
-        mixes=mixes,
-        targets=targets,
-    )
-    module = make(config["module"], alias, setup=setup)
-    if not isinstance(module, TrainingModule):
-        raise Refusal(
-            f"module._target_ is {config['module']['_target_']}, which is no subclass of "
-            "foldwise.models.module.TrainingModule"
-        )
-    return module
 
 
 def build_trainer(config: Mapping[str, Any], rank: Rank, epochs: int, **arguments: Any) -> pl.Trainer:

@@ -56,7 +56,7 @@ warnings.filterwarnings("ignore", module="pytorch_lightning.utilities._pytree") 
 warnings.filterwarnings("ignore", ".*does not have many workers.*")  # data.workers is the user's choice
 warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # train.py starts the processes of a fold itself
 warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
-warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # the figures of an epoch are gathered before they are logged
+warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # they are gathered before they are logged
 
 
 def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: Prepared, rank: Rank) -> None:
@@ -106,7 +106,7 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: Pr
         for inner in network.net.compiled():
             inner.compile()  # in place: torch.compile(net) would rename every parameter
     checkpoint, epochs = find_checkpoint(folder)
-    # Lightning lets the loader's workers begin before it tells the sampler which epoch it resumes with.
+    # Lightning starts the loader's workers before it sets the sampler's epoch.
     sampler.set_epoch(epochs)
     trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:

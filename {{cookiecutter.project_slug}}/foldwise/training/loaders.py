@@ -19,7 +19,7 @@ from foldwise.data.samples import Rows
 from foldwise.data.sampling import SAMPLINGS, EpochSampler, Pool, Sampling
 from foldwise.errors import Refusal
 from foldwise.processes.group import Rank
-from foldwise.schedule.phases import Phase, build_phases, pseudo_shares
+from foldwise.schedule.phases import build_phases, pseudo_shares
 
 
 def with_pseudo(prepared: Prepared, fold: int) -> tuple[Prepared, np.ndarray | None]:
@@ -96,11 +96,6 @@ def evaluation_loader(
     return make_loader(dataset, [(int(row), 0) for row in rows], size, data["workers"])
 
 
-def phase_augmentation(config: Mapping[str, Any], phase: Phase) -> Mapping[str, Any]:
-    """The augmentation of a phase, as the content of a file of the group: its own, or that of the run."""
-    return phase.augmentation or config["augmentation"]
-
-
 def epoch_shares(config: Mapping[str, Any]) -> list[float]:
     """The share of pseudo rows in each epoch.
 
@@ -121,8 +116,9 @@ def _build_transforms(config: Mapping[str, Any], prepared: Prepared) -> list[Epo
     fields = sample_fields(prepared)
     found, problems = [], []
     for phase in build_phases(config["phases"]):
-        transforms = [make(each, prepared.alias) for each in phase_augmentation(config, phase)["transforms"]]
-        augmentation = Augmentation(transforms, fields, data["ignore_index"])
+        transforms = (phase.augmentation or config["augmentation"])["transforms"]
+        made = [make(transform, prepared.alias) for transform in transforms]
+        augmentation = Augmentation(made, fields, data["ignore_index"])
         size = image_hw(phase.image_size or data["image_size"])
         for channels, dtype in kinds:
             try:
@@ -136,7 +132,7 @@ def _build_transforms(config: Mapping[str, Any], prepared: Prepared) -> list[Epo
 
 
 def _pool(config: Mapping[str, Any], prepared: Prepared, rows: np.ndarray) -> Pool:
-    """Items to train on, drawn as data.sampling says."""
+    """Items to train on, drawn by data.sampling."""
     chosen = config["data"]["sampling"]
     sampling = make(chosen, prepared.alias, "data.sampling") if isinstance(chosen, Mapping) else SAMPLINGS[chosen]()
     if not isinstance(sampling, Sampling):

@@ -34,7 +34,7 @@ def wandb_logger(run: str, part: str, folder: Path, project: str) -> Logger:
     import wandb  # here: the other loggers need not wait for it
 
     os.environ.setdefault("WANDB_INIT_TIMEOUT", "20")
-    os.environ.setdefault("WANDB_FINISH_TIMEOUT", "30")  # what is not uploaded then stays on disk, and wandb says so
+    os.environ.setdefault("WANDB_FINISH_TIMEOUT", "30")  # the rest stays on disk, and wandb warns
     name = f"{run}-{part}"
     make = partial(FoldWandbLogger, project=project, name=name, id=name, group=run, save_dir=folder, resume="allow")
     if os.environ.get("WANDB_MODE", "online") != "online":
@@ -48,7 +48,7 @@ def wandb_logger(run: str, part: str, folder: Path, project: str) -> Logger:
         except wandb.Error as error:
             wandb.teardown()  # else the failed run keeps its id and its mode
             problem = str(error).partition("\n")[0]
-    os.environ.setdefault("WANDB_SILENT", "true")  # the line below says it all
+    os.environ.setdefault("WANDB_SILENT", "true")  # the line below is enough
     print(f"wandb: {problem}, so this run is logged offline; later: wandb sync {folder}/wandb/offline-run-*")
     return make(offline=True)
 
@@ -65,7 +65,7 @@ def csv_logger(run: str, part: str, folder: Path) -> Logger:
 
 
 def no_logger(run: str, part: str, folder: Path) -> bool:
-    """Nothing but what every run writes anyway."""
+    """Only what every run writes."""
     return False
 
 

@@ -54,13 +54,14 @@ def make_plan(context: "Context", config: dict[str, Any], nodes: int, make_folds
     trainer, workers = config["trainer"], config["fold_workers"]
     prepared = prepare(config, code.alias, make_folds)
     parts = choose_parts(config["fold"], followers(config), prepared)
+    contents = hash_contents(prepared, config["model"]["weights"])
+    identity = make_identity(config, 0, contents, code)  # while the server imports torch
     hardware, picture = call(context, _inspect, config, prepared, parts[0])
     devices = count_processes(trainer, hardware)
     if nodes > 1 and workers != 1:
         raise Refusal("fold_workers is for one machine: on several, each fold has all devices of all of them")
     visible = share_gpus(workers, devices, count_gpus(trainer, hardware), os.environ.get("CUDA_VISIBLE_DEVICES"))
-    contents = hash_contents(prepared, config["model"]["weights"])
-    identity = make_identity(config, devices * nodes, contents, code)
+    identity["world size"] = str(devices * nodes)
     return Plan(config, prepared, parts, hardware, picture, devices, devices * nodes, visible, identity)
 
 

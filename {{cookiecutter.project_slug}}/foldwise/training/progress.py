@@ -53,8 +53,8 @@ class Progress(pl.Callback):
             "seconds": round(time.monotonic() - self.started, 2),
         }
         self.history.append(row)
-        figures = {name: value for name, value in row.items() if name != "epoch" and not math.isnan(value)}
-        module.log_dict(figures, rank_zero_only=True)
+        logged = {name: value for name, value in row.items() if name != "epoch" and not math.isnan(value)}
+        module.log_dict(logged, rank_zero_only=True)
         if not trainer.is_global_zero:
             return
         with write_atomic(self.folder / "history.csv") as temporary:

@@ -28,7 +28,7 @@ from foldwise.tasks.outputs import Output
 
 @dataclass(frozen=True)
 class Scores:
-    """The competition's metric: of each fold, and overall as the metric says (pooled, or the mean of the folds).
+    """The competition's metric of each fold, and overall: pooled or the mean of the folds, by the metric.
 
     `counts` are the (N, C, 3) pixel counts of the images, for segmentation.
     """
@@ -121,7 +121,7 @@ def merge_oof(source: Path, prepared: Prepared) -> Predictions:
 
 
 def write_scores(run: Path, config: Mapping[str, Any], scores: Scores) -> None:
-    """Write the metrics.json of a run, which says that it is finished."""
+    """Write the metrics.json of a run, which marks it as finished."""
     values = list(scores.per_fold.values())
     record = {
         "metric": type(scores.metric).__name__,

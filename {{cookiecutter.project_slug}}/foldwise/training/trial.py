@@ -31,7 +31,6 @@ from foldwise.settings import unknown_setting
 from foldwise.tasks import TASKS, Task
 from foldwise.tasks.outputs import Output, activate
 from foldwise.training.build import build_training, image_sizes
-from foldwise.training.loaders import phase_augmentation
 
 FIRST = Holdout((0,))
 ITEMS = 2  # of the batch that is tried
@@ -48,7 +47,7 @@ def inspect_config(
         phases of the training.
 
     Raises:
-        Refusal: what in the configuration or the data cannot be used.
+        Refusal: a setting or data that cannot be used.
     """
     known = list(inspect.signature(pl.Trainer).parameters)
     unknown = [
@@ -126,7 +125,7 @@ def _check_outputs(found: Batch, outputs: Sequence[Output]) -> None:
 
 
 def _output_problem(output: Output, value: Tensor) -> str | None:
-    """The wrong shape of an output, with what to type; None: it is right."""
+    """Description of a wrong shape of an output, with a fix to type; None: it is right."""
     task, columns = output.meaning, len(output.columns)
     wanted = _axes(task, columns)
     shape = f"the network gives {output.key!r} in the shape {tuple(value.shape)}"
@@ -168,7 +167,7 @@ def _preview_phases(config: Mapping[str, Any], module: TrainingModule, lrs: Sequ
         set_trainable(module.network, phase.trainable, phase.freeze_bn)
         factors = [schedule.factor(step) for step in range(first, first + phase.epochs * STEPS)]
         first += len(factors)
-        augmentation = phase_augmentation(config, phase)
+        augmentation = phase.augmentation or config["augmentation"]
         previews.append(
             PhasePreview(
                 phase,

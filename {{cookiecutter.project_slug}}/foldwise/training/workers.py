@@ -86,7 +86,7 @@ def train_at_once(context: "Context", run: Path, parts: Sequence[Holdout], plan:
                     part = pending.popleft()
                     arguments, gpus = (run, part, plan.config, plan.prepared), plan.visible[worker]
                     group = Group(context, _train_fold, arguments, plan.devices, None, workers, gpus, _log(run, part))
-                    console.print(f"{part.title} begins; its log is {_log(run, part)}")
+                    console.print(f"{part.title} starts; its log is {_log(run, part)}")
                     running[worker] = part, groups.enter_context(group)
                 wait([sentinel for _, group in running.values() for sentinel in group.sentinels])
                 for worker, (part, group) in list(running.items()):
