@@ -41,10 +41,9 @@ from foldwise.processes.exits import leave_on_signals
 from foldwise.processes.group import Rank
 from foldwise.training.build import build_trainer, build_training
 from foldwise.training.checkpoints import LastCheckpoint, find_checkpoint, remove_leftovers
-from foldwise.training.divergence import Divergence
 from foldwise.training.ema import reestimate_batch_norm
+from foldwise.training.epoch_losses import EpochLosses
 from foldwise.training.loaders import evaluation_loader
-from foldwise.training.observation import Observation
 from foldwise.training.progress import Progress
 from foldwise.training.snapshots import Snapshots
 from foldwise.training.validation import Validation
@@ -82,6 +81,7 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: Pr
     held_out = evaluation_loader(config, prepared, spec.state, rows, rank)
     every = config["validate_every"] if part.folds else 0
     validation = Validation(held_out, spec, prepared, metric, every, ema)
+    losses = EpochLosses(part.title, sampler.real)
     trainer = build_trainer(
         config,
         rank,
@@ -91,13 +91,12 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: Pr
         callbacks=[
             # Lightning sets handlers of its own before training; under DDP, its one for SIGTERM waits for other ranks.
             LambdaCallback(on_train_start=lambda *_: leave_on_signals()),
-            Divergence(part.title),
-            Observation(sampler.real),
+            losses,
             *([ema] if ema else []),
             *(make(callback, alias) for callback in config["callbacks"].values()),
             validation,
             Snapshots(folder, spec, validation, config["top_k"]),
-            Progress(folder, part.title, validation),
+            Progress(folder, part.title, losses, validation),
             LastCheckpoint(folder),
         ],
         enable_progress_bar=sys.stderr.isatty(),

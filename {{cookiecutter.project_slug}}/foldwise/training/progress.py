@@ -7,12 +7,10 @@ from typing import Any
 
 import pandas as pd
 import pytorch_lightning as pl
-import torch
 from tqdm import tqdm
 
 from foldwise.files import write_atomic
-from foldwise.models.module import scalars
-from foldwise.training.distributed import gather
+from foldwise.training.epoch_losses import EpochLosses
 from foldwise.training.validation import Validation
 
 
@@ -22,26 +20,15 @@ class Progress(pl.Callback):
     The history is part of the checkpoint, so after a kill and a resume no epoch appears twice.
     """
 
-    def __init__(self, folder: Path, part: str, validation: Validation) -> None:
-        self.folder, self.part, self.validation = folder, part, validation
+    def __init__(self, folder: Path, part: str, losses: EpochLosses, validation: Validation) -> None:
+        self.folder, self.part, self.losses, self.validation = folder, part, losses, validation
         self.history: list[dict[str, float]] = []
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
         self.started = time.monotonic()
-        self.totals: dict[str, torch.Tensor] = {}
-        self.batches = 0
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, step: int) -> None:
-        for name, value in scalars(outputs).items():
-            # stays on the device: reading it here would wait for every step
-            self.totals[name] = self.totals.get(name, 0) + value.detach()
-        self.batches += 1
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
-        own = {name: float(total) / self.batches for name, total in self.totals.items()}
-        own["loss"] *= trainer.accumulate_grad_batches  # by which Lightning has divided it
-        shares = gather(own)
-        means = {name: sum(share[name] for share in shares) / len(shares) for name in own}
+        means = dict(self.losses.means)
         loss = means.pop("loss")
         row = {
             "epoch": trainer.current_epoch + 1,
