@@ -16,8 +16,10 @@ ADVICE = "lower optimizer.lr, set trainer.gradient_clip_val=1.0, or train in tra
 
 
 class EpochLosses(pl.Callback):
-    """Raises FloatingPointError at a loss that is not finite, with the ids of its batch, or at such weights; at the end
-    of an epoch has its `means`, and hands the (B,) entries of the module's losses to the sampling, whose state it keeps.
+    """Raises FloatingPointError at a loss or weights that are not finite, with the ids of the batch.
+
+    At the end of an epoch it has the `means`, and hands the (B,) entries of the module's losses to the sampling, whose
+    state it keeps.
 
     Args:
         part: the model's name in messages.
