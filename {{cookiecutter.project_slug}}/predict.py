@@ -8,8 +8,8 @@ examples:
   python predict.py runs/unet-5e6f7a8b --overlay 10 --device cuda --precision 16-mixed
   python predict.py runs/unet-5e6f7a8b --tiles --devices 4
 
-With several devices each image goes to one of them. Interrupted, the same command goes on where it stopped, also with
-another number of devices.
+With several devices each image goes to one of them. Interrupted, the same command resumes, also with another number of
+devices.
 """
 
 import argparse
@@ -21,62 +21,40 @@ from foldwise.command import exit_on_error, make_parser, whole_number
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; see --help."""
     parser = make_parser(__doc__, opens_runs=True)
-    parser.add_argument("runs", nargs="+", type=Path, help="folders that train.py made; every finished fold predicts")
-    parser.add_argument("--table", type=Path, help="CSV or parquet to predict (default: the run's data.test_table)")
-    parser.add_argument("--tta", default="none", help="choice of the group tta, or path of such a file (default: none)")
-    parser.add_argument("--out", type=Path, help="folder to write (default: <run>/predictions/<table>-<tta>)")
-    parser.add_argument(
-        "--batch-size", type=whole_number(1), default=32, help="images a pass, all views counted (default: 32)"
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, help="folders that train.py made; every finished fold predicts")
+    add("--table", type=Path, help="CSV or parquet to predict (default: the run's data.test_table)")
+    add("--tta", default="none", help="choice of the group tta, or path of such a file (default: none)")
+    add("--out", type=Path, help="folder to write (default: <run>/predictions/<table>-<tta>)")
+    add("--batch-size", type=whole_number(1), default=32, help="images a pass, all views counted (default: 32)")
+    add("--workers", type=whole_number(0), default=2, help="processes that read images (default: 2)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    add(
+        "--devices", type=whole_number(1), metavar="N", help="processes, one a GPU, or N on the CPU (default: all GPUs, or 1)"
     )
-    parser.add_argument("--workers", type=whole_number(0), default=2, help="processes that read images (default: 2)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
-    parser.add_argument(
-        "--devices",
-        type=whole_number(1),
-        metavar="N",
-        help="processes, one a GPU, or N on the CPU (default: all GPUs, or 1)",
-    )
-    parser.add_argument("--precision", default="32", choices=["32", "16-mixed", "bf16-mixed"], help="(default: 32)")
-    parser.add_argument(
-        "--oof", action="store_true", help="the training table, each row by the models that did not see it"
-    )
-    parser.add_argument(
-        "--keep-views", action="store_true", help="keep each view; python tools/average.py puts them together"
-    )
-    parser.add_argument("--tiles", action="store_true", help="segmentation: overlapping tiles at the stored resolution")
-    parser.add_argument(
-        "--overlay", type=whole_number(0), default=0, metavar="N", help="segmentation: also paint N pictures"
-    )
+    add("--precision", default="32", choices=["32", "16-mixed", "bf16-mixed"], help="(default: 32)")
+    add("--oof", action="store_true", help="the training table, each row by the models that did not see it")
+    add("--keep-views", action="store_true", help="keep each view; python tools/average.py puts them together")
+    add("--tiles", action="store_true", help="segmentation: overlapping tiles at the stored resolution")
+    add("--overlay", type=whole_number(0), default=0, metavar="N", help="segmentation: also paint N pictures", dest="overlays")
     return parser.parse_args(arguments)
 
 
 def main() -> None:
-    """Predict, and end with exit code 2 and a sentence when something is wrong with the input."""
-    options = parse()
-    with exit_on_error("the same command goes on from there"):
+    """Predict, and exit with 2 and a sentence when something is wrong with the input."""
+    options = vars(parse())
+    runs, table, out, _ = (options.pop(name) for name in ("runs", "table", "out", "trust_code"))
+    with exit_on_error("the same command resumes"):
         from foldwise.config import read_config
         from foldwise.settings import find_choice
 
-        for run in options.runs:  # a mistyped name is said at once, before torch is imported, which takes seconds
+        for run in runs:  # a mistyped name is reported before torch is imported, which takes seconds
             read_config(run)
-        tta = Path(options.tta)
-        if tta.suffix not in (".yaml", ".yml"):
-            tta = find_choice("tta", options.tta)
+        if not options["tta"].endswith((".yaml", ".yml")):
+            options["tta"] = find_choice("tta", options["tta"])
         from foldwise.inference.predicting import Choices, predict_runs
 
-        choices = Choices(
-            tta=tta,
-            oof=options.oof,
-            keep_views=options.keep_views,
-            tiles=options.tiles,
-            overlays=options.overlay,
-            batch_size=options.batch_size,
-            workers=options.workers,
-            device=options.device,
-            devices=options.devices,
-            precision=options.precision,
-        )
-        predict_runs(options.runs, choices, options.table, options.out)
+        predict_runs(runs, Choices(**options | {"tta": Path(options["tta"])}), table, out)
 
 
 if __name__ == "__main__":

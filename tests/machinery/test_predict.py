@@ -349,7 +349,7 @@ def test_an_error_names_its_process_and_another_number_of_processes_goes_on(task
     (whole,) = predict([run], out=tmp_path / "whole")
     good = (data / "3.png").read_bytes()
     (data / "3.png").write_bytes(b"no picture")
-    with pytest.raises(ProcessFailed, match="the same command goes on from there"):
+    with pytest.raises(ProcessFailed, match="then run the same command to resume"):
         predict([run], batch_size=1, devices=2)
     assert f"error of rank 1: {data}/3.png" in capfd.readouterr().err
     (data / "3.png").write_bytes(good)

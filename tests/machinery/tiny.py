@@ -23,7 +23,8 @@ from foldwise.training.results import finish_fold, finish_run, merge_oof, score_
 from foldwise.training.run_folder import create_or_resume_run, resumed_config
 
 if TYPE_CHECKING:
-    from foldwise.inference.weights import Model, ModelSpec
+    from foldwise.inference.spec import ModelSpec
+    from foldwise.inference.weights import Model
     from foldwise.models.normalized import Normalized
 
 ROOT = Path(__file__).parents[1]
@@ -143,7 +144,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 def make_spec(task: str, classes: Sequence[str], channels: int = 3, **changes: Any) -> "ModelSpec":
     """The spec of a model for images of 32 x 32 that foldwise's own classes read and build."""
-    from foldwise.inference.weights import ModelSpec
+    from foldwise.inference.spec import ModelSpec
     from foldwise.tasks.outputs import Output
 
     network = {**NETWORKS[task], "channels": {"image": channels}, "outputs": {"logits": len(classes)}}

@@ -16,7 +16,7 @@ from foldwise.bundle.wheels import download_wheels
 from foldwise.data.holdout import fold_name
 from foldwise.errors import Refusal
 from foldwise.files import check_new, new_folder, write_json
-from foldwise.inference.weights import read_spec
+from foldwise.inference.spec import read_spec
 from foldwise.predictions.decisions.deciding import Chosen
 from foldwise.predictions.decisions.material import choose_layout
 from foldwise.predictions.decisions.submission import check_columns, read_sample

@@ -11,7 +11,7 @@ from foldwise.code.imports import collect_code, inside, module_name, to_file, wa
 from foldwise.code.runs import FOLDER, find_code_folder
 from foldwise.code.source import Code, write_code
 from foldwise.files import read_json, sha256_file, write_json
-from foldwise.inference.weights import SPEC, WEIGHTS, ModelSpec, read_spec
+from foldwise.inference.spec import SPEC, WEIGHTS, ModelSpec, read_spec
 
 PACKAGE = "foldwise"
 LIBRARIES = {"smp": "segmentation_models_pytorch"}  # imported by `foldwise.models.networks` as a network is built

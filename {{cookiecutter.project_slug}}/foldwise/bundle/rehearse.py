@@ -19,7 +19,7 @@ from foldwise.bundle.planted import plant
 from foldwise.bundle.spec import BundleSpec, read_bundle
 from foldwise.errors import Refusal
 from foldwise.files import read_json
-from foldwise.inference.runs import open_run
+from foldwise.inference.runs import load_run
 from foldwise.inference.weights import load_samples
 
 DATA = "data"  # the link to the table's images, beside the planted ones
@@ -81,7 +81,7 @@ def rehearse(
             f"there is no run {', '.join(missing)} here, whose predictions the bundle's are compared with: rehearse in "
             f"the folder in which the bundle was written"
         )
-    run = open_run(Path(spec.runs[0].source))
+    run = load_run(Path(spec.runs[0].source))
     root = images or Path(run.data["root"])
     samples = load_samples(next(iter(run.models.values())))
     inputs = read_inputs(table, root, spec.columns, set(), samples)

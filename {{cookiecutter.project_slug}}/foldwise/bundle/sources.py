@@ -11,7 +11,7 @@ from foldwise.bundle.spec import blend_folds
 from foldwise.data.images import read_mask
 from foldwise.errors import Refusal
 from foldwise.files import read_json
-from foldwise.inference.runs import TrainedRun, check_together, open_run
+from foldwise.inference.runs import TrainedRun, check_together, load_run
 from foldwise.inference.tta import TTA
 from foldwise.predictions.decisions.deciding import Chosen, choose_decision
 from foldwise.predictions.decisions.masks import choose_cleaning
@@ -113,7 +113,7 @@ def _of_ensemble(folder: Path) -> Sources:
 
 def _open_source(source: Path, oof: Path) -> RunSource:
     folder, name = run_of(source)
-    run = open_run(folder)
+    run = load_run(folder)
     outputs = {output.name: output for output in run.spec.outputs}
     if name not in outputs:
         raise Refusal(f"{source}: the models of {folder} have no output {name}")

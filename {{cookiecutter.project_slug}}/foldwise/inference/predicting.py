@@ -1,9 +1,9 @@
-"""Predicting a table with the models of finished runs; what predict.py does."""
+"""Prediction of a table with the models of finished runs; what predict.py does."""
 
 import hashlib
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,10 +13,11 @@ from foldwise.data.folds import table_folds
 from foldwise.data.samples import TableItems
 from foldwise.data.table import Columns, Table, read_table
 from foldwise.errors import Refusal
+from foldwise.inference.console import print_notes, print_shares, print_written, write_overlays
 from foldwise.inference.device import choose_devices
-from foldwise.inference.inspection import equal_images, print_shares, write_overlays
-from foldwise.inference.runs import TrainedRun, check_together, open_run
-from foldwise.inference.sharing import Choices, Job, Work, predict_work
+from foldwise.inference.runs import TrainedRun, check_together, load_run
+from foldwise.inference.sharing import Choices, PredictionJob, Work, predict_work
+from foldwise.inference.spec import read_spec
 from foldwise.inference.tta import TTA, load_tta
 from foldwise.inference.weights import load_samples
 from foldwise.predictions.schema import Header
@@ -24,6 +25,8 @@ from foldwise.predictions.sources import output_folder, source_name
 from foldwise.predictions.writers import PredictionWriter
 from foldwise.progress import progress_bar, stepping
 from foldwise.tasks.outputs import Output
+
+Folders = Mapping[str, Path]  # of one run: the prediction folder of each output by its name
 
 
 def predict_runs(
@@ -35,7 +38,7 @@ def predict_runs(
 ) -> list[Path]:
     """Predict a table with every model of the runs, reading each image once; a new prediction folder a run.
 
-    Interrupted, the same call goes on where it stopped.
+    Interrupted, the same call resumes.
 
     Args:
         runs: folders that train.py made, of one competition.
@@ -47,22 +50,21 @@ def predict_runs(
     """
     console = console or Console()
     tta = load_tta(choices.tta)
-    trained = [open_run(Path(run)) for run in runs]
+    trained = [load_run(Path(run)) for run in runs]
     check_together(trained)
     first = trained[0]
     if first.spec.main.meaning.kind != "maps" and (choices.overlays or choices.tiles):
         raise Refusal(f"--overlay and --tiles are for masks, and {first.folder} is a {first.spec.task} run")
     source = _read_table(first, choices.oof, table_path)
-    samples = load_samples(next(iter(first.models.values())))
-    items = TableItems.of(source, samples)
+    items = TableItems.of(source, load_samples(next(iter(first.models.values()))))
     table = items.table
     folders = output_folders(trained, "oof" if choices.oof else table.path.stem, choices, out)
-    _print_notes(console, trained, table, choices.oof)
-    jobs = oof_jobs(first, table) if choices.oof else [Job(list(range(len(table))), None)]
+    print_notes(console, trained, table, choices.oof)
+    jobs = oof_jobs(first, table) if choices.oof else [PredictionJob(list(range(len(table))), None)]
     devices = choose_devices(choices.device, choices.devices)
     writers = [
-        {output.name: _writer(run, output, folder, table, tta, jobs, choices) for output in run.spec.outputs}
-        for run, folder in zip(trained, folders, strict=True)
+        {output.name: _writer(run, output, of_run, table, tta, jobs, choices) for output in run.spec.outputs}
+        for run, of_run in zip(trained, folders, strict=True)
     ]
     every = [writer for of_run in writers for writer in of_run.values()]
     with ExitStack() as stack:
@@ -72,35 +74,22 @@ def predict_runs(
         if done:
             console.print(f"{len(done)} images were predicted before the last command was interrupted")
         total = sum(len(job.rows) for job in jobs)
-        left = [Job([row for row in job.rows if table.ids[row] not in done], job.fold) for job in jobs]
-        console.print(
-            f"{total} images, models: {sum(len(run.models) for run in trained)}, views: {len(tta.names)}, "
-            f"on {', '.join(devices)}"
-        )
+        left = [PredictionJob([row for row in job.rows if table.ids[row] not in done], job.fold) for job in jobs]
+        models = sum(len(run.models) for run in trained)
+        console.print(f"{total} images, models: {models}, views: {len(tta.names)}, on {', '.join(devices)}")
+        shards = [[{name: one.new_shard() for name, one in of_run.items()} for of_run in writers] for _ in devices]
         with progress_bar("predicting", console) as progress:
             step = stepping(progress, "predicting", total, len(done))
-            predict_work(
-                Work(trained, left, table, source, tta, choices),
-                devices,
-                lambda: [{name: writer.new_shard() for name, writer in of_run.items()} for of_run in writers],
-                step,
-            )
-    for folder in folders:
+            predict_work(Work(trained, left, table, source, tta, choices), devices, shards, step)
+    main = [of_run[""] for of_run in folders]
+    for folder in main if choices.overlays else ():
         write_overlays(folder, items, choices.overlays)
-    print_shares(console, folders)
-    for run, folder in zip(trained, folders, strict=True):
-        console.print(f"written   {folder}", soft_wrap=True, highlight=False, markup=False)
-        for output in run.spec.outputs[1:]:
-            console.print(f"          {_folder_of(run, output, folder)}", soft_wrap=True, highlight=False, markup=False)
-        if choices.overlays:
-            console.print(f"overlays  {folder / 'overlays'}", soft_wrap=True, highlight=False, markup=False)
-    console.print(
-        f"next      {_next_command(trained, folders, choices)}", soft_wrap=True, highlight=False, markup=False
-    )
-    return folders
+    print_shares(console, main)
+    print_written(console, trained, folders, choices)
+    return main
 
 
-def oof_jobs(run: TrainedRun, table: Table) -> list[Job]:
+def oof_jobs(run: TrainedRun, table: Table) -> list[PredictionJob]:
     """The held-out rows of each fold.
 
     Raises:
@@ -111,58 +100,41 @@ def oof_jobs(run: TrainedRun, table: Table) -> list[Job]:
     if run.missing_folds:
         raise Refusal(f"folds {run.missing_folds} have no model yet: every row needs the model of its fold")
     fold_of = table_folds(table, run.data)
-    return [Job([row for row, id in enumerate(table.ids) if fold_of[id] == fold], fold) for fold in run.folds]
+    return [PredictionJob([row for row, id in enumerate(table.ids) if fold_of[id] == fold], fold) for fold in run.folds]
 
 
-def output_folders(runs: Sequence[TrainedRun], what: str, choices: Choices, out: Path | None) -> list[Path]:
+def output_folders(runs: Sequence[TrainedRun], what: str, choices: Choices, out: Path | None) -> list[Folders]:
     """Where predictions go: `<run>/predictions/<table>-<tta>[-views]`, or `out`, or `<out>/<run>` with several runs.
 
     Raises:
         Refusal: some of them exist; the message has a command that works.
     """
     name = f"{what}-{choices.tta.stem}" + ("-views" if choices.keep_views else "") + ("-tiles" if choices.tiles else "")
-    if out is None:
-        folders = [run.folder / "predictions" / name for run in runs]
-    else:
-        folders = [out] if len(runs) == 1 else [out / run.folder.name for run in runs]
-    there = [folder for folder in folders if folder.exists()]
-    there += [
-        other
-        for run, folder in zip(runs, folders, strict=True)
-        for output in run.spec.outputs[1:]
-        if (other := _folder_of(run, output, folder)).exists()
-    ]
+    folders: list[Folders] = []
+    for run in runs:
+        own = run.folder / "predictions" / name
+        main = own if out is None else out / run.folder.name if len(runs) > 1 else out
+        in_run = main.parent == own.parent  # where each output has predictions of its own
+        folders.append(
+            {
+                output.name: output_folder(run.folder, output) / "predictions" / main.name
+                if in_run
+                else beside(main, output.name)
+                for output in run.spec.outputs
+            }
+        )
+    there = [folder for of_run in folders for folder in of_run.values() if folder.exists()]
     if there:
-        left = [str(run.folder) for run, folder in zip(runs, folders, strict=True) if not folder.exists()]
-        others = f"python predict.py {shlex.join(left)} ...\n" if left else ""
+        left = [str(run.folder) for run, of_run in zip(runs, folders, strict=True) if not of_run[""].exists()]
+        others = f"the other runs alone:\n  python predict.py {shlex.join(left)} ...\nor " if left else ""
         raise Refusal(
-            f"{', '.join(map(str, there))} exists and is not overwritten. Predict "
-            + (f"the other runs alone:\n  {others}or " if left else "")
-            + f"under another name:\n  python predict.py {shlex.join(str(run.folder) for run in runs)} "
+            f"{', '.join(map(str, there))} exists and is not overwritten. Predict {others}under another name:\n"
+            f"  python predict.py {shlex.join(str(run.folder) for run in runs)} "
             f"--tta {choices.tta.stem} --out predictions/{name}-2"
         )
-    if len(set(folders)) < len(folders):
+    if len({of_run[""] for of_run in folders}) < len(folders):
         raise Refusal("several runs have the same name: predict them in two commands")
     return folders
-
-
-def _read_table(run: TrainedRun, oof: bool, table_path: Path | None) -> Table:
-    columns = Columns.from_config(run.data["columns"])
-    if oof and table_path is not None:
-        raise Refusal("--oof predicts the table that the runs were trained on: leave --table out")
-    if oof:
-        return read_table(run.data["table"], run.spec.task, run.data["root"], columns, run.spec.classes)
-    if table_path is None and run.data["test_table"] is None:
-        raise Refusal(f"{run.folder} was trained without data.test_table: say what to predict with --table <file>")
-    path = Path(table_path or run.data["test_table"])
-    return read_table(path, run.spec.task, run.data["root"], columns, run.spec.classes, has_target=False)
-
-
-def _folder_of(run: TrainedRun, output: Output, folder: Path) -> Path:
-    """Where a run's predictions of an output go, when those of its main one go to `folder`."""
-    if output.name and folder.parent == run.folder / "predictions":
-        return output_folder(run.folder, output) / "predictions" / folder.name
-    return beside(folder, output.name)
 
 
 def beside(folder: Path, output: str) -> Path:
@@ -170,13 +142,29 @@ def beside(folder: Path, output: str) -> Path:
     return folder.with_name(f"{folder.name}-{output}") if output else folder
 
 
+def _read_table(run: TrainedRun, oof: bool, table_path: Path | None) -> Table:
+    if oof and table_path is not None:
+        raise Refusal("--oof predicts the table that the runs were trained on: leave --table out")
+    path = run.data["table"] if oof else table_path or run.data["test_table"]
+    if path is None:
+        raise Refusal(f"{run.folder} was trained without data.test_table: say what to predict with --table <file>")
+    columns, spec = Columns.from_config(run.data["columns"]), run.spec
+    return read_table(Path(path), spec.task, run.data["root"], columns, spec.classes, has_target=oof)
+
+
 def _writer(
-    run: TrainedRun, output: Output, folder: Path, table: Table, tta: TTA, jobs: Sequence[Job], choices: Choices
+    run: TrainedRun,
+    output: Output,
+    folders: Folders,
+    table: Table,
+    tta: TTA,
+    jobs: Sequence[PredictionJob],
+    choices: Choices,
 ) -> PredictionWriter:
     views = len(tta.names) if choices.keep_views else 1
     ids = hashlib.sha256(json.dumps([table.ids, table.frame["image"].tolist()]).encode()).hexdigest()
     request = {
-        "models": run.hashes(),
+        "models": [read_spec(path).sha256 for path in run.models.values()],
         "views": tta.names,
         "mean": tta.mean,
         "transforms": list(tta.transforms),
@@ -194,40 +182,4 @@ def _writer(
         tta=tta.describe(choices.tiles or run.spec.fit == "tiles"),
         created_by="predict.py",
     )
-    return PredictionWriter(_folder_of(run, output, folder), header, request, table.ids)
-
-
-def _next_command(runs: Sequence[TrainedRun], folders: Sequence[Path], choices: Choices) -> str:
-    named = shlex.join(str(run.folder) for run in runs)
-    if choices.keep_views:
-        return f"python tools/average.py {shlex.quote(str(folders[0]))} --mean geometric"
-    if choices.oof:
-        return f"python evaluate.py {named} --oof {folders[0].name}"
-    if len(runs) > 1:
-        return f"python ensemble.py {named} --test {folders[0].name}"
-    return f"python submit.py make {named} --test {folders[0].name}"
-
-
-def _print_notes(console: Console, runs: Sequence[TrainedRun], table: Table, oof: bool) -> None:
-    data = runs[0].data
-    for run in runs:
-        if run.missing_folds:
-            console.print(
-                f"[yellow]{run.folder}: folds {run.missing_folds} have no model yet and do not predict.[/yellow]"
-            )
-    if oof:
-        return
-    if table.path.resolve() == Path(data["table"]).resolve():
-        console.print(
-            "[yellow]This is the training table: every image was seen by all folds but its own. "
-            "Honest predictions of it are in <run>/oof, or come with --oof.[/yellow]"
-        )
-        return
-    if not Path(data["table"]).exists():
-        return  # another machine, that only predicts
-    columns, spec = Columns.from_config(data["columns"]), runs[0].spec
-    training = read_table(data["table"], spec.task, data["root"], columns, spec.classes, has_target=False)
-    pairs = equal_images(table, training)
-    if pairs:
-        shown = ", ".join(f"{id} = {other}" for id, other in pairs[:5]) + (", …" if len(pairs) > 5 else "")
-        console.print(f"[yellow]{len(pairs)} images equal a training image, whose label is known: {shown}[/yellow]")
+    return PredictionWriter(folders[output.name], header, request, table.ids)

@@ -1,7 +1,6 @@
-"""Finished runs as predict.py needs them: where their data is, and the models of their folds.
+"""Finished runs as predict.py and bundles need them: where their data is, and the models of their folds.
 
-Only files that a run left are read: its config.yaml (where the table is and what its columns are called) and its model
-folders. Nothing is instantiated from a configuration.
+Only config.yaml and the model folders are read; nothing is instantiated from a configuration.
 """
 
 import re
@@ -14,16 +13,14 @@ from foldwise.config import read_config
 from foldwise.data.holdout import FULL, fold_name
 from foldwise.errors import Refusal
 from foldwise.files import read_json
-from foldwise.inference.weights import SPEC, ModelSpec, find_models, read_spec
+from foldwise.inference.spec import ModelSpec, read_spec
+from foldwise.inference.weights import find_models
 from foldwise.tasks.outputs import run_of
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run that has models: its configuration's data section, and the model folders by (fold, snapshot).
-
-    The fold of a model of every row is FULL.
-    """
+    """A run that has models: the section `data` of its configuration, and model folders by (fold, snapshot)."""
 
     folder: Path
     data: dict[str, Any]
@@ -32,12 +29,12 @@ class TrainedRun:
 
     @property
     def members(self) -> list[int]:
-        """The folds that have models, FULL first where there is one of every row."""
+        """The folds that have models, FULL first where there is a full fit."""
         return sorted({fold for fold, _ in self.models})
 
     @property
     def folds(self) -> list[int]:
-        """The folds that have models."""
+        """The folds that have models, without FULL."""
         return [fold for fold in self.members if fold != FULL]
 
     @property
@@ -47,21 +44,18 @@ class TrainedRun:
 
     @property
     def missing_folds(self) -> list[int]:
-        """Folds without a model; none are missing beside a model of every row alone.
-
-        With folds given in the table, how many there are stands nowhere else.
-        """
-        if not self.folds:
+        """Folds without a model; none are missing beside a full fit alone, or where the table gives the folds."""
+        if not self.folds or self.data["columns"]["fold"] is not None:
             return []
-        existing = range(self.data["folds"]) if self.data["columns"]["fold"] is None else self.folds
-        return [fold for fold in existing if fold not in self.folds]
+        return [fold for fold in range(self.data["folds"]) if fold not in self.folds]
 
-    def hashes(self) -> list[str]:
-        """A hash of each model."""
-        return [read_json(path / SPEC).get("sha256", "") for path in self.models.values()]
+    @property
+    def outputs(self) -> list[tuple[str, str, tuple[str, ...]]]:
+        """(name, task, columns) of each output."""
+        return [(output.name, output.task, output.columns) for output in self.spec.outputs]
 
 
-def open_run(folder: Path) -> TrainedRun:
+def load_run(folder: Path) -> TrainedRun:
     """Find the models of a run.
 
     Raises:
@@ -75,12 +69,12 @@ def open_run(folder: Path) -> TrainedRun:
     folds[FULL] = folder / fold_name(FULL)
     models = {(fold, name): path for fold in sorted(folds) for name, path in find_models(folds[fold]).items()}
     if not models:
-        raise Refusal(f"{folder} has no model yet: no fold is finished; go on with python train.py run={folder}")
-    names = {fold: [name for other, name in models if other == fold] for fold, _ in models}
-    for fold, snapshots in names.items():
-        first = next(iter(names.values()))
-        if len(snapshots) != len(first):
-            raise Refusal(f"{folder}: {fold_name(fold)} has the snapshots {snapshots}, and the first model has {first}")
+        raise Refusal(f"{folder} has no model yet: no fold is finished; resume with python train.py run={folder}")
+    snapshots = {fold: [name for other, name in models if other == fold] for fold, _ in models}
+    first = next(iter(snapshots.values()))
+    for fold, names in snapshots.items():
+        if len(names) != len(first):
+            raise Refusal(f"{folder}: {fold_name(fold)} has the snapshots {names}, and the first model has {first}")
     specs = {member: read_spec(path) for member, path in models.items()}
     spec = next(iter(specs.values()))
     for (fold, _), other in specs.items():
@@ -89,12 +83,8 @@ def open_run(folder: Path) -> TrainedRun:
     return TrainedRun(folder, config["data"], models, spec)
 
 
-def _names(run: TrainedRun) -> list[tuple[str, str, tuple[str, ...]]]:
-    return [(output.name, output.task, output.columns) for output in run.spec.outputs]
-
-
 def check_together(runs: Sequence[TrainedRun]) -> None:
-    """Refuse runs that cannot be predicted in one go, or that are named twice.
+    """Refuse runs that cannot be predicted in one pass, or that are named twice.
 
     Raises:
         Refusal: names the run and what differs.
@@ -106,7 +96,7 @@ def check_together(runs: Sequence[TrainedRun]) -> None:
         for what, ours, its in (
             ("task", first.spec.task, run.spec.task),
             ("classes", first.spec.classes, run.spec.classes),
-            ("outputs", _names(first), _names(run)),
+            ("outputs", first.outputs, run.outputs),
             ("data root", first.data["root"], run.data["root"]),
             ("columns", first.data["columns"], run.data["columns"]),
             ("test table", first.data["test_table"], run.data["test_table"]),

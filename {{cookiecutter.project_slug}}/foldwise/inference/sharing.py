@@ -1,10 +1,10 @@
-"""Predicting in several processes, one a device: each takes every n-th image and writes a part of its own."""
+"""Prediction in several processes, one a device: each takes every n-th image and writes a shard of its own."""
 
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,14 @@ from foldwise.inference.runs import TrainedRun
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import load_model
 from foldwise.predictions.writers import Shard
-from foldwise.processes.exits import describe_exit
-from foldwise.processes.group import Rank, run_processes
+from foldwise.processes.exits import describe_exit, how_to_resume
+from foldwise.processes.group import Group, Rank
 from foldwise.processes.server import start_server
 
 PRELOAD = ("torch", "torchvision", "timm", "foldwise.inference.sharing")
-BLINK = 0.2  # seconds between two looks at how far the processes are
+POLL_SECONDS = 0.2
 
-
-Parts = Sequence[Mapping[str, Shard]]  # of each run, a part of each output's prediction by its name
+Shards = Sequence[Mapping[str, Shard]]  # of one process: of each run, a shard of each output by its name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,7 @@ class Choices:
         oof: predict the training table, each row by the models that did not see it, instead of the test table.
         keep_views: keep the predictions of each view, to choose views and mean afterwards.
         tiles: segmentation: cut pictures into tiles of the network's size at their own resolution.
-        overlays: segmentation: pictures to write with the answer painted over them.
+        overlays: segmentation: pictures to write with the prediction painted over them.
         device: "auto" or a device of torch's.
         devices: processes, one a device; None: see `device.choose_devices`.
     """
@@ -55,7 +54,7 @@ class Choices:
 
 
 @dataclass(frozen=True)
-class Job:
+class PredictionJob:
     """Rows of a table, and the fold whose models predict them; None: the models of all folds."""
 
     rows: list[int]
@@ -71,7 +70,7 @@ class Work:
     """What is predicted, and with what: `table` has one row an item, `source` the rows that items are made of."""
 
     runs: Sequence[TrainedRun]
-    jobs: Sequence[Job]
+    jobs: Sequence[PredictionJob]
     table: Table
     source: Table
     tta: TTA
@@ -79,95 +78,73 @@ class Work:
 
 
 def predict_work(
-    work: Work, devices: Sequence[str], new_parts: Callable[[], Parts], advance: Callable[[int], None]
+    work: Work, devices: Sequence[str], shards: Sequence[Shards], advance: Callable[[int], object]
 ) -> None:
-    """Do the work in a process for each device; where there is one device, in this process.
+    """Predict in a process for each device; where there is one device, in this process.
 
     Args:
-        new_parts: gives a part of each run's prediction of each output.
+        shards: of each process.
         advance: called with the number of images that were predicted since the last call.
 
     Raises:
-        ProcessFailed: a process failed, which has said why. What was predicted is kept.
+        ProcessFailed: a process failed, which has printed why. What was predicted is kept.
     """
     if len(devices) == 1:
-        for _ in _predict_share(work, new_parts(), devices[0], Rank()):
+        for _ in _predict_share(work, shards[0], devices[0], Rank()):
             advance(1)
         return
     context = start_server(PRELOAD)
     counts = context.RawArray("Q", len(devices))  # one a process: no lock, which a killed one would keep
-    parts = [new_parts() for _ in devices]
-    with _watching(counts, advance):
-        code = run_processes(context, _predict_counting, (work, parts, devices, counts), len(devices))
+    code, seen = None, 0
+    with Group(context, _predict_counting, (work, shards, devices, counts), len(devices)) as group:
+        while code is None:
+            wait(group.sentinels, POLL_SECONDS)
+            code, total = group.poll(), sum(counts)
+            advance(total - seen)
+            seen = total
     if code:
-        raise ProcessFailed(f"a process that predicts {describe_exit(code)}; the same command goes on from there", code)
+        raise ProcessFailed(f"a process that predicts {describe_exit(code)}\n{how_to_resume(code)}", code)
 
 
-def _predict_counting(work: Work, parts: Sequence[Parts], devices: Sequence[str], counts: Any, rank: Rank) -> None:
+def _predict_counting(work: Work, shards: Sequence[Shards], devices: Sequence[str], counts: Any, rank: Rank) -> None:
     """One process's share, counted in `counts`."""
     torch.set_num_threads(max(1, torch.get_num_threads() // rank.world_size))
     if rank.index:
         warnings.simplefilter("ignore")  # those of one process are enough
     if devices[rank.index].startswith("cuda"):
         torch.cuda.set_device(devices[rank.index])  # else what names no device takes memory of the first
-    for _ in _predict_share(work, parts[rank.index], devices[rank.index], rank):
+    for _ in _predict_share(work, shards[rank.index], devices[rank.index], rank):
         counts[rank.index] += 1
 
 
-def _predict_share(work: Work, parts: Parts, device: str, rank: Rank) -> Iterator[None]:
-    """Predict every n-th row of each job into the parts; yields after each image."""
+def _predict_share(work: Work, shards: Shards, device: str, rank: Rank) -> Iterator[None]:
+    """Predict every n-th row of each job into the shards; yields after each image."""
+    choices = work.choices
     with ExitStack() as stack:
-        for of_run in parts:
-            for part in of_run.values():
-                stack.enter_context(closing(part))
+        for of_run in shards:
+            for shard in of_run.values():
+                stack.enter_context(closing(shard))
         for job in work.jobs:
-            yield from _predict_rows(work, job, job.rows[rank.index :: rank.world_size], parts, device)
-
-
-def _predict_rows(work: Work, job: Job, rows: list[int], parts: Parts, device: str) -> Iterator[None]:
-    if not rows:
-        return
-    table, choices = work.table, work.choices
-    members = [(own, *member) for run, own in zip(work.runs, parts, strict=True) for member in job.members(run)]
-    models = [load_model(run.models[member]) for run in work.runs for member in job.members(run)]
-    predictor = Predictor(
-        models,
-        work.tta,
-        device,
-        choices.batch_size,
-        choices.workers,
-        choices.precision,
-        choices.keep_views,
-        choices.tiles,
-    )
-    for index, found in predictor.predict(work.source, rows):
-        id = table.ids[rows[index]]
-        for name, of_models in found.items():
-            for (own, fold, snapshot), views in zip(members, of_models, strict=True):
-                for view, values in zip(predictor.views, views, strict=True):
-                    own[name].add(id, fold, snapshot, view, values)
-        yield
-
-
-@contextmanager
-def _watching(counts: Any, advance: Callable[[int], None]) -> Iterator[None]:
-    """Report how the sum of `counts` grows while the block lasts."""
-    ended = threading.Event()
-
-    def watch() -> None:
-        seen = 0
-        while True:
-            last = ended.wait(BLINK)
-            total = sum(counts)
-            advance(total - seen)
-            seen = total
-            if last:
-                return
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+            rows = job.rows[rank.index :: rank.world_size]
+            if not rows:
+                continue
+            members = [
+                (own, *member) for run, own in zip(work.runs, shards, strict=True) for member in job.members(run)
+            ]
+            predictor = Predictor(
+                [load_model(run.models[member]) for run in work.runs for member in job.members(run)],
+                work.tta,
+                device,
+                choices.batch_size,
+                choices.workers,
+                choices.precision,
+                choices.keep_views,
+                choices.tiles,
+            )
+            for index, found in predictor.predict(work.source, rows):
+                id = work.table.ids[rows[index]]
+                for name, of_models in found.items():
+                    for (own, fold, snapshot), views in zip(members, of_models, strict=True):
+                        for view, values in zip(predictor.views, views, strict=True):
+                            own[name].add(id, fold, snapshot, view, values)
+                yield

@@ -28,7 +28,8 @@ from foldwise.data.samples import TableItems
 from foldwise.errors import Refusal
 from foldwise.files import check_new, new_folder, plain_number, read_json, write_json
 from foldwise.inference.device import choose_device
-from foldwise.inference.weights import SPEC, load_model, load_state, save_model
+from foldwise.inference.spec import SPEC
+from foldwise.inference.weights import load_model, load_state, save_model
 from foldwise.predictions.ground_truth import GroundTruth, check_predictions
 from foldwise.predictions.metrics.building import build_metric
 from foldwise.predictions.store import Predictions, read_predictions

@@ -18,8 +18,9 @@ from foldwise.data.images import FITS, image_hw
 from foldwise.data.prepare import Prepared
 from foldwise.data.samples import Rows
 from foldwise.errors import Refusal
+from foldwise.inference.spec import ModelSpec
 from foldwise.inference.tta import TTA
-from foldwise.inference.weights import ModelSpec, normalize
+from foldwise.inference.weights import normalize
 from foldwise.models.losses import BALANCES, balanced_class_weights
 from foldwise.models.mixing import Mix
 from foldwise.models.module import Setup, TrainingModule

@@ -8,7 +8,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from foldwise.inference.weights import ModelSpec, save_model
+from foldwise.inference.spec import ModelSpec
+from foldwise.inference.weights import save_model
 from foldwise.training.validation import Validation
 
 

@@ -15,7 +15,7 @@ from foldwise.data.batches import to_device
 from foldwise.data.fields import seen_spatial
 from foldwise.data.prepare import Prepared
 from foldwise.inference.tiles import tiled_outputs
-from foldwise.inference.weights import ModelSpec
+from foldwise.inference.spec import ModelSpec
 from foldwise.models.module import TrainingModule
 from foldwise.models.network import Batch
 from foldwise.predictions.scoring import score_rows

@@ -1,0 +1,112 @@
+"""What predict.py prints and paints: notes before, shares of the classes, pictures, the next command."""
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from foldwise.data.samples import TableItems
+from foldwise.data.table import Columns, Table, read_table
+from foldwise.files import sha256_file, write_atomic
+from foldwise.inference.runs import TrainedRun
+from foldwise.inference.sharing import Choices
+from foldwise.predictions.store import class_shares, iter_average_maps, read_predictions
+from foldwise.tasks import Classes
+
+SHOWN_CLASSES = 50
+
+
+def print_notes(console: Console, runs: Sequence[TrainedRun], table: Table, oof: bool) -> None:
+    """Note folds without a model, and test images whose label is known."""
+    data, spec = runs[0].data, runs[0].spec
+    notes = [
+        f"{run.folder}: folds {run.missing_folds} have no model yet and do not predict."
+        for run in runs
+        if run.missing_folds
+    ]
+    if not oof and table.path.resolve() == Path(data["table"]).resolve():
+        notes.append(
+            "This is the training table: every image was seen by all folds but its own. "
+            "Honest predictions of it are in <run>/oof, or come with --oof."
+        )
+    elif not oof and Path(data["table"]).exists():  # it is absent on a machine that only predicts
+        columns = Columns.from_config(data["columns"])
+        training = read_table(data["table"], spec.task, data["root"], columns, spec.classes, has_target=False)
+        pairs = _equal_images(table, training)
+        shown = ", ".join(f"{id} = {other}" for id, other in pairs[:5]) + (", …" if len(pairs) > 5 else "")
+        if pairs:
+            notes.append(f"{len(pairs)} images equal a training image, whose label is known: {shown}")
+    for note in notes:
+        console.print(f"[yellow]{note}[/yellow]")
+
+
+def _equal_images(table: Table, training: Table) -> list[tuple[str, str]]:
+    """(id, training id) of images whose files are the same, byte for byte."""
+    digest = cache(sha256_file)
+    of_size: dict[int, list[int]] = {}
+    for row in range(len(training)):
+        of_size.setdefault(training.image_path(row).stat().st_size, []).append(row)
+    return [
+        (table.ids[row], training.ids[other])
+        for row in range(len(table))
+        for other in of_size.get(table.image_path(row).stat().st_size, [])
+        if digest(table.image_path(row)) == digest(training.image_path(other))
+    ]
+
+
+def print_shares(console: Console, folders: Sequence[Path]) -> None:
+    """Print the share of each class in the predictions, to be compared with the training table's."""
+    predictions = [read_predictions(folder) for folder in folders]
+    task, classes = predictions[0].header.meaning, predictions[0].columns
+    if not isinstance(task, Classes) or task.kind == "maps":
+        return  # it would read every map again; the painted pictures say more
+    what = "images" if task.exclusive else "images with it"
+    table = RichTable(title=f"share of the {what}, averaged over the models", title_justify="left")
+    table.add_column("class")
+    for each in predictions:
+        table.add_column(each.header.run, justify="right")
+    shares = [class_shares(each.frame, each.header) for each in predictions]
+    for name in classes[:SHOWN_CLASSES]:
+        table.add_row(name, *(f"{share[name]:.1%}" for share in shares))
+    console.print(table)
+    if len(classes) > SHOWN_CLASSES:
+        console.print(f"and {len(classes) - SHOWN_CLASSES} more classes")
+
+
+def write_overlays(folder: Path, items: TableItems, count: int) -> None:
+    """Paint the predicted masks over `count` images, evenly spread, into `<folder>/overlays`."""
+    from foldwise.reporting.figures import to_png
+    from foldwise.reporting.pictures import overlay
+
+    predictions = read_predictions(folder)
+    ids = predictions.frame["id"].drop_duplicates().tolist()
+    some = [ids[place] for place in np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(int)]
+    for id, probability in iter_average_maps(predictions, some):
+        row, safe = items.table.row_of[id], re.sub(r"[^\w.-]+", "_", id)[:80]
+        picture = overlay(items.picture(row), probability.argmax(axis=0), predictions.columns, id)
+        with write_atomic(folder / "overlays" / f"{row:06d}-{safe}.png") as temporary:
+            temporary.write_bytes(to_png(picture))
+
+
+def print_written(
+    console: Console, runs: Sequence[TrainedRun], folders: Sequence[Mapping[str, Path]], choices: Choices
+) -> None:
+    """Print the folders that were written, of each run those of its outputs, and what to do with them."""
+    lines = []
+    for main, *others in (list(of_run.values()) for of_run in folders):
+        lines += [f"written   {main}", *(f"          {other}" for other in others)]
+        lines += [f"overlays  {main / 'overlays'}"] if choices.overlays else []
+    named, first = shlex.join(str(run.folder) for run in runs), folders[0][""]
+    if choices.keep_views:
+        following = f"tools/average.py {shlex.quote(str(first))} --mean geometric"
+    elif choices.oof:
+        following = f"evaluate.py {named} --oof {first.name}"
+    else:
+        following = f"{'ensemble.py' if len(runs) > 1 else 'submit.py make'} {named} --test {first.name}"
+    for line in [*lines, f"next      python {following}"]:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,200 @@
+"""`model.json`: everything that prediction needs to know of a model besides its weights.
+
+A model folder from a stranger is safe to load: it has no pickle, it names classes of foldwise alone or of the run's own
+code, which is imported only where it is trusted (`foldwise.code`), and no file or address.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from foldwise import FORMAT_VERSION
+from foldwise.data.images import FITS
+from foldwise.errors import Refusal
+from foldwise.files import is_number, read_json
+from foldwise.tasks import TASKS
+from foldwise.tasks.outputs import Output
+
+WEIGHTS, SPEC = "model.safetensors", "model.json"
+# Arguments with which timm or smp would read a file or ask the hub, or build something that does.
+# `drop_path_rate` is none of them, so a bare "path" only counts as the whole name or its end.
+FORBIDDEN = re.compile(r"pretrained|weights|checkpoint|cache|hub|(^|_)(path|file|url)$|^_target_$", re.IGNORECASE)
+PLAIN = re.compile(r"[\w.+-]+")  # names of networks: no path, no "hf-hub:"
+
+
+class ModelError(Refusal):
+    """A model folder cannot be used; the message says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """The content of `model.json`.
+
+    Attributes:
+        network: `_target_` ("package.module:Class", a `Network`) and its arguments, such as `channels` and `outputs`.
+        samples: the same of the reader, a `Samples`.
+        state: what the reader's `fit` gave on the training items.
+        outputs: what is predicted, the main output first.
+        image_size: (height, width) of the images that the network sees.
+        fit: "stretch", "crop" or "tiles", how images get that size.
+        images: of each image field, `scale` (the stored value that means 1.0; None: by dtype), `mean` and `std` (a
+            value a channel, in units of [0, 1]).
+        code: hash of the run's own code that network and reader may need; None: they are foldwise's.
+        version: of the format.
+        sha256: of the weights' file.
+    """
+
+    network: dict[str, Any]
+    samples: dict[str, Any]
+    state: dict[str, Any]
+    outputs: tuple[Output, ...]
+    image_size: tuple[int, ...]
+    fit: str
+    images: dict[str, dict[str, Any]]
+    code: str | None = None
+    version: int = FORMAT_VERSION
+    sha256: str = field(default="", compare=False)
+
+    @property
+    def main(self) -> Output:
+        return self.outputs[0]
+
+    @property
+    def task(self) -> str:
+        """Of the main output, by name."""
+        return self.main.task
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The columns of the main output."""
+        return self.main.columns
+
+    @property
+    def scales(self) -> dict[str, float | None]:
+        return {name: values["scale"] for name, values in self.images.items()}
+
+    @property
+    def reading(self) -> str:
+        """Everything that reading an item depends on; models that agree in it share what is read."""
+        return json.dumps([self.samples, self.state, self.scales, self.code], sort_keys=True)
+
+    def plain(self) -> dict[str, Any]:
+        """As `model.json` has it.
+
+        Raises:
+            ModelError: it is not valid.
+        """
+        values = json.loads(json.dumps(asdict(self)))
+        raise_problems(SPEC, _problems(values))
+        return values
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """The `model.json` of a model folder.
+
+    Raises:
+        ModelError: it is missing, of another version, or not valid; lists everything that is wrong.
+    """
+    path = Path(folder) / SPEC
+    if not path.is_file():
+        raise ModelError(f"there is no model in {folder} ({SPEC} is missing)")
+    try:
+        values = read_json(path)
+    except Refusal as error:
+        raise ModelError(str(error)) from error
+    raise_problems(path, _problems(values))
+    own = {item.name: values[item.name] for item in fields(ModelSpec)}
+    outputs = tuple(
+        Output(output["name"], output["key"], output["target"], tuple(output["columns"]), output["task"])
+        for output in own["outputs"]
+    )
+    return ModelSpec(**own | {"outputs": outputs, "image_size": tuple(own["image_size"])})
+
+
+def raise_problems(where: object, problems: list[str]) -> None:
+    if problems:
+        raise ModelError(f"{where}: " + "; ".join(problems))
+
+
+def _problems(values: Any) -> list[str]:
+    """Everything that is wrong with the content of a `model.json`."""
+    version = values.get("version") if isinstance(values, dict) else None
+    if not _is_count(version):
+        return ["it has no version"]
+    if version != FORMAT_VERSION:
+        return [f"it has version {version}, and this code reads {FORMAT_VERSION}: use the code that it was made with"]
+    problems = [text for text, check in REQUIRED.items() if not _passes(check, values)]
+    for what in ("network", "samples"):
+        bad = [name for name in _all_keys(values.get(what), top=True) if FORBIDDEN.search(name)]
+        problems += [f"{what} must not have {', '.join(bad)}"] if bad else []
+    return problems
+
+
+def _passes(check: Callable[[dict[str, Any]], object], values: dict[str, Any]) -> bool:
+    try:
+        return bool(check(values))
+    except (KeyError, TypeError, AttributeError, ValueError):  # what it looks at is not there, or of another type
+        return False
+
+
+def _all_keys(value: Any, top: bool = False) -> list[str]:
+    """The keys of nested objects; at the top, without `_target_`."""
+    if isinstance(value, Mapping):
+        return [key for key in value if not (top and key == "_target_")] + _all_keys(list(value.values()))
+    return [key for inner in value for key in _all_keys(inner)] if isinstance(value, list) else []
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _are_statistics(image: dict[str, Any], channels: int) -> bool:
+    mean, std, scale = image["mean"], image["std"], image["scale"]
+    return (
+        all(map(is_number, [*mean, *std]))
+        and len(mean) == len(std) == channels
+        and min(std) > 0
+        and (scale is None or (is_number(scale) and scale > 0))
+    )
+
+
+REQUIRED: dict[str, Callable[[dict[str, Any]], object]] = {
+    "image_size must be [height, width]": lambda v: [_is_count(n) for n in v["image_size"]] == [True, True],
+    f"fit must be one of {', '.join(FITS)}": lambda v: v["fit"] in FITS,
+    "state must be an object": lambda v: isinstance(v["state"], dict),
+    "code must be a hash or null": lambda v: v["code"] is None or re.fullmatch("[0-9a-f]{8}", v["code"]),
+    f"sha256 must be the hash of {WEIGHTS}": lambda v: isinstance(v["sha256"], str),
+    "network and samples must have a _target_": lambda v: _is_texts([v[k]["_target_"] for k in ("network", "samples")]),
+    "library, name and encoder of network must be plain names": lambda v: all(
+        v["network"].get(key) is None or PLAIN.fullmatch(v["network"][key]) for key in ("library", "name", "encoder")
+    ),
+    "network.channels and network.outputs must be positive whole numbers by name": lambda v: all(
+        _is_count(count) for key in ("channels", "outputs") for count in v["network"][key].values()
+    ),
+    "outputs must be a list of different names, of letters and digits": lambda v: (
+        v["outputs"]
+        and len({output["name"] for output in v["outputs"]}) == len(v["outputs"])
+        and all(re.fullmatch(r"\w*", output["name"]) for output in v["outputs"])
+    ),
+    f"outputs must have key, target, and a task out of {', '.join(TASKS)}": lambda v: all(
+        _is_texts([output["key"], output["target"]]) and output["task"] in TASKS for output in v["outputs"]
+    ),
+    "columns of outputs must be lists of different names": lambda v: all(
+        _is_texts(output["columns"]) and len(set(output["columns"])) == len(output["columns"]) > 0
+        for output in v["outputs"]
+    ),
+    "network.outputs must have the number of columns of each output": lambda v: all(
+        v["network"]["outputs"].get(output["key"]) == len(output["columns"]) for output in v["outputs"]
+    ),
+    "images must have the fields of network.channels": lambda v: set(v["images"]) == set(v["network"]["channels"]),
+    "images must have mean and std, one a channel and std above 0, and scale, above 0 or null": lambda v: all(
+        _are_statistics(image, v["network"]["channels"].get(name)) for name, image in v["images"].items()
+    ),
+}
