@@ -21,22 +21,20 @@ from foldwise.command import exit_on_error, make_parser, whole_number
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; see --help."""
     parser = make_parser(__doc__, opens_runs=True)
-    add = parser.add_argument
+    add, least_0, least_1 = parser.add_argument, whole_number(0), whole_number(1)
     add("runs", nargs="+", type=Path, help="folders that train.py made; every finished fold predicts")
     add("--table", type=Path, help="CSV or parquet to predict (default: the run's data.test_table)")
     add("--tta", default="none", help="choice of the group tta, or path of such a file (default: none)")
     add("--out", type=Path, help="folder to write (default: <run>/predictions/<table>-<tta>)")
-    add("--batch-size", type=whole_number(1), default=32, help="images a pass, all views counted (default: 32)")
-    add("--workers", type=whole_number(0), default=2, help="processes that read images (default: 2)")
+    add("--batch-size", type=least_1, default=32, help="images a pass, all views counted (default: 32)")
+    add("--workers", type=least_0, default=2, help="processes that read images (default: 2)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
-    add(
-        "--devices", type=whole_number(1), metavar="N", help="processes, one a GPU, or N on the CPU (default: all GPUs, or 1)"
-    )
+    add("--devices", type=least_1, metavar="N", help="processes, one a GPU, or N on the CPU (default: all GPUs, or 1)")
     add("--precision", default="32", choices=["32", "16-mixed", "bf16-mixed"], help="(default: 32)")
     add("--oof", action="store_true", help="the training table, each row by the models that did not see it")
     add("--keep-views", action="store_true", help="keep each view; python tools/average.py puts them together")
     add("--tiles", action="store_true", help="segmentation: overlapping tiles at the stored resolution")
-    add("--overlay", type=whole_number(0), default=0, metavar="N", help="segmentation: also paint N pictures", dest="overlays")
+    add("--overlay", type=least_0, default=0, metavar="N", help="segmentation: also paint N pictures", dest="overlays")
     return parser.parse_args(arguments)
 
 

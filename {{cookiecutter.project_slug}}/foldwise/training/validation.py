@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from foldwise.data.batches import to_device
 from foldwise.data.fields import seen_spatial
 from foldwise.data.prepare import Prepared
-from foldwise.inference.tiles import tiled_outputs
 from foldwise.inference.spec import ModelSpec
+from foldwise.inference.tiles import tiled_outputs
 from foldwise.models.module import TrainingModule
 from foldwise.models.network import Batch
 from foldwise.predictions.scoring import score_rows
