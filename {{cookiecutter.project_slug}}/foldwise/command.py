@@ -1,4 +1,4 @@
-"""What the commands share: help that shows examples, and how they end."""
+"""Pieces that the commands share: help that shows examples, exit codes."""
 
 import argparse
 import re

@@ -22,7 +22,7 @@ from foldwise.settings import (
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-# What follows a fold's own validation, by the last part of its `_target_`.
+# Schedulers and callbacks that follow a fold's own validation, by the last part of their `_target_`.
 FOLLOWERS = ("Plateau", "EarlyStopping")
 
 

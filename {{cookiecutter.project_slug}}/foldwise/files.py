@@ -113,7 +113,7 @@ def plain_number(value: float) -> float | None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a plain value is a number; true and false are none."""
+    """True if a plain value is a number; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -28,7 +28,7 @@ def stepping(progress: Progress, text: str, total: int, done: int = 0) -> Callab
 
 @contextmanager
 def progress_bar(text: str, console: "Console | None" = None) -> Iterator[Progress]:
-    """A bar that is gone in the end; `text` stands there until work says what it is doing."""
+    """A bar that is removed at the end; `text` is its first description."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))

@@ -65,7 +65,7 @@ class Finder:
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
-        """How to import `solution_<hash>` or a module of it; None if there is none, or no such code is open."""
+        """The spec of `solution_<hash>` or a module of it; None if there is none, or no such code is open."""
         alias, *rest = name.split(".")
         code = _find_code(alias) if ALIAS.fullmatch(alias) else None
         if code is None:

@@ -27,7 +27,7 @@ from foldwise.code.syntax import hash_text, hash_tree
 
 @dataclass
 class _Found:
-    """What references lead to.
+    """The statements and names that references lead to.
 
     Attributes:
         references: those that were followed.
@@ -82,7 +82,7 @@ class Definitions:
         return {name: value for module in sorted(self.loaded) for name, value in self._hash_module(module).items()}
 
     def foldwise(self) -> list[str]:
-        """What they use of foldwise: dotted names of modules, or of something in them."""
+        """The dotted names of foldwise that they use: of modules, or of something in them."""
         return sorted(reference for reference in self.found.outside if inside(reference, "foldwise"))
 
     def load(self, name: str, loaded: set[str]) -> set[str]:
@@ -106,7 +106,7 @@ class Definitions:
                     waiting |= self._references(statement)
 
     def _references(self, statement: Statement) -> set[str]:
-        """What it refers to, also by strings."""
+        """The references of a statement, also by strings."""
         return statement.reads | set(self.modules) if statement.dynamic else statement.reads
 
     def resolve(self, reference: str, found: _Found) -> Iterator[Statement]:
@@ -204,7 +204,7 @@ class Definitions:
         return hashes | ({path: hash_text(repr((sorted(imports), order)))} if imports or order else {})
 
     def _orders_imports(self, statement: Statement) -> bool:
-        """Whether an import loads one of several modules that do something as they load: its place matters."""
+        """True if an import loads one of several modules that do something as they load: its place matters."""
         loading = {name for item in statement.loads if item.eager for name in self.load(item.path, set())}
         return len(self.acting) > 1 and bool(loading & self.acting - {statement.module})
 

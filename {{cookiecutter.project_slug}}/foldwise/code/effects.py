@@ -1,4 +1,4 @@
-"""What statements do as a module loads, by their syntax alone."""
+"""The effects of statements as a module loads, by their syntax alone."""
 
 import ast
 from collections.abc import Iterator
@@ -22,7 +22,6 @@ class Plain(ast.NodeTransformer):
     in_class = False
 
     def visit_FunctionDef(self, node: Function) -> ast.AST:
-        """Without annotations, unless a decorator may read them."""
         if _has_plain_decorators(node):
             node.returns = None
             for argument in parameters(node.args):
@@ -32,27 +31,24 @@ class Plain(ast.NodeTransformer):
     visit_AsyncFunctionDef = visit_FunctionDef  # noqa: N815
 
     def visit_ClassDef(self, node: ast.ClassDef | Function) -> ast.AST:
-        """What is in it is in a class, or in a function."""
         around, self.in_class = self.in_class, isinstance(node, ast.ClassDef)
         self.generic_visit(node)
         self.in_class = around
         return node
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
-        """An assignment, or nothing."""
         self.generic_visit(node)
         if self.in_class:
             return node
         return node.value and ast.copy_location(ast.Assign([node.target], node.value), node)
 
     def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
-        """What runs where TYPE_CHECKING is false, and __name__ not "__main__"."""
         self.generic_visit(node)
         return node.orelse if is_type_checking(node.test) or _is_main(node.test) else node
 
 
 def is_active(node: ast.stmt) -> bool:
-    """Whether a statement does more than to bind names and to call what it needs for their values."""
+    """True if a statement does more than to bind names and to call what it needs for their values."""
     match node:
         case ast.Expr():
             return not isinstance(node.value, ast.Constant)
@@ -68,7 +64,7 @@ def is_active(node: ast.stmt) -> bool:
 
 
 def is_mutable(node: ast.stmt) -> bool:
-    """Whether what a statement binds has a state that code can change without binding the name again."""
+    """True if what a statement binds has a state that code can change without binding the name again."""
     match node:
         case ast.Assign() | ast.AnnAssign():
             return not _is_immutable(node.value)
@@ -85,7 +81,7 @@ def is_mutable(node: ast.stmt) -> bool:
 
 
 def is_fixed(node: ast.stmt) -> bool:
-    """Whether a statement binds the same wherever it stands in its module."""
+    """True if a statement binds the same wherever it stands in its module."""
     if is_mutable(node):
         return False
     if isinstance(node, ast.ClassDef):
@@ -97,7 +93,7 @@ def is_fixed(node: ast.stmt) -> bool:
 
 
 def has_hooks(node: ast.stmt) -> bool:
-    """Whether a class does something to classes that inherit from it."""
+    """True if a class does something to classes that inherit from it."""
     names = {inner.name for inner in ast.walk(node) if isinstance(inner, Function)}
     return isinstance(node, ast.ClassDef) and ("__init_subclass__" in names or bool(node.keywords))
 
@@ -112,7 +108,7 @@ def _blocks(node: ast.AST) -> Iterator[ast.stmt]:
 
 
 def _is_immutable(value: ast.expr | None) -> bool:
-    """Whether a value is made of numbers, strings, None and tuples of them alone."""
+    """True if a value is made of numbers, strings, None and tuples of them alone."""
     return value is None or all(isinstance(part, IMMUTABLE) for part in ast.walk(value))
 
 
@@ -130,7 +126,7 @@ def _has_plain_decorators(node: Function) -> bool:
 
 
 def _is_main(test: ast.expr) -> bool:
-    """Whether the test of an `if` is __name__ == "__main__"."""
+    """True if the test of an `if` is __name__ == "__main__"."""
     if not isinstance(test, ast.Compare) or not isinstance(test.ops[0], ast.Eq):
         return False
     sides = {getattr(side, "id", getattr(side, "value", "")) for side in (test.left, *test.comparators)}

@@ -9,7 +9,7 @@ from foldwise.code.source import PACKAGE, Code
 from foldwise.code.syntax import Bindings, Import, find_imports, parse
 from foldwise.errors import Refusal, did_you_mean
 
-# What finds modules by names that are made while the code runs.
+# Modules and functions that import by names made while the code runs.
 DYNAMIC = {
     "importlib", "importlib.import_module", "importlib.reload", "importlib.util", "importlib.machinery", "pkgutil",
     "runpy", "sys.modules",
@@ -136,7 +136,7 @@ def module_name(path: str) -> str:
 
 
 def inside(name: str, package: str) -> bool:
-    """Whether a dotted name is a package or something in it."""
+    """True if a dotted name is a package or something in it."""
     return name == package or name.startswith(f"{package}.")
 
 

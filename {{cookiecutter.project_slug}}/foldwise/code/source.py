@@ -102,7 +102,7 @@ def trust_all() -> None:
 
 
 def is_trusted(digest: str) -> bool:
-    """Whether code may be imported, by all digits of its digest: other code with the first eight is easily made."""
+    """True if code may be imported, by all digits of its digest: other code with the first eight is easily made."""
     return os.environ.get(ALL) == "1" or digest in _trusted()
 
 

@@ -1,4 +1,4 @@
-"""What each top-level statement of a module binds and uses, by Python's rules of scope, without running it."""
+"""The top-level statements of a module, with what each binds and uses by Python's rules of scope."""
 
 import ast
 import copy
@@ -68,7 +68,7 @@ class Statement(ast.NodeVisitor):
 
     @property
     def names(self) -> set[str]:
-        """What it binds, dotted."""
+        """The names that it binds, dotted."""
         return {f"{self.module}.{name}" for name in self.binds}
 
     def visit_all(self, *nodes: ast.AST | Iterable[ast.AST | None] | None) -> None:
@@ -121,7 +121,7 @@ class Statement(ast.NodeVisitor):
     def visit_Import(self, node: ast.Import | ast.ImportFrom) -> None:
         for item in find_imports(node, self.package):
             scope = self._scopes[-1] if self._scopes else _Scope({})
-            if scope.is_class or scope.names.get(item.bound) is None:  # its uses cannot be told by the name
+            if scope.is_class or scope.names.get(item.bound) is None:  # its uses are not known by the name
                 self._read(item.path)
 
     visit_ImportFrom = visit_Import  # noqa: N815
@@ -217,14 +217,14 @@ def read_statements(tree: ast.Module, module: str, package: str) -> list[Stateme
 
 
 def _root(node: ast.expr) -> ast.expr:
-    """What a chain of attributes and items begins with."""
+    """The start of a chain of attributes and items."""
     while isinstance(node, ast.Attribute | ast.Subscript):
         node = node.value
     return node
 
 
 def _split(node: ast.expr) -> tuple[ast.expr, list[str]]:
-    """What a chain of attributes begins with, and their names."""
+    """The start of a chain of attributes, and their names."""
     names: list[str] = []
     while isinstance(node, ast.Attribute):
         names.insert(0, node.attr)

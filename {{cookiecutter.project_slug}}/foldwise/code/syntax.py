@@ -1,4 +1,4 @@
-"""What a file says: its syntax tree, a hash that Python versions agree on, its imports and the names it binds."""
+"""The syntax of a file: its tree, a hash that Python versions agree on, its imports and the names it binds."""
 
 import ast
 import hashlib
@@ -112,7 +112,7 @@ def parameters(node: ast.arguments) -> list[ast.arg]:
 
 
 def is_type_checking(test: ast.expr) -> bool:
-    """Whether the test of an `if` is TYPE_CHECKING."""
+    """True if the test of an `if` is TYPE_CHECKING."""
     return "TYPE_CHECKING" in (getattr(test, "id", ""), getattr(test, "attr", ""))
 
 

@@ -16,26 +16,13 @@ from foldwise.config import followers
 from foldwise.data.prepare import Prepared
 from foldwise.files import sha256_file
 
-# What the result does not depend on: where things lie, how they are logged, and which folds are trained now.
-# Paths are left out because the contents behind them are hashed instead.
+# Settings that the result does not depend on: where files lie, how a run is logged, which folds are trained now. Paths
+# are left out because the contents behind them are hashed instead; phases have the epochs.
 IRRELEVANT = (
-    "fold",
-    "fold_workers",
-    "run",
-    "experiment_name",
-    "epochs",  # phases have it
-    "logger",
-    "project",
-    "data.name",
-    "data.root",
-    "data.table",
-    "data.test_table",
-    "data.prepared",
-    "data.pseudo",
-    "data.workers",
-    "model.weights",
-)
-# Where a training begins, and what never changes its result; metrics do if it follows the validation.
+    "fold", "fold_workers", "run", "experiment_name", "epochs", "logger", "project", "data.name", "data.root",
+    "data.table", "data.test_table", "data.prepared", "data.pseudo", "data.workers", "model.weights",
+)  # fmt: skip
+# The module where a training begins, and those that never change its result; metrics do if it follows the validation.
 ENTRY = "foldwise.training.fold"
 METRICS, REPORTING = "foldwise.predictions.metrics", "foldwise.reporting"
 
@@ -89,7 +76,7 @@ def hash_code(targets: Iterable[str] = (), followed: bool = False, root: Path | 
     """A hash of the syntax tree of each file of foldwise that a training reaches by imports, docstrings left out.
 
     Args:
-        targets: modules that it reaches besides, or names in them; those of other packages are passed over.
+        targets: modules that it reaches besides, or names in them; those of other packages are ignored.
         followed: the training follows the validation, so metrics count.
         root: the folder that foldwise is in.
     """

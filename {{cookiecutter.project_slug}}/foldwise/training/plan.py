@@ -1,4 +1,4 @@
-"""What `train.py` will train, checked as a whole before a run exists."""
+"""The plan of a training, checked as a whole before a run exists."""
 
 import os
 from collections.abc import Mapping, Sequence

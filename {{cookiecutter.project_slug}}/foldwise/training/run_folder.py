@@ -97,7 +97,7 @@ def _resume_run(run: Path, identity: Mapping[str, str], environment: dict[str, A
     differences = describe_differences(identity, read_identity(run))
     record = read_json(run / "environment.json")
     if differences:
-        _print_lines(f"{run} resumes in spite of what is different now:", differences)
+        _print_lines(f"{run} resumes despite these differences:", differences)
     if differences or not (run / "metrics.json").exists():
         record["continued"].append(environment | {"differences": differences})
         write_json(run / "environment.json", record)
