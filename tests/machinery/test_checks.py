@@ -51,6 +51,11 @@ def test_an_override_that_does_not_compose_is_named_with_what_may_have_been_mean
         ("+data.samplng=1", "there is no setting 'data.samplng'; did you mean data.sampling?"),
         ("+scheduler.flor=1", "there is no setting 'scheduler.flor'; did you mean scheduler.floor?"),
         ("scheduler.warmup=abc", "scheduler.warmup is 'abc'; it must be a number"),
+        (
+            "scheduler._target_=foldwise.schedule.schedulers.Cosin",
+            "scheduler._target_: foldwise.schedule.schedulers.Cosin: there is no Cosin in foldwise.schedule.schedulers; "
+            "did you mean Cosine?",
+        ),
         ("optimizer.lr=abc", "optimizer.lr is 'abc'; it must be a number above 0"),
         ("optimizer.lr=true", "optimizer.lr is True; it must be a number above 0"),
         ("batch_size=0", "batch_size is 0; it must be a whole number from 1"),

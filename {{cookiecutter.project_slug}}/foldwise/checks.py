@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from foldwise.code.build import resolve
 from foldwise.data.images import MODES, image_hw
 from foldwise.data.sample import is_sample
 from foldwise.errors import Refusal
@@ -121,10 +122,13 @@ def _value_problems(config: Mapping[str, Any]) -> list[str]:
 
 
 def _scheduler_problems(where: str, scheduler: Mapping[str, Any]) -> list[str]:
-    from hydra.utils import get_class
-
-    known = [item.name for item in fields(get_class(scheduler["_target_"])) if item.init]
-    problems = []
+    target, problems = scheduler["_target_"], list[str]()
+    if not target.startswith("foldwise."):
+        return problems  # what it takes is seen when it is made
+    try:
+        known = [item.name for item in fields(resolve(target, setting=f"{where}._target_")) if item.init]
+    except Refusal as error:
+        return [str(error)]
     for name, value in scheduler.items():
         if name not in ("_target_", *known):
             problems.append(unknown_setting(f"{where}.{name}", [f"{where}.{other}" for other in known]))
