@@ -8,23 +8,23 @@ import pandas as pd
 import pytest
 
 from foldwise.data.images import read_image, read_mask
-from foldwise.data.sample import RECIPES, sample_classes, write_sample
+from foldwise.data.sample import SPECS, sample_classes, write_sample
 from foldwise.data.table import Columns, Table, read_table
 
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("samples")
-    for task in RECIPES:
+    for task in SPECS:
         write_sample(root / task, task)
-    return {task: root / task for task in RECIPES}
+    return {task: root / task for task in SPECS}
 
 
 def read(root: Path, task: str) -> Table:
     return read_table(root / "train.csv", task, root, Columns(), sample_classes(task))
 
 
-@pytest.mark.parametrize("task", RECIPES)
+@pytest.mark.parametrize("task", SPECS)
 def test_the_sample_is_a_whole_competition(samples, task):
     root = samples[task]
     train = read(root, task)

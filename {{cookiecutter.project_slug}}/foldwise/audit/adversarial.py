@@ -1,9 +1,9 @@
-"""Adversarial validation: can a classifier tell the training pictures from the test pictures, and by what?
+"""Adversarial validation: can a classifier tell the training images from the test images, and by what?
 
-If it can, scores out of fold promise less for the test: train and test are of different cameras, places, years.
+If it can, out-of-fold scores promise less for the test: train and test are of different cameras, places, years.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,17 +13,18 @@ import pandas as pd
 from foldwise.errors import Refusal
 
 SPLITS = 5
-FEWEST = 25  # pictures of either table; the interval is useless below
-MOST = 20_000  # pictures of either table that are used; an AUC of so many is known to half a percent
-SHRINKAGE = 0.1  # inverse strength of the classifier's penalty: there can be more columns than pictures
+FEWEST = 25  # images of either table; the interval is useless below
+MOST = 20_000  # images of either table that are used; an AUC of so many is known to half a percent
+SHRINKAGE = 0.1  # inverse strength of the classifier's penalty: there can be more columns than images
 
 
 @dataclass(frozen=True)
 class Adversarial:
-    """The AUC of train against test with its 95 % interval, and `likeness`: the probability of being test.
+    """The AUC of train against test with its 95 % interval.
 
-    `likeness` has one value a training picture, predicted by classifiers that did not see it (NaN where it was left
-    out of a large table).
+    Attributes:
+        likeness: the probability of being test of each training image, from classifiers that did not see it; NaN where
+            it was left out of a large table.
     """
 
     auc: float
@@ -44,13 +45,11 @@ def adversarial_validation(train: np.ndarray, test: np.ndarray, groups: Sequence
     variance would be too small.
 
     Args:
-        train: (N, D).
-        test: (M, D).
-        groups: (N + M,) names that are not split, so that recognising a scene does not pass for telling the tables
-            apart.
+        train, test: (N, D), (M, D).
+        groups: (N + M,) names that are not split, or recognising a scene would pass for telling the tables apart.
 
     Raises:
-        Refusal: fewer than 25 rows in a table, or fewer than 5 groups.
+        Refusal: fewer than 25 rows in a table, or too few groups.
     """
     from scipy.stats import t
     from sklearn.linear_model import LogisticRegression
@@ -60,7 +59,7 @@ def adversarial_validation(train: np.ndarray, test: np.ndarray, groups: Sequence
     from sklearn.preprocessing import StandardScaler
 
     if min(len(train), len(test)) < FEWEST:
-        raise Refusal(f"adversarial validation needs {FEWEST} pictures in each table, not {len(train)}, {len(test)}")
+        raise Refusal(f"adversarial validation needs {FEWEST} images in each table, not {len(train)}, {len(test)}")
     rng = np.random.default_rng(0)
     used = [rng.permutation(len(part))[:MOST] for part in (train, test)]
     x = np.concatenate([train[used[0]], test[used[1]]]).astype(np.float64)
@@ -93,10 +92,10 @@ class AUC(NamedTuple):
 
 
 def column_aucs(train: pd.DataFrame, test: pd.DataFrame) -> dict[str, AUC]:
-    """How well each column alone tells train from test, 0.5 to 1, the best first.
+    """AUC of each common column alone in telling train from test, 0.5 to 1, the best first.
 
     Numbers (text that is all numbers, too) are ranked; other text by each value's share of test rows in the other
-    four fifths of the rows, so that a column of unique names tells nothing. Only columns of both frames count.
+    four fifths of the rows, so that a column of unique names tells nothing.
     """
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold
@@ -120,10 +119,8 @@ def column_aucs(train: pd.DataFrame, test: pd.DataFrame) -> dict[str, AUC]:
 
 
 def auc_interval(auc: float, negatives: int, positives: int) -> AUC:
-    """The interval of an AUC of so many independent rows, by the standard error of Hanley and McNeil (1982).
-
-    (Radiology 143, page 29: the variance from the AUC alone, as if the scores were exponentially distributed.)
-    """
+    """The interval of an AUC of so many independent rows, by the standard error of Hanley and McNeil (Radiology 143,
+    1982, page 29): from the AUC alone, as if the scores were exponentially distributed."""
     two_positives, two_negatives = auc / (2 - auc), 2 * auc**2 / (1 + auc)
     variance = auc * (1 - auc) + (positives - 1) * (two_positives - auc**2) + (negatives - 1) * (two_negatives - auc**2)
     error = 1.96 * np.sqrt(max(variance, 0.0) / (negatives * positives))
@@ -131,18 +128,16 @@ def auc_interval(auc: float, negatives: int, positives: int) -> AUC:
 
 
 def image_properties(scan: pd.DataFrame) -> pd.DataFrame:
-    """What a file tells before any network: sides, bytes, mean and std of all its values; of a `scan_items`."""
+    """Sides, file size, mean and std of the images of a `scan_items`."""
     values = scan["area"].astype(float) * scan["channels"]
     sums, squares = (scan[name].map(lambda text: sum(map(float, text.split()))) for name in ("sums", "squares"))
     mean = sums / values
-    std = np.sqrt(np.maximum(squares / values - mean**2, 0))
-    sides: Mapping[str, pd.Series] = {"image height": scan["height"], "image width": scan["width"]}
-    size = scan["bytes"].map(lambda text: sum(map(int, text.split(";"))))  # of all files of an item
     return pd.DataFrame(
         {
-            **sides,
-            "file size": size,
+            "image height": scan["height"],
+            "image width": scan["width"],
+            "file size": scan["bytes"].map(lambda text: sum(map(int, text.split(";")))),  # of all files of an item
             "image mean": mean,
-            "image std": std,
+            "image std": np.sqrt(np.maximum(squares / values - mean**2, 0)),
         }
     )

@@ -1,7 +1,7 @@
-"""Pictures that are in the data more than once: equal files, copies of one picture, and views of one scene.
+"""Find images that are in the data more than once: equal files, copies of one image, and views of one scene.
 
 `exact`: the bytes are equal. `copy`: after shifting and scaling, the thumbnails correlate; re-encoded, re-lit,
-resized and slightly cropped pictures. `near`: a network finds them much more alike than either is to its surroundings;
+resized and slightly cropped images. `near`: a network finds them much more alike than either is to its surroundings;
 neighbouring frames of a video.
 
 The thresholds are measured on 4404 tiles (120 x 120) of three driving videos, 367 frames a second apart, in five
@@ -19,8 +19,8 @@ another fold; any pair across two videos is a false alarm:
 
 With `near` and `copy` together, 96.6 % and none. Of 100 copies planted among 243 photographs, pixels alone find
 all that were re-encoded, re-lit, made grey or shrunk, 99 shifted by a twelfth, 85 cropped by a tenth, 17 by a fifth
-and none mirrored; with a network it is 100, 100, 88 and 89. Of the photographs themselves, pixels flag none and the
-network one pair, two of one photographer in the same white frame. Pictures of little content remain doubtful: of 1597
+and none flipped; with a network it is 100, 100, 88 and 89. Of the photographs themselves, pixels flag none and the
+network one pair, two of one photographer in the same white frame. Images of little content remain doubtful: of 1597
 handwritten digits of 8 x 8 pixels, 7 pairs are flagged (without the cosine, 75).
 """
 
@@ -39,8 +39,8 @@ COLUMNS = ["id_a", "id_b", "kind", "similarity", "where"]
 SAME_FOLD, BETWEEN_FOLDS, TRAIN_AND_TEST = "same fold", "between folds", "train and test"
 
 NEIGHBOURS = 30
-SURROUNDINGS = 10  # the nearest ones are left out of a picture's surroundings: they may be duplicates themselves
-CHECKED = 5  # candidates a picture whose thumbnails are compared
+SURROUNDINGS = 10  # the nearest ones are left out of an image's surroundings: they may be duplicates themselves
+CHECKED = 5  # candidates an image whose thumbnails are compared
 COSINE = 0.8  # of 243 unrelated photographs, 95 % have their nearest neighbour below 0.72
 NEAR_MARGIN = 0.3
 COPY_CORRELATION = 0.96  # together with COSINE: two handwritten sevens correlate as well as a cropped copy does
@@ -55,28 +55,26 @@ BLOCK = 1 << 24  # similarities that are held at a time, 64 MB
 def find_duplicates(
     ids: Sequence[str], files: Sequence[Path], fold: np.ndarray, descriptors: Descriptors
 ) -> pd.DataFrame:
-    """List the pairs of duplicates that have at least one training picture.
+    """List the pairs of duplicates that have at least one training image, the worst leaks first.
 
     Args:
-        ids: of the N pictures, those of the training table first.
-        files: where they are.
-        fold: int (M,), of the M training pictures; the other N - M are the test table's.
-        descriptors: of the N pictures.
+        ids: of the N images, those of the training table first; files and descriptors likewise.
+        fold: int (M,), of the M training images; the other N - M are the test table's.
 
     Returns:
         A row a pair with the columns id_a, id_b, kind (exact, copy, near), similarity (of copies the correlation,
-        of near ones the cosine) and where (same fold, between folds, train and test); the worst leaks first.
-        Of many equal files each is paired once with each fold and the test table, not with every other one.
+        of near ones the cosine) and where (same fold, between folds, train and test). Of many equal files each is
+        paired once with each fold and the test table, not with every other one.
     """
-    place = np.concatenate([fold, np.full(len(ids) - len(fold), fold.min(initial=0) - 1)])
-    pairs = [(a, b, "exact", 1.0) for a, b in exact_pairs(files, place) if a < len(fold)]
+    part = np.concatenate([fold, np.full(len(ids) - len(fold), fold.min(initial=0) - 1)])
+    pairs = [(a, b, "exact", 1.0) for a, b in exact_pairs(files, part) if a < len(fold)]
     exact = {(a, b) for a, b, *_ in pairs}
     pairs += [pair for pair in alike_pairs(descriptors, len(fold)) if pair[:2] not in exact]
     frame = pd.DataFrame(pairs, columns=["a", "b", "kind", "similarity"])
     a, b = frame["a"].to_numpy(int), frame["b"].to_numpy(int)
     names = np.asarray(ids, dtype=object)
     frame["id_a"], frame["id_b"] = names[a], names[b]
-    where = np.where(place[a] == place[b], SAME_FOLD, BETWEEN_FOLDS)
+    where = np.where(part[a] == part[b], SAME_FOLD, BETWEEN_FOLDS)
     where = np.where(b >= len(fold), TRAIN_AND_TEST, where)
     frame["where"] = pd.Categorical(where, [BETWEEN_FOLDS, TRAIN_AND_TEST, SAME_FOLD])
     frame["kind"] = pd.Categorical(frame["kind"], ["exact", "copy", "near"])
@@ -84,28 +82,25 @@ def find_duplicates(
     return frame[COLUMNS].astype({"where": object, "kind": object}).round({"similarity": 4}).reset_index(drop=True)
 
 
-def exact_pairs(files: Sequence[Path], place: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs of rows whose files have the same bytes: each row with the first such row of every place (a fold, test).
-
-    Only files of equal size are read.
-    """
+def exact_pairs(files: Sequence[Path], part: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs of rows whose files have the same bytes: each with the first such row of every `part` (a fold, test)."""
     sizes = pd.Series([file.stat().st_size for file in files])
-    rows = np.flatnonzero(sizes.duplicated(keep=False)).tolist()
+    rows = np.flatnonzero(sizes.duplicated(keep=False)).tolist()  # no other file needs to be read
     digests = {file: sha256_file(file) for file in {files[row] for row in rows}}
     pairs = set()
     for _, same in pd.Series(rows, index=[digests[files[row]] for row in rows], dtype=int).groupby(level=0):
         members = same.to_numpy()
-        firsts = members[np.unique(place[members], return_index=True)[1]]
+        firsts = members[np.unique(part[members], return_index=True)[1]]
         pairs |= {(int(min(a, b)), int(max(a, b))) for a in members for b in firsts if a != b}
     return sorted(pairs)
 
 
 def alike_pairs(descriptors: Descriptors, train: int) -> list[tuple[int, int, str, float]]:
-    """Pairs (a, b, kind, similarity) of the kinds copy and near, a < b, a among the first `train` pictures.
+    """Pairs (a, b, kind, similarity) of the kinds copy and near, a < b, a among the first `train` images.
 
     A pair is near by the cosine c of its vectors and by its margin over its surroundings, 2 c - r(a) - r(b), where
-    r is a picture's mean cosine to its neighbours in ranks 11 to 30: the criterion CSLS (Conneau et al. 2018,
-    section 2.3), in which pictures that resemble everything are near nothing.
+    r is an image's mean cosine to its neighbours in ranks 11 to 30: the criterion CSLS (Conneau et al. 2018,
+    section 2.3), in which images that resemble everything are near nothing.
     """
     vectors = standardize(descriptors.vectors)
     index, cosine = nearest(vectors, vectors[:train], NEIGHBOURS)
@@ -144,15 +139,12 @@ def standardize(vectors: np.ndarray) -> np.ndarray:
 
 
 def nearest(queries: np.ndarray, keys: np.ndarray, count: int, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` keys with the largest scalar product with each query, the largest first.
+    """Index (N, K) and scalar product (N, K) of the K = min(count, M - 1) nearest keys of each query, nearest first.
 
     Args:
         queries: float32 (N, D), whose first M rows are the keys; a row is not its own neighbour.
         keys: float32 (M, D).
         block: products held in memory at a time.
-
-    Returns:
-        index (N, K) and product (N, K), K = min(count, M - 1).
     """
     count = min(count, len(keys) - 1)
     index = np.empty((len(queries), count), dtype=np.int64)
@@ -192,7 +184,7 @@ def aligned_correlation(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _correlations(thumbnails: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The aligned correlations of pairs; of those that half the size already tells apart, no more than that."""
+    """The aligned correlations of pairs; those that differ at half the size are not refined."""
     half = thumbnails.reshape(len(thumbnails), thumbnails.shape[1] // 2, 2, -1, 2).mean(axis=(2, 4)).astype(np.uint8)
     with ThreadPoolExecutor() as pool:  # OpenCV computes outside of Python's lock
         result = np.fromiter(pool.map(aligned_correlation, half[a], half[b]), float, len(a))

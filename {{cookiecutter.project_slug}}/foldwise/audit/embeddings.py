@@ -1,4 +1,4 @@
-"""Vectors of pictures from the middle of a pretrained network, by which near duplicates and shifts are found."""
+"""Vectors of images from the middle of a pretrained network, by which near duplicates and shifts are found."""
 
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,16 @@ SIZE = 128  # at 224 it takes three times as long, and fewer re-encoded copies w
 
 
 class NetworkDescriber:
-    """Describes pictures by a timm network; see `foldwise.audit.descriptors.Describer`.
+    """Describes images by a timm network; see `foldwise.audit.descriptors.Describer`.
 
-    The last two stages but one (strides 8 and 16 of a convolutional network), averaged over the picture. They see
+    The last two stages but one (strides 8 and 16 of a convolutional network), averaged over the image. They see
     textures and parts, which two views of one scene share; the last stage sees kinds of things, which any two
-    streets share. As in `foldwise.audit.duplicates`, without a false alarm: these two stages find 96 % of the
-    frames, the pooled features before the classifier 63 %, each with its own best margin.
+    streets share. Without a false alarm on the tiles of `duplicates.py`, these two stages find 96 % of the frames, the
+    pooled features before the classifier 63 %, each with its own best margin.
 
     Args:
         network: one of timm's names.
         weights: a local file with its weights (safetensors or torch).
-
-    Raises:
-        Refusal: there is no such file or network, they do not fit, or its stages cannot be had.
     """
 
     learned = True

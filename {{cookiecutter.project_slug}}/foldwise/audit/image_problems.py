@@ -40,7 +40,7 @@ def image_problems(scan: pd.DataFrame, failures: Mapping[tuple[str, str], str], 
 
 
 def mask_problems(scan: pd.DataFrame, classes: Sequence[str], ignore_index: int | None) -> list[str]:
-    """Masks of another size than their image, with values that mean nothing, or of one value throughout."""
+    """Masks of another size than their image, with values of no class, or all of one value."""
     sizes: dict[tuple[Any, ...], list[str]] = defaultdict(list)
     masks_of: dict[int, dict[str, int]] = defaultdict(dict)  # the pixels of each value in each mask
     for row in scan[scan["dtype"].notna()].drop_duplicates(["image", "mask"]).itertuples():

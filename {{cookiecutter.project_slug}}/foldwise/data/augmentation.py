@@ -1,4 +1,4 @@
-"""Augmentation of one sample as a pure function of (sample, seed), on albumentations transforms."""
+"""Augmentation of a sample by albumentations, as a pure function of (sample, seed)."""
 
 import copy
 import itertools
@@ -22,11 +22,11 @@ class Augmentation:
     Args:
         transforms: albumentations transforms or their compositions (OneOf, Sequential, ...). Their `fill_mask` is
             overwritten: pixels that geometry exposes get `ignore_index`. Dropouts keep theirs.
-        fields: of the samples; pixels of images change in colour and place, of maps and masks in place alone.
+        fields: of the samples; images change in colour and place, maps and masks in place alone.
         ignore_index: mask value that is neither trained nor scored, in [0, 65535].
 
     Raises:
-        Refusal: an argument that a transform does not have (albumentations itself would go on without it).
+        Refusal: an argument that a transform does not have (albumentations itself only warns).
     """
 
     def __init__(
@@ -42,25 +42,31 @@ class Augmentation:
         # look at "mask".
         self.inner = {name: f"field_{name}" for name in self.kinds}
         self.inner |= dict.fromkeys([name for name, kind in self.kinds.items() if kind == "mask"][:1], "mask")
-        # Names that it does not know would come back as they went in, without a word.
+        # Names that it does not know would come back unchanged, without a warning.
         targets = {
             self.inner[name]: "image" if kind == "image" else "mask"
             for name, kind in self.kinds.items()
             if self.inner[name] != "mask"
         }
         self.compose = Compose(list(transforms), additional_targets=targets)
-        self._check_arguments()
-        self._prepare_masks(self.compose, ignore_index, "INTER_NEAREST_EXACT")
+        problems = [
+            f"{type(transform).__name__} has no argument {', '.join(transform.invalid_args)}"
+            for transform in leaves(self.compose)
+            if transform.invalid_args
+        ]
+        if problems:
+            raise Refusal("the augmentation cannot be built: " + "; ".join(problems))
+        _set_masks(self.compose, ignore_index, "INTER_NEAREST_EXACT")
         # Maps are numbers: they are interpolated, and 0 where geometry exposes them.
-        self.of_maps: Any = None
+        self.compose_maps: Any = None
         if "map" in self.kinds.values():
-            self.of_maps = Compose(copy.deepcopy(list(transforms)), additional_targets=targets)
-            self._prepare_masks(self.of_maps, 0, "INTER_LINEAR")
+            self.compose_maps = Compose(copy.deepcopy(list(transforms)), additional_targets=targets)
+            _set_masks(self.compose_maps, 0, "INTER_LINEAR")
 
     def __call__(self, sample: Mapping[str, Any], seed: int) -> dict[str, Any]:
         """Augment a sample: images (H, W, C) uint8 or float32 in [0, 1], masks (H, W) uint8 or uint16, maps (H, W, C).
 
-        The outcome depends on the arguments alone. Every picture of a stack, and pictures of different sizes, are drawn
+        The outcome depends on the arguments alone. All images of a sample, of a stack too and of any size, are drawn
         with the same seed. Dtypes stay, except that a uint8 mask becomes uint16 where the ignore index needs it; sizes
         may change.
 
@@ -69,69 +75,62 @@ class Augmentation:
         """
         spatial = {name: sample[name] for name in self.kinds if name in sample}
         stacks = {name: value for name, value in spatial.items() if isinstance(value, list)}
-        images = [value for name, value in spatial.items() if self.kinds[name] == "image"]
-        pictures = [picture for value in images for picture in (value if isinstance(value, list) else [value])]
-        apart = len(set(map(_look, pictures))) > 1
-        result: dict[str, Any] = {}
-        result |= self._augment({name: value for name, value in spatial.items() if name not in stacks}, seed, apart)
+        values = [value for name, value in spatial.items() if self.kinds[name] == "image"]
+        images = [image for value in values for image in (value if isinstance(value, list) else [value])]
+        apart = len({(image.shape, image.dtype) for image in images}) > 1
+        result: dict[str, Any] = self._augment(
+            {name: value for name, value in spatial.items() if name not in stacks}, seed, apart
+        )
         for length in dict.fromkeys(map(len, stacks.values())):
             together = {name: value for name, value in stacks.items() if len(value) == length}
             found = [
                 self._augment({name: value[number] for name, value in together.items()}, seed, apart)
                 for number in range(length)
             ]
-            result |= {name: [picture[name] for picture in found] for name in together}
+            result |= {name: [each[name] for each in found] for name in together}
         return {**sample, **result}
 
     def _augment(self, arrays: Mapping[str, np.ndarray], seed: int, apart: bool) -> dict[str, np.ndarray]:
-        """Arrays that are no stacks, those of one size together."""
+        """Augment arrays that are no stacks, those of one size together."""
         result: dict[str, np.ndarray] = {}
         for size in dict.fromkeys(array.shape[:2] for array in arrays.values()):
             alike = {name: array for name, array in arrays.items() if array.shape[:2] == size}
-            of_kind = {kind: [name for name in alike if self.kinds[name] == kind] for kind in SPATIAL}
-            images = of_kind["image"]
+            images, maps, masks = ([name for name in alike if self.kinds[name] == kind] for kind in SPATIAL)
             if not images:
                 sizes = ", ".join(f"{name} {array.shape[:2]}" for name, array in arrays.items())
                 raise Refusal(f"{', '.join(alike)} must have the size of an image to be augmented with it ({sizes})")
             # Noise is drawn for one number of channels and one dtype.
-            for look in dict.fromkeys(_look(alike[name]) for name in images):
-                own = [name for name in images if _look(alike[name]) == look]
-                result |= self._apply(self.compose, alike, [*own, *of_kind["mask"]], seed, apart)
-            if of_kind["map"]:
-                names = [images[0], *of_kind["mask"], *of_kind["map"]]
-                found = self._apply(self.of_maps, alike, names, seed, apart)
-                result |= {name: found[name] for name in of_kind["map"]}
+            layouts = {name: (alike[name].shape, alike[name].dtype) for name in images}
+            for layout in dict.fromkeys(layouts.values()):
+                own = [name for name in images if layouts[name] == layout]
+                result |= self._apply(self.compose, alike, [*own, *masks], seed, apart)
+            if maps:
+                found = self._apply(self.compose_maps, alike, [images[0], *masks, *maps], seed, apart)
+                result |= {name: found[name] for name in maps}
         return result
 
     def _apply(
         self, compose: Any, arrays: Mapping[str, np.ndarray], names: Sequence[str], seed: int, apart: bool
     ) -> dict[str, np.ndarray]:
-        """One call of albumentations with some of the arrays, an image first."""
+        """Call albumentations with some of the arrays, an image first."""
         # One pair of generators for all transforms. `Compose.set_random_seed` would give each its own pair with the
         # same seed, so that two flips of probability 0.5 always happen together.
         compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         if apart:
-            _part(compose, seed, itertools.count())
+            _seed_each(compose, seed, itertools.count())
         first, *others = names
-        found = compose(image=arrays[first], **{self.inner[name]: self._wide(name, arrays[name]) for name in others})
+        inputs = {name: arrays[name] for name in others}
+        for name, array in inputs.items():  # the dtype of a mask must hold the ignore index
+            if self.kinds[name] == "mask" and self.ignore_index > np.iinfo(array.dtype).max:
+                inputs[name] = array.astype(np.uint16)
+        found = compose(image=arrays[first], **{self.inner[name]: array for name, array in inputs.items()})
         return {first: found["image"]} | {name: found[self.inner[name]] for name in others}
 
-    def _wide(self, name: str, array: np.ndarray) -> np.ndarray:
-        """A mask whose dtype holds the ignore index."""
-        if self.kinds[name] == "mask" and self.ignore_index > np.iinfo(array.dtype).max:
-            return array.astype(np.uint16)
-        return array
-
     def check(self, channels: int, dtype: Any, hw: tuple[int, int], tries: int = 3) -> None:
-        """Run every transform by itself, with probability 1, on images such as the data's.
-
-        Args:
-            channels: of the image.
-            dtype: np.uint8 or np.float32.
-            hw: a typical height and width of the stored images.
+        """Run every transform by itself, with probability 1, on images of these channels, dtype and size.
 
         Raises:
-            Refusal: names every transform that fails, or that changes the channels or the dtype.
+            Refusal: names every transform that fails, or that changes the channels, the dtype or the range.
         """
         shape = (*hw, channels)
         rng = np.random.default_rng(0)
@@ -162,40 +161,28 @@ class Augmentation:
                 "remove these transforms from its YAML file, or set data.mode:\n  " + "\n  ".join(problems)
             )
 
-    def _check_arguments(self) -> None:
-        problems = [
-            f"{type(transform).__name__} has no argument {', '.join(transform.invalid_args)}"
-            for transform in leaves(self.compose)
-            if transform.invalid_args
-        ]
-        if problems:
-            raise Refusal("the augmentation cannot be built: " + "; ".join(problems))
 
-    def _prepare_masks(self, compose: Any, fill: int, interpolation: str) -> None:
-        import cv2
-        from albumentations.augmentations.dropout.transforms import BaseDropout
+def _set_masks(compose: Any, fill: int, interpolation: str) -> None:
+    """Set how transforms fill and resample masks."""
+    import cv2
+    from albumentations.augmentations.dropout.transforms import BaseDropout
 
-        wanted = getattr(cv2, interpolation)
-        for transform in leaves(compose):
-            # A dropout's hole is still the thing that the mask says it is, unless its config says otherwise.
-            if hasattr(transform, "fill_mask") and not isinstance(transform, BaseDropout):
-                transform.fill_mask = fill
-            # Transforms that resize offer it; their default INTER_NEAREST shifts a mask by up to a pixel.
-            field = transform.InitSchema.model_fields.get("mask_interpolation")
-            if field and wanted in get_args(field.annotation):
-                transform.mask_interpolation = wanted
+    wanted = getattr(cv2, interpolation)
+    for transform in leaves(compose):
+        # A dropout's hole is still the thing that the mask says it is, unless its config says otherwise.
+        if hasattr(transform, "fill_mask") and not isinstance(transform, BaseDropout):
+            transform.fill_mask = fill
+        # Transforms that resize offer it; their default INTER_NEAREST shifts a mask by up to a pixel.
+        field = transform.InitSchema.model_fields.get("mask_interpolation")
+        if field and wanted in get_args(field.annotation):
+            transform.mask_interpolation = wanted
 
 
-def _look(image: np.ndarray) -> tuple[Any, ...]:
-    """What noise is drawn for: height, width, channels and dtype."""
-    return image.shape, image.dtype
+def _seed_each(transform: Any, seed: int, numbers: Iterator[int]) -> None:
+    """Give each transform and composition generators of its own, which takes ten times as long as one pair.
 
-
-def _part(transform: Any, seed: int, numbers: Iterator[int]) -> None:
-    """Generators of its own for each transform and composition.
-
-    Noise takes as many random numbers as an image has values, so that from one stream for all, images of different
-    sizes or channels would not be turned alike after it. It takes ten times as long as one pair.
+    Noise takes as many random numbers as an image has values: from one stream for all, images of different sizes or
+    channels would not be turned alike after it.
     """
     from albumentations import BaseCompose
 
@@ -203,15 +190,12 @@ def _part(transform: Any, seed: int, numbers: Iterator[int]) -> None:
     transform.set_random_state(np.random.default_rng(own), random.Random(own))
     if isinstance(transform, BaseCompose):
         for child in transform.transforms:
-            _part(child, seed, numbers)
+            _seed_each(child, seed, numbers)
 
 
 def build_transforms(configs: Sequence[Mapping[str, Any]]) -> list["TransformType"]:
-    """Transforms from entries such as those of configs/augmentation, without Hydra: only classes of albumentations.
-
-    Raises:
-        Refusal: a `_target_` that is none.
-    """
+    """Build transforms from entries as in configs/augmentation, without Hydra; a `_target_` outside albumentations
+    is refused."""
     import albumentations
 
     built = []

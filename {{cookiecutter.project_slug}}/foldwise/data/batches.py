@@ -1,11 +1,11 @@
-"""From samples to a batch: stacked, ragged fields padded, and small fields packed for the way to the device.
+"""From samples to a batch: stacked, ragged fields padded, small fields packed for the transfer.
 
-A worker hands over each tensor of a batch by itself, which takes longer than the few numbers in it: the values and the
-codes of all fields travel as one tensor each (benchmarks/waist.py of the template).
+To transfer a tensor takes a worker longer than to copy the few numbers in it: the values and the codes of all fields
+travel as one tensor each (benchmarks/waist.py of the template).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ Layout = tuple[tuple[str, tuple[int, ...]], ...]  # the fields of a packed tenso
 
 
 class Packed(NamedTuple):
-    """A sample, or a batch of them with B in front, on its way; `unpack` gives the batch."""
+    """A packed sample, or a batch of them with B in front; `unpack` gives the batch."""
 
     tensors: dict[str, Tensor]  # spatial and ragged fields
     values: Tensor  # (numbers of all fields of values,) float32
@@ -29,30 +29,24 @@ class Packed(NamedTuple):
 
 def pack_sample(sample: Mapping[str, np.ndarray], fields: Mapping[str, Field]) -> Packed:
     """A sample with its small fields in one array of each dtype."""
-    tensors = {
-        name: torch.from_numpy(value)
-        for name, value in sample.items()
-        if name in fields and (fields[name].spatial or fields[name].ragged)
-    }
-    small: dict[str, dict[str, np.ndarray]] = {"values": {}, "codes": {}}
+    tensors: dict[str, Tensor] = {}
+    small: dict[str, dict[str, Any]] = {"values": {}, "codes": {}}
     for name, value in sample.items():
-        if name not in tensors:
-            # What is no field is a number that the machinery adds, such as the sample's weight.
-            kind = fields[name].kind if name in fields else _kind(value)
-            small[kind][name] = value
+        if name not in fields:  # a number that foldwise adds, such as the sample's weight
+            small["codes" if isinstance(value, int | np.integer) else "values"][name] = value
+        elif fields[name].spatial or fields[name].ragged:
+            tensors[name] = torch.from_numpy(value)
+        else:
+            small[fields[name].kind][name] = value
     values, values_layout = _flatten(small["values"], np.float32)
     codes, codes_layout = _flatten(small["codes"], np.int64)
     return Packed(tensors, values, codes, (values_layout, codes_layout))
 
 
-def _flatten(small: Mapping[str, np.ndarray], dtype: type) -> tuple[Tensor, Layout]:
+def _flatten(small: Mapping[str, Any], dtype: type) -> tuple[Tensor, Layout]:
     arrays: dict[str, np.ndarray] = {name: np.asarray(value, dtype) for name, value in small.items()}
     flat = np.concatenate([np.zeros(0, dtype), *(array.ravel() for array in arrays.values())])
     return torch.from_numpy(flat), tuple((name, array.shape) for name, array in arrays.items())
-
-
-def _kind(value: object) -> str:
-    return "codes" if isinstance(value, int | np.integer) else "values"
 
 
 def collate(samples: Sequence[Packed], fields: Mapping[str, Field]) -> Packed:
@@ -67,9 +61,10 @@ def collate(samples: Sequence[Packed], fields: Mapping[str, Field]) -> Packed:
         column = [sample.tensors[name] for sample in samples]
         if fields[name].ragged:
             length = max(len(tensor) for tensor in column)
-            real = [torch.arange(length) < len(tensor) for tensor in column]
-            tensors[f"{name}_valid"] = torch.stack(real)
-            column = [_pad(tensor, length) for tensor in column]
+            tensors[f"{name}_valid"] = torch.stack([torch.arange(length) < len(tensor) for tensor in column])
+            column = [
+                torch.cat([tensor, tensor.new_zeros((length - len(tensor), *tensor.shape[1:]))]) for tensor in column
+            ]
         if fields[name].kind == "image" and len({tensor.dtype for tensor in column}) > 1:  # 8-bit images among others
             column = [unit_range(tensor) for tensor in column]
         tensors[name] = default_collate(column)  # in a worker it stacks into shared memory
@@ -107,16 +102,13 @@ def to_device(batch: Packed, device: torch.device) -> dict[str, Tensor]:
 
 def _check_shapes(samples: Sequence[Packed], fields: Mapping[str, Field]) -> None:
     first, *others = map(_shapes, samples)
-    for other in others:
-        for name, shape in other.items():
-            varies = name in fields and fields[name].ragged  # in its length
-            if shape[varies:] != first[name][varies:]:
-                rule = (
-                    "only the first axis of a ragged field may vary"
-                    if varies
-                    else "a field with ragged=True may vary in its first axis"
-                )
-                raise Refusal(f"{name} has the shapes {first[name]} and {shape} in two samples of a batch: {rule}")
+    for name, shape in first.items():
+        ragged = name in fields and fields[name].ragged
+        for other in others:
+            if other[name][ragged:] != shape[ragged:]:
+                may = "only the first axis of a ragged field may vary"
+                rule = may if ragged else "a field with ragged=True may vary in its first axis"
+                raise Refusal(f"{name} has the shapes {shape} and {other[name]} in two samples of a batch: {rule}")
 
 
 def _shapes(sample: Packed) -> dict[str, tuple[int, ...]]:
@@ -125,12 +117,7 @@ def _shapes(sample: Packed) -> dict[str, tuple[int, ...]]:
 
 
 def start_worker(_: int) -> None:
-    """For loaders: OpenCV would start a thread a core in every worker; torch has one there already."""
+    """Keep OpenCV to one thread, as torch does it by itself: it would start a thread a core in every worker."""
     import cv2
 
     cv2.setNumThreads(0)
-
-
-def _pad(tensor: Tensor, length: int) -> Tensor:
-    padding = tensor.new_zeros((length - len(tensor), *tensor.shape[1:]))
-    return torch.cat([tensor, padding]) if len(padding) else tensor

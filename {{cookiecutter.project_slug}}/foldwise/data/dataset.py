@@ -17,24 +17,20 @@ from foldwise.data.sampling import EpochSampler, SampleKey, sample_seed
 
 
 class EpochTransform(NamedTuple):
-    """What happens to the samples of an epoch: `augmentation`, then `image_size` (height, width); None: nothing."""
+    """The transform of an epoch: `augmentation`, then a resize to `image_size` (height, width); None: nothing."""
 
     augmentation: Augmentation | None
     image_size: tuple[int, int] | None
 
 
 class ItemDataset(Dataset[Packed]):
-    """The items of a reader as packed samples, not yet normalised.
+    """The items of a reader as packed samples, not yet normalised: its fields, "weight", and "row", the item's number.
 
     Args:
         weights: (N,) of the items in the loss.
         transforms: of each epoch; after the last one it stays.
-        fit: how images get their size after the augmentation, see `fit_image`. "tiles": random crops of that size are
-            augmented.
-        seed: of crops, augmentation and reading; None: nothing is drawn, as in validation.
-        ignore_index: mask value that is neither trained nor scored.
-
-    A sample has the fields of the reader, "weight" float32, and "row", the item's number.
+        fit: see `fit_image`; "tiles": random crops of the image size are augmented.
+        seed: of crops, augmentation and reading; None: nothing is random, as in validation.
     """
 
     def __init__(
@@ -48,10 +44,7 @@ class ItemDataset(Dataset[Packed]):
     ) -> None:
         self.reader, self.fields = reader, reader.fields
         self.weights = np.ascontiguousarray(weights, dtype=np.float32)
-        self.transforms = transforms
-        self.fit = fit
-        self.seed = seed
-        self.ignore_index = ignore_index
+        self.transforms, self.fit, self.seed, self.ignore_index = transforms, fit, seed, ignore_index
 
     def __len__(self) -> int:
         return len(self.reader.items)
@@ -63,16 +56,16 @@ class ItemDataset(Dataset[Packed]):
         """The sample of a key, as arrays."""
         index, epoch, repeat = SampleKey(*key)
         augmentation, size = self.transforms[min(epoch, len(self.transforms) - 1)]
-        seed = None
-        if self.seed is not None:
+        if self.seed is None:
+            sample = self.reader.read(index)
+        else:
             seed = sample_seed(self.seed, epoch, self.reader.items[index].id, repeat)
-        # A generator of its own: crops and the augmentation draw from the same seed.
-        sample = self.reader.read(index, None if seed is None else np.random.default_rng([seed, 2]))
-        if seed is not None and self.fit == "tiles" and size is not None:
-            # first: less is left to work on
-            sample = crop_sample(sample, self.fields, size, self.ignore_index, seed)
-        if seed is not None and augmentation is not None:
-            sample = augmentation(sample, seed)
+            # A generator of its own: crops and the augmentation draw from the same seed.
+            sample = self.reader.read(index, np.random.default_rng([seed, 2]))
+            if self.fit == "tiles" and size is not None:  # before the augmentation, which then has less to do
+                sample = crop_sample(sample, self.fields, size, self.ignore_index, seed)
+            if augmentation is not None:
+                sample = augmentation(sample, seed)
         fitted = fit_sample(sample, self.fields, size, self.fit)
         return fitted | {"weight": self.weights[index], "row": index}
 
@@ -90,8 +83,7 @@ def make_loader(
 
     The batches are the same bytes for any number of workers. For evaluation the sampler is a list of (item, epoch).
     """
-    batches = -(-len(sampler) // batch_size)
-    workers = min(workers, batches)
+    workers = min(workers, -(-len(sampler) // batch_size))
     return DataLoader(
         dataset,
         batch_size=batch_size,

@@ -1,4 +1,4 @@
-"""What a model is trained without: a fold, by which it is scored; nothing; or two folds, to teach students of both."""
+"""Held-out folds of a model: one (cross-validation), none (full fit) or two (distillation teachers)."""
 
 from dataclasses import dataclass
 from itertools import combinations
@@ -8,7 +8,7 @@ import numpy as np
 
 from foldwise.errors import Refusal
 
-# In place of a fold in predictions: a full fit, a model of every row, which nothing can score. (-1 in a table or in
+# In place of a fold in predictions: a full fit, trained on every row, which nothing can score. (-1 in a table or in
 # folds.csv is a row that always trains.)
 FULL = -2
 
@@ -49,8 +49,7 @@ def fold_name(fold: int = FULL) -> str:
 
 
 def choose_holdouts(chosen: Any, existing: list[int]) -> list[Holdout]:
-    """What `fold=` asks for: a model for each fold ("all"), for a number, or for a list of numbers; one of every row
-    ("full"); or one without each two folds ("pairs").
+    """The models that `fold=` asks for: each fold ("all"), a fold, a list of folds, "full", or "pairs".
 
     Raises:
         Refusal: a fold that does not exist, or pairs that would leave no row to train on.
@@ -59,13 +58,12 @@ def choose_holdouts(chosen: Any, existing: list[int]) -> list[Holdout]:
         return [Holdout(())]
     if chosen == "pairs":
         if len(existing) < 3:
-            raise Refusal(f"fold=pairs trains without each two folds, which needs three; the folds are {existing}")
+            raise Refusal(f"fold=pairs holds out two folds at a time, which needs three; the folds are {existing}")
         return [Holdout(pair) for pair in combinations(existing, 2)]
     wanted = existing if chosen == "all" else chosen if isinstance(chosen, list) else [chosen]
-    unknown = [fold for fold in wanted if fold not in existing]
-    if unknown or not wanted:
+    if not wanted or any(fold not in existing for fold in wanted):
         raise Refusal(
             f"fold={chosen}: the folds are {existing}; give one, a list such as fold=[0,1], fold=all, fold=full for a "
-            "model of every row, or fold=pairs for teachers"
+            "full fit, or fold=pairs for teachers"
         )
     return [Holdout((fold,)) for fold in sorted(set(wanted))]

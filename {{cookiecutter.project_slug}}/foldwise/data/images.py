@@ -22,48 +22,42 @@ CROPPED = 0.875
 
 
 def read_image(path: Path | str, mode: str = "stored") -> np.ndarray:
-    """Read an image as (H, W, C): uint8, uint16 or float32.
+    """Read an image as (H, W, C): uint8, uint16 or float32; see `decode_image`.
 
     Args:
-        mode: `stored` keeps the channels; `gray` makes one of them and `rgb` three (gray is repeated, alpha
-            dropped), keeping the bit depth.
-
-    Signed, 32-bit and double values become float32; a bilevel image becomes 0 and 255.
+        mode: `stored` keeps the channels; `gray` makes one of them and `rgb` three (gray is repeated, alpha dropped).
 
     Raises:
         ImageError: the file is missing, empty, damaged, or has no such channels.
     """
-    path = Path(path)
-    remembered = _remembered.get()
-    if remembered is None:
+    path, cache = Path(path), _cache.get()
+    if cache is None:
         return _convert(decode_image(path), mode, path)
-    if path not in remembered:
-        remembered[path] = decode_image(path)
-    return _convert(remembered[path], mode, path)
+    if path not in cache:
+        cache[path] = decode_image(path)
+    return _convert(cache[path], mode, path)
 
 
-# Images that were decoded in `remembered_images`, by their path.
-_remembered: ContextVar[dict[Path, np.ndarray] | None] = ContextVar("_remembered", default=None)
+_cache: ContextVar[dict[Path, np.ndarray] | None] = ContextVar("_cache", default=None)
 
 
 @contextmanager
-def remembered_images() -> Iterator[None]:
+def cached_images() -> Iterator[None]:
     """Within the block, `read_image` decodes each file once: several networks want the same one. Do not change them."""
-    token = _remembered.set({})
+    token = _cache.set({})
     try:
         yield
     finally:
-        _remembered.reset(token)
+        _cache.reset(token)
 
 
 def read_mask(path: Path | str) -> np.ndarray:
-    """Read a mask as (H, W) class indices, uint8 or uint16, exactly as stored.
+    """Read a mask as (H, W) class numbers, uint8 or uint16, exactly as stored.
 
     Palette images give their indices, not their colours; bilevel images give 0 and 1.
 
     Raises:
-        ImageError: the file is missing or damaged, has colours instead of indices, or is a JPEG, whose values
-            are not exact.
+        ImageError: the file is missing or damaged, has colours instead of indices, or is a JPEG.
     """
     path = Path(path)
     mask = decode_mask(path)
@@ -87,14 +81,11 @@ def resize(image: np.ndarray, size: int | Sequence[int]) -> np.ndarray:
 
 
 def fit_image(image: np.ndarray, size: int | Sequence[int], fit: str) -> np.ndarray:
-    """An image of the size that the network sees.
+    """Bring an image (H, W, C) to the size that the network sees.
 
     Args:
-        image: (H, W, C), as `resize`.
-        size: (height, width) or one number.
-        fit: "stretch" changes the proportions; "crop" cuts out the centre in its proportions: the size is CROPPED
-            of what the scaled image has in its tighter direction. An image of that size already stays as it is: it
-            comes from an augmentation that crops, or from `random_crop`, where the fit is "tiles".
+        fit: "crop" cuts out the centre in its proportions: the size is CROPPED of what the scaled image has in its
+            tighter direction. "stretch", and "tiles", whose crops have the size already, change the proportions.
     """
     height, width = image_hw(size)
     if fit != "crop" or image.shape[:2] == (height, width):
@@ -106,10 +97,8 @@ def fit_image(image: np.ndarray, size: int | Sequence[int], fit: str) -> np.ndar
 
 
 def resize_mask(mask: np.ndarray, size: int | Sequence[int]) -> np.ndarray:
-    """Stretch a mask (H, W) to `size`, taking the pixel under each centre.
-
-    INTER_NEAREST takes the upper left one instead, which shifts a mask by up to a pixel against its image.
-    """
+    """Stretch a mask (H, W) to `size`, taking the pixel under each centre: INTER_NEAREST takes the upper left one,
+    which shifts a mask by up to a pixel against its image."""
     height, width = image_hw(size)
     if mask.shape == (height, width):
         return mask
@@ -125,7 +114,7 @@ def image_hw(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def default_scale(dtype: np.dtype | str | type) -> float:
-    """The stored value that means 1.0, when the config declares none: 255, 65535, or 1 for float."""
+    """The stored value that means 1.0 where none is declared: 255, 65535, or 1 for float."""
     dtype = np.dtype(dtype)
     return float(np.iinfo(dtype).max) if np.issubdtype(dtype, np.integer) else 1.0
 

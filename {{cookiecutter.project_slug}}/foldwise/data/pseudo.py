@@ -1,4 +1,4 @@
-"""Pseudo labels as training rows: the table that pseudo_label.py wrote, checked, and the part of each student.
+"""Pseudo labels as training rows: the table that pseudo_label.py wrote, checked, and the rows of each student.
 
 The student of fold k is the model that is trained without fold k. It gets the rows with its own number and no others:
 the targets of another student were made by models that had seen fold k's labels. Nothing may be computed over the rows
@@ -7,7 +7,7 @@ of several students either, since how many rows another student has, and which, 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,9 @@ class Pseudo:
 
     def of(self, fold: int) -> Table:
         """The rows of one student."""
-        chosen = np.flatnonzero(self.student == fold)
-        table = self.table
-        frame = table.frame.iloc[chosen].reset_index(drop=True)
-        target = None if table.target is None else table.target[chosen]
-        return Table(frame, table.task, table.classes, table.root, target, table.path)
+        rows = np.flatnonzero(self.student == fold)
+        target = None if self.table.target is None else self.table.target[rows]
+        return replace(self.table, frame=self.table.frame.iloc[rows].reset_index(drop=True), target=target)
 
 
 class JoinedTable(Table):
@@ -52,12 +50,12 @@ class JoinedTable(Table):
 
 
 def provenance_path(table: Path | str) -> Path:
-    """Where it stands which runs made a table of pseudo labels, and by which folds: beside the table."""
+    """The file beside a table of pseudo labels that records the runs and folds that it was made from."""
     return Path(table).with_suffix(".json")
 
 
 def masks_folder(table: Path | str) -> Path:
-    """Where the masks of a table of pseudo labels lie: in a folder of its name beside it."""
+    """The folder beside a table of pseudo labels that holds its masks."""
     return Path(table).with_suffix("")
 
 
@@ -72,7 +70,6 @@ def read_pseudo(data: Mapping[str, Any], real: Table, folds: Iterable[int], fold
 
     Raises:
         TableError: everything that is wrong with it.
-        Refusal: what stands beside the table is not valid JSON.
     """
     path = Path(data["pseudo"])
     target = "mask" if find_task(real.task).field.spatial else list(real.classes)
@@ -82,13 +79,9 @@ def read_pseudo(data: Mapping[str, Any], real: Table, folds: Iterable[int], fold
     made_with = read_json(origin).get("folds_hash") if origin.is_file() else None
     problems = []
     if made_with is None:
-        problems.append(
-            f"{origin}, which pseudo_label.py or distill.py writes beside it and which says the folds, is not there"
-        )
+        problems.append(f"{origin}, in which pseudo_label.py or distill.py records the folds, is not there")
     elif made_with != folds_hash:
-        problems.append(
-            f"it was made with the folds {made_with}, and the folds now are {folds_hash}: its students are others"
-        )
+        problems.append(f"it was made with the folds {made_with}, but the folds are {folds_hash} now: make it again")
     if STUDENT not in table.frame:
         raise TableError(path, [*problems, f"there is no column {STUDENT!r}"])
     existing = sorted(set(folds) - {-1})
@@ -103,19 +96,15 @@ def read_pseudo(data: Mapping[str, Any], real: Table, folds: Iterable[int], fold
 
 
 def join_tables(real: Table, pseudo: Table, columns: Sequence[str] = ()) -> JoinedTable:
-    """The rows of the training table, and after them those of one student; only what training reads of them.
-
-    Args:
-        columns: that the reader declares.
-    """
+    """The rows of the training table, then those of one student, with the `columns` that the reader declares."""
     target = None
     if real.target is not None and pseudo.target is not None:
         target = np.concatenate([real.target, pseudo.target])
     names = ["id", "image", "weight", *(["mask"] if target is None else []), *columns]
-    missing = [name for name in columns if name not in pseudo.frame]
-    if missing:
-        raise TableError(
-            pseudo.path, [f"there is no column {name!r}, which samples.columns declares" for name in missing]
-        )
+    problems = [
+        f"there is no column {name!r}, which the reader declares" for name in columns if name not in pseudo.frame
+    ]
+    if problems:
+        raise TableError(pseudo.path, problems)
     frame = pd.concat([real.frame.assign(weight=real.weights)[names], pseudo.frame[names]], ignore_index=True)
     return JoinedTable(frame, real.task, real.classes, real.root, target, pseudo.path)

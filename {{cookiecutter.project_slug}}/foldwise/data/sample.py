@@ -1,11 +1,11 @@
-"""The embedded sample competition: scikit-learn's real handwritten digits as a small competition per task.
+"""The embedded sample competition: scikit-learn's handwritten digits as a small competition per task.
 
-It is written as image files and tables like those of any competition, so that the whole real path runs without
-a network. Every handwritten digit is used once, so no picture of it is in both a fold and its training set.
+It is written as image files and tables like those of any competition, so that everything runs without a network. Every
+handwritten digit is used once, so none is in both a fold and its training set.
 
 What would show a broken pipeline: sixes are red and nines are blue, and half of both stand on their heads, so
 they cannot be told apart without the right colour channels; strokes of a mask are about five pixels wide, so that
-a shift of two costs a third of the IoU; pictures differ in size and are not square.
+a shift of two costs a third of the IoU; images differ in size and are not square.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,29 +27,32 @@ SEED = 7
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How the pictures of one task are made.
+class SampleSpec:
+    """How the images of one task are made.
 
-    `digits` are used as often as there are handwritten ones, or `at_most` so often; `per_picture` has the
-    chances of 0, 1, 2... digits in a picture; `size` is the height of a digit in pixels.
+    Attributes:
+        digits: that are used, each as often as it was handwritten, or `at_most` so often.
+        per_image: the chances of 0, 1, 2... digits in an image.
+        size: least and most height of a digit, as height and width of the image, in pixels.
+        test: the number of test images.
     """
 
     target: str
     digits: tuple[int, ...]
     at_most: dict[int, int]
-    per_picture: tuple[float, ...]
+    per_image: tuple[float, ...]
     size: tuple[int, int]
     height: tuple[int, int]
     width: tuple[int, int]
     test: int
 
 
-RECIPES = {
-    "multiclass": Recipe("label", tuple(range(10)), {}, (0, 1), (48, 52), (56, 72), (56, 72), 200),
-    "multilabel": Recipe(
+SPECS = {
+    "multiclass": SampleSpec("label", tuple(range(10)), {}, (0, 1), (48, 52), (56, 72), (56, 72), 200),
+    "multilabel": SampleSpec(
         "labels", tuple(range(10)), {3: 70, 7: 45, 8: 25}, (0.08, 0.5, 0.34, 0.08), (26, 30), (64, 72), (64, 72), 200
     ),
-    "segmentation": Recipe("mask", (0, 1, 4, 6, 9), {}, (0, 0.5, 0.4, 0.1), (28, 32), (64, 72), (72, 88), 100),
+    "segmentation": SampleSpec("mask", (0, 1, 4, 6, 9), {}, (0, 0.5, 0.4, 0.1), (28, 32), (64, 72), (72, 88), 100),
 }
 
 
@@ -72,84 +75,79 @@ def provide_classes(data: Mapping[str, Any], task: str) -> Sequence[str] | None:
 
 def sample_classes(task: str) -> tuple[str, ...]:
     """The class names of a task's sample; for segmentation, class i is the mask value i."""
-    names = tuple(DIGITS[digit] for digit in RECIPES[task].digits)
+    names = tuple(DIGITS[digit] for digit in SPECS[task].digits)
     return ("background", *names) if task == "segmentation" else names
 
 
 def write_sample(root: Path, task: str) -> None:
-    """Write images (and masks), `train.csv`, `test.csv` and `test_solution.csv` (the truth) into `root`.
+    """Write images (and masks), `train.csv`, `test.csv` and `test_solution.csv` (the ground truth) into `root`.
 
-    The same files every time. `train.csv` comes last, so that its presence means that all is there.
+    The files are the same every time. `train.csv` comes last, so that its presence means that all is there.
     """
-    recipe = RECIPES[task]
+    spec = SPECS[task]
     rng = np.random.default_rng(SEED)
-    pictures = _compose(recipe, rng)
+    contents = _compose(spec, rng)
     (root / "images").mkdir(parents=True, exist_ok=True)
     if task == "segmentation":
         (root / "masks").mkdir(exist_ok=True)
     rows = []
-    for number, digits in enumerate(pictures):
-        name = f"test_{number:04d}" if number < recipe.test else f"train_{number - recipe.test:04d}"
+    for number, digits in enumerate(contents):
+        name = f"test_{number:04d}" if number < spec.test else f"train_{number - spec.test:04d}"
         background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
-        image, mask = _draw(digits, recipe, background, rng)
-        _write_png(root / "images" / f"{name}.png", image[:, :, ::-1])
+        image, mask = _draw(digits, spec, background, rng)
+        cv2.imencode(".png", image[:, :, ::-1])[1].tofile(root / "images" / f"{name}.png")
         labels = sorted({digit for digit, _ in digits})
         target = " ".join(DIGITS[digit] for digit in labels)
         if task == "segmentation":
             target = f"masks/{name}.png"
-            _write_png(root / target, mask)
-        rows.append({"id": name, "image": f"images/{name}.png", recipe.target: target, "background": background})
+            cv2.imencode(".png", mask)[1].tofile(root / target)
+        rows.append({"id": name, "image": f"images/{name}.png", spec.target: target, "background": background})
     table = pd.DataFrame(rows)
-    test, train = table[: recipe.test], table[recipe.test :]
-    for name, part in (
-        ("test.csv", test.drop(columns=recipe.target)),
-        ("test_solution.csv", test[["id", recipe.target]]),
-        ("train.csv", train),
-    ):
-        with write_atomic(root / name) as temporary:
-            part.to_csv(temporary, index=False)
+    test, train = table[: spec.test], table[spec.test :]
+    solution = test[["id", spec.target]]
+    for name, frame in (("test", test.drop(columns=spec.target)), ("test_solution", solution), ("train", train)):
+        with write_atomic(root / f"{name}.csv") as temporary:
+            frame.to_csv(temporary, index=False)
 
 
-def _compose(recipe: Recipe, rng: np.random.Generator) -> list[list[tuple[int, np.ndarray]]]:
-    """What is in each picture: (digit, its 8 x 8 drawing in [0, 1]), each drawing in one picture only."""
+def _compose(spec: SampleSpec, rng: np.random.Generator) -> list[list[tuple[int, np.ndarray]]]:
+    """What is in each image: (digit, its 8 x 8 drawing in [0, 1]), each drawing in one image only."""
     from sklearn.datasets import load_digits
 
     source = load_digits()
     drawings, digits = source.images / 16, source.target
-    chosen = [rng.permutation(np.flatnonzero(digits == digit))[: recipe.at_most.get(digit)] for digit in recipe.digits]
+    chosen = [rng.permutation(np.flatnonzero(digits == digit))[: spec.at_most.get(digit)] for digit in spec.digits]
     waiting = rng.permutation(np.concatenate(chosen)).tolist()
-    pictures = []
+    images = []
     while waiting:
-        count = int(rng.choice(len(recipe.per_picture), p=recipe.per_picture))
-        pictures.append([(int(digits[index]), drawings[index]) for index in waiting[:count]])
+        count = int(rng.choice(len(spec.per_image), p=spec.per_image))
+        images.append([(int(digits[index]), drawings[index]) for index in waiting[:count]])
         waiting = waiting[count:]
-    return pictures
+    return images
 
 
 def _draw(
-    digits: Sequence[tuple[int, np.ndarray]], recipe: Recipe, background: str, rng: np.random.Generator
+    digits: Sequence[tuple[int, np.ndarray]], spec: SampleSpec, background: str, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The picture (H, W, 3) RGB uint8 and its mask (H, W) uint8 with the position in `recipe.digits` + 1."""
-    height, width = int(rng.integers(*recipe.height, endpoint=True)), int(rng.integers(*recipe.width, endpoint=True))
+    """The image (H, W, 3) RGB uint8 and its mask (H, W) uint8 with the position in `spec.digits` + 1."""
+    height, width = int(rng.integers(*spec.height, endpoint=True)), int(rng.integers(*spec.width, endpoint=True))
     image = _background(background, height, width, rng)
     mask = np.zeros((height, width), np.uint8)
-    # Several digits stand in different quarters of the picture, so that they never cover each other.
-    many = max(recipe.per_picture.index(chance) for chance in recipe.per_picture) > 1
+    # Several digits stand in different quarters of the image, so that they never cover each other.
+    many = len(spec.per_image) > 2
     quarters = rng.permutation(4)
     for number, (digit, drawing) in enumerate(digits):
-        size = rng.uniform(*recipe.size)
+        size = rng.uniform(*spec.size)
+        box = (0.0, 0.0, float(height), float(width))
         if many:
             row, column = divmod(int(quarters[number]), 2)
             box = (row * height / 2, column * width / 2, height / 2, width / 2)
-        else:
-            box = (0, 0, height, width)
         ink = _ink(drawing, digit, size, box, (height, width), rng)
         hue = rng.uniform(0, 360) if digit not in HUES else HUES[digit] + rng.uniform(-20, 20)
-        color = _rgb(
-            hue, rng.uniform(0.4, 0.6), rng.uniform(0.9, 1.0)
-        )  # brighter than the background in red, green and blue
+        # Brighter than the background in red, green and blue.
+        color = _rgb(hue, rng.uniform(0.4, 0.6), rng.uniform(0.9, 1.0))
         image = image * (1 - ink[:, :, None]) + color * ink[:, :, None]
-        mask[ink > 0.5] = recipe.digits.index(digit) + 1
+        mask[ink > 0.5] = spec.digits.index(digit) + 1
     return np.round(image * 255).astype(np.uint8), mask
 
 
@@ -161,7 +159,7 @@ def _ink(
     shape: tuple[int, int],
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """How much of each pixel the digit covers, (H, W) in [0, 1]: turned and sheared a little, placed in the box."""
+    """The share of each pixel that the digit covers, (H, W): turned and sheared a little, placed in the box."""
     top, left, height, width = box
     center = (
         left + rng.uniform(size / 2, max(width - size / 2, size / 2 + 1)),
@@ -178,7 +176,7 @@ def _ink(
 
 
 def _background(kind: str, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """A dark picture (H, W, 3) in [0, 0.4], plain or with a texture between two colours, with some noise."""
+    """A dark image (H, W, 3) in [0, 0.4], plain or with a texture between two colours, with some noise."""
     first, second = (_rgb(rng.uniform(0, 360), rng.uniform(0.2, 0.8), rng.uniform(0.05, 0.35)) for _ in range(2))
     y, x = np.mgrid[:height, :width]
     angle = rng.uniform(0, 2 * np.pi)
@@ -199,7 +197,3 @@ def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:
     import colorsys
 
     return np.array(colorsys.hsv_to_rgb(hue % 360 / 360, saturation, value))
-
-
-def _write_png(path: Path, image: np.ndarray) -> None:
-    cv2.imencode(".png", image)[1].tofile(path)

@@ -1,7 +1,7 @@
-"""Which items are trained in an epoch, and in which order.
+"""Sampling: which items are trained in an epoch, and in which order.
 
-The sampler hands out keys (item, epoch, repeat), so what a sample looks like is a function of (seed, epoch, id) alone
-and not of the worker that reads it, the device it is for, or the order; and persistent workers know the epoch.
+The sampler hands out keys (item, epoch, repeat), so that a sample is a function of (seed, epoch, id) alone, whatever
+worker reads it, on whatever rank, in whatever order; and persistent workers know the epoch.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from foldwise.errors import Refusal
 
 
 class SampleKey(NamedTuple):
-    """What a sampler asks a dataset for. `repeat` counts how often the item was already drawn in this epoch."""
+    """What a sampler asks a dataset for; `repeat` counts how often the item was already drawn in this epoch."""
 
     item: int
     epoch: int
@@ -31,19 +31,14 @@ def sample_seed(seed: int, epoch: int, id: str, repeat: int = 0) -> int:
 class Sampling:
     """How often the training items are drawn: here, each once an epoch.
 
-    A competition's own is a subclass in solution/, named by `data.sampling._target_`; its arguments are plain values.
+    Subclass it in solution/, and name the class by `data.sampling._target_`; its arguments are plain values.
     """
 
     def start(self, target: np.ndarray | None, weight: np.ndarray) -> None:
-        """Begin a training.
-
-        Args:
-            target: (N, C) of the training items; None where targets are files.
-            weight: (N,) of the items in the loss.
-        """
+        """Begin a training of items with these targets (N, C), None where they are files, and loss weights (N,)."""
 
     def chances(self, epoch: int) -> np.ndarray | None:
-        """(N,) how often each training item is drawn in an epoch, in proportion; None: each once."""
+        """(N,) unnormalised chances of the training items in an epoch; None: each is drawn once."""
         return None
 
     def observe(self, items: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
@@ -51,15 +46,15 @@ class Sampling:
 
         Args:
             items: (B,) numbers of training items, in the order in which they were trained.
-            values: what `losses` of the module gave for them under names of its choice: (B,) each.
+            values: the (B,) entries that the module's `losses` gave for them, by name.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resume needs to know: tensors and plain values, saved with the checkpoint."""
+        """What a resume needs: tensors and plain values, saved with the checkpoint."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` gave."""
 
 
 class Balanced(Sampling):
@@ -78,13 +73,13 @@ SAMPLINGS = {"shuffle": Sampling, "balanced": Balanced}
 
 
 class Pool:
-    """Items to draw from, by their numbers in the table."""
+    """Items to draw from, by their numbers."""
 
     def __init__(self, rows: Sequence[int] | np.ndarray, sampling: Sampling | None = None) -> None:
         self.rows, self.sampling = np.asarray(rows, dtype=np.int64), sampling or Sampling()
 
     def draw(self, rng: np.random.Generator, count: int, epoch: int) -> np.ndarray:
-        """So many items: with replacement by their chances, or in passes, none drawn again before all were drawn."""
+        """Draw items: with replacement by their chances, or in passes, none drawn again before all were drawn."""
         chances = self.sampling.chances(epoch)
         if chances is not None:
             return rng.choice(self.rows, count, p=chances / chances.sum())
@@ -95,18 +90,17 @@ class Pool:
 class EpochSampler(Sampler[SampleKey]):
     """Items in an order that depends on (seed, epoch) alone; every rank takes its share of the same order.
 
+    An epoch has as many items as `real` in whole batches of all ranks, whatever the share of pseudo rows: ranks take
+    equal counts, and all epochs have equally many steps, as the learning-rate schedule expects.
+
     Args:
         real: the training items.
         batch_size: of one rank.
         pseudo: items with pseudo labels, which take the place of some of the others.
-        pseudo_shares: their share in each epoch, which every step of all ranks has, but for rounding; after the last
-            one it stays.
-
-    An epoch has as many items as `real` in whole batches of all ranks, whatever the share: ranks take equal counts, and
-    epochs of all phases have equally many steps, as the learning-rate schedule has it.
+        pseudo_shares: their share in each step of each epoch, rounded; after the last epoch given it stays.
 
     Raises:
-        Refusal: there are fewer items than the batches of all ranks hold, or a share of a batch is no whole item.
+        Refusal: fewer items than the batches of all ranks hold, or a share of a batch that is no whole item.
     """
 
     def __init__(
@@ -137,7 +131,6 @@ class EpochSampler(Sampler[SampleKey]):
                 )
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iteration is."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -166,19 +159,17 @@ class EpochSampler(Sampler[SampleKey]):
 
 
 def balanced_weights(target: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
-    """Chances of rows such that each class is drawn equally often.
+    """Chances of rows such that each class is drawn equally often: (N,) float64, of sum 1.
+
+    Each is the sum over the row's classes of target / total of the class.
 
     Args:
         target: (N, K) in [0, 1]. The part of a row that belongs to no class counts as a class of its own.
-        weight: (N,) of the samples in the loss; a class's chances then add up to the same together with them.
-
-    Returns:
-        (N,) float64, of sum 1: for each row the sum over its classes of target / total of the class.
+        weight: (N,) of the samples in the loss; then chance times weight adds up to the same for each class.
     """
-    target = np.asarray(target, np.float64)
-    nothing = np.clip(1 - target.sum(axis=1, keepdims=True), 0, None)
-    nothing[nothing < 1e-6] = 0  # soft rows add up to 1 only within rounding
-    target = np.hstack([target, nothing])
+    none = np.clip(1 - np.asarray(target, np.float64).sum(axis=1, keepdims=True), 0, None)
+    none[none < 1e-6] = 0  # soft rows add up to 1 only within rounding
+    target = np.hstack([target, none])
     total = (target if weight is None else target * np.asarray(weight)[:, None]).sum(axis=0)
     chances = (target[:, total > 0] / total[total > 0]).sum(axis=1)
     return chances / chances.sum()

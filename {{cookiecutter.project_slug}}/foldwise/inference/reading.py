@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from foldwise.data.augmentation import Augmentation, build_transforms
 from foldwise.data.batches import Packed, collate, pack_sample, start_worker
 from foldwise.data.fields import Field
-from foldwise.data.images import ImageError, remembered_images
+from foldwise.data.images import ImageError, cached_images
 from foldwise.data.reading import Reader, fit_sample
 from foldwise.data.samples import Rows, Sample
 from foldwise.data.sampling import sample_seed
@@ -100,7 +100,7 @@ class Items(Dataset[Read]):
         size = (0, 0)
         packed: list[Packed] = []
         read: dict[str, list[Sample]] = {}
-        with remembered_images():  # readers that differ in a state alone decode once
+        with cached_images():  # readers that differ in a state alone decode once
             for inputs in self.inputs:
                 reader = self.readers[inputs.reading]
                 if inputs.reading not in read:
