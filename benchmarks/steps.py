@@ -25,8 +25,8 @@ from foldwise.predictions.decisions.deciding import compare
 from foldwise.predictions.decisions.rules import rules_for
 from foldwise.predictions.evaluation.bootstrap import interval, resample
 from foldwise.predictions.evaluation.evidence import gather_evidence
-from foldwise.predictions.evaluation.weighted import fold_score
 from foldwise.predictions.ground_truth import GroundTruth, read_ground_truth
+from foldwise.predictions.metrics import fold_score
 from foldwise.predictions.scoring import Scored
 from foldwise.predictions.store import Predictions, read_predictions
 from foldwise.training.averaging import find_snapshots

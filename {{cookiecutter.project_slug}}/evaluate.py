@@ -17,6 +17,7 @@ from pathlib import Path
 from foldwise.command import exit_on_error, make_parser, whole_number
 from foldwise.errors import Refusal
 from foldwise.files import check_new
+from foldwise.progress import progress_bar
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -49,20 +50,21 @@ def main() -> None:
         from foldwise.predictions.evaluation.evaluate import evaluate
 
         changes = {} if options.against else describe_runs(options.sources)
-        evaluation = evaluate(
-            options.sources,
-            options.against,
-            oof=options.oof,
-            test=options.test,
-            labelled=options.table,
-            data=options.data,
-            overrides=options.set,
-            by=options.by,
-            show=options.show,
-            resamples=options.resamples,
-            seed=options.seed,
-            progress=True,
-        )
+        with progress_bar("reading") as progress:
+            evaluation = evaluate(
+                options.sources,
+                options.against,
+                oof=options.oof,
+                test=options.test,
+                labelled=options.table,
+                data=options.data,
+                overrides=options.set,
+                by=options.by,
+                show=options.show,
+                resamples=options.resamples,
+                seed=options.seed,
+                progress=progress,
+            )
         from foldwise.reporting.console import print_evaluation
         from foldwise.reporting.evaluation_report import write_evaluation
 

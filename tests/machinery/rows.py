@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from foldwise.predictions.metrics.records import row_records
+from foldwise.predictions.metrics.base import row_records
 from foldwise.predictions.scoring import Scored
 
 # The reader of runs that are made by hand: foldwise's own, which needs no code beside the run.

@@ -18,14 +18,14 @@ from foldwise.data.folds import folds_hash
 from foldwise.errors import Refusal
 from foldwise.predictions.evaluation.bootstrap import compare, interval, resample
 from foldwise.predictions.evaluation.evaluate import evaluate
-from foldwise.predictions.evaluation.reliability import (
+from foldwise.predictions.evaluation.evidence import (
     expected_calibration_error,
     reliability_bins,
     reliability_curve,
 )
-from foldwise.predictions.evaluation.weighted import fold_score, prepare_score
 from foldwise.predictions.metrics import METRICS, score_folds
 from foldwise.predictions.metrics.building import build_metric
+from foldwise.predictions.metrics.folds import fold_score, prepare_score
 from foldwise.predictions.schema import Header
 from foldwise.predictions.store import write_predictions
 from foldwise.predictions.writers import PredictionWriter

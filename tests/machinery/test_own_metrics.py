@@ -27,8 +27,8 @@ from foldwise.predictions.ensembles.ensembling import ensemble
 from foldwise.predictions.evaluation.evaluate import evaluate
 from foldwise.predictions.evaluation.evidence import class_table
 from foldwise.predictions.metrics import METRICS, MapMetric, MeanIoU, Published
+from foldwise.predictions.metrics.base import repeat_records
 from foldwise.predictions.metrics.building import build_metric
-from foldwise.predictions.metrics.records import repeat_records
 from foldwise.predictions.schema import Header
 from foldwise.predictions.scoring import score_rows, score_table
 from foldwise.predictions.store import iter_average_maps, read_predictions, write_predictions

@@ -7,11 +7,11 @@ import pandas as pd
 
 from foldwise.data.table import Table
 from foldwise.predictions.metrics import RowMetric, score_folds
-from foldwise.predictions.metrics.records import row_records
+from foldwise.predictions.metrics.base import row_records
 
 
 class Scored(NamedTuple):
-    """What is scored: targets (U, C), values (U, C), folds (U,) and records (U,), see `metrics.records`."""
+    """What is scored: targets (U, C), values (U, C), folds (U,) and records (U,), see `metrics.base.row_records`."""
 
     target: np.ndarray
     probability: np.ndarray

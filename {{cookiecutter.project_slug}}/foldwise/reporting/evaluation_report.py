@@ -7,8 +7,13 @@ import numpy as np
 import pandas as pd
 
 from foldwise.predictions.evaluation.evaluate import Evaluation
-from foldwise.predictions.evaluation.evidence import ClassEvidence, Evidence, class_table
-from foldwise.predictions.evaluation.reliability import expected_calibration_error, reliability_curve
+from foldwise.predictions.evaluation.evidence import (
+    ClassEvidence,
+    Evidence,
+    class_table,
+    expected_calibration_error,
+    reliability_curve,
+)
 from foldwise.reporting.console import TWO_FILES
 from foldwise.reporting.figures import confusion, intervals, reliability
 from foldwise.reporting.pictures import compare_masks, compare_values

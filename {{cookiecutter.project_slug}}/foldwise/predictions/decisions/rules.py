@@ -19,7 +19,7 @@ COARSE = np.arange(0.05, 0.96, 0.05)
 FINE = np.arange(-0.04, 0.05, 0.01)
 ROUNDS = 10  # of coordinate ascent, which rarely takes more than four
 
-Rows = np.ndarray | None  # records (N,) of the rows, see `metrics.records`
+Rows = np.ndarray | None  # records (N,) of the rows, see `metrics.base.row_records`
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def score_thresholded(
     Args:
         target, probability: (N, C).
         folds: (N,), none -1, at least two.
-        rows: (N,) records, see `metrics.records`.
+        rows: (N,) records, see `metrics.base.row_records`.
     """
     numbers, place = np.unique(folds, return_inverse=True)
     own = [np.flatnonzero(folds == fold) for fold in numbers]

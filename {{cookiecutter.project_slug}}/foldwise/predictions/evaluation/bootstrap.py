@@ -5,27 +5,24 @@ groups. What is drawn with replacement is therefore the group: the cluster boots
 section 3.8), with percentile intervals (Efron and Tibshirani 1993, section 13.3).
 """
 
-import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from foldwise.data.table import Table
-from foldwise.predictions.evaluation.weighted import Score
+from foldwise.predictions.metrics.base import Score
 from foldwise.predictions.selection import paired_error
+from foldwise.progress import Progress, silent, stepping
 
 LEVEL = 0.95
 FEWEST_GROUPS = 10  # of fewer, an interval would be much too narrow (Cameron, Gelbach and Miller 2008)
 
 
 def resampled_groups(table: Table, rows: np.ndarray) -> tuple[np.ndarray, str]:
-    """What is drawn: the group of each of the rows (N,) as a number, and what the groups are called.
-
-    It is the table's group column, else its unit, else every row for itself.
-    """
+    """The group (else unit, else image) of each of the rows (N,) as a number, and what these are called."""
     for name in ("group", "unit"):
         if name in table.frame:
             return pd.factorize(table.frame[name].to_numpy()[rows])[0], f"{name}s"
@@ -33,7 +30,11 @@ def resampled_groups(table: Table, rows: np.ndarray) -> tuple[np.ndarray, str]:
 
 
 def resample(
-    parts: Sequence[tuple[np.ndarray, Score]], groups: np.ndarray, resamples: int, seed: int, progress: bool = False
+    parts: Sequence[tuple[np.ndarray, Score]],
+    groups: np.ndarray,
+    resamples: int,
+    seed: int,
+    progress: Progress = silent,
 ) -> np.ndarray:
     """Score bootstrap samples: as many groups as there are, drawn with replacement, with all their rows.
 
@@ -46,24 +47,16 @@ def resample(
     Returns:
         (resamples, parts) scores.
     """
-    from rich.console import Console
-    from rich.progress import track
-
     generator, count = np.random.default_rng(seed), int(groups.max()) + 1
     scores = np.empty((resamples, len(parts)))
-    steps = track(
-        range(resamples),
-        "bootstrap",
-        console=Console(stderr=True),
-        transient=True,
-        disable=not (progress and sys.stderr.isatty()),
-    )
+    step = stepping(progress, "bootstrap", resamples)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of classes that a draw lacks, a thousand times
-        for step in steps:
+        for row in scores:
             drawn = np.bincount(generator.integers(count, size=count), minlength=count)
             weight = drawn[groups].astype(np.float64)
-            scores[step] = [score(weight[rows]) for rows, score in parts]
+            row[:] = [score(weight[rows]) for rows, score in parts]
+            step()
     return scores
 
 
@@ -76,11 +69,10 @@ def interval(samples: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """One side minus the other: the mean over `pairs` of predictions, one pair a seed.
 
-    `low` and `high` say how far it holds for other images like these, `seed_low` and `seed_high` for other seeds, with
+    `low` and `high` are the interval over other images like these, `seed_low` and `seed_high` over other seeds, with
     `error` the standard error over seeds; these three are NaN with one pair, and the first two with too few groups.
     """
 
@@ -111,38 +103,27 @@ def compare(
         first_samples, second_samples: (B, K) bootstrap scores.
         enough_groups: False leaves the interval over images out.
     """
+    pairs = len(first)
     mean, error = paired_error(first.tolist(), second.tolist())
-    paired = first_samples.mean(axis=1) - second_samples.mean(axis=1)
-    low, high = interval(paired) if enough_groups else (np.nan, np.nan)
-    limits = [low, high]
-    half = np.nan
-    if len(first) > 1:
+    low, high = np.nan, np.nan
+    if enough_groups:
+        low, high = interval(first_samples.mean(axis=1) - second_samples.mean(axis=1))
+    error, half, limits = error if pairs > 1 else np.nan, np.nan, [low, high]
+    if pairs > 1:
         from scipy.stats import t
 
-        half = float(t.ppf((1 + LEVEL) / 2, len(first) - 1)) * error
+        half = float(t.ppf((1 + LEVEL) / 2, pairs - 1)) * error
         limits += [mean - half, mean + half]
-    verdict = _verdict(np.array(limits) * (1 if greater_is_better else -1), len(first))
-    error = error if len(first) > 1 else np.nan
-    return Difference(
-        float(np.mean(first)),
-        float(np.mean(second)),
-        mean,
-        low,
-        high,
-        len(first),
-        error,
-        mean - half,
-        mean + half,
-        verdict,
-    )
+    verdict = _verdict(np.array(limits) * (1 if greater_is_better else -1), pairs)
+    sides = float(np.mean(first)), float(np.mean(second))
+    return Difference(*sides, mean, low, high, pairs, error, mean - half, mean + half, verdict)
 
 
 def _verdict(limits: np.ndarray, pairs: int) -> str:
-    """What intervals (their ends, larger is better) say of the first side."""
+    """What the ends of intervals, larger being better, say of the first side."""
     if np.isnan(limits).any():
         return "too few groups to tell"
+    where = "" if pairs > 1 else " on these images"
     if (limits > 0).all():
-        return "better" if pairs > 1 else "better on these images"
-    if (limits < 0).all():
-        return "worse" if pairs > 1 else "worse on these images"
-    return "no clear difference"
+        return f"better{where}"
+    return f"worse{where}" if (limits < 0).all() else "no clear difference"

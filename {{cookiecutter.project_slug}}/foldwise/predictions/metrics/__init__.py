@@ -2,7 +2,7 @@
 
 A metric of rows is called as `metric(target, probability, weight, rows)`: target (N, C) one-hot, multi-hot or soft, or
 whatever the task has; probability (N, C) in [0, 1], or the task's values; weight (N,) or None; rows (N,) records of ids
-and columns of the table (`metrics.records`) or None. A metric of maps takes one image at a time with
+and columns of the table (`base.row_records`) or None. A metric of maps takes one image at a time with
 `measure(mask, probability)`, which gives its evidence, and makes the score of the stacked evidence with `reduce`.
 
 `metric.for_task(task, classes)` comes first: it refuses a metric that the task does not have, before anything
@@ -19,25 +19,19 @@ and says for which tasks it is (`tasks.ForTasks`). Weights are never needed: a b
 """
 
 from foldwise.predictions.metrics.base import Metric, RowMetric, confusion_matrix
-from foldwise.predictions.metrics.classification import (
+from foldwise.predictions.metrics.folds import fold_score, score_fold_evidence, score_folds
+from foldwise.predictions.metrics.maps import CountMetric, Dice, MapMetric, MeanIoU, pixel_confusion, pixel_counts
+from foldwise.predictions.metrics.published import Published
+from foldwise.predictions.metrics.rows import (
     Accuracy,
     FBeta,
     LogLoss,
     MacroF1,
+    MeanAveragePrecision,
     QuadraticKappa,
+    RocAuc,
     cross_entropy,
     is_correct,
-)
-from foldwise.predictions.metrics.folds import score_fold_evidence, score_folds
-from foldwise.predictions.metrics.published import Published
-from foldwise.predictions.metrics.ranking import MeanAveragePrecision, RocAuc
-from foldwise.predictions.metrics.segmentation import (
-    CountMetric,
-    Dice,
-    MapMetric,
-    MeanIoU,
-    pixel_confusion,
-    pixel_counts,
 )
 
 # The metrics by the name of their file in configs/metric/.
@@ -55,26 +49,7 @@ METRICS: dict[str, type[Metric]] = {
 }
 
 __all__ = [
-    "METRICS",
-    "Accuracy",
-    "CountMetric",
-    "Dice",
-    "FBeta",
-    "LogLoss",
-    "MacroF1",
-    "MapMetric",
-    "MeanAveragePrecision",
-    "MeanIoU",
-    "Metric",
-    "Published",
-    "QuadraticKappa",
-    "RocAuc",
-    "RowMetric",
-    "confusion_matrix",
-    "cross_entropy",
-    "is_correct",
-    "pixel_confusion",
-    "pixel_counts",
-    "score_fold_evidence",
-    "score_folds",
-]
+    "METRICS", "Accuracy", "CountMetric", "Dice", "FBeta", "LogLoss", "MacroF1", "MapMetric", "MeanAveragePrecision",
+    "MeanIoU", "Metric", "Published", "QuadraticKappa", "RocAuc", "RowMetric", "confusion_matrix", "cross_entropy",
+    "fold_score", "is_correct", "pixel_confusion", "pixel_counts", "score_fold_evidence", "score_folds",
+]  # fmt: skip

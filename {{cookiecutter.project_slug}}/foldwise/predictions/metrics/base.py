@@ -1,7 +1,7 @@
-"""What all metrics share, and metrics of rows; see the package's text."""
+"""What all metrics share, metrics of rows, and records of rows; see the package's text."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
@@ -9,13 +9,16 @@ import numpy as np
 
 from foldwise.data.problems import some
 from foldwise.errors import Refusal
-from foldwise.predictions.metrics.records import repeat_records, row_records
 from foldwise.tasks import ForTasks, Task, find_task
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from foldwise.data.table import Table
 
 EXAMPLES = 1000  # rows of the table that a metric is tried with
+
+Score = Callable[[np.ndarray], float]  # of (N,) weights: how often each row counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +26,7 @@ class Metric(ForTasks):
     """What all metrics share; for which tasks one is, see `ForTasks`.
 
     Attributes:
-        task, classes, examples: set by `for_task`; some records of the table, see `metrics.records`.
+        task, classes, examples: set by `for_task`; the last are some records of the table, see `row_records`.
         greater_is_better: False for losses.
         pooled: True: the score of all folds is that of all rows together; False: the mean over the folds. Metrics
             of ranking are averaged, since each fold's model has its own offset, which ruins a pooled ranking.
@@ -84,7 +87,7 @@ class RowMetric(Metric):
 
         Args:
             weight: (N,), how often each row counts.
-            rows: (N,) records of the rows, see `metrics.records`; few metrics read them.
+            rows: (N,) records of the rows, see `row_records`; few metrics read them.
 
         Raises:
             Refusal: shapes differ, or `for_task` was not called.
@@ -104,8 +107,15 @@ class RowMetric(Metric):
             return undefined(f"{type(self).__name__} of no rows (or of weights that are all zero) does not exist")
         return float(self._score_rows(target, probability, weight, rows))
 
-    def _score(self, target: np.ndarray, probability: np.ndarray, weight: np.ndarray) -> float:
+    def prepare(self, target: np.ndarray, probability: np.ndarray) -> Score:
+        """The score as a function of the rows' weights; all that does not depend on them is done once.
+
+        A metric has this, or `_score`, or `_score_rows`.
+        """
         raise NotImplementedError
+
+    def _score(self, target: np.ndarray, probability: np.ndarray, weight: np.ndarray) -> float:
+        return self.prepare(target, probability)(weight)
 
     def _score_rows(
         self, target: np.ndarray, probability: np.ndarray, weight: np.ndarray, rows: np.ndarray | None
@@ -115,7 +125,7 @@ class RowMetric(Metric):
 
     @property
     def reads_rows(self) -> bool:
-        """It takes records: without them, repeating rows is ten times as fast."""
+        """Whether it takes records: without them, repeating rows is ten times as fast."""
         return type(self)._score_rows is not RowMetric._score_rows
 
     def example_rows(self, count: int) -> np.ndarray | None:
@@ -129,11 +139,44 @@ class RowMetric(Metric):
         return values >= threshold
 
 
+def weighted_mean(values: np.ndarray) -> Score:
+    """The mean of values (N,) as a function of their weights; NaN where all weights are 0."""
+    return lambda weight: float((values * weight).sum() / weight.sum()) if weight.any() else float("nan")
+
+
 def confusion_matrix(
-    true: np.ndarray, answer: np.ndarray, classes: int, weight: np.ndarray | None = None
+    true: np.ndarray, predicted: np.ndarray, classes: int, weight: np.ndarray | None = None
 ) -> np.ndarray:
-    """(C, C) counts of (true, answered) class, or sums of weights (N,); of class numbers (N,) int64."""
-    return np.bincount(true * classes + answer, weights=weight, minlength=classes**2).reshape(classes, classes)
+    """(C, C) counts of (true, predicted) class, or sums of weights (N,); of class numbers (N,) int64."""
+    counts = np.bincount(true * classes + predicted, weights=weight, minlength=classes**2)
+    return counts.reshape(classes, classes)
+
+
+def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """The quotient, NaN where it does not exist."""
+    return np.divide(above, below, out=np.full(np.shape(below), np.nan), where=below > 0)
+
+
+def row_records(frame: "pd.DataFrame") -> np.ndarray:
+    """(N,) records of the rows of a table's frame, or (U,) of its units, by their first rows.
+
+    Their fields are `id` and the table's columns: `records["patient"]` is one column. Ids of units are their names.
+    """
+    if "unit" in frame:
+        frame = frame.assign(id=frame["unit"]).drop_duplicates("id")
+    return frame.to_records(index=False)
+
+
+def repeat_records(records: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The records with these numbers (M,), in their order; a row that comes again has the id `<id>#1`, `<id>#2`, ..."""
+    result = records[rows].copy()
+    order = np.argsort(rows, kind="stable")
+    first = np.flatnonzero(np.diff(rows[order], prepend=-1))
+    copy = np.empty(len(rows), np.int64)
+    copy[order] = np.arange(len(rows)) - np.repeat(first, np.diff(first, append=len(rows)))
+    again = copy > 0
+    result["id"][again] = [f"{id}#{number}" for id, number in zip(result["id"][again], copy[again], strict=True)]
+    return result
 
 
 def undefined(message: str) -> float:
@@ -143,5 +186,5 @@ def undefined(message: str) -> float:
 
 
 def warn(message: str) -> None:
-    """Say what was left out; never a reason to stop."""
+    """Warn of what was left out; never a reason to stop."""
     warnings.warn(message, stacklevel=2)

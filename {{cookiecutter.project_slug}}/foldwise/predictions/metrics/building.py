@@ -34,7 +34,7 @@ def build_metric(
     Raises:
         Refusal: another target, options that the metric does not have, or a task that does not have the metric.
     """
-    target = str(config["_target_"])
+    target, options = str(config["_target_"]), {key: value for key, value in config.items() if key != "_target_"}
     kinds = {f"{PACKAGE}.{kind.__name__}": kind for kind in METRICS.values()}
     if target not in kinds and not target.startswith(f"{OWNER}."):
         names = ", ".join(sorted(kind.__name__ for kind in METRICS.values()))
@@ -46,24 +46,16 @@ def build_metric(
     kind = kinds[target] if target in kinds else resolve(target, alias, "metric._target_")
     if not (isinstance(kind, type) and issubclass(kind, Metric)):
         raise Refusal(f"{target} is no metric: a subclass of {PACKAGE}.Metric; for a function take metric=published")
-    options = {key: value for key, value in config.items() if key != "_target_"}
-    if kind is Published and isinstance(options.get("function"), str):
-        options["function"] = resolve(_owned(options["function"]), alias, "metric.function")
+    function = options.get("function")
+    if kind is Published and isinstance(function, str):
+        if not function.startswith(f"{OWNER}."):
+            raise Refusal(
+                f"metric.function is {function}: save the function in {OWNER}/metric.py and name it "
+                f"{OWNER}.metric.score"
+            )
+        options["function"] = resolve(function, alias, "metric.function")
     try:
         metric = kind(**options)
     except TypeError as error:
         raise Refusal(f"metric {kind.__name__}: {error}") from error
     return metric.for_task(task, classes, table)
-
-
-def _owned(path: str) -> str:
-    """The path of a function, if it is the owner's: configurations come from other people too.
-
-    Raises:
-        Refusal: it is not.
-    """
-    if not path.startswith(f"{OWNER}."):
-        raise Refusal(
-            f"metric.function is {path}: save the function in {OWNER}/metric.py and name it {OWNER}.metric.score"
-        )
-    return path

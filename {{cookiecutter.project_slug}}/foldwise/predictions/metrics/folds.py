@@ -1,12 +1,14 @@
-"""The score of each fold and of all of them."""
+"""Scores of the folds and of all of them, also as functions of row weights for a bootstrap."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from foldwise.predictions.metrics.base import RowMetric, warn
-from foldwise.predictions.metrics.segmentation import MapMetric
+from foldwise.predictions.metrics.base import Metric, RowMetric, Score, repeat_records, warn
+from foldwise.predictions.metrics.maps import MapMetric
 
 
 def score_folds(
@@ -23,30 +25,79 @@ def score_folds(
     Args:
         target, probability, folds, rows: as `scoring.Scored` has them.
     """
-
-    def score(own: np.ndarray) -> float:
-        return metric(target[own], probability[own], rows=None if rows is None else rows[own])
-
-    return _over_folds(score, metric.pooled, folds)
+    return _score(
+        lambda own: metric(target[own], probability[own], rows=None if rows is None else rows[own]),
+        metric.pooled,
+        folds,
+    )
 
 
 def score_fold_evidence(metric: MapMetric, evidence: np.ndarray, folds: np.ndarray) -> tuple[dict[int, float], float]:
     """As `score_folds`, of the evidence (N, ...) of a metric of maps."""
-    return _over_folds(lambda own: metric.reduce(evidence[own]), metric.pooled, folds)
+    return _score(lambda own: metric.reduce(evidence[own]), metric.pooled, folds)
 
 
-def _over_folds(
-    score: Callable[[np.ndarray], float], pooled: bool, folds: np.ndarray
-) -> tuple[dict[int, float], float]:
+def fold_score(metric: Metric, arrays: Sequence[np.ndarray], folds: np.ndarray) -> Score:
+    """The score over all folds as a function of row weights, prepared to be called a thousand times.
+
+    Args:
+        arrays: as `prepare_score` takes them.
+        folds: (N,) folds of the rows, 0 or more.
+    """
+    if metric.pooled:
+        return prepare_score(metric, *arrays)
+    rows_of = {fold: np.flatnonzero(folds == fold) for fold in np.unique(folds).tolist()}
+    score_of = {fold: prepare_score(metric, *(array[rows] for array in arrays)) for fold, rows in rows_of.items()}
+    return lambda weight: _mean(
+        _each_fold({fold: partial(score_of[fold], weight[rows]) for fold, rows in rows_of.items()})
+    )
+
+
+def prepare_score(metric: Any, *arrays: np.ndarray) -> Score:
+    """The metric of these rows as a function of their weights (N,), whole numbers.
+
+    A metric without `prepare` is called with the rows repeated: a row of weight 2 is there twice, under two ids.
+
+    Args:
+        metric: ready for its task.
+        arrays: of a metric of rows target and probability (N, C) and records (N,), of maps the evidence (N, ...).
+    """
+    maps = isinstance(metric, MapMetric)
+    if "prepare" in vars(type(metric)):  # of the exact class: what somebody's subclass computes, nobody knows here
+        return metric.prepare(*arrays[: 1 if maps else 2])
+
+    def score(weight: np.ndarray) -> float:
+        drawn = np.repeat(np.arange(len(weight)), weight.astype(np.int64))
+        if not len(drawn):
+            return float("nan")
+        if maps:
+            return metric.reduce(arrays[0][drawn])
+        target, probability, rows = arrays
+        records = repeat_records(rows, drawn) if metric.reads_rows else None
+        return metric(target[drawn], probability[drawn], rows=records)
+
+    return score
+
+
+def _score(score: Callable[[np.ndarray], float], pooled: bool, folds: np.ndarray) -> tuple[dict[int, float], float]:
     folds = np.asarray(folds)
+    numbers = sorted(int(fold) for fold in np.unique(folds) if fold >= 0)
+    per_fold = _each_fold({fold: partial(score, folds == fold) for fold in numbers})
+    return per_fold, score(folds >= 0) if pooled else _mean(per_fold)
+
+
+def _each_fold(scores: Mapping[int, Callable[[], float]]) -> dict[int, float]:
+    """The score of each fold; warnings name the fold."""
     per_fold = {}
-    for fold in sorted(int(fold) for fold in np.unique(folds) if fold >= 0):
+    for fold, score in scores.items():
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            per_fold[fold] = score(folds == fold)
+            per_fold[fold] = score()
         for warning in caught:
             warn(f"fold {fold}: {warning.message}")
-    if pooled:
-        return per_fold, score(folds >= 0)
+    return per_fold
+
+
+def _mean(per_fold: Mapping[int, float]) -> float:
     finite = [value for value in per_fold.values() if np.isfinite(value)]
-    return per_fold, float(np.mean(finite)) if finite else float("nan")
+    return float(np.mean(finite)) if finite else float("nan")

@@ -20,9 +20,9 @@ class Published(RowMetric):
     """A competition's own `score(solution, submission, row_id_column_name) -> float`, as they are published.
 
     Both tables have the column of ids, and either one column a class (targets and probabilities; `column` null) or one
-    `column` of answers: the class name, or for multi-label the blank-separated names of the classes from `threshold`
-    on. The solution also has the table's `columns`. Sample weights take no part: published functions have none. A
-    bootstrap repeats rows, with distinct ids (`<id>#1` is the second of an id) and the same `columns`.
+    `column` of predictions: the class name, or for multi-label the names of the classes from `threshold` on, with
+    spaces between. The solution also has the table's `columns`. Sample weights take no part: published functions have
+    none. A bootstrap repeats rows, with distinct ids (`<id>#1` is the second of an id) and the same `columns`.
 
     Args:
         function: the function; in a configuration, its dotted path (`solution.metric.score`).
@@ -51,8 +51,8 @@ class Published(RowMetric):
 
             missing = [name for name in self.columns if name not in table.frame]
             if missing:
-                there = ", ".join(table.frame)
-                raise Refusal(f"metric.columns: {table.path} has no column {some(missing)}; its columns are {there}")
+                columns = ", ".join(table.frame)
+                raise Refusal(f"metric.columns: {table.path} has no column {some(missing)}; its columns are {columns}")
             every, uniform = np.arange(len(table)), np.zeros((len(table), len(classes)))
             (target, _, _, rows), what = by_unit(table, every, uniform, every), str(table.path)
         elif self.columns:
@@ -82,11 +82,10 @@ class Published(RowMetric):
         import pandas as pd
 
         names = [self.class_name(index) for index in range(values.shape[1])]
-        if self.column is None:
-            frame = pd.DataFrame(values, columns=names)
-        else:
-            answers = self.hard(values, self.threshold)
-            labels = [" ".join(name for name, yes in zip(names, row, strict=True) if yes) for row in answers]
+        frame = pd.DataFrame(values, columns=names)
+        if self.column is not None:
+            chosen = self.hard(values, self.threshold)
+            labels = [" ".join(name for name, yes in zip(names, row, strict=True) if yes) for row in chosen]
             frame = pd.DataFrame({self.column: labels})
         frame.insert(0, self.row_id_column_name, np.arange(len(values)) if rows is None else rows["id"])
         return frame

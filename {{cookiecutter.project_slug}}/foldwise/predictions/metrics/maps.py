@@ -1,11 +1,14 @@
 """Metrics of masks: evidence of one image at a time, so that memory stays flat, and the score of all of it."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from foldwise.errors import Refusal
-from foldwise.predictions.metrics.base import Metric, confusion_matrix
+from foldwise.predictions.metrics.base import Metric, Score, confusion_matrix, ratio
+
+ABSENT = "neither in the ground truth nor predicted"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,7 @@ class MapMetric(Metric):
 
     @property
     def of_counts(self) -> bool:
-        """The evidence is the pixel counts: where these are known, nothing needs to be measured."""
+        """Whether the evidence is the pixel counts: where these are known, nothing needs to be measured."""
         return type(self).measure is CountMetric.measure
 
 
@@ -47,21 +50,24 @@ class MeanIoU(CountMetric):
     """Intersection over union of each class over the pixels of all images, averaged over the classes that occur."""
 
     def per_class(self, counts: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
-        """(C,) IoU; NaN for a class that occurs neither in the truth nor in the answers."""
-        right, answered, true = _pool(counts, weight)
-        return _ratio(right, answered + true - right)
+        """(C,) IoU; NaN for a class that is neither in the ground truth nor predicted."""
+        correct, predicted, true = _pool(counts, weight)
+        return ratio(correct, predicted + true - correct)
 
     def reduce(self, counts: np.ndarray, weight: np.ndarray | None = None) -> float:
-        return self.mean_of_classes(self.per_class(counts, weight), "neither in the truth nor answered")
+        return self.mean_of_classes(self.per_class(counts, weight), ABSENT)
+
+    def prepare(self, counts: np.ndarray) -> Score:
+        return partial(self.reduce, counts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dice(CountMetric):
-    """Dice coefficient 2 right / (answered + true) of each class, averaged over the classes.
+    """Dice coefficient 2 correct / (predicted + true) of each class, averaged over the classes.
 
     Args:
         per_image: False: over the pixels of all images, and classes that occur nowhere are left out. True: for each
-            image and class, then averaged; a class that is neither in the image nor answered scores 1 there, as
+            image and class, then averaged; a class that is neither in the image nor predicted scores 1 there, as
             competitions that score per image count it.
         background: False leaves out class 0.
     """
@@ -72,34 +78,38 @@ class Dice(CountMetric):
     def per_class(self, counts: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
         """(C,) Dice, class 0 included; NaN for a class that occurs nowhere (not with `per_image`)."""
         if not self.per_image:
-            right, answered, true = _pool(counts, weight)
-            return _ratio(2 * right, answered + true)
-        right, answered, true = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
-        each = np.where(answered + true > 0, _ratio(2 * right, answered + true), 1.0)
-        return np.average(each, axis=0, weights=weight) if len(each) else np.full(counts.shape[1], np.nan)
+            correct, predicted, true = _pool(counts, weight)
+            return ratio(2 * correct, predicted + true)
+        correct, predicted, true = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
+        each = np.where(predicted + true > 0, ratio(2 * correct, predicted + true), 1.0)
+        if not len(each) or (weight is not None and not weight.any()):
+            return np.full(counts.shape[1], np.nan)
+        return np.average(each, axis=0, weights=weight)
 
     def reduce(self, counts: np.ndarray, weight: np.ndarray | None = None) -> float:
-        first = 0 if self.background else 1
-        return self.mean_of_classes(self.per_class(counts, weight), "neither in the truth nor answered", first)
+        return self.mean_of_classes(self.per_class(counts, weight), ABSENT, 0 if self.background else 1)
+
+    def prepare(self, counts: np.ndarray) -> Score:
+        return partial(self.reduce, counts)
 
 
-def pixel_confusion(mask: np.ndarray, answer: np.ndarray, classes: int, ignore_index: int) -> np.ndarray:
-    """(C, C) int64 pixels of each (true, answered) class; of a mask and class numbers (H, W).
+def pixel_confusion(mask: np.ndarray, predicted: np.ndarray, classes: int, ignore_index: int) -> np.ndarray:
+    """(C, C) int64 pixels of each (true, predicted) class; of a mask and class numbers (H, W).
 
     Raises:
         Refusal: sizes differ, or the mask has a value that is neither a class nor ignored.
     """
-    if mask.shape != answer.shape:
-        raise Refusal(f"the mask is {mask.shape} and the prediction {answer.shape} (height, width)")
+    if mask.shape != predicted.shape:
+        raise Refusal(f"the mask is {mask.shape} and the prediction {predicted.shape} (height, width)")
     valid = mask != ignore_index
     true = mask[valid].astype(np.int64)
     if true.size and true.max() >= classes:
         raise Refusal(f"the mask has the value {true.max()}, and there are {classes} classes")
-    return confusion_matrix(true, answer[valid], classes)
+    return confusion_matrix(true, predicted[valid], classes)
 
 
 def pixel_counts(confusion: np.ndarray) -> np.ndarray:
-    """(C, 3) pixels of each class: right, answered, true; of a `pixel_confusion` (C, C)."""
+    """(C, 3) pixels of each class: correct, predicted, true; of a `pixel_confusion` (C, C)."""
     return np.stack([confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1)], axis=1)
 
 
@@ -107,7 +117,3 @@ def _pool(counts: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
     """(3, C) sums over the images."""
     weight = np.ones(len(counts)) if weight is None else np.asarray(weight, np.float64)
     return np.einsum("n,nck->kc", weight, np.asarray(counts, np.float64))
-
-
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    return np.divide(above, below, out=np.full(np.shape(below), np.nan), where=below > 0)

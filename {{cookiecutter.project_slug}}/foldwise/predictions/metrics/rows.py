@@ -1,0 +1,186 @@
+"""Metrics of rows: of predicted classes, of probabilities, and of the order in which rows are ranked for a class."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from foldwise.errors import Refusal
+from foldwise.predictions.metrics.base import RowMetric, Score, confusion_matrix, ratio, undefined, weighted_mean
+
+if TYPE_CHECKING:
+    from foldwise.data.table import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy(RowMetric):
+    """Share of rows whose most probable class is the true one."""
+
+    exclusive = True
+
+    def prepare(self, target: np.ndarray, probability: np.ndarray) -> Score:
+        return weighted_mean(target.argmax(axis=1) == probability.argmax(axis=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogLoss(RowMetric):
+    """Cross-entropy of a row; for multi-label the mean binary cross-entropy over the classes. Lower is better.
+
+    Probabilities are clipped at 1e-15 from 0 and 1, as competitions do, so that one sure mistake is not infinite.
+    """
+
+    greater_is_better = False
+
+    def prepare(self, target: np.ndarray, probability: np.ndarray) -> Score:
+        assert self.task is not None
+        return weighted_mean(cross_entropy(target, probability, self.task.exclusive))
+
+
+def cross_entropy(target: np.ndarray, probability: np.ndarray, exclusive: bool) -> np.ndarray:
+    """(N,) cross-entropy of each row; not exclusive: the mean over the classes. Probabilities are clipped at 1e-15.
+
+    With the probability as its own target it is the entropy.
+    """
+    probability = np.asarray(probability, np.float64).clip(1e-15, 1 - 1e-15)
+    if exclusive:
+        return -(target * np.log(probability)).sum(axis=1)
+    return -(target * np.log(probability) + (1 - target) * np.log1p(-probability)).mean(axis=1)
+
+
+def is_correct(target: np.ndarray, probability: np.ndarray, exclusive: bool) -> np.ndarray:
+    """(N,) whether the most probable class is the true one; not exclusive: whether all labels are, from 0.5 on."""
+    if exclusive:
+        return probability.argmax(axis=1) == target.argmax(axis=1)
+    return ((probability >= 0.5) == (target >= 0.5)).all(axis=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MacroF1(RowMetric):
+    """F1 of each class, averaged over the classes that occur in the ground truth or are predicted.
+
+    Predicted is the most probable class, or for multi-label every class from `threshold` on.
+    """
+
+    threshold: float = 0.5
+
+    def prepare(self, target: np.ndarray, probability: np.ndarray) -> Score:
+        # Rows with the same labels and predictions are one row with their weights added.
+        pairs = np.hstack([self.hard(target), self.hard(probability, self.threshold)])
+        _, first, place = np.unique(np.packbits(pairs, axis=1), axis=0, return_index=True, return_inverse=True)
+        true, predicted = np.hsplit(pairs[first].astype(np.float64), 2)
+
+        def score(weight: np.ndarray) -> float:
+            weight = np.bincount(place.ravel(), weights=weight, minlength=len(first))
+            f1 = ratio(2 * (weight @ (true * predicted)), weight @ true + weight @ predicted)
+            return self.mean_of_classes(f1, "neither in the ground truth nor predicted")
+
+        return score
+
+
+@dataclass(frozen=True, kw_only=True)
+class FBeta(RowMetric):
+    """F-beta of each row's set of labels, averaged over the rows (Planet: beta 2).
+
+    (1 + b²) tp / (predicted + b² true). No labels predicted as none score 1, since nothing is wrong; competitions
+    differ here (scikit-learn gives 0), so check yours.
+    """
+
+    beta: float = 2.0
+    threshold: float = 0.5
+    exclusive = False
+
+    def prepare(self, target: np.ndarray, probability: np.ndarray) -> Score:
+        true, predicted = self.hard(target), self.hard(probability, self.threshold)
+        square = self.beta**2
+        below = predicted.sum(axis=1) + square * true.sum(axis=1)
+        above = (1 + square) * (true & predicted).sum(axis=1)
+        return weighted_mean(np.divide(above, below, out=np.ones(len(below)), where=below > 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuadraticKappa(RowMetric):
+    """Cohen's kappa with quadratic weights, for classes that are grades in the order of the class list."""
+
+    exclusive = True
+
+    def for_task(self, task: str, classes: Sequence[str], table: "Table | None" = None) -> Self:
+        """As `Metric.for_task`; refuses numbered classes out of order (sorted as text, 10 comes before 2)."""
+        numbers = [int(name) for name in map(str, classes) if name.lstrip("-").isdigit()]
+        if len(numbers) == len(classes) and numbers != sorted(numbers):
+            ordered = ", ".join(f'"{number}"' for number in sorted(numbers))
+            raise Refusal(
+                f"quadratic kappa needs the classes in the order of the grades, not {', '.join(map(str, classes))}; "
+                f"list them in configs/data: classes: [{ordered}]"
+            )
+        return super().for_task(task, classes, table)
+
+    def prepare(self, target: np.ndarray, probability: np.ndarray) -> Score:
+        true, predicted, count = target.argmax(axis=1), probability.argmax(axis=1), target.shape[1]
+        distance = np.subtract.outer(np.arange(count), np.arange(count)) ** 2
+
+        def score(weight: np.ndarray) -> float:
+            confusion = confusion_matrix(true, predicted, count, weight)
+            expected = np.outer(confusion.sum(axis=1), confusion.sum(axis=0)) / max(confusion.sum(), 1e-300)
+            if not (distance * expected).sum():
+                return undefined("QuadraticKappa does not exist: ground truth and predictions are all one class")
+            return float(1 - (distance * confusion).sum() / (distance * expected).sum())
+
+        return score
+
+
+@dataclass(frozen=True, kw_only=True)
+class RocAuc(RowMetric):
+    """Area under the ROC curve of each class against the rest, averaged over the classes; for two classes, the AUC."""
+
+    pooled = False
+
+    def prepare(self, target: np.ndarray, probability: np.ndarray) -> Score:
+        levels = _levels(self.hard(target), probability)
+
+        def area(positive: np.ndarray, every: np.ndarray) -> float:
+            negative = every - positive
+            pairs = positive.sum() * negative.sum()  # ties count half
+            return float(positive @ (np.cumsum(negative) - negative / 2) / pairs) if pairs else float("nan")
+
+        return lambda weight: self.mean_of_classes(
+            np.array([area(*of_class(weight)) for of_class in levels]), "all rows have it, or none"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanAveragePrecision(RowMetric):
+    """Average precision (the sum of precision over steps of recall) of each class, averaged over the classes."""
+
+    pooled = False
+
+    def prepare(self, target: np.ndarray, probability: np.ndarray) -> Score:
+        levels = _levels(self.hard(target), probability)
+
+        def average_precision(positive: np.ndarray, every: np.ndarray) -> float:
+            if not positive.sum():
+                return float("nan")
+            found, predicted = np.cumsum(positive[::-1]), np.cumsum(every[::-1])  # from the highest level down
+            precision = np.divide(found, predicted, out=np.zeros(len(found)), where=predicted > 0)
+            return float(positive[::-1] @ precision / positive.sum())
+
+        return lambda weight: self.mean_of_classes(
+            np.array([average_precision(*of_class(weight)) for of_class in levels]), "no row has it"
+        )
+
+
+def _levels(true: np.ndarray, probability: np.ndarray) -> list[Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]]:
+    """For each class, a function from the weights to (positive, every): the weights of each level of probability.
+
+    Levels are in rising order; rows of equal probability share one.
+    """
+
+    def of_class(true: np.ndarray, values: np.ndarray) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        order = np.argsort(values, kind="stable")
+        starts = np.flatnonzero(np.diff(values[order], prepend=-np.inf))
+        return lambda weight: (
+            np.add.reduceat((weight * true)[order], starts),
+            np.add.reduceat(weight[order], starts),
+        )
+
+    return [of_class(*of_both) for of_both in zip(true.T, np.asarray(probability).T, strict=True)]
