@@ -11,8 +11,8 @@ from foldwise.code.runs import working_code
 from foldwise.config import compose_config, resolve_config
 from foldwise.data.images import read_mask
 from foldwise.predictions.metrics import MapMetric
+from foldwise.predictions.metrics.base import row_records
 from foldwise.predictions.metrics.building import build_metric
-from foldwise.predictions.metrics.records import row_records
 from foldwise.tasks import find_task
 
 Score = Callable[[np.ndarray], float]
