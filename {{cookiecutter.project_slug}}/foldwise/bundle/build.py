@@ -24,7 +24,7 @@ from foldwise.predictions.ground_truth import GroundTruth, read_ground_truth
 
 CODE = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("infer.py")
-READERS = ("images.py",)  # import decoders as they meet a file, when it is too late to say that one is missing
+READERS = ("decoding.py",)  # import decoders as they meet a file, when it is too late to say that one is missing
 
 
 class Built(NamedTuple):

@@ -47,7 +47,7 @@ def compare_with_runs(
     first = {path: number for number, path in reversed(list(enumerate(inputs.paths))) if inputs.ids[number] not in bad}
     numbers = sorted(first.values())[:COMPARED]
     ids = [inputs.ids[number] for number in numbers]
-    good = test.iloc[[row for number in numbers for row in inputs.items[number].rows]]
+    good = test.iloc[sorted({row for number in numbers for row in inputs.items[number].rows})]
     good = good.assign(**{image_column: [name.partition("/")[2] for name in good[image_column]]})
     good.to_csv(work / "compared.csv", index=False)
     predictions = [_predict(spec, run, work, number) for number, run in enumerate(spec.runs)]

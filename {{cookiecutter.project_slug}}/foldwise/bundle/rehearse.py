@@ -91,8 +91,11 @@ def rehearse(
         shutil.copytree(bundle, host / "bundle")
         (host / "images").mkdir()
         (host / "images" / DATA).symlink_to(root.resolve(), target_is_directory=True)
-        planted = [f"planted/{path.name}" for path in plant(host / "images" / "planted")]
-        test = _draw(inputs, samples.columns, spec, rows, planted)
+        test, planted = _draw(inputs, samples.columns, spec, rows, plant(work / "planted"))
+        for name, path in planted.items():
+            (host / "images" / name).parent.mkdir(parents=True)
+            if path.exists():  # one is missing
+                shutil.copy(path, host / "images" / name)
         test.to_csv(host / "test.csv", index=False)
         hidden_test = read_inputs(host / "test.csv", host / "images", spec.columns, set(), samples)
         layout = spec.layout
@@ -122,38 +125,52 @@ def rehearse(
     return Rehearsed(report, bad, len(planted), comparison, expected, problems)
 
 
-def _draw(inputs: Inputs, columns: Sequence[str], spec: BundleSpec, items: int, planted: Sequence[str]) -> pd.DataFrame:
-    """A test of so many items in random order, and among them one for each planted picture, in the place of its own.
+def _draw(
+    inputs: Inputs, columns: Sequence[str], spec: BundleSpec, items: int, bad: Sequence[Path]
+) -> tuple[pd.DataFrame, dict[str, Path]]:
+    """A test of so many items in random order, in which bad pictures take the place of some; and those, by their names.
 
-    Rows have new ids. Items are drawn again where there are too few, into units of their own; but not those that have
-    several rows, which would become one.
+    Rows have new ids. A bad picture keeps the stem of the file whose place it takes, which a reader may need. Items are
+    drawn again where there are too few, into units of their own; but not those that have several rows, which would
+    become one. A row of several items is drawn once.
 
     Args:
         columns: what the reader needs beside ids and images.
+        bad: files of bad pictures.
 
     Raises:
         Refusal: there are too few items of several rows.
     """
     rng = np.random.default_rng(0)
-    there, wanted = len(inputs.items), items + len(planted)
-    if any(len(item.rows) > 1 for item in inputs.items):
+    there, wanted = len(inputs.items), items + len(bad)
+    several = any(len(item.rows) > 1 for item in inputs.items)
+    if several:
         wanted = min(wanted, there)
-        if wanted <= len(planted):
-            raise Refusal(f"{inputs.table.path} has {there} items, and a rehearsal needs more than {len(planted)}")
+        if wanted <= len(bad):
+            raise Refusal(f"{inputs.table.path} has {there} items, and a rehearsal needs more than {len(bad)}")
     order = np.concatenate([rng.permutation(there) for _ in range(-(-wanted // there))])[:wanted]
-    bad = dict(zip(rng.choice(wanted, len(planted), replace=False).tolist(), planted, strict=True))
     names = {name: column for name, column in spec.columns.items() if column is not None}
     entries: list[dict[str, Any]] = []
+    firsts: list[int] = []  # entries that are the first row of their item
+    drawn: set[int] = set()
     for place, number in enumerate(order):
         for row in inputs.items[number].rows:
+            if several and row in drawn:
+                continue
+            drawn.add(row)
+            if row == inputs.items[number].rows[0]:
+                firsts.append(len(entries))
             values = inputs.table.frame.iloc[row]
             entry = {name: values[name] for name in columns if name not in names}
-            entry[names["id"]] = f"hidden{len(entries):06d}"
-            entry[names["image"]] = bad.pop(place, f"{DATA}/{values['image']}")
+            entry |= {names["id"]: f"hidden{len(entries):06d}", names["image"]: f"{DATA}/{values['image']}"}
             for name in {"unit", "group"} & names.keys() & set(values.index):
                 entry[names[name]] = f"{values[name]}-{place // there}"
             entries.append(entry)
-    return pd.DataFrame(entries)
+    planted = {}
+    for number, path in zip(rng.choice(firsts, len(bad), replace=False), bad, strict=True):
+        name = f"planted/{path.stem}/{Path(entries[number][names['image']]).stem}{path.suffix}"
+        entries[number][names["image"]], planted[name] = name, path
+    return pd.DataFrame(entries), planted
 
 
 def run_sandboxed(command: Sequence[str], read_only: Path, work: Path) -> subprocess.CompletedProcess[str]:
