@@ -10,6 +10,8 @@ PLAIN = {
     "staticmethod", "classmethod", "property", "cached_property", "setter", "abstractmethod", "override", "final",
     "no_grad", "inference_mode", "wraps", "cache", "lru_cache",
 }  # fmt: skip
+NAMES = (ast.Name, ast.Tuple, ast.List, ast.Starred, ast.expr_context)
+MAIN = ("__name__ == '__main__'", "'__main__' == __name__")
 IMMUTABLE = (ast.Constant, ast.Tuple, ast.UnaryOp, ast.BinOp, ast.operator, ast.unaryop, ast.expr_context)
 
 
@@ -44,7 +46,7 @@ class Plain(ast.NodeTransformer):
 
     def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
         self.generic_visit(node)
-        return node.orelse if is_type_checking(node.test) or _is_main(node.test) else node
+        return node.orelse if is_type_checking(node.test) or ast.unparse(node.test) in MAIN else node
 
 
 def is_active(node: ast.stmt) -> bool:
@@ -113,21 +115,10 @@ def _is_immutable(value: ast.expr | None) -> bool:
 
 
 def _is_active_target(target: ast.expr) -> bool:
-    if isinstance(target, ast.Tuple | ast.List):
-        return any(map(_is_active_target, target.elts))
-    if isinstance(target, ast.Starred):
-        return _is_active_target(target.value)
-    return not isinstance(target, ast.Name) or target.id == "_"  # `_ = f()` is a call
+    """True if it is more than names; `_ = f()` is a call."""
+    return any(not isinstance(part, NAMES) or getattr(part, "id", "") == "_" for part in ast.walk(target))
 
 
 def _has_plain_decorators(node: Function) -> bool:
     called = (item.func if isinstance(item, ast.Call) else item for item in node.decorator_list)
     return all(getattr(item, "attr", getattr(item, "id", "")) in PLAIN for item in called)
-
-
-def _is_main(test: ast.expr) -> bool:
-    """True if the test of an `if` is __name__ == "__main__"."""
-    if not isinstance(test, ast.Compare) or not isinstance(test.ops[0], ast.Eq):
-        return False
-    sides = {getattr(side, "id", getattr(side, "value", "")) for side in (test.left, *test.comparators)}
-    return sides == {"__name__", "__main__"}
