@@ -9,7 +9,7 @@
 
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,8 @@ class Averaging:
     """Scores of averaging the weights of a run, in the competition's metric.
 
     Attributes:
-        metric: its name.
         scores: by n and fold, of the mean of n snapshots.
-        chosen: the n of each fold.
-        per_fold, overall: of the chosen averages, out of fold.
+        chosen: the n of each fold; `per_fold` and `overall` are their scores.
         run: overall, of the run as it is: the probabilities of all snapshots averaged.
         newest: overall, of the newest snapshot alone (with top_k, the best).
         followed: settings by which the training followed the folds that are scored.
@@ -70,14 +68,9 @@ class Averaging:
 
 
 def average_weights(run: Path, out: Path, device: str = "auto") -> Averaging:
-    """Average the snapshots of a finished run, and write a run of one model a fold.
+    """Average the snapshots of a finished run, and write a run of one model a fold into the new folder `out`.
 
     Candidates lie in a hidden folder beside `out` until the run is whole; interrupted, the same call resumes.
-
-    Args:
-        run: a folder that train.py made, with two folds and two snapshots a fold or more.
-        out: the folder to write.
-        device: "auto" or a device of torch's.
 
     Raises:
         Refusal: `out` exists, the run cannot be averaged, with everything that is wrong with it, or an average has
@@ -95,18 +88,19 @@ def average_weights(run: Path, out: Path, device: str = "auto") -> Averaging:
     oof = read_predictions(run / "oof")
     items = TableItems.of(prepared.source, prepared.samples)
     check_predictions(oof, GroundTruth(prepared.table, folds, prepared.folds_hash, metric, config, items))
+    # Named like the run that is made of them, since predictions carry that name.
     folder = _open_partial(out, run, config, snapshots, prepared.images_hash) / out.name
-    candidates = Candidates(run, config, prepared, snapshots, folder, target)
     scores: dict[int, dict[int, float]] = {}
+    oofs: dict[tuple[int, int], Predictions] = {}
     for fold, names in snapshots.items():
-        candidates.make(fold)
+        _make_candidates(run, config, prepared, Holdout((fold,)), names, folder, target)
         for n in range(1, len(names) + 1):
-            score = score_predictions([candidates.oof(fold, n)], config, prepared).per_fold[fold]
+            oofs[fold, n] = read_predictions(folder / f"fold{fold}" / f"oof-{n}")
+            score = score_predictions([oofs[fold, n]], config, prepared).per_fold[fold]
             scores.setdefault(n, {})[fold] = score
             console.print(f"fold {fold}  {n} of {len(names)} snapshots  {type(metric).__name__} {score:.4f}")
     chosen = choose_counts(scores, metric.greater_is_better)
-    averaged = score_predictions([candidates.oof(fold, n) for fold, n in chosen.items()], config, prepared)
-    newest = score_predictions([candidates.oof(fold, 1) for fold in chosen], config, prepared)
+    averaged = score_predictions([oofs[pair] for pair in chosen.items()], config, prepared)
     averaging = Averaging(
         metric=type(metric).__name__,
         scores=scores,
@@ -114,7 +108,7 @@ def average_weights(run: Path, out: Path, device: str = "auto") -> Averaging:
         per_fold=averaged.per_fold,
         overall=averaged.overall,
         run=score_predictions([oof], config, prepared).overall,
-        newest=newest.overall,
+        newest=score_predictions([oofs[fold, 1] for fold in chosen], config, prepared).overall,
         followed=followers(config),
     )
     identity = read_json(run / "identity.json")
@@ -122,11 +116,11 @@ def average_weights(run: Path, out: Path, device: str = "auto") -> Averaging:
     with new_folder(out) as temporary:
         for fold, n in chosen.items():
             name = f"fold{fold}"
-            shutil.copytree(candidates.model(fold, n), temporary / name / "model")
+            shutil.copytree(folder / name / f"model-{n}", temporary / name / "model")
             trained = read_json(run / name / "metrics.json")
-            write_json(temporary / name / "metrics.json", trained | {"score": plain_number(averaging.per_fold[fold])})
+            write_json(temporary / name / "metrics.json", trained | {"score": plain_number(averaged.per_fold[fold])})
         ids = [id for id in prepared.table.ids if prepared.folds[id] >= 0]
-        merge_folders([candidates.oof_folder(fold, n) for fold, n in chosen.items()], temporary / "oof", ids)
+        merge_folders([folder / f"fold{fold}" / f"oof-{n}" for fold, n in chosen.items()], temporary / "oof", ids)
         write_scores(temporary, config, averaged)
         for name in ("config.yaml", "environment.json"):
             shutil.copy(run / name, temporary)
@@ -164,77 +158,57 @@ def print_averaging(averaging: Averaging) -> None:
         console.print(f"optimistic, all three: {some(averaging.followed)} followed the fold that is scored")
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """The averages of each fold and their predictions of its held-out rows, in `folder`/fold<k>/.
+def _make_candidates(
+    run: Path,
+    config: dict[str, Any],
+    prepared: Prepared,
+    part: Holdout,
+    names: Sequence[str],
+    folder: Path,
+    device: torch.device,
+) -> None:
+    """Make the means of the first 1, 2, ... snapshots of a fold: model-<n> and, last, oof-<n> in `folder`/<part>/.
 
-    Attributes:
-        run: the run that took the snapshots; `config` and `prepared` are its own.
-        snapshots: their names by fold, as `find_snapshots` gives them.
-        folder: named like the run that is made of them, since predictions carry that name.
+    Raises:
+        Refusal: an average or its BatchNorm statistics have NaN or infinite values.
     """
+    missing = [n for n in range(1, len(names) + 1) if not (folder / part.name / f"oof-{n}").exists()]
+    if not missing:
+        return
+    paths = [run / part.name / "snapshots" / name for name in names]
+    states = [load_state(path) for path in paths]
+    newest = load_model(paths[0])
+    network, spec = newest.network.to(device), newest.spec
+    batches = _plain_batches(config, prepared, part, spec.state)
+    held_out = part.held(prepared.fold_of_items)
+    for n in missing:
+        network.net.load_state_dict(average_states(states[:n]))
+        shown = tqdm(batches, f"{part.title}  BatchNorm", disable=not sys.stderr.isatty(), leave=False)
+        reestimate_batch_norm(network, shown, device, frozen_norms(states[:n]))
+        if not all(values.isfinite().all() for values in network.net.state_dict().values()):
+            raise Refusal(
+                f"{run}: {part.title}: the mean of the snapshots {', '.join(names[:n])} has weights or "
+                "BatchNorm statistics that are NaN or infinite: train again with a lower optimizer.lr"
+            )
+        save_model(folder / part.name / f"model-{n}", network, spec)
+        models = {"last": newest}  # as find_models calls the model of a fold without snapshots
+        where = device, folder, part, f"oof-{n}"
+        predict_held_out(config, prepared, models, held_out, *where, created_by="average_weights.py")
 
-    run: Path
-    config: dict[str, Any]
-    prepared: Prepared
-    snapshots: dict[int, list[str]]
-    folder: Path
-    device: torch.device
 
-    def model(self, fold: int, n: int) -> Path:
-        """The model folder of the mean of n snapshots."""
-        return self.folder / f"fold{fold}" / f"model-{n}"
-
-    def oof_folder(self, fold: int, n: int) -> Path:
-        """Its prediction folder; when it is there, the candidate is whole."""
-        return self.folder / f"fold{fold}" / f"oof-{n}"
-
-    def oof(self, fold: int, n: int) -> Predictions:
-        return read_predictions(self.oof_folder(fold, n))
-
-    def make(self, fold: int) -> None:
-        """Make those of a fold that are not there yet.
-
-        Raises:
-            Refusal: an average or its BatchNorm statistics have NaN or infinite values.
-        """
-        names, part = self.snapshots[fold], Holdout((fold,))
-        missing = [n for n in range(1, len(names) + 1) if not self.oof_folder(fold, n).exists()]
-        if not missing:
-            return
-        paths = [self.run / part.name / "snapshots" / name for name in names]
-        states = [load_state(path) for path in paths]
-        newest = load_model(paths[0])
-        network, spec = newest.network.to(self.device), newest.spec
-        batches = self._plain_batches(part, spec.state)
-        held_out = part.held(self.prepared.fold_of_items)
-        for n in missing:
-            network.net.load_state_dict(average_states(states[:n]))
-            shown = tqdm(batches, f"fold {fold}  BatchNorm", disable=not sys.stderr.isatty(), leave=False)
-            reestimate_batch_norm(network, shown, self.device, frozen_norms(states[:n]))
-            if not all(values.isfinite().all() for values in network.net.state_dict().values()):
-                raise Refusal(
-                    f"{self.run}: fold {fold}: the mean of the snapshots {', '.join(names[:n])} has weights or "
-                    "BatchNorm statistics that are NaN or infinite: train again with a lower optimizer.lr"
-                )
-            save_model(self.model(fold, n), network, spec)
-            models = {"last": newest}  # as find_models calls the model of a fold without snapshots
-            where = self.device, self.folder, part, f"oof-{n}"
-            predict_held_out(self.config, self.prepared, models, held_out, *where, created_by="average_weights.py")
-
-    def _plain_batches(self, part: Holdout, state: Mapping[str, Any]) -> torch.utils.data.DataLoader:
-        """The items of the newest weights' training, not augmented, like the images that will be predicted."""
-        plain = {"augmentation": {**self.config["augmentation"], "transforms": []}}
-        phases = {
-            name: phase | {"augmentation": None, "image_size": None} for name, phase in self.config["phases"].items()
-        }
-        joined, pseudo = with_pseudo(self.prepared, part.fold)
-        rows = part.trained(self.prepared.fold_of_items)
-        loader, _ = training_loader(self.config | plain | {"phases": phases}, joined, state, rows, pseudo, Rank())
-        # Past the last epoch, the sampler keeps to the last phase's share of pseudo rows.
-        epochs = sum(phase.epochs for phase in build_phases(phases))
-        loader.sampler.set_epoch(epochs)  # type: ignore[attr-defined]  # an EpochSampler
-        return loader
+def _plain_batches(
+    config: dict[str, Any], prepared: Prepared, part: Holdout, state: Mapping[str, Any]
+) -> torch.utils.data.DataLoader:
+    """The items of the newest weights' training, not augmented, like the images that will be predicted."""
+    plain = {"augmentation": {**config["augmentation"], "transforms": []}}
+    phases = {name: phase | {"augmentation": None, "image_size": None} for name, phase in config["phases"].items()}
+    joined, pseudo = with_pseudo(prepared, part.fold)
+    rows = part.trained(prepared.fold_of_items)
+    loader, _ = training_loader(config | plain | {"phases": phases}, joined, state, rows, pseudo, Rank())
+    # Past the last epoch, the sampler keeps to the last phase's share of pseudo rows.
+    epochs = sum(phase.epochs for phase in build_phases(phases))
+    loader.sampler.set_epoch(epochs)  # type: ignore[attr-defined]  # an EpochSampler
+    return loader
 
 
 def _open_partial(
