@@ -29,7 +29,7 @@ from foldwise.processes.group import Rank
 from foldwise.schedule.phases import build_phases, pseudo_shares
 from foldwise.settings import find_choice
 from foldwise.training.identity import hash_contents, make_identity
-from foldwise.training.loaders import epoch_shares, training_loader, with_pseudo
+from foldwise.training.loaders import training_loader, with_pseudo
 
 
 @pytest.fixture
@@ -304,7 +304,7 @@ def test_a_student_gets_its_own_rows_in_the_phases_that_want_them(labelled, phas
     student, real = prepared.pseudo.of(fold), [row for row in LABELLED if row % 2 != fold]
     joined, added = with_pseudo(prepared, fold)
     loader, steps = training_loader(config, joined, {}, np.array(real), added, Rank())
-    assert epoch_shares(config) == per_epoch and steps == 2
+    assert loader.sampler.pseudo_shares == per_epoch and steps == 2
     for epoch, share in enumerate(per_epoch):
         loader.sampler.set_epoch(epoch)
         batches = [unpack(batch) for batch in loader]

@@ -48,11 +48,7 @@ class Training(NamedTuple):
 
 
 def build_training(config: Mapping[str, Any], prepared: Prepared, part: Holdout, rank: Rank) -> Training:
-    """Build the training of a model, as one process of it needs it.
-
-    Raises:
-        Refusal: a setting that cannot be used.
-    """
+    """Build the training of a model for one of its processes; a Refusal names a setting that cannot be used."""
     alias, rows = prepared.alias, part.trained(prepared.fold_of_items)
     state = prepared.samples.fit(Rows(prepared.source, prepared.samples), [prepared.items[row] for row in rows])
     spec = build_spec(config, prepared, state)
@@ -89,11 +85,7 @@ def build_training(config: Mapping[str, Any], prepared: Prepared, part: Holdout,
 
 
 def build_spec(config: Mapping[str, Any], prepared: Prepared, state: Mapping[str, Any]) -> ModelSpec:
-    """The description that is saved with the model, and from which its network is built.
-
-    Raises:
-        Refusal: a fit that the task cannot have, or a normalisation that is not known.
-    """
+    """The description that is saved with the model, and from which its network is built."""
     model, data = config["model"], config["data"]
     maps = any(output.meaning.field.spatial for output in prepared.outputs)
     if data["fit"] not in FITS or (data["fit"] == "crop" and maps) or (data["fit"] == "tiles" and not maps):
@@ -130,11 +122,7 @@ def build_spec(config: Mapping[str, Any], prepared: Prepared, state: Mapping[str
 
 
 def build_network(config: Mapping[str, Any], prepared: Prepared, spec: ModelSpec) -> Normalized:
-    """The network with its normalisation and initial weights, on the CPU.
-
-    Raises:
-        Refusal: it cannot be built, or not for images of this size.
-    """
+    """The network with its normalisation and initial weights, on the CPU."""
     model = config["model"]
     kind = resolve(spec.network["_target_"], prepared.alias)
     if not (isinstance(kind, type) and issubclass(kind, Network)):
@@ -181,11 +169,7 @@ def _build_loss(config: Mapping[str, Any], prepared: Prepared, part: Holdout) ->
 
 
 def build_trainer(config: Mapping[str, Any], rank: Rank, epochs: int, **arguments: Any) -> pl.Trainer:
-    """Lightning's Trainer from configs/trainer, for this process.
-
-    Raises:
-        Refusal: a setting that it does not take.
-    """
+    """Lightning's Trainer from configs/trainer, for this process."""
     settings = dict(config["trainer"]) | {"devices": rank.devices, "num_nodes": rank.nodes}
     if settings["strategy"] == "ddp" and any(phase.trainable != "all" for phase in build_phases(config["phases"])):
         # What a phase freezes gets no gradient, and plain DDP would wait for it.

@@ -7,11 +7,7 @@ from foldwise.errors import Refusal
 
 
 def count_processes(trainer: Mapping[str, Any], hardware: Mapping[str, Any]) -> int:
-    """Processes that train one fold on this machine, one a device.
-
-    Raises:
-        Refusal: the accelerator or so many devices are not there.
-    """
+    """Processes that train one fold on this machine, one a device; a Refusal if they are not there."""
     accelerator, devices = trainer["accelerator"], trainer["devices"]
     if accelerator in ("gpu", "cuda") and hardware["accelerator"] != "gpu":
         raise Refusal("trainer.accelerator=gpu, but torch sees no GPU here: use trainer=auto or trainer=cpu")
@@ -31,15 +27,12 @@ def count_gpus(trainer: Mapping[str, Any], hardware: Mapping[str, Any]) -> int:
 
 
 def share_gpus(workers: int, devices: int, gpus: int, visible: str | None) -> list[str | None]:
-    """CUDA_VISIBLE_DEVICES of each of the workers that train folds at once; None leaves it as it is.
+    """CUDA_VISIBLE_DEVICES of each of the `fold_workers` that train folds at once; None leaves it as it is.
 
     Args:
         devices: of one fold.
         gpus: of this machine; 0: a training on another device.
         visible: CUDA_VISIBLE_DEVICES of this process, numbers or UUIDs; None or empty: all.
-
-    Raises:
-        Refusal: `fold_workers` is no number above 0, or there are fewer GPUs.
     """
     if not isinstance(workers, int) or workers < 1:
         raise Refusal(f"fold_workers is {workers!r}; give the number of folds that train at once")

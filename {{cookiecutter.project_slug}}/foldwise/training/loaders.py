@@ -62,11 +62,9 @@ def training_loader(
 
     Args:
         rows, pseudo: numbers of real and pseudo items, as `with_pseudo` gives them.
-
-    Raises:
-        Refusal: pseudo rows that are missing or no share, or batches that cannot be filled or divided evenly.
     """
     data, weights = config["data"], prepared.table.weights
+    share = data["pseudo_share"] if data.get("pseudo") else None
     transforms = _build_transforms(config, prepared)
     reader = make_reader(prepared, state)
     dataset = ItemDataset(reader, weights, transforms, data["fit"], config["seed"], data["ignore_index"])
@@ -77,7 +75,7 @@ def training_loader(
         rank=rank.index,
         world=rank.world_size,
         pseudo=None if pseudo is None else _pool(config, prepared, pseudo),
-        pseudo_shares=epoch_shares(config),
+        pseudo_shares=pseudo_shares(build_phases(config["phases"]), share),
     )
     loader = make_loader(dataset, sampler, _local_batch_size(config, rank), data["workers"])
     return loader, len(sampler) * rank.world_size // config["batch_size"]
@@ -94,16 +92,6 @@ def evaluation_loader(
     dataset = ItemDataset(reader, prepared.table.weights, [transform], data["fit"], None, data["ignore_index"])
     size = 1 if whole else _local_batch_size(config, rank)
     return make_loader(dataset, [(int(row), 0) for row in rows], size, data["workers"])
-
-
-def epoch_shares(config: Mapping[str, Any]) -> list[float]:
-    """The share of pseudo rows in each epoch.
-
-    Raises:
-        Refusal: a phase wants pseudo rows and there are none, or data.pseudo_share is no share.
-    """
-    data = config["data"]
-    return pseudo_shares(build_phases(config["phases"]), data["pseudo_share"] if data.get("pseudo") else None)
 
 
 def _build_transforms(config: Mapping[str, Any], prepared: Prepared) -> list[EpochTransform]:

@@ -45,9 +45,6 @@ def inspect_config(
     Returns:
         The hardware that torch sees, {"accelerator": gpu | mps | cpu, "devices": [names], "cpus": count}, and the
         phases of the training.
-
-    Raises:
-        Refusal: a setting or data that cannot be used.
     """
     known = list(inspect.signature(pl.Trainer).parameters)
     unknown = [

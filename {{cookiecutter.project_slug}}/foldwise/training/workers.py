@@ -29,9 +29,7 @@ TAIL = 5  # lines of the log of a failed fold that are shown
 def train_in_turn(context: "Context", run: Path, parts: Sequence[Holdout], plan: Plan, node: Node, team: Team) -> None:
     """Train one fold after another, each on all devices of all nodes. Called on node 0, which the others `follow`.
 
-    Raises:
-        ProcessFailed: a fold failed; the others' results and the state before the failure are kept.
-        Stopped: a signal ended a fold's processes; the same holds.
+    Raises ProcessFailed if a fold fails, Stopped if a signal ends it; what is finished and its last state are kept.
     """
     for part in parts:
         console.rule(f"{run.name}  {part.title}", style="dim")
@@ -44,9 +42,7 @@ def train_in_turn(context: "Context", run: Path, parts: Sequence[Holdout], plan:
 def follow(context: "Context", plan: Plan, node: Node, team: Team) -> Path:
     """Train this node's share of every fold that node 0 announces; the folder of the run.
 
-    Raises:
-        Refusal: this machine does not see the run's folder.
-        ProcessFailed, Stopped: as `train_in_turn`, or another node has ended.
+    Raises as `train_in_turn`, and if another node ends or this one does not see the run's folder.
     """
     while "without" in (order := team.receive()):
         run = Path(order["run"])
@@ -71,11 +67,8 @@ def _train_part(context: "Context", run: Path, part: Holdout, plan: Plan, node: 
 def train_at_once(context: "Context", run: Path, parts: Sequence[Holdout], plan: Plan) -> None:
     """Train as many folds at a time as the plan has workers; a fold that fails leaves the others alone.
 
-    Output of a fold goes to `<run>/fold<k>/log.txt`; its epochs are shown on the console too.
-
-    Raises:
-        ProcessFailed: at the end, with the folds that failed and the ends of their logs.
-        Stopped: a signal ended a fold's processes, and with them all.
+    Output of a fold goes to `<run>/fold<k>/log.txt`; its epochs are shown on the console too. At the end raises
+    ProcessFailed with the folds that failed and the ends of their logs. A signal that stops one stops all.
     """
     pending, running, failed = deque(parts), dict[int, tuple[Holdout, Group]](), dict[Holdout, int]()
     workers = min(len(plan.visible), len(parts))
