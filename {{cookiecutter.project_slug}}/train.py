@@ -49,7 +49,7 @@ if __name__ == "__main__":
         start_server()  # it imports torch, while the configuration is composed and the data is checked here
     with exit_on_error(RESUME):
         check_overrides(sys.argv[1:])
-    import hydra  # here: the processes that train import this file too, and need no Hydra
+        import hydra  # here: the processes that train import this file too, and need no Hydra
 
-    register_resolvers()
-    hydra.main(version_base=None, config_path=str(OWNER), config_name="train")(main)()
+        register_resolvers()
+        hydra.main(version_base=None, config_path=str(OWNER), config_name="train")(main)()
