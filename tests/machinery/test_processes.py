@@ -211,9 +211,8 @@ def test_a_module_that_fails_at_its_import_is_named_and_does_not_end_the_server(
 def test_a_command_that_ends_early_ends_its_server(tmp_path):
     """Which holds the command's output: whoever waits for its end would wait for the imports."""
     (tmp_path / "long.py").write_text("import time\n\ntime.sleep(60)\n")
-    (tmp_path / "command.py").write_text(
-        "from foldwise.processes.server import start_server\n\nif __name__ == '__main__':\n    start_server(('long',))\n"
-    )
+    lines = "from foldwise.processes.server import start_server", "if __name__ == '__main__': start_server(('long',))"
+    (tmp_path / "command.py").write_text("\n".join(lines))
     started = time.monotonic()
     assert start(tmp_path, "command.py").returncode == 0
     assert time.monotonic() - started < 30
