@@ -30,11 +30,11 @@ from foldwise.data.prepare import Prepared, prepare, read_items
 from foldwise.data.reading import Reader
 from foldwise.data.samples import Rows
 from foldwise.processes.group import Rank
-from foldwise.training.build import build_module, build_network, build_spec, build_trainer, fit_reader
-from foldwise.training.ema import EMA
-from foldwise.training.loaders import make_reader, training_items, training_loader
+from foldwise.training.build import build_trainer, build_training
+from foldwise.training.loaders import make_reader
 
 ITEMS, BATCH = 32, 8
+FOLD = Holdout((0,))  # that is not trained
 SMALL = [
     *("trainer=cpu", "trainer.precision=32-true", "trainer.accumulate_grad_batches=1"),
     *("trainer.limit_train_batches=null", "batch_size=4", "epochs=20"),
@@ -59,7 +59,7 @@ def config(request) -> dict[str, Any]:
         choices.append("data=competition")
     found = resolve_config(compose_config([*choices, *SMALL]))
     found["phases"] = {name: {"epochs": 1} | phase for name, phase in PHASES.items()}
-    found["callbacks"].setdefault("ema", {"_target_": "foldwise.training.ema.EMA", "decay": 0.9})
+    found["ema"] = found["ema"] or 0.9
     return found
 
 
@@ -92,7 +92,7 @@ class World:
         moved = {"root": root or self.prepared.source.root}
         source, tables = self.prepared.source, self.prepared.tables
         source, tables = replace(source, **moved), {name: replace(table, **moved) for name, table in tables.items()}
-        reader = make_reader(self.prepared, self.state, source, None, tables)
+        reader = make_reader(replace(self.prepared, source=source, tables=tables), self.state)
         rows = Rows(source, self.prepared.samples)
         return reader if targets else replace(reader, rows=rows, targets={})
 
@@ -127,7 +127,8 @@ def world(config, code, whole, tmp_path_factory) -> World:
     own = {"name": "test", "table": str(table), "prepared": str(folder), "classes": list(whole.table.classes)}
     config = config | {"data": config["data"] | own}
     prepared = prepare(config, code.alias, progress=False)
-    return World(config, code, prepared, fit_reader(prepared, np.arange(len(prepared.items))))
+    trained = [prepared.items[row] for row in FOLD.trained(prepared.fold_of_items)]
+    return World(config, code, prepared, prepared.samples.fit(Rows(prepared.source, prepared.samples), trained))
 
 
 class Training(pl.Callback):
@@ -138,16 +139,10 @@ class Training(pl.Callback):
     """
 
     def __init__(self, world: World) -> None:
-        config, prepared, alias = world.config, world.prepared, world.code.alias
-        part = Holdout((0,))
+        config = world.config
         pl.seed_everything(0, verbose=False)
-        items = training_items(prepared, part.trained(prepared.fold_of_items), world.state)
-        self.spec = build_spec(config, prepared, world.state, alias)
-        network = build_network(config, self.spec, alias)
-        self.loader, steps = training_loader(config, prepared, items, Rank(), alias)
-        self.module = build_module(config, prepared, items, network, part, steps, alias)
-        callbacks = [make(callback, alias) for callback in config["callbacks"].values()]
-        self.ema = next(callback for callback in callbacks if isinstance(callback, EMA))
+        self.spec, _, self.module, self.loader, self.ema = build_training(config, world.prepared, FOLD, Rank())
+        callbacks = [self.ema, *(make(callback, world.code.alias) for callback in config["callbacks"].values())]
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         epochs = self.module.schedule.epochs
         self.module.trainer = build_trainer(config, Rank(), epochs, callbacks=[*callbacks, self], **quiet)
