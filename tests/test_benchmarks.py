@@ -28,7 +28,7 @@ def test_each_is_tried_here() -> None:
 
 
 def test_arrays_and_memory(tmp_path: Path) -> None:
-    assert "second level" in run_command([sys.executable, str(BENCHMARKS / "arrays.py"), "4000", "4"], tmp_path)
+    assert "stacking" in run_command([sys.executable, str(BENCHMARKS / "arrays.py"), "4000", "4"], tmp_path)
     assert "kept" in run_command([sys.executable, str(BENCHMARKS / "memory.py"), "32"], tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Put several runs together: blends and second levels are compared out of fold, and the simplest good one is written.
+"""Combine several runs: blends and stacking are compared out of fold, and the simplest good one is written.
 
 examples:
   python ensemble.py runs/baseline-1a2b3c4d runs/larger-5e6f7a8b --out ensembles/first
@@ -9,9 +9,9 @@ examples:
 
 The output is a source like a run: evaluate.py, submit.py and ensemble.py itself work on it.
 
-A second level is fitted for each class and fold. With 48 sources of 40,000 rows, 17 classes and 10 folds two cores need
-about a minute each for linear, logistic and network, 4 minutes for boosting and 8 for trees; --strict multiplies that
-by the number of folds.
+Stacking fits a model for each class and fold. With 48 sources of 40,000 rows, 17 classes and 10 folds two cores need
+about a minute each for linear and logistic, and 4 minutes for boosting; --strict multiplies that by half the number of
+folds.
 """
 
 import argparse
@@ -37,14 +37,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         default=[],
         metavar="NAME",
         help="what to compare beside the best single source and the mean: geometric, rank, simplex, greedy, "
-        "and the second levels linear, logistic, trees, boosting, network; or all (default: all but second levels)",
+        "and for stacking linear, logistic, boosting; or all (default: all but stacking)",
     )
     parser.add_argument("--use", metavar="NAME", help="write this method (default: the simplest of the best)")
     parser.add_argument(
         "--weights", nargs="+", type=float, default=[], metavar="W", help="one a source: write their mean with these"
     )
     parser.add_argument(
-        "--columns", nargs="+", default=[], metavar="NAME", help="columns of the table as inputs of second levels"
+        "--columns", nargs="+", default=[], metavar="NAME", help="columns of the table as inputs of stacking"
     )
     parser.add_argument(
         "--strict", action="store_true", help="also score each fold with everything chosen and fitted without it"
@@ -53,7 +53,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Ensemble, and end with exit code 2 and a sentence when something is wrong with the input."""
+    """Ensemble; exit with code 2 and a sentence when the input is wrong."""
     options = parse()
     with exit_on_error():
         from foldwise.predictions.ensembles.ensembling import ensemble

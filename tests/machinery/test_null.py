@@ -1,6 +1,6 @@
 """The null test: with labels that mean nothing, no step of the competition loop may report a gain.
 
-Networks, snapshots, averaged weights, second levels, calibration and tuned decisions all see permuted labels. Whatever
+Networks, snapshots, averaged weights, stacking, calibration and tuned decisions all see permuted labels. Whatever
 still scores above chance, beyond two standard errors, has seen the labels that it is scored on.
 """
 
@@ -43,7 +43,7 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
         row = dict(zip(comparison.names, comparison.overall, strict=True))
         assert comparison.strict is not None
         row |= {"chosen": comparison.overall[comparison.chosen], "strict": comparison.strict.overall}
-        row |= {f"member {number}": score for number, score in enumerate(comparison.member_overall)}
+        row |= {f"source {number}": score for number, score in enumerate(comparison.source_overall)}
         row["averaged weights"] = average_weights(runs[0], folder / "averaged", "cpu").overall
         truth = read_ground_truth(runs[0])
         table_rows, probability = align(read_predictions(folder / "ensemble" / "oof"), truth)

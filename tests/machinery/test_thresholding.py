@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from rows import scored
 
 from foldwise.predictions.ensembles.thresholding import THRESHOLDS, has_threshold, score_thresholded
 from foldwise.predictions.metrics import Accuracy, FBeta, LogLoss, MacroF1, RocAuc
@@ -20,7 +21,7 @@ def rows(seed: int = 0, count: int = 240) -> tuple[np.ndarray, np.ndarray, np.nd
 def test_each_fold_is_scored_at_the_best_threshold_of_the_others(metric) -> None:
     metric = metric.for_task("multilabel", CLASSES)
     target, probability, folds = rows()
-    per_fold, overall = score_thresholded(metric, target, probability, folds)
+    per_fold, overall = score_thresholded(metric, scored(target, probability, folds))
     answers = np.zeros_like(target)
     for fold in range(3):
         means = []
@@ -39,11 +40,11 @@ def test_a_fold_has_no_say_in_its_own_threshold() -> None:
     target, probability, folds = rows()
     changed = target.copy()
     changed[folds == 1] = 0
-    before = score_thresholded(metric, target, probability, folds)[0]
+    before = score_thresholded(metric, scored(target, probability, folds))[0]
     answers = probability[folds == 1] >= 0.5
     assert metric(changed[folds == 1], answers * 1.0) != pytest.approx(before[1])
     # With its labels all gone fold 1's answers stay what they were: its score is that of the old answers.
-    again = score_thresholded(metric, changed, probability, folds)[0]
+    again = score_thresholded(metric, scored(changed, probability, folds))[0]
     thresholds = [
         t for t in THRESHOLDS if metric(target[folds == 1], (probability[folds == 1] >= t) * 1.0) == before[1]
     ]
@@ -56,7 +57,7 @@ def test_a_bias_of_the_probabilities_does_not_matter() -> None:
     target, probability, folds = rows()
     overstated = probability**0.5
     assert abs(metric(target, overstated) - metric(target, probability)) > 0.05
-    fair, biased = (score_thresholded(metric, target, p, folds)[1] for p in (probability, overstated))
+    fair, biased = (score_thresholded(metric, scored(target, p, folds))[1] for p in (probability, overstated))
     assert fair == pytest.approx(biased, abs=0.01)
 
 

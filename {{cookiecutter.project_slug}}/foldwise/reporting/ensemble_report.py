@@ -39,13 +39,13 @@ def report_ensemble(path: Path, title: str, comparison: Comparison) -> None:
     ]
     weights = comparison.weights[comparison.chosen]
     if weights is not None:
-        figures.append(("Weights, mean and range over the folds", _weights(weights, comparison.members)))
+        figures.append(("Weights, mean and range over the folds", _weights(weights, comparison.sources)))
     write_report(path, title, summary, scores, {}, figures, metric=metric)
 
 
 def source_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """Name, score and spread over the folds of each source."""
-    return _rows(comparison, comparison.members, comparison.member_scores, comparison.member_overall)
+    return _rows(comparison, comparison.sources, comparison.source_scores, comparison.source_overall)
 
 
 def method_rows(comparison: Comparison) -> list[dict[str, Any]]:
@@ -94,7 +94,7 @@ def _gains(comparison: Comparison) -> "Figure":
 def _correlations(comparison: Comparison) -> "Figure":
     values = comparison.correlation
     texts = np.array([[f"{value:.2f}" for value in row] for row in values])
-    return heat_map(values, [_tail(name) for name in comparison.members], texts, "viridis", min(0.0, values.min()))
+    return heat_map(values, [_tail(name) for name in comparison.sources], texts, "viridis", min(0.0, values.min()))
 
 
 def _weights(weights: np.ndarray, names: list[str]) -> "Figure":

@@ -1,25 +1,100 @@
-"""Blends of several members: means with weights that are given, equal, or fitted.
+"""Methods of combining sources: means with weights that are given, equal, or fitted.
 
-A member is one source of predictions. Values of members are (M, N, C) float32, weights (M,) with sum 1. Methods
-are listed in `BLENDS`, the simplest first; each is fitted on `Examples` and then predicts rows it has not seen.
+Predictions of the sources are (M, N, C) float32, weights (M,) with sum 1. `BLENDS` lists the methods, the simplest
+first; each is fitted on `Examples` and then predicts rows it has not seen. Stacking is in `stacking.py`.
 """
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pandas as pd
 
-from foldwise.predictions.ensembles.examples import Examples, Method
-from foldwise.predictions.metrics import score_folds
+from foldwise.data.table import Table
+from foldwise.predictions.ensembles.thresholding import best_on_others
+from foldwise.predictions.metrics import RowMetric, score_folds
 from foldwise.predictions.scoring import by_unit
+from foldwise.tasks import find_task
 
 EDGE = 2.0**-20  # probabilities are kept so far from 0 and 1; float32 has 1 - EDGE exactly, so both sides are alike
 GREEDY_CANDIDATES = 10
 GREEDY_STEPS = 30
 GREEDY_ROWS = 10_000  # each step scores every candidate, and more rows hardly change the order
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a method is fitted on, or predicts: N rows of the table.
+
+    Attributes:
+        rows, folds: (N,) row numbers in the table and their folds.
+        probability: (M, N, C) float32.
+        extra: (N, F) float32 metadata; F is often 0.
+        source_scores: of each fold, (M, T) the scores of the sources by themselves, at T thresholds (or T = 1).
+    """
+
+    table: Table
+    metric: RowMetric
+    rows: np.ndarray
+    folds: np.ndarray
+    probability: np.ndarray
+    extra: np.ndarray
+    source_scores: dict[int, np.ndarray]
+
+    @property
+    def target(self) -> np.ndarray:
+        assert self.table.target is not None
+        return self.table.target[self.rows]
+
+    @property
+    def exclusive(self) -> bool:
+        return find_task(self.table.task).exclusive
+
+    def take(self, folds: list[int]) -> Self:
+        """The rows of these folds, with nothing of the others."""
+        which = np.isin(self.folds, folds)
+        return replace(
+            self,
+            rows=self.rows[which],
+            folds=self.folds[which],
+            probability=self.probability[:, which],
+            extra=self.extra[which],
+            source_scores={fold: self.source_scores[fold] for fold in folds},
+        )
+
+    def ranking(self) -> np.ndarray:
+        """The sources (M,), best first by the mean of their scores over the folds; equal ones in their order.
+
+        Each fold is scored at the threshold that is best on the other folds.
+        """
+        greater = self.metric.greater_is_better
+        scores = np.stack(list(self.source_scores.values()), axis=1)  # (M, K, T)
+        best = np.stack([best_on_others(each, greater) for each in scores])
+        means = np.take_along_axis(scores, best[:, :, None], axis=2)[:, :, 0].mean(axis=1)
+        return np.argsort(np.where(np.isnan(means), np.inf, -means if greater else means), kind="stable")
+
+
+class Fitted(Protocol):
+    """A method that was fitted; `weights` (M,) are None where there is no one weight a source."""
+
+    @property
+    def weights(self) -> np.ndarray | None: ...
+
+    def predict(self, probability: np.ndarray, extra: np.ndarray) -> np.ndarray:
+        """(N, C) from sources (M, N, C) and metadata (N, F) of rows that one fold's models predicted."""
+        ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of combining sources: `fit` takes `Examples`, or `MapExamples` for maps. `title` is for people."""
+
+    name: str
+    title: str
+    fit: Callable[[Any], Fitted]
 
 
 def arithmetic(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -31,29 +106,29 @@ def arithmetic(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def geometric(
     probability: np.ndarray, weights: np.ndarray, exclusive: bool, axis: int = -1, edge: float = EDGE
 ) -> np.ndarray:
-    """The weighted mean of log-probabilities over the first axis, renormalised; finite where a member says 0 or 1.
+    """The weighted mean of log-probabilities over the first axis, renormalised; finite where a source has 0 or 1.
 
-    Exclusive: the classes are those of `axis`, counted without the members' axis, and sum to 1 again. Otherwise: the
+    Exclusive: the classes are those of `axis`, counted without the sources' axis, and sum to 1 again. Otherwise: the
     mean of the log-odds, each class by itself.
     """
     from scipy.special import expit, logit, softmax
 
     transform = np.log if exclusive else logit
     total = np.zeros(probability.shape[1:], np.float32)
-    for weight, member in zip(weights, probability, strict=True):  # one at a time: no second copy of all members
-        total += np.float32(weight) * transform(member.clip(edge, 1 - edge))
+    for weight, source in zip(weights, probability, strict=True):  # one at a time: no second copy of all sources
+        total += np.float32(weight) * transform(source.clip(edge, 1 - edge))
     return softmax(total, axis=axis) if exclusive else expit(total)
 
 
 def rank_mean(probability: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The weighted mean of each class's ranks among the N rows, in (0, 1); ties share their mean rank.
 
-    It is meant for the rows of one fold's model: ranks of several models have nothing in common. It is not a
-    probability. With two classes that sum to 1 the ranks do so too.
+    For the rows of one fold's model: ranks of several models are not comparable. It is not a probability. With two
+    classes that sum to 1 the ranks do so too.
     """
     total = np.zeros(probability.shape[1:], np.float64)
-    for weight, member in zip(weights, probability, strict=True):
-        total += weight * (pd.DataFrame(member).rank().to_numpy() - 0.5) / len(member)
+    for weight, source in zip(weights, probability, strict=True):
+        total += weight * (pd.DataFrame(source).rank().to_numpy() - 0.5) / len(source)
     return total.astype(np.float32)
 
 
@@ -64,18 +139,13 @@ class Blend:
     weights: np.ndarray
     mean: Callable[[np.ndarray, np.ndarray], np.ndarray] = arithmetic
 
-    def predict(self, probability: np.ndarray, extra: np.ndarray) -> np.ndarray:
+    def predict(self, probability: np.ndarray, extra: np.ndarray | None = None) -> np.ndarray:
         return self.mean(probability, self.weights)
 
 
-def equal_weights(members: int) -> np.ndarray:
+def equal_weights(sources: int) -> np.ndarray:
     """(M,) weights of a plain mean."""
-    return np.full(members, 1 / members)
-
-
-def one_hot(member: int, members: int) -> np.ndarray:
-    """(M,) weights of one member alone."""
-    return np.eye(members)[member]
+    return np.full(sources, 1 / sources)
 
 
 def simplex_weights(probability: np.ndarray, target: np.ndarray, exclusive: bool) -> np.ndarray:
@@ -89,8 +159,8 @@ def simplex_weights(probability: np.ndarray, target: np.ndarray, exclusive: bool
     """
     from scipy.optimize import Bounds, LinearConstraint, minimize
 
-    members = len(probability)
-    cells = probability[:, target > 0] if exclusive else probability.reshape(members, -1)
+    sources = len(probability)
+    cells = probability[:, target > 0] if exclusive else probability.reshape(sources, -1)
     yes = target[target > 0] if exclusive else target.ravel()
     no = np.zeros_like(yes) if exclusive else 1 - yes
 
@@ -102,11 +172,11 @@ def simplex_weights(probability: np.ndarray, target: np.ndarray, exclusive: bool
 
     result = minimize(
         loss,
-        equal_weights(members),
+        equal_weights(sources),
         jac=True,
         method="SLSQP",
         bounds=Bounds(0, 1),
-        constraints=LinearConstraint(np.ones(members), 1, 1),
+        constraints=LinearConstraint(np.ones(sources), 1, 1),
         options={"maxiter": 100, "ftol": 1e-7},
     )
     weights = np.where(result.x < 1e-4, 0, result.x)
@@ -116,11 +186,11 @@ def simplex_weights(probability: np.ndarray, target: np.ndarray, exclusive: bool
 def greedy_weights(examples: Examples) -> np.ndarray:
     """Forward selection with replacement by the competition's metric (Caruana et al. 2004); (M,) the shares of picks.
 
-    Each step adds the member that makes the mean of all picks best, and the first step that improves nothing is the
-    end. Only the best ten members by themselves take part, which is quicker and overfits less (Caruana et al. 2006).
+    Each step adds the source that makes the mean of all picks best, and the first step that improves nothing is the
+    last. Only the ten best sources take part, which is quicker and overfits less (Caruana et al. 2006).
     """
-    members = examples.ranking()[:GREEDY_CANDIDATES]
-    units = [by_unit(examples.table, examples.rows, examples.probability[m], examples.folds) for m in members]
+    sources = examples.ranking()[:GREEDY_CANDIDATES]
+    units = [by_unit(examples.table, examples.rows, examples.probability[m], examples.folds) for m in sources]
     every = slice(None, None, -(-len(units[0].target) // GREEDY_ROWS))
     target, folds, rows = units[0].target[every], units[0].folds[every], units[0].rows[every]
     candidates = [unit.probability[every] for unit in units]
@@ -134,7 +204,7 @@ def greedy_weights(examples: Examples) -> np.ndarray:
     picks = np.zeros(len(candidates))
     total, best = np.zeros_like(candidates[0]), -np.inf
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of classes that a fold lacks: said once, with the scores of the members
+        warnings.simplefilter("ignore")  # of classes that a fold lacks: the scores of the sources name them
         for step in range(1, GREEDY_STEPS + 1):
             scores = [score((total + candidate) / step) for candidate in candidates]
             winner = int(np.argmax(np.nan_to_num(scores, nan=-np.inf)))
@@ -143,7 +213,7 @@ def greedy_weights(examples: Examples) -> np.ndarray:
             best, total = scores[winner], total + candidates[winner]
             picks[winner] += 1
     weights = np.zeros(len(examples.probability))
-    weights[members] = picks / picks.sum() if picks.sum() else equal_weights(len(members))
+    weights[sources] = picks / picks.sum() if picks.sum() else equal_weights(len(sources))
     return weights
 
 
@@ -152,35 +222,28 @@ def given(weights: np.ndarray) -> Method:
     return Method("given", "given weights", lambda examples: Blend(weights))
 
 
-def _best_single(examples: Examples) -> Blend:
-    return Blend(one_hot(int(examples.ranking()[0]), len(examples.probability)))
+def equal(examples: Any, mean: Callable[[np.ndarray, np.ndarray], np.ndarray] = arithmetic) -> Blend:
+    """A mean of all sources alike."""
+    return Blend(equal_weights(len(examples.probability)), mean)
 
 
-def _arithmetic(examples: Examples) -> Blend:
-    return Blend(equal_weights(len(examples.probability)))
+def _single(examples: Examples) -> Blend:
+    return Blend(np.eye(len(examples.probability))[examples.ranking()[0]])
 
 
 def _geometric(examples: Examples) -> Blend:
-    return Blend(equal_weights(len(examples.probability)), partial(geometric, exclusive=examples.exclusive))
-
-
-def _rank_mean(examples: Examples) -> Blend:
-    return Blend(equal_weights(len(examples.probability)), rank_mean)
+    return equal(examples, partial(geometric, exclusive=examples.exclusive))
 
 
 def _simplex(examples: Examples) -> Blend:
     return Blend(simplex_weights(examples.probability, examples.target, examples.exclusive))
 
 
-def _greedy(examples: Examples) -> Blend:
-    return Blend(greedy_weights(examples))
-
-
-SINGLE = Method("single", "best single source", _best_single)
-MEAN = Method("mean", "arithmetic mean", _arithmetic)
+SINGLE = Method("single", "best single source", _single)
+MEAN = Method("mean", "arithmetic mean", equal)
 GEOMETRIC = Method("geometric", "geometric mean", _geometric)
-RANK = Method("rank", "mean of ranks", _rank_mean)
+RANK = Method("rank", "mean of ranks", partial(equal, mean=rank_mean))
 SIMPLEX = Method("simplex", "weights by log loss", _simplex)
-GREEDY = Method("greedy", "greedy selection", _greedy)
+GREEDY = Method("greedy", "greedy selection", lambda examples: Blend(greedy_weights(examples)))
 BLENDS = (SINGLE, MEAN, GEOMETRIC, RANK, SIMPLEX, GREEDY)
 BLENDS_OF_VALUES = (SINGLE, MEAN, GREEDY)  # of whatever a task has

@@ -1,4 +1,4 @@
-"""Metadata columns of the table as inputs of a second level: numbers scaled, texts as one column a value."""
+"""Metadata columns of the table as inputs of stacking: numbers scaled, texts as one column a value."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise.data.problems import some
-from foldwise.data.table import Columns, Table, read_table
+from foldwise.data.table import Columns, read_table
 from foldwise.errors import Refusal
 from foldwise.predictions.ground_truth import GroundTruth
+from foldwise.predictions.schema import listed
 from foldwise.tasks import TASKS
 
 NOT_METADATA = ("id", "image", "mask", "unit", "group", "fold", "weight")
@@ -24,35 +24,30 @@ def read_metadata(
     20 values, the frequent ones. All this is learned from the training table, without its targets.
 
     Raises:
-        Refusal: a column that is not there, that holds a target or is what rows are found by, or test ids that
+        Refusal: a column that is missing, that holds a target or by which rows are found, or test ids that
             data.test_table does not have.
     """
     if not names:
         return np.zeros((len(truth.table), 0), np.float32), np.zeros((len(test_ids or ()), 0), np.float32)
-    columns = Columns.from_config(truth.config["data"]["columns"])
-    frames = [truth.table.frame]
+    data, columns = truth.config["data"], Columns.from_config(truth.config["data"]["columns"])
+    path, frames = data["test_table"], {truth.table.path: truth.table.frame}
     if test_ids is not None:
-        frames.append(_test_table(truth, columns).frame.set_index("id", drop=False))
-    _check_columns(names, columns, truth, frames)
-    if test_ids is not None:
-        missing = [id for id in test_ids if id not in frames[1].index]
-        if missing:
-            path = truth.config["data"]["test_table"]
-            raise Refusal(f"{len(missing)} predicted ids are not in {path}, which has their --columns: {some(missing)}")
-        frames[1] = frames[1].loc[list(test_ids)]
-    encoder = _encoder(frames[0], names).fit(frames[0])
-    encoded = [encoder.transform(frame).astype(np.float32) for frame in frames]
-    return encoded[0], encoded[1] if len(encoded) > 1 else encoded[0][:0]
+        if path is None:
+            raise Refusal("--columns needs the test table's columns as well, and data.test_table is null")
+        test = read_table(path, truth.task.name, data["root"], columns, truth.table.classes, has_target=False)
+        frames[path] = test.frame.set_index("id", drop=False)
+    _check_columns(names, columns, frames)
+    encoder = _encoder(truth.table.frame, names).fit(truth.table.frame)
+    encoded = encoder.transform(truth.table.frame).astype(np.float32)
+    if test_ids is None:
+        return encoded, encoded[:0]
+    problems = listed(f"predicted ids are not in {path}, which has their --columns", set(test_ids) - set(test.ids))
+    if problems:
+        raise Refusal(problems[0])
+    return encoded, encoder.transform(frames[path].loc[list(test_ids)]).astype(np.float32)
 
 
-def _test_table(truth: GroundTruth, columns: Columns) -> Table:
-    data = truth.config["data"]
-    if data["test_table"] is None:
-        raise Refusal("--columns needs the test table's columns as well, and data.test_table is null")
-    return read_table(data["test_table"], truth.task.name, data["root"], columns, truth.table.classes, has_target=False)
-
-
-def _check_columns(names: Sequence[str], columns: Columns, truth: GroundTruth, frames: Sequence[pd.DataFrame]) -> None:
+def _check_columns(names: Sequence[str], columns: Columns, frames: dict[Any, pd.DataFrame]) -> None:
     declared = [columns.id, columns.image, columns.group, columns.unit, columns.weight, columns.fold]
     target = columns.target or [task.column for task in TASKS.values()]
     targets = [target] if isinstance(target, str) else list(target)
@@ -62,10 +57,9 @@ def _check_columns(names: Sequence[str], columns: Columns, truth: GroundTruth, f
         for name in names
         if name in declared or name in NOT_METADATA
     ]
-    tables = [truth.table.path, truth.config["data"]["test_table"]]
     problems += [
         f"{path} has no column {name}"
-        for path, frame in zip(tables, frames, strict=False)
+        for path, frame in frames.items()
         for name in names
         if name not in frame and name not in NOT_METADATA
     ]
@@ -74,7 +68,7 @@ def _check_columns(names: Sequence[str], columns: Columns, truth: GroundTruth, f
 
 
 def _encoder(frame: pd.DataFrame, names: Sequence[str]) -> Any:
-    """What turns the columns into numbers; a CSV is read as text, so numbers are columns that all read as such."""
+    """The transformer from columns to numbers; a CSV is read as text, so numbers are columns that all read as such."""
     from sklearn.compose import ColumnTransformer
     from sklearn.impute import SimpleImputer
     from sklearn.pipeline import make_pipeline

@@ -1,9 +1,9 @@
-"""A second level: for each class a model from scikit-learn whose inputs are what the members say.
+"""Stacking: for each class a model from scikit-learn whose inputs are the predictions of the sources.
 
-Wolpert 1992, "Stacked generalization". The inputs of a class are that class's value of every member, the mean over the
-members of every class (which classes go together), and metadata columns of the table where they are asked for.
+Wolpert 1992, "Stacked generalization". The inputs of a class are that class's value of every source, the mean over the
+sources of every class (which classes go together), and metadata columns of the table where they are asked for.
 `STACKERS` lists the learners, the simplest first. Each hyperparameter is chosen by cross-validation over the folds
-that the second level is fitted on, and on no others, by some of their rows where there are many.
+that the learner is fitted on, and on no others, by some of their rows where there are many.
 """
 
 import warnings
@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from foldwise.predictions.ensembles.blending import EDGE
-from foldwise.predictions.ensembles.examples import Examples, Method
+from foldwise.predictions.ensembles.blending import EDGE, Examples, Method
 
 INNER_PARTS = 3  # folds are put together to so many parts for choosing a hyperparameter
 CHOOSING_ROWS = 8_000  # by which it is chosen, drawn at random: all of 40,000 would take three times as long for it
@@ -40,7 +39,7 @@ class Learner:
 
 @dataclass(frozen=True)
 class Stack:
-    """A fitted second level: one estimator a class."""
+    """Fitted stacking: one estimator a class."""
 
     estimators: list[Any]
     odds: bool
@@ -48,7 +47,7 @@ class Stack:
     weights: None = None
 
     def predict(self, probability: np.ndarray, extra: np.ndarray) -> np.ndarray:
-        """(N, C) from members (M, N, C) and metadata (N, F); exclusive classes sum to 1."""
+        """(N, C) from sources (M, N, C) and metadata (N, F); exclusive classes sum to 1."""
         inputs = class_inputs(probability, extra, self.odds)
         columns = [_predict(estimator, inputs(index)) for index, estimator in enumerate(self.estimators)]
         values = np.stack(columns, axis=1).astype(np.float32).clip(0, 1)
@@ -66,8 +65,8 @@ def class_inputs(probability: np.ndarray, extra: np.ndarray, odds: bool) -> Call
         return logit(values.clip(EDGE, 1 - EDGE)) if odds else values
 
     means = np.zeros(probability.shape[1:], np.float32)
-    for member in probability:
-        means += link(member) / np.float32(len(probability))
+    for source in probability:
+        means += link(source) / np.float32(len(probability))
     shared = np.hstack([means, extra])
     return lambda index: np.hstack([link(probability[:, :, index]).T, shared])
 
@@ -82,7 +81,7 @@ def fit_stack(learner: Learner, examples: Examples) -> Stack:
     parts = np.unique(examples.folds, return_inverse=True)[1] % INNER_PARTS
     # The classes are the parallelism: threads of BLAS and OpenMP beneath them wait for each other, ten times as long.
     with threadpool_limits(1, "blas"), warnings.catch_warnings():  # here: all threads share limits and filters
-        warnings.simplefilter("ignore")  # of a network stopped after its epochs, as it is meant to be
+        warnings.simplefilter("ignore")  # of solvers that did not converge
         estimators = Parallel(n_jobs=-1, prefer="threads")(
             delayed(_fit_class)(learner, inputs, index, target[:, index], parts) for index in range(target.shape[1])
         )
@@ -92,29 +91,29 @@ def fit_stack(learner: Learner, examples: Examples) -> Stack:
 def _fit_class(
     learner: Learner, inputs: Callable[[int], np.ndarray], index: int, target: np.ndarray, parts: np.ndarray
 ) -> Any:
-    """Choose the hyperparameter and fit; a class that all rows have, or none, is answered by its share."""
-    from threadpoolctl import threadpool_limits
+    """Choose the hyperparameter and fit an estimator; a class that all rows have, or none, gets its share.
 
-    with threadpool_limits(1, "openmp"):  # of the calling thread
-        return _choose_and_fit(learner, inputs(index), target, parts)
-
-
-def _choose_and_fit(learner: Learner, values: np.ndarray, target: np.ndarray, parts: np.ndarray) -> Any:
-    """An estimator of inputs (N, F) and a target (N,) bool; `parts` (N,) are held out in turn for choosing."""
+    Args:
+        target: (N,) bool.
+        parts: (N,), held out in turn for choosing.
+    """
     from sklearn.dummy import DummyRegressor
     from sklearn.model_selection import GridSearchCV, PredefinedSplit
+    from threadpoolctl import threadpool_limits
 
+    values = inputs(index)
     if target.all() or not target.any():
         return DummyRegressor().fit(values, target)
     some = np.random.default_rng(0).permutation(len(target))[:CHOOSING_ROWS]
     tried, of_tried = target[some], parts[some]
     both = [tried[of_tried == part].any() and not tried[of_tried == part].all() for part in np.unique(of_tried)]
     chosen = {name: options[0] for name, options in learner.grid.items()}
-    if len(both) > 1 and all(both):
-        cv = PredefinedSplit(of_tried)
-        search = GridSearchCV(learner.make(), learner.grid, cv=cv, scoring=learner.scoring, refit=False)
-        chosen = search.fit(values[some], tried).best_params_
-    return learner.make().set_params(**chosen).fit(values, target)
+    with threadpool_limits(1, "openmp"):  # of the calling thread
+        if len(both) > 1 and all(both):
+            cv = PredefinedSplit(of_tried)
+            search = GridSearchCV(learner.make(), learner.grid, cv=cv, scoring=learner.scoring, refit=False)
+            chosen = search.fit(values[some], tried).best_params_
+        return learner.make().set_params(**chosen).fit(values, target)
 
 
 def _predict(estimator: Any, values: np.ndarray) -> np.ndarray:
@@ -140,36 +139,18 @@ def _logistic() -> Any:
     return make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cholesky", max_iter=100))
 
 
-def _trees() -> Any:
-    from sklearn.ensemble import ExtraTreesClassifier
-
-    return ExtraTreesClassifier(n_estimators=100, random_state=0)
-
-
 def _boosting() -> Any:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     return HistGradientBoostingClassifier(max_leaf_nodes=8, early_stopping=False, random_state=0)
 
 
-def _network() -> Any:
-    from sklearn.neural_network import MLPClassifier
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    return make_pipeline(StandardScaler(), MLPClassifier((16,), solver="lbfgs", max_iter=100, random_state=0))
-
-
 LINEAR = Learner(_linear, {"ridge__alpha": [1000.0, 100.0, 10.0, 1.0]}, scoring="neg_mean_squared_error")
 LOGISTIC = Learner(_logistic, {"logisticregression__C": [0.001, 0.01, 0.1, 1.0]}, odds=True)
-TREES = Learner(_trees, {"min_samples_leaf": [50, 20, 5]})
 BOOSTING = Learner(_boosting, {"max_iter": [20, 50, 100]})
-NETWORK = Learner(_network, {"mlpclassifier__alpha": [10.0, 1.0, 0.1]}, odds=True)
 
 STACKERS = (
     Method("linear", "linear regression (ridge)", partial(fit_stack, LINEAR)),
     Method("logistic", "logistic regression", partial(fit_stack, LOGISTIC)),
-    Method("trees", "ExtraTrees", partial(fit_stack, TREES)),
     Method("boosting", "gradient boosting", partial(fit_stack, BOOSTING)),
-    Method("network", "two-layer network", partial(fit_stack, NETWORK)),
 )
