@@ -22,9 +22,8 @@ from foldwise.data.table import TableError
 from foldwise.errors import Refusal
 from foldwise.files import read_json, write_json
 from foldwise.inference.predicting import Choices, predict_runs
-from foldwise.predictions.pseudo.labelling import pseudo_label
+from foldwise.predictions.pseudo.labelling import list_uncertain, pseudo_label
 from foldwise.predictions.pseudo.rules import Confident, Soft
-from foldwise.predictions.pseudo.uncertain import list_uncertain
 from foldwise.processes.group import Rank
 from foldwise.schedule.phases import build_phases, pseudo_shares
 from foldwise.settings import find_choice

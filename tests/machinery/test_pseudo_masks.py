@@ -13,9 +13,8 @@ from tiny import CLASSES, prepare_tiny
 from foldwise.data.batches import unpack
 from foldwise.data.images import read_mask
 from foldwise.errors import Refusal
-from foldwise.predictions.pseudo.labelling import pseudo_label
+from foldwise.predictions.pseudo.labelling import list_uncertain, pseudo_label
 from foldwise.predictions.pseudo.rules import Confident, Soft
-from foldwise.predictions.pseudo.uncertain import list_uncertain
 from foldwise.processes.group import Rank
 from foldwise.training.loaders import training_loader, with_pseudo
 

@@ -63,7 +63,7 @@ def main() -> None:
 def list_images(options: argparse.Namespace) -> None:
     """List the images to label by hand."""
     from foldwise.config import read_config
-    from foldwise.predictions.pseudo.uncertain import list_uncertain
+    from foldwise.predictions.pseudo.labelling import list_uncertain
     from foldwise.reporting.console import print_uncertain
 
     print_uncertain(list_uncertain(options.runs, options.out, options.uncertain, options.test, options.table))

@@ -21,11 +21,10 @@ from foldwise.data.holdout import FULL, Holdout, choose_holdouts
 from foldwise.data.problems import some
 from foldwise.data.pseudo import ROW, STUDENT, provenance_path, student_name
 from foldwise.errors import Refusal
-from foldwise.files import check_new, sha256_file, write_atomic, write_json
+from foldwise.files import sha256_file, write_atomic, write_json
 from foldwise.predictions.ground_truth import GroundTruth, mismatches, read_ground_truth
 from foldwise.predictions.pseudo.labelling import COLUMNS
-from foldwise.predictions.pseudo.rules import confidence
-from foldwise.predictions.pseudo.tables import check_suffix, class_problems, write_table
+from foldwise.predictions.pseudo.rules import check_output, class_problems, confidence, write_table
 from foldwise.predictions.pseudo.teachers import IDENTITY, check_probabilities, run_problems
 from foldwise.predictions.store import average_members, read_predictions
 
@@ -45,10 +44,7 @@ def distill(runs: Sequence[Path], out: Path, weight: float = 1.0) -> list[dict[s
     Raises:
         Refusal: whatever is wrong with the runs; all is listed, and nothing is written.
     """
-    check_suffix(out)
-    check_new(out, provenance_path(out))
-    if not 0 < weight < np.inf:
-        raise Refusal(f"a weight of {weight:g} is not a number above 0")
+    check_output(out, weight)
     problems = [problem for run in runs for problem in run_problems(run)]
     if problems:
         raise Refusal("\n".join(problems))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from foldwise.predictions.decisions.submit import Submission
     from foldwise.predictions.ensembles.comparing import Comparison
     from foldwise.predictions.evaluation.evaluate import Evaluation
-    from foldwise.predictions.pseudo.student import Student
+    from foldwise.predictions.pseudo.labelling import Student
 
 CLASSES = 30  # of more, a table of classes is in the report only
 SHIFTS, CHANGES, IMAGES, NOTES = 40, 30, 50, 5  # lines that are printed; more are in the report, or in files

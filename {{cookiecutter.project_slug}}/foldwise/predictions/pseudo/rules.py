@@ -1,12 +1,17 @@
-"""Which answers of the teachers become pseudo labels: all as they are, or the confident ones as hard labels."""
+"""Rules of pseudo labels (all answers as soft targets, or the confident ones as hard labels), and what tables share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from foldwise.data.problems import some
+from foldwise.data.pseudo import provenance_path
+from foldwise.errors import Refusal
+from foldwise.files import check_new
 from foldwise.tasks import Task
 
 
@@ -16,11 +21,9 @@ class Soft:
 
     def problems(self, classes: Sequence[str], task: Task) -> list[str]:
         """What is wrong with it for these classes."""
-        if task.kind == "maps":
-            return [
-                "a mask has one class a pixel and no probabilities: take --confident, which leaves unsure pixels out"
-            ]
-        return []
+        if task.kind == "rows":
+            return []
+        return ["a mask has one class a pixel and no probabilities: take --confident, which leaves unsure pixels out"]
 
     def label(self, probability: np.ndarray, classes: Sequence[str], task: Task) -> tuple[np.ndarray, np.ndarray]:
         """From (N, C) probabilities: the images that are taken, (N,) bool, and the targets (N, C)."""
@@ -33,10 +36,10 @@ class Soft:
 
 @dataclass(frozen=True)
 class Confident:
-    """What is sure enough, with the answer as a hard label (Lee 2013, ICML workshop).
+    """Confident answers as hard labels (Lee 2013, ICML workshop).
 
-    Multiclass: images whose likeliest class has at least its threshold. Multi-label: each label is either there, with
-    at least its threshold, or absent, with as much for its absence; an image with a label in between is left out.
+    Multiclass: images whose most probable class has at least its threshold. Multi-label: each label is either present,
+    with at least its threshold, or absent, with as much for its absence; an image with a label in between is left out.
     Segmentation: pixels, as images of multiclass.
 
     Args:
@@ -51,26 +54,22 @@ class Confident:
         """What is wrong with it for these classes."""
         unknown = [name for name in self.of_class if name not in classes]
         found = [f"there is no class {name!r}; the classes are {some(classes)}" for name in unknown]
-        least = 0.0 if task.exclusive else 0.5  # below 0.5 a label would be there and absent at once
-        values = [self.threshold, *self.of_class.values()]
-        return found + [
-            f"a confidence of {value:g} is not above {least:g} and at most 1"
-            for value in values
-            if not least < value <= 1
-        ]
+        least = 0.0 if task.exclusive else 0.5  # below 0.5 a label would be present and absent at once
+        values = [value for value in (self.threshold, *self.of_class.values()) if not least < value <= 1]
+        return found + [f"a confidence of {value:g} is not above {least:g} and at most 1" for value in values]
 
     def label(self, probability: np.ndarray, classes: Sequence[str], task: Task) -> tuple[np.ndarray, np.ndarray]:
         """As `Soft.label`."""
         if not task.exclusive:
             threshold = self._thresholds(classes)
-            there = probability >= threshold
-            decided = there | (1 - probability >= threshold)
-            return np.all(decided, axis=1), there.astype(np.float64)
+            present = probability >= threshold
+            decided = present | (1 - probability >= threshold)
+            return np.all(decided, axis=1), present.astype(np.float64)
         answer, sure = self.answer(probability.T, classes)
         return sure, np.eye(len(classes))[answer]
 
     def answer(self, probability: np.ndarray, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """From (C, ...) probabilities: the number of the likeliest class, and whether it has its threshold, (...)."""
+        """From (C, ...) probabilities: the most probable class, and whether it has its threshold, (...)."""
         answer = probability.argmax(axis=0)
         return answer, probability.max(axis=0) >= self._thresholds(classes)[answer]
 
@@ -91,3 +90,28 @@ def confidence(probability: np.ndarray, exclusive: bool) -> np.ndarray:
     if exclusive:
         return probability.max(axis=1)
     return np.maximum(probability, 1 - probability).min(axis=1)
+
+
+def check_output(out: Path, weight: float) -> None:
+    """Refuse a table that is neither CSV nor parquet or exists, and a weight that is not above 0."""
+    check_suffix(out)
+    check_new(out, provenance_path(out))
+    if not 0 < weight < np.inf:
+        raise Refusal(f"a weight of {weight:g} is not a number above 0")
+
+
+def check_suffix(out: Path) -> None:
+    """Refuse a table that is neither CSV nor parquet."""
+    if out.suffix not in (".csv", ".parquet"):
+        raise Refusal(f"{out}: a table is a .csv or a .parquet file")
+
+
+def class_problems(classes: Sequence[str], columns: Sequence[str]) -> list[str]:
+    """Classes that cannot have a column of their own name, because the table has one."""
+    clash = [name for name in classes if name in columns]
+    return [f"a class cannot be called {some(clash)}, which is another column of the table: rename it"] if clash else []
+
+
+def write_table(path: Path, frame: pd.DataFrame) -> None:
+    """Write a table in the format of its suffix."""
+    (frame.to_csv if path.suffix == ".csv" else frame.to_parquet)(path, index=False)

@@ -1,12 +1,12 @@
-"""Runs whose predictions of unlabelled images may teach students, and what they say to each of them.
+"""Runs whose predictions of unlabelled images may teach students, and the targets that each student gets.
 
 The student of fold k is a model that is trained without fold k and scored on it, so nothing may teach it that ever saw
 fold k's labels. A run's fold-k models have not: they were trained on the other folds, and where they were trained on
-pseudo labels, on those of student k. All else has, in one way or another:
+pseudo labels, on those of student k. Everything else has:
 
 - models of the other folds were trained on fold k's labels;
 - an ensemble's fold-k member was fitted on other folds' out-of-fold rows, which come from models of those other folds;
-- a checkpoint, a restart or a rate that was chosen by the validation of fold k knows how well it did on fold k.
+- a checkpoint, restart or learning rate that was chosen by the validation of fold k knows how well it did on fold k.
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,14 +48,18 @@ class Teachers:
         return self.truth.task
 
     @property
+    def ignore_index(self) -> int:
+        return int(self.truth.config["data"]["ignore_index"])
+
+    @property
     def folds(self) -> list[int]:
         """The folds, which are the numbers of the students."""
         return sorted(set(self.truth.folds.tolist()) - {-1})
 
     def probability(self, fold: int | None = None) -> np.ndarray:
-        """(N, C) float64: the mean over the runs of what their models of this fold say, snapshots and views averaged.
+        """(N, C) float64: the mean over the runs of the predictions of their models of this fold.
 
-        None takes the models of all folds, which is for looking and not for training. Of masks see `maps`.
+        Snapshots and views are averaged. None takes the models of all folds, which is for looking and not for training.
         """
         total = np.zeros((len(self.table), len(self.classes)))
         for part in self.predictions:
