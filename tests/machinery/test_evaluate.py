@@ -365,7 +365,9 @@ def test_test_predictions_of_anybody_with_a_labelled_table(place, tmp_path):
     labels = pd.read_csv(place / "labelled.csv", dtype=str).set_index("id")["label"]
     right = values.idxmax(axis=1) == labels
     assert overall(evaluation, "Accuracy")["score"].tolist() == [pytest.approx(right.mean())] * 2
-    with pytest.raises(Refusal, match="friend has test predictions: name the table that has the truth with --table"):
+    with pytest.raises(
+        Refusal, match="friend has test predictions: name the table that has the ground truth with --table"
+    ):
         evaluate([tmp_path / "friend"])
 
 
@@ -390,7 +392,7 @@ def test_predictions_that_do_not_fit_are_refused(place, tmp_path):
     make_predictions(tmp_path / "friend", place, "multiclass", split="test")
     with pytest.raises(Refusal, match="a is named twice"):
         evaluate([run, run])
-    with pytest.raises(Refusal, match="has no predictions .*oof-d4"):
+    with pytest.raises(Refusal, match="has no out-of-fold predictions .*oof-d4"):
         evaluate([run], oof="oof-d4")
     with pytest.raises(Refusal, match="no test predictions"):
         evaluate([run], labelled=place / "labelled.csv")

@@ -1,4 +1,4 @@
-"""The competition's score of predictions against a table. What is predicted may be a unit of several images."""
+"""The competition's score of predictions by a table, whose units may have several images."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from foldwise.predictions.metrics.base import row_records
 
 
 class Scored(NamedTuple):
-    """What is scored: targets (U, C), values (U, C), folds (U,) and records (U,), see `metrics.base.row_records`."""
+    """Scored units: targets (U, C), values (U, C), folds (U,) and records (U,), see `metrics.base.row_records`."""
 
     target: np.ndarray
     probability: np.ndarray

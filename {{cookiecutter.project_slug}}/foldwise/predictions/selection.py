@@ -1,4 +1,4 @@
-"""Choosing between methods that were compared on the same folds."""
+"""Choice between methods that were compared on the same folds."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,8 @@ from foldwise.errors import Refusal
 def paired_error(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
     """Mean and standard error of `first` - `second` over folds.
 
-    The folds share their difficulty, which leaves the difference: it is much less uncertain than either score. With one
-    fold the error is unknown and taken as infinite.
+    The folds share their difficulty, so the difference is much less uncertain than either score. With one fold the
+    error is unknown and taken as infinite.
     """
     difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
     if len(difference) < 2:
@@ -20,7 +20,7 @@ def paired_error(first: Sequence[float], second: Sequence[float]) -> tuple[float
 
 
 def choose_simplest(scores: np.ndarray, greater_is_better: bool) -> int:
-    """The simplest method that is not clearly worse than the best: within one standard error of the difference.
+    """Number of the simplest method within one standard error of the difference to the best.
 
     (Breiman et al. 1984, section 3.4.3, with the paired error.) What was best of many by chance alone is rarely chosen.
 

@@ -1,4 +1,4 @@
-"""Where the predictions of a run lie: a run, an ensemble, or a folder of somebody else's with the same shape.
+"""Sources of predictions: a run, an ensemble, or a folder of somebody else's with the same shape.
 
 <source>/
     oof/                   the out-of-fold predictions
@@ -26,13 +26,13 @@ def output_folder(run: Path, output: Output) -> Path:
 
 
 def source_name(run: Path, output: Output) -> str:
-    """What predictions of an output say that they were made by."""
+    """The name of an output's source, as predictions of it record."""
     return f"{run.name}-{output.name}" if output.name else run.name
 
 
 @dataclass(frozen=True)
 class Source:
-    """One contributor: its out-of-fold predictions, and those of the test table where they are asked for."""
+    """The out-of-fold predictions of a source, and its test predictions where it has some."""
 
     folder: Path
     oof: Path
@@ -54,31 +54,31 @@ def find_sources(folders: Sequence[Path], oof: str = "oof", test: str | None = N
     Raises:
         Refusal: a folder twice, predictions that are not there, or several to choose from; every problem is listed.
     """
-    return _collect(folders, lambda folder: _find_source(folder, oof, test))
+    return _find_each(folders, lambda folder: Source(folder, _find_oof(folder, oof), _find_test(folder, test)))
 
 
 def find_predictions(paths: Sequence[Path], oof: str, test: str | None, labelled: bool) -> list[Path]:
-    """The prediction folder that each path means: itself, or one in a source.
+    """The prediction folder that each path means: itself, or one in a source; refusals as `find_sources`.
 
     Args:
-        oof: as in `find_sources`.
-        test: the name of predictions of split test, to compare with a labelled table; None: the only ones.
-        labelled: whether there is such a table.
-
-    Raises:
-        Refusal: predictions that are not there, twice the same, or several to choose from; all are listed.
+        labelled: look for predictions of split test, to compare with a labelled table, instead of out-of-fold ones.
     """
-    return _collect(paths, lambda path: _find_prediction(path, oof, test, labelled))
+
+    def find(path: Path) -> Path:
+        folder: Path | None = path
+        if not (path / HEADER).is_file():
+            folder = _find_test(path, test) if labelled else _find_oof(path, oof)
+        if folder is None:
+            raise Refusal(f"{path} has no test predictions")
+        if not labelled and read_header(folder).split == "test":
+            raise Refusal(f"{folder} has test predictions: name the table that has the ground truth with --table")
+        return folder
+
+    return _find_each(paths, find)
 
 
-def test_names(folder: Path) -> list[str]:
-    """Names of the test predictions in a source."""
-    found = sorted(path.parent for path in (folder / "predictions").glob(f"*/{HEADER}"))
-    return [path.name for path in found if read_header(path).split == "test"]
-
-
-def _collect(paths: Sequence[Path], find: Callable[[Path], T]) -> list[T]:
-    """What is found for each path; what is wrong with all of them is one Refusal."""
+def _find_each(paths: Sequence[Path], find: Callable[[Path], T]) -> list[T]:
+    """What is found for each path; the problems of all are one Refusal."""
     problems: list[str] = []
     found: dict[Path, T] = {}
     for path in map(Path, paths):
@@ -94,39 +94,24 @@ def _collect(paths: Sequence[Path], find: Callable[[Path], T]) -> list[T]:
     return list(found.values())
 
 
-def _find_source(folder: Path, oof: str, test: str | None) -> Source:
-    path = _oof_folder(folder, oof)
+def _find_oof(source: Path, oof: str) -> Path:
+    path = source / "oof" if oof == "oof" else source / "predictions" / oof
     if not (path / HEADER).is_file():
-        made = "train.py makes them" if oof == "oof" else f"python predict.py {folder} --oof --tta <name> makes such"
-        raise Refusal(f"{folder} has no out-of-fold predictions {path.relative_to(folder)}; {made}")
-    return Source(folder, path, _find_test(folder, test))
-
-
-def _find_prediction(path: Path, oof: str, test: str | None, labelled: bool) -> Path:
-    folder: Path | None = path
-    if not (path / HEADER).is_file():
-        folder = _find_test(path, test) if labelled else _oof_folder(path, oof)
-    if folder is None:
-        raise Refusal(f"{path} has no test predictions")
-    if not (folder / HEADER).is_file():
-        raise Refusal(f"{path} has no predictions {folder}")
-    if not labelled and read_header(folder).split == "test":
-        raise Refusal(f"{folder} has test predictions: name the table that has the truth with --table")
-    return folder
-
-
-def _oof_folder(source: Path, oof: str) -> Path:
-    return source / "oof" if oof == "oof" else source / "predictions" / oof
+        fix = "train.py makes them" if oof == "oof" else f"python predict.py {source} --oof --tta <name> makes such"
+        raise Refusal(f"{source} has no out-of-fold predictions {path.relative_to(source)}; {fix}")
+    return path
 
 
 def _find_test(source: Path, test: str | None) -> Path | None:
     """The test predictions of a source, None where there are none."""
-    there = test_names(source)
-    names = there if test is None else [test]
-    if len(names) > 1:
-        raise Refusal(f"{source} has several test predictions: choose with --test {' or --test '.join(names)}")
-    chosen = source / "predictions" / names[0] if names else None
-    if chosen is not None and not (chosen / HEADER).is_file():
-        others = f"; there are {', '.join(there)}" if there else ""
-        raise Refusal(f"{source} has no predictions called {names[0]}{others}")
+    folders = sorted(path.parent for path in (source / "predictions").glob(f"*/{HEADER}"))
+    found = {folder.name: folder for folder in folders if read_header(folder).split == "test"}
+    if test is None:
+        if len(found) > 1:
+            raise Refusal(f"{source} has several test predictions: choose with --test {' or --test '.join(found)}")
+        return next(iter(found.values()), None)
+    chosen = source / "predictions" / test
+    if not (chosen / HEADER).is_file():
+        others = f"; there are {', '.join(found)}" if found else ""
+        raise Refusal(f"{source} has no predictions called {test}{others}")
     return chosen

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,9 @@ import pandas as pd
 from foldwise.errors import Refusal
 from foldwise.files import check_new
 from foldwise.predictions.ensembles.blending import arithmetic, equal_weights, geometric, rank_mean
-from foldwise.predictions.schema import MEMBER
-from foldwise.predictions.store import Predictions, iter_maps, read_predictions, write_predictions
+from foldwise.predictions.store import iter_maps, read_predictions, sort_rows, write_predictions
 from foldwise.predictions.writers import PredictionWriter
 from foldwise.tasks import Task
-
-MEANS = ("arithmetic", "geometric", "rank")
 
 
 def average_views(folder: Path, out: Path, mean: str, views: Sequence[str] | None = None) -> None:
@@ -33,47 +31,32 @@ def average_views(folder: Path, out: Path, mean: str, views: Sequence[str] | Non
     """
     check_new(out)
     predictions = read_predictions(folder)
-    there = predictions.frame["view"].drop_duplicates().tolist()
-    chosen = there if views is None else list(views)
-    unknown = [view for view in chosen if view not in there]
-    if unknown or not chosen or len(set(chosen)) < len(chosen):
-        raise Refusal(f"{folder} has the views {', '.join(there)}; choose some of them, each once")
+    kept = predictions.frame["view"].drop_duplicates().tolist()
+    chosen = kept if views is None else list(views)
+    if set(chosen) - set(kept) or not chosen or len(set(chosen)) < len(chosen):
+        raise Refusal(f"{folder} has the views {', '.join(kept)}; choose some of them, each once")
     task = predictions.header.meaning
     if mean == "rank" and task.kind == "maps":
         raise Refusal("ranks of pixels say nothing: choose the arithmetic or geometric mean for masks")
     if mean != "arithmetic" and not task.probabilities:
         raise Refusal(f"the {mean} mean is of probabilities, which {task.name} has not: choose the arithmetic mean")
     header = replace(predictions.header, tta={"views": chosen, "mean": mean}, members=[], created_by="average.py")
-    some = replace(predictions, frame=predictions.frame[predictions.frame["view"].isin(chosen)])
-    if task.kind == "rows":
-        return write_predictions(out, _average_rows(some, mean, chosen), header)
-    with PredictionWriter(out, header) as writer:
-        waiting: list[np.ndarray] = []
-        for row in iter_maps(_by_member(some)):
-            waiting.append(row.probability)
-            if len(waiting) == len(chosen):
-                writer.add(row.id, row.fold, row.snapshot, _name(chosen), _mean(np.stack(waiting), mean, task))
-                waiting = []
-
-
-def _average_rows(predictions: Predictions, mean: str, views: Sequence[str]) -> pd.DataFrame:
-    """One row for each id, fold and snapshot. Ranks are those among the rows of one model."""
+    frame = predictions.frame[predictions.frame["view"].isin(chosen)].reset_index(drop=True)
+    name = chosen[0] if len(chosen) == 1 else "mean"
+    if task.kind == "maps":
+        by_model = sort_rows(frame, pd.Series(pd.factorize(frame["id"])[0]))  # the views of a model stand together
+        with PredictionWriter(out, header) as writer:
+            maps = iter_maps(replace(predictions, frame=by_model))
+            for model, rows in groupby(maps, key=lambda row: (row.id, row.fold, row.snapshot)):
+                writer.add(*model, name, _mean(np.stack([row.probability for row in rows]), mean, task))
+        return
     columns, parts = predictions.columns, []
-    for (fold, snapshot), frame in predictions.frame.groupby(["fold", "snapshot"], sort=True):
-        ids = frame["id"].drop_duplicates()
-        stacked = np.stack(
-            [frame[frame["view"] == view].set_index("id").loc[ids, columns].to_numpy(np.float32) for view in views]
-        )
-        values = pd.DataFrame(_mean(stacked, mean, predictions.header.meaning), columns=columns)
-        parts.append(values.assign(id=ids.to_numpy(), fold=fold, snapshot=snapshot, view=_name(views)))
-    return pd.concat(parts, ignore_index=True)
-
-
-def _by_member(predictions: Predictions) -> Predictions:
-    """The index with the views of each id and model one after the other."""
-    order = pd.Series(pd.factorize(predictions.frame["id"])[0], index=predictions.frame.index, name="order")
-    keys = pd.concat([order, predictions.frame[MEMBER]], axis=1).sort_values(["order", *MEMBER], kind="stable").index
-    return replace(predictions, frame=predictions.frame.loc[keys])
+    for (fold, snapshot), own in frame.groupby(["fold", "snapshot"], sort=True):  # ranks are those of one model's rows
+        ids = own["id"].drop_duplicates()
+        of_view = [own[own["view"] == view].set_index("id").loc[ids, columns].to_numpy(np.float32) for view in chosen]
+        values = pd.DataFrame(_mean(np.stack(of_view), mean, task), columns=columns)
+        parts.append(values.assign(id=ids.to_numpy(), fold=fold, snapshot=snapshot, view=name))
+    write_predictions(out, pd.concat(parts, ignore_index=True), header)
 
 
 def _mean(values: np.ndarray, mean: str, task: Task) -> np.ndarray:
@@ -84,7 +67,3 @@ def _mean(values: np.ndarray, mean: str, task: Task) -> np.ndarray:
     if mean == "arithmetic":
         return arithmetic(values, weights)
     return geometric(values, weights, task.exclusive, axis=0 if task.kind == "maps" else -1)
-
-
-def _name(views: Sequence[str]) -> str:
-    return views[0] if len(views) == 1 else "mean"
