@@ -39,42 +39,16 @@ REQUEST = "request.json"
 BLOCK = 4096  # rows that are put on disk together
 
 
-class Shard:
-    """Predictions that one process adds to an unfinished folder; it can be sent to a process before its first row.
+class RowShard:
+    """Rows that one process adds to an unfinished folder; it can be sent to a process before its first row.
 
-    Args:
-        folder: unfinished.
-        number: no other shard of the folder has it.
-        columns: names of the values.
+    They are written in blocks, `shard-<number>-<block>.parquet`: at most one block is lost by a kill. No other shard of
+    the folder has the number.
     """
 
     def __init__(self, folder: Path, number: int, columns: Sequence[str]) -> None:
         self.folder, self.name, self.columns = folder, f"shard-{number:03d}", list(columns)
-        self.count = 0  # files written
-
-    def add(self, id: str, fold: int, snapshot: str, view: str, probability: np.ndarray) -> None:
-        """Add one member's prediction of one image."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Put on disk what is not there yet."""
-
-    @staticmethod
-    def read_all(folder: Path) -> pd.DataFrame:
-        """The rows or the index of all shards, in the order of shards and within them as added."""
-        raise NotImplementedError
-
-    @staticmethod
-    def finish(folder: Path, frame: pd.DataFrame, header: Header) -> None:
-        """Write what a prediction folder has beside its sidecar; `frame` has the rows or the index."""
-        raise NotImplementedError
-
-
-class RowShard(Shard):
-    """Rows in blocks, `shard-<number>-<block>.parquet`: at most one block is lost by a kill."""
-
-    def __init__(self, folder: Path, number: int, columns: Sequence[str]) -> None:
-        super().__init__(folder, number, columns)
+        self.blocks = 0  # written
         self.waiting: list[tuple[tuple[str, int, str, str], np.ndarray]] = []
 
     def add(self, id: str, fold: int, snapshot: str, view: str, probability: np.ndarray) -> None:
@@ -84,28 +58,38 @@ class RowShard(Shard):
             self.close()
 
     def close(self) -> None:
+        """Put on disk what is waiting."""
         if not self.waiting:
             return
         frame = pd.DataFrame([key for key, _ in self.waiting], columns=["id", *MEMBER])
         frame[self.columns] = np.stack([values for _, values in self.waiting]).astype(np.float32)
-        with write_atomic(self.folder / f"{self.name}-{self.count:06d}.parquet") as temporary:
+        with write_atomic(self.folder / f"{self.name}-{self.blocks:06d}.parquet") as temporary:
             frame.to_parquet(temporary, index=False)
-        self.count += 1
+        self.blocks += 1
         self.waiting = []
 
     @staticmethod
     def read_all(folder: Path) -> pd.DataFrame:
+        """The rows of all shards, in the order of shards and within them as added."""
         frames = [pd.read_parquet(path) for path in _shard_files(folder)]
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["id", *MEMBER])
 
     @staticmethod
     def finish(folder: Path, frame: pd.DataFrame, header: Header) -> None:
+        """Write all rows as one file."""
         frame[header.columns] = header.meaning.clip(frame[header.columns].to_numpy())
         frame.to_parquet(folder / FILES["rows"], index=False)
 
 
-class MapShard(Shard):
-    """Maps in `maps/`, and for each that is whole a line of the index in `shard-<number>.jsonl`."""
+class MapShard:
+    """As `RowShard`: maps in `maps/`, and for each that is whole a line of the index in `shard-<number>.jsonl`."""
+
+    def __init__(self, folder: Path, number: int, columns: Sequence[str]) -> None:
+        self.folder, self.name, self.columns = folder, f"shard-{number:03d}", list(columns)
+        self.count = 0  # maps written
+
+    def close(self) -> None:
+        """Nothing waits."""
 
     def add(self, id: str, fold: int, snapshot: str, view: str, probability: np.ndarray) -> None:
         """Add one member's probability (C, H, W): float in [0, 1], or uint8 as stored.
@@ -136,6 +120,7 @@ class MapShard(Shard):
 
     @staticmethod
     def read_all(folder: Path) -> pd.DataFrame:
+        """The index of all shards, in the order of shards and within them as added."""
         rows: list[dict[str, Any]] = []
         for path in _shard_files(folder):
             lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a last line that was cut off has no end
@@ -145,6 +130,7 @@ class MapShard(Shard):
 
     @staticmethod
     def finish(folder: Path, frame: pd.DataFrame, header: Header) -> None:
+        """Give the maps of the index `frame` their names, and write it."""
         names = [f"maps/{number:06d}.npz" for number in range(len(frame))]
         for old, new in zip(frame["file"], names, strict=True):
             (folder / old).rename(folder / new)
@@ -152,6 +138,9 @@ class MapShard(Shard):
             path.unlink()  # of an image that was interrupted
         frame["file"] = names
         frame.to_parquet(folder / FILES["maps"], index=False)
+
+
+Shard = RowShard | MapShard
 
 
 class PredictionWriter:
@@ -174,7 +163,7 @@ class PredictionWriter:
         ids: Sequence[str] | None = None,
     ) -> None:
         self.folder, self.header, self.request, self.ids = Path(folder), header, request, ids
-        self.kind = MapShard if header.meaning.kind == "maps" else RowShard
+        self.kind: type[Shard] = MapShard if header.meaning.kind == "maps" else RowShard
         self.done: set[str] = set()
 
     def __enter__(self) -> Self:
