@@ -23,7 +23,7 @@ from foldwise.predictions.evaluation.evidence import (
     reliability_bins,
     reliability_curve,
 )
-from foldwise.predictions.metrics import METRICS, score_folds
+from foldwise.predictions.metrics import METRICS, Dice, MeanIoU, score_folds
 from foldwise.predictions.metrics.building import build_metric
 from foldwise.predictions.metrics.folds import fold_score, prepare_score
 from foldwise.predictions.schema import Header
@@ -88,6 +88,13 @@ def test_weighted_pixel_counts(name):
     weight = np.random.default_rng(1).integers(0, 3, 20)
     expected = metric.reduce(np.repeat(counts, weight, axis=0))
     assert prepare_score(metric, counts)(weight.astype(float)) == pytest.approx(expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("metric", [MeanIoU(), Dice(), Dice(per_image=True)])
+def test_a_draw_of_no_masks_has_no_score(metric):
+    metric = metric.for_task("segmentation", list("abcd"))
+    assert np.isnan(prepare_score(metric, np.ones((20, 4, 3), int))(np.zeros(20)))
 
 
 def test_bootstrap_of_a_share_is_binomial():

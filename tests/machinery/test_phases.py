@@ -291,7 +291,7 @@ def test_the_picture_of_a_run_shows_what_the_phases_do(data):
     assert head.share == pytest.approx(sum(value.numel() for value in net.fc.parameters()) / total)
     assert head.share < last.share < drop.share == again.share == 1
     assert last.image_size == (16, 16) and last.augmentations == ["HorizontalFlip"]
-    assert "GridDistortion" in again.augmentations and "mixup" in drop.augmentations and drop.waits
-    assert last.rates[0][1] == pytest.approx(0.01) and last.rates[0][0] < 0.001  # layer decay
+    assert "GridDistortion" in again.augmentations and "mixup" in drop.augmentations and drop.plateau
+    assert last.lrs[0][1] == pytest.approx(0.01) and last.lrs[0][0] < 0.001  # layer decay
     picture = cv2.imdecode(np.frombuffer(to_png(phases_figure(previews)), np.uint8), cv2.IMREAD_COLOR)
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50

@@ -1,4 +1,4 @@
-"""The picture of a training's phases: learning rate, trainable share, image size and augmentation over the epochs."""
+"""Figure of a training's phases: learning rate, trainable share, image size and augmentation over the epochs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,20 +25,20 @@ class PhasePreview:
         share: of the parameters that train, in [0, 1].
         image_size: (height, width) of the training images.
         augmentations: names of transforms, and of what mixes images.
-        rates: the lowest and the highest rate of all layers, at equal distances from its beginning to its end.
-        waits: the rate drops when the validation loss no longer improves, which nobody knows beforehand.
+        lrs: lowest and highest learning rate of all layers, at equal distances from the beginning to the end.
+        plateau: whether the learning rate drops when the validation loss no longer improves, at unknown epochs.
     """
 
     phase: Phase
     share: float
     image_size: tuple[int, int]
     augmentations: list[str]
-    rates: list[tuple[float, float]]
-    waits: bool
+    lrs: list[tuple[float, float]]
+    plateau: bool
 
 
 def phases_figure(previews: Sequence[PhasePreview]) -> "Figure":
-    """The phases of a training one after another, and below each other what changes with them.
+    """Draw the phases one after another, and below each other what changes with them.
 
     The band of the learning rate reaches from the first layer to the head, where layer decay sets them apart.
     """
@@ -48,24 +48,24 @@ def phases_figure(previews: Sequence[PhasePreview]) -> "Figure":
     heights = (3, 1.2, 1.2, 0.4 + 0.22 * len(names))
     figure = new_figure(10, 0.9 + sum(heights))
     axes = figure.subplots(4, 1, sharex=True, height_ratios=heights)
-    rate, share, size, augmentation = axes
+    lr, share, size, augmentation = axes
     for number, (part, start, end) in enumerate(zip(previews, starts, ends, strict=True)):
-        low, high = np.array(part.rates).T
+        low, high = np.array(part.lrs).T
         epochs = np.linspace(start, end, len(high))
         color = color_of(number)
-        rate.fill_between(epochs, low, high, color=color, alpha=0.3, linewidth=0)
-        rate.plot(epochs, high, color=color)
+        lr.fill_between(epochs, low, high, color=color, alpha=0.3, linewidth=0)
+        lr.plot(epochs, high, color=color)
         share.fill_between([start, end], 0, 100 * part.share, color=color, alpha=0.5, linewidth=0)
         size.plot([start, end], [max(part.image_size)] * 2, color=color, linewidth=3, solid_capstyle="butt")
         rows = [names.index(name) for name in part.augmentations]
         augmentation.barh(rows, end - start, left=start, color=color, alpha=0.5, height=0.8)
         middle, (height, width) = (start + end) / 2, part.image_size
-        rate.text(middle, 1.02, _title(part), transform=rate.get_xaxis_transform(), **LABEL)
+        lr.text(middle, 1.02, _title(part), transform=lr.get_xaxis_transform(), **LABEL)
         share.text(middle, 50, f"{100 * part.share:.3g} %", **LABEL)
         size.text(middle, 1.05 * max(height, width), f"{height} x {width}", **LABEL)
         for axis in axes:
             axis.axvline(end, color="0.6", linewidth=0.8)
-    rate.set(yscale="log", ylabel="learning rate")
+    lr.set(yscale="log", ylabel="learning rate")
     share.set(ylim=(0, 105), ylabel="trains, %")
     size.set(ylabel="image side")
     size.margins(y=1)
@@ -80,7 +80,7 @@ def _title(part: PhasePreview) -> str:
     """The name of a phase, and what cannot be drawn."""
     phase = part.phase
     notes = {
-        "drops at a plateau": part.waits,
+        "drops at a plateau": part.plateau,
         f"{phase.rows} rows": phase.rows,
         "from the best": phase.start == "best",
         "snapshot": phase.snapshot,
