@@ -4,7 +4,7 @@ Out-of-fold predictions belong to the competition's table and folds. Predictions
 table: a benchmark, a hold-out, a test set whose solution was published.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from foldwise.code.build import resolve_strict
 from foldwise.code.runs import current_code, module_target, run_code
 from foldwise.code.source import NO_CODE, Code
-from foldwise.config import compose_config, read_config
+from foldwise.config import compose_config, read_config, resolve_config
 from foldwise.data.folds import fold_array, folds_hash, table_folds
 from foldwise.data.prepare import read_items
 from foldwise.data.samples import Samples, TableItems
@@ -64,10 +64,8 @@ def read_ground_truth(source: Path, data: str | None = None, overrides: Sequence
     Raises:
         Refusal: no configuration, no folds.csv, code that is not trusted, or a table with problems.
     """
-    config = _source_config(source, data, overrides)
+    config, samples, code = _open(source, data, overrides)
     section = config["data"]
-    code = _source_code(source, data, config)
-    samples = _build_reader(config["samples"], code.alias)
     read = read_items(section, config["task"], samples)
     table, folds = read.table, table_folds(read.table, section)
     metric = build_metric(config["metric"], config["task"], table.classes, table, code.alias)
@@ -84,12 +82,11 @@ def read_labelled_table(
         header: of the predictions, which names task and columns.
         source, data, overrides: as in `read_ground_truth`; what the columns mean, and the metric.
     """
-    config = _source_config(source, data, overrides)
+    config, samples, code = _open(source, data, overrides)
     section = config["data"]
     columns = replace(Columns.from_config(section["columns"]), fold=None, weight=None)
-    code = _source_code(source, data, config)
     source_table = read_table(path, header.task, section["root"], columns, header.columns)
-    items = TableItems.of(source_table, _build_reader(config["samples"], code.alias))
+    items = TableItems.of(source_table, samples)
     table = items.table
     metric = build_metric(config["metric"], header.task, table.classes, table, code.alias)
     return GroundTruth(table, np.zeros(len(table), np.int64), "", metric, config, items, code)
@@ -148,28 +145,22 @@ def align(predictions: Predictions, truth: GroundTruth) -> tuple[np.ndarray, np.
     return rows, average.loc[ids, list(truth.table.classes)].to_numpy(np.float64)
 
 
-def _build_reader(config: Mapping[str, Any], alias: str | None) -> Samples:
-    """The reader that a configuration names, which may come from other people: a class of foldwise or of `alias`."""
-    arguments = {name: value for name, value in config.items() if name != "_target_"}
-    kind = resolve_strict(module_target(config["_target_"]), alias, Samples, "samples._target_")
-    return kind(**arguments)
+def _open(source: Path, data: str | None, overrides: Sequence[str]) -> tuple[dict[str, Any], Samples, Code]:
+    """The resolved configuration of a source or of `data`, its reader, and the owner's code.
 
-
-def _source_code(source: Path, data: str | None, config: dict[str, Any]) -> Code:
-    """The owner's code that a source was made with; without a copy in it, that of the working tree."""
-    own = run_code(run_of(source)[0]) if data is None else NO_CODE
-    return own if own.files else current_code({key: config[key] for key in ("samples", "metric")})
-
-
-def _source_config(source: Path, data: str | None, overrides: Sequence[str]) -> dict[str, Any]:
+    Configurations come from other people too: the reader is a class of foldwise or of the code, which is the run's copy
+    where there is one, else the working tree's.
+    """
     if data is None:
         if overrides:
             raise Refusal(f"{', '.join(overrides)} changes a configuration: name the data with --data")
         if not (source / "config.yaml").is_file():
             raise Refusal(f"{source} has no config.yaml: say which data and metric it is about with --data <name>")
-        return read_config(source)
-    from omegaconf import OmegaConf
-
-    config = OmegaConf.to_container(compose_config([f"data={data}", *overrides]), resolve=True)
-    assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items()}
+        config, code = read_config(source), run_code(run_of(source)[0])
+    else:
+        config, code = resolve_config(compose_config([f"data={data}", *overrides])), NO_CODE
+    if not code.files:
+        code = current_code({key: config[key] for key in ("samples", "metric")})
+    arguments = {name: value for name, value in config["samples"].items() if name != "_target_"}
+    kind = resolve_strict(module_target(config["samples"]["_target_"]), code.alias, Samples, "samples._target_")
+    return config, kind(**arguments), code
