@@ -27,6 +27,12 @@ class ProcessFailed(Refusal):
         self.exit_code = 1 if 1 in codes else 2
 
 
+def refuse_all(problems: Iterable[str]) -> None:
+    """Raise a Refusal that lists the problems, a line each; nothing without problems."""
+    if text := "\n".join(problems):
+        raise Refusal(text)
+
+
 def explain(error: BaseException) -> str | None:
     """A sentence where data, settings or machine are to blame; None for a bug, which needs its traceback."""
     text = str(error)

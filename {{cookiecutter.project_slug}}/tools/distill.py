@@ -31,7 +31,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Write the table, and end with exit code 2 and a sentence when something is wrong with the input."""
+    """Write the table; exit with code 2 and a sentence when the input is wrong."""
     options = parse()
     with exit_on_error("nothing was written"):
         from foldwise.config import read_config

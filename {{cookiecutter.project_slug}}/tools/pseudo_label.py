@@ -6,8 +6,8 @@ examples:
   python tools/pseudo_label.py runs/a-1a2b3c4d --confident 0.95 --confident-class cat=0.9 dog=0.99 --out pseudo.csv
   python tools/pseudo_label.py runs/a-1a2b3c4d --uncertain 100 --out uncertain.csv
 
-The targets of fold k's student are the mean over the runs of what their fold-k models say. Ensembles, and runs whose
-checkpoints were chosen on their own fold, are refused: they know fold k's labels.
+The targets of fold k's student are the mean over the runs of the predictions of their fold-k models. Ensembles, and
+runs whose checkpoints were chosen on their own fold, are refused: they know fold k's labels.
 
 Segmentation: each student gets a mask an image, a PNG in a folder beside the table, which must lie under the data root.
 Pixels whose class is less sure than --confident have the value data.ignore_index, which is neither trained nor scored;
@@ -54,7 +54,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Write the table, and end with exit code 2 and a sentence when something is wrong with the input."""
+    """Write the table; exit with code 2 and a sentence when the input is wrong."""
     options = parse()
     with exit_on_error():
         (list_images if options.uncertain else label)(options)

@@ -1,9 +1,9 @@
 """Soft targets of the training images themselves, by teachers that saw neither them nor the student's validation fold.
 
-The student of fold k is scored on fold k, so nothing may teach it that saw fold k's labels; and what a teacher says of
-an image that it was trained on is its label once more. So an image of fold j is labelled for the student of fold k by
-the model that was trained without both (`train.py fold=pairs`). The student of every row, which nothing scores, takes
-the ordinary out-of-fold predictions.
+The student of fold k is scored on fold k, so nothing may teach it that saw fold k's labels; and what a teacher
+predicts for an image that it was trained on is its label once more. So an image of fold j is labelled for the student
+of fold k by the model that was trained without both (`train.py fold=pairs`). The student of the full fit, which nothing
+scores, takes the ordinary out-of-fold predictions.
 
 The targets are a table of pseudo labels, see predictions/pseudo/labelling.py, and training mixes them with the real
 labels in the same way: with a share of 0.5 the mean loss is half that of the teacher's answer and half that of the
@@ -20,7 +20,7 @@ import pandas as pd
 from foldwise.data.holdout import FULL, Holdout, choose_holdouts
 from foldwise.data.problems import some
 from foldwise.data.pseudo import ROW, STUDENT, provenance_path, student_name
-from foldwise.errors import Refusal
+from foldwise.errors import Refusal, refuse_all
 from foldwise.files import sha256_file, write_atomic, write_json
 from foldwise.predictions.ground_truth import GroundTruth, mismatches, read_ground_truth
 from foldwise.predictions.pseudo.labelling import COLUMNS
@@ -30,11 +30,11 @@ from foldwise.predictions.store import average_members, read_predictions
 
 
 def distill(runs: Sequence[Path], out: Path, weight: float = 1.0) -> list[dict[str, Any]]:
-    """Write the soft targets of every student, and beside them where they come from.
+    """Write the soft targets of every student, and their provenance beside them.
 
     Args:
         runs: folders that train.py made, with `fold=pairs`; their mean teaches. Where all have out-of-fold predictions
-            too, there is a student of every row.
+            too, there is a student of the full fit.
         out: the .csv or .parquet file to write.
         weight: of each row in the loss, beside a real row's 1.
 
@@ -46,8 +46,7 @@ def distill(runs: Sequence[Path], out: Path, weight: float = 1.0) -> list[dict[s
     """
     check_output(out, weight)
     problems = [problem for run in runs for problem in run_problems(run)]
-    if problems:
-        raise Refusal("\n".join(problems))
+    refuse_all(problems)
     truth = read_ground_truth(runs[0])
     check_probabilities(truth)
     if truth.task.kind == "maps":
@@ -60,8 +59,7 @@ def distill(runs: Sequence[Path], out: Path, weight: float = 1.0) -> list[dict[s
     if not problems:
         every = sorted({shard for found in shards.values() for shard in found})
         problems = [problem for shard in every for problem in _shard_problems(shard, truth)]
-    if problems:
-        raise Refusal("\n".join(problems))
+    refuse_all(problems)
     frames, summaries = [], []
     for student in students:
         frame, summary = _targets(truth, student, [shards[run, student] for run in runs], weight)
@@ -85,29 +83,29 @@ def distill(runs: Sequence[Path], out: Path, weight: float = 1.0) -> list[dict[s
 def _targets(
     truth: GroundTruth, student: int, shards_of_runs: Sequence[Sequence[Path]], weight: float
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The rows of one student, and how many they are."""
+    """Rows and counts of one student."""
     table, classes = truth.table, list(truth.table.classes)
     rows = np.flatnonzero((truth.folds >= 0) & (truth.folds != student))
     ids = [table.ids[row] for row in rows]
-    said = np.mean([_said(shards, student, classes).loc[ids] for shards in shards_of_runs], axis=0)
+    predicted = np.mean([_teach(shards, student, classes).loc[ids] for shards in shards_of_runs], axis=0)
     if truth.task.exclusive:
-        said /= said.sum(axis=1, keepdims=True)  # exactly, which predictions need not be
+        predicted /= predicted.sum(axis=1, keepdims=True)  # exactly, which predictions need not be
     frame = table.frame.iloc[rows][["id", "image"]].reset_index(drop=True)
     frame = frame.assign(
         **{ROW: f"{student_name(student)}/" + frame["id"], STUDENT: student_name(student), "weight": weight}
     )
-    frame["confidence"] = confidence(said, truth.task.exclusive).astype(np.float32)
-    targets = pd.DataFrame(said.astype(np.float32), columns=classes)
+    frame["confidence"] = confidence(predicted, truth.task.exclusive).astype(np.float32)
+    targets = pd.DataFrame(predicted.astype(np.float32), columns=classes)
     summary = {
         STUDENT: student_name(student),
         "rows": len(rows),
-        "classes": dict(zip(classes, said.sum(axis=0).tolist(), strict=True)),
+        "classes": dict(zip(classes, predicted.sum(axis=0).tolist(), strict=True)),
     }
     return frame[list(COLUMNS)].join(targets), summary
 
 
-def _said(shards: Sequence[Path], student: int, classes: Sequence[str]) -> pd.DataFrame:
-    """By id: what teachers said of the rows of the folds that are not the student's."""
+def _teach(shards: Sequence[Path], student: int, classes: Sequence[str]) -> pd.DataFrame:
+    """By id: the mean prediction of the teachers, for rows of other folds than the student's."""
     frame = pd.concat([read_predictions(shard).frame for shard in shards])
     return average_members(frame[frame["fold"] != student], classes).set_index("id")
 

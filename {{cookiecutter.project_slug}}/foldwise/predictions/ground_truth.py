@@ -92,6 +92,20 @@ def read_labelled_table(
     return GroundTruth(table, np.zeros(len(table), np.int64), "", metric, config, items, code)
 
 
+def read_test_table(truth: GroundTruth, path: Path | None = None) -> Table:
+    """Read the competition's table without targets, `data.test_table`, or another one.
+
+    Raises:
+        Refusal: there is none, or it has problems.
+    """
+    data = truth.config["data"]
+    path = path or data["test_table"]
+    if path is None:
+        raise Refusal("data.test_table is null: name the table of the predicted images there, or with --table <file>")
+    columns = Columns.from_config(data["columns"])
+    return read_table(path, truth.task.name, data["root"], columns, truth.table.classes, has_target=False)
+
+
 def mismatches(header: Header, truth: GroundTruth, split: str) -> list[str]:
     """Problems of predictions of another split, task, columns or folds than the ground truth's.
 

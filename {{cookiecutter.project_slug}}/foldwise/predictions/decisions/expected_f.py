@@ -1,13 +1,13 @@
 """The answer with the largest expected F-beta of a row, given the probability of each label.
 
-F-beta of one row is (1 + b²) tp / (answered + b² true). Its expectation over the unknown truth needs of the truth's
+F-beta of one row is (1 + b²) tp / (predicted + b² true). Its expectation over the unknown true labels needs of their
 distribution only P(label i and s labels in all); the best answer of k labels then consists of the k labels with the
 largest  sum over s of P(i, s) (1 + b²) / (k + b² s),  and k is found by trying all (Dembczyński et al. 2011, "An exact
 algorithm for F-measure maximization"). With independent labels that is a prefix of the labels sorted by probability
 (Jansche 2007; Ye et al. 2012), and P(i, s) follows from the Poisson-binomial distribution of the count of the others.
 
 Labels that exclude each other are one draw and not several: a group adds at most one to the count. A label that
-stands alone excludes all others: either it is the whole truth, or the truth is drawn from the rest.
+stands alone excludes all others: either it is the only true one, or all true ones are of the rest.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def best_answers(
             where one label is always true: they are taken as the distribution of the one draw.
         beta: above 1, a missed label costs more than one too many.
         groups: labels that exclude each other; the others are independent given the picture.
-        empty: what an empty answer scores where the truth is empty too.
+        empty: what an empty answer scores where no label is true.
         alone: column numbers of labels that are never true together with another, of the same group or not.
 
     Returns:
@@ -102,7 +102,7 @@ def _best_block(
     _divide(probability, groups)
     single = probability[list(alone)]
     single /= np.maximum(single.sum(axis=0), 1)
-    rest = 1 - single.sum(axis=0)  # the chance of a truth without those; what follows is given one
+    rest = 1 - single.sum(axis=0)  # the chance that none of those is true; what follows is given that
     if len(single):
         probability[list(alone)] = 0
         probability = np.minimum(np.divide(probability, rest, out=np.zeros_like(probability), where=rest > 0), 1)

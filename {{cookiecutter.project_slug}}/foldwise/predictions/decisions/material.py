@@ -7,12 +7,18 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from foldwise.data.table import Columns, read_table
+from foldwise.data.table import Columns
 from foldwise.errors import Refusal
 from foldwise.predictions.decisions.formats import FORMATS
 from foldwise.predictions.decisions.rules import takes_values
 from foldwise.predictions.decisions.submission import check_rows, read_sample
-from foldwise.predictions.ground_truth import GroundTruth, check_predictions, mismatches, read_ground_truth
+from foldwise.predictions.ground_truth import (
+    GroundTruth,
+    check_predictions,
+    mismatches,
+    read_ground_truth,
+    read_test_table,
+)
 from foldwise.predictions.schema import listed, raise_problems
 from foldwise.predictions.sources import Source, find_sources
 from foldwise.predictions.store import Predictions, read_predictions
@@ -102,7 +108,7 @@ def choose_layout(
         problems.append(f"{option}: {type(truth.metric).__name__} takes probabilities, which --format columns writes")
     if chosen.name == "columns" and "positive" not in options and sample is not None and not several:
         if len(classes) > 1:
-            problems.append(f"{sample_path} has one column beside the ids: say of which class with --positive")
+            problems.append(f"{sample_path} has one column beside the ids: name its class with --positive")
         options |= {"positive": classes[0]}
     raise_problems("the format", problems)
     columns = Columns.from_config(truth.config["data"]["columns"])
@@ -116,11 +122,7 @@ def _units(truth: GroundTruth, test: Predictions) -> pd.Series | None:
     """The unit of each test id, where the training table has units."""
     if truth.task.kind == "maps" or "unit" not in truth.table.frame:
         return None
-    data = truth.config["data"]
-    columns, classes = Columns.from_config(data["columns"]), truth.table.classes
-    table = read_table(data["test_table"], truth.task.name, data["root"], columns, classes, has_target=False)
+    table, ids = read_test_table(truth), test.frame["id"].unique()
     units = table.frame.set_index("id")["unit"]
-    raise_problems(
-        test.folder, listed(f"ids are not in {data['test_table']}", set(test.frame["id"]) - set(units.index))
-    )
-    return units.loc[test.frame["id"].unique()]
+    raise_problems(test.folder, listed(f"ids are not in {table.path}", set(ids) - set(units.index)))
+    return units.loc[ids]

@@ -249,5 +249,5 @@ def _macro_f1_curve(metric: Any, true: np.ndarray, answer: np.ndarray, c: int, o
     return 2 * correct / np.maximum(np.arange(len(true) + 1) + correct[-1], 1)
 
 
-# The value of every cut of one class's sorted probabilities, for the metrics that can say it in one pass.
+# The value of every cut of one class's sorted probabilities, for the metrics that allow it in one pass.
 _CUT_CURVES = {FBeta: _f_beta_curve, MacroF1: _macro_f1_curve}

@@ -129,7 +129,7 @@ def _write_rows(
 
 
 def _models(material: Material) -> tuple[list[str], dict[int, np.ndarray]]:
-    """The ids of what is answered, and its (U, C) predictions by each fold's model.
+    """The ids of images or units, and their (U, C) predictions by each fold's model.
 
     Snapshots and views are averaged, and the images of a unit.
     """

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from foldwise.data.holdout import FULL
-from foldwise.errors import Refusal
+from foldwise.errors import refuse_all
 from foldwise.predictions.ground_truth import GroundTruth, check_predictions, mismatches
 from foldwise.predictions.schema import PredictionsError, listed, raise_problems
 from foldwise.predictions.sources import Source
@@ -25,8 +25,7 @@ def check_sources(sources: Sequence[Source]) -> list[str]:
         for path in filter(None, (source.oof, source.test))
         if read_header(path).ranks
     ]
-    if problems:
-        raise Refusal("\n".join(problems))
+    refuse_all(problems)
     names = [source.name for source in sources]
     return [name if names.count(name) == 1 else str(source.folder) for name, source in zip(names, sources, strict=True)]
 
@@ -54,8 +53,7 @@ def iter_checked(sources: Sequence[Source], truth: GroundTruth, test: bool = Fal
             yield predictions
         except PredictionsError as error:
             problems.append(str(error))
-    if problems:
-        raise Refusal("\n".join(problems))
+    refuse_all(problems)
 
 
 def _test_problems(predictions: Predictions, truth: GroundTruth, first: Predictions) -> list[str]:

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise.data.table import Columns, read_table
-from foldwise.errors import Refusal
-from foldwise.predictions.ground_truth import GroundTruth
+from foldwise.data.table import Columns, Table
+from foldwise.errors import Refusal, refuse_all
+from foldwise.predictions.ground_truth import GroundTruth, read_test_table
 from foldwise.predictions.schema import listed
 from foldwise.tasks import TASKS
 
@@ -29,25 +29,20 @@ def read_metadata(
     """
     if not names:
         return np.zeros((len(truth.table), 0), np.float32), np.zeros((len(test_ids or ()), 0), np.float32)
-    data, columns = truth.config["data"], Columns.from_config(truth.config["data"]["columns"])
-    path, frames = data["test_table"], {truth.table.path: truth.table.frame}
-    if test_ids is not None:
-        if path is None:
-            raise Refusal("--columns needs the test table's columns as well, and data.test_table is null")
-        test = read_table(path, truth.task.name, data["root"], columns, truth.table.classes, has_target=False)
-        frames[path] = test.frame.set_index("id", drop=False)
-    _check_columns(names, columns, frames)
+    tables = [truth.table] if test_ids is None else [truth.table, read_test_table(truth)]
+    _check_columns(names, Columns.from_config(truth.config["data"]["columns"]), tables)
     encoder = _encoder(truth.table.frame, names).fit(truth.table.frame)
     encoded = encoder.transform(truth.table.frame).astype(np.float32)
     if test_ids is None:
         return encoded, encoded[:0]
-    problems = listed(f"predicted ids are not in {path}, which has their --columns", set(test_ids) - set(test.ids))
-    if problems:
-        raise Refusal(problems[0])
-    return encoded, encoder.transform(frames[path].loc[list(test_ids)]).astype(np.float32)
+    test = tables[1]
+    missing = set(test_ids) - set(test.ids)
+    refuse_all(listed(f"predicted ids are not in {test.path}, which has their --columns", missing))
+    rows = test.frame.set_index("id", drop=False).loc[list(test_ids)]
+    return encoded, encoder.transform(rows).astype(np.float32)
 
 
-def _check_columns(names: Sequence[str], columns: Columns, frames: dict[Any, pd.DataFrame]) -> None:
+def _check_columns(names: Sequence[str], columns: Columns, tables: Sequence[Table]) -> None:
     declared = [columns.id, columns.image, columns.group, columns.unit, columns.weight, columns.fold]
     target = columns.target or [task.column for task in TASKS.values()]
     targets = [target] if isinstance(target, str) else list(target)
@@ -58,10 +53,10 @@ def _check_columns(names: Sequence[str], columns: Columns, frames: dict[Any, pd.
         if name in declared or name in NOT_METADATA
     ]
     problems += [
-        f"{path} has no column {name}"
-        for path, frame in frames.items()
+        f"{table.path} has no column {name}"
+        for table in tables
         for name in names
-        if name not in frame and name not in NOT_METADATA
+        if name not in table.frame and name not in NOT_METADATA
     ]
     if problems:
         raise Refusal("--columns:\n" + "\n".join(f"  - {problem}" for problem in problems))

@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 
 from foldwise.data.pseudo import ROW, STUDENT, masks_folder, provenance_path
-from foldwise.errors import Refusal
+from foldwise.errors import refuse_all
 from foldwise.files import check_new, new_folder, write_atomic, write_json
 from foldwise.predictions.metrics import cross_entropy
 from foldwise.predictions.pseudo.rules import (
@@ -107,8 +107,7 @@ def pseudo_label(
     maps = teachers.task.kind == "maps"
     problems = rule.problems(teachers.classes, teachers.task)
     problems += _mask_problems(teachers, masks_folder(out)) if maps else class_problems(teachers.classes, COLUMNS)
-    if problems:
-        raise Refusal("\n".join(problems))
+    refuse_all(problems)
     origin = {"created_by": "pseudo_label.py", **teachers.describe(), "rule": rule.describe(), "weight": weight}
     folder = new_folder(masks_folder(out)) if maps else nullcontext(out)
     with write_atomic(out) as table_file, write_atomic(provenance_path(out)) as origin_file, folder as temporary:
@@ -118,8 +117,7 @@ def pseudo_label(
             labelled = [_label_rows(teachers, rule, fold) for fold in teachers.folds]
         students = [student for student, _ in labelled]
         problems = [student.problem for student in students if student.problem]
-        if problems:
-            raise Refusal("\n".join(problems))
+        refuse_all(problems)
         frame = pd.concat([frame for _, frame in labelled], ignore_index=True)
         ids = frame[STUDENT].astype(str) + "/" + frame["id"]
         columns = [*COLUMNS, *(name for name in frame if name not in COLUMNS)]
@@ -227,8 +225,7 @@ def list_uncertain(
     check_new(out)
     teachers = open_teachers(runs, test, table)
     problems = class_problems(teachers.classes, UNCERTAIN_COLUMNS)
-    if problems:
-        raise Refusal("\n".join(problems))
+    refuse_all(problems)
     if teachers.task.kind == "maps":
         every = (each.reshape(len(each), -1).T for each in teachers.maps(np.arange(len(teachers.table))))
         means = [(*(each.mean() for each in _uncertainty(pixels, True)), pixels.mean(axis=0)) for pixels in every]

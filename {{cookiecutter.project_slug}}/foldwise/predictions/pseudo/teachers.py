@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from foldwise.config import followers, read_config
-from foldwise.data.table import Columns, Table, read_table
-from foldwise.errors import Refusal
+from foldwise.data.table import Table
+from foldwise.errors import Refusal, refuse_all
 from foldwise.files import sha256_file
-from foldwise.predictions.ground_truth import GroundTruth, mismatches, read_ground_truth
+from foldwise.predictions.ground_truth import GroundTruth, mismatches, read_ground_truth, read_test_table
 from foldwise.predictions.schema import listed
 from foldwise.predictions.sources import Source, find_sources
 from foldwise.predictions.store import Predictions, average_members, iter_side_by_side, read_predictions, size_problems
@@ -78,16 +78,11 @@ class Teachers:
         from rich.progress import track
 
         ids = self.table.frame["id"].iloc[rows].tolist()
-        what = "reading the maps" if fold is None else f"masks for the student of fold {fold}"
+        text = "reading the maps" if fold is None else f"masks for the student of fold {fold}"
         console = Console(stderr=True)
-        for _, maps in track(
-            iter_side_by_side(self.predictions, ids, fold),
-            what,
-            total=len(ids),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        ):
+        images = iter_side_by_side(self.predictions, ids, fold)
+        hidden = not console.is_terminal
+        for _, maps in track(images, text, len(ids), console=console, transient=True, disable=hidden):
             yield maps.mean(axis=0)
 
     def held_out(self, fold: int) -> np.ndarray:
@@ -130,33 +125,28 @@ def open_teachers(runs: Sequence[Path], test: str | None = None, table: Path | N
         table: of the predicted images; None: `data.test_table` of the first run.
 
     Raises:
-        Refusal: runs that may not teach, predictions that are not there or do not go together; all are listed.
+        Refusal: runs that may not teach, predictions that are missing or do not belong together; all are listed.
     """
-    problems = [problem for run in runs for problem in run_problems(Path(run))]
-    if problems:
-        raise Refusal("\n".join(problems))
+    refuse_all(problem for run in runs for problem in run_problems(Path(run)))
     sources = find_sources(runs, test=test)
-    problems = [
+    refuse_all(
         f"{source.folder} has no predictions of unlabelled images; python predict.py {source.folder} makes them"
         for source in sources
         if source.test is None
-    ]
-    if problems:
-        raise Refusal("\n".join(problems))
+    )
     truth = read_ground_truth(sources[0].folder)
     check_probabilities(truth)
-    unlabelled = _read_table(truth, table)
+    unlabelled = read_test_table(truth, table)
     predictions = [read_predictions(source.test) for source in sources if source.test is not None]
     problems = [problem for part in predictions for problem in _prediction_problems(part, truth, unlabelled)]
     if not problems and truth.task.kind == "maps":
         problems = [f"{part.folder}: {text}" for part in predictions for text in size_problems(part, predictions[0])]
-    if problems:
-        raise Refusal("\n".join(problems))
+    refuse_all(problems)
     return Teachers(sources, predictions, truth, unlabelled)
 
 
 def check_probabilities(truth: GroundTruth) -> None:
-    """Refuse a task whose values are no probabilities: nothing says how sure they are."""
+    """Refuse a task whose values are no probabilities: there is no confidence in them."""
     if not truth.task.probabilities:
         raise Refusal(f"pseudo labels are made of probabilities, which the task {truth.task.name} has not")
 
@@ -174,24 +164,12 @@ def run_problems(run: Path) -> list[str]:
             "seen fold k's labels. Name the run that it was made from"
         ]
     if not (run / IDENTITY).is_file():
-        return [f"{run} is not a run of train.py: what its models of fold k have seen, nobody can say"]
-    config = read_config(run)
-    reasons = followers(config)
-    if not reasons:
-        return []
-    return [
+        return [f"{run} is not a run of train.py: nobody can tell what its models of fold k have seen"]
+    reasons = followers(read_config(run))
+    return reasons and [
         f"{run}: its models of fold k followed the validation on fold k ({', '.join(reasons)}), and so its labels. "
         "Train without that"
     ]
-
-
-def _read_table(truth: GroundTruth, path: Path | None) -> Table:
-    data = truth.config["data"]
-    path = path or data["test_table"]
-    if path is None:
-        raise Refusal("data.test_table is null: say which images were predicted with --table <file>")
-    columns = Columns.from_config(data["columns"])
-    return read_table(path, truth.task.name, data["root"], columns, truth.table.classes, has_target=False)
 
 
 def _prediction_problems(predictions: Predictions, truth: GroundTruth, table: Table) -> list[str]:
