@@ -1,4 +1,4 @@
-"""Check a competition's data and prepare it for training: folds, image statistics, a picture of samples.
+"""Check a competition's data and prepare it for training: folds, image statistics, samples.png.
 
 examples:
   python prepare.py --data sample
@@ -26,7 +26,7 @@ SHOWN_CLASSES = 40
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; see --help."""
+    """Parse the command line; see --help."""
     parser = make_parser(__doc__)
     parser.add_argument("--data", default="competition", help="a file in configs/data, by name (default: competition)")
     parser.add_argument(
@@ -40,9 +40,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Prepare, and end with exit code 2 and a sentence when something is wrong with the input."""
+    """Prepare; exit code 2 on an error of the input."""
     options = parse()
-    with exit_on_error("the same command goes on with the images that were not read"):
+    with exit_on_error("the same command resumes with the images that were not read"):
         run(options.data, options.overrides, options.weights, options.network)
 
 
@@ -79,7 +79,7 @@ def run(name: str, overrides: list[str], weights: Path | None, network: str) -> 
 
 
 def make_describer(weights: Path | None, network: str) -> "Describer":
-    """What finds pictures that are alike: the network whose weights are given, or pixels."""
+    """The network whose weights are given, or pixels, to find images that are alike."""
     if weights is None:
         from foldwise.audit.descriptors import PixelDescriber
 

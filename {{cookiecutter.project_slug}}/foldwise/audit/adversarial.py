@@ -4,7 +4,6 @@ If it can, out-of-fold scores promise less for the test: train and test are of d
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,26 +17,21 @@ MOST = 20_000  # images of either table that are used; an AUC of so many is know
 SHRINKAGE = 0.1  # inverse strength of the classifier's penalty: there can be more columns than images
 
 
-@dataclass(frozen=True)
-class Adversarial:
-    """The AUC of train against test with its 95 % interval.
+class AUC(NamedTuple):
+    """An area under the ROC curve with its 95 % interval."""
 
-    Attributes:
-        likeness: the probability of being test of each training image, from classifiers that did not see it; NaN where
-            it was left out of a large table.
-    """
-
-    auc: float
+    value: float
     low: float
     high: float
-    likeness: np.ndarray
 
-    @property
-    def differs(self) -> bool:
-        return self.low > 0.5
+    @classmethod
+    def within(cls, value: float, error: float) -> "AUC":
+        return cls(float(value), float(max(0.0, value - error)), float(min(1.0, value + error)))
 
 
-def adversarial_validation(train: np.ndarray, test: np.ndarray, groups: Sequence[str] | None = None) -> Adversarial:
+def adversarial_validation(
+    train: np.ndarray, test: np.ndarray, groups: Sequence[str] | None = None
+) -> tuple[AUC, np.ndarray]:
     """Cross-validate a logistic regression that tells the rows of `train` from those of `test`.
 
     The AUC is the mean over five folds. Its interval is Student's, with the variance of Nadeau and Bengio (2003,
@@ -47,6 +41,10 @@ def adversarial_validation(train: np.ndarray, test: np.ndarray, groups: Sequence
     Args:
         train, test: (N, D), (M, D).
         groups: (N + M,) names that are not split, or recognising a scene would pass for telling the tables apart.
+
+    Returns:
+        The AUC, and the probability of being test of each row of `train`, (N,), from classifiers that did not see it;
+        NaN where it was left out of a large table.
 
     Raises:
         Refusal: fewer than 25 rows in a table, or too few groups.
@@ -79,16 +77,7 @@ def adversarial_validation(train: np.ndarray, test: np.ndarray, groups: Sequence
     error = np.std(aucs, ddof=1) * np.sqrt(1 / SPLITS + 1 / (SPLITS - 1)) * t.ppf(0.975, SPLITS - 1)
     likeness = np.full(len(train), np.nan)
     likeness[used[0]] = probability[: len(used[0])]
-    auc = float(np.mean(aucs))
-    return Adversarial(auc, max(0.0, auc - error), min(1.0, auc + error), likeness)
-
-
-class AUC(NamedTuple):
-    """An area under the ROC curve with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
+    return AUC.within(np.mean(aucs), error), likeness
 
 
 def column_aucs(train: pd.DataFrame, test: pd.DataFrame) -> dict[str, AUC]:
@@ -124,7 +113,7 @@ def auc_interval(auc: float, negatives: int, positives: int) -> AUC:
     two_positives, two_negatives = auc / (2 - auc), 2 * auc**2 / (1 + auc)
     variance = auc * (1 - auc) + (positives - 1) * (two_positives - auc**2) + (negatives - 1) * (two_negatives - auc**2)
     error = 1.96 * np.sqrt(max(variance, 0.0) / (negatives * positives))
-    return AUC(auc, float(max(0.0, auc - error)), float(min(1.0, auc + error)))
+    return AUC.within(auc, error)
 
 
 def image_properties(scan: pd.DataFrame) -> pd.DataFrame:

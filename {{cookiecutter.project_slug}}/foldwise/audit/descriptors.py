@@ -1,19 +1,21 @@
 """Descriptors of images: a thumbnail to compare pixels with, and a vector to find candidates by.
 
 A describer makes the vectors: `PixelDescriber` below, from pixels alone, or `foldwise.audit.embeddings`, from
-a network. What was described is kept in a file, so that only new images are read the next time.
+a network.
 """
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 
 from foldwise.data.images import resize, to_unit
-from foldwise.data.scan import map_in_threads
+from foldwise.data.samples import TableItems
+from foldwise.data.scan import map_in_threads, reader_key
 from foldwise.errors import Refusal
 from foldwise.files import write_atomic
 
@@ -66,31 +68,31 @@ class Descriptors:
 
 
 def describe_images(
-    images: Sequence[str],
-    root: Path,
-    read: Callable[[str], np.ndarray],
-    scale: float | None,
-    describe: Describer,
-    record: Path,
-    progress: bool = False,
+    tables: Sequence[TableItems], data: Mapping[str, Any], describe: Describer, progress: bool = False
 ) -> Descriptors:
-    """Describe images, reading those that are not in the record yet; an interruption keeps what was read.
+    """Describe the images of all items, those of the first table first.
+
+    Images are read once: their descriptors stay in `embeddings-<hash>.npz`, where an interruption keeps what was read.
 
     Args:
-        images: paths under `root`, possibly repeated.
-        read: gives the picture (H, W, C) of such a path.
-        scale: the stored value that means 1.0, see `to_unit`.
-        record: the `.npz` to read and to bring up to date; another describer, reader or scale needs another one.
+        tables: read by one reader, under one data root.
+        data: the `data` part of the config.
 
     Raises:
         ImageError: a file cannot be read.
     """
-    sizes = {name: (root / name).stat().st_size for name in dict.fromkeys(images)}
+    root, scale = tables[0].table.root, data["scale"]
+    key = f"{describe.key} {describe.size} {reader_key(tables[0].samples)} {scale}"
+    record = Path(data["prepared"]) / f"embeddings-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+    images = [(name, items, number) for items in tables for number, name in enumerate(items.table.frame["image"])]
+    source_of = {name: (items, number) for name, items, number in images}
+    sizes = {name: (root / name).stat().st_size for name in source_of}
     known = _read_record(record)
     todo = [name for name, size in sizes.items() if name not in known or known[name][0] != size]
 
     def picture_of(name: str) -> tuple[str, np.ndarray]:
-        return name, to_picture(read(name), scale, describe.size)
+        items, number = source_of[name]
+        return name, to_picture(items.picture(number), scale, describe.size)
 
     try:
         for batch in map_in_threads(picture_of, todo, "Comparing images", BATCH, progress):
@@ -101,7 +103,7 @@ def describe_images(
     finally:
         if todo and known:
             _write_record(record, known)
-    thumbnails, vectors = (np.stack([known[name][part] for name in images]) for part in (1, 2))
+    thumbnails, vectors = (np.stack([known[name][part] for name, *_ in images]) for part in (1, 2))
     return Descriptors(thumbnails, vectors, describe.learned)
 
 

@@ -1,21 +1,18 @@
 """What to look at before training, as notes for the user: classes, folds, duplicates, train/test shift."""
 
-import hashlib
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from foldwise.audit.adversarial import AUC, FEWEST, adversarial_validation, column_aucs, image_properties
+from foldwise.audit.adversarial import FEWEST, adversarial_validation, column_aucs, image_properties
 from foldwise.audit.descriptors import Describer, describe_images
 from foldwise.audit.duplicates import BETWEEN_FOLDS, SAME_FOLD, TRAIN_AND_TEST, find_duplicates
 from foldwise.data.prepare import Prepared, scan_alike
 from foldwise.data.problems import some
 from foldwise.data.samples import TableItems
-from foldwise.data.scan import reader_key
 from foldwise.data.statistics import SMALLEST_STD
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
@@ -60,8 +57,6 @@ def audit_images(
 ) -> list[str]:
     """Look for duplicates and, given a test table, for a shift; write `duplicates.csv` and `adversarial.csv`.
 
-    Images are read once and remembered in `embeddings-<hash>.npz`.
-
     Args:
         data: the `data` part of the config.
         describe: `PixelDescriber`, or a network.
@@ -74,20 +69,10 @@ def audit_images(
     """
     folder = Path(data["prepared"])
     every = [TableItems.of(table, prepared.samples) for table in (prepared.source, test) if table is not None]
-    picture_of = {
-        name: partial(items.picture, number)
-        for items in every
-        for number, name in enumerate(items.table.frame["image"])
-    }
+    descriptors = describe_images(every, data, describe, progress)
     ids = [id for items in every for id in items.table.ids]
-    images = [name for items in every for name in items.table.frame["image"]]
-    root = prepared.table.root
-    what = f"{describe.key} {describe.size} {reader_key(prepared.samples)} {data['scale']}"
-    record = folder / f"embeddings-{hashlib.sha256(what.encode()).hexdigest()[:16]}.npz"
-    descriptors = describe_images(
-        images, root, lambda name: picture_of[name](), data["scale"], describe, record, progress
-    )
-    pairs = find_duplicates(ids, [root / name for name in images], prepared.fold_of_items, descriptors)
+    files = [items.table.image_path(row) for items in every for row in range(len(items.table))]
+    pairs = find_duplicates(ids, files, prepared.fold_of_items, descriptors)
     with write_atomic(folder / "duplicates.csv") as temporary:
         pairs.to_csv(temporary, index=False)
     notes = _duplicate_notes(pairs, folder / "duplicates.csv")
@@ -139,13 +124,13 @@ def _shift_notes(
     grouped = "group" in train.frame and "group" in test.frame
     groups = [*train.frame["group"], *test.frame["group"]] if grouped else None
     try:
-        result = adversarial_validation(vectors[: len(train)], vectors[len(train) :], groups)
+        auc, likeness = adversarial_validation(vectors[: len(train)], vectors[len(train) :], groups)
     except Refusal as error:
         return [str(error)]
-    likeness = pd.DataFrame({"id": train.ids, "test_likeness": result.likeness.round(4)})
-    likeness = likeness.sort_values("test_likeness", ascending=False, kind="stable")
+    ranked = pd.DataFrame({"id": train.ids, "test_likeness": likeness.round(4)})
+    ranked = ranked.sort_values("test_likeness", ascending=False, kind="stable")
     with write_atomic(path) as temporary:
-        likeness.to_csv(temporary, index=False)
+        ranked.to_csv(temporary, index=False)
     scan = scan_alike(test_items.source, data, prepared.samples, prepared.statistics, False)
     known = ["id", "image", *(name for name in ("group", "unit") if name in train.frame)]
     known += [name for name in data["columns"].values() if isinstance(name, str)]
@@ -153,21 +138,19 @@ def _shift_notes(
         image_properties(prepared.scan).join(train.frame.drop(columns=known, errors="ignore")),
         image_properties(scan).join(test.frame.drop(columns=known, errors="ignore")),
     )
-    auc = f"AUC {result.auc:.3f}, 95 % interval {result.low:.3f} to {result.high:.3f}"
-    notes = [f"train and test images cannot be told apart ({auc})"]
-    if result.differs:
-        first = ", ".join(likeness["id"].head(SHOWN))
+    interval = f"AUC {auc.value:.3f}, 95 % interval {auc.low:.3f} to {auc.high:.3f}"
+    notes = [f"train and test images cannot be told apart ({interval})"]
+    if auc.low > 0.5:
+        first = ", ".join(ranked["id"].head(SHOWN))
         notes = [
-            f"warning: a classifier tells train from test images ({auc}), so out-of-fold scores may not hold for the "
-            f"test; the training images most like the test: {first} (all in {path})"
+            f"warning: a classifier tells train from test images ({interval}), so out-of-fold scores may not hold for "
+            f"the test; the training images most like the test: {first} (all in {path})"
         ]
-    return notes + _column_notes(columns)
-
-
-def _column_notes(columns: Mapping[str, AUC]) -> list[str]:
     telling = ", ".join(
-        f"{name} ({auc.value:.2f}, {auc.low:.2f} to {auc.high:.2f})"
-        for name, auc in columns.items()
-        if auc.value >= TELLING and auc.low > 0.5
+        f"{name} ({own.value:.2f}, {own.low:.2f} to {own.high:.2f})"
+        for name, own in columns.items()
+        if own.value >= TELLING and own.low > 0.5
     )
-    return [f"columns that tell train from test by themselves (AUC, 95 % interval): {telling}"] if telling else []
+    if telling:
+        notes.append(f"columns that tell train from test by themselves (AUC, 95 % interval): {telling}")
+    return notes
