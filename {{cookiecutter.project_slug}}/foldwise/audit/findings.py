@@ -1,4 +1,4 @@
-"""What to look at before training, as notes for the user: classes, folds, duplicates, train/test shift."""
+"""Notes on the data for the user to look at before training: classes, folds, duplicates, train/test shift."""
 
 from collections.abc import Mapping
 from pathlib import Path

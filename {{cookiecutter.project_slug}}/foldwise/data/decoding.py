@@ -99,7 +99,7 @@ def _decode(path: Path, data: bytes) -> np.ndarray:
 
 
 def jpeg_is_whole(data: bytes) -> bool:
-    """Whether the markers of a JPEG lead to its end; OpenCV fills what is missing with grey, without an error.
+    """True if the markers of a JPEG lead to its end; OpenCV fills what is missing with grey, without an error.
 
     What lies behind the end (the video of a motion photo) does not matter. ITU T.81, annex B.
     """

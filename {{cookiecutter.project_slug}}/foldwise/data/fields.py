@@ -10,7 +10,7 @@ SPATIAL = ("image", "map", "mask")
 
 @dataclass(frozen=True)
 class Field:
-    """How an array of a sample travels: to the device, through augmentation, mixing, views and tiles.
+    """Kind of an array of a sample, by which it is augmented, mixed, cut into tiles, and moved to the device.
 
     Attributes:
         kind: "image" (pixels, normalised on the device), "map" (numbers a pixel), "mask" (class numbers a pixel),
@@ -36,7 +36,7 @@ def seen_spatial(fields: Mapping[str, Field]) -> list[str]:
 
 
 class Item(NamedTuple):
-    """What is predicted: one or more rows of the table. Target, group, weight and fold are those of its first row."""
+    """One thing to predict: one or more rows of the table. Its target, group, weight and fold are the first row's."""
 
     id: str
     rows: tuple[int, ...]

@@ -117,7 +117,7 @@ def update_folds(
 
 
 def _fold_groups(table: Table) -> list[str] | None:
-    """What a fold must not split: the groups, or else the units."""
+    """The groups, or else the units, which a fold must not split."""
     frame = table.frame
     if "group" in frame and "unit" in frame:
         groups = frame.groupby("unit")["group"].nunique()

@@ -136,7 +136,7 @@ def read_items(data: Mapping[str, Any], task: str, samples: Samples) -> TableIte
 def read_outputs(
     config: Mapping[str, Any], table: Table, items: Sequence[Item]
 ) -> tuple[tuple[Output, ...], dict[str, Table]]:
-    """What is predicted, the main output first, and the items' table with the targets of each, by their field.
+    """Read all outputs, the main one first, and the items' table with the targets of each, by their field.
 
     Raises:
         TableError: everything that is wrong with the targets of one of them.

@@ -32,7 +32,7 @@ class Check:
         self.problems: list[str] = []
         self.lines = np.arange(0)
         self.ids = np.arange(0)
-        self.unit = "line" if path.suffix == ".csv" else "row"
+        self.noun = "line" if path.suffix == ".csv" else "row"
 
     def rows(self, bad: Any, message: str | Callable[[int], str]) -> None:
         """Add a problem for the rows where `bad` is true, one for all rows of the same message.
@@ -44,13 +44,13 @@ class Check:
         for row in np.flatnonzero(np.asarray(bad, dtype=bool)).tolist():
             rows_of.setdefault(message if isinstance(message, str) else message(row), []).append(row)
         for text, rows in rows_of.items():
-            where = f"{self.unit} {self.lines[rows[0]]} (id {self.ids[rows[0]]!r})"
+            where = f"{self.noun} {self.lines[rows[0]]} (id {self.ids[rows[0]]!r})"
             if len(rows) > 1:
                 where = f"{len(rows):,} rows, {self.name_lines(rows)} (the first id is {self.ids[rows[0]]!r})"
             self.problems.append(f"{where}: {text}")
 
     def name_lines(self, rows: Any) -> str:
-        return f"{self.unit}s {some(self.lines[rows])}"
+        return f"{self.noun}s {some(self.lines[rows])}"
 
     def stop_if_bad(self) -> None:
         """Raise the problems as a TableError, if there are any."""

@@ -28,7 +28,7 @@ SEED = 7
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """How the images of one task are made.
+    """Design of the images of one task.
 
     Attributes:
         digits: that are used, each as often as it was handwritten, or `at_most` so often.
@@ -57,7 +57,7 @@ SPECS = {
 
 
 def is_sample(data: Mapping[str, Any]) -> bool:
-    """Whether a configuration's data are the sample."""
+    """True if a configuration's data are the sample."""
     return data["name"] == "sample"
 
 
@@ -111,7 +111,7 @@ def write_sample(root: Path, task: str) -> None:
 
 
 def _compose(spec: SampleSpec, rng: np.random.Generator) -> list[list[tuple[int, np.ndarray]]]:
-    """What is in each image: (digit, its 8 x 8 drawing in [0, 1]), each drawing in one image only."""
+    """The contents of each image: (digit, its 8 x 8 drawing in [0, 1]), each drawing in one image only."""
     from sklearn.datasets import load_digits
 
     source = load_digits()

@@ -23,7 +23,7 @@ Sample = dict[str, Any]  # arrays by the name of their field
 
 
 class Rows:
-    """What a reader sees of a table: the declared columns, and where files are.
+    """The part of a table that a reader sees: the declared columns, and where files are.
 
     Args:
         samples: the reader, whose declared columns are seen.
@@ -110,7 +110,7 @@ class Samples:
         self.mode = mode
 
     def items(self, rows: Rows) -> list[Item]:
-        """What is predicted: here each row, under its id."""
+        """Make the items, of which each is predicted: here one of each row, under its id."""
         return [Item(id, (row,)) for row, id in enumerate(rows["id"])]
 
     def files(self, rows: Rows, item: Item) -> list[Path]:
@@ -118,7 +118,7 @@ class Samples:
         return [rows.path(row) for row in item.rows]
 
     def fit(self, rows: Rows, items: Sequence[Item]) -> dict[str, Any]:
-        """What reading has to know of the training items, such as means of a column: JSON, saved with the model."""
+        """Learn from the training items, such as means of a column; returns JSON values, saved with the model."""
         return {}
 
     def read(self, rows: Rows, item: Item, state: Mapping[str, Any], rng: np.random.Generator | None) -> Sample:
@@ -183,7 +183,7 @@ class TableItems:
 
     @cached_property
     def state(self) -> dict[str, Any]:
-        """What the reader fits on all items."""
+        """The reader's `fit` on all items."""
         return self.samples.fit(self.rows, self.items)
 
     def picture(self, number: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from foldwise.errors import Refusal
 
 
 class SampleKey(NamedTuple):
-    """What a sampler asks a dataset for; `repeat` counts how often the item was already drawn in this epoch."""
+    """Key of a sample of a dataset; `repeat` counts how often the item was already drawn in this epoch."""
 
     item: int
     epoch: int
@@ -29,7 +29,7 @@ def sample_seed(seed: int, epoch: int, id: str, repeat: int = 0) -> int:
 
 
 class Sampling:
-    """How often the training items are drawn: here, each once an epoch.
+    """Decides how often each training item is drawn: here, once an epoch.
 
     Subclass it in solution/, and name the class by `data.sampling._target_`; its arguments are plain values.
     """
@@ -50,7 +50,7 @@ class Sampling:
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resume needs: tensors and plain values, saved with the checkpoint."""
+        """The state for a resume: tensors and plain values, saved with the checkpoint."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -75,7 +75,7 @@ def scan_items(
 
 
 def reader_key(samples: Samples) -> str:
-    """What measurements depend on beside the files: a hash of the reader's class, arguments and source."""
+    """Hash of the reader's class, arguments and source, on which measurements depend beside the files."""
     kind = type(samples)
     source = "" if kind.__module__.startswith("foldwise.") else inspect.getsource(inspect.getmodule(kind) or kind)
     text = json.dumps([kind.__qualname__, vars(samples), source], sort_keys=True, default=str)

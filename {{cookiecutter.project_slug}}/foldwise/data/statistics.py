@@ -15,7 +15,7 @@ SMALLEST_STD = 1 / 255
 
 
 def compute_statistics(scan: pd.DataFrame, items: TableItems, folds: np.ndarray, scale: float | None) -> dict[str, Any]:
-    """What training needs to know of the items, as plain values for `statistics.json`.
+    """Statistics of the training items, as plain values for `statistics.json`.
 
     Args:
         scan: as `scan_items` gives it.

@@ -22,7 +22,7 @@ from foldwise.tasks import Task, find_task
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column of the file is which; None means that the table has no such column.
+    """Names of the columns of the file; None means that the table has no such column.
 
     `target` None stands for `label` (multiclass), `labels` (multilabel) or `mask` (segmentation); a list of
     columns means soft targets, one probability column a class.

@@ -43,7 +43,7 @@ def hard_targets(
     codes, unique = pd.factorize(labels)
     parsed = [value.split() if multilabel else [" ".join(value.split())] for value in unique]
     repeated = np.array([len(set(parts)) < len(parts) for parts in parsed], dtype=bool)[codes]
-    check.rows(repeated, lambda row: f"a label stands twice in {labels.iat[row]!r}")
+    check.rows(repeated, lambda row: f"a label comes twice in {labels.iat[row]!r}")
     found = {part for parts in parsed for part in parts if part}
     if names is None:
         # As numbers if all are whole numbers: the order of grades matters to a metric like kappa.
