@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from foldwise.data.samples import Samples, TableItems
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
 from foldwise.files import write_atomic
+from foldwise.progress import progress_bar, silent, stepping
 
 # Texts with spaces: sums and squares have one value a channel (of the stored values), values has `value:pixels` pairs
 # of a mask, so that the record does not depend on the classes. `others` is JSON: the same of further image fields.
@@ -99,15 +101,13 @@ def map_in_threads(
     """Yield the results of a function in chunks, computed in threads, with a progress bar."""
     if not values:
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not progress) as bar, ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        task = bar.add_task(text, total=len(values))
+    bar = progress_bar(text) if progress else nullcontext(silent)
+    with bar as show, ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        step = stepping(show, text, len(values))
         for start in range(0, len(values), chunk):
             results = list(pool.map(function, values[start : start + chunk]))
             yield results
-            bar.advance(task, len(results))
+            step(len(results))
 
 
 def _file_sizes(items: TableItems, table: Table) -> pd.DataFrame:
