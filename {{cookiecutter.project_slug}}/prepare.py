@@ -28,14 +28,11 @@ SHOWN_CLASSES = 40
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line; see --help."""
     parser = make_parser(__doc__)
-    parser.add_argument("--data", default="competition", help="a file in configs/data, by name (default: competition)")
-    parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help="weights of --network: finds other views of a scene, too"
-    )
-    parser.add_argument(
-        "--network", default="tf_efficientnet_lite0", help="one of timm's (default: tf_efficientnet_lite0)"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config, as in train.py")
+    add = parser.add_argument
+    add("--data", default="competition", help="a file in configs/data, by name (default: competition)")
+    add("--weights", type=Path, metavar="FILE", help="weights of --network: finds other views of a scene, too")
+    add("--network", default="tf_efficientnet_lite0", help="one of timm's (default: tf_efficientnet_lite0)")
+    add("overrides", nargs="*", metavar="key=value", help="changes to the config, as in train.py")
     return parser.parse_args(arguments)
 
 
@@ -56,25 +53,24 @@ def run(name: str, overrides: list[str], weights: Path | None, network: str) -> 
     from foldwise.data.prepare import check_test_table, prepare
     from foldwise.reporting.pictures import draw_samples
 
-    composed = compose_config([f"data={name}", *overrides])
-    config: Any = OmegaConf.to_container(composed, resolve=True)
+    config: Any = OmegaConf.to_container(compose_config([f"data={name}", *overrides]), resolve=True)
     data = config["data"]
     describe = make_describer(weights, network)
     prepared = prepare(config, current_code(config).alias)
     notes = [*prepared.notes, *audit_table(prepared)]
-    test, table = data["test_table"], None
-    if test is None or not Path(test).exists():
-        notes.append(f"there is no test table ({test})" if test else "there is no test table (data.test_table is null)")
+    path, test = data["test_table"], None
+    if path is None or not Path(path).exists():
+        notes.append(f"there is no test table ({path or 'data.test_table is null'})")
     else:
-        table = check_test_table(data, prepared)
-        print(f"{test}: {len(table)} rows, checked")
-    notes += audit_images(data, prepared, table, describe)
+        test = check_test_table(data, prepared)
+        print(f"{path}: {len(test)} rows, checked")
+    notes += audit_images(data, prepared, test, describe)
     draw_samples(data, prepared)
     show(prepared, notes)
     print("\nWritten:")
     for file in ("folds.csv", "images.csv", "statistics.json", "samples.png", "duplicates.csv", "adversarial.csv"):
-        if (path := Path(data["prepared"]) / file).exists():
-            print(f"  {path}")
+        if (written := Path(data["prepared"]) / file).exists():
+            print(f"  {written}")
     print(f"\nNext:\n  {shlex.join(['python', 'train.py', 'experiment=baseline', f'data={name}', *overrides])}")
 
 
@@ -91,41 +87,35 @@ def make_describer(weights: Path | None, network: str) -> "Describer":
 
 def show(prepared: "Prepared", notes: list[str]) -> None:
     """Print the classes of each fold, the images, and the notes."""
+    import numpy as np
     from rich.console import Console
-    from rich.table import Table
 
+    from foldwise.reporting.console import make_table
     from foldwise.tasks import find_task
 
     table, statistics, scan = prepared.table, prepared.statistics, prepared.scan
-    counts = statistics["class_counts"]
+    counts = np.array(list(statistics["class_counts"].values()))
+    folds, rows = np.unique(prepared.fold_of_items, return_counts=True)
     what = "pixels" if find_task(table.task).kind == "maps" else "images"
-    histogram = Table(title=f"{table.path}: {len(table)} rows; {what} of each class in each fold")
-    histogram.add_column("class")
-    for fold in counts:
-        histogram.add_column("train" if fold == "-1" else f"fold {fold}", justify="right")
-    histogram.add_column("all", justify="right")
-    totals = [sum(of_class[number] for of_class in counts.values()) for number in range(len(table.classes))]
-    rarest = sorted(range(len(totals)), key=lambda number: totals[number])[:SHOWN_CLASSES]
-    for number in sorted(rarest):
-        row = [*(of_class[number] for of_class in counts.values()), totals[number]]
-        histogram.add_row(table.classes[number], *(f"{value:,.10g}" for value in row))
-    in_fold = [sum(str(prepared.folds[name]) == fold for name in table.ids) for fold in counts]
+    title = f"{table.path}: {len(table)} rows; {what} of each class in each fold"
+    names = ["train" if fold == -1 else f"fold {fold}" for fold in folds]
+    histogram = make_table(title, ["class"], [*names, "all"])
+    for number in np.sort(np.argsort(counts.sum(axis=0), kind="stable")[:SHOWN_CLASSES]):
+        of_class = counts[:, number]
+        histogram.add_row(table.classes[number], *(f"{value:,.10g}" for value in [*of_class, of_class.sum()]))
     histogram.add_section()
-    histogram.add_row("rows", *(f"{value:,}" for value in [*in_fold, len(table)]))
+    histogram.add_row("rows", *(f"{value:,}" for value in [*rows, len(table)]))
     Console().print(histogram)
-    if len(rarest) < len(totals):
-        print(f"the {len(rarest)} rarest of {len(totals)} classes; statistics.json has them all")
-    sizes = [f"{int(scan[side].min())} to {int(scan[side].max())}" for side in ("height", "width")]
-    print(f"images: height {sizes[0]}, width {sizes[1]}")
+    if len(table.classes) > SHOWN_CLASSES:
+        print(f"the {SHOWN_CLASSES} rarest of {len(table.classes)} classes; statistics.json has them all")
+    sizes = [f"{side} {scan[side].min():.0f} to {scan[side].max():.0f}" for side in ("height", "width")]
+    print(f"images: {', '.join(sizes)}")
     for name, image in statistics["images"].items():
+        mean, std = ([f"{value:.4f}" for value in image[moment]] for moment in ("mean", "std"))
         print(f"{name}: {image['channels']} channels of {image['dtype']}, 1.0 is {image['scale']:g}")
-        print(f"  mean {_numbers(image['mean'])}, std {_numbers(image['std'])}")
+        print(f"  mean [{', '.join(mean)}], std [{', '.join(std)}]")
     for note in notes:
         print(f"note: {note}")
-
-
-def _numbers(values: list[float]) -> str:
-    return "[" + ", ".join(f"{value:.4f}" for value in values) + "]"
 
 
 if __name__ == "__main__":
