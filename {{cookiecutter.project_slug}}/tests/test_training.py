@@ -80,6 +80,9 @@ def learnt(world: World):
         losses.append(float(loss.detach()))
         if step > 30 and max(losses[-5:]) < 0.2 * losses[0]:
             break
+    with torch.no_grad():
+        for _ in range(30):  # the statistics of BatchNorm catch up
+            module.network(batch)
     return module.eval(), training.spec, losses
 
 
