@@ -60,12 +60,14 @@ def test_every_item_and_class_counts(scored, config):
     """Usual cause: a class, or the rows after some number, that the score leaves out."""
     score, truth, _ = scored
     exclusive = find_task(config["task"]).exclusive
-    parts = np.array_split(np.arange(len(truth)), 4)
-    if truth.ndim == 2:
-        parts += [rows for rows in (np.flatnonzero(of_class >= 0.5) for of_class in truth.T) if rows.size]
-    for rows in parts:
-        values = truth.copy()
-        values[rows] = np.roll(values[rows], 1, axis=1) if exclusive else 1 - values[rows]
+    every = slice(None)
+    parts = [(rows, every) for rows in np.array_split(np.arange(len(truth)), 4)]
+    if truth.ndim == 2:  # of labels, each by itself
+        classes = enumerate(truth.T >= 0.5)
+        parts += [(np.flatnonzero(y), every if exclusive else c) for c, y in classes if y.any()]
+    for rows, chosen in parts:
+        values, wrong = truth.copy(), np.roll(truth, 1, axis=1) if exclusive else 1 - truth
+        values[rows, chosen] = wrong[rows, chosen]
         assert score(values) < score(truth), f"the predictions of items {rows[:5]}... may be wrong"
 
 
