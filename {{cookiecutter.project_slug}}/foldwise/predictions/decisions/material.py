@@ -34,6 +34,7 @@ class Material(NamedTuple):
     units: pd.Series | None
     layout: Any
     sample: pd.DataFrame | None
+    sample_path: Path | None
 
     @property
     def notes(self) -> list[str]:
@@ -76,7 +77,7 @@ def open_material(
     units = _units(truth, of_test)
     ids = (of_test.frame["id"] if units is None else units).unique().tolist()
     check_rows(layout.row_ids(ids), layout.columns, sample, sample_path)
-    return Material(source, truth, of_oof, of_test, units, layout, sample)
+    return Material(source, truth, of_oof, of_test, units, layout, sample, sample_path)
 
 
 def choose_layout(

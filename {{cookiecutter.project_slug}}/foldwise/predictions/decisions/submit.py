@@ -59,7 +59,7 @@ def make_submission(
 
     Args:
         source, oof, test: predictions, see `sources.find_sources`.
-        data, overrides: the ground truth of a source without config.yaml, see `truth.read_truth`.
+        data, overrides: the ground truth of a source without config.yaml, see `ground_truth.read_ground_truth`.
         sample: the competition's sample submission.
         kind, options: the format, see `material.choose_layout`.
         decision: a name in the printed table; None: the simplest within one standard error of the best.
@@ -80,10 +80,10 @@ def make_submission(
         raise Refusal(f"{ledger} has a submission {out} already, which is gone: take another name with --out")
     notes = material.notes
     if truth.task.kind == "maps":
-        chosen = _write_masks(material, out, sample, decision, progress)
+        chosen = _write_masks(material, out, decision, progress)
         shared = "share of pixels: one model an image out of fold, several averaged in the test"
     else:
-        chosen = _write_rows(material, out, sample, decision, exclusive, progress)
+        chosen = _write_rows(material, out, decision, exclusive, progress)
         what = "mean value" if takes_values(metric) else "share of positives"
         shared = f"{what} of each class: one model a row out of fold, several averaged in the test"
         notes += [f"{note}." for note in bayes_notes(chosen.outcomes, metric.greater_is_better)]
@@ -108,12 +108,7 @@ def make_submission(
 
 
 def _write_rows(
-    material: Material,
-    out: Path,
-    sample_path: Path | None,
-    wanted: str | None,
-    exclusive: Sequence[Sequence[str]] | None,
-    progress: Progress,
+    material: Material, out: Path, wanted: str | None, exclusive: Sequence[Sequence[str]] | None, progress: Progress
 ) -> Chosen:
     truth, ranks = material.truth, material.oof.header.ranks
     rows, predicted = align(material.oof, truth)
@@ -123,7 +118,7 @@ def _write_rows(
     ids, models = _models(material)
     answers = decision.rule.decide(decision.average(models))
     alone = [decision.rule.decide(decision.calibrate(*model)).mean(axis=0) for model in models.items()]
-    write_table(out, material.layout.table(ids, answers), material.sample, sample_path)
+    write_table(out, material.layout.table(ids, answers), material.sample, material.sample_path)
     of_test = {"test, one model": np.mean(alone, axis=0), f"test, mean of {len(models)}": answers.mean(axis=0)}
     return chosen._replace(shares=chosen.shares | of_test)
 
@@ -144,9 +139,7 @@ def _models(material: Material) -> tuple[list[str], dict[int, np.ndarray]]:
     return ids, models
 
 
-def _write_masks(
-    material: Material, out: Path, sample_path: Path | None, wanted: str | None, progress: Progress
-) -> Chosen:
+def _write_masks(material: Material, out: Path, wanted: str | None, progress: Progress) -> Chosen:
     """Write masks, one image at a time."""
     truth, layout = material.truth, material.layout
 
@@ -169,6 +162,6 @@ def _write_masks(
             yield id, layout.encode(mask)
             done()
 
-    write_masks(out, layout, answers(), material.sample, sample_path)
+    write_masks(out, layout, answers(), material.sample, material.sample_path)
     shares = dict(zip(("test", "test, cleaned"), pixels / pixels.sum(axis=1, keepdims=True), strict=True))
     return chosen._replace(shares=chosen.shares | shares)
