@@ -1,11 +1,14 @@
-"""The contract of a network: a batch in, outputs out; and what training has to know of its parts."""
+"""The contract of a network: a batch in, outputs out; and the order of its layers, as timm groups them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
+import timm
+from timm.models import group_parameters
 from torch import Tensor, nn
 
-from foldwise.models.layers import layer_depths
+from foldwise.errors import Refusal
 
 Batch = dict[str, Tensor]
 
@@ -22,8 +25,8 @@ class Network(nn.Module):
     What is assigned to `self.encoder` counts as pretrained, everything else as the head: new for the task.
 
     Attributes:
-        auxiliary: names of submodules that only training needs. A saved model has them not: they are None, and
-            `forward` gives no output of theirs.
+        auxiliary: names of submodules that only training needs: None in a saved model, whose `forward` gives no
+            output of theirs.
     """
 
     auxiliary: Sequence[str] = ()
@@ -42,14 +45,7 @@ class Network(nn.Module):
         return [child for name, child in self.named_children() if name != "encoder"]
 
     def depths(self, coarse: bool = False) -> dict[str, int]:
-        """How many layers follow that of each pretrained parameter, by its name; for freezing and layer decay.
-
-        Args:
-            coarse: stages of a convolutional network count as layers, and not the blocks inside them.
-
-        Raises:
-            Refusal: the layers of the encoder are not known.
-        """
+        """The depth of each pretrained parameter, by its name, for freezing and layer decay; see `layer_depths`."""
         return prefixed(layer_depths(self.get_submodule("encoder"), coarse), "encoder")
 
     @property
@@ -58,11 +54,11 @@ class Network(nn.Module):
         return 1
 
     def compiled(self) -> list[nn.Module]:
-        """The modules that `model.compile` compiles: tensors in, tensors out, and not the dicts of `forward`."""
+        """The modules that `model.compile` compiles: from tensors to tensors, not from dict to dict."""
         return [self.get_submodule("encoder")] if hasattr(self, "encoder") else list(self.children())
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that have no weight decay, beside norms and biases: what timm's networks exempt."""
+        """Names of parameters without weight decay beside norms and biases: those that timm's networks exempt."""
         found: set[str] = set()
         for name, module in self.named_modules():
             own = getattr(module, "no_weight_decay", None) if name else None
@@ -84,3 +80,45 @@ class Network(nn.Module):
 def prefixed(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """The values by names below `prefix`."""
     return {f"{prefix}.{name}": value for name, value in values.items()}
+
+
+def layer_depths(net: nn.Module, coarse: bool = False) -> dict[str, int]:
+    """How many layers follow that of each parameter: 0 for the head and for what timm leaves to it (a last norm).
+
+    Of an smp network the encoder has layers, the last of them at 1; the decoder, which follows it, has no entries.
+
+    Args:
+        net: a network of `networks.build_network`.
+        coarse: the stages of a convolutional network count as its layers, not the blocks inside them.
+
+    Raises:
+        Refusal: a network whose layers are not known.
+    """
+    encoder = getattr(net, "encoder", None)
+    if encoder is None:
+        return _depths(net, coarse)
+    if not hasattr(encoder, "model"):
+        raise Refusal("the layers of smp's own encoders are not known: take a tu- encoder, which is one of timm's")
+    # timm's feature extractor has no grouping of its own, so the whole network of that name is asked. The
+    # extractor's names are those of the network, with its first level flattened, or under `model.`.
+    depths = _depths_of_name(encoder.name, coarse)
+    own = {name for name, _ in net.named_parameters()}
+    return {
+        alias: depth
+        for name, depth in depths.items()
+        for alias in (f"encoder.model.{inner}" for inner in (name, name.replace(".", "_", 1), f"model.{name}"))
+        if alias in own
+    }
+
+
+@cache
+def _depths_of_name(name: str, coarse: bool) -> Mapping[str, int]:
+    return _depths(timm.create_model(name), coarse)
+
+
+def _depths(net: nn.Module, coarse: bool) -> dict[str, int]:
+    if not hasattr(net, "group_matcher"):
+        raise Refusal(f"the layers of {type(net).__name__} are not known: it has no group_matcher, as timm's have")
+    layers = group_parameters(net, cast(Any, net).group_matcher(coarse=coarse), reverse=True)
+    top = max(layers.values())
+    return {name: top - layer for name, layer in layers.items()}

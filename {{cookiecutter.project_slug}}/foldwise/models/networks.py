@@ -10,7 +10,9 @@ An architecture is plain data, so that it can be written to a file and built aga
 
 import difflib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,8 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from foldwise.errors import Refusal
-from foldwise.models.layers import layer_depths
-from foldwise.models.network import Batch, Network, prefixed
+from foldwise.models.network import Batch, Network, layer_depths, prefixed
 from foldwise.models.pools import build_pool, encode_stack
 from foldwise.reachable import connection_problem
 
@@ -123,16 +124,7 @@ def build_encoder(
     pretrained: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> Any:
-    """A timm network without its classifier: images (B, C, H, W) to features (B, `num_features`).
-
-    Args:
-        name: one of timm's.
-        channels: of the image; pretrained stems are adapted to it.
-        weights, pretrained, options: as `build_network`.
-
-    Raises:
-        Refusal: as `build_network`.
-    """
+    """A timm network without its classifier: (B, C, H, W) to features (B, `num_features`); as `build_network`."""
     return build_network({"library": "timm", "name": name, "options": options or {}}, channels, 0, weights, pretrained)
 
 
@@ -150,7 +142,6 @@ def build_network(
     """Build the network that `architecture` names; without `weights` and `pretrained` the hub is never asked.
 
     Args:
-        architecture: see the module's text.
         channels: of the input image; pretrained stems are adapted to it.
         classes: outputs; (B, classes) for timm, (B, classes, H, W) for smp.
         weights: a local file (safetensors or torch) with pretrained weights of the network, or of smp's encoder.
@@ -158,94 +149,73 @@ def build_network(
 
     Raises:
         Refusal: an unknown library, name or option, weights that do not fit, or published ones that cannot be had;
-            says what is close.
+            names what is close.
     """
-    library = architecture.get("library")
+    library, options = architecture.get("library"), architecture.get("options") or {}
+    name, encoder = str(architecture.get("name")), architecture.get("encoder")
     if library not in BUILDERS:
         raise Refusal(_unknown("library", library, BUILDERS, "model.library"))
     if weights is not None and not Path(weights).is_file():
         raise Refusal(f"there is no weight file {weights}: correct model.weights or set it to null")
-    name = _describe(architecture)
+    build = BUILDERS[library](name, encoder, channels, classes, weights, pretrained or weights is not None)
+    overlay: dict[str, Any] = {"pretrained_cfg_overlay": {"file": str(weights)}} if weights else {}
+    shown = f"{name} with the encoder {encoder}" if encoder else name
     try:
-        net = BUILDERS[library](architecture, channels, classes, weights, pretrained)
+        with _hub_errors(str(encoder or name)) if pretrained and not weights else nullcontext():
+            net = build(**overlay, **options)
     except TypeError as error:  # an argument that the constructor does not have
-        raise Refusal(f"{name} cannot be built with model.options={dict(_options(architecture))}: {error}") from error
+        raise Refusal(f"{shown} cannot be built with model.options={dict(options)}: {error}") from error
     except (RuntimeError, KeyError) as error:
         if weights is None:
             raise
-        raise Refusal(f"{weights} does not fit {name}: {str(error).splitlines()[0]}") from error
+        raise Refusal(f"{weights} does not fit {shown}: {str(error).splitlines()[0]}") from error
     if weights is not None:
-        _check_loaded(net, Path(weights), name)
+        _check_loaded(net, Path(weights), shown)
     if library == "timm" and (pretrained or weights is not None):
-        _reset_classifier(net)
+        # Begin with equal probabilities: some of timm's classifiers start with logits of tens for few classes, and what
+        # they send back would first undo the pretrained features.
+        for module in (inner for head in head_modules(net) for inner in head.modules()):
+            for parameter in module.parameters() if isinstance(module, nn.Linear | nn.Conv2d) else ():
+                nn.init.zeros_(parameter)
     return net
 
 
-def _reset_classifier(net: nn.Module) -> None:
-    """Begin with equal probabilities: some of timm's classifiers start with logits of tens for few classes, and what
-    they send back would first undo the pretrained features."""
-    for head in head_modules(net):
-        for module in head.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.zeros_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-
-
-def _build_timm(
-    architecture: Architecture, channels: int, classes: int, weights: Path | None, pretrained: bool
-) -> nn.Module:
-    name = architecture["name"]
+def _timm_builder(
+    name: str, encoder: object, channels: int, classes: int, weights: Path | None, load: bool
+) -> Callable[..., nn.Module]:
     _check_timm_name(name, "model.name")
-    overlay: dict[str, Any] = {"pretrained_cfg_overlay": {"file": str(weights)}} if weights else {}
-    return _from_hub(
-        pretrained and not weights,
-        name,
-        lambda: timm.create_model(
-            name,
-            pretrained=pretrained or weights is not None,
-            in_chans=channels,
-            num_classes=classes,
-            **overlay,
-            **_options(architecture),
-        ),
-    )
+    return partial(timm.create_model, name, pretrained=load, in_chans=channels, num_classes=classes)
 
 
-def _build_smp(
-    architecture: Architecture, channels: int, classes: int, weights: Path | None, pretrained: bool
-) -> nn.Module:
+def _smp_builder(
+    name: str, encoder: object, channels: int, classes: int, weights: Path | None, load: bool
+) -> Callable[..., nn.Module]:
     import segmentation_models_pytorch as smp
 
-    encoder = architecture.get("encoder")
-    kind = _smp_class(architecture)
+    decoders = {kind.__name__: kind for kind in smp.MODEL_ARCHITECTURES_MAPPING.values()}
+    if name not in decoders:
+        raise Refusal(_unknown("smp decoder", name, decoders, "model.name"))
     universal = str(encoder).startswith("tu-")
     if universal:
         _check_timm_name(str(encoder)[3:], "model.encoder (after tu-)")
     elif encoder not in smp.encoders.get_encoder_names():
         known = [*smp.encoders.get_encoder_names(), *(f"tu-{name}" for name in timm.list_models())]
         raise Refusal(_unknown("encoder", encoder, known, "model.encoder"))
-    if weights and not universal:
+    elif weights:
         twin = str(encoder).replace("-", "_")
         hint = f"model.encoder=tu-{twin}" if timm.is_model(twin) else "a tu- encoder, which is any of timm's networks"
         raise Refusal(f"smp's own encoder {encoder} cannot be loaded from the file {weights}: use {hint}")
     published: bool | str = True if universal else "imagenet"
-    overlay: dict[str, Any] = {"pretrained_cfg_overlay": {"file": str(weights)}} if weights else {}
-    return _from_hub(
-        pretrained and not weights,
-        str(encoder),
-        lambda: kind(
-            encoder_name=encoder,
-            encoder_weights=published if pretrained or weights else None,
-            in_channels=channels,
-            classes=classes,
-            **overlay,
-            **_options(architecture),
-        ),
+    return partial(
+        decoders[name],
+        encoder_name=encoder,
+        encoder_weights=published if load else None,
+        in_channels=channels,
+        classes=classes,
     )
 
 
-BUILDERS: dict[str, Callable[..., nn.Module]] = {"timm": _build_timm, "smp": _build_smp}
+BUILDERS: dict[str, Callable[..., Callable[..., nn.Module]]] = {"timm": _timm_builder, "smp": _smp_builder}
 
 
 def pretrained_normalization(architecture: Architecture, channels: int = 3) -> tuple[list[float], list[float]]:
@@ -270,24 +240,6 @@ def pretrained_normalization(architecture: Architecture, channels: int = 3) -> t
     return spread(config.mean), spread(config.std)
 
 
-def _smp_class(architecture: Architecture) -> Any:
-    import segmentation_models_pytorch as smp
-
-    kinds = {kind.__name__: kind for kind in smp.MODEL_ARCHITECTURES_MAPPING.values()}
-    if architecture.get("name") not in kinds:
-        raise Refusal(_unknown("smp decoder", architecture.get("name"), kinds, "model.name"))
-    return kinds[architecture["name"]]
-
-
-def _options(architecture: Architecture) -> Mapping[str, Any]:
-    return architecture.get("options") or {}
-
-
-def _describe(architecture: Architecture) -> str:
-    name = str(architecture.get("name"))
-    return f"{name} with the encoder {architecture['encoder']}" if architecture.get("encoder") else name
-
-
 def _check_timm_name(name: str, key: str) -> None:
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
@@ -303,17 +255,16 @@ def _unknown(what: str, name: object, known: Iterable[str], key: str) -> str:
     return f"unknown {what} {name!r}; correct {key}, for example: {', '.join(close)}"
 
 
-def _from_hub(published: bool, name: str, build: Callable[[], nn.Module]) -> nn.Module:
-    """Call `build`; where it asks the hub, say what can be done when that fails in one of its many ways."""
-    if not published:
-        return build()
+@contextmanager
+def _hub_errors(name: str) -> Iterator[None]:
+    """Advise what to do where asking the hub fails in one of its many ways."""
     from huggingface_hub import constants
 
     problem = None if constants.HF_HUB_OFFLINE else connection_problem(constants.ENDPOINT)
     if problem is not None:
         constants.HF_HUB_OFFLINE = True  # what the cache has is taken, and for the rest no minutes are lost
     try:
-        return build()
+        yield
     except TypeError:
         raise
     except Exception as error:
@@ -325,7 +276,7 @@ def _from_hub(published: bool, name: str, build: Callable[[], nn.Module]) -> nn.
 
 
 def _check_loaded(net: nn.Module, weights: Path, name: str) -> None:
-    """Refuse a file of another network: timm drops what does not match, and one would train from scratch unknowing.
+    """Refuse a file of another network: timm drops what does not match, and you would silently train from scratch.
 
     Values are compared and not names, since timm renames and reshapes the entries of many published files.
     """

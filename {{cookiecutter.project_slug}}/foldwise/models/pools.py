@@ -11,8 +11,8 @@ def encode_stack(encoder: nn.Module, images: Tensor, valid: Tensor | None = None
 
     Args:
         encoder: (B, C, H, W) to (B, D).
-        valid: (B, N) bool, of ragged stacks: what is padded is not encoded, so that batch norms do not see it, and has
-            features of zero.
+        valid: (B, N) bool, of ragged stacks: padding is not encoded, so that BatchNorm does not see it, and has features
+            of zero.
     """
     if valid is None:
         return encoder(images.flatten(0, 1)).unflatten(0, images.shape[:2])
@@ -34,12 +34,7 @@ class MeanPool(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """A weighted mean over the pictures, by a gate that is learnt (Ilse et al. 2018, arXiv:1802.04712).
-
-    Args:
-        features: D.
-        hidden: width of the gate.
-    """
+    """A weighted mean over the pictures, by a learnt gate of width `hidden` (Ilse et al. 2018, arXiv:1802.04712)."""
 
     def __init__(self, features: int, hidden: int = 64) -> None:
         super().__init__()
@@ -58,11 +53,7 @@ class AttentionPool(nn.Module):
 
 
 def build_pool(name: str, features: int) -> nn.Module:
-    """A pool by its name: "mean" or "attention".
-
-    Raises:
-        Refusal: there is none.
-    """
+    """The pool "mean" or "attention" of features (B, N, `features`)."""
     if name not in ("mean", "attention"):
         raise Refusal(f"model.pool is {name!r}; it must be mean or attention")
     return MeanPool() if name == "mean" else AttentionPool(features)
