@@ -1,4 +1,4 @@
-"""Optimizers: every parameter once, no decay where there should be none, and layer decay that reaches the rates."""
+"""Optimizers: every parameter once, no decay where there should be none, and layer decay that reaches the lr."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from foldwise.errors import Refusal
 from foldwise.models.networks import ImageNetwork
 from foldwise.models.normalized import Normalized, set_trainable
-from foldwise.models.optimization import build_optimizer, layer_factors, parameter_groups, scale_rate
+from foldwise.models.optimization import build_optimizer, layer_factors, parameter_groups, scale_lr
 from foldwise.settings import list_choices
 
 CONFIGS = list(list_choices("optimizer").values())
@@ -73,17 +73,17 @@ def test_layer_decay_equals_timms(architecture: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("architecture", [UNET, FLATTENED, WRAPPED], ids=["plain", "flattened", "wrapped"])
 def test_layer_decay_of_a_segmentation_network(architecture: dict[str, Any]) -> None:
-    """Every parameter of the encoder has a layer, the first one the smallest rate; the decoder has the full rate."""
+    """Every parameter of the encoder has a layer, the first one the smallest lr; the decoder has the full lr."""
     net = network(architecture).net
     factors = layer_factors(net, 0.5)
     names = [name for name, _ in net.named_parameters() if name.startswith("net.encoder.")]
     assert set(factors) == set(names)
     values = [factors[name] for name in names]
     assert values[0] == min(values) and len(set(values)) > 3 and max(values) <= 1
-    rates = {id(value): group["lr"] for group in parameter_groups(net, 0.1, 0.0, 0.5) for value in group["params"]}
+    lrs = {id(value): group["lr"] for group in parameter_groups(net, 0.1, 0.0, 0.5) for value in group["params"]}
     for name, value in net.named_parameters():
-        assert rates[id(value)] == pytest.approx(0.1 * factors.get(name, 1.0))
-    assert rates[id(net.get_parameter(names[0]))] < 0.02
+        assert lrs[id(value)] == pytest.approx(0.1 * factors.get(name, 1.0))
+    assert lrs[id(net.get_parameter(names[0]))] < 0.02
 
 
 def test_layer_decay_survives_a_scheduler() -> None:
@@ -94,8 +94,8 @@ def test_layer_decay_survives_a_scheduler() -> None:
     optimizer.step()
     scheduler.step()
     stem = next(iter(net.parameters()))
-    rates = {id(value): group["lr"] for group in optimizer.param_groups for value in group["params"]}
-    assert rates[id(stem)] < 0.06 and max(rates.values()) == pytest.approx(0.1)
+    lrs = {id(value): group["lr"] for group in optimizer.param_groups for value in group["params"]}
+    assert lrs[id(stem)] < 0.06 and max(lrs.values()) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -117,12 +117,12 @@ def test_sgd_is_nesterov_and_options_arrive() -> None:
     assert build_optimizer(network(TIMM), "adamw", 0.1, betas=[0.5, 0.9]).defaults["betas"] == (0.5, 0.9)
 
 
-def test_a_rate_for_another_batch_size_is_scaled_where_that_is_asked_for() -> None:
-    assert scale_rate(1e-3, 64, None) == 1e-3
-    assert scale_rate(1e-3, 64, 256) == pytest.approx(2.5e-4)
+def test_an_lr_for_another_batch_size_is_scaled_where_that_is_asked_for() -> None:
+    assert scale_lr(1e-3, 64, None) == 1e-3
+    assert scale_lr(1e-3, 64, 256) == pytest.approx(2.5e-4)
     for reference in (0, 1.5, True, "256"):
         with pytest.raises(Refusal, match="lr_batch_size is"):
-            scale_rate(1e-3, 64, reference)  # type: ignore[arg-type]
+            scale_lr(1e-3, 64, reference)  # type: ignore[arg-type]
 
 
 def test_refusals() -> None:

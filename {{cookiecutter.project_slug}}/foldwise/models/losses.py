@@ -16,14 +16,12 @@ from torch import Tensor, nn
 from foldwise.errors import Refusal
 
 IGNORE_INDEX = 255
-
-
-# What `class_weights` may say instead of numbers, with the power of the balanced weights.
+# What `class_weights` may name instead of numbers, with the power of the balanced weights.
 BALANCES = {"balanced": 1.0, "sqrt_balanced": 0.5}
 
 
 def balanced_class_weights(counts: Sequence[float], rows: int | None = None, power: float = 1.0) -> list[float]:
-    """What `class_weights: balanced` means; `sqrt_balanced`, with the power 0.5, is half way to no weights.
+    """The weights of `class_weights: balanced`; `sqrt_balanced`, with the power 0.5, is half way to no weights.
 
     Args:
         counts: samples or pixels of each class.
@@ -41,10 +39,10 @@ def balanced_class_weights(counts: Sequence[float], rows: int | None = None, pow
 
 
 class SampleLoss(nn.Module):
-    """Base of the losses that give every sample its own value.
+    """Base of losses that give every sample its own value.
 
     Args:
-        class_weights: (C,) factors of the classes' terms. They are not normalised away: weights of 2 double the loss.
+        class_weights: (C,) factors of the classes' terms, not normalised away: weights of 2 double the loss.
         ignore_index: mask value that is not trained.
     """
 
@@ -113,7 +111,7 @@ class BinaryCrossEntropy(SampleLoss):
 
 class Focal(SampleLoss):
     """Focal loss (Lin et al. 2017, https://arxiv.org/abs/1708.02002): terms fade as (1 - p)^gamma, p the probability
-    of what is true. gamma 0 is CrossEntropy or, for multi-label, BinaryCrossEntropy.
+    of the target. gamma 0 is CrossEntropy or, for multi-label, BinaryCrossEntropy.
 
     Args:
         task: "multiclass" and "segmentation" use a softmax, "multilabel" a sigmoid a class.
@@ -146,15 +144,17 @@ class Focal(SampleLoss):
 
 
 class BatchLoss(nn.Module):
-    """Base of the losses that are one value of all pixels of the batch together, so samples cannot be weighted."""
+    """Base of losses that are one value of all pixels of a batch together, so samples cannot be weighted.
+
+    Attributes:
+        batch: (logits, target) to the loss of a batch with at least one pixel that is not ignored.
+    """
+
+    batch: nn.Module
 
     def __init__(self, ignore_index: int = IGNORE_INDEX) -> None:
         super().__init__()
         self.ignore_index = ignore_index
-
-    def batch(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss of a batch that has at least one pixel that is not ignored."""
-        raise NotImplementedError
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         name = type(self).__name__
@@ -186,10 +186,7 @@ class Dice(BatchLoss):
         from segmentation_models_pytorch.losses import DiceLoss
 
         weights = None if class_weights is None else [float(value) for value in class_weights]
-        self.loss = DiceLoss("multiclass", smooth=smooth, ignore_index=self.ignore_index, class_weights=weights)
-
-    def batch(self, logits: Tensor, target: Tensor) -> Tensor:
-        return self.loss(logits, target)
+        self.batch = DiceLoss("multiclass", smooth=smooth, ignore_index=self.ignore_index, class_weights=weights)
 
 
 class Lovasz(BatchLoss):
@@ -200,10 +197,7 @@ class Lovasz(BatchLoss):
         super().__init__(**common)
         from segmentation_models_pytorch.losses import LovaszLoss
 
-        self.loss = LovaszLoss("multiclass", ignore_index=self.ignore_index)
-
-    def batch(self, logits: Tensor, target: Tensor) -> Tensor:
-        return self.loss(logits, target)
+        self.batch = LovaszLoss("multiclass", ignore_index=self.ignore_index)
 
 
 class WeightedSum(nn.Module):

@@ -49,35 +49,30 @@ class Mix:
         if cutmix and not any(field.spatial for field in fields.values()):
             raise Refusal("cutmix cuts pictures, and the samples have none: set augmentation.cutmix=0")
         self.fields, self.targets = fields, targets
-        self.alphas = [alpha for alpha in ((mixup, False), (cutmix, True)) if alpha[0] > 0]
+        self.alphas = [(alpha, cuts) for alpha, cuts in ((mixup, False), (cutmix, True)) if alpha > 0]
 
     def __bool__(self) -> bool:
         return bool(self.alphas)
 
     def __call__(self, batch: Batch) -> Batch:
-        """The mixed batch: shapes stay, integer images become float in [0, 1] as `Normalized` does it.
-
-        `weight` (B,) is mixed too; the sum of the weights stays.
-        """
+        """The mixed batch: shapes stay, integer images become float in [0, 1]; `weight` (B,) keeps its sum."""
         if not self.alphas:
             return batch
-        alpha, cut = self.alphas[int(torch.randint(len(self.alphas), ()))]
+        alpha, cuts = self.alphas[int(torch.randint(len(self.alphas), ()))]
         lam = float(torch.distributions.Beta(torch.tensor([alpha]), torch.tensor([alpha])).sample(()))
         box = None
-        if cut:
+        if cuts:
             first = next(batch[name] for name, field in self.fields.items() if field.spatial)
             height, width = first.shape[-2:]
             box, lam = _draw_box(height, width, lam)
-        mixed = {
-            name: self._mix(name, field, batch, lam, box)
-            for name, field in self.fields.items()
-            if field.kind != "codes"
-        }
-        codes = {
-            f"{name}_other": batch[name].roll(1, 0) for name, field in self.fields.items() if field.kind == "codes"
-        }
         weight = batch["weight"]
-        return batch | mixed | codes | {"weight": _share(weight, lam), "lam": weight.new_tensor(lam)}
+        mixed = {"weight": _share(weight, lam), "lam": weight.new_tensor(lam)}
+        for name, field in self.fields.items():
+            if field.kind == "codes":
+                mixed[f"{name}_other"] = batch[name].roll(1, 0)
+            else:
+                mixed[name] = self._mix(name, field, batch, lam, box)
+        return batch | mixed
 
     def _mix(self, name: str, field: Field, batch: Batch, lam: float, box: tuple[int, int, int, int] | None) -> Tensor:
         value = batch[name]

@@ -1,4 +1,4 @@
-"""The Lightning module that a competition subclasses: phases, learning rates, mixing, and the randomness of a step."""
+"""The Lightning module that a competition subclasses: phases, lr, mixing, and the randomness of a step."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -25,11 +25,9 @@ class Setup:
     """What a module is made of.
 
     Attributes:
-        network: with the normalisation of its images.
         loss: what the group `loss` of the configuration names.
-        make_optimizer: builds the optimizer over a network all of whose parameters are trainable.
-        schedule: the phases and their learning rates.
-        seed: from it, the epoch and the step follow dropout, mixing and stochastic depth.
+        make_optimizer: builds the optimizer over all parameters.
+        seed: dropout, mixing and stochastic depth follow from it, the epoch and the step.
         mixes: mixup and CutMix of each phase, by its name.
         targets: of every item that is trained or validated, (N, C) by the target field, where they are no files;
             `batch["row"]` is the number of an item in them.
@@ -45,14 +43,14 @@ class Setup:
 
 
 class TrainingModule(pl.LightningModule):
-    """Trains a network through the phases of a schedule. A competition's module says what its losses are.
+    """Trains a network through the phases of a schedule; a competition's subclass defines its losses.
 
     Only `self.network` is optimised, averaged and saved with the model: a loss that has parameters belongs into the
-    network. A network that teaches and is not trained goes into `Frozen`. Buffers of the module are on the device and
-    part of the checkpoint: targets that change while training are one, indexed by `batch["row"]`.
+    network. A network that only teaches goes into `Frozen`. Buffers of the module are on the device and part of the
+    checkpoint, such as targets that change while training, indexed by `batch["row"]`.
     """
 
-    loss: Any  # what the configuration names: a module of losses as a rule
+    loss: Any  # what the configuration names, mostly of models/losses.py
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()
@@ -82,7 +80,7 @@ class TrainingModule(pl.LightningModule):
         return unpack(batch)
 
     def configure_optimizers(self) -> Any:
-        # All parameters belong to the optimizer from the start, so that a later phase finds its state and rates.
+        # All parameters belong to the optimizer from the start, so that a later phase finds its state and lr.
         optimizer = self.make_optimizer(self.network)
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -98,7 +96,7 @@ class TrainingModule(pl.LightningModule):
         self.prepare_training()
 
     def prepare_training(self) -> None:
-        """Put the network into training mode with what the current phase trains; the rest stays frozen."""
+        """Set training mode, and what the current phase trains; the rest is frozen."""
         phase, _ = self.schedule.locate(self.current_epoch)
         self.network.train()
         set_trainable(self.network, phase.trainable, phase.freeze_bn)
@@ -113,10 +111,7 @@ class TrainingModule(pl.LightningModule):
 
 
 class Frozen:
-    """A network that is used and not trained: outside of optimizer, EMA and checkpoint.
-
-    It is no `nn.Module`, so that a module that holds it does not take it for a part of its own.
-    """
+    """A network that is not trained: outside of optimizer, EMA and checkpoint, since it is no `nn.Module`."""
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net.eval().requires_grad_(False)

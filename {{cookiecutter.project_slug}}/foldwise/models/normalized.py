@@ -1,4 +1,4 @@
-"""A network with the normalisation of its images, and which part of it trains."""
+"""A network with the normalisation of its images; which part of it trains."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, cast
@@ -14,7 +14,7 @@ from foldwise.schedule.phases import TRAINABLE
 
 
 class Normalized(nn.Module):
-    """A network with the normalisation of its images, so that the two are never parted.
+    """A network with the normalisation of its images.
 
     Integer images are divided by 255, float images are taken as they are, in [0, 1]; then (x - mean) / std.
 
@@ -45,10 +45,10 @@ class Normalized(nn.Module):
         return (unit_range(x) - mean) / std
 
     def train(self, mode: bool = True) -> Self:
-        """As always, except that what is frozen stays in eval: its batch norms keep their statistics."""
+        """Set training mode, except for what is frozen: its BatchNorm statistics stay."""
         super().train(mode)
         if mode:
-            _still(self.net)
+            _freeze_modes(self.net)
             if self.freeze_bn:
                 head = {inner for module in self.net.head() for inner in module.modules()}
                 for module in self.net.modules():
@@ -57,14 +57,14 @@ class Normalized(nn.Module):
         return self
 
 
-def _still(module: nn.Module) -> None:
-    """Put into eval what does not train as a whole; inside it, parts may."""
+def _freeze_modes(module: nn.Module) -> None:
+    """Set frozen modules to eval; recurse into partly frozen ones."""
     parameters = list(module.parameters())
     if parameters and all(parameter.requires_grad for parameter in parameters):
         return
     module.training = False
     for child in module.children():
-        _still(child)
+        _freeze_modes(child)
 
 
 def set_trainable(net: Normalized, trainable: str, freeze_bn: bool = False) -> None:
@@ -73,10 +73,9 @@ def set_trainable(net: Normalized, trainable: str, freeze_bn: bool = False) -> N
     Layers are timm's: the stages of a convolutional network, the blocks of a transformer; of an smp network those of
     the encoder, and the head is all the rest. More layers than there are: all of them.
 
-    It holds until the next call, also after `net.train()`. The frozen part gets no gradients, and its batch norms and
-    dropouts are in eval. With `freeze_bn`, batch norms outside the head keep their statistics also where they
-    train: those of the pretraining are better than what a few hundred images give, and training and prediction then
-    see the same features.
+    It holds until the next call, also after `net.train()`. The frozen part gets no gradients, and its BatchNorm and
+    dropout are in eval. `freeze_bn` freezes the statistics of all BatchNorm outside the head: those of the pretraining
+    are better than what a few hundred images give, and training and prediction then see the same features.
 
     Raises:
         Refusal: none of these, or "last<n>" of a network whose layers are not known.
@@ -96,12 +95,12 @@ def set_trainable(net: Normalized, trainable: str, freeze_bn: bool = False) -> N
 
 def trainable_share(net: Normalized) -> float:
     """The share of the network's parameters that train now, in [0, 1]."""
-    counts = [(parameter.numel(), parameter.requires_grad) for parameter in net.parameters()]
-    return sum(count for count, trains in counts if trains) / sum(count for count, _ in counts)
+    trained = sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
+    return trained / sum(parameter.numel() for parameter in net.parameters())
 
 
 def enable_gradient_checkpointing(net: nn.Module) -> None:
-    """Trade time for memory: activations inside the network (smp: its encoder) are computed again going backward."""
+    """Trade time for memory: recompute activations of the network (smp: its encoder) in the backward pass."""
     for module in net.modules():
         if hasattr(module, "set_grad_checkpointing"):
             try:

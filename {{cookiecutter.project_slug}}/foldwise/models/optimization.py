@@ -10,18 +10,15 @@ from foldwise.models.network import Network
 from foldwise.models.normalized import Normalized
 
 
-def scale_rate(lr: float, batch_size: int, reference: int | None) -> float:
-    """`lr`, which is for steps of `reference` images, scaled linearly to steps of `batch_size`; None: as it is.
+def scale_lr(lr: float, batch_size: int, reference: int | None) -> float:
+    """`lr`, which is for batches of `reference` images, scaled linearly to `batch_size`; None: unchanged.
 
     The linear rule is for SGD (Goyal et al. 2017, https://arxiv.org/abs/1706.02677, section 2.1); for Adam and its kind
-    it goes far, and the square root of the ratio is more usual (https://arxiv.org/abs/2205.10287).
-
-    Raises:
-        Refusal: `reference` is no number of images.
+    the square root of the ratio is more usual (https://arxiv.org/abs/2205.10287).
     """
     if reference is None:
         return lr
-    if isinstance(reference, bool) or not isinstance(reference, int) or reference < 1:
+    if type(reference) is not int or reference < 1:
         raise Refusal(
             f"lr_batch_size is {reference!r}; it is the number of images a step that optimizer.lr is for, or null"
         )
@@ -36,14 +33,13 @@ def build_optimizer(
     layer_decay: float | None = None,
     **options: Any,
 ) -> Optimizer:
-    """Any optimizer of timm's, which include torch's, over all parameters of `net`, also those frozen right now.
+    """Any optimizer of timm's, which include torch's, over all parameters of `net`, frozen ones too.
 
     Args:
-        net: bare or in `Normalized`.
         opt: timm's name: sgd (with Nesterov), adam, adamw, lamb, ...
         lr: of the head; every group's `lr` is already multiplied by its layer's factor.
         weight_decay: of matrices and kernels; norms, biases and what the network exempts have none.
-        layer_decay: factor from one layer to the layer before it, in (0, 1]; None: the same rate everywhere.
+        layer_decay: factor from one layer to the layer before it, in (0, 1]; None: the same lr everywhere.
         options: the optimizer's own, such as `betas`, `eps` or `momentum`.
 
     Raises:
@@ -51,8 +47,7 @@ def build_optimizer(
     """
     from timm.optim import create_optimizer_v2, list_optimizers
 
-    name = opt.lower().removeprefix("lookahead_")
-    known = [str(optimizer) for optimizer in list_optimizers()]
+    name, known = opt.lower().removeprefix("lookahead_"), [str(optimizer) for optimizer in list_optimizers()]
     if name not in known:
         close = difflib.get_close_matches(name, known, n=5, cutoff=0.5) or ["sgd", "adam", "adamw"]
         raise Refusal(f"unknown optimizer {opt!r}; correct optimizer.opt, for example: {', '.join(close)}")
@@ -67,7 +62,7 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Every parameter of `net` in exactly one group {params, lr, weight_decay}, from the first layer to the last.
 
-    The rate is in `lr` and not in timm's `lr_scale`, because torch's schedulers would ignore the latter.
+    The layer's factor is in `lr` and not in timm's `lr_scale`, because torch's schedulers would ignore the latter.
     """
     net = net.net if isinstance(net, Normalized) else net
     factors = layer_factors(net, layer_decay) if layer_decay is not None else {}
@@ -82,9 +77,7 @@ def parameter_groups(
 
 
 def layer_factors(net: Network, layer_decay: float) -> dict[str, float]:
-    """Factor of the learning rate for each parameter name: layer_decay to the number of layers above it.
-
-    The layers are timm's own grouping. Of an smp network the encoder is grouped, and the decoder has the factor 1.
+    """The lr factor of each parameter by name: layer_decay to the number of layers after its own; 1 where absent.
 
     Raises:
         Refusal: a network for which timm has no grouping, or a factor outside (0, 1].
@@ -92,7 +85,6 @@ def layer_factors(net: Network, layer_decay: float) -> dict[str, float]:
     if not 0 < layer_decay <= 1:
         raise Refusal(f"optimizer.layer_decay is a factor above 0 and at most 1, but is {layer_decay}")
     try:
-        depths = net.depths()
+        return {name: layer_decay**depth for name, depth in net.depths().items()}
     except Refusal as error:
         raise Refusal(f"{error}; or set optimizer.layer_decay=null") from error
-    return {name: layer_decay**depth for name, depth in depths.items()}

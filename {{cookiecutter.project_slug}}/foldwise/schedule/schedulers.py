@@ -1,8 +1,8 @@
 """Learning-rate schedulers of a phase.
 
 A scheduler gives a factor of the optimizer's base lr. It is called with `progress`, from 0 at the phase's first
-optimizer step to exactly 1 at its last, and `epoch`, the number of epochs begun and passed in the phase
-(a fraction within an epoch). Both are needed: a cosine lives on progress, a step schedule on epochs.
+optimizer step to exactly 1 at its last, and `epoch`, the number of epochs of the phase that are over, with fractions:
+a cosine needs progress, a step schedule epochs.
 """
 
 import math
@@ -36,7 +36,7 @@ class Cosine:
         if progress < self.warmup:
             start = max(self.floor, 0.01)  # a first step at lr 0 would be wasted
             return start + (1 - start) * progress / self.warmup
-        return _anneal((progress - self.warmup) / (1 - self.warmup) if self.warmup < 1 else 1.0, 1.0, self.floor)
+        return _anneal(progress, self.warmup, self.floor)
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class OneCycle:
 
     def __call__(self, progress: float, epoch: float) -> float:
         if progress < self.rise:
-            return _anneal(progress / self.rise, self.start, 1.0)
-        return _anneal((progress - self.rise) / (1 - self.rise) if self.rise < 1 else 1.0, 1.0, self.floor)
+            return _cosine(progress / self.rise, self.start, 1.0)
+        return _anneal(progress, self.rise, self.floor)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class CosineRestarts:
     def __call__(self, progress: float, epoch: float) -> float:
         # The last step of all belongs to the end of the last cycle, not to the start of a further one.
         cycle = min(int(progress * self.cycles), self.cycles - 1)
-        return _anneal(progress * self.cycles - cycle, self.gamma**cycle, self.floor)
+        return _cosine(progress * self.cycles - cycle, self.gamma**cycle, self.floor)
 
 
 @dataclass
@@ -136,6 +136,11 @@ class Plateau:
         self.factor, self.best, self.waited = float(state["factor"]), float(state["best"]), int(state["waited"])
 
 
-def _anneal(share: float, high: float, low: float) -> float:
-    """Half a cosine from `high` at share 0 to `low` at share 1."""
-    return low + (high - low) * 0.5 * (1 + math.cos(math.pi * share))
+def _anneal(progress: float, begin: float, floor: float) -> float:
+    """Half a cosine from 1 at progress `begin` to `floor` at the end."""
+    return _cosine((progress - begin) / (1 - begin) if begin < 1 else 1.0, 1.0, floor)
+
+
+def _cosine(share: float, first: float, last: float) -> float:
+    """Half a cosine from `first` at share 0 to `last` at share 1."""
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * share))

@@ -27,7 +27,7 @@ from foldwise.models.module import Setup, TrainingModule
 from foldwise.models.network import Network
 from foldwise.models.networks import pretrained_normalization
 from foldwise.models.normalized import Normalized, enable_gradient_checkpointing
-from foldwise.models.optimization import build_optimizer, scale_rate
+from foldwise.models.optimization import build_optimizer, scale_lr
 from foldwise.processes.group import Rank
 from foldwise.schedule.phases import Schedule, build_phases
 from foldwise.training.ema import EMA
@@ -58,7 +58,7 @@ def build_training(config: Mapping[str, Any], prepared: Prepared, part: Holdout,
     targets = {name: table.target for name, table in joined.tables.items() if table.target is not None}
     phases = build_phases(config["phases"])
     schedulers = {phase.name: make(phase.scheduler or config["scheduler"], alias) for phase in phases}
-    lr = scale_rate(config["optimizer"]["lr"], config["batch_size"], config.get("lr_batch_size"))
+    lr = scale_lr(config["optimizer"]["lr"], config["batch_size"], config.get("lr_batch_size"))
     mixes = {}
     for phase in phases:
         augmentation = phase.augmentation or config["augmentation"]
