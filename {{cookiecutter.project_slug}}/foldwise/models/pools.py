@@ -11,8 +11,7 @@ def encode_stack(encoder: nn.Module, images: Tensor, valid: Tensor | None = None
 
     Args:
         encoder: (B, C, H, W) to (B, D).
-        valid: (B, N) bool, of ragged stacks: padding is not encoded, so that BatchNorm does not see it, and has features
-            of zero.
+        valid: (B, N) bool, of ragged stacks: padding is not encoded, so BatchNorm does not see it; its features are 0.
     """
     if valid is None:
         return encoder(images.flatten(0, 1)).unflatten(0, images.shape[:2])

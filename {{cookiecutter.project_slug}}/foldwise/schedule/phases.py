@@ -5,8 +5,8 @@
       heavy: {share: 12, augmentation: hard, image_size: 96}
       light: {share: 4, augmentation: flip, lr: 0.1, start: best, snapshot: true}
 
-`share` is the phase's part of the training's `epochs`, in proportion to the other phases' shares. What a phase does not
-say is as in the rest of the configuration. It needs no torch.
+`share` is the phase's part of the training's `epochs`, in proportion to the other phases' shares. Settings left out are
+those of the run. It needs no torch.
 """
 
 import math
@@ -27,10 +27,9 @@ ROWS = ("real", "pseudo", "both")
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training; None: as in the rest of the configuration.
+    """Consecutive epochs of a training with settings of their own; None: those of the run.
 
     Attributes:
-        epochs: its length.
         trainable: "head", "last<n>" (the head and the last n layers, see `normalized.set_trainable`) or "all".
         freeze_bn: BatchNorm outside the head is frozen.
         lr: factor of optimizer.lr.
@@ -70,7 +69,6 @@ class Schedule:
 
     @property
     def epochs(self) -> int:
-        """Length of the whole training."""
         return sum(phase.epochs for phase in self.phases)
 
     def locate(self, epoch: int) -> tuple[Phase, int]:
@@ -83,10 +81,10 @@ class Schedule:
         return self.phases[-1], start - self.phases[-1].epochs
 
     def factor(self, step: int) -> float:
-        """The factor for the base learning rates at optimizer step `step`."""
+        """The factor of the base lr at optimizer step `step`."""
         phase, start = self.locate(step // self.steps_per_epoch)
         done, total = step - start * self.steps_per_epoch, phase.epochs * self.steps_per_epoch
-        # Divided by the last step, not the number of steps, so that a phase ends exactly at its lowest rate.
+        # Divided by the last step, not the number of steps, so that a phase ends exactly at its lowest lr.
         progress = min(done / max(total - 1, 1), 1.0)
         return phase.lr * self.schedulers[phase.name](progress, done / self.steps_per_epoch)
 
@@ -134,11 +132,10 @@ def share_epochs(epochs: int, shares: Mapping[str, Any]) -> dict[str, int]:
         )
     exact = {name: epochs * share / sum(taking.values()) for name, share in taking.items()}
     given = {name: max(1, int(value)) for name, value in exact.items()}
-    while sum(given.values()) != epochs:
-        step = 1 if sum(given.values()) < epochs else -1
+    while missing := epochs - sum(given.values()):
+        step = 1 if missing > 0 else -1
         able = [name for name in given if given[name] + step >= 1]
-        name = max(able, key=lambda name: step * (exact[name] - given[name]))
-        given[name] += step
+        given[max(able, key=lambda name: step * (exact[name] - given[name]))] += step
     return dict.fromkeys(shares, 0) | given
 
 
@@ -148,17 +145,13 @@ def build_phases(config: Mapping[str, Mapping[str, Any]]) -> tuple[Phase, ...]:
     Raises:
         Refusal: an unknown key or value, or nothing to train; every problem is listed.
     """
-    problems, phases = [], []
-    for name, values in config.items():
-        found = _find_problems(name, values)
-        problems += found
-        if not found and values["epochs"]:
-            phases.append(Phase(name, **values))
+    problems = [problem for name, values in config.items() for problem in _find_problems(name, values)]
+    phases = () if problems else tuple(Phase(name, **values) for name, values in config.items() if values["epochs"])
     if not phases and not problems:
         problems.append("phases has no epochs to train; set epochs=12, for example, and a share of a phase above 0")
     if problems:
         raise Refusal("\n".join(problems))
-    return tuple(phases)
+    return phases
 
 
 def _find_problems(name: str, values: Any) -> list[str]:
@@ -171,13 +164,11 @@ def _find_problems(name: str, values: Any) -> list[str]:
         if key not in ("epochs", *known)
     ]
     given = {"epochs": None} | {key: value for key, value in values.items() if value is not None}
-    return problems + [
-        f"phases.{name}.{key} is {value!r}; it is {what}"
-        for key, value in given.items()
-        if key in ALLOWED
-        for allows, what in [ALLOWED[key]]
-        if not allows(value)
-    ]
+    for key, value in given.items():
+        allows, what = ALLOWED.get(key, (lambda _: True, ""))
+        if not allows(value):
+            problems.append(f"phases.{name}.{key} is {value!r}; it is {what}")
+    return problems
 
 
 def _is_size(value: Any) -> bool:
@@ -192,9 +183,9 @@ def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-# Of each key of a phase: whether a value will do, and what it is.
+# Of each key of a phase: whether a value is allowed, and what it is.
 ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "epochs": (lambda value: isinstance(value, int) and not _is_flag(value) and value >= 0, "a whole number from 0"),
+    "epochs": (lambda value: type(value) is int and value >= 0, "a whole number from 0"),
     "trainable": (
         lambda value: isinstance(value, str) and TRAINABLE.fullmatch(value) is not None,
         "all, head, or last1, last2, ... for the head and so many layers before it",
@@ -223,13 +214,13 @@ def pseudo_shares(phases: Sequence[Phase], share: float | None) -> list[float]:
         Refusal: it is no share, or a phase asks for pseudo rows that are not there.
     """
     if share is None:
-        asking = [phase for phase in phases if phase.rows in ("pseudo", "both")]
-        if asking:
-            raise Refusal(
-                f"phases.{asking[0].name}.rows is {asking[0].rows}, but there are no pseudo rows: make them with "
-                "pseudo_label.py and name them with data.pseudo=<table>"
-            )
-    elif isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+        for phase in phases:
+            if phase.rows in ("pseudo", "both"):
+                raise Refusal(
+                    f"phases.{phase.name}.rows is {phase.rows}, but there are no pseudo rows: make them with "
+                    "tools/pseudo_label.py and name them with data.pseudo=<table>"
+                )
+    elif not is_number(share) or not 0 < share < 1:
         raise Refusal(f"data.pseudo_share is {share!r}; it lies between 0 and 1, for example 0.5")
     shares = {None: share or 0.0, "real": 0.0, "pseudo": 1.0, "both": share or 0.0}
     return [shares[phase.rows] for phase in phases for _ in range(phase.epochs)]

@@ -1,7 +1,6 @@
-"""Tasks: what an output of a network means, an entry each; see `tasks.base.Task`.
+"""Tasks: the meaning of a network's output, an entry each; see `tasks.base.Task`.
 
-A new task is a class with a name of its own in `TASKS`. Whatever reads, trains, predicts, stores and evaluates asks
-the task and no name: `kind` says what is stored of an item, `exclusive` whether its values sum to 1.
+A new task is a class with a name of its own in `TASKS`: no other code asks for the name of a task.
 """
 
 from foldwise.errors import Refusal
@@ -14,11 +13,7 @@ __all__ = ["TASKS", "Classes", "ForTasks", "Kind", "Multiclass", "Multilabel", "
 
 
 def find_task(name: str) -> Task:
-    """The task of this name.
-
-    Raises:
-        Refusal: there is none.
-    """
+    """The task of this name."""
     if name not in TASKS:
         raise Refusal(f"task is {name!r}; it must be one of {', '.join(TASKS)}")
     return TASKS[name]

@@ -1,7 +1,7 @@
-"""What all tasks share."""
+"""Base of tasks, and of what is made for tasks."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
@@ -18,7 +18,7 @@ Kind = Literal["rows", "maps", "vectors", "boxes"]
 
 
 class Task:
-    """What an output means: everything that differs between tasks, and nothing that a task could share with others.
+    """Meaning of an output: everything that differs between tasks.
 
     A task knows neither Lightning nor where values come from. Arrays have the columns (classes) in axis 1 of a batch,
     so in axis 0 of one item: (C,) for rows, (C, H, W) for maps.
@@ -32,7 +32,6 @@ class Task:
         field: of the target in a sample.
         fewest: columns that there must be.
         metric: the usual one, by its file in configs/metric.
-        libraries: of networks that give such an output, see `models.networks`.
         metrics: names by which an evaluation measures it beside the competition's metric.
     """
 
@@ -45,7 +44,6 @@ class Task:
     fewest: ClassVar[int] = 1
     metric: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]] = ()
-    libraries: ClassVar[tuple[str, ...]] = ("timm",)
 
     def read_target(
         self, raw: "pd.DataFrame", columns: Sequence[str], soft: bool, names: list[str] | None, check: "Check"
@@ -62,11 +60,11 @@ class Task:
         raise NotImplementedError
 
     def activate(self, raw: "Tensor") -> "Tensor":
-        """The values that a raw output (B, C, ...) means, float32."""
+        """Values (B, C, ...), float32, of a raw output."""
         raise NotImplementedError
 
     def undo(self, value: "Tensor", view: "View", size: Sequence[int]) -> "Tensor":
-        """The values (B, C, ...) of a view as those of the image, whose (height, width) is `size`."""
+        """Turn values (B, C, ...) of a view into those of the image, whose (height, width) is `size`."""
         return value
 
     def average(self, values: "Tensor", mean: str) -> "Tensor":
@@ -78,11 +76,11 @@ class Task:
         return values.nanmean(0)
 
     def problems(self, values: np.ndarray) -> dict[str, np.ndarray]:
-        """What cannot be right in stored values (N, C), as a phrase after "rows": which of them (N,) bool."""
+        """What is wrong in stored values (N, C): a phrase to follow "rows", and which of them, (N,) bool."""
         return {"have NaN": np.isnan(values).any(axis=1)}
 
     def clip(self, values: np.ndarray) -> np.ndarray:
-        """Values (N, C) without what rounding added to them."""
+        """Values (N, C) within the task's range, which rounding can leave."""
         return values
 
     def fallback(self, target: np.ndarray | None, columns: int) -> np.ndarray:
@@ -93,10 +91,7 @@ class Task:
         """What to type for this task, after "add"."""
         return f"task={self.name} metric={self.metric}"
 
-    def __reduce__(self) -> Any:
-        return type(self), ()  # no state: equal in every process
-
-    def __eq__(self, other: object) -> bool:
+    def __eq__(self, other: object) -> bool:  # no state: equal in every process
         return type(self) is type(other)
 
     def __hash__(self) -> int:
@@ -104,11 +99,10 @@ class Task:
 
 
 class ForTasks:
-    """A metric, a submission format: what serves tasks of one kind.
+    """Base of metrics and submission formats: which tasks they are for.
 
     Attributes:
-        kind: of the tasks.
-        exclusive: which the tasks must be, or must not be; None: either.
+        kind, exclusive: of the tasks; exclusive None: either.
         probabilities: only for tasks whose values are probabilities.
     """
 
@@ -118,16 +112,12 @@ class ForTasks:
 
     @classmethod
     def suits(cls, task: Task) -> bool:
-        """Whether it can be used for a task."""
-        return (
-            task.kind == cls.kind
-            and cls.exclusive in (None, task.exclusive)
-            and (task.probabilities or not cls.probabilities)
-        )
+        probable = task.probabilities or not cls.probabilities
+        return task.kind == cls.kind and cls.exclusive in (None, task.exclusive) and probable
 
     @classmethod
     def tasks(cls) -> list[str]:
-        """The names of the tasks that it suits."""
+        """The names of the tasks that it is for."""
         from foldwise.tasks import TASKS
 
         return [name for name, task in TASKS.items() if cls.suits(task)]

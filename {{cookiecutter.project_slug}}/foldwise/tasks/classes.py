@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from foldwise.data.problems import Check
     from foldwise.inference.views import View
 
-# The smallest probability in a geometric mean: one view that is sure of zero must not rule a class out for good.
+# The least probability in a geometric mean: one view that is sure of zero must not rule a class out.
 SMALLEST = 1e-7
-ROUNDING = 1e-6  # a sum of probabilities may end this far outside of [0, 1]; it is cut off
+ROUNDING = 1e-6  # probabilities may be this far outside of [0, 1]; they are clipped
 SUM = 1e-2  # probabilities of exclusive classes may miss the sum of 1 by this much, as printed figures do
 
 
 class Classes(Task):
-    """Probabilities of classes."""
+    """Probabilities of classes: softmax where they are exclusive, else a sigmoid a class."""
 
     probabilities = True
 
@@ -36,10 +36,12 @@ class Classes(Task):
             return soft_targets(raw, list(columns), self, names, check)
         return hard_targets(text_column(raw[columns[0]]), self, names, check)
 
+    def activate(self, raw: "Tensor") -> "Tensor":
+        return raw.float().softmax(1) if self.exclusive else raw.float().sigmoid()
+
     def average(self, values: "Tensor", mean: str) -> "Tensor":
-        """As `Task.average`. geometric: exp of the mean log-probability, with zeros taken as 1e-7, divided by the sum
-        over the classes (exclusive), or by its sum with the geometric mean of the complements, which equals the sigmoid
-        of the mean logit."""
+        """As `Task.average`. geometric: exp of the mean log-probability, divided by the sum over the classes
+        (exclusive), or by its sum with that of the complements, which equals the sigmoid of the mean logit."""
         if len(values) == 1:
             return values[0]
         if mean == "arithmetic":
@@ -65,34 +67,27 @@ class Classes(Task):
 
 
 class Multiclass(Classes):
-    """One class an image: softmax over the classes."""
+    """One class an image."""
 
     name, column, metric = "multiclass", "label", "accuracy"
     exclusive, fewest = True, 2
     metrics = ("accuracy", "macro_f1", "log_loss")
 
-    def activate(self, raw: "Tensor") -> "Tensor":
-        return raw.float().softmax(1)
-
 
 class Multilabel(Classes):
-    """Any number of labels an image, none included: a sigmoid a class."""
+    """Any number of labels an image, none included."""
 
     name, column, metric = "multilabel", "labels", "f_beta"
     metrics = ("f_beta", "macro_f1", "log_loss")
 
-    def activate(self, raw: "Tensor") -> "Tensor":
-        return raw.float().sigmoid()
-
 
 class Segmentation(Classes):
-    """One class a pixel: softmax over the classes, background included; a target is the file of a mask."""
+    """One class a pixel, background included; a target is the file of a mask."""
 
     name, column, metric, kind = "segmentation", "mask", "mean_iou", "maps"
     exclusive, fewest = True, 2
     field = Field("mask", train_only=True)
     metrics = ("mean_iou", "dice")
-    libraries = ("smp",)
 
     def read_target(
         self, raw: "pd.DataFrame", columns: Sequence[str], soft: bool, names: list[str] | None, check: "Check"
@@ -102,9 +97,6 @@ class Segmentation(Classes):
                 "segmentation needs data.classes: the list of class names, class i being the pixel value i"
             )
         return names, None
-
-    def activate(self, raw: "Tensor") -> "Tensor":
-        return raw.float().softmax(1)
 
     def undo(self, value: "Tensor", view: "View", size: Sequence[int]) -> "Tensor":
         return view.inverse(value, size)

@@ -1,4 +1,4 @@
-"""Outputs of a run: what is predicted, under which name."""
+"""Outputs of a run: what is predicted, under which name, and its values from what a network gives."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ FOLDER = "outputs"  # of a run, with a source for each further output
 
 @dataclass(frozen=True)
 class Output:
-    """One of a network's outputs as something that is predicted, scored and stored.
+    """One of a network's outputs that is predicted, scored and stored.
 
     Attributes:
         name: "" for the main one; others have a prediction folder of their own, see `output_folder`.
         key: of the network's outputs.
         target: the field of the samples that has its target.
-        columns: names of what is predicted: classes.
-        task: what it means, by name.
+        columns: names of the values: classes.
+        task: its meaning, by name.
     """
 
     name: str
@@ -63,6 +63,6 @@ def activate(raw: "Mapping[str, Tensor]", outputs: Sequence[Output]) -> "dict[st
 
 
 def run_of(source: Path) -> tuple[Path, str]:
-    """The run that a source of predictions belongs to, and which of its outputs it is: "" where it is the run."""
+    """The run that a source of predictions belongs to, and the name of the output: "" where it is the run."""
     there = source.resolve()
     return (there.parents[1], there.name) if there.parent.name == FOLDER else (source, "")
