@@ -77,9 +77,6 @@ def describe_images(
     Args:
         tables: read by one reader, under one data root.
         data: the `data` part of the config.
-
-    Raises:
-        ImageError: a file cannot be read.
     """
     root, scale = tables[0].table.root, data["scale"]
     key = f"{describe.key} {describe.size} {reader_key(tables[0].samples)} {scale}"

@@ -63,9 +63,6 @@ def audit_images(
 
     Returns:
         Notes for the user.
-
-    Raises:
-        ImageError: an image cannot be read.
     """
     folder = Path(data["prepared"])
     every = [TableItems.of(table, prepared.samples) for table in (prepared.source, test) if table is not None]

@@ -16,11 +16,7 @@ from foldwise.files import write_atomic
 
 
 def read_folds(path: Path | str) -> dict[str, int]:
-    """Read a `folds.csv` (`id,fold`).
-
-    Raises:
-        Refusal: it is not such a file, an id is repeated, or a fold is not a whole number of -1 or more.
-    """
+    """Read a `folds.csv` (`id,fold`) with unique ids and folds of -1 or more."""
     try:
         frame = pd.read_csv(path, dtype=str, na_filter=False)
     except ValueError as error:  # pandas' own are, and UnicodeDecodeError
@@ -56,10 +52,7 @@ def table_folds(table: Table, data: Mapping[str, Any]) -> dict[str, int]:
     """The fold of each id of a table, -1 for rows that are never scored: its own column, or folds.csv.
 
     Args:
-        data: the `data` part of the config that the table was read by.
-
-    Raises:
-        Refusal: there is no folds.csv, or it lacks rows.
+        data: the `data` part of the config; its folds.csv must have all rows.
     """
     if "fold" in table.frame:
         return dict(zip(table.ids, table.frame["fold"].tolist(), strict=True))
@@ -79,15 +72,11 @@ def update_folds(
     """Bring folds.csv up to date with a table: by its fold column, or by letting new rows join.
 
     Args:
-        table: of items.
         target: (N, C) 0 or 1, what folds are balanced by.
         extend: False refuses rows without a fold.
 
     Returns:
         The fold of each id of the table, and notes for the user.
-
-    Raises:
-        Refusal: the folds are not 0 to data.folds - 1, or cannot be made.
     """
     path, n_folds = Path(data["prepared"]) / "folds.csv", data["folds"]
     stored = read_folds(path) if path.exists() else {}

@@ -68,14 +68,13 @@ class Prepared:
 def prepare(config: Mapping[str, Any], alias: str | None, make_folds: bool = True, progress: bool = True) -> Prepared:
     """Check the data of a configuration and bring `folds.csv`, `images.csv` and `statistics.json` up to date.
 
-    It can be called again at any time: files that were read before are only asked for their size, folds stay,
-    new rows join them, and what is up to date is not written.
+    It can be called again at any time: only the sizes of known files are read, folds stay, new rows join them, and what
+    is up to date is not written.
 
     Args:
         config: resolved; `data`, `task`, `seed` (of the folds) and `outputs` are read.
         alias: of the owner's code, which has the reader.
-        make_folds: False refuses a table whose rows are not all in `folds.csv`, instead of changing the folds.
-        progress: show a progress bar.
+        make_folds: False refuses a table whose rows are not all in `folds.csv`.
 
     Raises:
         TableError: everything that is wrong with the table or the images.
@@ -123,11 +122,7 @@ def prepare(config: Mapping[str, Any], alias: str | None, make_folds: bool = Tru
 
 
 def read_items(data: Mapping[str, Any], task: str, samples: Samples) -> TableItems:
-    """The training table of a configuration and its items, with targets.
-
-    Raises:
-        TableError: everything that is wrong with the table or with its items.
-    """
+    """The training table of a configuration and its items, with targets."""
     classes = provide_classes(data, task)
     source = read_table(data["table"], task, data["root"], Columns.from_config(data["columns"]), classes)
     return TableItems.of(source, samples, targets=True)
@@ -136,11 +131,7 @@ def read_items(data: Mapping[str, Any], task: str, samples: Samples) -> TableIte
 def read_outputs(
     config: Mapping[str, Any], table: Table, items: Sequence[Item]
 ) -> tuple[tuple[Output, ...], dict[str, Table]]:
-    """Read all outputs, the main one first, and the items' table with the targets of each, by their field.
-
-    Raises:
-        TableError: everything that is wrong with the targets of one of them.
-    """
+    """Read all outputs, the main one first, and the items' table with the targets of each, by their field."""
     main = Output.main(config["task"], table.classes)
     outputs, tables = [main], {main.target: table}
     data = config["data"]
@@ -153,11 +144,7 @@ def read_outputs(
 
 
 def check_test_table(data: Mapping[str, Any], prepared: Prepared, progress: bool = True) -> Table:
-    """Read the test table; its images must have the channels and the dtype of the training images.
-
-    Raises:
-        TableError: everything that is wrong with them.
-    """
+    """Read the test table and scan its images."""
     table, columns = prepared.table, Columns.from_config(data["columns"])
     test = read_table(data["test_table"], table.task, data["root"], columns, table.classes, has_target=False)
     scan_alike(test, data, prepared.samples, prepared.statistics, progress)
@@ -167,11 +154,7 @@ def check_test_table(data: Mapping[str, Any], prepared: Prepared, progress: bool
 def scan_alike(
     table: Table, data: Mapping[str, Any], samples: Samples, statistics: Mapping[str, Any], progress: bool
 ) -> pd.DataFrame:
-    """Scan the items of another table, whose images must have the channels and the dtype of the training images.
-
-    Raises:
-        TableError: as `scan_items`, or they have others.
-    """
+    """Scan the items of another table, whose images must have the channels and the dtype of the training images."""
     scan = scan_items(TableItems.of(table, samples, targets="mask" in table.frame), data, progress=progress)
     trained: Mapping[str, Any] = next(iter(statistics["images"].values()), {})
     problems = [

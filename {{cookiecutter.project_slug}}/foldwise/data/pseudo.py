@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from foldwise.data.holdout import FULL
+from foldwise.data.samples import require_columns
 from foldwise.data.table import Columns, Table, TableError, read_table
 from foldwise.files import read_json
 from foldwise.tasks import find_task
@@ -66,10 +67,7 @@ def read_pseudo(data: Mapping[str, Any], real: Table, folds: Iterable[int], fold
         data: the `data` part of the config.
         real: the training table, whose task and classes the pseudo rows must have.
         folds: of the training rows; each of them must have a student.
-        folds_hash: the table must have been made with these folds, or a student's number would mean nothing.
-
-    Raises:
-        TableError: everything that is wrong with it.
+        folds_hash: of these folds, with which the table must have been made.
     """
     path = Path(data["pseudo"])
     target = "mask" if find_task(real.task).field.spatial else list(real.classes)
@@ -101,10 +99,6 @@ def join_tables(real: Table, pseudo: Table, columns: Sequence[str] = ()) -> Join
     if real.target is not None and pseudo.target is not None:
         target = np.concatenate([real.target, pseudo.target])
     names = ["id", "image", "weight", *(["mask"] if target is None else []), *columns]
-    problems = [
-        f"there is no column {name!r}, which the reader declares" for name in columns if name not in pseudo.frame
-    ]
-    if problems:
-        raise TableError(pseudo.path, problems)
+    require_columns(pseudo, columns)
     frame = pd.concat([real.frame.assign(weight=real.weights)[names], pseudo.frame[names]], ignore_index=True)
     return JoinedTable(frame, real.task, real.classes, real.root, target, pseudo.path)

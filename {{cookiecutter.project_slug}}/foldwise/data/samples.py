@@ -23,26 +23,15 @@ Sample = dict[str, Any]  # arrays by the name of their field
 
 
 class Rows:
-    """The part of a table that a reader sees: the declared columns, and where files are.
+    """The part of a table that a reader sees: its declared columns, and where files are.
 
     Args:
-        samples: the reader, whose declared columns are seen.
-        targets: whether it may see targets: in training and validation, never in prediction.
-
-    Raises:
-        TableError: the table lacks some of the columns.
+        targets: the reader may see targets: in training and validation, never in prediction.
     """
 
     def __init__(self, table: Table, samples: "Samples", targets: bool = False) -> None:
         columns = [*samples.columns, *(samples.target_columns if targets else ())]
-        there = some(list(table.frame), 20)
-        problems = [
-            f"there is no column {name!r}, which the reader declares; the columns are {there}"
-            for name in columns
-            if name not in table.frame
-        ]
-        if problems:
-            raise TableError(table.path, problems)
+        require_columns(table, columns)
         self.source, self.root, self.targets = table.path, table.root, targets
         names = ["id", "image", *columns, *(["mask"] if targets and "mask" in table.frame else [])]
         self._columns = {name: table.frame[name].to_numpy(object) for name in names}
@@ -86,6 +75,18 @@ class Rows:
                 f"{self.source}: {column} {text!r} of id {self['id'][row]!r} must be a path under {self.root}"
             )
         return self.root / relative
+
+
+def require_columns(table: Table, columns: Sequence[str]) -> None:
+    """Refuse a table without the columns that a reader declares."""
+    there = some(list(table.frame), 20)
+    problems = [
+        f"there is no column {name!r}, which the reader declares; the columns are {there}"
+        for name in columns
+        if name not in table.frame
+    ]
+    if problems:
+        raise TableError(table.path, problems)
 
 
 class Samples:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -112,35 +113,30 @@ def map_in_threads(
 
 def _file_sizes(items: TableItems, table: Table) -> pd.DataFrame:
     """The KEY and the `number` of each item."""
-    size_of: dict[Path, int] = {}
-    missing: list[str] = []
-
-    def size(path: Path) -> int:
-        if path not in size_of:
-            try:
-                size_of[path] = path.stat().st_size
-            except OSError:
-                size_of[path] = -1
-                missing.append(_relative(path, table.root))
-        return size_of[path]
-
-    reader, has_masks = reader_key(items.samples), "mask" in table.frame
-    lines: list[dict[str, Any]] = []
-    for number, item in enumerate(items.items):
-        files = list(dict.fromkeys(items.samples.files(items.rows, item)))
-        lines.append(
-            {
-                "image": ";".join(_relative(path, table.root) for path in files),
-                "bytes": ";".join(str(size(path)) for path in files),
-                "mask": table.frame["mask"].iat[number] if has_masks else "",
-                "mask_bytes": size(table.mask_path(number)) if has_masks else 0,
-                "reader": reader,
-                "number": number,
-            }
-        )
+    files_of = [list(dict.fromkeys(items.samples.files(items.rows, item))) for item in items.items]
+    masks = [table.mask_path(row) for row in range(len(table))] if "mask" in table.frame else []
+    sizes = {path: _size(path) for path in dict.fromkeys([*chain(*files_of), *masks])}
+    name_of = {path: _relative(path, table.root) for path in sizes}
+    missing = [name_of[path] for path, size in sizes.items() if size < 0]
     if missing:
         raise TableError(table.path, [f"{len(missing)} files that the reader opens do not exist: {some(missing)}"])
-    return pd.DataFrame(lines).astype(dict.fromkeys(("image", "bytes", "mask", "reader"), object))
+    return pd.DataFrame(
+        {
+            "image": [";".join(name_of[path] for path in files) for files in files_of],
+            "bytes": [";".join(str(sizes[path]) for path in files) for files in files_of],
+            "mask": table.frame["mask"] if masks else "",
+            "mask_bytes": [sizes[path] for path in masks] if masks else 0,
+            "reader": reader_key(items.samples),
+            "number": range(len(files_of)),
+        }
+    ).astype(dict.fromkeys(("image", "bytes", "mask", "reader"), object))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def _relative(path: Path, root: Path) -> str:
