@@ -88,10 +88,9 @@ def test_correlation_does_not_depend_on_brightness_and_contrast():
     assert aligned_correlation(thumbnail, 255 - thumbnail) < 0.9
 
 
-@pytest.mark.parametrize("block", [1, 350, 10_000])
-def test_blocked_neighbours_equal_brute_force(block):
+def test_neighbours_are_the_nearest_training_images():
     vectors = standardize(np.random.default_rng(0).normal(size=(90, 12)))
-    index, product = nearest(vectors, vectors[:70], 8, block)
+    index, product = nearest(vectors, 70, 8)
     products = vectors.astype(np.float64) @ vectors[:70].T.astype(np.float64)
     products[np.arange(70), np.arange(70)] = -np.inf
     np.testing.assert_array_equal(index, np.argsort(-products, axis=1)[:, :8])

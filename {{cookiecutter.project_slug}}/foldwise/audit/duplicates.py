@@ -49,7 +49,6 @@ SURE_CORRELATION = 0.98
 FLAT = 8.0
 # From a copy that was cropped by a fifth to one whose original was; 5 % beside the right one costs 0.03 to 0.05.
 SCALES = (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.11, 1.18, 1.25)
-BLOCK = 1 << 24  # similarities that are held at a time, 64 MB
 
 
 def find_duplicates(
@@ -103,7 +102,7 @@ def alike_pairs(descriptors: Descriptors, train: int) -> list[tuple[int, int, st
     section 2.3), in which images that resemble everything are near nothing.
     """
     vectors = standardize(descriptors.vectors)
-    index, cosine = nearest(vectors, vectors[:train], NEIGHBOURS)
+    index, cosine = nearest(vectors, train, NEIGHBOURS)
     if not index.shape[1]:
         return []
     around = cosine[:, min(SURROUNDINGS, index.shape[1] // 3) :].mean(axis=1)
@@ -138,30 +137,27 @@ def standardize(vectors: np.ndarray) -> np.ndarray:
     return (centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
 
-def nearest(queries: np.ndarray, keys: np.ndarray, count: int, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
-    """Index (N, K) and scalar product (N, K) of the K = min(count, M - 1) nearest keys of each query, nearest first.
+def nearest(vectors: np.ndarray, train: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The K = min(count, train - 1) nearest of the first `train` vectors to each vector but itself, nearest first.
 
     Args:
-        queries: float32 (N, D), whose first M rows are the keys; a row is not its own neighbour.
-        keys: float32 (M, D).
-        block: products held in memory at a time.
+        vectors: (N, D), each of length 1 or 0.
+
+    Returns:
+        index (N, K) and cosine (N, K).
     """
-    count = min(count, len(keys) - 1)
-    index = np.empty((len(queries), count), dtype=np.int64)
-    product = np.empty((len(queries), count), dtype=np.float32)
-    if not count:
-        return index, product
-    step = max(1, block // len(keys))
-    for start in range(0, len(queries), step):
-        products = queries[start : start + step] @ keys.T
-        own = np.arange(start, min(start + len(products), len(keys)))
-        products[own - start, own] = -np.inf
-        best = np.argpartition(-products, count - 1, axis=1)[:, :count]
-        values = np.take_along_axis(products, best, axis=1)
-        order = np.argsort(-values, axis=1, kind="stable")
-        index[start : start + step] = np.take_along_axis(best, order, axis=1)
-        product[start : start + step] = np.take_along_axis(values, order, axis=1)
-    return index, product
+    from sklearn.neighbors import NearestNeighbors
+
+    count = min(count, train - 1)
+    if count < 1:
+        return np.empty((len(vectors), 0), np.int64), np.empty((len(vectors), 0), np.float32)
+    # Of vectors of length 1, by Euclidean distance: scikit-learn searches it in blocks and threads.
+    search = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(vectors[:train])
+    found = [search.kneighbors()]
+    if len(vectors) > train:
+        found.append(search.kneighbors(vectors[train:]))
+    distance, index = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return index, (1 - distance**2 / 2) * vectors.any(axis=1, keepdims=True)
 
 
 def aligned_correlation(first: np.ndarray, second: np.ndarray) -> float:
