@@ -63,9 +63,7 @@ def scan_items(
     wanted, known = _file_sizes(items, table), _read_record(record)
     todo = wanted.drop_duplicates(KEY).merge(known[KEY], on=KEY, how="left", indicator=True)
     todo = todo[todo["_merge"] == "left_only"]
-    failures: dict[tuple[str, str], str] = {}
-    if len(todo):
-        known = _extend_record(record, known, todo, items, table, failures, progress)
+    known, failures = _extend_record(record, known, todo, items, table, progress)
     scan = wanted[KEY].merge(known, on=KEY, how="left", validate="many_to_one")
     problems = image_problems(scan, failures, data["scale"])
     if "mask" in table.frame:
@@ -160,11 +158,12 @@ def _extend_record(
     todo: pd.DataFrame,
     items: TableItems,
     table: Table,
-    failures: dict[tuple[str, str], str],
     progress: bool,
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, dict[tuple[str, str], str]]:
+    """The record with what was missing, and why items cannot be read, by (image, mask)."""
     rows: list[dict[str, Any]] = []
-    state = items.state
+    failures: dict[tuple[str, str], str] = {}
+    state = items.state if len(todo) else {}
 
     def measure(key: dict[str, Any]) -> dict[str, Any] | None:
         try:
@@ -184,7 +183,7 @@ def _extend_record(
             known = known.drop_duplicates(["image", "mask", "reader"], keep="last", ignore_index=True)
             with write_atomic(record) as temporary:
                 known.to_csv(temporary, index=False)
-    return known
+    return known, failures
 
 
 def _measure(items: TableItems, table: Table, number: int, state: Mapping[str, Any]) -> dict[str, Any]:
