@@ -58,8 +58,7 @@ def main() -> None:
     with exit_on_error():
         from foldwise.predictions.ensembles.ensembling import ensemble
         from foldwise.progress import progress_bar
-        from foldwise.reporting.console import print_ensemble
-        from foldwise.reporting.ensemble_report import report_ensemble
+        from foldwise.reporting.ensemble_report import print_ensemble, report_ensemble
 
         with progress_bar("reading the sources") as progress:
             comparison, written = ensemble(

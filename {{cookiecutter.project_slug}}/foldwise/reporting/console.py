@@ -19,7 +19,6 @@ from foldwise.predictions.selection import paired_error
 if TYPE_CHECKING:
     from foldwise.predictions.decisions.deciding import Outcome
     from foldwise.predictions.decisions.submit import Submission
-    from foldwise.predictions.ensembles.comparing import Comparison
     from foldwise.predictions.evaluation.evaluate import Evaluation
     from foldwise.predictions.pseudo.labelling import Student
 
@@ -171,30 +170,6 @@ def _difference_table(what: str, rows: pd.DataFrame) -> Table:
         intervals += [format_interval(row.seed_low, row.seed_high)] if several else []
         table.add_row(row.metric, f"{row.first:.4f}", f"{row.second:.4f}", difference, *intervals, row.verdict)
     return table
-
-
-def print_ensemble(comparison: "Comparison") -> None:
-    """Print sources, methods, the verdict, and what the scores are and are not."""
-    from foldwise.predictions.ensembles.comparing import STRICT
-    from foldwise.reporting.ensemble_report import method_rows, source_rows, strict_line
-
-    console, metric = Console(), type(comparison.metric).__name__
-    better = "greater" if comparison.metric.greater_is_better else "lower"
-    sources = make_table(f"sources, out of fold; {better} is better", ["source"], [metric, "fold spread"])
-    for row in source_rows(comparison):
-        sources.add_row(row["name"], format_score(row[metric]), format_score(row["fold spread"]))
-    title = "methods, cross-fitted; gains are mean ± standard error over the folds"
-    methods = make_table(title, ["method"], [metric, "over single", "over mean"], no_wrap=True)
-    for number, row in enumerate(method_rows(comparison)):
-        style = "bold" if number == comparison.chosen else None
-        methods.add_row(row["name"], format_score(row[metric]), row["over single"], row["over mean"], style=style)
-    console.print(sources)
-    console.print(methods)
-    console.print(f"[bold]{comparison.verdict}[/bold]")
-    console.print(comparison.scores_are, style="dim")
-    if comparison.strict is not None:
-        console.print(strict_line(comparison))
-        console.print(STRICT, style="dim")
 
 
 def print_submission(console: Console, submission: "Submission") -> None:

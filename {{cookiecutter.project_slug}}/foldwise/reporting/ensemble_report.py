@@ -1,17 +1,39 @@
-"""The report of an ensemble: scores of sources and methods, gains, weights, correlations, and the verdict."""
+"""What an ensemble prints and reports: scores of sources and methods, gains, weights, correlations, the verdict."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.console import Console
 
 from foldwise.predictions.ensembles.comparing import STRICT, Comparison
-from foldwise.reporting.console import format_score
+from foldwise.reporting.console import format_score, make_table
 from foldwise.reporting.figures import bars, color_of, heat_map, new_figure, shorten
 from foldwise.reporting.report import write_report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+def print_ensemble(comparison: Comparison) -> None:
+    """Print sources, methods, the verdict, and what the scores are and are not."""
+    console, metric = Console(), type(comparison.metric).__name__
+    better = "greater" if comparison.metric.greater_is_better else "lower"
+    sources = make_table(f"sources, out of fold; {better} is better", ["source"], [metric, "fold spread"])
+    for row in _source_rows(comparison):
+        sources.add_row(row["name"], format_score(row[metric]), format_score(row["fold spread"]))
+    title = "methods, cross-fitted; gains are mean ± standard error over the folds"
+    methods = make_table(title, ["method"], [metric, "over single", "over mean"], no_wrap=True)
+    for number, row in enumerate(_method_rows(comparison)):
+        style = "bold" if number == comparison.chosen else None
+        methods.add_row(row["name"], format_score(row[metric]), row["over single"], row["over mean"], style=style)
+    console.print(sources)
+    console.print(methods)
+    console.print(f"[bold]{comparison.verdict}[/bold]")
+    console.print(comparison.scores_are, style="dim")
+    if comparison.strict is not None:
+        console.print(_strict_line(comparison))
+        console.print(STRICT, style="dim")
 
 
 def report_ensemble(path: Path, title: str, comparison: Comparison) -> None:
@@ -27,10 +49,10 @@ def report_ensemble(path: Path, title: str, comparison: Comparison) -> None:
         "what the scores are": comparison.scores_are,
     }
     if comparison.strict is not None:
-        summary |= {"strict": strict_line(comparison), "what it is": STRICT}
+        summary |= {"strict": _strict_line(comparison), "what it is": STRICT}
     scores = [
         {"": number, "kind": kind, **row}
-        for kind, rows in (("source", source_rows(comparison)), ("method", method_rows(comparison)))
+        for kind, rows in (("source", _source_rows(comparison)), ("method", _method_rows(comparison)))
         for number, row in enumerate(rows, 1)
     ]
     figures: list[tuple[str, Figure | bytes]] = [
@@ -43,12 +65,12 @@ def report_ensemble(path: Path, title: str, comparison: Comparison) -> None:
     write_report(path, title, summary, scores, {}, figures, metric=metric)
 
 
-def source_rows(comparison: Comparison) -> list[dict[str, Any]]:
+def _source_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """Name, score and spread over the folds of each source."""
     return _rows(comparison, comparison.sources, comparison.source_scores, comparison.source_overall)
 
 
-def method_rows(comparison: Comparison) -> list[dict[str, Any]]:
+def _method_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """Name, score, spread over the folds, and gains of each method."""
     rows = _rows(comparison, comparison.titles, comparison.scores, comparison.overall)
     for number, row in enumerate(rows):
@@ -58,7 +80,7 @@ def method_rows(comparison: Comparison) -> list[dict[str, Any]]:
     return rows
 
 
-def strict_line(comparison: Comparison) -> str:
+def _strict_line(comparison: Comparison) -> str:
     """The strict score and which methods were chosen for it."""
     assert comparison.strict is not None
     strict = comparison.strict
