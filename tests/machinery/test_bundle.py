@@ -326,7 +326,7 @@ def test_images_of_units_and_ids_that_come_twice(tmp_path, data):
     pd.concat([frame, frame.head(1)]).to_csv(tmp_path / "t.csv", index=False)
     columns, reader = {"id": "id", "image": "image", "unit": "thing"}, Samples()
     found = read_inputs(tmp_path / "t.csv", data, columns, set(), reader)
-    assert found.ids == frame["id"].tolist() and found.units == ["u", "v", "u", "v"]
+    assert [(image.id, image.unit) for image in found.images] == list(zip(frame["id"], "uvuv", strict=True))
     assert "1 ids" in found.notes[0]
     with pytest.raises(Refusal, match="no column thing"):
         read_inputs(data / "test.csv", data, columns, set(), reader)

@@ -44,10 +44,10 @@ def compare_with_runs(
         work: a folder to write into.
     """
     image_column = str(spec.columns["image"])
-    first = {path: number for number, path in reversed(list(enumerate(inputs.paths))) if inputs.ids[number] not in bad}
-    numbers = sorted(first.values())[:COMPARED]
-    ids = [inputs.ids[number] for number in numbers]
-    good = test.iloc[sorted({row for number in numbers for row in inputs.items[number].rows})]
+    first = {image.path: image for image in reversed(inputs.images) if image.id not in bad}
+    images = sorted(first.values(), key=lambda image: image.number)[:COMPARED]
+    ids, numbers = [image.id for image in images], [image.number for image in images]
+    good = test.iloc[sorted({row for number in numbers for row in inputs.found.items[number].rows})]
     good = good.assign(**{image_column: [name.partition("/")[2] for name in good[image_column]]})
     good.to_csv(work / "compared.csv", index=False)
     predictions = [_predict(spec, run, work, number) for number, run in enumerate(spec.runs)]
@@ -58,10 +58,10 @@ def compare_with_runs(
         return Comparison(len(ids), None, difference(expected, submission, layout.name, common=True))
     frames = [each.frame.drop(columns=MEMBER[1:]).groupby(["fold", "id"]).mean() for each in predictions]
     values = np.stack([frames[run].loc[fold].loc[ids].to_numpy() for run, fold in spec.members], axis=1)
-    probability = float(np.abs(read_rows(out / SHARDS, spec, len(inputs.ids))[numbers] - values).max())
+    probability = float(np.abs(read_rows(out / SHARDS, spec, len(inputs.images))[numbers] - values).max())
     if spec.columns["unit"] is not None or spec.blend == "rank":
         return Comparison(len(ids), probability, None)
-    write_table(expected, layout.table(ids, spec.decide_rows(values, None)), None, None)
+    write_table(expected, layout.table(ids, spec.decide_rows(values, ids)), None, None)
     return Comparison(len(ids), probability, difference(expected, submission, layout.name, common=True))
 
 

@@ -71,9 +71,9 @@ def infer(
     """
     begun = time.monotonic() if begun is None else begun
     inference = open_inference(bundle, test, images, sample, out)
-    spec, ids, paths = inference.spec, inference.inputs.ids, inference.inputs.paths
+    spec, asked = inference.spec, inference.inputs.images
     engine = Engine(bundle, spec, choose_device(device), batch_size, precision)
-    files = json.dumps([[id, str(path)] for id, path in zip(ids, paths, strict=True)])
+    files = json.dumps([[image.id, str(image.path)] for image in asked])
     request = {
         "bundle": sha256_file(bundle / MANIFEST),
         "files": hashlib.sha256(files.encode()).hexdigest(),
@@ -82,21 +82,21 @@ def infer(
     }
     shards = Shards(out / SHARDS, spec, request)
     done = shards.done()
-    left = [number for number in range(len(ids)) if number not in done]
+    left = [number for number in range(len(asked)) if number not in done]
     for note in [*inference.inputs.notes, *([f"{len(done)} images were predicted before"] if done else [])]:
         print(f"note: {note}")
     print(f"{len(left)} images, {len(engine.places)} networks, on {engine.device}", flush=True)
     pace = Pace(len(left), time_limit, begun)
     dropped, early = _predict(inference, engine, shards, pace, left, workers)
-    problems = dict.fromkeys(range(len(ids)), "no time was left") | shards.done()
-    bad = [(ids[number], paths[number], problem) for number, problem in problems.items() if problem]
+    problems = dict.fromkeys(range(len(asked)), "no time was left") | shards.done()
+    bad = [(asked[number].id, asked[number].path, problem) for number, problem in problems.items() if problem]
     _write_submission(inference, shards)
     with write_atomic(out / BAD) as temporary:
         pd.DataFrame(bad, columns=["id", "image", "problem"]).to_csv(temporary, index=False)
     own, largest = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     seconds = time.monotonic() - begun
     report = {
-        "images": len(ids),
+        "images": len(asked),
         "bad_images": len(bad),
         "seconds": round(seconds, 3),
         "seconds_to_first_batch": round(pace.first_batch, 3),
@@ -111,13 +111,13 @@ def infer(
     write_json(out / REPORT, report)
     if not keep_shards:
         shutil.rmtree(shards.folder)
-    share = len(bad) / len(ids)
-    text = f"{len(bad)} of {len(ids)} images ({share:.1%}) could not be used and got the fallback: {out / BAD}"
+    share = len(bad) / len(asked)
+    text = f"{len(bad)} of {len(asked)} images ({share:.1%}) could not be used and got the fallback: {out / BAD}"
     if share > BAD_SHARE:
         print(f"\n{'!' * 80}\nWARNING: {text}\n{'!' * 80}\n", file=sys.stderr, flush=True)
     elif bad:
         print(text)
-    print(f"{len(ids)} images in {seconds:.0f} s\nsubmission  {inference.submission}\nlog         {out / REPORT}")
+    print(f"{len(asked)} images in {seconds:.0f} s\nsubmission  {inference.submission}\nlog         {out / REPORT}")
     return inference.submission
 
 
@@ -136,14 +136,14 @@ def open_inference(bundle: Path, test: Path, images: Path | None, sample_path: P
     readers = [load_samples(bundle / run.models[0].folder) for run in spec.runs]
     inputs = read_inputs(test, images, spec.columns, names, readers[0])
     for reader in readers[1:]:
-        Rows(inputs.table, reader)  # refuses what lacks a column
+        Rows(inputs.found.source, reader)  # refuses what lacks a column
     if sample is not None:
         layout = replace(layout, id_column=sample.columns[0], value_column=sample.columns[1])
         check_columns(layout, sample, sample_path)
         inputs = _asked_for(inputs, layout, names, sample_path)
     values = np.full((len(spec.members), len(spec.classes), 4, 4), 1 / len(spec.classes), np.float32)
     try:  # what decides last must not turn out to be missing after hours
-        _answer(spec, layout, spec.members, values) if spec.maps else spec.decide_rows(values[None, :, :, 0, 0], None)
+        _answer(spec, layout, spec.members, values) if spec.maps else spec.decide_rows(values[None, :, :, 0, 0], [""])
     except ImportError as error:
         raise Refusal(f"{error.name} cannot be imported here, and the decision of this bundle needs it") from error
     return Inference(spec, layout, inputs, sample, sample_path, submission)
@@ -151,24 +151,18 @@ def open_inference(bundle: Path, test: Path, images: Path | None, sample_path: P
 
 def _asked_for(inputs: Inputs, layout: Any, names: set[str], sample_path: Path | None) -> Inputs:
     """The images that the sample submission has rows for."""
-    things = inputs.units or inputs.ids
-    kept = [place for place, thing in enumerate(things) if names.intersection(layout.row_ids([thing]))]
-    if not kept:
+    rows = {image.unit: layout.row_ids([image.unit]) for image in inputs.images}
+    images = [image for image in inputs.images if names.intersection(rows[image.unit])]
+    if not images:
         raise Refusal(
             f"no row of {sample_path} is about an image of the test: its ids begin with {some(sorted(names), 3)}, "
-            f"and those of the test with {some(layout.row_ids(things[:3]), 3)}"
+            f"and those of the test with {some(layout.row_ids(list(rows)[:3]), 3)}"
         )
-    extra, missing = len(things) - len(kept), sorted(names.difference(layout.row_ids(list(dict.fromkeys(things)))))
+    extra, missing = len(inputs.images) - len(images), sorted(names.difference(*rows.values()))
     notes = [f"{extra} images are not in {sample_path} and are left out"] if extra else []
     if missing:
         notes.append(f"{len(missing)} rows of {sample_path} have no image and get the fallback: {some(missing)}")
-    return inputs._replace(
-        ids=[inputs.ids[place] for place in kept],
-        paths=[inputs.paths[place] for place in kept],
-        units=inputs.units and [inputs.units[place] for place in kept],
-        numbers=[inputs.numbers[place] for place in kept],
-        notes=[*inputs.notes, *notes],
-    )
+    return inputs._replace(images=images, notes=[*inputs.notes, *notes])
 
 
 def _predict(
@@ -182,8 +176,8 @@ def _predict(
     dropped: list[str] = []
     early: float | None = None
     printed = time.monotonic()
-    numbers = [inference.inputs.numbers[number] for number in left]
-    for batch in engine.batches(inference.inputs.table, numbers, workers) if left else []:
+    items = [inference.inputs.images[number].number for number in left]
+    for batch in engine.batches(inference.inputs.found.source, items, workers) if left else []:
         results: dict[int, Any] = {}
         problems = {left[item.number]: item.problem for item in batch.bad}
         for place, values in engine.predict(batch):
@@ -215,29 +209,31 @@ def _answer(spec: BundleSpec, layout: Any, members: list[tuple[int, int]], value
 
 def _write_submission(inference: Inference, shards: Shards) -> None:
     """Write what the shards have, and the fallback for all else."""
-    spec, inputs, layout, sample = inference.spec, inference.inputs, inference.layout, inference.sample
-    things = list(dict.fromkeys(inputs.units or inputs.ids))
-    known = set(layout.row_ids(things))
+    spec, layout, sample = inference.spec, inference.layout, inference.sample
+    of_images = [image.unit for image in inference.inputs.images]
+    units = list(dict.fromkeys(of_images))
+    known = set(layout.row_ids(units))
     absent = [] if sample is None else [row for row in sample.iloc[:, 0] if row not in known]
     if spec.maps:
         masks = _masks(inference, shards)
         write_masks(inference.submission, layout, masks, sample, inference.sample_path, absent)
         return
-    answers = spec.decide_rows(read_rows(shards.folder, spec, len(inputs.ids)), inputs.units)
+    answers = spec.decide_rows(read_rows(shards.folder, spec, len(of_images)), of_images)
     fallback = spec.decision.rule.decide(np.tile(spec.fallback, (len(absent), 1)))
-    table = layout.table([*things, *absent], np.concatenate([answers, fallback]))
+    table = layout.table([*units, *absent], np.concatenate([answers, fallback]))
     write_table(inference.submission, table, sample, inference.sample_path)
 
 
 def _masks(inference: Inference, shards: Shards) -> Iterator[tuple[str, bytes]]:
     """The encoded mask of each image; where there is none, an empty one of its size, or of the first known size."""
     usual: tuple[int, int] | None = None
-    for number, (id, path) in enumerate(zip(inference.inputs.ids, inference.inputs.paths, strict=True)):
+    images = inference.inputs.images
+    for number, image in enumerate(images):
         mask = shards.mask(number)
         if mask is None:
-            size = stored_size(path) if inference.layout.name == "masks" else (1, 1)  # an empty code has no size
+            size = stored_size(image.path) if inference.layout.name == "masks" else (1, 1)  # an empty code has no size
             if size == (0, 0):
-                usual = usual or next(filter(all, map(stored_size, inference.inputs.paths)), (1, 1))
+                usual = usual or next(filter(all, (stored_size(other.path) for other in images)), (1, 1))
                 size = usual
             mask = inference.layout.encode(np.zeros(size, np.uint8))
-        yield id, mask
+        yield image.id, mask

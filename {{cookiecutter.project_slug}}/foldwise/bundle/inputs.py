@@ -1,15 +1,14 @@
 """The hidden test: a table or a folder of images; whatever is wrong with one image is its own problem alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
 from foldwise.data.decoding import TIFF_MAGIC
-from foldwise.data.fields import Item
 from foldwise.data.problems import some
-from foldwise.data.samples import Rows, Samples, item_table
+from foldwise.data.samples import Samples, TableItems
 from foldwise.data.table import Table, text_column
 from foldwise.errors import Refusal
 from foldwise.inference.reading import Items, Read
@@ -19,19 +18,21 @@ LARGEST = 100_000_000  # pixels: 300 MB of colours in each worker that decodes o
 LEAST = 2  # pixels a side
 
 
+class Image(NamedTuple):
+    """What is predicted: its id and unit (its id where there are none), its first file (which may be missing), and the
+    number of its item."""
+
+    id: str
+    unit: str
+    path: Path
+    number: int
+
+
 class Inputs(NamedTuple):
-    """What is predicted: ids, each once, a file of each (which may be missing), and its unit where there are units.
+    """Images, each once; the items of the test among which they are; notes for the user."""
 
-    `numbers` are the places of what is predicted among `items`, which are made of rows of `table`; `notes` are for the
-    user.
-    """
-
-    ids: list[str]
-    paths: list[Path]
-    units: list[str] | None
-    numbers: list[int]
-    table: Table
-    items: Sequence[Item]
+    images: list[Image]
+    found: TableItems
     notes: list[str]
 
 
@@ -69,11 +70,10 @@ def read_inputs(
     again = sorted(set(frame["id"][frame["id"].duplicated()]))
     notes = [f"{len(again)} ids of {test} come again and count once: {some(again)}"] if again else []
     table = Table(frame.drop_duplicates("id").reset_index(drop=True), "", (), root, None, test)
-    items = samples.items(Rows(table, samples))
-    own = item_table(table, items)
-    units = own.frame["unit"].tolist() if "unit" in own.frame else None
-    paths = [root / name for name in own.frame["image"]]
-    return Inputs(own.ids, paths, units, list(range(len(own))), table, items, notes)
+    found = TableItems.of(table, samples)
+    own = found.table.frame
+    each = zip(own["id"], own["unit" if "unit" in own else "id"], own["image"], range(len(own)), strict=True)
+    return Inputs([Image(id, unit, root / name, number) for id, unit, name, number in each], found, notes)
 
 
 def _read_table(path: Path, root: Path, columns: Mapping[str, str | None]) -> pd.DataFrame:

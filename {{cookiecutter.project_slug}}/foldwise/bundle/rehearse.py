@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import tifffile
+from PIL import Image
 
 from foldwise.bundle.comparison import Comparison, compare_with_runs
 from foldwise.bundle.inferring import BAD, REPORT
-from foldwise.bundle.inputs import Inputs, read_inputs
-from foldwise.bundle.planted import plant
+from foldwise.bundle.inputs import LARGEST, Inputs, read_inputs
 from foldwise.bundle.spec import BundleSpec, read_bundle
 from foldwise.errors import Refusal
 from foldwise.files import read_json
@@ -99,7 +100,7 @@ def rehearse(
         test.to_csv(host / "test.csv", index=False)
         hidden_test = read_inputs(host / "test.csv", host / "images", spec.columns, set(), samples)
         layout = spec.layout
-        ids = layout.row_ids(list(dict.fromkeys(hidden_test.units or hidden_test.ids)))
+        ids = layout.row_ids(list(dict.fromkeys(image.unit for image in hidden_test.images)))
         sample = pd.DataFrame({name: ids if name == layout.id_column else 0 for name in layout.columns})
         sample.to_csv(host / "sample.csv", index=False)
         command = [sys.executable, "bundle/infer.py", "--test", "test.csv", "--images", "images"]
@@ -125,8 +126,22 @@ def rehearse(
     return Rehearsed(report, bad, len(planted), comparison, expected, problems)
 
 
+def plant(folder: Path) -> list[Path]:
+    """Write pictures that a hidden test may have and no training set had; one of them is not written at all."""
+    folder.mkdir()
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    noise.save(folder / "corrupt.png")
+    (folder / "corrupt.png").write_bytes((folder / "corrupt.png").read_bytes()[:6000])
+    noise.crop((0, 0, 1, 1)).save(folder / "one_pixel.png")
+    Image.new("1", (LARGEST // 10_000 + 1, 10_000)).save(folder / "enormous.png")
+    (folder / "empty.png").touch()
+    (folder / "no_picture.jpg").write_bytes(b"<html>404</html>")
+    tifffile.imwrite(folder / "channels.tif", np.zeros((32, 32, 7), np.uint8), photometric="minisblack")
+    return [*sorted(folder.iterdir()), folder / "missing.png"]
+
+
 def _draw(
-    inputs: Inputs, columns: Sequence[str], spec: BundleSpec, items: int, bad: Sequence[Path]
+    inputs: Inputs, columns: Sequence[str], spec: BundleSpec, count: int, bad: Sequence[Path]
 ) -> tuple[pd.DataFrame, dict[str, Path]]:
     """A test of so many items in random order, in which bad pictures take the place of some; and those, by their names.
 
@@ -142,25 +157,26 @@ def _draw(
         Refusal: there are too few items of several rows.
     """
     rng = np.random.default_rng(0)
-    there, wanted = len(inputs.items), items + len(bad)
-    several = any(len(item.rows) > 1 for item in inputs.items)
+    table, items = inputs.found.source, inputs.found.items
+    there, wanted = len(items), count + len(bad)
+    several = any(len(item.rows) > 1 for item in items)
     if several:
         wanted = min(wanted, there)
         if wanted <= len(bad):
-            raise Refusal(f"{inputs.table.path} has {there} items, and a rehearsal needs more than {len(bad)}")
+            raise Refusal(f"{table.path} has {there} items, and a rehearsal needs more than {len(bad)}")
     order = np.concatenate([rng.permutation(there) for _ in range(-(-wanted // there))])[:wanted]
     names = {name: column for name, column in spec.columns.items() if column is not None}
     entries: list[dict[str, Any]] = []
     firsts: list[int] = []  # entries that are the first row of their item
     drawn: set[int] = set()
     for place, number in enumerate(order):
-        for row in inputs.items[number].rows:
+        for row in items[number].rows:
             if several and row in drawn:
                 continue
             drawn.add(row)
-            if row == inputs.items[number].rows[0]:
+            if row == items[number].rows[0]:
                 firsts.append(len(entries))
-            values = inputs.table.frame.iloc[row]
+            values = table.frame.iloc[row]
             entry = {name: values[name] for name in columns if name not in names}
             entry |= {names["id"]: f"hidden{len(entries):06d}", names["image"]: f"{DATA}/{values['image']}"}
             for name in {"unit", "group"} & names.keys() & set(values.index):

@@ -69,18 +69,12 @@ def open_sources(folders: Sequence[Path], oof: str) -> Sources:
     if ensembles:
         sources = _of_ensemble(folders[0])
     else:
-        found = [_open_source(folder, folder / ("oof" if oof == "oof" else f"predictions/{oof}")) for folder in folders]
-        shares = [dict.fromkeys(source.run.members, 1 / len(folders)) for source in found]
-        runs = [replace(source, weights=share) for source, share in zip(found, shares, strict=True)]
-        sources = Sources(runs, "arithmetic")
-    first = sources.runs[0]
+        paths = [folder / ("oof" if oof == "oof" else f"predictions/{oof}") for folder in folders]
+        runs = [_open_source(folder, path) for folder, path in zip(folders, paths, strict=True)]
+        equal = [dict.fromkeys(source.run.members, 1 / len(runs)) for source in runs]
+        sources = Sources([replace(run, weights=each) for run, each in zip(runs, equal, strict=True)], "arithmetic")
     check_together([source.run for source in sources.runs])
-    problems = [problem for source in sources.runs for problem in _problems(source)]
-    problems += [
-        f"{source.oof.folder} and {first.oof.folder}: one is in tiles and the other is not; predict both alike"
-        for source in sources.runs
-        if source.tiles != first.tiles
-    ]
+    problems = [problem for source in sources.runs if (problem := _problem(source, sources.runs[0]))]
     if problems:
         raise Refusal("\n".join(problems))
     return sources
@@ -97,17 +91,17 @@ def _of_ensemble(folder: Path) -> Sources:
     blend = method if method in ("geometric", "rank") else "arithmetic"
     runs: list[RunSource] = []
     for source in made["sources"]:
-        own = dict(zip(made["folds"], weights[source["name"]], strict=True))
+        path, own = Path(source["folder"]), dict(zip(made["folds"], weights[source["name"]], strict=True))
         own = {fold: weight for fold, weight in own.items() if weight > 0}
-        path = Path(source["folder"])
-        if not (path / ENSEMBLE).is_file():
-            runs += [replace(_open_source(path, Path(source["oof"])), weights=own)] if own else []
-            continue
-        inner = _of_ensemble(path)
-        if {blend, inner.blend} != {"arithmetic"}:
-            raise Refusal(f"{folder} blends the ensemble {path}, and not both by weights: make one of all runs")
-        both = [{fold: own[fold] * run.weights[fold] for fold in run.weights if fold in own} for run in inner.runs]
-        runs += [replace(run, weights=each) for run, each in zip(inner.runs, both, strict=True) if each]
+        if own and not (path / ENSEMBLE).is_file():
+            runs.append(replace(_open_source(path, Path(source["oof"])), weights=own))
+        elif own:
+            inner = _of_ensemble(path)
+            if {blend, inner.blend} != {"arithmetic"}:
+                raise Refusal(f"{folder} blends the ensemble {path}, and not both by weights: make one of all runs")
+            for run in inner.runs:
+                both = {fold: own[fold] * weight for fold, weight in run.weights.items() if fold in own}
+                runs += [replace(run, weights=both)] if both else []
     return Sources(runs, blend)
 
 
@@ -120,29 +114,25 @@ def _open_source(source: Path, oof: Path) -> RunSource:
     return RunSource(run, outputs[name], read_predictions(oof), {})
 
 
-def _problems(source: RunSource) -> list[str]:
+def _problem(source: RunSource, first: RunSource) -> str:
     tta, folder = source.oof.header.tta, source.oof.folder
     if any("#" in name for name in tta["views"]):
-        return [
-            f"{folder} has random draws, which need albumentations on the host: take views (predict.py --oof --tta)"
-        ]
+        return f"{folder} has random draws, which need albumentations on the host: take views (predict.py --oof --tta)"
     try:
         TTA.from_names(tta["views"], tta["mean"])
     except Refusal as error:
-        return [f"{folder}: {error}; a bundle needs views and a mean as predict.py --oof --tta makes them"]
-    without = sorted(set(source.weights) - set(source.run.members))
-    return [f"{source.run.folder}: folds {without} have no model"] if without else []
+        return f"{folder}: {error}; a bundle needs views and a mean as predict.py --oof --tta makes them"
+    if without := sorted(set(source.weights) - set(source.run.members)):
+        return f"{source.run.folder}: folds {without} have no model"
+    if source.tiles != first.tiles:
+        return f"{folder} and {first.oof.folder}: one is in tiles and the other is not; predict both alike"
+    return ""
 
 
 def choose_post_processing(
     sources: Sources, truth: GroundTruth, wanted: str | None = None, exclusive: Sequence[Sequence[str]] | None = None
 ) -> Chosen:
-    """Compare and fit decisions out of fold on what is bundled, as submit.py does; arguments as `choose_decision`.
-
-    Raises:
-        Refusal: there is no such decision, there are fewer than two folds, or predictions and ground truth do not go
-            together.
-    """
+    """Compare and fit decisions out of fold on what is bundled, as submit.py does; see `choose_decision`."""
     for source in sources.runs:
         check_predictions(source.oof, truth)
     if truth.task.kind == "maps":

@@ -96,17 +96,17 @@ class BundleSpec:
         """(number of the run, fold) of what is blended, in the order of stored predictions."""
         return [(number, fold) for number, run in enumerate(self.runs) for fold in run.weights]
 
-    def decide_rows(self, values: np.ndarray, units: Sequence[str] | None) -> np.ndarray:
-        """Answers (U, C) of units, or of images where there are none, in the order of their first images.
+    def decide_rows(self, values: np.ndarray, units: Sequence[str]) -> np.ndarray:
+        """Answers (U, C) of units, in the order of their first images.
 
         As ensemble.py and submit.py do: runs are blended within each fold, images of a unit averaged, each fold's blend
         calibrated, the folds averaged, and the rule decides. A unit without a usable image gets the fallback.
 
         Args:
             values: (N, members, C), NaN where a member did not predict.
-            units: (N,) names.
+            units: (N,) of each image; its id where there are none.
         """
-        unit_of, _ = pd.factorize(np.arange(len(values)) if units is None else np.asarray(units, object))
+        unit_of, _ = pd.factorize(np.asarray(units, object))
         predicted = np.isfinite(values).all(axis=2)
         blended = {fold: np.full((len(values), values.shape[2]), np.nan) for _, fold in self.members}
         for pattern in np.unique(predicted, axis=0):  # several only where time was short
