@@ -409,11 +409,11 @@ def test_short_of_time_views_go_first_then_models_and_the_rest_predicts(data, bu
     pace = Pace(100, 100, clock=lambda: now[0])
     for seconds in (5, 20):  # 80 images are left, of 2 s each with eight passes
         now[0] += seconds
-        pace.advance(10)
+        pace.advance(10, engine.active.passes)
     assert keep_time(pace, engine.active) == ["b hflip", "a hflip", "b fold 1"]
     assert "short of time, dropped: b hflip, a hflip, b fold 1" in capsys.readouterr().out
     assert engine.active.views == [["identity"]] * 2 and engine.active.members == [(0, 0), (0, 1), (1, 0)]
-    assert keep_time(pace, engine.active) == []  # not before the new speed is known
+    assert keep_time(pace, engine.active) == []
     table = read_table(data / "test.csv", "multilabel", data, Columns(), CLASSES, has_target=False)
     (batch,) = engine.batches(table, [0], 0)
     ((_, values),) = engine.predict(batch)
@@ -431,20 +431,19 @@ def test_what_goes_is_in_a_fixed_order_and_one_model_stays(bundle):
     assert active.members == [(0, 0)] and active.snapshots[0] == [2] and active.passes == 1
 
 
-def test_forecasts_are_exact_where_the_speed_is(tmp_path):
+def test_forecasts_are_exact_where_a_pass_always_takes_as_long():
     now = [0.0]
     pace = Pace(1000, 100, clock=lambda: now[0])
     now[0] = 7.0  # starting takes its time
-    pace.advance(50)
-    assert pace.forecast is None
+    pace.advance(50, passes=4)
+    assert pace.forecast(4) is None and pace.seconds is None
     for _ in range(2):
         now[0] += 10
-        pace.advance(50)
-    assert pace.forecast == pytest.approx(7 + 950 * 0.2) and pace.mean_seconds == pytest.approx(0.2)
-    pace.restart()
+        pace.advance(50, passes=4)
+    assert pace.forecast(4) == pytest.approx(27 + 850 * 0.2) and pace.seconds == pytest.approx(0.2)
     now[0] += 5
-    pace.advance(100)
-    assert pace.forecast == pytest.approx(32 + 750 * 0.05)
+    pace.advance(100, passes=1)
+    assert pace.forecast(1) == pytest.approx(32 + 750 * 0.05)
     assert not pace.is_over
     now[0] = 96.0
     assert pace.is_over

@@ -99,8 +99,8 @@ def infer(
         "images": len(asked),
         "bad_images": len(bad),
         "seconds": round(seconds, 3),
-        "seconds_to_first_batch": round(pace.first_batch, 3),
-        "seconds_per_image": pace.mean_seconds,
+        "seconds_to_first_batch": round(pace.first - pace.start, 3),
+        "seconds_per_image": pace.seconds,
         "forecast_after_a_tenth": early,
         "dropped": dropped,
         "notes": engine.notes,
@@ -186,14 +186,15 @@ def _predict(
             else:
                 results[left[place]] = _answer(inference.spec, inference.layout, engine.active.members, values)
         shards.add(results, problems)
-        pace.advance(len(results) + len(problems))
+        pace.advance(len(results) + len(problems), engine.active.passes)
+        forecast = pace.forecast(engine.active.passes)
         if early is None and pace.done >= len(left) / 10:
-            early = pace.forecast
+            early = forecast
         if pace.is_over:
             break
         dropped += keep_time(pace, engine.active)
-        if time.monotonic() - printed > PRINT_EVERY and pace.forecast is not None:
-            print(f"{pace.done} of {len(left)}; everything will have taken {pace.forecast / 60:.1f} min", flush=True)
+        if time.monotonic() - printed > PRINT_EVERY and forecast is not None:
+            print(f"{pace.done} of {len(left)}; everything will have taken {forecast / 60:.1f} min", flush=True)
             printed = time.monotonic()
     return dropped, early
 

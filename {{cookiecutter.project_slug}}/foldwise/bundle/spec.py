@@ -41,9 +41,9 @@ class BundledRun:
 
     Attributes:
         source: folder of the run, relative to where the bundle was written; for the rehearsal.
-        output: name of the models' output that is submitted; "" the main one.
-        views, mean: the TTA, see `TTA.from_names`.
-        weights: by fold, of its models in the blend of that fold.
+        output: name of the output that is submitted; "" the main one.
+        views, mean: see `TTA.from_names`.
+        weights: in the blend of each fold.
     """
 
     name: str
@@ -151,15 +151,7 @@ def blend_folds(
     return blended
 
 
-RULES = (
-    rules.Rule,
-    rules.Argmax,
-    rules.AdjustedArgmax,
-    rules.FixedThreshold,
-    rules.OneThreshold,
-    rules.ClassThresholds,
-    rules.ExpectedF,
-)
+RULES = [each for each in vars(rules).values() if isinstance(each, type) and issubclass(each, rules.Rule)]
 FITTED = [type(calibrator) for each in CALIBRATORS.values() for calibrator in each]
 # The only classes that reading a bundle makes: no code and no pickle is in its description.
 CLASSES: dict[str, Any] = {

@@ -12,10 +12,10 @@ STEADY = 0.01  # of the images: after so many, a speed can be believed
 
 
 class Pace:
-    """Measures seconds an image and forecasts the end.
+    """Measures the speed and forecasts the end.
 
-    Speed counts from the end of the first batch, which waits for workers to start and kernels to be chosen, and anew
-    from each `restart`.
+    It counts from the end of the first batch, which waits for workers to start and kernels to be chosen. A pass is
+    taken to cost the same in every network; where that is wrong, later forecasts show it.
 
     Args:
         images: to predict.
@@ -32,52 +32,36 @@ class Pace:
     ) -> None:
         self.images, self.clock = images, clock
         self.allowed = float("inf") if limit is None else limit * (1 - RESERVE)  # seconds that predicting may take
-        self.start = self.now = clock() if start is None else start
-        self.done = 0
-        self.first: tuple[float, int] | None = None  # end of the first batch, and its images
-        self.since: tuple[float, int] | None = None  # the same of the last restart
+        self.start = self.now = self.first = clock() if start is None else start
+        self.done = self.measured = 0  # images, and those after the first batch
+        self.passes = 0.0  # of the measured images
 
-    def advance(self, images: int) -> None:
-        """So many images more are done."""
-        self.done += images
+    def advance(self, images: int, passes: float) -> None:
+        """So many images more are done, with so many forward passes each."""
         self.now = self.clock()
-        if self.first is None:
-            self.first = self.since = (self.now, self.done)
-
-    def restart(self) -> None:
-        """Measure anew: from here on, an image takes another time."""
-        self.since = (self.now, self.done)
-
-    @property
-    def first_batch(self) -> float:
-        """Seconds until the first batch was done."""
-        return self.first[0] - self.start if self.first else 0.0
+        if self.done:
+            self.measured += images
+            self.passes += images * passes
+        else:
+            self.first = self.now
+        self.done += images
 
     @property
-    def mean_seconds(self) -> float | None:
+    def seconds(self) -> float | None:
         """Seconds an image since the first batch; None where there was one batch only."""
-        return self._seconds(self.first)
+        return (self.now - self.first) / self.measured if self.measured else None
 
-    @property
-    def left(self) -> float | None:
-        """The seconds that the other images will take; None until the speed can be believed."""
-        seconds = self._seconds(self.since, STEADY * self.images)
-        return None if seconds is None else seconds * (self.images - self.done)
-
-    @property
-    def forecast(self) -> float | None:
-        """The seconds that everything will have taken."""
-        return None if self.left is None else self.now - self.start + self.left
+    def forecast(self, passes: float) -> float | None:
+        """The seconds that everything will have taken, with so many passes an image; None until the speed is known."""
+        if not self.passes or self.measured < STEADY * self.images:
+            return None
+        of_pass = (self.now - self.first) / self.passes
+        return self.now - self.start + of_pass * passes * (self.images - self.done)
 
     @property
     def is_over(self) -> bool:
         """Whether no more can be predicted in time."""
         return self.clock() - self.start >= self.allowed
-
-    def _seconds(self, since: tuple[float, int] | None, images: float = 1) -> float | None:
-        """Seconds an image since then, if there were so many."""
-        done = self.done - since[1] if since else 0
-        return (self.now - since[0]) / done if since and done >= max(images, 1) else None
 
 
 class Active:
@@ -122,14 +106,10 @@ def _longest(lists: Sequence[Sequence[Any]]) -> int:
 
 
 def keep_time(pace: Pace, active: Active) -> list[str]:
-    """Drop views, snapshots and models until the forecast keeps the limit; the names of what went.
-
-    A pass is taken to cost the same in every network: where that is wrong, the next forecast drops more.
-    """
-    left, spent, passes, dropped = pace.left, pace.now - pace.start, active.passes, []
-    while left is not None and spent + left * active.passes / passes > pace.allowed and (name := active.drop()):
+    """Drop views, snapshots and models until the forecast keeps the limit; the names of what went."""
+    dropped: list[str] = []
+    while (pace.forecast(active.passes) or 0) > pace.allowed and (name := active.drop()):
         dropped.append(name)
     if dropped:
         print(f"short of time, dropped: {', '.join(dropped)}", flush=True)
-        pace.restart()
     return dropped
