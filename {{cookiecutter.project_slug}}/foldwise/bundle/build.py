@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from foldwise.bundle.contents import copy_model, find_imports, needed_codes, needed_libraries, targets_of
+from foldwise.bundle.contents import copy_model, find_imports, needed_code, needed_library, targets_of
 from foldwise.bundle.host import MB, WHEELS, describe_sizes, installed_versions, write_manifest
 from foldwise.bundle.sources import RunSource, choose_post_processing, open_sources
 from foldwise.bundle.spec import SPEC, BundledModel, BundledRun, BundleSpec, to_plain
 from foldwise.bundle.wheels import download_wheels
+from foldwise.code.runs import FOLDER as CODE_FOLDER
+from foldwise.code.source import write_code
 from foldwise.data.holdout import fold_name
 from foldwise.errors import Refusal
 from foldwise.files import check_new, new_folder, write_json
@@ -74,10 +76,11 @@ def build_bundle(
     unique = [f"{name}-{number}" if names.count(name) > 1 else name for number, name in enumerate(names)]
     runs = [_describe_run(name, source) for name, source in zip(unique, found.runs, strict=True)]
     models = [source.run.models[key] for source in found.runs for key in source.snapshots]
-    codes = needed_codes(models)
-    targets = {target for model in models for target in targets_of(read_spec(model))}
-    imports = find_imports(SCRIPT, CODE, READERS, targets, codes.values())
-    needs = sorted({*imports.needs, *needed_libraries(models)})
+    specs = [read_spec(model) for model in models]
+    codes = [needed_code(model, each) for model, each in zip(models, specs, strict=True)]
+    targets = {target for each in specs for target in targets_of(each)}
+    imports = find_imports(SCRIPT, CODE, READERS, targets, filter(None, codes))
+    needs = sorted(set(imports.needs).union(*map(needed_library, specs)))
     spec = BundleSpec(
         task=truth.task.name,
         classes=list(truth.table.classes),
@@ -95,9 +98,11 @@ def build_bundle(
         versions=installed_versions(needs),
     )
     with new_folder(out) as folder:
-        bundled = [model.folder for run in runs for model in run.models]
-        for model, target in zip(models, bundled, strict=True):
-            copy_model(model, folder, target, half, codes)
+        bundled = [folder / model.folder for run in runs for model in run.models]
+        for model, target, code in zip(models, bundled, codes, strict=True):
+            copy_model(model, target, half, code)
+            if code is not None:
+                write_code(code, folder / CODE_FOLDER / code.hash)
         for path in imports.files:
             copy = folder / path.relative_to(CODE)
             copy.parent.mkdir(parents=True, exist_ok=True)

@@ -2,16 +2,16 @@
 
 import shutil
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from foldwise.code import source
 from foldwise.code.imports import collect_code, inside, module_name, to_file, walk
-from foldwise.code.runs import FOLDER, find_code_folder
-from foldwise.code.source import Code, write_code
+from foldwise.code.runs import find_code_folder
+from foldwise.code.source import Code
 from foldwise.files import read_json, sha256_file, write_json
-from foldwise.inference.spec import SPEC, WEIGHTS, ModelSpec, read_spec
+from foldwise.inference.spec import SPEC, WEIGHTS, ModelSpec
 
 PACKAGE = "foldwise"
 LIBRARIES = {"smp": "segmentation_models_pytorch"}  # imported by `foldwise.models.networks` as a network is built
@@ -52,41 +52,27 @@ def targets_of(spec: ModelSpec) -> list[str]:
     return [spec.network["_target_"], spec.samples["_target_"]]
 
 
-def needed_codes(models: Iterable[Path]) -> dict[Path, Code]:
-    """By model folder, the part of its run's code that network and reader reach; only of models that need any.
+def needed_code(model: Path, spec: ModelSpec) -> Code | None:
+    """The part of its run's code that a model's network and reader reach; None if they are foldwise's.
 
     Raises:
         Refusal: the code is not there, or lacks something.
     """
-    codes = {}
-    for model in models:
-        spec = read_spec(model)
-        owned = [target for target in targets_of(spec) if inside(target.partition(":")[0], source.PACKAGE)]
-        if spec.code is not None and owned:
-            codes[model] = collect_code(owned, find_code_folder(model, spec.code))
-    return codes
+    owned = [target for target in targets_of(spec) if inside(target.partition(":")[0], source.PACKAGE)]
+    return collect_code(owned, find_code_folder(model, spec.code)) if spec.code is not None and owned else None
 
 
-def needed_libraries(models: Iterable[Path]) -> set[str]:
-    """The packages that foldwise imports for the networks of these models alone."""
-    used = {read_spec(model).network.get("library") for model in models}
-    return {package for library, package in LIBRARIES.items() if library in used}
+def needed_library(spec: ModelSpec) -> set[str]:
+    """The package that foldwise imports for the network of a model alone."""
+    return {package for library, package in LIBRARIES.items() if spec.network.get("library") == library}
 
 
-def copy_model(model: Path, bundle: Path, folder: str, half: bool, codes: Mapping[Path, Code]) -> None:
-    """Copy a model into `folder` of a bundle, and what it needs of its run's code into `code/<hash>`.
-
-    Args:
-        half: round weights to half precision.
-        codes: as `needed_codes` gives them.
-    """
-    target, code = bundle / folder, codes.get(model)
+def copy_model(model: Path, target: Path, half: bool, code: Code | None) -> None:
+    """Copy a model folder, with the hash of the code that it needs; `half` rounds weights to half precision."""
     target.mkdir(parents=True)
     shutil.copyfile(model / WEIGHTS, target / WEIGHTS)
     if half:
         _round(target / WEIGHTS)
-    if code is not None:
-        write_code(code, bundle / FOLDER / code.hash)
     changes = {"code": code and code.hash, "sha256": sha256_file(target / WEIGHTS)}
     write_json(target / SPEC, {**read_json(model / SPEC), **changes})
 
