@@ -286,6 +286,15 @@ def test_decisions_come_back_from_plain_values(task, metric):
                 )
 
 
+def test_a_folder_that_is_no_bundle_or_of_another_version_is_refused(tmp_path):
+    with pytest.raises(Refusal, match="is not a bundle"):
+        read_bundle(tmp_path)
+    for values in ({"version": 1}, {"version": 99, "class": "BundleSpec"}):
+        (tmp_path / "bundle.json").write_text(json.dumps(values))
+        with pytest.raises(Refusal, match=r"another version of foldwise: write the bundle again"):
+            read_bundle(tmp_path)
+
+
 # whatever the test is
 
 
