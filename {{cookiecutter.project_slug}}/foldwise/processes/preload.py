@@ -5,19 +5,19 @@ import os
 import signal
 import threading
 
-from foldwise.processes.server import NAMES
+from foldwise.processes.server import COMMAND, NAMES
 
 
-def _end_with_command(command: int, done: threading.Event) -> None:
+def _end_with_command(done: threading.Event) -> None:
     """A command that ends meanwhile, with a refusal as a rule, must not leave a server that imports for seconds."""
     while not done.wait(0.1):
-        if os.getppid() != command:
+        if str(os.getppid()) != os.environ.get(COMMAND):
             os._exit(1)
 
 
 handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the command's, not a traceback of the server's
 done = threading.Event()
-watch = threading.Thread(target=_end_with_command, args=(os.getppid(), done), daemon=True)
+watch = threading.Thread(target=_end_with_command, args=(done,), daemon=True)
 watch.start()
 for name in filter(None, os.environ.get(NAMES, "").split(",")):
     try:

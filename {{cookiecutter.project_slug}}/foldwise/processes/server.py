@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     Context = ForkServerContext | SpawnContext
 
-NAMES = "FOLDWISE_PRELOAD"  # modules by comma, for processes/preload.py, which only the server imports
+# For processes/preload.py, which only the server imports: modules by comma, and the process that the server is for.
+NAMES, COMMAND = "FOLDWISE_PRELOAD", "FOLDWISE_COMMAND"
 PRELOAD = ("torch", "torchvision", "pytorch_lightning", "timm", "albumentations", "foldwise.training.fold")
 
 
@@ -34,7 +35,7 @@ def start_server(preload: Sequence[str] = PRELOAD) -> "Context":
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    os.environ[NAMES] = ",".join(preload)
+    os.environ |= {NAMES: ",".join(preload), COMMAND: str(os.getpid())}
     context.set_forkserver_preload(["foldwise.processes.preload"])
     from multiprocessing.forkserver import ensure_running
 
