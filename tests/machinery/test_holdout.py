@@ -76,7 +76,7 @@ def test_it_predicts_beside_the_folds_or_alone_and_has_no_score(world):
     assert pd.read_csv(alone / "full" / "history.csv")["score"].isna().all()
     assert not (alone / "oof").exists() and not (alone / "metrics.json").exists()
     assert members(both / "oof") == {0, 1}
-    with pytest.raises(Refusal, match="trained on every row"):
+    with pytest.raises(Refusal, match="is a full fit"):
         predict_runs([alone], Choices(tta=find_choice("tta", "none"), oof=True, workers=0, device="cpu"))
 
 

@@ -1,4 +1,4 @@
-"""What predict.py prints and paints: notes before, shares of the classes, pictures, the next command."""
+"""Output of predict.py beside the predictions: notes, shares of the classes, painted masks, the next command."""
 
 import re
 import shlex

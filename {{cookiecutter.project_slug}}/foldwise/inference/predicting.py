@@ -96,7 +96,7 @@ def oof_jobs(run: TrainedRun, table: Table) -> list[PredictionJob]:
         Refusal: a row has no fold, or a fold no model yet.
     """
     if not run.folds:
-        raise Refusal(f"{run.folder} was trained on every row: there is none that its model did not see")
+        raise Refusal(f"{run.folder} is a full fit: its model saw every row, so there are no out-of-fold predictions")
     if run.missing_folds:
         raise Refusal(f"folds {run.missing_folds} have no model yet: every row needs the model of its fold")
     fold_of = table_folds(table, run.data)
@@ -104,7 +104,7 @@ def oof_jobs(run: TrainedRun, table: Table) -> list[PredictionJob]:
 
 
 def output_folders(runs: Sequence[TrainedRun], what: str, choices: Choices, out: Path | None) -> list[Folders]:
-    """Where predictions go: `<run>/predictions/<table>-<tta>[-views]`, or `out`, or `<out>/<run>` with several runs.
+    """Folders of predictions: `<run>/predictions/<table>-<tta>[-views]`, `out`, or `<out>/<run>` with several runs.
 
     Raises:
         Refusal: some of them exist; the message has a command that works.
@@ -138,7 +138,7 @@ def output_folders(runs: Sequence[TrainedRun], what: str, choices: Choices, out:
 
 
 def beside(folder: Path, output: str) -> Path:
-    """Where predictions of an output go, by its name, when a folder is named for those of the main one."""
+    """The prediction folder of an output, by its name, beside that of the main one."""
     return folder.with_name(f"{folder.name}-{output}") if output else folder
 
 

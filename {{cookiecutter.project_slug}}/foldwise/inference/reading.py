@@ -24,7 +24,7 @@ from foldwise.inference.weights import Model
 
 @dataclass(frozen=True)
 class InputSpec:
-    """How a model needs its samples; models that agree in it share them."""
+    """Form of a model's samples; models that agree in it share them."""
 
     reading: str
     image_size: tuple[int, ...]
@@ -64,7 +64,7 @@ class Items(Dataset[Read]):
     Args:
         table: of the rows that the readers' items are made of.
         models: an example of each `InputSpec`.
-        wanted: numbers of items; None: all.
+        numbers: of items; None: all.
         tiles: leave images at their stored size.
     """
 
@@ -73,7 +73,7 @@ class Items(Dataset[Read]):
         table: Table,
         models: Mapping[InputSpec, Model],
         tta: TTA,
-        wanted: Sequence[int] | None = None,
+        numbers: Sequence[int] | None = None,
         tiles: bool = False,
     ) -> None:
         self.inputs, self.draws, self.tiles = list(models), tta.draws, tiles
@@ -86,7 +86,7 @@ class Items(Dataset[Read]):
         self.first = next(iter(self.readers.values()))
         if any(reader.items != self.first.items for reader in self.readers.values()):
             raise Refusal(f"the runs make other items of the rows of {table.path}: predict them in two commands")
-        self.numbers = list(range(len(self.first.items))) if wanted is None else list(wanted)
+        self.numbers = list(range(len(self.first.items))) if numbers is None else list(numbers)
         self.augmentations = {}
         if tta.draws:
             transforms = build_transforms(tta.transforms)

@@ -29,7 +29,7 @@ Shards = Sequence[Mapping[str, Shard]]  # of one process: of each run, a shard o
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """How to predict.
+    """Options of a prediction.
 
     Attributes:
         tta: a file such as configs/tta/d4.yaml.
@@ -67,7 +67,7 @@ class PredictionJob:
 
 @dataclass(frozen=True)
 class Work:
-    """What is predicted, and with what: `table` has one row an item, `source` the rows that items are made of."""
+    """Models, options and data of a prediction: `table` has a row an item, `source` the rows that items are made of."""
 
     runs: Sequence[TrainedRun]
     jobs: Sequence[PredictionJob]

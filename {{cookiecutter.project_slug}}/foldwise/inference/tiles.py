@@ -107,7 +107,7 @@ def tiled_outputs(
 
 
 def _starts(length: int, tile: int) -> list[int]:
-    """Where tiles begin: evenly spread, at most so far apart that they overlap by OVERLAP, and ending at the border."""
+    """First pixels of tiles: evenly spread, overlapping by OVERLAP or more, the last at the border."""
     count = 1 + max(0, int(np.ceil((length - tile) / (tile * (1 - OVERLAP)))))
     return np.rint(np.linspace(0, length - tile, count)).astype(int).tolist()
 

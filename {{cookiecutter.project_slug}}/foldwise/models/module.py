@@ -22,7 +22,7 @@ from foldwise.schedule.phases import Schedule
 
 @dataclass(frozen=True)
 class Setup:
-    """What a module is made of.
+    """Parts of a module.
 
     Attributes:
         loss: what the group `loss` of the configuration names.

@@ -41,7 +41,7 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def head(self) -> list[nn.Module]:
-        """What is new for the task: trained first where a phase says `trainable: head`."""
+        """The modules that are new for the task, which `trainable: head` trains."""
         return [child for name, child in self.named_children() if name != "encoder"]
 
     def depths(self, coarse: bool = False) -> dict[str, int]:
@@ -83,7 +83,7 @@ def prefixed(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def layer_depths(net: nn.Module, coarse: bool = False) -> dict[str, int]:
-    """How many layers follow that of each parameter: 0 for the head and for what timm leaves to it (a last norm).
+    """The depth of each parameter: layers that follow its own, 0 for the head and what timm counts to it (a last norm).
 
     Of an smp network the encoder has layers, the last of them at 1; the decoder, which follows it, has no entries.
 

@@ -129,7 +129,7 @@ def build_encoder(
 
 
 def head_modules(net: nn.Module) -> list[nn.Module]:
-    """What is new for the task: timm's classifier (distilled networks have two); of smp all but the encoder."""
+    """Modules that are new for the task: timm's classifier (distilled networks: two); of smp all but its encoder."""
     if hasattr(net, "encoder") and hasattr(net, "segmentation_head"):  # smp
         return [module for name, module in net.named_children() if name != "encoder"]
     head = cast(Any, net).get_classifier()

@@ -76,7 +76,7 @@ class Task:
         return values.nanmean(0)
 
     def problems(self, values: np.ndarray) -> dict[str, np.ndarray]:
-        """What is wrong in stored values (N, C): a phrase to follow "rows", and which of them, (N,) bool."""
+        """Problems of stored values (N, C): phrases to follow "rows", with the mask (N,) of the rows."""
         return {"have NaN": np.isnan(values).any(axis=1)}
 
     def clip(self, values: np.ndarray) -> np.ndarray:
@@ -88,7 +88,7 @@ class Task:
         raise NotImplementedError
 
     def describe_settings(self) -> str:
-        """What to type for this task, after "add"."""
+        """The settings to add for this task."""
         return f"task={self.name} metric={self.metric}"
 
     def __eq__(self, other: object) -> bool:  # no state: equal in every process

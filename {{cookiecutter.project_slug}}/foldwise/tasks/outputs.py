@@ -1,4 +1,4 @@
-"""Outputs of a run: what is predicted, under which name, and its values from what a network gives."""
+"""Outputs of a run: their names, their columns, and their values from what a network gives."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
