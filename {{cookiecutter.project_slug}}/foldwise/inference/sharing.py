@@ -119,7 +119,8 @@ def _predict_counting(work: Work, shards: Sequence[Shards], devices: Sequence[st
 
 def _predict_share(work: Work, shards: Shards, device: str, rank: Rank) -> Iterator[None]:
     """Predict every n-th row of each job into the shards; yields after each image."""
-    choices = work.choices
+    names = ("batch_size", "workers", "precision", "keep_views", "tiles")
+    options = {name: getattr(work.choices, name) for name in names}
     with ExitStack() as stack:
         for of_run in shards:
             for shard in of_run.values():
@@ -131,16 +132,8 @@ def _predict_share(work: Work, shards: Shards, device: str, rank: Rank) -> Itera
             members = [
                 (own, *member) for run, own in zip(work.runs, shards, strict=True) for member in job.members(run)
             ]
-            predictor = Predictor(
-                [load_model(run.models[member]) for run in work.runs for member in job.members(run)],
-                work.tta,
-                device,
-                choices.batch_size,
-                choices.workers,
-                choices.precision,
-                choices.keep_views,
-                choices.tiles,
-            )
+            models = [load_model(run.models[member]) for run in work.runs for member in job.members(run)]
+            predictor = Predictor(models, work.tta, device, **options)
             for index, found in predictor.predict(work.source, rows):
                 id = work.table.ids[rows[index]]
                 for name, of_models in found.items():
