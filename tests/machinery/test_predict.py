@@ -376,5 +376,5 @@ def test_the_command_predicts_in_two_processes(tmp_path, data):
             [*command, "--devices", devices, "--out", str(tmp_path / name)], capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count("predicting") == 1 and "5/5" in done.stdout
+        assert f"5 images, models: 2, views: 1, on {', '.join(['cpu'] * int(devices))}\n" in done.stdout
     same_predictions(tmp_path / "one", tmp_path / "two")
