@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise.audit.image_problems import image_problems, mask_problems
+from foldwise.data.image_problems import image_problems, mask_problems
 from foldwise.data.images import ImageError, read_mask
 from foldwise.data.problems import TableError, some
 from foldwise.data.samples import Samples, TableItems

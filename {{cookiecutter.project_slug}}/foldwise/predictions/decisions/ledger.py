@@ -78,8 +78,6 @@ def record_score(path: Path, file: Path, value: float) -> list[str]:
     Raises:
         Refusal: not a finite number, no such submission, several of that name, or it has a score already.
     """
-    from foldwise.reporting.figures import to_png
-
     if not np.isfinite(value):
         raise Refusal(f"the score {value} is not a finite number")
     frame = _filled(path)
@@ -100,7 +98,7 @@ def record_score(path: Path, file: Path, value: float) -> list[str]:
     both = comparable(both)
     picture = path.with_suffix(".png")
     with write_atomic(picture) as temporary:
-        temporary.write_bytes(to_png(score_figure(both)))
+        score_figure(both).savefig(temporary, format="png", dpi=110)
     scores = both[["oof_score", "leaderboard"]].astype(float)
     lines = [
         f"{name}: out of fold {oof:.4f}, leaderboard {leaderboard:.4f}"
