@@ -20,10 +20,10 @@ from foldwise.data.table import Table
 from foldwise.errors import Refusal
 from foldwise.inference.predictor import Predictor
 from foldwise.inference.tta import TTA
-from foldwise.inference.views import SYMMETRIES
 from foldwise.inference.weights import Model, normalize
 from foldwise.models.network import Network
 from foldwise.tasks.outputs import Output
+from foldwise.tasks.views import SYMMETRIES
 
 CLASSES = ("a", "b", "c")
 

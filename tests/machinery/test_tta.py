@@ -14,11 +14,11 @@ from foldwise.data.fields import Field
 from foldwise.errors import Refusal
 from foldwise.inference.predictor import Predictor
 from foldwise.inference.tta import TTA, load_tta
-from foldwise.inference.views import CROPS, SYMMETRIES, View
 from foldwise.inference.weights import Model
 from foldwise.settings import find_choice, list_choices
 from foldwise.tasks import TASKS, Multiclass, Multilabel, Segmentation
 from foldwise.tasks.outputs import Output
+from foldwise.tasks.views import CROPS, SYMMETRIES, View
 
 D4 = list(SYMMETRIES)
 

@@ -14,10 +14,10 @@ from foldwise.bundle.inputs import Inputs
 from foldwise.bundle.shards import read_rows
 from foldwise.bundle.spec import BundledRun, BundleSpec
 from foldwise.inference.predicting import Choices, beside, predict_runs
-from foldwise.inference.views import View
 from foldwise.predictions.decisions.submission import difference, write_masks, write_table
 from foldwise.predictions.schema import MEMBER
 from foldwise.predictions.store import Predictions, iter_maps, read_predictions
+from foldwise.tasks.views import View
 
 COMPARED = 200  # images: predicting them again with predict.py takes its time
 

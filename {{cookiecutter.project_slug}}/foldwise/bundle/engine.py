@@ -17,9 +17,9 @@ from foldwise.data.table import Table
 from foldwise.inference.predictor import Predictor
 from foldwise.inference.reading import InputSpec, ReadBatch, load_batches
 from foldwise.inference.tta import TTA
-from foldwise.inference.views import View
 from foldwise.inference.weights import load_model
 from foldwise.models.network import Batch
+from foldwise.tasks.views import View
 
 
 class Engine:

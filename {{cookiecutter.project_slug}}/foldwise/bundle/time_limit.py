@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from foldwise.bundle.spec import BundleSpec
-from foldwise.inference.views import View
+from foldwise.tasks.views import View
 
 RESERVE = 0.05  # of the limit: for writing, and for pictures that take longer than those before
 STEADY = 0.01  # of the images: after so many, a speed can be believed

@@ -22,10 +22,10 @@ from foldwise.inference.device import keep_freed_memory
 from foldwise.inference.reading import InputSpec, Items, ReadBatch, load_batches
 from foldwise.inference.tiles import predict_tiled
 from foldwise.inference.tta import TTA
-from foldwise.inference.views import View, view_batches
 from foldwise.inference.weights import Model
 from foldwise.models.network import Batch
 from foldwise.tasks.outputs import activate
+from foldwise.tasks.views import View, view_batches
 
 PRECISIONS = {"32": None, "32-true": None, "16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 Values = dict[str, np.ndarray]  # of an item, by the name of the output

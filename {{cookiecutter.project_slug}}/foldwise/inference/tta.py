@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from foldwise.errors import Refusal
-from foldwise.inference.views import CROPS, SYMMETRIES, View
+from foldwise.tasks.views import CROPS, SYMMETRIES, View
 
 MEANS = ("arithmetic", "geometric")
 KEYS = ("views", "mean", "scales", "crops", "draws", "transforms")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from foldwise.data.problems import Check
-    from foldwise.inference.views import View
+    from foldwise.tasks.views import View
 
 Kind = Literal["rows", "maps", "vectors", "boxes"]
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from foldwise.data.problems import Check
-    from foldwise.inference.views import View
+    from foldwise.tasks.views import View
 
 # The least probability in a geometric mean: one view that is sure of zero must not rule a class out.
 SMALLEST = 1e-7
