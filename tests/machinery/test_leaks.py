@@ -1,0 +1,158 @@
+"""No byte of what decides about a fold depends on the fold's labels: all of them are others, and nothing may move.
+
+For pseudo labels, distillation, and ensembles of rows: test_pseudo, test_distillation, test_ensemble.
+"""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from pseudo_world import LABELLED, UNLABELLED, begin_run, config_of, write_world
+from rows import scored
+from tiny import CLASSES, train_folds
+
+from foldwise.data.folds import folds_hash
+from foldwise.data.pseudo import provenance_path
+from foldwise.files import write_json
+from foldwise.predictions.decisions.calibration import CALIBRATORS
+from foldwise.predictions.decisions.deciding import Method, fit_decision
+from foldwise.predictions.decisions.masks import CANDIDATES, compare_cleaning, measure_candidates
+from foldwise.predictions.decisions.rules import rules_for
+from foldwise.predictions.ensembles.ensembling import ensemble
+from foldwise.predictions.metrics import FBeta, MacroF1, MeanIoU
+from foldwise.predictions.schema import Header
+from foldwise.predictions.store import iter_maps, read_predictions
+from foldwise.predictions.writers import PredictionWriter
+from foldwise.training.averaging import choose_counts
+
+# All that may look at labels: weights of classes, balancing, averages, restarts with snapshots.
+CHOICES = {
+    "multiclass": ["loss.class_weights=balanced", "data.sampling=balanced"],
+    "multilabel": ["loss.class_weights=sqrt_balanced", "data.sampling=balanced"],
+    "segmentation": ["loss=ce_dice", "loss.terms.0.loss.class_weights=balanced"],
+}
+COMMON = ["ema=0.9", "phases=cycles", "epochs=3", "augmentation=flip", "optimizer.lr=0.01"]
+
+
+def decided(run, fold):
+    """The files of a fold's model: weights, of snapshots too, what is saved beside them, and its predictions."""
+    folder = run / f"fold{fold}"
+    files = [path for path in folder.rglob("*") if path.name.startswith(("model.", "predictions.parquet", "index"))]
+    history = pd.read_csv(folder / "history.csv")[["lr", "train_loss"]].to_csv()
+    maps = {path.name: path.read_bytes() for path in folder.rglob("*.npz")}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files} | maps | {"history": history}
+
+
+def test_a_model_and_its_predictions(task, tmp_path):
+    runs = []
+    for flipped in (False, True):
+        root = write_world(tmp_path / str(flipped), flipped)
+        runs.append(train_folds(config_of(root, task, *CHOICES[task], *COMMON), root / "runs"))
+    first, second = (decided(run, 0) for run in runs)
+    assert len(first) > 8 and first == second
+    assert decided(runs[0], 1) != decided(runs[1], 1)  # the labels do matter
+    scores = [json.loads((run / "fold0" / "metrics.json").read_text())["score"] for run in runs]
+    assert scores[0] != scores[1]
+
+
+def test_a_model_that_is_trained_on_pseudo_labels_of_other_students_too(tmp_path):
+    """Those of fold 1's student are others, and fewer: they were made by models that had seen fold 0's labels."""
+    root = write_world(tmp_path / "world")
+    rng, runs = np.random.default_rng(0), []
+    for rows in (8, 5):
+        frames = []
+        for student, count in ((0, 8), (1, rows)):
+            soft = np.random.default_rng(0).dirichlet([1] * 3, 8) if student == 0 else rng.dirichlet([1] * 3, count)
+            names = [f"row{row}" for row in UNLABELLED][:count]
+            frame = pd.DataFrame(soft, columns=CLASSES).assign(id=names, weight=0.5 + 0.4 * student, student=student)
+            frame = frame.assign(row=[f"{student}/{id}" for id in names])
+            frames.append(frame.assign(image=[f"images/{row}.png" for row in UNLABELLED][:count]))
+        table = tmp_path / f"pseudo{rows}.csv"
+        pd.concat(frames).to_csv(table, index=False)
+        folds = {f"row{row}": row % 2 for row in LABELLED}
+        write_json(provenance_path(table), {"folds_hash": folds_hash(folds)})
+        config = config_of(root, "multiclass", *CHOICES["multiclass"], *COMMON, pseudo=table)
+        runs.append(train_folds(config, tmp_path / "runs"))
+    assert decided(runs[0], 0) == decided(runs[1], 0)
+    assert decided(runs[0], 1) != decided(runs[1], 1)
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_the_calibration_of_a_folds_model(task):
+    rng = np.random.default_rng(0)
+    values, folds = rng.dirichlet([1] * 4, 200).astype(float), np.arange(200) % 4
+    target = (rng.random((200, 4)) < values).astype(float)
+    target = np.eye(4)[values.argmax(1)] if task == "multiclass" else target
+    changed = target.copy()
+    changed[folds == 2] = np.roll(changed[folds == 2], 1, axis=1)
+    metric = (MacroF1() if task == "multiclass" else FBeta()).for_task(task, list("abcd"))
+    moved = 0
+    for calibrator in CALIBRATORS[task == "multiclass"]:
+        method = Method(calibrator, rules_for(metric)[0])
+        first, second = (fit_decision(method, metric, scored(labels, values, folds)) for labels in (target, changed))
+        assert first.calibrate(2, values).tobytes() == second.calibrate(2, values).tobytes()
+        moved += first.calibrate(1, values).tobytes() != second.calibrate(1, values).tobytes()
+    assert moved
+
+
+def draw_maps(seed, rows, truth=None):
+    """(4, 32, 32) probabilities of each row; nearer to the ground truth where there is one."""
+    rng = np.random.default_rng(seed)
+    maps = {row: rng.dirichlet([0.6] * 4, (32, 32)).transpose(2, 0, 1) for row in rows}
+    if truth is not None:
+        maps = {row: 0.6 * values + 0.4 * np.eye(4)[truth[row]].transpose(2, 0, 1) for row, values in maps.items()}
+    return maps
+
+
+def test_the_cleaning_of_a_folds_masks():
+    rng = np.random.default_rng(1)
+    masks = {row: np.kron(rng.integers(0, 4, (4, 4)), np.ones((8, 8), int)) for row in range(18)}
+    maps, folds, metric = (
+        draw_maps(2, masks, masks),
+        np.arange(18) % 3,
+        MeanIoU().for_task("segmentation", list("abcd")),
+    )
+    outcomes = []
+    for changed in (False, True):
+        truth = [(masks[row] + (changed and folds[row] == 1)) % 4 for row in masks]
+        evidence = np.stack([measure_candidates(metric, mask, maps[row])[0] for row, mask in enumerate(truth)])
+        outcomes.append(compare_cleaning(metric, evidence, folds)[0])
+    for first, second in zip(*outcomes, strict=True):
+        assert first.answers[folds == 1].tolist() == second.answers[folds == 1].tolist()
+        assert first.per_fold[1] != second.per_fold[1]
+    assert len(CANDIDATES) > 4
+
+
+def test_the_blend_of_a_folds_maps(tmp_path):
+    written = []
+    for flipped in (False, True):
+        root = write_world(tmp_path / str(flipped), flipped)
+        sources = []
+        for seed in (0, 1, 2):
+            folder, values = begin_run(root, f"source{seed}", "segmentation", ["metric=dice"])
+            for place, rows, split in (("oof", LABELLED, "oof"), ("predictions/test-none", UNLABELLED, "test")):
+                maps = draw_maps(seed, rows)
+                with PredictionWriter(folder / place, Header(split=split, **values)) as writer:
+                    for fold in (0, 1):
+                        for row in rows:
+                            if split == "test" or row % 2 == fold:
+                                writer.add(f"row{row}", fold, "last", "identity", maps[row].astype(np.float32))
+            sources.append(folder)
+        out = tmp_path / f"blend{flipped}"
+        ensemble(sources, out, use="simplex")
+        found = [iter_maps(read_predictions(out / place)) for place in ("oof", "predictions/test-none")]
+        written.append([[(m, v.tobytes()) for *m, v in each] for each in found])
+    for first, second in zip(*written, strict=True):
+        assert [each for each in first if each[0][1] == 0] == [each for each in second if each[0][1] == 0]
+    assert written[0] != written[1]
+
+
+def test_how_many_snapshots_a_fold_averages():
+    """By the scores of the other folds alone."""
+    rng = np.random.default_rng(0)
+    for greater in (False, True):
+        scores = {n: dict(enumerate(rng.random(4))) for n in (1, 2, 3)}
+        before = choose_counts(scores, greater)
+        changed = {n: of_folds | {1: rng.random()} for n, of_folds in scores.items()}
+        assert choose_counts(changed, greater)[1] == before[1]
