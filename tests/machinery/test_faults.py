@@ -179,7 +179,7 @@ def test_a_loss_that_is_no_number_names_its_batch(choices, world, own_data, tmp_
     Of two processes, the one that read it says so: the weights that the other gets are no numbers either.
     """
     frame = pd.read_csv(own_data / "train.csv")
-    frame["image"] = [f"images/{row}.tif" for row in range(len(frame))]
+    frame["image"] = [f"images/{id.removeprefix('row')}.tif" for id in frame["id"]]
     for row, name in enumerate(frame["image"]):
         (own_data / name).write_bytes(float_tiff(row / len(frame)))
     frame.to_csv(own_data / "train.csv", index=False)

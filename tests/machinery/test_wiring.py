@@ -32,6 +32,7 @@ from foldwise.data.images import read_mask
 from foldwise.predictions.metrics.base import row_records
 from foldwise.predictions.metrics.building import build_metric
 from foldwise.settings import LIBRARY, OWNER
+from foldwise.training import fold, identity
 
 LR = 1e-3  # optimizer.lr of adamw
 MEAN = "net.conv1.1.running_mean"  # of the first BatchNorm
@@ -818,7 +819,11 @@ def trained(tmp_path_factory):
             torch.use_deterministic_algorithms(False)
         return made[key]
 
-    return train
+    with pytest.MonkeyPatch.context() as patch:
+        # The code is the same for all, and reading it would take half of the time.
+        patch.setattr(fold, "check_covered", lambda alias: None)
+        patch.setattr(identity, "hash_code", lambda *_: {})
+        yield train
 
 
 @pytest.mark.parametrize("name", [name for name, entry in SETTINGS.items() if isinstance(entry, Changes)])
