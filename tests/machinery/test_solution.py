@@ -82,6 +82,17 @@ class Vague(TrainingModule):
         return {"loss": self.loss(logits, batch["target"], batch["weight"]), "means": logits.mean(0)}
 
 
+class Scheduled(TrainingModule):
+    """Uses the trainer, all ranks and the logger in its losses."""
+
+    def losses(self, outputs, batch):
+        loss = self.loss(outputs["logits"], batch["target"], batch["weight"])
+        progress = torch.tensor((self.current_epoch + 1) / self.trainer.max_epochs)
+        gathered = torch.as_tensor(self.all_gather(loss.detach())).reshape(self.trainer.world_size)
+        self.log("gathered", gathered.mean())
+        return {"loss": loss, "progress": progress, "gathered": gathered.mean()}
+
+
 class Corrected(TrainingModule):
     """Moves the targets of training items towards what the network says of them."""
 
@@ -275,6 +286,20 @@ def test_a_loss_of_another_shape_is_refused(data):
     prepared = prepare_tiny(config)
     with pytest.raises(Refusal, match=r"gives means in another shape: a scalar is logged, and \(B,\)"):
         inspect_config(config, prepared)
+
+
+def test_losses_may_use_the_trainer(data, tmp_path, monkeypatch, capfd):
+    config = own_config(data, "epochs=2", module="Scheduled")
+    monkeypatch.setenv("SLURM_NTASKS", "4")  # of a launcher, as of torchrun below; the trial has one process
+    monkeypatch.setenv("SLURM_JOB_NAME", "job")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    inspect_config(config, prepare_tiny(config))
+    assert "available" not in capfd.readouterr().err  # Lightning's greeting
+    for name in ("SLURM_NTASKS", "SLURM_JOB_NAME", "WORLD_SIZE"):
+        monkeypatch.delenv(name)
+    found = history(train_folds(config, tmp_path))
+    assert found["train_progress"].tolist() == [0.5, 1.0]
+    np.testing.assert_allclose(found["train_gathered"], found["train_loss"], rtol=1e-6)
 
 
 # what is built, and how often

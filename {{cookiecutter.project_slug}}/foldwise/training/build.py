@@ -1,6 +1,7 @@
 """From a configuration and the prepared data to the parts of a training: network, module, loader, trainer."""
 
 import copy
+import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -32,6 +33,10 @@ from foldwise.processes.group import Rank
 from foldwise.schedule.phases import Schedule, build_phases
 from foldwise.training.ema import EMA
 from foldwise.training.loaders import sample_fields, training_loader, with_pseudo
+
+# Lightning greets every process with the hardware and advertisements; one fold after another, that is noise.
+for name in ("pytorch_lightning", "lightning_fabric"):
+    logging.getLogger(name).setLevel(logging.WARNING)
 
 # Settings of the group `model` for the training of a network, which are no arguments of it.
 TRAINING_ONLY = ("_target_", "pretrained", "weights", "channels_last", "compile", "gradient_checkpointing")

@@ -9,7 +9,6 @@ In a process of its own, under DDP in several, which leave in `<run>/fold<k>/` (
     oof-<r>-of-<n>/   predictions of rank r's share of the held-out rows
 """
 
-import logging
 import shutil
 import sys
 import warnings
@@ -48,9 +47,6 @@ from foldwise.training.progress import Progress
 from foldwise.training.snapshots import Snapshots
 from foldwise.training.validation import Validation
 
-# Lightning greets every process with the hardware and advertisements; one fold after another, that is noise.
-for name in ("pytorch_lightning", "lightning_fabric"):
-    logging.getLogger(name).setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", module="pytorch_lightning.utilities._pytree")  # a deprecation of torch inside it
 warnings.filterwarnings("ignore", ".*does not have many workers.*")  # data.workers is the user's choice
 warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # train.py starts the processes of a fold itself

@@ -4,13 +4,16 @@ import copy
 import inspect
 import os
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
 
 from foldwise.code.build import make
@@ -62,7 +65,8 @@ def inspect_config(
     training = build_training({**config, "data": {**config["data"], "workers": 0}}, prepared, part, Rank())
     module, dataset = training.module, training.loader.dataset
     assert isinstance(dataset, ItemDataset)
-    _try_batch(config, module, dataset, prepared.outputs)
+    with _attached_trainer(module):
+        _try_batch(config, module, dataset, prepared.outputs)
     optimizer = module.make_optimizer(training.network)
     if config.get("lr_batch_size"):
         print(
@@ -74,6 +78,29 @@ def inspect_config(
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     kind = "gpu" if gpus else "mps" if torch.backends.mps.is_available() else "cpu"
     return {"accelerator": kind, "devices": gpus or [kind], "cpus": os.cpu_count()}, previews
+
+
+@contextmanager
+def _attached_trainer(module: TrainingModule) -> Iterator[None]:
+    """Attach a single-process CPU trainer: `losses` may use `self.trainer` and `self.all_gather`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning warns of unused GPUs
+        module.trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_epochs=module.schedule.epochs,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            plugins=LightningEnvironment(),  # whatever torchrun or srun set
+        )
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]  # Lightning's raises outside of a training loop
+    try:
+        yield
+    finally:
+        del module.log
+        module.trainer = None
 
 
 @torch.no_grad()
