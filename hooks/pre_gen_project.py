@@ -23,10 +23,11 @@ METRICS = {
 RESERVED = {
     *("con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))),
     *("configs", "data", "foldwise", "runs", "solution", "test", "tests"),
-    *("albumentations", "cv2", "hydra", "hydra-core", "imagecodecs", "lightning", "matplotlib", "numpy", "omegaconf"),
+    *("albumentations", "cv2", "huggingface-hub", "hydra", "hydra-core", "imagecodecs", "joblib", "lightning"),
+    *("matplotlib", "numpy", "omegaconf"),
     *("opencv-python-headless", "pandas", "pillow", "pyarrow", "pytest", "pytorch-lightning", "pyyaml", "rich"),
-    *("safetensors", "scikit-learn", "segmentation-models-pytorch", "sklearn", "tensorboard", "tifffile", "timm"),
-    *("torch", "torchvision", "tqdm", "wandb", "yaml"),
+    *("safetensors", "scikit-learn", "scipy", "segmentation-models-pytorch", "sklearn", "tensorboard"),
+    *("threadpoolctl", "tifffile", "timm", "torch", "torchvision", "tqdm", "wandb", "yaml"),
 }
 
 # `$`, braces and the backtick mean something to Hydra, Jinja and a shell; quotation marks and backslashes to YAML.

@@ -19,7 +19,7 @@ SMALL = [
 ]
 CASES = [
     pytest.param(experiment, id=f"{experiment[0]}-{number}", marks=[] if name in ALWAYS else [pytest.mark.slow])
-    for name, experiments in TRIED.items()
+    for name, experiments in (TRIED | {"teacher": [["teacher", "module.teacher=weights/teacher"]]}).items()
     for number, experiment in enumerate(experiments)
 ]
 
@@ -27,6 +27,15 @@ CASES = [
 @pytest.fixture(scope="module")
 def repository(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return render_examples(render, tmp_path_factory.mktemp("way"), "data/competition")
+
+
+def train_teacher(folder: Path) -> None:
+    """Leave the model of a short baseline in weights/teacher, and nothing else."""
+    options = ["experiment=baseline", "data=competition", "data.image_size=32", "data.folds=2", "fold=full"]
+    run = made(folder, ["train.py", *options, *SMALL])
+    shutil.copytree(run / "full" / "model", folder / "weights" / "teacher")
+    shutil.rmtree(run)
+    shutil.rmtree(folder / "data/competition/prepared")
 
 
 def made(folder: Path, command: list[str]) -> Path:
@@ -47,6 +56,8 @@ def test_an_example_goes_the_whole_way(choices: list[str], repository: Path, tmp
     work, straight = tmp_path / "work", tmp_path / "straight"
     for folder in (work, straight):
         shutil.copytree(repository, folder)
+        if choices[0] == "teacher":
+            train_teacher(folder)
     grouped = [] if any("columns.group" in word for word in choices) else ["data.columns.group=series"]
     data = [*(word for word in choices if word.startswith("data.")), *grouped, "data.image_size=32", "data.folds=2"]
     own = [f"experiment={choices[0]}", *choices[1:], *data]
