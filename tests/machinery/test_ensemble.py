@@ -567,7 +567,7 @@ def test_maps_of_another_size_are_refused_and_stacking_too(tmp_path):
             for (id, fold), values in maps[0].items():
                 if (id in world.ids) == (kind == "oof"):
                     writer.add(id, fold, "last", "identity", values[:, :, :-1] if id == "r3" else values)
-    with pytest.raises(Refusal, match="other/oof:\n.*1 maps have another size .*: r3"):
+    with pytest.raises(Refusal, match="other/oof:\n.*1 maps differ in size .*: r3"):
         ensemble([*sources, other], tmp_path / "out")
     with pytest.raises(Refusal, match="no method logistic for segmentation"):
         ensemble(sources, tmp_path / "out", use="logistic")

@@ -401,9 +401,9 @@ def test_predictions_that_do_not_fit_are_refused(place, tmp_path):
         evaluate([run], oof="oof-d4")
     with pytest.raises(Refusal, match="no test predictions"):
         evaluate([run], labelled=place / "labelled.csv")
-    with pytest.raises(Refusal, match="friend has no config.yaml: say which .* --data"):
+    with pytest.raises(Refusal, match="friend has no config.yaml: name its data and metric with --data"):
         evaluate([tmp_path / "friend"], labelled=place / "labelled.csv")
-    with pytest.raises(Refusal, match="seed=1 changes a configuration: name the data with --data"):
+    with pytest.raises(Refusal, match="seed=1 changes the configuration of --data: add --data"):
         evaluate([tmp_path / "friend"], labelled=place / "labelled.csv", overrides=["seed=1"])
     with pytest.raises(Refusal, match="no column camera; its columns are"):
         evaluate([run], by=["camera"])

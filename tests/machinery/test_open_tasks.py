@@ -149,7 +149,7 @@ def test_views_have_a_mean_and_no_other(tmp_path):
         read_predictions(tmp_path / "mean").frame[COLUMNS], (values[0] + values[1]) / 2, rtol=1e-5
     )
     for mean in ("geometric", "rank"):
-        with pytest.raises(Refusal, match=f"the {mean} mean is of probabilities, which numbers has not"):
+        with pytest.raises(Refusal, match=f"the {mean} mean needs probabilities, and numbers has none"):
             average_views(tmp_path / "views", tmp_path / mean, mean)
 
 

@@ -115,7 +115,7 @@ def test_what_cannot_be_made_is_refused_and_nothing_is_left(world, tmp_path):
     with pytest.raises(Refusal, match=r"fold 0 gets no image: the surest has 0.251\n.*fold 1"):
         pseudo_label([unsure], world.root / "other.csv", Confident(0.6))
     other = make_map_run(world.root, "other-size", draw_maps(3, size=16))
-    with pytest.raises(Refusal, match="other-size.*8 maps have another size"):
+    with pytest.raises(Refusal, match="other-size.*8 maps differ in size"):
         pseudo_label([*world.runs, other], world.root / "other.csv", Confident(0.6))
     damaged = make_map_run(world.root, "damaged", draw_maps(1))
     last = sorted((damaged / "predictions" / "test-none" / "maps").iterdir())[-1]

@@ -99,7 +99,7 @@ def test_all_problems_at_once_and_nothing_left(tmp_path):
     text = problems_of(frame, tmp_path=tmp_path)
     assert "1 rows have NaN: ids a" in text
     assert "1 rows are outside 0 to 1: ids b" in text
-    assert "1 ids come more than once for one member: c" in text
+    assert "1 ids have several rows for one member: c" in text
 
 
 def test_rows_must_sum_to_one_but_for_multilabel(tmp_path):
@@ -117,7 +117,8 @@ def test_rounding_is_cut_off(tmp_path):
 
 
 def test_members_and_ids_go_together_by_kind(tmp_path):
-    assert "out of fold in more than one fold: a" in problems_of(rows(["a", "a", "b"], [0, 1, 0]), tmp_path=tmp_path)
+    text = problems_of(rows(["a", "a", "b"], [0, 1, 0]), tmp_path=tmp_path)
+    assert "predicted out of fold by more than one fold: a" in text
     uneven = pd.concat([rows(["a", "b"], 0), rows(["a"], 1)])
     assert "1 ids lack some of the 2 members: b" in problems_of(uneven, header(split="test"), tmp_path)
     unequal_views = pd.concat([rows(["a", "b"], [0, 1]), rows(["a"], 0, view="hflip")])
@@ -130,7 +131,7 @@ def test_members_and_ids_go_together_by_kind(tmp_path):
 def test_columns_and_types(tmp_path):
     frame = rows(["a", "b"], 0)
     text = problems_of(frame.rename(columns={"newt": "toad"}), tmp_path=tmp_path)
-    assert "the column newt is missing" in text and "the column toad is none of" in text
+    assert "the column newt is missing" in text and "the column toad is neither in" in text
     assert "the column id is not text" in problems_of(frame.assign(id=[1, 2]), tmp_path=tmp_path)
     assert "the column fold is float64" in problems_of(frame.assign(fold=[0.0, 1.0]), tmp_path=tmp_path)
     assert "there are no rows" in problems_of(frame[:0], tmp_path=tmp_path)
@@ -152,12 +153,12 @@ def test_an_existing_folder_is_not_touched(tmp_path):
     [
         ({"schema_version": 99}, "schema version 99.*update the code"),
         ({"split": "train"}, "split is 'train'"),
-        ({"kind": "maps"}, "kind is 'maps', and that of multiclass is rows"),
-        ({"task": "captions"}, "task is 'captions' and not one of multiclass, multilabel, segmentation"),
+        ({"kind": "maps"}, "kind is 'maps', but multiclass has rows"),
+        ({"task": "captions"}, "task is 'captions', not one of multiclass, multilabel, segmentation"),
         ({"schema_version": 1}, 'reads 2: .* rename "kind" to "split" and "classes" to "columns", add "kind": "rows"'),
-        ({"columns": ["cat", "cat", "newt"]}, "come twice: cat"),
+        ({"columns": ["cat", "cat", "newt"]}, "are duplicated: cat"),
         ({"columns": "cat"}, "not a list of names"),
-        ({"members": [{"fold": 1, "snapshot": "last", "view": "identity"}]}, "the members of predictions.json"),
+        ({"members": [{"fold": 1, "snapshot": "last", "view": "identity"}]}, "predictions.json lists the members"),
         ({"columns": ["cat", "dog", "emu"]}, "the column emu is missing"),
         ({"folds_hash": 5}, "folds_hash is neither"),
     ],
@@ -210,13 +211,13 @@ def test_merging_shards_needs_each_id_once():
         merge([whole.iloc[:4], whole.iloc[3:6], rows(["stranger"], 0)], ids)
     assert caught.value.problems == [
         "1 ids are missing: i6",
-        "1 ids come more than once: i3",
-        "1 ids are not asked for: stranger",
+        "1 ids are duplicated: i3",
+        "1 ids were not requested: stranger",
     ]
 
 
 def test_an_id_in_two_folds_is_no_oof():
-    with pytest.raises(PredictionsError, match="1 ids come more than once: a"):
+    with pytest.raises(PredictionsError, match="1 ids are duplicated: a"):
         merge([rows(["a", "b"], 0), rows(["a"], 1)], ["a", "b"])
 
 
@@ -256,7 +257,7 @@ def test_an_error_while_maps_are_written_leaves_nothing(tmp_path):
         ):
             writer.add("a", 0, "last", "mean", bad)
     writer = PredictionWriter(tmp_path / "p", header("segmentation"))
-    with pytest.raises(PredictionsError, match="more than once"), writer:
+    with pytest.raises(PredictionsError, match="several rows for one member"), writer:
         writer.add("a", 0, "last", "mean", np.ones((3, 2, 2)))
         writer.add("a", 0, "last", "mean", np.ones((3, 2, 2)))
     assert list(tmp_path.iterdir()) == []
@@ -332,7 +333,7 @@ def test_merging_folders_of_ranks_and_folds(tmp_path):
         np.testing.assert_allclose(row.probability, expected, atol=0.5 / 255 + 1e-6)
 
     write_predictions(tmp_path / "other", rows(["e"], 2), replace(header(), folds_hash="other"))
-    with pytest.raises(PredictionsError, match="its folds_hash is not that of"):
+    with pytest.raises(PredictionsError, match="its folds_hash differs from"):
         merge_folders([tmp_path / "fold0", tmp_path / "other"], tmp_path / "no", ids)
     assert not (tmp_path / "no").exists()
 

@@ -81,7 +81,7 @@ def test_masks_are_averaged_one_picture_at_a_time(mean, tmp_path):
             expected = np.exp(np.log(stacked.clip(1e-6)).mean(axis=0))
             expected /= expected.sum(axis=0)
         np.testing.assert_allclose(row.probability, expected, atol=0.02)  # both ends are kept in 8 bits
-    with pytest.raises(Refusal, match="ranks of pixels"):
+    with pytest.raises(Refusal, match="rank mean is meaningless for pixels"):
         average_views(tmp_path / "views", tmp_path / "ranks", "rank")
 
 

@@ -1,7 +1,7 @@
-"""Ground truth of predictions: a table with targets, folds and metric; and the checks that they belong together.
+"""Ground truth: targets, folds and metric. Checks that predictions match it.
 
-Out-of-fold predictions belong to the competition's table and folds. Predictions of any kind can be scored by a labelled
-table: a benchmark, a hold-out, a test set whose solution was published.
+Out-of-fold predictions are scored on the competition's table and folds. Any predictions can be scored on a labelled
+table, for example a benchmark, a hold-out, or a test set with published labels.
 """
 
 from collections.abc import Sequence
@@ -32,12 +32,11 @@ class GroundTruth:
     """The targets, folds and metric of one competition.
 
     Attributes:
-        folds: (N,) int64, the fold of each row of the table, -1 for rows that are never scored.
-        folds_hash: "" where predictions of any models are scored by a labelled table.
-        metric: ready for the task.
-        config: the resolved configuration that all this comes from.
-        items: the rows of the table, with their pictures.
-        code: the owner's, which the reader and the metric come from.
+        folds: (N,) int64; -1 for rows that are never scored.
+        folds_hash: "" for a labelled table, which has no folds.
+        metric: set up for the task.
+        config: the resolved configuration.
+        code: the owner's code that defines the reader and the metric.
     """
 
     table: Table
@@ -54,15 +53,15 @@ class GroundTruth:
 
 
 def read_ground_truth(source: Path, data: str | None = None, overrides: Sequence[str] = ()) -> GroundTruth:
-    """Read the competition's table and folds, which belong to a source of predictions.
+    """Read the competition's table and folds for a source of predictions.
 
     Args:
-        source: a run or an ensemble, whose config.yaml names data and metric.
-        data: a file in configs/data by name, for predictions without a config.yaml.
-        overrides: key=value changes of the configuration, as in train.py; only beside `data`.
+        source: a run or an ensemble; its config.yaml names data and metric.
+        data: name of a file in configs/data, for a source without config.yaml.
+        overrides: key=value changes of the configuration, as in train.py; only with `data`.
 
     Raises:
-        Refusal: no configuration, no folds.csv, code that is not trusted, or a table with problems.
+        Refusal: no configuration, no folds.csv, untrusted code, or a table with problems.
     """
     config, samples, code = _open(source, data, overrides)
     section = config["data"]
@@ -76,12 +75,7 @@ def read_ground_truth(source: Path, data: str | None = None, overrides: Sequence
 def read_labelled_table(
     path: Path, header: Header, source: Path, data: str | None = None, overrides: Sequence[str] = ()
 ) -> GroundTruth:
-    """Read a labelled table without folds, by which predictions of any models are scored.
-
-    Args:
-        header: of the predictions, which names task and columns.
-        source, data, overrides: as in `read_ground_truth`; what the columns mean, and the metric.
-    """
+    """Read a labelled table without folds; `header` gives task and classes, other arguments as `read_ground_truth`."""
     config, samples, code = _open(source, data, overrides)
     section = config["data"]
     columns = replace(Columns.from_config(section["columns"]), fold=None, weight=None)
@@ -93,43 +87,40 @@ def read_labelled_table(
 
 
 def read_test_table(truth: GroundTruth, path: Path | None = None) -> Table:
-    """Read the competition's table without targets, `data.test_table`, or another one.
+    """Read a table without targets: `path`, or else `data.test_table`.
 
     Raises:
-        Refusal: there is none, or it has problems.
+        Refusal: `data.test_table` is null, or the table has problems.
     """
     data = truth.config["data"]
     path = path or data["test_table"]
     if path is None:
-        raise Refusal("data.test_table is null: name the table of the predicted images there, or with --table <file>")
+        raise Refusal("data.test_table is null: set it to the table of the predicted images, or pass --table <file>")
     columns = Columns.from_config(data["columns"])
     return read_table(path, truth.task.name, data["root"], columns, truth.table.classes, has_target=False)
 
 
 def mismatches(header: Header, truth: GroundTruth, split: str) -> list[str]:
-    """Problems of predictions of another split, task, columns or folds than the ground truth's.
-
-    Unknown folds (None) fit any.
-    """
+    """List differences in split, task, columns and folds between predictions and ground truth; unknown folds match."""
     problems = [] if header.split == split else [f"their split is {header.split}, not {split}"]
     if header.task != truth.task.name:
-        problems.append(f"their task is {header.task}, and that of {truth.table.path} is {truth.task.name}")
+        problems.append(f"their task is {header.task}, but {truth.table.path} has {truth.task.name}")
     if header.columns != list(truth.table.classes):
-        own, wanted = some(header.columns), some(truth.table.classes)
-        problems.append(f"their columns are {own}, and those of {truth.table.path} {wanted}")
+        found, expected = some(header.columns), some(truth.table.classes)
+        problems.append(f"their columns are {found}, but {truth.table.path} has {expected}")
     if truth.folds_hash and header.folds_hash not in (None, truth.folds_hash):
-        problems.append(f"they were made with the folds {header.folds_hash}, and the folds now are {truth.folds_hash}")
+        problems.append(f"they were made with the folds {header.folds_hash}, but the folds are {truth.folds_hash} now")
     return problems
 
 
 def check_predictions(predictions: Predictions, truth: GroundTruth) -> None:
-    """Refuse predictions that do not belong to the ground truth.
+    """Refuse predictions that do not match the ground truth.
 
-    They must be out-of-fold predictions of exactly the scored rows; or, for a labelled table, of any split and at least
-    of its rows.
+    Out-of-fold predictions must cover exactly the scored rows. For a labelled table any split will do, and predictions
+    of further ids are ignored.
 
     Raises:
-        PredictionsError: lists another split, task, columns or folds, and ids that are missing or unknown.
+        PredictionsError: lists all mismatches, and ids that are missing or unknown.
     """
     labelled = not truth.folds_hash
     problems = mismatches(predictions.header, truth, predictions.header.split if labelled else "oof")
@@ -139,15 +130,15 @@ def check_predictions(predictions: Predictions, truth: GroundTruth) -> None:
     if not labelled:
         problems += listed("predicted ids are not scored rows of the table", fold_of.keys() - scored.keys())
         moved = [id for id in scored.keys() & fold_of.keys() if scored[id] != fold_of[id]]
-        problems += listed("ids are of another fold", moved)
+        problems += listed("ids are in another fold now", moved)
     raise_problems(predictions.folder, problems)
 
 
 def align(predictions: Predictions, truth: GroundTruth) -> tuple[np.ndarray, np.ndarray]:
-    """Out-of-fold predictions of rows in the order of the table, averaged over snapshots and views.
+    """Average out-of-fold predictions over snapshots and views, and put them in table order.
 
     Returns:
-        rows (N,) int64 of the table that are scored, in its order, and their values (N, C) float64.
+        Indices (N,) int64 of the scored rows, and their values (N, C) float64.
 
     Raises:
         PredictionsError: as `check_predictions`.
@@ -160,16 +151,16 @@ def align(predictions: Predictions, truth: GroundTruth) -> tuple[np.ndarray, np.
 
 
 def _open(source: Path, data: str | None, overrides: Sequence[str]) -> tuple[dict[str, Any], Samples, Code]:
-    """The resolved configuration of a source or of `data`, its reader, and the owner's code.
+    """Load the resolved configuration of a source or of `data`, its reader, and the owner's code.
 
-    Configurations come from other people too: the reader is a class of foldwise or of the code, which is the run's copy
-    where there is one, else the working tree's.
+    The code is the run's copy if it has one, else the working tree's. A configuration may come from somebody else, so
+    the reader must be a class of foldwise or of this code.
     """
     if data is None:
         if overrides:
-            raise Refusal(f"{', '.join(overrides)} changes a configuration: name the data with --data")
+            raise Refusal(f"{', '.join(overrides)} changes the configuration of --data: add --data <name>")
         if not (source / "config.yaml").is_file():
-            raise Refusal(f"{source} has no config.yaml: say which data and metric it is about with --data <name>")
+            raise Refusal(f"{source} has no config.yaml: name its data and metric with --data <name>")
         config, code = read_config(source), run_code(run_of(source)[0])
     else:
         config, code = resolve_config(compose_config([f"data={data}", *overrides])), NO_CODE

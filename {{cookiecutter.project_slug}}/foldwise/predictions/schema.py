@@ -1,4 +1,4 @@
-"""Schema of prediction folders and the checks against it; the format is described in `predictions/store.py`."""
+"""Schema of prediction folders and its checks; `predictions/store.py` describes the format."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -16,12 +16,12 @@ SCHEMA_VERSION = 2
 MEMBER = ["fold", "snapshot", "view"]
 SPLITS = ("oof", "test")
 HEADER = "predictions.json"
-FILES = {"rows": "predictions.parquet", "maps": "index.parquet"}  # by the kind of the task
+FILES = {"rows": "predictions.parquet", "maps": "index.parquet"}  # kind of the task -> file
 INDEX_COLUMNS = ["id", *MEMBER, "file", "height", "width"]
 
 
 class PredictionsError(Refusal):
-    """Predictions that cannot be used; `problems` has a sentence each."""
+    """Unusable predictions; `problems` lists every reason."""
 
     def __init__(self, where: Path | str, problems: Sequence[str]) -> None:
         self.problems = list(problems)
@@ -36,14 +36,14 @@ class Header:
 
     Attributes:
         split: "oof" or "test".
-        task: its name, see `foldwise.tasks`.
-        columns: names of the task's values; of probabilities the classes.
-        run: the run that predicted.
-        folds_hash: of the folds it was trained on (`folds.folds_hash`); None when unknown. Others cannot be blended.
-        tta: {"views": [...], "mean": "arithmetic", "geometric" or "rank"}, and "tiles": True where images were tiled.
-        members: [{"fold": ..., "snapshot": ..., "view": ...}], filled in from the rows when they are written.
+        task: a name of `foldwise.tasks`.
+        columns: names of the predicted values; the classes, if these are probabilities.
+        run: name of the run that predicted.
+        folds_hash: hash of its folds (`folds.folds_hash`); None when unknown. Different hashes cannot be blended.
+        tta: {"views": [...], "mean": "arithmetic", "geometric" or "rank"}; also "tiles": True for tiled images.
+        members: [{"fold": ..., "snapshot": ..., "view": ...}], filled in when the rows are written.
         created_by: the command or person.
-        kind: what is stored of an image, "rows" or "maps"; filled in from the task.
+        kind: "rows" or "maps"; filled in from the task.
     """
 
     split: str
@@ -58,7 +58,7 @@ class Header:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "columns", list(self.columns))  # a tuple is not equal to what JSON gives back
+        object.__setattr__(self, "columns", list(self.columns))  # as JSON returns them
         if not self.kind and self.task in TASKS:
             object.__setattr__(self, "kind", self.meaning.kind)
 
@@ -68,33 +68,34 @@ class Header:
 
     @property
     def ranks(self) -> bool:
-        """Whether the values are means of ranks: they order the rows and are no probabilities."""
+        """Whether the values are mean ranks, not probabilities."""
         return self.tta.get("mean") == "rank"
 
 
 def row_columns(frame: pd.DataFrame, header: Header, where: Path) -> list[str]:
-    """The columns of rows or an index; refuses a frame that lacks some or has others."""
-    wanted = INDEX_COLUMNS if header.kind == "maps" else ["id", *MEMBER, *header.columns]
-    problems = [f"the column {name} is missing" for name in wanted if name not in frame]
-    others = [name for name in frame if name not in wanted]
-    problems += [f"the column {name} is none of {HEADER} nor {', '.join(['id', *MEMBER])}" for name in others]
+    """Return the expected columns of rows or an index; refuse a frame with missing or unknown columns."""
+    expected = INDEX_COLUMNS if header.kind == "maps" else ["id", *MEMBER, *header.columns]
+    problems = [f"the column {name} is missing" for name in expected if name not in frame]
+    unknown = [name for name in frame if name not in expected]
+    problems += [
+        f"the column {name} is neither in {HEADER} nor one of {', '.join(['id', *MEMBER])}" for name in unknown
+    ]
     raise_problems(where, problems)
-    return wanted
+    return expected
 
 
 def header_problems(values: Any) -> list[str]:
-    """Problems of a sidecar's values."""
     if not isinstance(values, dict):
         return [f"{HEADER} is not a JSON object"]
     version = values.get("schema_version")
     if not isinstance(version, int):
         return [f"{HEADER} has no schema_version"]
     if version > SCHEMA_VERSION:
-        return [f"{HEADER} has schema version {version}, and this code reads up to {SCHEMA_VERSION}: update the code"]
+        return [f"{HEADER} has schema version {version}, but this code reads up to {SCHEMA_VERSION}: update the code"]
     if version < SCHEMA_VERSION:
         return [
-            f"{HEADER} has schema version {version}, and this code reads {SCHEMA_VERSION}: predict again, or in that "
-            'file rename "kind" to "split" and "classes" to "columns", add "kind": "rows" (of masks "maps"), and set '
+            f"{HEADER} has schema version {version}, but this code reads {SCHEMA_VERSION}: predict again, or in that "
+            'file rename "kind" to "split" and "classes" to "columns", add "kind": "rows" (for masks "maps"), and set '
             f'"schema_version": {SCHEMA_VERSION}'
         ]
     problems = [f"{HEADER} lacks {item.name}" for item in fields(Header) if item.name not in values]
@@ -102,20 +103,22 @@ def header_problems(values: Any) -> list[str]:
         return problems
     task, columns, members = values["task"], values["columns"], values["members"]
     if values["split"] not in SPLITS:
-        problems.append(f"the split is {values['split']!r} and not one of {', '.join(SPLITS)}")
+        problems.append(f"the split is {values['split']!r}, not one of {', '.join(SPLITS)}")
     if task not in TASKS:
-        problems.append(f"the task is {task!r} and not one of {', '.join(TASKS)}")
+        problems.append(f"the task is {task!r}, not one of {', '.join(TASKS)}")
     elif values["kind"] != TASKS[task].kind:
-        problems.append(f"the kind is {values['kind']!r}, and that of {task} is {TASKS[task].kind}")
+        problems.append(f"the kind is {values['kind']!r}, but {task} has {TASKS[task].kind}")
     if not (isinstance(columns, list) and columns and all(isinstance(name, str) for name in columns)):
         problems.append("columns is not a list of names")
     elif len(set(columns)) < len(columns):
-        problems.append(f"columns come twice: {some(sorted({name for name in columns if columns.count(name) > 1}))}")
+        problems.append(
+            f"columns are duplicated: {some(sorted({name for name in columns if columns.count(name) > 1}))}"
+        )
     elif clash := {"id", *MEMBER} & set(columns):
-        problems.append(f"a class cannot be called {some(sorted(clash))}, which is a column of its own: rename it")
-    problems += [f"{name} is not a text" for name in ("run", "created_by") if not isinstance(values[name], str)]
+        problems.append(f"a class cannot be called {some(sorted(clash))}, a reserved column name: rename it")
+    problems += [f"{name} is not text" for name in ("run", "created_by") if not isinstance(values[name], str)]
     if not isinstance(values["folds_hash"], str | None):
-        problems.append("folds_hash is neither a text nor null")
+        problems.append("folds_hash is neither text nor null")
     if not isinstance(values["tta"], dict):
         problems.append("tta is not an object with views and mean")
     if not (isinstance(members, list) and all(isinstance(m, dict) and set(m) == set(MEMBER) for m in members)):
@@ -124,29 +127,28 @@ def header_problems(values: Any) -> list[str]:
 
 
 def frame_problems(frame: pd.DataFrame, header: Header) -> list[str]:
-    """Problems of rows or an index that has the right columns."""
     if not len(frame):
-        return ["there are no rows: every predicted image has one, or one a member"]
+        return ["there are no rows: every predicted image needs one row per member"]
     problems = []
     for name in ("id", "snapshot", "view"):
         if not all(isinstance(value, str) for value in frame[name].unique()):
             fix = ' (write it with .astype("string"))' if name == "id" else ""
             problems.append(f"the column {name} is not text{fix}")
     if not pd.api.types.is_integer_dtype(frame["fold"]):
-        problems.append(f"the column fold is {frame['fold'].dtype} and not an integer")
+        problems.append(f"the column fold is {frame['fold'].dtype}, not an integer")
     if problems:
         return problems
     if header.kind == "rows":
         problems += _value_problems(frame, header)
-    if twice := listed("ids come more than once for one member", frame["id"][frame.duplicated(["id", *MEMBER])]):
-        return problems + twice
+    if repeated := listed("ids have several rows for one member", frame["id"][frame.duplicated(["id", *MEMBER])]):
+        return problems + repeated
     members = frame[MEMBER].drop_duplicates()
     full = len(members)
     if header.split == "oof":
         folds = frame.groupby("id")["fold"].nunique()
-        if several := listed("ids are out of fold in more than one fold", folds.index[folds > 1]):
+        if several := listed("ids are predicted out of fold by more than one fold", folds.index[folds > 1]):
             return problems + several
-        full = members["fold"].value_counts().max()  # the folds' snapshots may differ in name, as the best epochs do
+        full = members["fold"].value_counts().max()  # folds may name their snapshots differently, e.g. by best epoch
     counts = frame["id"].value_counts()
     return problems + listed(f"ids lack some of the {full} members", counts.index[counts < full])
 
@@ -154,7 +156,7 @@ def frame_problems(frame: pd.DataFrame, header: Header) -> list[str]:
 def _value_problems(frame: pd.DataFrame, header: Header) -> list[str]:
     other = [name for name in header.columns if not pd.api.types.is_float_dtype(frame[name])]
     if other:
-        return [f"the column {name} is {frame[name].dtype} and not a float" for name in other]
+        return [f"the column {name} is {frame[name].dtype}, not a float" for name in other]
     values = frame[header.columns].to_numpy(np.float32)
     return [
         f"{rows.sum()} rows {what}: ids {some(sorted(frame['id'][rows].unique()))}"
@@ -164,18 +166,17 @@ def _value_problems(frame: pd.DataFrame, header: Header) -> list[str]:
 
 
 def members_of(frame: pd.DataFrame) -> list[tuple[int, str, str]]:
-    """The (fold, snapshot, view) that the rows have, sorted."""
+    """Return the distinct (fold, snapshot, view) of the rows, sorted."""
     rows = frame[MEMBER].drop_duplicates()
     return sorted((int(fold), snapshot, view) for fold, snapshot, view in rows.itertuples(index=False))
 
 
 def with_members(header: Header, frame: pd.DataFrame) -> Header:
-    """The header with the members of the rows."""
     return replace(header, members=[dict(zip(MEMBER, member, strict=True)) for member in members_of(frame)])
 
 
 def map_file_problems(folder: Path, frame: pd.DataFrame) -> list[str]:
-    """Map files of an index that are missing, or not in maps/."""
+    """List map files of an index that are missing or outside maps/."""
     maps = (folder / "maps").resolve()
     outside = [name for name in frame["file"] if (folder / name).resolve().parent != maps]
     if outside:
@@ -185,12 +186,11 @@ def map_file_problems(folder: Path, frame: pd.DataFrame) -> list[str]:
 
 
 def listed(what: str, names: Iterable[str]) -> list[str]:
-    """A problem that counts the distinct names and lists the first of them, sorted; none without names."""
+    """Return one problem that counts the distinct names and shows the first of them; no names, no problem."""
     distinct = sorted(set(names))
     return [f"{len(distinct)} {what}: {some(distinct)}"] if distinct else []
 
 
 def raise_problems(where: Path | str, problems: list[str]) -> None:
-    """Raise a PredictionsError where there are problems."""
     if problems:
         raise PredictionsError(where, problems)

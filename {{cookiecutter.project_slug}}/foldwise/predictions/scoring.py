@@ -1,4 +1,4 @@
-"""The competition's score of predictions by a table, whose units may have several images."""
+"""Scores of predictions against a table; images of one unit are averaged first."""
 
 from typing import NamedTuple
 
@@ -11,21 +11,19 @@ from foldwise.predictions.metrics.base import row_records
 
 
 class Scored(NamedTuple):
-    """Scored units: targets (U, C), values (U, C), folds (U,) and records (U,), see `metrics.base.row_records`."""
+    """Scored units, or rows of a table without units."""
 
-    target: np.ndarray
-    probability: np.ndarray
-    folds: np.ndarray
-    rows: np.ndarray
+    target: np.ndarray  # (U, C)
+    probability: np.ndarray  # (U, C)
+    folds: np.ndarray  # (U,)
+    rows: np.ndarray  # (U,) records, see `metrics.base.row_records`
 
 
 def by_unit(table: Table, rows: np.ndarray, probability: np.ndarray, folds: np.ndarray) -> Scored:
-    """Targets and predictions of units: the mean over the images of one `unit`.
-
-    Where the table has no units, every row is one. Rows of fold -1, which are never scored, are left out first.
+    """Average targets and predictions over the images of each `unit`; drop rows of fold -1.
 
     Args:
-        rows: (N,) row numbers in the table, in any order, each once.
+        rows: (N,) distinct row indices into the table.
         probability: (N, C) predictions of these rows.
         folds: (N,) folds of these rows.
     """
@@ -46,7 +44,7 @@ def by_unit(table: Table, rows: np.ndarray, probability: np.ndarray, folds: np.n
 
 
 def score_rows(metric: RowMetric, table: Table, rows: np.ndarray, probability: np.ndarray) -> float:
-    """The score of predictions (N, C) of these rows, units averaged."""
+    """Score predictions (N, C) of these table rows, averaged over units."""
     scored = by_unit(table, rows, probability, np.zeros(len(rows), int))
     return metric(scored.target, scored.probability, rows=scored.rows)
 
@@ -54,5 +52,5 @@ def score_rows(metric: RowMetric, table: Table, rows: np.ndarray, probability: n
 def score_table(
     metric: RowMetric, table: Table, rows: np.ndarray, probability: np.ndarray, folds: np.ndarray
 ) -> tuple[dict[int, float], float]:
-    """The score of each fold and of all of them, units averaged; see `metrics.score_folds`."""
+    """Score each fold and all folds, averaged over units; see `metrics.score_folds`."""
     return score_folds(metric, *by_unit(table, rows, probability, folds))

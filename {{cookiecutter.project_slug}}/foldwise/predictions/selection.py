@@ -1,4 +1,4 @@
-"""Choice between methods that were compared on the same folds."""
+"""Choice between methods compared on the same folds."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,9 @@ from foldwise.errors import Refusal
 
 
 def paired_error(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard error of `first` - `second` over folds.
+    """Return mean and standard error of `first` - `second` over folds; with one fold the error is infinite.
 
-    The folds share their difficulty, so the difference is much less uncertain than either score. With one fold the
-    error is unknown and taken as infinite.
+    Both methods see the same easy and hard folds, so the difference is much less uncertain than either score.
     """
     difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
     if len(difference) < 2:
@@ -20,12 +19,13 @@ def paired_error(first: Sequence[float], second: Sequence[float]) -> tuple[float
 
 
 def choose_simplest(scores: np.ndarray, greater_is_better: bool) -> int:
-    """Number of the simplest method within one standard error of the difference to the best.
+    """Return the index of the simplest method within one standard error of the best.
 
-    (Breiman et al. 1984, section 3.4.3, with the paired error.) What was best of many by chance alone is rarely chosen.
+    The one-standard-error rule (Breiman et al. 1984, section 3.4.3), with the paired error. It rarely picks a method
+    that was best by chance.
 
     Args:
-        scores: (methods, folds), the simplest method first; a method with a NaN is never chosen.
+        scores: (methods, folds), simplest method first; a method with a NaN is never chosen.
 
     Raises:
         Refusal: no method has a score in every fold.

@@ -1,10 +1,10 @@
-"""Sources of predictions: a run, an ensemble, or a folder of somebody else's with the same shape.
+"""Sources of predictions: a run, an ensemble, or any folder with this layout.
 
 <source>/
-    oof/                   the out-of-fold predictions
-    predictions/<name>/    predictions of other tables, such as test-d4, and out-of-fold ones with another TTA
-    config.yaml            of a run or an ensemble: which data and metric it is about
-    outputs/<name>/        of a run with several outputs: a source of its own for each further one
+    oof/                   out-of-fold predictions
+    predictions/<name>/    test predictions, such as test-d4; out-of-fold predictions with other TTA, such as oof-d4
+    config.yaml            data and metric (runs and ensembles)
+    outputs/<name>/        one more source for each further output of a run
 """
 
 from collections.abc import Callable, Sequence
@@ -21,18 +21,18 @@ T = TypeVar("T")
 
 
 def output_folder(run: Path, output: Output) -> Path:
-    """The source of an output: the run itself for the main one, `<run>/outputs/<name>` for others."""
+    """Return the source of an output: the run for the main output, `<run>/outputs/<name>` for others."""
     return run / FOLDER / output.name if output.name else run
 
 
 def source_name(run: Path, output: Output) -> str:
-    """The name of an output's source, as predictions of it record."""
+    """Name an output's source, as recorded in its predictions."""
     return f"{run.name}-{output.name}" if output.name else run.name
 
 
 @dataclass(frozen=True)
 class Source:
-    """The out-of-fold predictions of a source, and its test predictions where it has some."""
+    """The out-of-fold predictions of a source, and its test predictions if any."""
 
     folder: Path
     oof: Path
@@ -44,24 +44,23 @@ class Source:
 
 
 def find_sources(folders: Sequence[Path], oof: str = "oof", test: str | None = None) -> list[Source]:
-    """The predictions in each folder.
+    """Find the predictions of each source.
 
     Args:
-        folders: runs, ensembles, or folders with the same shape.
         oof: "oof", or the name of out-of-fold predictions in `predictions/`, for example oof-d4.
-        test: a name in `predictions/`; None takes the only ones of split test, or none where there are none.
+        test: a name in `predictions/`; None takes the only test predictions, if there are any.
 
     Raises:
-        Refusal: a folder twice, predictions that are not there, or several to choose from; every problem is listed.
+        Refusal: duplicate folders, and missing or ambiguous predictions; lists every problem.
     """
     return _find_each(folders, lambda folder: Source(folder, _find_oof(folder, oof), _find_test(folder, test)))
 
 
 def find_predictions(paths: Sequence[Path], oof: str, test: str | None, labelled: bool) -> list[Path]:
-    """The prediction folder that each path means: itself, or one in a source; refusals as `find_sources`.
+    """Find the prediction folder of each path, which is one itself or a source; refusals as `find_sources`.
 
     Args:
-        labelled: look for predictions of split test, to compare with a labelled table, instead of out-of-fold ones.
+        labelled: find test predictions, to score on a labelled table, instead of out-of-fold predictions.
     """
 
     def find(path: Path) -> Path:
@@ -71,14 +70,14 @@ def find_predictions(paths: Sequence[Path], oof: str, test: str | None, labelled
         if folder is None:
             raise Refusal(f"{path} has no test predictions")
         if not labelled and read_header(folder).split == "test":
-            raise Refusal(f"{folder} has test predictions: name the table that has the ground truth with --table")
+            raise Refusal(f"{folder} has test predictions: name a labelled table with --table <file>")
         return folder
 
     return _find_each(paths, find)
 
 
 def _find_each(paths: Sequence[Path], find: Callable[[Path], T]) -> list[T]:
-    """What is found for each path; the problems of all are one Refusal."""
+    """Call `find` on each path; raise all problems as one Refusal."""
     problems: list[str] = []
     found: dict[Path, T] = {}
     for path in map(Path, paths):
@@ -97,13 +96,12 @@ def _find_each(paths: Sequence[Path], find: Callable[[Path], T]) -> list[T]:
 def _find_oof(source: Path, oof: str) -> Path:
     path = source / "oof" if oof == "oof" else source / "predictions" / oof
     if not (path / HEADER).is_file():
-        fix = "train.py makes them" if oof == "oof" else f"python predict.py {source} --oof --tta <name> makes such"
+        fix = "train.py makes them" if oof == "oof" else f"make them: python predict.py {source} --oof --tta <name>"
         raise Refusal(f"{source} has no out-of-fold predictions {path.relative_to(source)}; {fix}")
     return path
 
 
 def _find_test(source: Path, test: str | None) -> Path | None:
-    """The test predictions of a source, None where there are none."""
     folders = sorted(path.parent for path in (source / "predictions").glob(f"*/{HEADER}"))
     found = {folder.name: folder for folder in folders if read_header(folder).split == "test"}
     if test is None:

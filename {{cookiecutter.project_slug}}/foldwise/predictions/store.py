@@ -1,20 +1,19 @@
 """Prediction folders: the one interface between models, folds, people and pipelines.
 
-A prediction is a folder, written once and whole. Rows are (id, member): a member is a (fold, snapshot, view), that is
-the model of a fold (-2: the full fit), one of its snapshots, and one view of the image (`mean` when views were
-averaged). Averaging over members comes last, since what is fitted out of fold (calibration, stacking) applies to each
-member alone.
+A prediction is a folder, written once and whole. It has one row per id and member. A member is a (fold, snapshot,
+view): the model of a fold (-2: the full fit), one of its snapshots, and one view of the image (`mean` when views were
+averaged). Averaging over members comes last, because calibration and stacking are fitted out of fold and apply to each
+member separately.
 
-    predictions.json      what it is, see `Header`
-    predictions.parquet   rows: id (text), fold (integer), snapshot (text), view (text), and the values (float columns)
+    predictions.json      the sidecar, see `Header`
+    predictions.parquet   rows: id (text), fold (integer), snapshot (text), view (text), and one float column per value
     index.parquet         maps: id, fold, snapshot, view, file, height, width
     maps/000000.npz       maps: one array "probability" (C, H, W) uint8, probability = value / 255
 
-The `task` (see `foldwise.tasks`) says what the values mean and whether they are rows (multiclass, multilabel) or maps
-(segmentation). `split` says how rows and members go together: an `oof` row is predicted by the models that did not see
-it, so an id has one fold; a `test` prediction has every id from every member.
+The `task` (see `foldwise.tasks`) defines the values, and whether they are rows (multiclass, multilabel) or maps
+(segmentation). With split `oof`, each id is predicted only by its held-out fold; with split `test`, by every member.
 
-Anybody's pipeline can write one with pandas alone:
+Any pipeline can write a prediction folder with pandas alone:
 
     folder = Path("predictions/from-a-friend")
     folder.mkdir(parents=True)
@@ -57,7 +56,7 @@ from foldwise.predictions.schema import (
 
 @dataclass(frozen=True)
 class Predictions:
-    """A checked prediction: `frame` has the rows, or the index of the maps."""
+    """A checked prediction folder; `frame` has the rows, or the index of the maps."""
 
     folder: Path
     header: Header
@@ -69,7 +68,7 @@ class Predictions:
 
 
 class MapRow(NamedTuple):
-    """One member's map of one image; `probability` (C, H, W) float32."""
+    """One member's map (C, H, W) float32 of one image."""
 
     id: str
     fold: int
@@ -79,10 +78,10 @@ class MapRow(NamedTuple):
 
 
 def write_predictions(folder: Path, frame: pd.DataFrame, header: Header) -> None:
-    """Write rows (id, fold, snapshot, view, and the values, a float column each) as a new prediction folder.
+    """Write rows (id, fold, snapshot, view, and one float column per value) as a new prediction folder.
 
     Raises:
-        PredictionsError: everything that is wrong with the rows; nothing is written then.
+        PredictionsError: lists all problems of the rows; nothing is written.
         Refusal: the folder exists.
     """
     raise_problems(folder, header_problems(asdict(header)))
@@ -98,7 +97,7 @@ def read_header(folder: Path) -> Header:
     """Read the sidecar of a prediction folder.
 
     Raises:
-        PredictionsError: not there, not JSON, of another version, or keys missing or of another type.
+        PredictionsError: missing, not JSON, another schema version, or invalid keys.
     """
     path = Path(folder) / HEADER
     if not path.is_file():
@@ -114,18 +113,17 @@ def read_header(folder: Path) -> Header:
 def read_predictions(folder: Path) -> Predictions:
     """Read and check a prediction folder.
 
-    Rows: ids unique within each member, values that the task can have, columns and members as the sidecar says, every
-    id from the members it should have. Maps: the same of the index, and that every map file is there; the maps are
-    checked as they are read (`iter_maps`).
+    The checks: ids are unique within each member, values are valid for the task, columns and members match the
+    sidecar, no id lacks a member, and every map file exists. Maps themselves are checked when read (`iter_maps`).
 
     Raises:
-        PredictionsError: everything that is wrong.
+        PredictionsError: lists all problems.
     """
     folder = Path(folder)
     header = read_header(folder)
     path = folder / FILES[header.kind]
     if not path.is_file():
-        raise PredictionsError(folder, [f"there is no {path.name}, which {HEADER} needs for {header.task}"])
+        raise PredictionsError(folder, [f"there is no {path.name}; the task {header.task} needs it"])
     try:
         frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:
@@ -134,7 +132,7 @@ def read_predictions(folder: Path) -> Predictions:
     raise_problems(folder, frame_problems(frame, header))
     found, declared = members_of(frame), sorted((m["fold"], m["snapshot"], m["view"]) for m in header.members)
     if found != declared:
-        raise PredictionsError(folder, [f"the members of {HEADER} are {declared} and those of {path.name} {found}"])
+        raise PredictionsError(folder, [f"{HEADER} lists the members {declared}, but {path.name} has {found}"])
     if header.kind == "maps":
         raise_problems(folder, map_file_problems(folder, frame))
     else:
@@ -143,13 +141,13 @@ def read_predictions(folder: Path) -> Predictions:
 
 
 def iter_maps(predictions: Predictions, ids: Sequence[str] | None = None) -> Iterator[MapRow]:
-    """The maps of a prediction, one at a time, an image's members one after the other.
+    """Yield one map at a time, all members of an image in a row.
 
     Args:
-        ids: the images, in this order; None: all, in the order of the index.
+        ids: which images, in which order; default: all, in index order.
 
     Raises:
-        PredictionsError: an id is not there, or a map cannot be read or has another size than the index says.
+        PredictionsError: an id is missing, or a map is unreadable or its size differs from the index.
     """
     groups = predictions.frame.groupby("id", sort=False).indices
     for id in groups if ids is None else ids:
@@ -161,7 +159,7 @@ def iter_maps(predictions: Predictions, ids: Sequence[str] | None = None) -> Ite
 
 
 def iter_average_maps(predictions: Predictions, ids: Sequence[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
-    """(id, probability (C, H, W) float32) averaged over the members, one image at a time; as `iter_maps`."""
+    """Yield (id, probability (C, H, W) float32) averaged over members, one image at a time; as `iter_maps`."""
     for id, rows in groupby(iter_maps(predictions, ids), key=lambda row: row.id):
         total: Any = 0
         count = 0
@@ -173,10 +171,10 @@ def iter_average_maps(predictions: Predictions, ids: Sequence[str] | None = None
 def iter_side_by_side(
     predictions: Sequence[Predictions], ids: Sequence[str], fold: int | None = None
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """(id, maps (M, C, H, W) float32) of M predictions, averaged over snapshots and views; as `iter_maps`.
+    """Yield (id, maps (M, C, H, W) float32) of M predictions, averaged over members; as `iter_maps`.
 
     Args:
-        fold: whose models predicted; None: those of all folds, averaged.
+        fold: use only the models of this fold.
     """
     if fold is not None:
         predictions = [replace(each, frame=each.frame[each.frame["fold"] == fold]) for each in predictions]
@@ -185,42 +183,41 @@ def iter_side_by_side(
 
 
 def read_map(folder: Path, row: Any, columns: int) -> np.ndarray:
-    """The (C, H, W) uint8 map of an index row."""
+    """Read the (C, H, W) uint8 map of an index row."""
     try:
         with np.load(folder / row.file, allow_pickle=False) as arrays:
             values = arrays["probability"]
-    except Exception as error:  # zipfile, zlib, numpy and the file system each have their own
+    except Exception as error:  # zipfile, zlib, numpy and the file system raise different types
         raise PredictionsError(folder, [f"{row.file} (id {row.id}) cannot be read: {error}"]) from error
     if values.dtype != np.uint8 or values.shape != (columns, row.height, row.width):
-        wanted = (columns, row.height, row.width)
-        found = f"{values.dtype} {values.shape}"
-        raise PredictionsError(folder, [f"{row.file} (id {row.id}) is {found}, not uint8 {wanted}"])
+        found, expected = f"{values.dtype} {values.shape}", f"uint8 {(columns, row.height, row.width)}"
+        raise PredictionsError(folder, [f"{row.file} (id {row.id}) is {found}, not {expected}"])
     return values
 
 
 def size_problems(predictions: Predictions, first: Predictions) -> list[str]:
-    """Maps of another size than those of the `first` predictions, of the same ids."""
+    """List ids whose maps differ in size from those in `first`; both have the same ids."""
     sizes = [
         each.frame.drop_duplicates("id").set_index("id")[["height", "width"]].sort_index()
         for each in (first, predictions)
     ]
     different = (sizes[0] != sizes[1]).any(axis=1)
-    return listed(f"maps have another size than in {first.folder}", different.index[different])
+    return listed(f"maps differ in size from those in {first.folder}", different.index[different])
 
 
 def average_members(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Average over the members: id and the value columns, one row an id, in the order of their first rows."""
+    """Average over members: one row per id, in order of first occurrence, with id and value columns."""
     return frame.groupby("id", sort=False)[list(columns)].mean().reset_index()
 
 
 def sort_rows(frame: pd.DataFrame, order: pd.Series) -> pd.DataFrame:
-    """The rows by their numbers `order`, those of one number by member."""
+    """Sort rows by `order`, a number per row, then by member."""
     keys = pd.concat([order.rename("order"), frame[MEMBER]], axis=1).sort_values(["order", *MEMBER], kind="stable")
     return frame.loc[keys.index].reset_index(drop=True)
 
 
 def class_shares(frame: pd.DataFrame, header: Header) -> pd.Series:
-    """Share of ids for which each class is predicted: the most probable, or if not exclusive from 0.5 on."""
+    """Share of ids for which each class is predicted: argmax, or from 0.5 on if not exclusive."""
     average = average_members(frame, header.columns)[header.columns].to_numpy()
     if not header.meaning.exclusive:
         return pd.Series((average >= 0.5).mean(axis=0), header.columns)

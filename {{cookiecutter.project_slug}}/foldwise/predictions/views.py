@@ -1,4 +1,4 @@
-"""Choosing views and their mean after the prediction: from kept views to a prediction with one view a model."""
+"""Averaging of TTA views after the prediction."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,50 +17,51 @@ from foldwise.tasks import Task
 
 
 def average_views(folder: Path, out: Path, mean: str, views: Sequence[str] | None = None) -> None:
-    """Average the kept views of each model into a new prediction folder; no image and no network is needed.
+    """Average the kept views of each model into a new prediction folder, without images or networks.
 
     Args:
         folder: predictions made with --keep-views.
-        out: the folder to write.
-        mean: "arithmetic", "geometric" (the mean log-probability, or for multi-label the mean log-odds), or "rank",
-            which orders rows for a ranking metric and is no probability; later steps refuse it as one.
-        views: names of some of the views; None: all.
+        mean: "arithmetic", "geometric" (mean log-probability; multi-label: mean log-odds), or "rank" for ranking
+            metrics. Mean ranks are not probabilities, and later steps refuse them as such.
+        views: default: all.
 
     Raises:
-        Refusal: an unknown view, a mean that the task cannot have, or as `read_predictions` and the writers.
+        Refusal: unknown views, a mean that does not suit the task, or as `read_predictions` and the writers.
     """
     check_new(out)
     predictions = read_predictions(folder)
     kept = predictions.frame["view"].drop_duplicates().tolist()
     chosen = kept if views is None else list(views)
     if set(chosen) - set(kept) or not chosen or len(set(chosen)) < len(chosen):
-        raise Refusal(f"{folder} has the views {', '.join(kept)}; choose some of them, each once")
+        raise Refusal(f"{folder} has the views {', '.join(kept)}; choose from these, each once")
     task = predictions.header.meaning
     if mean == "rank" and task.kind == "maps":
-        raise Refusal("ranks of pixels say nothing: choose the arithmetic or geometric mean for masks")
+        raise Refusal("the rank mean is meaningless for pixels: choose the arithmetic or geometric mean for masks")
     if mean != "arithmetic" and not task.probabilities:
-        raise Refusal(f"the {mean} mean is of probabilities, which {task.name} has not: choose the arithmetic mean")
+        raise Refusal(f"the {mean} mean needs probabilities, and {task.name} has none: choose the arithmetic mean")
     header = replace(predictions.header, tta={"views": chosen, "mean": mean}, members=[], created_by="average.py")
     frame = predictions.frame[predictions.frame["view"].isin(chosen)].reset_index(drop=True)
     name = chosen[0] if len(chosen) == 1 else "mean"
     if task.kind == "maps":
-        by_model = sort_rows(frame, pd.Series(pd.factorize(frame["id"])[0]))  # the views of a model stand together
+        by_model = sort_rows(frame, pd.Series(pd.factorize(frame["id"])[0]))  # views of one model become adjacent
         with PredictionWriter(out, header) as writer:
             maps = iter_maps(replace(predictions, frame=by_model))
             for model, rows in groupby(maps, key=lambda row: (row.id, row.fold, row.snapshot)):
                 writer.add(*model, name, _mean(np.stack([row.probability for row in rows]), mean, task))
         return
     columns, parts = predictions.columns, []
-    for (fold, snapshot), own in frame.groupby(["fold", "snapshot"], sort=True):  # ranks are those of one model's rows
-        ids = own["id"].drop_duplicates()
-        of_view = [own[own["view"] == view].set_index("id").loc[ids, columns].to_numpy(np.float32) for view in chosen]
+    for (fold, snapshot), group in frame.groupby(["fold", "snapshot"], sort=True):  # ranks are within one model
+        ids = group["id"].drop_duplicates()
+        of_view = [
+            group[group["view"] == view].set_index("id").loc[ids, columns].to_numpy(np.float32) for view in chosen
+        ]
         values = pd.DataFrame(_mean(np.stack(of_view), mean, task), columns=columns)
         parts.append(values.assign(id=ids.to_numpy(), fold=fold, snapshot=snapshot, view=name))
     write_predictions(out, pd.concat(parts, ignore_index=True), header)
 
 
 def _mean(values: np.ndarray, mean: str, task: Task) -> np.ndarray:
-    """(V, N, C) or (V, C, H, W) without the first axis."""
+    """Average (V, N, C) or (V, C, H, W) over the views V."""
     weights = equal_weights(len(values))
     if mean == "rank":
         return rank_mean(values, weights)

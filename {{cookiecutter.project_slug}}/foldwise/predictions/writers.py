@@ -1,8 +1,7 @@
-"""Writing prediction folders image by image: memory does not grow, and an interruption loses next to nothing.
+"""Writers of prediction folders, image by image: memory does not grow, and an interruption loses almost nothing.
 
-The folder appears, whole, when the `with` block ends. Until then everything lies in a temporary folder beside it, in
-shards: any number of processes can add to it, since each has a shard, whose files no other touches. An interrupted
-prediction is resumed with new shards, in any number of processes; whatever lies in the folder counts.
+The finished folder appears when the `with` block ends. Until then everything is in a temporary folder next to it, in
+shards, one per process. Resuming an interrupted prediction adds new shards, from any number of processes.
 """
 
 import json
@@ -36,66 +35,64 @@ from foldwise.predictions.store import read_map, read_predictions, sort_rows, wr
 from foldwise.tasks.classes import ROUNDING
 
 REQUEST = "request.json"
-BLOCK = 4096  # rows that are put on disk together
+BLOCK = 4096  # rows per file of a shard
 
 
 class RowShard:
-    """Rows that one process adds to an unfinished folder; it can be sent to a process before its first row.
+    """Rows that one process adds to an unfinished folder; an empty shard can be sent to another process.
 
-    They are written in blocks, `shard-<number>-<block>.parquet`: at most one block is lost by a kill. No other shard of
-    the folder has the number.
+    They are written in blocks, `shard-<number>-<block>.parquet`; a kill loses at most one block.
     """
 
     def __init__(self, folder: Path, number: int, columns: Sequence[str]) -> None:
         self.folder, self.name, self.columns = folder, f"shard-{number:03d}", list(columns)
         self.blocks = 0  # written
-        self.waiting: list[tuple[tuple[str, int, str, str], np.ndarray]] = []
+        self.pending: list[tuple[tuple[str, int, str, str], np.ndarray]] = []
 
     def add(self, id: str, fold: int, snapshot: str, view: str, probability: np.ndarray) -> None:
         """Add one member's values (C,)."""
-        self.waiting.append(((id, fold, snapshot, view), probability))
-        if len(self.waiting) == BLOCK:
+        self.pending.append(((id, fold, snapshot, view), probability))
+        if len(self.pending) == BLOCK:
             self.close()
 
     def close(self) -> None:
-        """Put on disk what is waiting."""
-        if not self.waiting:
+        """Write pending rows to disk."""
+        if not self.pending:
             return
-        frame = pd.DataFrame([key for key, _ in self.waiting], columns=["id", *MEMBER])
-        frame[self.columns] = np.stack([values for _, values in self.waiting]).astype(np.float32)
+        frame = pd.DataFrame([key for key, _ in self.pending], columns=["id", *MEMBER])
+        frame[self.columns] = np.stack([values for _, values in self.pending]).astype(np.float32)
         with write_atomic(self.folder / f"{self.name}-{self.blocks:06d}.parquet") as temporary:
             frame.to_parquet(temporary, index=False)
         self.blocks += 1
-        self.waiting = []
+        self.pending = []
 
     @staticmethod
     def read_all(folder: Path) -> pd.DataFrame:
-        """The rows of all shards, in the order of shards and within them as added."""
+        """Read the rows of all shards, shard by shard, in the order they were added."""
         frames = [pd.read_parquet(path) for path in _shard_files(folder)]
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["id", *MEMBER])
 
     @staticmethod
     def finish(folder: Path, frame: pd.DataFrame, header: Header) -> None:
-        """Write all rows as one file."""
         frame[header.columns] = header.meaning.clip(frame[header.columns].to_numpy())
         frame.to_parquet(folder / FILES["rows"], index=False)
 
 
 class MapShard:
-    """As `RowShard`: maps in `maps/`, and for each that is whole a line of the index in `shard-<number>.jsonl`."""
+    """As `RowShard`, for maps: files in `maps/`, and an index line in `shard-<number>.jsonl` for each complete map."""
 
     def __init__(self, folder: Path, number: int, columns: Sequence[str]) -> None:
         self.folder, self.name, self.columns = folder, f"shard-{number:03d}", list(columns)
         self.count = 0  # maps written
 
     def close(self) -> None:
-        """Nothing waits."""
+        """Do nothing: maps are written at once."""
 
     def add(self, id: str, fold: int, snapshot: str, view: str, probability: np.ndarray) -> None:
         """Add one member's probability (C, H, W): float in [0, 1], or uint8 as stored.
 
         Raises:
-            PredictionsError: another number of columns, NaN, or outside [0, 1].
+            PredictionsError: wrong number of columns, NaN, or values outside [0, 1].
         """
         values = self._as_stored(id, probability)
         file = f"maps/{self.name}-{self.count:06d}.npz"
@@ -107,10 +104,9 @@ class MapShard:
         self.count += 1
 
     def _as_stored(self, id: str, probability: np.ndarray) -> np.ndarray:
-        """(C, H, W) uint8."""
         columns = len(self.columns)
         if probability.ndim != 3 or len(probability) != columns:
-            raise PredictionsError(self.folder, [f"{id}: the map is {probability.shape} and not ({columns}, H, W)"])
+            raise PredictionsError(self.folder, [f"{id}: the map is {probability.shape}, not ({columns}, H, W)"])
         if probability.dtype == np.uint8:
             return probability
         low, high = float(probability.min()), float(probability.max())
@@ -120,22 +116,22 @@ class MapShard:
 
     @staticmethod
     def read_all(folder: Path) -> pd.DataFrame:
-        """The index of all shards, in the order of shards and within them as added."""
+        """Read the index of all shards, shard by shard, in the order they were added."""
         rows: list[dict[str, Any]] = []
         for path in _shard_files(folder):
-            lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a last line that was cut off has no end
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # drops a truncated last line
             rows += [json.loads(line) for line in lines]
-        # Maps that a killed finish had renamed already are predicted again.
+        # Maps that were already renamed when `finish` was killed are predicted again.
         return pd.DataFrame([row for row in rows if (folder / row["file"]).exists()], columns=INDEX_COLUMNS)
 
     @staticmethod
     def finish(folder: Path, frame: pd.DataFrame, header: Header) -> None:
-        """Give the maps of the index `frame` their names, and write it."""
+        """Rename the maps to their final names and write the index."""
         names = [f"maps/{number:06d}.npz" for number in range(len(frame))]
         for old, new in zip(frame["file"], names, strict=True):
             (folder / old).rename(folder / new)
         for path in (folder / "maps").glob("shard-*"):
-            path.unlink()  # of an image that was interrupted
+            path.unlink()  # left by an interrupted image
         frame["file"] = names
         frame.to_parquet(folder / FILES["maps"], index=False)
 
@@ -144,15 +140,15 @@ Shard = RowShard | MapShard
 
 
 class PredictionWriter:
-    """Writes a prediction folder.
+    """Context manager that writes a prediction folder.
 
     Args:
-        folder: to make; it must not exist.
-        header: `members` is filled in from what is written.
-        request: plain values that identify what is predicted with what, `members` being the number of rows an id has.
-            The temporary folder of an interrupted writer with an equal request is resumed: `done` has the ids that are
-            whole in it. One of another request is dropped. None: an error leaves nothing.
-        ids: the order of the rows; None: as they were added.
+        folder: must not exist.
+        header: `members` is filled in from the rows.
+        request: plain values that identify the prediction; `members` is the number of rows per id. A writer with the
+            same request resumes an interrupted one, and `done` holds its finished ids; the leftovers of another request
+            are deleted. None: not resumable, an error leaves nothing behind.
+        ids: order of the rows; default: as added.
     """
 
     def __init__(
@@ -177,17 +173,17 @@ class PredictionWriter:
             self._resume(json.loads(json.dumps(self.request)))
         numbers = [int(re.findall(r"\d+", path.name)[0]) for path in _shard_files(self.temporary)]
         self.shards = 1 + max(numbers, default=-1)
-        self.own = self.new_shard()
+        self.shard = self.new_shard()
         return self
 
     def new_shard(self) -> Shard:
-        """A shard that another process can add to and close while the block lasts."""
+        """Create a shard for another process to fill and close before the `with` block ends."""
         self.shards += 1
         return self.kind(self.temporary, self.shards - 1, self.header.columns)
 
     def add(self, id: str, fold: int, snapshot: str, view: str, probability: np.ndarray) -> None:
-        """Add one member's prediction of one image; see the `add` of the shards."""
-        self.own.add(id, fold, snapshot, view, probability)
+        """Add one member's prediction of one image; see the shards' `add`."""
+        self.shard.add(id, fold, snapshot, view, probability)
 
     def _resume(self, request: dict[str, Any]) -> None:
         path = self.temporary / REQUEST
@@ -200,9 +196,8 @@ class PredictionWriter:
         self.done = set(counts.index[counts == request["members"]])
 
     def _read(self) -> pd.DataFrame:
-        """The rows or the index of all shards."""
         frame = self.kind.read_all(self.temporary)
-        if self.request is not None:  # an image that was interrupted between its members has been predicted again
+        if self.request is not None:  # an image interrupted between its members was predicted again
             frame = frame.drop_duplicates(["id", *MEMBER], keep="last")
         if self.ids is not None:
             order = {id: number for number, id in enumerate(self.ids)}
@@ -211,7 +206,7 @@ class PredictionWriter:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         try:
-            self.own.close()
+            self.shard.close()
             if kind is None:
                 frame = self._read()
                 self.kind.finish(self.temporary, frame, self.header)
@@ -227,19 +222,19 @@ class PredictionWriter:
 
 
 def merge_folders(shards: Sequence[Path], folder: Path, ids: Sequence[str]) -> None:
-    """Put together the prediction folders of several ranks or folds as a new one, in the order of `ids`.
+    """Merge the prediction folders of several ranks or folds into a new one, in the order of `ids`.
 
-    Maps are copied one at a time, as they are.
+    Maps are copied unchanged, one at a time.
 
     Raises:
-        PredictionsError: a folder is not valid, they are not of one task and columns, or as `merge`.
+        PredictionsError: an invalid folder, headers that differ, or as `merge`.
     """
     parts = [read_predictions(shard) for shard in shards]
     header = parts[0].header
     for part in parts[1:]:
         for name in ("split", "task", "columns", "run", "folds_hash", "tta"):
             if getattr(part.header, name) != getattr(header, name):
-                raise PredictionsError(part.folder, [f"its {name} is not that of {parts[0].folder}"])
+                raise PredictionsError(part.folder, [f"its {name} differs from {parts[0].folder}"])
     frame = merge([part.frame.assign(part=index) for index, part in enumerate(parts)], ids)
     if header.kind == "rows":
         return write_predictions(folder, frame.drop(columns="part"), header)
@@ -250,28 +245,28 @@ def merge_folders(shards: Sequence[Path], folder: Path, ids: Sequence[str]) -> N
 
 
 def merge(frames: Sequence[pd.DataFrame], ids: Sequence[str]) -> pd.DataFrame:
-    """Put together the rows of several ranks or folds, in the order of `ids` and not of the frames.
+    """Merge the rows of several ranks or folds, in the order of `ids`.
 
     Raises:
-        PredictionsError: ids that are missing, that come twice for one (snapshot, view), or that nobody asked for.
+        PredictionsError: lists missing ids, ids not in `ids`, and ids that repeat within one (snapshot, view).
     """
     frame = pd.concat(frames, ignore_index=True)
     order = {id: index for index, id in enumerate(ids)}
-    problems = ["the ids that are asked for are not unique"] if len(order) != len(ids) else []
+    problems = ["the requested ids are not unique"] if len(order) != len(ids) else []
     problems += listed("ids are missing", order.keys() - set(frame["id"]))
-    problems += listed("ids come more than once", frame["id"][frame.duplicated(["id", "snapshot", "view"])])
-    problems += listed("ids are not asked for", set(frame["id"]) - order.keys())
+    problems += listed("ids are duplicated", frame["id"][frame.duplicated(["id", "snapshot", "view"])])
+    problems += listed("ids were not requested", set(frame["id"]) - order.keys())
     raise_problems("merging predictions", problems)
     return sort_rows(frame, frame["id"].map(order))
 
 
 def _shard_files(folder: Path) -> list[Path]:
-    """The files of all shards but the maps, in their order."""
+    """List the files of all shards in order, without the maps."""
     return sorted(folder.glob("shard-*"))
 
 
 def _write_map(path: Path, probability: np.ndarray) -> None:
-    """As np.savez_compressed, whose compression takes five times as long for a quarter less."""
+    """Like np.savez_compressed, but at level 1: five times as fast, for files a third larger."""
     archive = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1)
     with archive, archive.open("probability.npy", "w") as file:
         np.lib.format.write_array(file, probability, allow_pickle=False)
