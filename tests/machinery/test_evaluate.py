@@ -389,7 +389,7 @@ def test_metric_and_columns_of_predictions_without_a_configuration(place, tmp_pa
 def test_ranks_are_said_not_to_be_probabilities(place, tmp_path):
     make_config(tmp_path / "a", place, "multilabel")
     make_predictions(tmp_path / "a" / "oof", place, "multilabel", mean="rank")
-    assert "a holds ranks and no probabilities" in evaluate([tmp_path / "a"], resamples=100, by=[]).notes[0]
+    assert "a holds ranks, not probabilities" in evaluate([tmp_path / "a"], resamples=100, by=[]).notes[0]
 
 
 def test_predictions_that_do_not_fit_are_refused(place, tmp_path):

@@ -1,8 +1,8 @@
-"""How far a score, or a difference of scores, can be trusted: bootstrap over images, t interval over seeds.
+"""Confidence intervals of scores and their differences: bootstrap over images, t interval over seeds.
 
-Images of one group (patient, scene, video) are alike, so that a hundred of them say less than a hundred of different
-groups. What is drawn with replacement is therefore the group: the cluster bootstrap (Davison and Hinkley 1997,
-section 3.8), with percentile intervals (Efron and Tibshirani 1993, section 13.3).
+Images of one group (patient, scene, video) are alike and carry less information than images of different groups. The
+cluster bootstrap therefore draws groups with replacement (Davison and Hinkley 1997, section 3.8). Intervals are
+percentile intervals (Efron and Tibshirani 1993, section 13.3).
 """
 
 import warnings
@@ -18,11 +18,11 @@ from foldwise.predictions.selection import paired_error
 from foldwise.progress import Progress, silent, stepping
 
 LEVEL = 0.95
-FEWEST_GROUPS = 10  # of fewer, an interval would be much too narrow (Cameron, Gelbach and Miller 2008)
+FEWEST_GROUPS = 10  # with fewer, intervals are much too narrow (Cameron, Gelbach and Miller 2008)
 
 
 def resampled_groups(table: Table, rows: np.ndarray) -> tuple[np.ndarray, str]:
-    """The group (else unit, else image) of each of the rows (N,) as a number, and what these are called."""
+    """Number the group (else unit, else image) of each row (N,); also return the plural, such as "groups"."""
     for name in ("group", "unit"):
         if name in table.frame:
             return pd.factorize(table.frame[name].to_numpy()[rows])[0], f"{name}s"
@@ -36,22 +36,19 @@ def resample(
     seed: int,
     progress: Progress = silent,
 ) -> np.ndarray:
-    """Score bootstrap samples: as many groups as there are, drawn with replacement, with all their rows.
+    """Score bootstrap samples of groups, each with all its rows; return (resamples, parts).
 
-    Every part is scored on the same draws, so that differences of columns are paired.
+    All parts are scored on the same draws, so differences of columns are paired.
 
     Args:
-        parts: rows and a score of their weights; the score of a draw without any of the rows is NaN.
-        groups: (N,) the group of each row, numbers from 0 on.
-
-    Returns:
-        (resamples, parts) scores.
+        parts: row indices, and their score as a function of weights; NaN for a draw without any of the rows.
+        groups: (N,) the group of each row, numbered from 0.
     """
     generator, count = np.random.default_rng(seed), int(groups.max()) + 1
     scores = np.empty((resamples, len(parts)))
     step = stepping(progress, "bootstrap", resamples)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of classes that a draw lacks, a thousand times
+        warnings.simplefilter("ignore")  # about classes missing from a draw
         for row in scores:
             drawn = np.bincount(generator.integers(count, size=count), minlength=count)
             weight = drawn[groups].astype(np.float64)
@@ -61,7 +58,7 @@ def resample(
 
 
 def interval(samples: np.ndarray) -> tuple[float, float]:
-    """The 95 % percentile interval of bootstrap scores (B,); NaN where less than half of them exist."""
+    """Return the 95 % percentile interval of bootstrap scores (B,); NaN if less than half of them are finite."""
     finite = samples[np.isfinite(samples)]
     if len(finite) < len(samples) / 2:
         return float("nan"), float("nan")
@@ -70,10 +67,10 @@ def interval(samples: np.ndarray) -> tuple[float, float]:
 
 
 class Difference(NamedTuple):
-    """One side minus the other: the mean over `pairs` of predictions, one pair a seed.
+    """First side minus second, averaged over pairs of predictions, one pair per seed.
 
-    `low` and `high` are the interval over other images like these, `seed_low` and `seed_high` over other seeds, with
-    `error` the standard error over seeds; these three are NaN with one pair, and the first two with too few groups.
+    `low` and `high` are the interval over images, NaN with too few groups. `error` is the standard error over seeds,
+    and `seed_low` and `seed_high` the interval over seeds, NaN with one pair.
     """
 
     first: float
@@ -96,12 +93,12 @@ def compare(
     greater_is_better: bool,
     enough_groups: bool = True,
 ) -> Difference:
-    """Compare two sides by their scores, and by their scores on the same bootstrap draws.
+    """Compare two sides by their scores and bootstrap scores.
 
     Args:
-        first, second: (K,) scores, in pairs of one seed.
-        first_samples, second_samples: (B, K) bootstrap scores.
-        enough_groups: False leaves the interval over images out.
+        first, second: (K,) scores, paired by seed.
+        first_samples, second_samples: (B, K) scores on the same bootstrap draws.
+        enough_groups: False omits the interval over images.
     """
     pairs = len(first)
     mean, error = paired_error(first.tolist(), second.tolist())
@@ -120,7 +117,7 @@ def compare(
 
 
 def _verdict(limits: np.ndarray, pairs: int) -> str:
-    """What the ends of intervals, larger being better, say of the first side."""
+    """Judge the first side by the ends of its intervals, where larger is better."""
     if np.isnan(limits).any():
         return "too few groups to tell"
     where = "" if pairs > 1 else " on these images"

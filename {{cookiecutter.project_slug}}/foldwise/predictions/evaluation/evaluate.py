@@ -1,7 +1,7 @@
-"""The benchmark: scores with intervals over all images and for subgroups, and whether a difference is more than chance.
+"""Evaluation: scores with intervals for all images and subgroups, and differences between predictions.
 
-Predictions are those of runs, ensembles or anybody else. Out-of-fold ones are scored against the competition's table
-and folds; with a labelled table, any are. Everything is scored on the same bootstrap draws, so differences are paired.
+Out-of-fold predictions are scored on the competition's table and folds, any predictions on a labelled table.
+Everything is scored on the same bootstrap draws, so differences are paired.
 """
 
 import warnings
@@ -26,17 +26,17 @@ from foldwise.progress import Progress, silent
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The result.
+    """Result of `evaluate`.
 
     Attributes:
-        metrics: the competition's metric, then others that fit the task.
-        evidence: of each prediction, the first side before the second.
-        scores: columns column, value, images, groups, prediction, metric, score, low, high. The rows over all images
-            come first and have the column "". `low` and `high` are NaN where there are too few groups.
-        differences: columns what, metric, and those of `bootstrap.Difference`; no rows for one prediction.
-        groups, drawn: how many groups were drawn from, and what they are called.
-        shown: rows of the table that are shown and were not scored.
-        notes: what could not be computed, or is too small.
+        metrics: the competition's metric, then others that suit the task.
+        evidence: one per prediction, in the order of `sources`, then `against`.
+        scores: columns column, value, images, groups, prediction, metric, score, low, high. Rows over all images come
+            first, with column "". `low` and `high` are NaN with too few groups.
+        differences: columns what, metric, and those of `bootstrap.Difference`; empty for one prediction.
+        groups, drawn: the number of groups drawn from, and their plural, such as "images".
+        shown: indices of table rows that are shown but not scored.
+        notes: warnings about scores that are undefined or rest on too few groups.
     """
 
     truth: GroundTruth
@@ -66,39 +66,41 @@ def evaluate(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Score predictions, and compare them where there are several.
+    """Score predictions and compare them.
 
     Args:
-        sources: runs, ensembles, folders of their shape, or prediction folders.
-        against: the other side of a comparison, as many as `sources`: the same seeds in the same order. Without it,
-            every further source is compared with the first.
+        sources: runs, ensembles, folders with their layout, or prediction folders.
+        against: the second side of a comparison: as many as `sources`, with the same seeds in the same order. Without
+            it, each source is compared with the first.
         oof, test: as in `find_predictions`.
-        labelled: a table with targets; None: the competition's own, out of fold.
-        data: a file in configs/data by name, for predictions without a config.yaml; `overrides` change it.
-        by: columns of the table that make subgroups; None: those with 2 to 20 values.
-        show: a file of ids, or column=value: images that are shown and not scored.
+        labelled: a labelled table; default: the competition's table, out of fold.
+        data, overrides: as in `read_ground_truth`.
+        by: columns that define subgroups; default: those with 2 to 20 values.
+        show: images to show but not score: a file of ids, or column=value.
 
     Raises:
-        Refusal: predictions, table, columns or ids that do not fit.
+        Refusal: predictions, table, columns or ids that do not match.
     """
     if against and len(against) != len(sources):
-        raise Refusal(f"{len(sources)} predictions against {len(against)}: name as many, the same seeds in order")
+        raise Refusal(
+            f"{len(sources)} predictions against {len(against)}: name equally many, with the same seeds in order"
+        )
     if test and labelled is None:
-        raise Refusal(f"--test {test} has no ground truth: name the table that has it with --table")
+        raise Refusal(f"--test {test} has no ground truth: name a labelled table with --table <file>")
     paths = [*sources, *against]
     predictions = [read_predictions(folder) for folder in find_predictions(paths, oof, test, labelled is not None)]
-    home = next((path for path in paths if (path / "config.yaml").is_file()), paths[0])
+    configured = next((path for path in paths if (path / "config.yaml").is_file()), paths[0])
     if labelled is None:
-        truth = read_ground_truth(home, data, overrides)
+        truth = read_ground_truth(configured, data, overrides)
     else:
-        truth = read_labelled_table(labelled, predictions[0].header, home, data, overrides)
+        truth = read_labelled_table(labelled, predictions[0].header, configured, data, overrides)
     for prediction in predictions:
         check_predictions(prediction, truth)
     columns = subgroup_columns(truth.table, truth.config["data"]["columns"], by)
     scored = truth.folds >= 0
     shown = scored & shown_rows(truth.table, show) if show is not None else np.zeros_like(scored)
     if not (scored & ~shown).any():
-        raise Refusal(f"no rows are left to score: --show {show} takes all of them")
+        raise Refusal(f"no rows are left to score: --show {show} selects all of them")
     metrics = _metrics(truth)
     evidence = [
         gather_evidence(name, prediction, truth, metrics, np.flatnonzero(scored & ~shown), progress)
@@ -110,7 +112,7 @@ def evaluate(
     subsets += [subset for column in columns for subset in subgroups(truth.table, column, rows)]
     records, parts = [], []
     notes: dict[str, None] = {
-        f"{one.name} holds ranks and no probabilities: only metrics of ranking mean something": None
+        f"{one.name} holds ranks, not probabilities: only ranking metrics are meaningful": None
         for one in evidence
         if one.predictions.header.ranks
     }
@@ -122,15 +124,13 @@ def evaluate(
                 parts.append((units, score))
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always")
-                    value_of_all = score(np.ones(len(units)))
+                    point = score(np.ones(len(units)))
                 notes |= {f"{subset}: {warning.message}": None for warning in caught}
-                kind = type(metric).__name__
-                records.append((column, value, len(units), count, one.name, kind, value_of_all))
+                records.append((column, value, len(units), count, one.name, type(metric).__name__, point))
         if count < FEWEST_GROUPS:
             notes |= {f"{subset}: only {count} {drawn}, too few for an interval": None}
     samples = resample(parts, groups, resamples, seed, progress)
-    names = ["column", "value", "images", "groups", "prediction", "metric", "score"]
-    frame = pd.DataFrame(records, columns=names)
+    frame = pd.DataFrame(records, columns=["column", "value", "images", "groups", "prediction", "metric", "score"])
     frame[["low", "high"]] = [
         (np.nan, np.nan) if count < FEWEST_GROUPS else interval(draws)
         for count, draws in zip(frame["groups"], samples.T, strict=True)
@@ -150,21 +150,21 @@ def evaluate(
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """What the predictions are called: their folders' names, with as many parents as tell them apart."""
+    """Name predictions by their folders, with as many parents as make them unique."""
     parts = [path.resolve().parts for path in paths]
     depth = next(depth for depth in range(1, 100) if len({part[-depth:] for part in parts}) == len(parts))
     return ["/".join(part[-depth:]) for part in parts]
 
 
 def _metrics(truth: GroundTruth) -> list[Any]:
-    """The competition's own and the task's others: none of ranking, which take a hundred times as long to resample."""
+    """The competition's metric and the task's others; not ranking metrics, which resample a hundred times slower."""
     others = [METRICS[name] for name in truth.task.metrics if type(truth.metric) is not METRICS[name]]
     options = {"ignore_index": truth.metric.ignore_index} if truth.task.kind == "maps" else {}
     return [truth.metric, *(kind(**options).for_task(truth.task.name, truth.table.classes) for kind in others)]
 
 
 def _differences(frame: pd.DataFrame, samples: np.ndarray, sources: int, metrics: Sequence[Any]) -> pd.DataFrame:
-    """The rows of `Evaluation.differences`: side against side, or every further source against the first."""
+    """Compare side with side, or each further source with the first."""
     names = list(dict.fromkeys(frame["prediction"]))
     shape = (-1, len(names), len(metrics))
     overall = frame["score"].to_numpy().reshape(shape)[0]

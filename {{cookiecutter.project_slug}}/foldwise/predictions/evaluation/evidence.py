@@ -1,7 +1,8 @@
-"""One prediction beside its ground truth: what scores are made of. Of maps only what metrics measured is kept.
+"""Evidence: predictions matched with their ground truth, from which scores are computed.
 
-Calibration is kept as sums for bins of confidence, an array (3, B): how many predictions, their summed confidence, and
-how many are correct. Sums of several images add up, so that maps of pixels are never in memory together.
+For maps, only what metrics measured is kept. Calibration is kept as sums per bin of confidence, an array (3, B): number
+of predictions, summed confidence, number of correct predictions. Sums of images add up, so one map at a time is in
+memory.
 """
 
 from collections.abc import Sequence
@@ -26,14 +27,14 @@ BINS = 15  # of confidence, as in Guo et al. 2017
 
 @dataclass(frozen=True, eq=False)
 class ClassEvidence:
-    """Predicted classes and their probabilities beside the ground truth.
+    """Evidence about predicted classes.
 
     Attributes:
         counts: (C, 3) correct, predicted and true units (pixels) of each class.
-        confusion: (C, C) counts of (true, predicted) class; None where classes are not exclusive.
-        reliability: (3, B) sums, see above.
-        correct: (U,) whether the prediction is the ground truth, in every label or pixel.
-        unsure: (U,) the larger, the less decided.
+        confusion: (C, C) counts of (true, predicted) class; None for multi-label.
+        reliability: (3, B) calibration sums.
+        correct: (U,) whether every label or pixel is right.
+        unsure: (U,) uncertainty; larger is less certain.
     """
 
     counts: np.ndarray
@@ -45,15 +46,15 @@ class ClassEvidence:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """A prediction beside the ground truth; U scored units, which are images where the table has no units.
+    """A prediction of U scored units, which are images if the table has no units.
 
     Attributes:
-        arrays: of each metric, what `metrics.folds.prepare_score` takes.
-        folds: (U,) the fold of each unit; 0 for predictions that every fold's model made.
-        rows: (U,) the row of the table that stands for the unit, its first.
-        wrong: (U,) the larger, the further from the ground truth.
-        average: the values by id, averaged over the members, of all images; None for maps.
-        classes: None where the values are no probabilities of classes.
+        arrays: for each metric, the arrays for `metrics.folds.prepare_score`.
+        folds: (U,) the fold of each unit; 0 for test predictions.
+        rows: (U,) index of the unit's first row in the table.
+        wrong: (U,) error; larger is further from the ground truth.
+        average: values by id, averaged over members, of all images; None for maps.
+        classes: None if the values are not class probabilities.
     """
 
     name: str
@@ -74,14 +75,14 @@ def gather_evidence(
     rows: np.ndarray,
     progress: Progress = silent,
 ) -> Evidence:
-    """Lay predictions beside the ground truth.
+    """Match predictions with the ground truth.
 
     Args:
-        metrics: what will be scored, ready for the task.
-        rows: (N,) rows of the table to score; they are predicted (`ground_truth.check_predictions`).
+        metrics: set up for the task.
+        rows: (N,) indices of the table rows to score; all have predictions (`ground_truth.check_predictions`).
 
     Raises:
-        Refusal: a mask or map cannot be read or does not fit the other.
+        Refusal: a mask or map is unreadable, or their sizes differ.
     """
     folds = np.zeros(len(rows), np.int64)
     if predictions.header.split == "oof":
@@ -139,15 +140,15 @@ def _gather_maps(
     for row, (id, probability) in zip(rows, maps, strict=True):
         mask, predicted = read_mask(table.mask_path(row)), probability.argmax(axis=0)
         try:
-            own = pixel_confusion(mask, predicted, len(table.classes), ignore_index)
-            counts.append(pixel_counts(own))
+            pixels = pixel_confusion(mask, predicted, len(table.classes), ignore_index)
+            counts.append(pixel_counts(pixels))
             for metric, evidence in zip(metrics, measured, strict=True):
                 evidence.append(counts[-1] if metric.of_counts else metric.measure(mask, probability))
         except Refusal as error:
             raise PredictionsError(predictions.folder, [f"id {id}: {error}"]) from error
         valid = mask != ignore_index
         confidence = probability.max(axis=0)[valid]
-        confusion += own
+        confusion += pixels
         sums += reliability_bins(confidence, (mask == predicted)[valid])
         unsure.append(1 - confidence.mean() if len(confidence) else 0.0)
         step()
@@ -160,7 +161,7 @@ def _gather_maps(
 
 
 def class_table(evidence: ClassEvidence, truth: GroundTruth) -> pd.DataFrame:
-    """Counts of units (pixels), precision, recall and F1 of each class, and IoU of masks; NaN where undefined."""
+    """Tabulate counts, precision, recall and F1 of each class, and IoU for masks; NaN if undefined."""
     correct, predicted, true = evidence.counts.T
     table = pd.DataFrame({"class": truth.table.classes, "true": true, "predicted": predicted, "correct": correct})
     table["precision"], table["recall"] = ratio(correct, predicted), ratio(correct, true)
@@ -169,20 +170,20 @@ def class_table(evidence: ClassEvidence, truth: GroundTruth) -> pd.DataFrame:
 
 
 def reliability_bins(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """(3, B) float64: the count, the summed confidence and the summed outcome of each of B equal bins of [0, 1].
+    """Sum count, confidence and outcome in B equal bins of [0, 1]; (3, B) float64.
 
     Args:
-        confidence: probabilities in [0, 1], of any shape: of the predicted class; for multi-label, of every label.
-        correct: of the same shape: whether the prediction is correct; for multi-label, whether the label is there.
+        confidence: probability of the predicted class, or for multi-label of every label; any shape.
+        correct: same shape: whether the prediction is right, or for multi-label whether the label is present.
     """
     confidence = np.asarray(confidence, np.float64).ravel()
-    place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    index = np.minimum((confidence * bins).astype(np.int64), bins - 1)
     weights = (None, confidence, np.asarray(correct, np.float64).ravel())
-    return np.stack([np.bincount(place, weights=weight, minlength=bins) for weight in weights]).astype(np.float64)
+    return np.stack([np.bincount(index, weights=weight, minlength=bins) for weight in weights]).astype(np.float64)
 
 
 def expected_calibration_error(sums: np.ndarray) -> float:
-    """Mean distance between confidence and accuracy over the bins, weighted by their counts; NaN without predictions.
+    """Mean |confidence - accuracy| over bins, weighted by count; NaN without predictions.
 
     (Naeini, Cooper and Hauskrecht 2015; Guo et al. 2017, equation 3.)
     """
@@ -191,6 +192,6 @@ def expected_calibration_error(sums: np.ndarray) -> float:
 
 
 def reliability_curve(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean confidence (B,) and accuracy (B,) of each bin; NaN where a bin is empty."""
+    """Return mean confidence (B,) and accuracy (B,) of each bin; NaN for empty bins."""
     count, confidence, correct = sums
     return ratio(confidence, count), ratio(correct, count)

@@ -1,4 +1,4 @@
-"""Parts of a table: subgroups that are scored for themselves, and images that are only looked at."""
+"""Subsets of a table: subgroups to score separately, and images to show but not score."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,47 +13,47 @@ from foldwise.files import read_text
 from foldwise.predictions.schema import listed
 from foldwise.tasks import find_task
 
-MOST_VALUES = 20  # of a column that makes subgroups by default
-MOST_SUBGROUPS = 100  # of a column that is asked for
+MOST_VALUES = 20  # of a column with subgroups by default
+MOST_SUBGROUPS = 100  # of a column named with --by
 CANONICAL = ("id", "image", "mask", "group", "unit", "weight", "fold")
 
 
 def subgroup_columns(table: Table, declared: Mapping[str, Any], by: Sequence[str] | None = None) -> list[str]:
-    """The columns `by`, or else the table's extra columns with 2 to 20 values.
+    """Return the columns `by`, or by default the table's extra columns with 2 to 20 values.
 
     Args:
-        declared: `data.columns` of the configuration: these columns make no subgroups by default.
+        declared: `data.columns` of the configuration, which are not extra.
 
     Raises:
-        Refusal: columns that the table does not have, or that have more than 100 values.
+        Refusal: unknown columns, or columns with more than 100 values.
     """
     if by is not None:
         for name in by:
             count = _column(table, name).nunique()
             if count > MOST_SUBGROUPS:
-                raise Refusal(f"the column {name} has {count:,} values, and at most {MOST_SUBGROUPS} make subgroups")
+                raise Refusal(f"the column {name} has {count:,} values; subgroups allow at most {MOST_SUBGROUPS}")
         return list(by)
-    own = {*CANONICAL, find_task(table.task).column}
+    known = {*CANONICAL, find_task(table.task).column}
     for names in declared.values():
-        own |= {names} if isinstance(names, str) else set(names or ())
-    return [name for name in table.frame if name not in own and 2 <= _column(table, name).nunique() <= MOST_VALUES]
+        known |= {names} if isinstance(names, str) else set(names or ())
+    return [name for name in table.frame if name not in known and 2 <= _column(table, name).nunique() <= MOST_VALUES]
 
 
 def subgroups(table: Table, column: str, rows: np.ndarray) -> list[tuple[str, str, np.ndarray]]:
-    """The column, a value and the positions in `rows` that have it, for each value in sorted order."""
+    """Return (column, value, indices into `rows`) for each value, sorted."""
     values = _column(table, column).iloc[rows].to_numpy()
     return [(column, value or "(empty)", np.flatnonzero(values == value)) for value in sorted(set(values))]
 
 
 def shown_rows(table: Table, show: str) -> np.ndarray:
-    """(N,) bool: the rows that `show` selects, a file with one id a line, or column=value.
+    """Select rows (N,) bool by `show`: a file with one id per line, or column=value.
 
     Raises:
-        Refusal: neither, or ids or values that the table does not have.
+        Refusal: `show` is neither, or has unknown ids or values.
     """
     if Path(show).is_file():
         ids = {line.strip() for line in read_text(Path(show)).split("\n")} - {""}
-        if unknown := listed(f"ids that {table.path} does not have", ids - set(table.ids)):
+        if unknown := listed(f"ids that are not in {table.path}", ids - set(table.ids)):
             raise Refusal(f"{show} has {unknown[0]}")
         return table.frame["id"].isin(ids).to_numpy()
     column, equals, value = show.partition("=")
@@ -61,12 +61,11 @@ def shown_rows(table: Table, show: str) -> np.ndarray:
         raise Refusal(f"--show {show} is neither a file of ids nor column=value")
     values = _column(table, column)
     if value not in set(values):
-        raise Refusal(f"no row of {table.path} has {column} {value!r}; it has {some(sorted(set(values)), 10)}")
+        raise Refusal(f"no row of {table.path} has {column} {value!r}; its values are {some(sorted(set(values)), 10)}")
     return (values == value).to_numpy()
 
 
 def _column(table: Table, name: str) -> Any:
-    """A column as text."""
     if name not in table.frame:
         raise Refusal(f"{table.path} has no column {name}; its columns are {', '.join(table.frame)}")
     return table.frame[name].astype(str)

@@ -1,21 +1,21 @@
 """Competition metrics on whole predictions, the same for training, report and evaluation.
 
-A metric of rows is called as `metric(target, probability, weight, rows)`: target (N, C) one-hot, multi-hot or soft, or
-whatever the task has; probability (N, C) in [0, 1], or the task's values; weight (N,) or None; rows (N,) records of ids
-and columns of the table (`base.row_records`) or None. A metric of maps takes one image at a time with
-`measure(mask, probability)`, which gives its evidence, and makes the score of the stacked evidence with `reduce`.
+Row metrics are called as `metric(target, probability, weight, rows)`: target (N, C) one-hot, multi-hot or soft;
+probability (N, C) in [0, 1]; weight (N,) or None; rows (N,) records with ids and table columns (`base.row_records`) or
+None. Tasks without probabilities pass their values. Map metrics see one image at a time: `measure(mask, probability)`
+returns its evidence, and `reduce` turns the stacked evidence into the score.
 
-`metric.for_task(task, classes)` comes first: it refuses a metric that the task does not have, before anything
-trains. After training nothing here raises for the data's sake: what cannot be computed (an AUC of a class that
-never occurs) is left out with a warning that names it, and is NaN where nothing is left.
+Call `metric.for_task(task, classes)` first. It refuses a metric that does not suit the task, before training starts.
+After training, data never makes a metric raise. What is undefined, such as the AUC of a class that never occurs, is
+left out with a warning; the score is NaN if nothing is left.
 
-A metric of your own is a frozen dataclass in `solution/metric.py`, named by a file in configs/metric:
+Write your own metric as a frozen dataclass in `solution/metric.py`, named by a file in configs/metric:
 
-    RowMetric    with `_score(target, probability, weight)`, or `_score_rows(target, probability, weight, rows)`
-    MapMetric    with `measure(mask, probability)` and `reduce(evidence, weight)`
-    CountMetric  a MapMetric of pixel counts, with `reduce(counts, weight)` alone
+    RowMetric    implement `_score(target, probability, weight)`, or `_score_rows(target, probability, weight, rows)`
+    MapMetric    implement `measure(mask, probability)` and `reduce(evidence, weight)`
+    CountMetric  a MapMetric on pixel counts; implement only `reduce(counts, weight)`
 
-and says for which tasks it is (`tasks.ForTasks`). Weights are never needed: a bootstrap of such a metric repeats rows.
+Declare its tasks as in `tasks.ForTasks`. It may ignore weights: the bootstrap of such a metric repeats rows.
 """
 
 from foldwise.predictions.metrics.base import Metric, RowMetric, confusion_matrix
@@ -34,7 +34,7 @@ from foldwise.predictions.metrics.rows import (
     is_correct,
 )
 
-# The metrics by the name of their file in configs/metric/.
+# By the name of their file in configs/metric/.
 METRICS: dict[str, type[Metric]] = {
     "accuracy": Accuracy,
     "dice": Dice,

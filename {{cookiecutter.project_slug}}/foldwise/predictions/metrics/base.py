@@ -1,4 +1,4 @@
-"""What all metrics share, metrics of rows, and records of rows; see the package's text."""
+"""Base classes of metrics, and table rows as records."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,20 +16,19 @@ if TYPE_CHECKING:
 
     from foldwise.data.table import Table
 
-EXAMPLES = 1000  # rows of the table that a metric is tried with
+EXAMPLES = 1000  # table rows to try a metric on
 
-Score = Callable[[np.ndarray], float]  # of (N,) weights: how often each row counts
+Score = Callable[[np.ndarray], float]  # from weights (N,), how often each row counts, to the score
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric(ForTasks):
-    """What all metrics share; for which tasks one is, see `ForTasks`.
+    """Base class of all metrics; `ForTasks` declares the tasks.
 
     Attributes:
-        task, classes, examples: set by `for_task`; the last are some records of the table, see `row_records`.
-        greater_is_better: False for losses.
-        pooled: True: the score of all folds is that of all rows together; False: the mean over the folds. Metrics
-            of ranking are averaged, since each fold's model has its own offset, which ruins a pooled ranking.
+        task, classes, examples: set by `for_task`; examples are records of table rows, see `row_records`.
+        pooled: True scores the rows of all folds together, False averages the folds' scores. Ranking metrics are
+            averaged: each fold's model has a different offset, which ruins a pooled ranking.
     """
 
     task: Task | None = None
@@ -40,17 +39,17 @@ class Metric(ForTasks):
     pooled = True
 
     def for_task(self, task: str, classes: Sequence[str], table: "Table | None" = None) -> Self:
-        """The metric, ready for a task and its classes, or whatever its columns are called.
+        """Return the metric set up for a task and its classes or columns.
 
         Args:
-            table: what will be scored, where it is known: to try a metric that reads its columns.
+            table: the table to score, if known; a metric that reads its columns is tried on it.
 
         Raises:
-            Refusal: the task does not have this metric; the message names those that it has.
+            Refusal: the metric does not suit the task; the message lists the metrics that do.
         """
         meaning = find_task(task)
         if not self.suits(meaning):
-            from foldwise.predictions.metrics import METRICS  # which are built on this class
+            from foldwise.predictions.metrics import METRICS  # a circular import at the top
 
             others = ", ".join(sorted(name for name, kind in METRICS.items() if kind.suits(meaning)))
             raise Refusal(
@@ -64,7 +63,7 @@ class Metric(ForTasks):
         return self.classes[index] if index < len(self.classes) else str(index)
 
     def mean_of_classes(self, values: np.ndarray, reason: str, first: int = 0) -> float:
-        """Mean of (C,) values from class `first` on, without the NaN ones: a warning names them with the `reason`."""
+        """Average values (C,) from class `first` on; leave out NaN with a warning that gives the `reason`."""
         missing = [self.class_name(first + index) for index in np.flatnonzero(np.isnan(values[first:])).tolist()]
         scored = len(values) - first
         if missing:
@@ -74,7 +73,7 @@ class Metric(ForTasks):
 
 @dataclass(frozen=True, kw_only=True)
 class RowMetric(Metric):
-    """A metric of (N, C) targets and probabilities, or other values of a task of rows."""
+    """Base class of metrics of (N, C) targets and probabilities, or other values of a row task."""
 
     def __call__(
         self,
@@ -83,11 +82,11 @@ class RowMetric(Metric):
         weight: np.ndarray | None = None,
         rows: np.ndarray | None = None,
     ) -> float:
-        """The score; NaN with a warning when there are no rows or a probability is not finite.
+        """Return the score; NaN with a warning if there are no rows or a probability is not finite.
 
         Args:
             weight: (N,), how often each row counts.
-            rows: (N,) records of the rows, see `row_records`; few metrics read them.
+            rows: (N,) records, see `row_records`; few metrics read them.
 
         Raises:
             Refusal: shapes differ, or `for_task` was not called.
@@ -104,13 +103,13 @@ class RowMetric(Metric):
             bad = int((~np.isfinite(probability).all(axis=1)).sum())
             return undefined(f"{type(self).__name__}: {bad} of {len(target)} rows have NaN or infinite probabilities")
         if weight.sum() <= 0:
-            return undefined(f"{type(self).__name__} of no rows (or of weights that are all zero) does not exist")
+            return undefined(f"{type(self).__name__} is undefined: no rows, or all weights are zero")
         return float(self._score_rows(target, probability, weight, rows))
 
     def prepare(self, target: np.ndarray, probability: np.ndarray) -> Score:
-        """The score as a function of the rows' weights; all that does not depend on them is done once.
+        """Return the score as a function of row weights, for fast bootstraps; all other work is done once.
 
-        A metric has this, or `_score`, or `_score_rows`.
+        A metric implements this, `_score` or `_score_rows`.
         """
         raise NotImplementedError
 
@@ -120,47 +119,47 @@ class RowMetric(Metric):
     def _score_rows(
         self, target: np.ndarray, probability: np.ndarray, weight: np.ndarray, rows: np.ndarray | None
     ) -> float:
-        """In place of `_score`, for a metric that reads ids or columns of the table."""
+        """Override instead of `_score` to read ids or columns of the table."""
         return self._score(target, probability, weight)
 
     @property
     def reads_rows(self) -> bool:
-        """Whether it takes records: without them, repeating rows is ten times as fast."""
+        """Whether the metric reads records; repeating rows is ten times as fast without them."""
         return type(self)._score_rows is not RowMetric._score_rows
 
     def example_rows(self, count: int) -> np.ndarray | None:
-        """So many records of real rows, to try the metric with on made-up values; None where no table is known."""
+        """Return `count` records of real rows to try the metric on; None without a table."""
         return None if self.examples is None else repeat_records(self.examples, np.arange(count) % len(self.examples))
 
     def hard(self, values: np.ndarray, threshold: float = 0.5) -> np.ndarray:
-        """(N, C) bool: the largest class of each row (the first of equals), or every class from the threshold on."""
+        """(N, C) bool: the argmax of each row, or for multi-label every class at or above the threshold."""
         if self.task is None or self.task.exclusive:
             return np.arange(values.shape[1]) == values.argmax(axis=1)[:, None]
         return values >= threshold
 
 
 def weighted_mean(values: np.ndarray) -> Score:
-    """The mean of values (N,) as a function of their weights; NaN where all weights are 0."""
+    """Return the mean of values (N,) as a function of their weights; NaN if all weights are 0."""
     return lambda weight: float((values * weight).sum() / weight.sum()) if weight.any() else float("nan")
 
 
 def confusion_matrix(
     true: np.ndarray, predicted: np.ndarray, classes: int, weight: np.ndarray | None = None
 ) -> np.ndarray:
-    """(C, C) counts of (true, predicted) class, or sums of weights (N,); of class numbers (N,) int64."""
+    """Count, or sum the weights of, each (true, predicted) pair of class indices (N,) int64; (C, C)."""
     counts = np.bincount(true * classes + predicted, weights=weight, minlength=classes**2)
     return counts.reshape(classes, classes)
 
 
-def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """The quotient, NaN where it does not exist."""
-    return np.divide(above, below, out=np.full(np.shape(below), np.nan), where=below > 0)
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Divide; NaN where the denominator is 0."""
+    return np.divide(numerator, denominator, out=np.full(np.shape(denominator), np.nan), where=denominator > 0)
 
 
 def row_records(frame: "pd.DataFrame") -> np.ndarray:
-    """(N,) records of the rows of a table's frame, or (U,) of its units, by their first rows.
+    """Convert a table's frame to records (N,), or (U,) if it has units: the first row of each, with the unit as id.
 
-    Their fields are `id` and the table's columns: `records["patient"]` is one column. Ids of units are their names.
+    Fields are `id` and the table's columns, so `records["patient"]` is one column.
     """
     if "unit" in frame:
         frame = frame.assign(id=frame["unit"]).drop_duplicates("id")
@@ -168,7 +167,7 @@ def row_records(frame: "pd.DataFrame") -> np.ndarray:
 
 
 def repeat_records(records: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The records with these numbers (M,), in their order; a row that comes again has the id `<id>#1`, `<id>#2`, ..."""
+    """Select records by index (M,); repeats of a row get the ids `<id>#1`, `<id>#2`, ..."""
     result = records[rows].copy()
     order = np.argsort(rows, kind="stable")
     first = np.flatnonzero(np.diff(rows[order], prepend=-1))
@@ -180,11 +179,10 @@ def repeat_records(records: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def undefined(message: str) -> float:
-    """NaN, with a warning that says why."""
+    """Return NaN after a warning."""
     warn(message)
     return float("nan")
 
 
 def warn(message: str) -> None:
-    """Warn of what was left out; never a reason to stop."""
     warnings.warn(message, stacklevel=2)

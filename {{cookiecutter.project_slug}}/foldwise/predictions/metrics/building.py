@@ -1,4 +1,4 @@
-"""From a configuration to the metric that it names."""
+"""Construction of the configured metric."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,31 +21,30 @@ def build_metric(
     table: "Table | None" = None,
     alias: str | None = None,
 ) -> Any:
-    """The metric of a configuration, ready for the task and its classes.
+    """Build the configured metric, set up for the task and its classes.
 
-    Folders of runs come from other people too, so this makes the metrics of `METRICS` and the owner's, and nothing else
-    that a configuration may name.
+    Run folders may come from strangers, so only metrics of `METRICS` and of the owner's code are built.
 
     Args:
-        config: `_target_`, a class of `METRICS` or a Metric of the owner's by its dotted path, and its options.
-        table: what will be scored, where it is known, see `Metric.for_task`.
-        alias: of the owner's code.
+        config: `_target_`, the dotted path of a metric, and its options.
+        table: the table to score, if known, see `Metric.for_task`.
+        alias: module alias of the owner's code.
 
     Raises:
-        Refusal: another target, options that the metric does not have, or a task that does not have the metric.
+        Refusal: another target, unknown options, or a metric that does not suit the task.
     """
     target, options = str(config["_target_"]), {key: value for key, value in config.items() if key != "_target_"}
     kinds = {f"{PACKAGE}.{kind.__name__}": kind for kind in METRICS.values()}
     if target not in kinds and not target.startswith(f"{OWNER}."):
         names = ", ".join(sorted(kind.__name__ for kind in METRICS.values()))
         raise Refusal(
-            f"the metric {target} is none of {PACKAGE} ({names}); one of your own goes into {OWNER}/metric.py: "
-            f"_target_: {OWNER}.metric.<class> in a file of configs/metric, or a published function with "
+            f"the metric {target} is not in {PACKAGE} ({names}). Save your own class in {OWNER}/metric.py and set "
+            f"_target_: {OWNER}.metric.<class> in a file of configs/metric; for a published function use "
             f"metric=published metric.function={OWNER}.metric.<function>"
         )
     kind = kinds[target] if target in kinds else resolve(target, alias, "metric._target_")
     if not (isinstance(kind, type) and issubclass(kind, Metric)):
-        raise Refusal(f"{target} is no metric: a subclass of {PACKAGE}.Metric; for a function take metric=published")
+        raise Refusal(f"{target} is not a subclass of {PACKAGE}.Metric; for a function use metric=published")
     function = options.get("function")
     if kind is Published and isinstance(function, str):
         if not function.startswith(f"{OWNER}."):

@@ -1,4 +1,4 @@
-"""Scores of the folds and of all of them, also as functions of row weights for a bootstrap."""
+"""Scores of each fold and of all folds, also as functions of row weights for a bootstrap."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,31 +18,31 @@ def score_folds(
     folds: np.ndarray,
     rows: np.ndarray | None = None,
 ) -> tuple[dict[int, float], float]:
-    """The score of each fold, and of all folds: over all rows together (pooled), or the mean over the folds.
+    """Score each fold, and all folds: pooled over their rows, or the mean of the folds' scores.
 
-    Rows of fold -1 are never scored. Folds without a score (NaN) are left out of the mean; the warnings name the fold.
+    Rows of fold -1 are not scored. The mean leaves out folds whose score is NaN. Warnings name the fold.
 
     Args:
-        target, probability, folds, rows: as `scoring.Scored` has them.
+        target, probability, folds, rows: as in `scoring.Scored`.
     """
-    return _score(
-        lambda own: metric(target[own], probability[own], rows=None if rows is None else rows[own]),
-        metric.pooled,
-        folds,
-    )
+
+    def score(chosen: np.ndarray) -> float:
+        return metric(target[chosen], probability[chosen], rows=None if rows is None else rows[chosen])
+
+    return _score(score, metric.pooled, folds)
 
 
 def score_fold_evidence(metric: MapMetric, evidence: np.ndarray, folds: np.ndarray) -> tuple[dict[int, float], float]:
-    """As `score_folds`, of the evidence (N, ...) of a metric of maps."""
-    return _score(lambda own: metric.reduce(evidence[own]), metric.pooled, folds)
+    """As `score_folds`, from the evidence (N, ...) of a map metric."""
+    return _score(lambda chosen: metric.reduce(evidence[chosen]), metric.pooled, folds)
 
 
 def fold_score(metric: Metric, arrays: Sequence[np.ndarray], folds: np.ndarray) -> Score:
-    """The score over all folds as a function of row weights, prepared to be called a thousand times.
+    """Return the score over all folds as a function of row weights, fast enough for a bootstrap.
 
     Args:
-        arrays: as `prepare_score` takes them.
-        folds: (N,) folds of the rows, 0 or more.
+        arrays: as in `prepare_score`.
+        folds: (N,), none negative.
     """
     if metric.pooled:
         return prepare_score(metric, *arrays)
@@ -54,16 +54,16 @@ def fold_score(metric: Metric, arrays: Sequence[np.ndarray], folds: np.ndarray) 
 
 
 def prepare_score(metric: Any, *arrays: np.ndarray) -> Score:
-    """The metric of these rows as a function of their weights (N,), whole numbers.
+    """Return the score of these rows as a function of their weights (N,), which are whole numbers.
 
-    A metric without `prepare` is called with the rows repeated: a row of weight 2 is there twice, under two ids.
+    For a metric without `prepare`, rows are repeated: a row of weight 2 occurs twice, under two ids.
 
     Args:
-        metric: ready for its task.
-        arrays: of a metric of rows target and probability (N, C) and records (N,), of maps the evidence (N, ...).
+        metric: set up for its task.
+        arrays: target (N, C), probability (N, C) and records (N,); for a map metric the evidence (N, ...).
     """
     maps = isinstance(metric, MapMetric)
-    if "prepare" in vars(type(metric)):  # of the exact class: what somebody's subclass computes, nobody knows here
+    if "prepare" in vars(type(metric)):  # not inherited: a subclass may override what the inherited one relies on
         return metric.prepare(*arrays[: 1 if maps else 2])
 
     def score(weight: np.ndarray) -> float:
@@ -87,7 +87,6 @@ def _score(score: Callable[[np.ndarray], float], pooled: bool, folds: np.ndarray
 
 
 def _each_fold(scores: Mapping[int, Callable[[], float]]) -> dict[int, float]:
-    """The score of each fold; warnings name the fold."""
     per_fold = {}
     for fold, score in scores.items():
         with warnings.catch_warnings(record=True) as caught:

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Published(RowMetric):
-    """A competition's own `score(solution, submission, row_id_column_name) -> float`, as they are published.
+    """A competition's published function `score(solution, submission, row_id_column_name) -> float`.
 
-    Both tables have the column of ids, and either one column a class (targets and probabilities; `column` null) or one
-    `column` of predictions: the class name, or for multi-label the names of the classes from `threshold` on, with
-    spaces between. The solution also has the table's `columns`. Sample weights take no part: published functions have
-    none. A bootstrap repeats rows, with distinct ids (`<id>#1` is the second of an id) and the same `columns`.
+    Both tables have the id column. With `column` null they also have one column per class, with targets or
+    probabilities. Otherwise they have one `column` of labels: the class name, or for multi-label the names of all
+    classes at or above `threshold`, separated by spaces. Sample weights are ignored. A bootstrap repeats rows under
+    distinct ids (`<id>#1` is the first repeat).
 
     Args:
-        function: the function; in a configuration, its dotted path (`solution.metric.score`).
-        columns: of the table, which the function reads in the solution, such as a patient or a region.
+        function: in a configuration its dotted path, such as `solution.metric.score`.
+        columns: further columns of the table for the solution, such as patient or region.
     """
 
     function: Callable[[Any, Any, str], float]
@@ -39,10 +39,12 @@ class Published(RowMetric):
     probabilities = False
 
     def for_task(self, task: str, classes: Sequence[str], table: "Table | None" = None) -> Self:
-        """As `Metric.for_task`; also tries the function on equal predictions, so that it does not fail after training.
+        """As `Metric.for_task`; also try the function on uniform predictions, so that it fails before training.
+
+        It is tried on the table, or else on four made-up rows per class.
 
         Raises:
-            Refusal: the function or a column is not there, or it fails on the table (None: on four rows a class).
+            Refusal: a column is missing, or the function fails.
         """
         ready = super().for_task(task, classes, table)
         target, rows, what = np.tile(np.eye(len(classes)), (4, 1)), None, "a made-up table"
@@ -56,7 +58,7 @@ class Published(RowMetric):
             every, uniform = np.arange(len(table)), np.zeros((len(table), len(classes)))
             (target, _, _, rows), what = by_unit(table, every, uniform, every), str(table.path)
         elif self.columns:
-            return ready  # there is nothing to try it on
+            return ready  # made-up rows lack these columns
         try:
             float(ready._call(target, np.full(target.shape, 1 / len(classes)), rows))
         except Exception as error:
@@ -68,7 +70,6 @@ class Published(RowMetric):
 
     @property
     def _name(self) -> str:
-        """The function as configurations name it."""
         return re.sub(r"^solution_[0-9a-f]{8}\.", "solution.", f"{self.function.__module__}.{self.function.__name__}")
 
     def _call(self, target: np.ndarray, probability: np.ndarray, rows: np.ndarray | None) -> float:
@@ -95,5 +96,5 @@ class Published(RowMetric):
     ) -> float:
         try:
             return float(self._call(target, probability, rows))
-        except Exception as error:  # the function is somebody else's, and the training behind it is worth keeping
+        except Exception as error:  # somebody else's function; it must not cost a finished training
             return undefined(f"the published metric {self._name} failed: {type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""Metrics of rows: of predicted classes, of probabilities, and of the order in which rows are ranked for a class."""
+"""Row metrics: of predicted classes, of probabilities, and of rankings."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ class Accuracy(RowMetric):
 
 @dataclass(frozen=True, kw_only=True)
 class LogLoss(RowMetric):
-    """Cross-entropy of a row; for multi-label the mean binary cross-entropy over the classes. Lower is better.
+    """Mean cross-entropy of rows; for multi-label the mean binary cross-entropy over the classes.
 
-    Probabilities are clipped at 1e-15 from 0 and 1, as competitions do, so that one sure mistake is not infinite.
+    Probabilities are clipped to [1e-15, 1 - 1e-15], as in competitions, so that one confident mistake is not infinite.
     """
 
     greater_is_better = False
@@ -38,9 +38,9 @@ class LogLoss(RowMetric):
 
 
 def cross_entropy(target: np.ndarray, probability: np.ndarray, exclusive: bool) -> np.ndarray:
-    """(N,) cross-entropy of each row; not exclusive: the mean over the classes. Probabilities are clipped at 1e-15.
+    """Cross-entropy of each row (N,); if not exclusive, mean binary cross-entropy. Probabilities are clipped at 1e-15.
 
-    With the probability as its own target it is the entropy.
+    With `target` = `probability` this is the entropy.
     """
     probability = np.asarray(probability, np.float64).clip(1e-15, 1 - 1e-15)
     if exclusive:
@@ -49,7 +49,7 @@ def cross_entropy(target: np.ndarray, probability: np.ndarray, exclusive: bool) 
 
 
 def is_correct(target: np.ndarray, probability: np.ndarray, exclusive: bool) -> np.ndarray:
-    """(N,) whether the most probable class is the true one; not exclusive: whether all labels are, from 0.5 on."""
+    """Whether each row (N,) is right: its argmax; if not exclusive, all its labels at threshold 0.5."""
     if exclusive:
         return probability.argmax(axis=1) == target.argmax(axis=1)
     return ((probability >= 0.5) == (target >= 0.5)).all(axis=1)
@@ -59,19 +59,19 @@ def is_correct(target: np.ndarray, probability: np.ndarray, exclusive: bool) -> 
 class MacroF1(RowMetric):
     """F1 of each class, averaged over the classes that occur in the ground truth or are predicted.
 
-    Predicted is the most probable class, or for multi-label every class from `threshold` on.
+    The prediction is the argmax, or for multi-label every class at or above `threshold`.
     """
 
     threshold: float = 0.5
 
     def prepare(self, target: np.ndarray, probability: np.ndarray) -> Score:
-        # Rows with the same labels and predictions are one row with their weights added.
+        # Rows with equal labels and predictions are merged, and their weights added.
         pairs = np.hstack([self.hard(target), self.hard(probability, self.threshold)])
-        _, first, place = np.unique(np.packbits(pairs, axis=1), axis=0, return_index=True, return_inverse=True)
+        _, first, index = np.unique(np.packbits(pairs, axis=1), axis=0, return_index=True, return_inverse=True)
         true, predicted = np.hsplit(pairs[first].astype(np.float64), 2)
 
         def score(weight: np.ndarray) -> float:
-            weight = np.bincount(place.ravel(), weights=weight, minlength=len(first))
+            weight = np.bincount(index.ravel(), weights=weight, minlength=len(first))
             f1 = ratio(2 * (weight @ (true * predicted)), weight @ true + weight @ predicted)
             return self.mean_of_classes(f1, "neither in the ground truth nor predicted")
 
@@ -80,10 +80,9 @@ class MacroF1(RowMetric):
 
 @dataclass(frozen=True, kw_only=True)
 class FBeta(RowMetric):
-    """F-beta of each row's set of labels, averaged over the rows (Planet: beta 2).
+    """F-beta of each row's labels, (1 + b²) tp / (predicted + b² true), averaged over the rows (Planet: beta 2).
 
-    (1 + b²) tp / (predicted + b² true). No labels predicted as none score 1, since nothing is wrong; competitions
-    differ here (scikit-learn gives 0), so check yours.
+    A row without labels and without predictions scores 1. Competitions differ here (scikit-learn gives 0): check yours.
     """
 
     beta: float = 2.0
@@ -93,25 +92,25 @@ class FBeta(RowMetric):
     def prepare(self, target: np.ndarray, probability: np.ndarray) -> Score:
         true, predicted = self.hard(target), self.hard(probability, self.threshold)
         square = self.beta**2
-        below = predicted.sum(axis=1) + square * true.sum(axis=1)
-        above = (1 + square) * (true & predicted).sum(axis=1)
-        return weighted_mean(np.divide(above, below, out=np.ones(len(below)), where=below > 0))
+        denominator = predicted.sum(axis=1) + square * true.sum(axis=1)
+        numerator = (1 + square) * (true & predicted).sum(axis=1)
+        return weighted_mean(np.divide(numerator, denominator, out=np.ones(len(true)), where=denominator > 0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuadraticKappa(RowMetric):
-    """Cohen's kappa with quadratic weights, for classes that are grades in the order of the class list."""
+    """Cohen's kappa with quadratic weights, for classes that are ordered grades."""
 
     exclusive = True
 
     def for_task(self, task: str, classes: Sequence[str], table: "Table | None" = None) -> Self:
-        """As `Metric.for_task`; refuses numbered classes out of order (sorted as text, 10 comes before 2)."""
+        """As `Metric.for_task`; also refuse numbered classes that are out of order, such as 1, 10, 2."""
         numbers = [int(name) for name in map(str, classes) if name.lstrip("-").isdigit()]
         if len(numbers) == len(classes) and numbers != sorted(numbers):
             ordered = ", ".join(f'"{number}"' for number in sorted(numbers))
             raise Refusal(
-                f"quadratic kappa needs the classes in the order of the grades, not {', '.join(map(str, classes))}; "
-                f"list them in configs/data: classes: [{ordered}]"
+                f"quadratic kappa needs classes in the order of the grades, not {', '.join(map(str, classes))}; "
+                f"set in configs/data: classes: [{ordered}]"
             )
         return super().for_task(task, classes, table)
 
@@ -123,7 +122,7 @@ class QuadraticKappa(RowMetric):
             confusion = confusion_matrix(true, predicted, count, weight)
             expected = np.outer(confusion.sum(axis=1), confusion.sum(axis=0)) / max(confusion.sum(), 1e-300)
             if not (distance * expected).sum():
-                return undefined("QuadraticKappa does not exist: ground truth and predictions are all one class")
+                return undefined("QuadraticKappa is undefined: ground truth and predictions are all one class")
             return float(1 - (distance * confusion).sum() / (distance * expected).sum())
 
         return score
@@ -131,7 +130,7 @@ class QuadraticKappa(RowMetric):
 
 @dataclass(frozen=True, kw_only=True)
 class RocAuc(RowMetric):
-    """Area under the ROC curve of each class against the rest, averaged over the classes; for two classes, the AUC."""
+    """Area under the ROC curve of each class against the rest, averaged over the classes."""
 
     pooled = False
 
@@ -150,7 +149,7 @@ class RocAuc(RowMetric):
 
 @dataclass(frozen=True, kw_only=True)
 class MeanAveragePrecision(RowMetric):
-    """Average precision (the sum of precision over steps of recall) of each class, averaged over the classes."""
+    """Average precision of each class (precision summed over steps of recall), averaged over the classes."""
 
     pooled = False
 
@@ -170,10 +169,7 @@ class MeanAveragePrecision(RowMetric):
 
 
 def _levels(true: np.ndarray, probability: np.ndarray) -> list[Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]]:
-    """For each class, a function from the weights to (positive, every): the weights of each level of probability.
-
-    Levels are in rising order; rows of equal probability share one.
-    """
+    """For each class, a function from row weights to (positive, every), summed at each distinct probability, rising."""
 
     def of_class(true: np.ndarray, values: np.ndarray) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
         order = np.argsort(values, kind="stable")
@@ -183,4 +179,4 @@ def _levels(true: np.ndarray, probability: np.ndarray) -> list[Callable[[np.ndar
             np.add.reduceat(weight[order], starts),
         )
 
-    return [of_class(*of_both) for of_both in zip(true.T, np.asarray(probability).T, strict=True)]
+    return [of_class(*columns) for columns in zip(true.T, np.asarray(probability).T, strict=True)]
