@@ -335,14 +335,14 @@ def test_shown_images_are_not_scored(place, tmp_path):
     by_value = evaluate([run], show="weather=fog", resamples=100)
     assert by_value.shown.tolist() == list(range(6)) and "fog" not in set(by_value.scores["value"])
     for show, message in (
-        ("weather=snow", "no row .* has weather 'snow'; it has fog, rain, sun"),
+        ("weather=snow", "no row .* has weather 'snow'; its values are fog, rain, sun"),
         ("sky=blue", "no column sky"),
         ("nothing", "neither a file of ids nor column=value"),
     ):
         with pytest.raises(Refusal, match=message):
             evaluate([run], show=show)
     (tmp_path / "ids.txt").write_text("stranger\n")
-    with pytest.raises(Refusal, match="1 ids that .* does not have: stranger"):
+    with pytest.raises(Refusal, match="1 ids that are not in .*: stranger"):
         evaluate([run], show=str(tmp_path / "ids.txt"))
     (tmp_path / "ids.txt").write_bytes("é".encode("latin-1"))
     with pytest.raises(Refusal, match=r"ids\.txt is no text in UTF-8"):

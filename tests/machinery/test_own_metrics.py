@@ -243,9 +243,9 @@ def test_whether_it_takes_probabilities_is_tried_on_real_rows(world):
         ({"function": "solution"}, "metric.function is solution: save the function in solution/metric.py"),
         ({"columns": ["age"]}, "metric.columns: .*train.csv has no column age; its columns are site, labels, id"),
         ({"column": None}, "the published metric solution.metric.score fails on train.csv .*KeyError: 'answer'"),
-        ({"_target_": "os.path.join"}, "the metric os.path.join is none of foldwise.predictions.metrics"),
+        ({"_target_": "os.path.join"}, "the metric os.path.join is not in foldwise.predictions.metrics"),
         ({"_target_": "solution.metric.not_a_metric"}, "is not a subclass of"),
-        ({"_target_": "foldwise.predictions.metrics.Metric"}, "is none of"),
+        ({"_target_": "foldwise.predictions.metrics.Metric"}, "is not in"),
     ],
 )
 def test_what_is_no_metric_is_refused_by_name(world, change, message):
