@@ -1,4 +1,4 @@
-"""Score predictions with intervals, over all images and for subgroups, and compare them.
+"""Score predictions, for all images and for subgroups, with confidence intervals, and compare them.
 
 examples:
   python evaluate.py runs/baseline-1a2b3c4d
@@ -7,8 +7,9 @@ examples:
   python evaluate.py runs/larger-s1 runs/larger-s2 runs/larger-s3 --against runs/base-s1 runs/base-s2 runs/base-s3
   python evaluate.py predictions/from-a-friend --table data/competition/holdout.csv --data competition
 
-Further sources are compared with the first. Change one thing at a time: of several, nobody can say which it was. Two
-runs that differ in nothing but the seed show how much a difference is worth; --against compares several seeds a side.
+Further sources are compared with the first. Change one thing at a time, or you cannot say what made the difference.
+Two runs that differ only in their seed show how large differences are by chance. --against compares several seeds per
+side.
 """
 
 import argparse
@@ -21,29 +22,27 @@ from foldwise.progress import progress_bar
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; see --help."""
     parser = make_parser(__doc__, opens_runs=True)
     add = parser.add_argument
-    add("sources", nargs="+", type=Path, help="runs, ensembles, folders of their shape, or prediction folders")
-    help = "the other side of a comparison over seeds: as many, the same seeds in the same order"
+    add("sources", nargs="+", type=Path, help="runs, ensembles, folders with their layout, or prediction folders")
+    help = "second side of a comparison over seeds: as many sources, same seeds in the same order"
     add("--against", nargs="+", type=Path, default=[], metavar="SOURCE", help=help)
-    add("--oof", default="oof", help="out-of-fold predictions of a source, e.g. oof-d4 (default: oof)")
-    add("--table", type=Path, help="a labelled table to score test predictions by (default: out of fold)")
-    add("--test", help="with --table: which predictions of a source (default: the only ones)")
-    add("--data", help="a file in configs/data, by name, for predictions without a config.yaml")
-    help = "changes to the config beside --data, as in train.py"
+    add("--oof", default="oof", help="name of the out-of-fold predictions, e.g. oof-d4 (default: oof)")
+    add("--table", type=Path, help="labelled table to score test predictions on (default: score out of fold)")
+    add("--test", help="with --table: name of the test predictions (default: the only ones)")
+    add("--data", help="name of a file in configs/data, for predictions without a config.yaml")
+    help = "with --data: changes to the config, as in train.py"
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help=help)
-    help = "columns that make subgroups (default: those with 2 to 20 values; none without names)"
+    help = "columns that define subgroups (default: those with 2 to 20 values; --by alone: none)"
     add("--by", nargs="*", metavar="COLUMN", help=help)
-    add("--show", metavar="IDS", help="images that are shown and not scored: a file of ids, or column=value")
+    add("--show", metavar="IDS", help="images to show but not score: a file of ids, or column=value")
     add("--resamples", type=whole_number(100), default=1000, help="bootstrap draws, at least 100 (default: 1000)")
-    add("--seed", type=int, default=0, help="of the draws (default: 0)")
+    add("--seed", type=int, default=0, help="seed of the draws (default: 0)")
     add("--out", type=Path, help="HTML file to write (default: evaluation.html in the first source)")
     return parser.parse_args(arguments)
 
 
 def main() -> None:
-    """Evaluate, and exit with code 2 and a sentence when something is wrong with the input."""
     options = parse()
     with exit_on_error():
         report = report_path(options.out, options.sources[0])
@@ -80,10 +79,10 @@ def main() -> None:
 
 
 def describe_runs(sources: list[Path]) -> dict[int, list[str]]:
-    """What changed since the first source, by the number of each further one; only runs have a record of it.
+    """Describe how each further run, by its index, differs from the first; sources that are not runs are skipped.
 
     Raises:
-        Refusal: a run is of another version of this code.
+        Refusal: a run was made by another version of this code.
     """
     from foldwise.training.run_folder import describe_changes
 
@@ -92,7 +91,7 @@ def describe_runs(sources: list[Path]) -> dict[int, list[str]]:
 
 
 def report_path(out: Path | None, source: Path) -> Path:
-    """`out`, or the first free name of evaluation.html, evaluation-2.html, ... in the source.
+    """Return `out`, or the first unused name of evaluation.html, evaluation-2.html, ... in the source.
 
     Raises:
         Refusal: the source is not a folder, or `out` exists.

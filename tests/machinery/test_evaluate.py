@@ -422,7 +422,7 @@ def test_the_command_writes_one_page_and_never_over_another(place, tmp_path, com
     done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert str(runs[0] / "evaluation-2.html") in done.stdout
-    assert "Two single files cannot show" in " ".join(done.stdout.split())
+    assert "cannot show that a change is real" in " ".join(done.stdout.split())
     assert (runs[0] / "evaluation.html").read_text() == "an older one"
     assert "torch" not in {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     page = (runs[0] / "evaluation-2.html").read_text(encoding="utf-8")

@@ -1,11 +1,11 @@
-"""Put kept views together: choose views and their mean without predicting again.
+"""Average kept TTA views: choose views and mean without predicting again.
 
 examples:
   python predict.py runs/baseline-1a2b3c4d --oof --tta d4 --keep-views
   python tools/average.py runs/baseline-1a2b3c4d/predictions/oof-d4-views --mean geometric
   python tools/average.py runs/baseline-1a2b3c4d/predictions/oof-d4-views --views identity hflip
 
-The rank mean is for ranking metrics only (ROC AUC, mAP): it is no probability, and later steps refuse it as one.
+The rank mean is only for ranking metrics (ROC AUC, mAP): ranks are not probabilities, and later steps refuse them.
 """
 
 import argparse
@@ -18,21 +18,19 @@ from foldwise.command import exit_on_error, make_parser
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; see --help."""
     parser = make_parser(__doc__)
-    parser.add_argument("predictions", type=Path, help="a folder that predict.py --keep-views made")
+    parser.add_argument("predictions", type=Path, help="folder made by predict.py --keep-views")
     parser.add_argument("--mean", default="arithmetic", choices=["arithmetic", "geometric", "rank"])
-    parser.add_argument("--views", nargs="+", metavar="VIEW", help="some of the views (default: all)")
-    parser.add_argument("--out", type=Path, help="folder to write (default: beside it, named after views and mean)")
+    parser.add_argument("--views", nargs="+", metavar="VIEW", help="views to average (default: all)")
+    parser.add_argument("--out", type=Path, help="folder to write (default: next to it, named after views and mean)")
     return parser.parse_args(arguments)
 
 
 def main() -> None:
-    """Average, and end with exit code 2 and a sentence when something is wrong with the input."""
     options = parse()
     stem = options.predictions.name.removesuffix("-views")
-    some = f"-{'-'.join(options.views)}" if options.views else ""
-    out = options.out or options.predictions.with_name(f"{stem}{some}-{options.mean}")
+    views = f"-{'-'.join(options.views)}" if options.views else ""
+    out = options.out or options.predictions.with_name(f"{stem}{views}-{options.mean}")
     with exit_on_error():
         from foldwise.predictions.views import average_views
 

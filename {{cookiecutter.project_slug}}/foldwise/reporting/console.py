@@ -1,4 +1,4 @@
-"""What the commands print at their end: scores, comparisons and the next command."""
+"""Console output of finished commands: scores, comparisons and the next command."""
 
 import math
 import shlex
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from foldwise.predictions.evaluation.evaluate import Evaluation
     from foldwise.predictions.pseudo.labelling import Student
 
-CLASSES = 30  # of more, a table of classes is in the report only
-SHIFTS, CHANGES, IMAGES, NOTES = 40, 30, 50, 5  # lines that are printed; more are in the report, or in files
+CLASSES = 30  # with more, the table of classes is only in the report
+SHIFTS, CHANGES, IMAGES, NOTES = 40, 30, 50, 5  # most lines printed; the rest is in the report or in files
 TWO_FILES = (
-    "One prediction a side: the interval is about other images, not about other seeds. Two single files cannot show "
-    "that a change is real: train both with several seeds, and name the second side with --against."
+    "One prediction per side: the interval covers other images, not other seeds, so it cannot show that a change is "
+    "real. Train both sides with several seeds, and name the second side with --against."
 )
 
 
 def make_table(title: str, texts: Iterable[str], numbers: Iterable[str], **style: Any) -> Table:
-    """A table with columns of texts on the left and of numbers on the right."""
+    """Make a table with text columns on the left and number columns on the right."""
     table = Table(title=title, title_justify="left")
     for name in texts:
         table.add_column(name, **style)
@@ -41,17 +41,16 @@ def make_table(title: str, texts: Iterable[str], numbers: Iterable[str], **style
 
 
 def format_score(value: float | None) -> str:
-    """A score with four digits, a dash for one that does not exist."""
     return "—" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
 def format_interval(low: float, high: float) -> str:
-    """An interval in brackets; NaN ends mean that there are too few groups for one."""
+    """Format an interval; NaN ends mean too few groups."""
     return "(too few)" if math.isnan(low) else f"[{low:.4f}, {high:.4f}]"
 
 
 def print_run(run: Path, folds: Sequence[int], greater_is_better: bool) -> None:
-    """Print the score of each finished model of a run, of all `folds` together, and what to do next."""
+    """Print the scores of a run's finished models and of all `folds`, and the next commands."""
     console = Console()
     names = [*map(fold_name, folds), "full", *(path.name for path in sorted(run.glob("without-*")))]
     models = {name: read_json(path) for name in names if (path := run / name / "metrics.json").exists()}
@@ -68,13 +67,13 @@ def print_run(run: Path, folds: Sequence[int], greater_is_better: bool) -> None:
         table.add_row("OOF overall", format_score(None if missing else read_json(run / "metrics.json")["overall"]))
     console.print(table)
     if any(model["chosen_on_own_fold"] for model in models.values()):
-        console.print("[yellow]optimistic: epochs or learning rates were chosen by the fold that is scored[/yellow]")
+        console.print("[yellow]optimistic: epochs or learning rates were chosen on the fold that is scored[/yellow]")
     if "full" in models:
-        console.print("full                 trained on every row: nothing is left that could score it")
+        console.print("full                 trained on every row: no rows are left to score it")
     if any(name.startswith("without-") for name in models):
         console.print(f"teach a student      python tools/distill.py {run} --out <table>.csv")
     if missing and len(missing) < len(folds):
-        console.print(f"folds {missing} are not finished: the same command with fold=all trains them")
+        console.print(f"folds {missing} are not finished: run the same command with fold=all to train them")
     if not missing:
         console.print(f"models and history   {run}/fold<k>/\nout-of-fold          {run}/oof/")
         console.print(f"report               {run}/report.html")
@@ -86,24 +85,24 @@ def print_run(run: Path, folds: Sequence[int], greater_is_better: bool) -> None:
 
 
 def _describe_epochs(run: Path, folds: Sequence[int], greater_is_better: bool) -> str:
-    """After how many epochs the mean of the folds' validations was best, which no single fold can say."""
+    """Report the epoch with the best mean validation score over all folds."""
     histories = [pd.read_csv(run / fold_name(fold) / "history.csv") for fold in folds]
     mean = pd.concat(histories).groupby("epoch")["score"].mean().dropna()
     if mean.empty:
         return "no validation had a score"
     best, last = int(mean.idxmax() if greater_is_better else mean.idxmin()), int(mean.index[-1])
-    found = f"the folds' mean validation was best after {best} of {last}: {mean[best]:.4f}"
-    return found if best == last else f"{found}, at the end {mean[last]:.4f}"
+    text = f"the folds' mean validation was best after {best} of {last}: {mean[best]:.4f}"
+    return text if best == last else f"{text}, at the end {mean[last]:.4f}"
 
 
 def print_evaluation(evaluation: "Evaluation", changes: Mapping[str, Sequence[str]]) -> None:
-    """Print scores, subgroups by the competition's metric, differences, and a few of the notes.
+    """Print scores, subgroups by the competition's metric, differences, and the first notes.
 
     Args:
-        changes: for further runs, by name, a line for each thing that differs from the first run.
+        changes: for each further run, by name, the lines that describe its differences from the first run.
     """
     console, scores = Console(highlight=False, markup=False), evaluation.scores
-    first, everything = evaluation.evidence[0], scores["column"] == ""
+    first, over_all = evaluation.evidence[0], scores["column"] == ""
     for name, lines in changes.items():
         count = "1 change" if len(lines) == 1 else f"{len(lines)} changes"
         console.print(f"{first.name} -> {name}: {count}")
@@ -111,7 +110,7 @@ def print_evaluation(evaluation: "Evaluation", changes: Mapping[str, Sequence[st
             console.print(f"  {line}")
         if len(lines) > CHANGES:
             console.print(f"  and {len(lines) - CHANGES} more")
-    overall = scores[everything]
+    overall = scores[over_all]
     title = f"{evaluation.truth.table.path}: {overall['images'].iat[0]:,} scored; 95 % intervals from "
     title += f"{evaluation.resamples:,} draws of {evaluation.groups:,} {evaluation.drawn}"
     table = make_table(title, ["prediction", "metric"], ["score", "interval"], overflow="fold")
@@ -121,7 +120,7 @@ def print_evaluation(evaluation: "Evaluation", changes: Mapping[str, Sequence[st
     if first.classes is not None and len(evaluation.truth.table.classes) <= CLASSES:
         console.print(_class_table(evaluation))
     metric = type(evaluation.metrics[0]).__name__
-    for column, rows in scores[~everything & (scores["metric"] == metric)].groupby("column", sort=False):
+    for column, rows in scores[~over_all & (scores["metric"] == metric)].groupby("column", sort=False):
         console.print(_subgroup_table(f"{metric} by {column}", rows, evaluation))
     if len(evaluation.differences):
         for what, rows in evaluation.differences.groupby("what", sort=False):
@@ -129,7 +128,7 @@ def print_evaluation(evaluation: "Evaluation", changes: Mapping[str, Sequence[st
         if (evaluation.differences["pairs"] == 1).any():
             console.print(TWO_FILES)
     if any(len(lines) > 1 for lines in changes.values()):
-        sentence = "Where several things changed, the difference cannot be attributed to one of them."
+        sentence = "Several things changed, so the difference cannot be attributed to one of them."
         console.print(sentence, style="bold", soft_wrap=True)
     for note in evaluation.notes[:NOTES]:
         console.print(f"note: {note}", soft_wrap=True)
@@ -173,7 +172,7 @@ def _difference_table(what: str, rows: pd.DataFrame) -> Table:
 
 
 def print_submission(console: Console, submission: "Submission") -> None:
-    """Print what was compared, what was chosen, where it is, and what comes next."""
+    """Print the compared decisions, the chosen one, its files, and the next command."""
     path, ledger, metric, classes, chosen, shared, notes = submission
     print_outcomes(console, metric, chosen.outcomes, chosen.place)
     _print_class_shares(console, shared, classes, chosen.shares)
@@ -190,7 +189,7 @@ def print_submission(console: Console, submission: "Submission") -> None:
 
 
 def print_outcomes(console: Console, metric: str, outcomes: Sequence["Outcome"], chosen: int) -> None:
-    """Print each decision's scores by fold, mean ± standard error, and paired difference to the chosen one."""
+    """Print each decision's scores by fold, mean ± standard error, and paired difference from the chosen one."""
     folds = [f"fold {fold}" for fold in outcomes[0].per_fold]
     title = f"{metric} of each decision, fitted on the other folds"
     table = make_table(title, ["decision"], [*folds, "mean ± SE", "OOF", "against the chosen"], no_wrap=True)
@@ -206,12 +205,12 @@ def print_outcomes(console: Console, metric: str, outcomes: Sequence["Outcome"],
             "chosen" if number == chosen else f"{difference:+.4f} ± {paired:.4f}",
             style="bold" if number == chosen else None,
         )
-    # As wide as it has to be: in a narrow terminal a long line can be read, and numbers that are cut off cannot.
+    # In a narrow terminal, long lines wrap and stay readable; truncated numbers would not.
     Console(file=console.file, width=max(console.width, 90 + 9 * len(folds))).print(table)
 
 
 def _print_class_shares(console: Console, title: str, classes: Sequence[str], shares: Mapping[str, np.ndarray]) -> None:
-    """A row a class: its share in the ground truth and in predictions, (C,) a column; the classes that shift most."""
+    """Print each class's share in the ground truth and in predictions; if many, the classes that shift most."""
     columns = np.stack(list(shares.values()), axis=1)  # (C, columns)
     largest = np.argsort(columns.min(axis=1) - columns.max(axis=1), kind="stable")[:SHIFTS]
     table = make_table(title, ["class"], shares, no_wrap=True)
@@ -225,7 +224,7 @@ def _print_class_shares(console: Console, title: str, classes: Sequence[str], sh
 
 
 def print_students(students: Sequence["Student"]) -> None:
-    """Print how many pseudo-labelled images and targets of each class (of masks confident pixels) each student gets."""
+    """Print how many pseudo-labelled images, and targets (confident pixels) per class, each student gets."""
     rows = [
         ["images", *(student.rows for student in students)],
         ["left out: of its own fold", *(student.held_out for student in students)],
@@ -234,18 +233,20 @@ def print_students(students: Sequence["Student"]) -> None:
     rows += [[name, *(_class_cell(student, name) for student in students)] for name in students[0].classes]
     _print_rows(["for the student of fold", *(str(student.student) for student in students)], rows)
     if students[0].answered is not None:
-        print("of each class: its share of all confident pixels, and in brackets how many of its pixels are confident")
+        print(
+            "per class: its share of all confident pixels, and in brackets the share of its pixels that are confident"
+        )
     for student in students:
         if student.lacking:
             what = "pixel" if student.answered is not None else "image"
             print(
                 f"the student of fold {student.student} gets no {what} of {', '.join(student.lacking)}: "
-                f"--confident-class {student.lacking[0]}=<less> lets some in"
+                f"lower the threshold with --confident-class {student.lacking[0]}=<less>"
             )
 
 
 def print_uncertain(frame: pd.DataFrame) -> None:
-    """Print the images of the highest entropy."""
+    """Print the images with the highest entropy."""
     names = ["id", "image", "entropy", "margin"]
     _print_rows(names, frame[names].to_numpy().tolist())
 

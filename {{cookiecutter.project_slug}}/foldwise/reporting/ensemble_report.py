@@ -1,4 +1,4 @@
-"""What an ensemble prints and reports: scores of sources and methods, gains, weights, correlations, the verdict."""
+"""Console output and report of an ensemble: scores, gains, weights, correlations and the verdict."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def print_ensemble(comparison: Comparison) -> None:
-    """Print sources, methods, the verdict, and what the scores are and are not."""
+    """Print sources, methods, the verdict, and how to read the scores."""
     console, metric = Console(), type(comparison.metric).__name__
     better = "greater" if comparison.metric.greater_is_better else "lower"
     sources = make_table(f"sources, out of fold; {better} is better", ["source"], [metric, "fold spread"])
@@ -42,7 +42,7 @@ def report_ensemble(path: Path, title: str, comparison: Comparison) -> None:
     chosen = comparison.titles[comparison.chosen]
     summary = {
         "verdict": comparison.verdict,
-        "written": f"{chosen} (as asked for)"
+        "written": f"{chosen} (as requested)"
         if comparison.forced
         else f"{chosen}, the simplest within one standard error of the best",
         "metric": f"{metric}, {'greater' if comparison.metric.greater_is_better else 'lower'} is better",
@@ -66,12 +66,10 @@ def report_ensemble(path: Path, title: str, comparison: Comparison) -> None:
 
 
 def _source_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """Name, score and spread over the folds of each source."""
     return _rows(comparison, comparison.sources, comparison.source_scores, comparison.source_overall)
 
 
 def _method_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """Name, score, spread over the folds, and gains of each method."""
     rows = _rows(comparison, comparison.titles, comparison.scores, comparison.overall)
     for number, row in enumerate(rows):
         for over in ("single", "mean"):
@@ -81,7 +79,6 @@ def _method_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _strict_line(comparison: Comparison) -> str:
-    """The strict score and which methods were chosen for it."""
     assert comparison.strict is not None
     strict = comparison.strict
     counts = {name: strict.chosen.count(name) for name in comparison.names if name in strict.chosen}
@@ -99,7 +96,7 @@ def _rows(comparison: Comparison, names: list[str], scores: np.ndarray, overall:
 
 
 def _gains(comparison: Comparison) -> "Figure":
-    """For each method its gain over the best single source and over the plain mean, with standard errors."""
+    """Draw each method's gain over the best single source and over the plain mean, with standard errors."""
     names = comparison.titles
     figure = new_figure(9, 1.4 + 0.35 * len(names))
     titles = {"single": "best single source", "mean": "arithmetic mean"}
@@ -120,7 +117,7 @@ def _correlations(comparison: Comparison) -> "Figure":
 
 
 def _weights(weights: np.ndarray, names: list[str]) -> "Figure":
-    """A bar a source, the largest on top: its weight (K, M), mean and range over the folds."""
+    """Draw one bar per source, largest on top: mean and range over the folds of its weights (K, M)."""
     mean = weights.mean(axis=0)
     order = np.argsort(-mean, kind="stable")
     figure = new_figure(8, 1.2 + 0.24 * len(order))
@@ -132,5 +129,4 @@ def _weights(weights: np.ndarray, names: list[str]) -> "Figure":
 
 
 def _tail(name: str) -> str:
-    """The end of a source's name, where names differ."""
     return shorten(name if len(name) <= 24 else f"…{name[-23:]}")

@@ -1,4 +1,4 @@
-"""The report of an evaluation: scores and differences with intervals, where the errors are, and pictures of them."""
+"""Report of an evaluation: scores and differences with intervals, error analysis, and pictures."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,17 +22,13 @@ from foldwise.reporting.report import escape, figure_html, summary_html, table_h
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PICTURES = 24  # of a gallery
-OVERLAYS = 4  # segmentation: images of a gallery, each with the predicted and the true mask
-SHOWN = 48  # pictures of the visual subset; segmentation: a quarter of it
+PICTURES = 24  # per gallery
+OVERLAYS = 4  # segmentation: images per gallery, each with its predicted and true mask
+SHOWN = 48  # pictures of --show; segmentation: a quarter of them
 
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:
-    """Write the report as one HTML file that loads nothing.
-
-    Raises:
-        Refusal: a picture cannot be read.
-    """
+    """Write the report as one self-contained HTML file; Refusal if a picture cannot be read."""
     first, metric = evaluation.evidence[0], type(evaluation.metrics[0]).__name__
     scores = evaluation.scores
     overall = scores[scores["column"] == ""]
@@ -42,9 +38,9 @@ def write_evaluation(path: Path, evaluation: Evaluation) -> None:
         if (evaluation.differences["pairs"] == 1).any():
             parts.append(f"<p>{escape(TWO_FILES)}</p>")
     for column, rows in scores[scores["column"] != ""].groupby("column", sort=False):
-        own = pd.concat([overall, rows])
-        own = own[own["metric"] == metric].rename(columns={"value": "label"})
-        parts += [f"<h2>By {escape(column)}</h2>", figure_html(f"{metric} by {column}", intervals(own, metric))]
+        frame = pd.concat([overall, rows])
+        frame = frame[frame["metric"] == metric].rename(columns={"value": "label"})
+        parts += [f"<h2>By {escape(column)}</h2>", figure_html(f"{metric} by {column}", intervals(frame, metric))]
         parts.append(_table(rows.drop(columns="column")))
     if first.classes is not None:
         parts += _classes(evaluation, first.name, first.classes)
@@ -73,7 +69,7 @@ def _summary(evaluation: Evaluation) -> str:
 
 
 def _classes(evaluation: Evaluation, name: str, classes: ClassEvidence) -> list[str]:
-    """Scores of the classes, their confusion, and the calibration of every prediction."""
+    """Scores and confusion of the classes, and the calibration of every prediction."""
     parts = [f"<h2>Classes: {escape(name)}</h2>", _table(class_table(classes, evaluation.truth))]
     if classes.confusion is not None:
         figure = confusion(classes.confusion, evaluation.truth.table.classes)
@@ -94,15 +90,15 @@ def _classes(evaluation: Evaluation, name: str, classes: ClassEvidence) -> list[
 
 
 def _galleries(evaluation: Evaluation, first: Evidence) -> list[tuple[str, "Figure"]]:
-    """Captions and pictures of the worst, the most uncertain and the shown images."""
+    """Captions and pictures of the worst, the most uncertain, and the shown images."""
     classes, truth, maps = first.classes, evaluation.truth, first.average is None
-    everything = np.ones(len(first.rows), bool)
+    all_rows = np.ones(len(first.rows), bool)
     if classes is None:
-        chosen = {"Largest errors (look here for label errors)": (first.wrong, everything)}
+        chosen = {"Largest errors (look here for label errors)": (first.wrong, all_rows)}
     else:
         chosen = {
             "Most wrong (look here for label errors)": (first.wrong, ~classes.correct),
-            "Most uncertain": (classes.unsure, everything),
+            "Most uncertain": (classes.unsure, all_rows),
         }
     rows_of = {}
     for caption, (values, among) in chosen.items():
@@ -113,13 +109,13 @@ def _galleries(evaluation: Evaluation, first: Evidence) -> list[tuple[str, "Figu
     for caption, rows in rows_of.items():
         title = f"{caption}: {first.name}"
         if maps:
-            own, ignore_index = rows[: SHOWN // 4].tolist(), truth.metric.ignore_index
-            figures += compare_masks(title, truth.items, truth.table, own, first.predictions, ignore_index)
+            chosen_rows, ignore_index = rows[: SHOWN // 4].tolist(), truth.metric.ignore_index
+            figures += compare_masks(title, truth.items, truth.table, chosen_rows, first.predictions, ignore_index)
         elif len(rows):
             assert first.average is not None
-            own = rows[:SHOWN].tolist()
-            values = first.average.loc[[truth.table.ids[row] for row in own]].to_numpy()
+            chosen_rows = rows[:SHOWN].tolist()
+            values = first.average.loc[[truth.table.ids[row] for row in chosen_rows]].to_numpy()
             more = f" (the first {SHOWN} of {len(rows)})" if len(rows) > SHOWN else ""
-            figure = compare_values(truth.items, truth.table, own, values, truth.task)
+            figure = compare_values(truth.items, truth.table, chosen_rows, values, truth.task)
             figures.append((f"{title}: ground truth → predicted{more}", figure))
     return figures

@@ -1,6 +1,6 @@
-"""Charts of reports, each a function that gives a matplotlib Figure; they work without a screen.
+"""Charts of reports as matplotlib figures, drawn without a screen.
 
-Nothing fails for having nothing to show, or too much of it: of many classes, those that matter are shown.
+They accept empty data; with too many classes, they show the ones that matter most.
 """
 
 import io
@@ -14,45 +14,45 @@ import pandas as pd
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_CLASSES = 40  # more rows and columns cannot be read
-MOST_NUMBERS = 15  # a larger matrix has colours only
-DPI = 100  # pixels an inch, which sizes are given in
+MOST_CLASSES = 40  # more are unreadable
+MOST_NUMBERS = 15  # larger matrices have colours only
+DPI = 100
 
 
 def to_png(figure: "Figure") -> bytes:
-    """The figure as a PNG, the same bytes for the same figure."""
+    """Render a figure as PNG; equal figures give equal bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # once, where savefig lays out and draws a second time
+    canvas.draw()  # savefig would lay out and draw twice
     buffer = io.BytesIO()
     Image.fromarray(np.asarray(canvas.buffer_rgba())[:, :, :3]).save(buffer, format="png")
     return buffer.getvalue()
 
 
 def new_figure(width: float, height: float, dpi: float = DPI) -> "Figure":
-    """An empty figure of so many inches, which lays itself out and needs no screen."""
+    """Make an empty figure, sizes in inches, that lays itself out."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=dpi, layout="constrained")
 
 
 def nothing_to_show(text: str) -> "Figure":
-    """A figure that says why it is empty."""
+    """Make a figure that says why it is empty."""
     figure = new_figure(4, 1)
     figure.text(0.5, 0.5, text, ha="center", va="center", color="0.4")
     return figure
 
 
 def shorten(text: str, most: int = 24) -> str:
-    """A label of at most so many characters."""
-    text = text.replace("$", r"\$")  # which matplotlib takes for mathematics
+    """Shorten a label to `most` characters."""
+    text = text.replace("$", r"\$")  # matplotlib would read it as mathematics
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def color_of(number: int) -> np.ndarray:
-    """(3,) in [0, 1]: the colour of a class, fold or prediction; matplotlib's ten, then hues in golden-ratio steps."""
+    """Return an RGB colour (3,) in [0, 1]: one of matplotlib's ten, then hues in golden-ratio steps."""
     from matplotlib.colors import hsv_to_rgb, to_rgb
 
     if number < 10:
@@ -61,10 +61,10 @@ def color_of(number: int) -> np.ndarray:
 
 
 def learning_curves(history: Mapping[int, pd.DataFrame], metric: str = "score") -> "Figure":
-    """Losses, the metric and the learning rate over the epochs, a colour a fold.
+    """Plot losses, metric and learning rate over the epochs, one colour per fold.
 
     Args:
-        history: of each fold: columns epoch, lr, train_loss, val_loss, score; NaN where nothing was measured.
+        history: by fold, columns epoch, lr, train_loss, val_loss, score; NaN if not measured.
     """
     history = {fold: frame for fold, frame in sorted(history.items()) if len(frame)}
     if not history:
@@ -88,10 +88,7 @@ def learning_curves(history: Mapping[int, pd.DataFrame], metric: str = "score") 
 
 
 def confusion(matrix: np.ndarray, classes: Sequence[str]) -> "Figure":
-    """A confusion matrix (C, C) of (true, predicted) counts, coloured by the share of the true class.
-
-    Of more than 40 classes, the 40 with the most errors.
-    """
+    """Draw a confusion matrix (C, C) of (true, predicted) counts; at most the 40 classes with the most errors."""
     if not matrix.size or not matrix.sum():
         return nothing_to_show("no predictions yet")
     shares, names, title = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1), list(classes), ""
@@ -110,14 +107,14 @@ def confusion(matrix: np.ndarray, classes: Sequence[str]) -> "Figure":
 def heat_map(
     values: np.ndarray, names: Sequence[str], texts: np.ndarray, cmap: str, vmin: float, label: str = ""
 ) -> "Figure":
-    """A square matrix (N, N) of values up to 1 in colours, with the texts (N, N) where they can be read."""
+    """Draw a matrix (N, N) of values up to 1, with texts (N, N) if it is small enough to read them."""
     side = min(12.0, 2.5 + 0.45 * len(names))
     figure = new_figure(side + 0.8, side)
     axis = figure.subplots()
     picture = axis.imshow(values, vmin=vmin, vmax=1, cmap=cmap)
     if len(names) <= MOST_NUMBERS:
         for row, column in np.ndindex(*values.shape):
-            dark = picture.cmap(picture.norm(values[row, column]))[1] < 0.5  # green is most of the brightness
+            dark = picture.cmap(picture.norm(values[row, column]))[1] < 0.5  # green dominates brightness
             color = "white" if dark else "black"
             axis.text(column, row, str(texts[row, column]), ha="center", va="center", color=color, fontsize=8)
     axis.set_xticks(range(len(names)), [shorten(name) for name in names], rotation=90, fontsize=8)
@@ -127,7 +124,7 @@ def heat_map(
 
 
 def bars(axis: Any, values: np.ndarray, names: Sequence[str], **style: Any) -> None:
-    """Horizontal bars (N,) with their names, the first on top."""
+    """Draw horizontal bars (N,), the first on top."""
     axis.barh(range(len(values)), np.nan_to_num(values), height=0.7, **style)
     axis.set_yticks(range(len(values)), names, fontsize=8)
     axis.set_ylim(len(values) - 0.5, -0.5)
@@ -140,7 +137,7 @@ def per_class(
     support: np.ndarray | None = None,
     greater_is_better: bool = True,
 ) -> "Figure":
-    """A bar a class, the worst on top; of more than 40 classes, the 40 worst. NaN has no bar and says so.
+    """Draw one bar per class, worst on top; at most the 40 worst. A class with NaN is labelled as absent.
 
     Args:
         values: (C,) scores.
@@ -165,19 +162,19 @@ def per_class(
 
 
 def reliability(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> "Figure":
-    """A reliability diagram: accuracy against confidence, and below it how many predictions there are.
+    """Draw a reliability diagram: accuracy over confidence, and below it a histogram of confidence.
 
     Args:
-        curves: by name, of each bin of confidence: mean confidence, share that is correct, count; NaN has no dot.
+        curves: by name, arrays over bins: mean confidence, accuracy, count; NaN has no dot.
     """
     figure = new_figure(6, 6.5)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
     for number, (name, (confidence, correct, count)) in enumerate(curves.items()):
         style: Any = {"marker": "o", "markersize": 4, "color": color_of(number)}
-        there = np.isfinite(confidence)
-        upper.plot(confidence[there], correct[there], label=shorten(name, 40), **style)
-        lower.plot(confidence[there], count[there] / count.sum(), **style)
+        filled = np.isfinite(confidence)
+        upper.plot(confidence[filled], correct[filled], label=shorten(name, 40), **style)
+        lower.plot(confidence[filled], count[filled] / count.sum(), **style)
     title = "above the dashed line: correct more often than predicted"
     upper.set(ylabel="share that is correct", xlim=(0, 1), ylim=(0, 1), title=title)
     upper.legend(fontsize=8)
@@ -186,10 +183,10 @@ def reliability(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]])
 
 
 def intervals(frame: pd.DataFrame, name: str) -> "Figure":
-    """A dot and its interval for each row, a colour a prediction.
+    """Draw a dot and an interval per row, one colour per prediction, grouped by label.
 
     Args:
-        frame: columns label, prediction, score, low, high; rows of one label stand together. NaN has no interval.
+        frame: columns label, prediction, score, low, high; NaN has no interval.
     """
     labels, predictions = list(dict.fromkeys(frame["label"])), list(dict.fromkeys(frame["prediction"]))
     figure = new_figure(8, 1.2 + 0.16 * len(labels) * (1 + len(predictions)))
@@ -208,7 +205,7 @@ def intervals(frame: pd.DataFrame, name: str) -> "Figure":
 
 
 def _line(axis: Any, frame: pd.DataFrame, column: str, **style: Any) -> None:
-    """A line over the epochs in which the column was measured, with a dot where there is but one."""
+    """Plot a column over the epochs in which it was measured; a single epoch gets a dot."""
     if column in frame:
         measured = frame[["epoch", column]].dropna()
         axis.plot(measured["epoch"], measured[column], marker="o" if len(measured) < 2 else None, **style)

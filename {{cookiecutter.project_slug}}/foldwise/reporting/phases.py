@@ -1,4 +1,4 @@
-"""Figure of a training's phases: learning rate, trainable share, image size and augmentation over the epochs."""
+"""Figure of the training phases: learning rate, trainable share, image size and augmentation over the epochs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,20 +13,19 @@ from foldwise.schedule.phases import Phase
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
 LABEL: Any = {"ha": "center", "va": "bottom", "fontsize": 8}
 
 
 @dataclass(frozen=True)
 class PhasePreview:
-    """A phase as it will be trained.
+    """A phase and its settings.
 
     Attributes:
-        share: of the parameters that train, in [0, 1].
+        share: share of trainable parameters, in [0, 1].
         image_size: (height, width) of the training images.
-        augmentations: names of transforms, and of what mixes images.
-        lrs: lowest and highest learning rate of all layers, at equal distances from the beginning to the end.
-        plateau: whether the learning rate drops when the validation loss no longer improves, at unknown epochs.
+        augmentations: names of the transforms, including mixup and the like.
+        lrs: lowest and highest learning rate over all layers, at equidistant points of the phase.
+        plateau: whether the learning rate drops when the validation loss stops improving.
     """
 
     phase: Phase
@@ -38,9 +37,9 @@ class PhasePreview:
 
 
 def phases_figure(previews: Sequence[PhasePreview]) -> "Figure":
-    """Draw the phases one after another, and below each other what changes with them.
+    """Draw the phases over the epochs, one panel per setting.
 
-    The band of the learning rate reaches from the first layer to the head, where layer decay sets them apart.
+    With layer decay, the learning rate is a band from the first layer to the head.
     """
     ends = list(accumulate(part.phase.epochs for part in previews))
     starts = [0, *ends[:-1]]
@@ -77,7 +76,7 @@ def phases_figure(previews: Sequence[PhasePreview]) -> "Figure":
 
 
 def _title(part: PhasePreview) -> str:
-    """The name of a phase, and what cannot be drawn."""
+    """The name of a phase, and settings that have no panel."""
     phase = part.phase
     notes = {
         "drops at a plateau": part.plateau,

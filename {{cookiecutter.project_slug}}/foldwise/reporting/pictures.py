@@ -1,4 +1,4 @@
-"""Pictures to look at: thumbnails with titles, masks painted over images, `samples.png`."""
+"""Pictures for reports: galleries of thumbnails, mask overlays, and `samples.png`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,33 +19,33 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 6  # of a gallery
-THUMBNAIL, MARGIN, TITLE, LEGEND = 220, 10, 52, 28  # pixels; a title has up to three lines, a legend line one
-PAINTED = (500, 1500)  # least and most pixels of the longer side of a painted picture
-SHARE = 0.6  # of the class's colour in a painted pixel
-HATCH = 3  # pixels; the width of the lines over ignored pixels
-MOST_NAMES, NAMES_A_LINE = 20, 8  # of a legend
+THUMBNAIL, MARGIN, TITLE, LEGEND = 220, 10, 52, 28  # pixels; TITLE fits three lines, LEGEND one
+PAINTED = (500, 1500)  # least and most pixels of a painted picture's longer side
+OPACITY = 0.6  # of the mask
+HATCH = 3  # pixels; width of the lines over ignored pixels
+MOST_NAMES, NAMES_PER_LINE = 20, 8  # of a legend
 SAMPLES = 24
 
 
 def gallery(
     images: Iterable[np.ndarray], titles: Sequence[str], legend: Sequence[tuple[str, np.ndarray]] = ()
 ) -> "Figure":
-    """Thumbnails of images (H, W, C), as read or `displayable`, with their titles; one image is held at a time.
+    """Draw thumbnails of images (H, W, C) with titles; only one image is in memory at a time.
 
     Args:
-        legend: names and their (3,) colours in [0, 1].
+        legend: names and RGB colours (3,) in [0, 1].
     """
     if not titles:
         return nothing_to_show("no images")
     columns = min(COLUMNS, len(titles))
     cell, line = THUMBNAIL + MARGIN, THUMBNAIL + TITLE
-    width, foot = columns * cell, LEGEND * -(-len(legend) // NAMES_A_LINE)
+    width, foot = columns * cell, LEGEND * -(-len(legend) // NAMES_PER_LINE)
     height = -(-len(titles) // columns) * line + foot
     figure = new_figure(width / DPI, height / DPI)
-    figure.set_layout_engine("none")  # placed by the pixel: to lay out an axis for each image takes seconds
-    for place, (image, title) in enumerate(zip(images, titles, strict=True)):
-        row, column = divmod(place, columns)
-        inside = THUMBNAIL - 2  # of a frame, without which a white sky has no edge on white paper
+    figure.set_layout_engine("none")  # images are placed by pixel: laying out an axis for each takes seconds
+    for index, (image, title) in enumerate(zip(images, titles, strict=True)):
+        row, column = divmod(index, columns)
+        inside = THUMBNAIL - 2  # a frame separates white images from the white page
         picture = np.pad(_fit(displayable(image), inside, inside), ((1, 1), (1, 1), (0, 0)), constant_values=192)
         left, top = column * cell + (cell - picture.shape[1]) // 2, row * line + TITLE
         figure.figimage(picture, left, height - top - picture.shape[0], origin="upper")
@@ -53,16 +53,16 @@ def gallery(
         x, y = (column + 0.5) * cell / width, 1 - (top - 4) / height
         figure.text(x, y, text, ha="center", va="bottom", fontsize=8)
     if legend:
-        figure.legend(handles=_patches(legend), loc="lower center", ncols=NAMES_A_LINE, fontsize=8, frameon=False)
+        figure.legend(handles=_patches(legend), loc="lower center", ncols=NAMES_PER_LINE, fontsize=8, frameon=False)
     return figure
 
 
 def overlay(
     image: np.ndarray, mask: np.ndarray, classes: Sequence[str], title: str = "", ignore_index: int | None = None
 ) -> "Figure":
-    """The image (H, W, C) as read, beside itself with the mask (H, W) in colours and a legend with pixel shares.
+    """Draw an image (H, W, C) next to itself painted with a mask (H, W), and a legend with pixel shares.
 
-    Ignored pixels are hatched and have no part in the shares.
+    Ignored pixels are hatched and not counted.
     """
     shown = displayable(image)
     plain, painted = (_fit(picture, *PAINTED) for picture in (shown, paint(shown, mask, len(classes), ignore_index)))
@@ -71,8 +71,8 @@ def overlay(
     order = [index for index in np.argsort(-shares, kind="stable") if shares[index] > 0][:MOST_NAMES]
     named = [(f"{shorten(classes[index])} {shares[index]:.1%}", color_of(int(index))) for index in order]
     height, width = plain.shape[:2]
-    step = (0, height + MARGIN) if width > 1.6 * height else (width + MARGIN, 0)  # wide pictures: one below the other
-    text = max(1.0, max(height, width) / PAINTED[0])  # letters grow with the picture
+    step = (0, height + MARGIN) if width > 1.6 * height else (width + MARGIN, 0)  # stack wide pictures
+    text = max(1.0, max(height, width) / PAINTED[0])  # scales the font with the picture
     top, foot = round(30 * text), round(LEGEND * text) * -(-len(named) // 4)
     page = max(round(PAINTED[0] * text), step[0] + width), top + step[1] + height + foot
     figure = new_figure(page[0] / DPI / text, page[1] / DPI / text, dpi=DPI * text)
@@ -87,7 +87,7 @@ def overlay(
 def compare_masks(
     caption: str, items: TableItems, table: Table, rows: Sequence[int], predictions: Predictions, ignore_index: int
 ) -> list[tuple[str, "Figure"]]:
-    """Captions and overlays of the predicted and the true masks of these rows."""
+    """Return captions and overlays of the predicted and true masks of these table rows."""
     figures = []
     maps = iter_average_maps(predictions, [table.ids[row] for row in rows])
     for row, (id, probability) in zip(rows, maps, strict=True):
@@ -98,7 +98,7 @@ def compare_masks(
 
 
 def compare_values(items: TableItems, table: Table, rows: Sequence[int], values: np.ndarray, task: Task) -> "Figure":
-    """A gallery of these rows (N,), titled with their ids, targets and predicted values (N, C)."""
+    """Draw a gallery of these table rows, titled with ids, targets and predicted values (N, C)."""
     assert table.target is not None
     titles = [
         f"{table.ids[row]}\n{_describe(table.classes, table.target[row], task)}"
@@ -109,20 +109,20 @@ def compare_values(items: TableItems, table: Table, rows: Sequence[int], values:
 
 
 def paint(image: np.ndarray, mask: np.ndarray, classes: int, ignore_index: int | None = None) -> np.ndarray:
-    """The image (H, W, 3) uint8 with each of so many classes of the mask in its colour; ignored pixels are hatched."""
+    """Paint the classes of a mask over an image (H, W, 3) uint8; ignored pixels are hatched."""
     mask = resize_mask(mask, image.shape[:2])
     result = image.copy()
     ignored = np.zeros(mask.shape, bool) if ignore_index is None else mask == ignore_index
-    # Over grey, since two colours mixed look like a third class.
+    # Over grey, because mixed colours would look like another class.
     gray = image[~ignored].mean(axis=1, keepdims=True)
     colors = np.array([color_of(number) for number in range(classes)])
-    result[~ignored] = np.rint((1 - SHARE) * gray + SHARE * 255 * colors[mask[~ignored]])
+    result[~ignored] = np.rint((1 - OPACITY) * gray + OPACITY * 255 * colors[mask[~ignored]])
     result[ignored & ((np.indices(mask.shape).sum(axis=0) // HATCH) % 2 == 0)] = 128
     return result
 
 
 def displayable(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 to look at: gray, or the first three channels; other than 8 bit is stretched to its 1-99 %."""
+    """Convert to (H, W, 3) uint8: grey or the first three channels; stretch images that are not 8 bit to 1-99 %."""
     image = image[:, :, :3] if image.shape[2] >= 3 else np.repeat(image[:, :, :1], 3, axis=2)
     if image.dtype == np.uint8:
         return image
@@ -132,10 +132,10 @@ def displayable(image: np.ndarray) -> np.ndarray:
 
 
 def draw_samples(data: Mapping[str, Any], prepared: Prepared) -> Path:
-    """Draw `samples.png`, images of every class with their labels or masks, unless it is up to date.
+    """Draw `samples.png`, images of every class with labels or masks, unless it is up to date.
 
     Args:
-        data: the `data` part of the config.
+        data: the config's `data` section.
     """
     path, table = Path(data["prepared"]) / "samples.png", prepared.table
     sources = (table.path, Path(data["prepared"]) / "images.csv")
@@ -158,7 +158,7 @@ def draw_samples(data: Mapping[str, Any], prepared: Prepared) -> Path:
 
 
 def choose_samples(present: np.ndarray, count: int) -> list[int]:
-    """Rows in which the classes of `present` (N, C), and rows of none, take turns: random, but the same every time."""
+    """Choose rows at random, with a fixed seed, alternating between the classes of `present` (N, C) and empty rows."""
     order = np.random.default_rng(0).permutation(len(present))
     queues = [order[present[order, number] > 0].tolist() for number in range(present.shape[1])]
     queues.append(order[~(present[order] > 0).any(axis=1)].tolist())
@@ -173,7 +173,7 @@ def choose_samples(present: np.ndarray, count: int) -> list[int]:
 
 
 def _fit(image: np.ndarray, least: int, most: int) -> np.ndarray:
-    """The image with a longer side of `least` to `most` pixels; one that grows keeps its pixels sharp."""
+    """Resize an image to a longer side of `least` to `most` pixels; enlarged pixels stay sharp."""
     longer = max(image.shape[:2])
     size = [max(1, round(side * np.clip(longer, least, most) / longer)) for side in image.shape[:2]]
     if longer > most:
@@ -189,7 +189,7 @@ def _patches(named: Sequence[tuple[str, Any]]) -> list[Any]:
 
 
 def _describe(classes: Sequence[str], values: np.ndarray, task: Task) -> str:
-    """The largest class with its probability, or the labels from 0.5 on; what is no probability as it is."""
+    """Describe values: the argmax with its probability, labels from 0.5 on, or numbers that are not probabilities."""
     if not task.probabilities:
         return " ".join(f"{name} {value:.4g}" for name, value in zip(classes, values, strict=True))
     if not task.exclusive:

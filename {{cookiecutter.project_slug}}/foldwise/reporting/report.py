@@ -1,4 +1,4 @@
-"""A report as one HTML file: pictures inline, nothing loaded from anywhere."""
+"""Self-contained HTML reports with inline pictures."""
 
 import base64
 import html
@@ -16,7 +16,7 @@ from foldwise.reporting.figures import learning_curves, to_png
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# The policy makes the browser refuse whatever a name or caption might try to load.
+# The security policy stops names and captions from loading anything.
 PAGE = Template("""<!doctype html>
 <html lang="en">
 <head>
@@ -47,7 +47,7 @@ $body
 
 
 def write_page(path: Path, title: str, parts: Sequence[str]) -> None:
-    """Write a page of HTML parts; an older one is replaced."""
+    """Write a page of HTML parts, replacing an older one."""
     write_text(path, PAGE.substitute(title=escape(title), body="\n".join(parts)))
 
 
@@ -60,16 +60,14 @@ def write_report(
     figures: Sequence[tuple[str, "Figure | bytes"]],
     metric: str = "score",
 ) -> None:
-    """Write the report of a run or an ensemble; an older one is replaced.
+    """Write the report of a run or an ensemble, replacing an older one.
 
     Args:
-        path: the HTML file.
-        summary: what there is to know at the top, by name.
-        scores: rows of the table of scores, for example {"fold": 0, "accuracy": 0.9}; a row whose first value is
-            text ("OOF") is set off as a total.
-        history: of each fold, its history.csv; empty leaves the learning curves out.
-        figures: captions with matplotlib figures or PNG files' bytes, in their order.
-        metric: the name of `score` in the history.
+        summary: names and values of the table at the top.
+        scores: rows such as {"fold": 0, "accuracy": 0.9}; rows whose first value is text ("OOF") are set off as totals.
+        history: history.csv by fold; empty omits the learning curves.
+        figures: captions with figures or PNG bytes.
+        metric: name of the metric in the history's `score` column.
     """
     parts = [summary_html(summary)] if summary else []
     if scores:
@@ -80,17 +78,13 @@ def write_report(
 
 
 def summary_html(values: Mapping[str, Any]) -> str:
-    """A table of two columns, names and values."""
+    """Render a table of names and values."""
     rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>\n" for name, value in values.items())
     return f"<table>\n{rows}</table>"
 
 
 def table_html(rows: Sequence[Mapping[str, Any]], totals: bool = False) -> str:
-    """A table of rows by the names of their columns; NaN is a dash.
-
-    Args:
-        totals: set off rows whose first value is text.
-    """
+    """Render a table of rows, {column: value}; NaN is a dash, and `totals` sets off rows whose first value is text."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     head = "".join(f'<th class="number">{escape(name)}</th>' for name in names)
     lines = []
@@ -102,14 +96,13 @@ def table_html(rows: Sequence[Mapping[str, Any]], totals: bool = False) -> str:
 
 
 def figure_html(caption: str, figure: "Figure | bytes") -> str:
-    """A figure, or the bytes of a PNG file, inline under its caption."""
+    """Render a figure or PNG bytes inline under its caption."""
     data = base64.b64encode(figure if isinstance(figure, bytes) else to_png(figure)).decode()
     name = escape(caption)
     return f'<figure><figcaption>{name}</figcaption><img alt="{name}" src="data:image/png;base64,{data}"></figure>'
 
 
 def escape(value: Any) -> str:
-    """A value as text in HTML."""
     return html.escape(str(value))
 
 

@@ -1,4 +1,4 @@
-"""The report of a run: what it was, how it trained, and where its out-of-fold predictions are wrong."""
+"""Report of a run: settings, training curves, and errors of its out-of-fold predictions."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ from foldwise.reporting.pictures import compare_masks, compare_values
 from foldwise.reporting.report import write_report
 from foldwise.tasks import Task
 
-GALLERY = 24  # pictures of a gallery
+GALLERY = 24  # pictures
 OVERLAYS = 4
 
 
@@ -35,9 +35,9 @@ def report_run(
     """Write `report.html` of a finished run.
 
     Args:
-        metric: the metric, ready for the task.
-        oof: the out-of-fold predictions of the whole run.
-        counts: (N, C, 3) pixel counts of the images in the order of `oof`; None but for maps.
+        metric: set up for the task.
+        oof: predictions of all folds.
+        counts: (N, C, 3) pixel counts of the images in the order of `oof`; None unless the task has maps.
     """
     name = type(metric).__name__
     summary = {
@@ -46,9 +46,9 @@ def report_run(
         "model": " ".join(str(config["model"][key]) for key in ("name", "encoder") if config["model"].get(key)),
         "metric": f"{name}, {'greater' if metric.greater_is_better else 'lower'} is better; overall is "
         + ("over all rows together" if metric.pooled else "the mean of the folds"),
-        "weights that are scored": _weights(config),
+        "scored weights": _weights(config),
         "test-time augmentation": ", ".join(oof.header.tta["views"]) + f" ({oof.header.tta['mean']} mean)",
-        "configuration": "config.yaml beside this file",
+        "configuration": "config.yaml next to this file",
     }
     scores: list[dict[str, Any]] = [{"fold": fold, name: score} for fold, score in per_fold.items()]
     if len(per_fold) > 1:
@@ -57,14 +57,14 @@ def report_run(
     scores.append({"fold": "OOF overall", name: overall})
     history = {fold: pd.read_csv(run / f"fold{fold}" / "history.csv") for fold in per_fold}
     figures = _map_figures(table, items, metric, oof, counts) if counts is not None else _row_figures(table, items, oof)
-    if (run / "plan.png").exists():  # a run that averages another has none
+    if (run / "plan.png").exists():  # missing if the run averages the weights of another
         figures.insert(0, ("Plan", (run / "plan.png").read_bytes()))
     write_report(run / "report.html", run.name, summary, scores, history, figures, metric=name)
 
 
 def _weights(config: Mapping[str, Any]) -> str:
     choices = followers(config)
-    optimistic = f"; {', '.join(choices)} followed the fold that is scored: optimistic" if choices else ""
+    optimistic = f"; optimistic: {', '.join(choices)} followed the scored fold" if choices else ""
     if config["top_k"]:
         return f"the {config['top_k']} best epochs{optimistic}"
     if any(phase.get("snapshot") for phase in config["phases"].values()):
@@ -95,10 +95,7 @@ def _row_figures(table: Table, items: TableItems, oof: Predictions) -> list[tupl
 
 
 def worst_rows(target: np.ndarray, values: np.ndarray, count: int, task: Task) -> np.ndarray:
-    """Rows of (N, C) targets and values that are wrong, by their cross-entropy, at most `count`.
-
-    Of values that are no probabilities, those with the largest mean error.
-    """
+    """Return the `count` wrong rows with the largest cross-entropy; without probabilities, the largest mean error."""
     if not task.probabilities:
         return np.argsort(-np.abs(target - values).mean(axis=1), kind="stable")[:count]
     order = np.argsort(-cross_entropy(target, values, task.exclusive), kind="stable")
