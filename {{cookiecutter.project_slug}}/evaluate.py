@@ -79,11 +79,7 @@ def main() -> None:
 
 
 def describe_runs(sources: list[Path]) -> dict[int, list[str]]:
-    """Describe how each further run, by its index, differs from the first; sources that are not runs are skipped.
-
-    Raises:
-        Refusal: a run was made by another version of this code.
-    """
+    """Describe how each further run, by its index, differs from the first; skip sources that are not runs."""
     from foldwise.training.run_folder import describe_changes
 
     runs = [number for number, source in enumerate(sources) if (source / "identity.json").is_file()]
@@ -91,11 +87,7 @@ def describe_runs(sources: list[Path]) -> dict[int, list[str]]:
 
 
 def report_path(out: Path | None, source: Path) -> Path:
-    """Return `out`, or the first unused name of evaluation.html, evaluation-2.html, ... in the source.
-
-    Raises:
-        Refusal: the source is not a folder, or `out` exists.
-    """
+    """Return `out`, or the first unused name of evaluation.html, evaluation-2.html, ... in the source; Refusal if it exists."""
     if not source.is_dir():
         raise Refusal(f"{source} is not a folder")
     if out is not None:

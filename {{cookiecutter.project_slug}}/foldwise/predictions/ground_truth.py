@@ -34,9 +34,7 @@ class GroundTruth:
     Attributes:
         folds: (N,) int64; -1 for rows that are never scored.
         folds_hash: "" for a labelled table, which has no folds.
-        metric: set up for the task.
-        config: the resolved configuration.
-        code: the owner's code that defines the reader and the metric.
+        code: the owner's code, with the reader and the metric.
     """
 
     table: Table
@@ -56,9 +54,8 @@ def read_ground_truth(source: Path, data: str | None = None, overrides: Sequence
     """Read the competition's table and folds for a source of predictions.
 
     Args:
-        source: a run or an ensemble; its config.yaml names data and metric.
         data: name of a file in configs/data, for a source without config.yaml.
-        overrides: key=value changes of the configuration, as in train.py; only with `data`.
+        overrides: key=value changes of that configuration, as in train.py.
 
     Raises:
         Refusal: no configuration, no folds.csv, untrusted code, or a table with problems.
@@ -87,11 +84,7 @@ def read_labelled_table(
 
 
 def read_test_table(truth: GroundTruth, path: Path | None = None) -> Table:
-    """Read a table without targets: `path`, or else `data.test_table`.
-
-    Raises:
-        Refusal: `data.test_table` is null, or the table has problems.
-    """
+    """Read a table without targets: `path`, or else `data.test_table`; Refusal if both are None."""
     data = truth.config["data"]
     path = path or data["test_table"]
     if path is None:
@@ -114,13 +107,10 @@ def mismatches(header: Header, truth: GroundTruth, split: str) -> list[str]:
 
 
 def check_predictions(predictions: Predictions, truth: GroundTruth) -> None:
-    """Refuse predictions that do not match the ground truth.
+    """Raise PredictionsError with all mismatches between predictions and ground truth.
 
     Out-of-fold predictions must cover exactly the scored rows. For a labelled table any split will do, and predictions
     of further ids are ignored.
-
-    Raises:
-        PredictionsError: lists all mismatches, and ids that are missing or unknown.
     """
     labelled = not truth.folds_hash
     problems = mismatches(predictions.header, truth, predictions.header.split if labelled else "oof")
@@ -135,13 +125,10 @@ def check_predictions(predictions: Predictions, truth: GroundTruth) -> None:
 
 
 def align(predictions: Predictions, truth: GroundTruth) -> tuple[np.ndarray, np.ndarray]:
-    """Average out-of-fold predictions over snapshots and views, and put them in table order.
+    """Check out-of-fold predictions and average them over snapshots and views.
 
     Returns:
-        Indices (N,) int64 of the scored rows, and their values (N, C) float64.
-
-    Raises:
-        PredictionsError: as `check_predictions`.
+        Table indices (N,) int64 of the scored rows, ascending, and their values (N, C) float64.
     """
     check_predictions(predictions, truth)
     average = average_members(predictions.frame, predictions.columns).set_index("id")

@@ -36,7 +36,6 @@ class Header:
 
     Attributes:
         split: "oof" or "test".
-        task: a name of `foldwise.tasks`.
         columns: names of the predicted values; the classes, if these are probabilities.
         run: name of the run that predicted.
         folds_hash: hash of its folds (`folds.folds_hash`); None when unknown. Different hashes cannot be blended.

@@ -21,14 +21,11 @@ def paired_error(first: Sequence[float], second: Sequence[float]) -> tuple[float
 def choose_simplest(scores: np.ndarray, greater_is_better: bool) -> int:
     """Return the index of the simplest method within one standard error of the best.
 
-    The one-standard-error rule (Breiman et al. 1984, section 3.4.3), with the paired error. It rarely picks a method
-    that was best by chance.
+    This rule (Breiman et al. 1984, section 3.4.3, here with the paired error) rarely picks a method that was best by
+    chance.
 
     Args:
-        scores: (methods, folds), simplest method first; a method with a NaN is never chosen.
-
-    Raises:
-        Refusal: no method has a score in every fold.
+        scores: (methods, folds), simplest method first; a method with a NaN is never chosen. Refusal if all have one.
     """
     values = np.asarray(scores, np.float64) * (1 if greater_is_better else -1)
     usable = np.flatnonzero(np.isfinite(values).all(axis=1))

@@ -44,14 +44,11 @@ class Source:
 
 
 def find_sources(folders: Sequence[Path], oof: str = "oof", test: str | None = None) -> list[Source]:
-    """Find the predictions of each source.
+    """Find the predictions of each source; refuse duplicate folders, and missing or ambiguous predictions.
 
     Args:
         oof: "oof", or the name of out-of-fold predictions in `predictions/`, for example oof-d4.
         test: a name in `predictions/`; None takes the only test predictions, if there are any.
-
-    Raises:
-        Refusal: duplicate folders, and missing or ambiguous predictions; lists every problem.
     """
     return _find_each(folders, lambda folder: Source(folder, _find_oof(folder, oof), _find_test(folder, test)))
 

@@ -82,7 +82,6 @@ def write_predictions(folder: Path, frame: pd.DataFrame, header: Header) -> None
 
     Raises:
         PredictionsError: lists all problems of the rows; nothing is written.
-        Refusal: the folder exists.
     """
     raise_problems(folder, header_problems(asdict(header)))
     frame = frame[row_columns(frame, header, folder)].reset_index(drop=True)
@@ -94,11 +93,7 @@ def write_predictions(folder: Path, frame: pd.DataFrame, header: Header) -> None
 
 
 def read_header(folder: Path) -> Header:
-    """Read the sidecar of a prediction folder.
-
-    Raises:
-        PredictionsError: missing, not JSON, another schema version, or invalid keys.
-    """
+    """Read the sidecar of a prediction folder; raise PredictionsError with all its problems."""
     path = Path(folder) / HEADER
     if not path.is_file():
         raise PredictionsError(folder, [f"there is no {HEADER}, so this is not a prediction folder"])
@@ -111,13 +106,10 @@ def read_header(folder: Path) -> Header:
 
 
 def read_predictions(folder: Path) -> Predictions:
-    """Read and check a prediction folder.
+    """Read a prediction folder; raise PredictionsError with all its problems.
 
-    The checks: ids are unique within each member, values are valid for the task, columns and members match the
-    sidecar, no id lacks a member, and every map file exists. Maps themselves are checked when read (`iter_maps`).
-
-    Raises:
-        PredictionsError: lists all problems.
+    Ids must be unique within each member, values valid for the task, columns and members as in the sidecar, members
+    complete for every id, and map files present. The maps themselves are checked when read (`iter_maps`).
     """
     folder = Path(folder)
     header = read_header(folder)
@@ -141,13 +133,10 @@ def read_predictions(folder: Path) -> Predictions:
 
 
 def iter_maps(predictions: Predictions, ids: Sequence[str] | None = None) -> Iterator[MapRow]:
-    """Yield one map at a time, all members of an image in a row.
+    """Yield one map at a time, all members of an image in a row; PredictionsError for a missing id or a bad map.
 
     Args:
         ids: which images, in which order; default: all, in index order.
-
-    Raises:
-        PredictionsError: an id is missing, or a map is unreadable or its size differs from the index.
     """
     groups = predictions.frame.groupby("id", sort=False).indices
     for id in groups if ids is None else ids:
@@ -171,11 +160,7 @@ def iter_average_maps(predictions: Predictions, ids: Sequence[str] | None = None
 def iter_side_by_side(
     predictions: Sequence[Predictions], ids: Sequence[str], fold: int | None = None
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (id, maps (M, C, H, W) float32) of M predictions, averaged over members; as `iter_maps`.
-
-    Args:
-        fold: use only the models of this fold.
-    """
+    """Yield (id, maps (M, C, H, W) float32) of M predictions, averaged over members; `fold`: use only its models."""
     if fold is not None:
         predictions = [replace(each, frame=each.frame[each.frame["fold"] == fold]) for each in predictions]
     for rows in zip(*(iter_average_maps(each, ids) for each in predictions), strict=True):

@@ -24,9 +24,6 @@ def average_views(folder: Path, out: Path, mean: str, views: Sequence[str] | Non
         mean: "arithmetic", "geometric" (mean log-probability; multi-label: mean log-odds), or "rank" for ranking
             metrics. Mean ranks are not probabilities, and later steps refuse them as such.
         views: default: all.
-
-    Raises:
-        Refusal: unknown views, a mean that does not suit the task, or as `read_predictions` and the writers.
     """
     check_new(out)
     predictions = read_predictions(folder)

@@ -89,11 +89,7 @@ class MapShard:
         """Do nothing: maps are written at once."""
 
     def add(self, id: str, fold: int, snapshot: str, view: str, probability: np.ndarray) -> None:
-        """Add one member's probability (C, H, W): float in [0, 1], or uint8 as stored.
-
-        Raises:
-            PredictionsError: wrong number of columns, NaN, or values outside [0, 1].
-        """
+        """Add one member's probability (C, H, W): float in [0, 1], or uint8 as stored; else PredictionsError."""
         values = self._as_stored(id, probability)
         file = f"maps/{self.name}-{self.count:06d}.npz"
         (self.folder / "maps").mkdir(exist_ok=True)
@@ -222,12 +218,9 @@ class PredictionWriter:
 
 
 def merge_folders(shards: Sequence[Path], folder: Path, ids: Sequence[str]) -> None:
-    """Merge the prediction folders of several ranks or folds into a new one, in the order of `ids`.
+    """Merge the prediction folders of several ranks or folds into a new one, in the order of `ids`; see `merge`.
 
-    Maps are copied unchanged, one at a time.
-
-    Raises:
-        PredictionsError: an invalid folder, headers that differ, or as `merge`.
+    Their headers must agree. Maps are copied unchanged, one at a time.
     """
     parts = [read_predictions(shard) for shard in shards]
     header = parts[0].header
@@ -245,11 +238,7 @@ def merge_folders(shards: Sequence[Path], folder: Path, ids: Sequence[str]) -> N
 
 
 def merge(frames: Sequence[pd.DataFrame], ids: Sequence[str]) -> pd.DataFrame:
-    """Merge the rows of several ranks or folds, in the order of `ids`.
-
-    Raises:
-        PredictionsError: lists missing ids, ids not in `ids`, and ids that repeat within one (snapshot, view).
-    """
+    """Merge the rows of several ranks or folds, in the order of `ids`; refuse missing, unknown and duplicate ids."""
     frame = pd.concat(frames, ignore_index=True)
     order = {id: index for index, id in enumerate(ids)}
     problems = ["the requested ids are not unique"] if len(order) != len(ids) else []

@@ -96,11 +96,7 @@ def _describe_epochs(run: Path, folds: Sequence[int], greater_is_better: bool) -
 
 
 def print_evaluation(evaluation: "Evaluation", changes: Mapping[str, Sequence[str]]) -> None:
-    """Print scores, subgroups by the competition's metric, differences, and the first notes.
-
-    Args:
-        changes: for each further run, by name, the lines that describe its differences from the first run.
-    """
+    """Print scores, subgroups, differences and notes; `changes` lists how each further run differs from the first."""
     console, scores = Console(highlight=False, markup=False), evaluation.scores
     first, over_all = evaluation.evidence[0], scores["column"] == ""
     for name, lines in changes.items():

@@ -137,12 +137,7 @@ def per_class(
     support: np.ndarray | None = None,
     greater_is_better: bool = True,
 ) -> "Figure":
-    """Draw one bar per class, worst on top; at most the 40 worst. A class with NaN is labelled as absent.
-
-    Args:
-        values: (C,) scores.
-        support: (C,) how often each class occurs.
-    """
+    """Draw one bar per class of scores (C,), worst on top; at most the 40 worst. NaN is labelled as absent."""
     values = np.asarray(values, float)
     if not len(values):
         return nothing_to_show("no classes")

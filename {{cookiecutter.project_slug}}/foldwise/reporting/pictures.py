@@ -30,11 +30,7 @@ SAMPLES = 24
 def gallery(
     images: Iterable[np.ndarray], titles: Sequence[str], legend: Sequence[tuple[str, np.ndarray]] = ()
 ) -> "Figure":
-    """Draw thumbnails of images (H, W, C) with titles; only one image is in memory at a time.
-
-    Args:
-        legend: names and RGB colours (3,) in [0, 1].
-    """
+    """Draw thumbnails of images (H, W, C) with titles; only one image is in memory at a time."""
     if not titles:
         return nothing_to_show("no images")
     columns = min(COLUMNS, len(titles))
@@ -132,11 +128,7 @@ def displayable(image: np.ndarray) -> np.ndarray:
 
 
 def draw_samples(data: Mapping[str, Any], prepared: Prepared) -> Path:
-    """Draw `samples.png`, images of every class with labels or masks, unless it is up to date.
-
-    Args:
-        data: the config's `data` section.
-    """
+    """Draw `samples.png`, images of every class with labels or masks, unless it is up to date."""
     path, table = Path(data["prepared"]) / "samples.png", prepared.table
     sources = (table.path, Path(data["prepared"]) / "images.csv")
     if path.exists() and all(path.stat().st_mtime_ns >= source.stat().st_mtime_ns for source in sources):

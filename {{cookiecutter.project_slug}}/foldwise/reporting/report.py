@@ -63,10 +63,8 @@ def write_report(
     """Write the report of a run or an ensemble, replacing an older one.
 
     Args:
-        summary: names and values of the table at the top.
         scores: rows such as {"fold": 0, "accuracy": 0.9}; rows whose first value is text ("OOF") are set off as totals.
         history: history.csv by fold; empty omits the learning curves.
-        figures: captions with figures or PNG bytes.
         metric: name of the metric in the history's `score` column.
     """
     parts = [summary_html(summary)] if summary else []

@@ -35,8 +35,6 @@ def report_run(
     """Write `report.html` of a finished run.
 
     Args:
-        metric: set up for the task.
-        oof: predictions of all folds.
         counts: (N, C, 3) pixel counts of the images in the order of `oof`; None unless the task has maps.
     """
     name = type(metric).__name__

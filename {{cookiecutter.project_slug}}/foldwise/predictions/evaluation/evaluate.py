@@ -72,14 +72,11 @@ def evaluate(
         sources: runs, ensembles, folders with their layout, or prediction folders.
         against: the second side of a comparison: as many as `sources`, with the same seeds in the same order. Without
             it, each source is compared with the first.
-        oof, test: as in `find_predictions`.
+        oof, test: as in `find_sources`.
         labelled: a labelled table; default: the competition's table, out of fold.
         data, overrides: as in `read_ground_truth`.
         by: columns that define subgroups; default: those with 2 to 20 values.
         show: images to show but not score: a file of ids, or column=value.
-
-    Raises:
-        Refusal: predictions, table, columns or ids that do not match.
     """
     if against and len(against) != len(sources):
         raise Refusal(

@@ -78,11 +78,7 @@ def gather_evidence(
     """Match predictions with the ground truth.
 
     Args:
-        metrics: set up for the task.
         rows: (N,) indices of the table rows to score; all have predictions (`ground_truth.check_predictions`).
-
-    Raises:
-        Refusal: a mask or map is unreadable, or their sizes differ.
     """
     folds = np.zeros(len(rows), np.int64)
     if predictions.header.split == "oof":

@@ -19,13 +19,10 @@ CANONICAL = ("id", "image", "mask", "group", "unit", "weight", "fold")
 
 
 def subgroup_columns(table: Table, declared: Mapping[str, Any], by: Sequence[str] | None = None) -> list[str]:
-    """Return the columns `by`, or by default the table's extra columns with 2 to 20 values.
+    """Return the columns `by`, with at most 100 values; by default the table's extra columns with 2 to 20 values.
 
     Args:
         declared: `data.columns` of the configuration, which are not extra.
-
-    Raises:
-        Refusal: unknown columns, or columns with more than 100 values.
     """
     if by is not None:
         for name in by:
@@ -46,11 +43,7 @@ def subgroups(table: Table, column: str, rows: np.ndarray) -> list[tuple[str, st
 
 
 def shown_rows(table: Table, show: str) -> np.ndarray:
-    """Select rows (N,) bool by `show`: a file with one id per line, or column=value.
-
-    Raises:
-        Refusal: `show` is neither, or has unknown ids or values.
-    """
+    """Select rows (N,) bool by `show`: a file with one id per line, or column=value; refuse unknown ids and values."""
     if Path(show).is_file():
         ids = {line.strip() for line in read_text(Path(show)).split("\n")} - {""}
         if unknown := listed(f"ids that are not in {table.path}", ids - set(table.ids)):

@@ -39,13 +39,10 @@ class Metric(ForTasks):
     pooled = True
 
     def for_task(self, task: str, classes: Sequence[str], table: "Table | None" = None) -> Self:
-        """Return the metric set up for a task and its classes or columns.
+        """Return the metric set up for a task and its classes or columns; refuse a task that it does not suit.
 
         Args:
             table: the table to score, if known; a metric that reads its columns is tried on it.
-
-        Raises:
-            Refusal: the metric does not suit the task; the message lists the metrics that do.
         """
         meaning = find_task(task)
         if not self.suits(meaning):
@@ -87,9 +84,6 @@ class RowMetric(Metric):
         Args:
             weight: (N,), how often each row counts.
             rows: (N,) records, see `row_records`; few metrics read them.
-
-        Raises:
-            Refusal: shapes differ, or `for_task` was not called.
         """
         target, probability = np.asarray(target, np.float64), np.asarray(probability, np.float64)
         if self.task is None:

@@ -26,12 +26,8 @@ def build_metric(
     Run folders may come from strangers, so only metrics of `METRICS` and of the owner's code are built.
 
     Args:
-        config: `_target_`, the dotted path of a metric, and its options.
         table: the table to score, if known, see `Metric.for_task`.
         alias: module alias of the owner's code.
-
-    Raises:
-        Refusal: another target, unknown options, or a metric that does not suit the task.
     """
     target, options = str(config["_target_"]), {key: value for key, value in config.items() if key != "_target_"}
     kinds = {f"{PACKAGE}.{kind.__name__}": kind for kind in METRICS.values()}

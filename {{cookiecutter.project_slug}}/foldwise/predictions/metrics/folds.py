@@ -20,10 +20,7 @@ def score_folds(
 ) -> tuple[dict[int, float], float]:
     """Score each fold, and all folds: pooled over their rows, or the mean of the folds' scores.
 
-    Rows of fold -1 are not scored. The mean leaves out folds whose score is NaN. Warnings name the fold.
-
-    Args:
-        target, probability, folds, rows: as in `scoring.Scored`.
+    Arguments are as in `scoring.Scored`. Rows of fold -1 are not scored. The mean leaves out folds whose score is NaN.
     """
 
     def score(chosen: np.ndarray) -> float:
@@ -38,12 +35,7 @@ def score_fold_evidence(metric: MapMetric, evidence: np.ndarray, folds: np.ndarr
 
 
 def fold_score(metric: Metric, arrays: Sequence[np.ndarray], folds: np.ndarray) -> Score:
-    """Return the score over all folds as a function of row weights, fast enough for a bootstrap.
-
-    Args:
-        arrays: as in `prepare_score`.
-        folds: (N,), none negative.
-    """
+    """Return the score over all folds (N,), none negative, as a function of row weights; arrays as `prepare_score`."""
     if metric.pooled:
         return prepare_score(metric, *arrays)
     rows_of = {fold: np.flatnonzero(folds == fold) for fold in np.unique(folds).tolist()}
@@ -59,7 +51,6 @@ def prepare_score(metric: Any, *arrays: np.ndarray) -> Score:
     For a metric without `prepare`, rows are repeated: a row of weight 2 occurs twice, under two ids.
 
     Args:
-        metric: set up for its task.
         arrays: target (N, C), probability (N, C) and records (N,); for a map metric the evidence (N, ...).
     """
     maps = isinstance(metric, MapMetric)

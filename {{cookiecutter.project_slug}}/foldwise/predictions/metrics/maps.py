@@ -20,11 +20,7 @@ class MapMetric(Metric):
     exclusive = True
 
     def measure(self, mask: np.ndarray, probability: np.ndarray) -> np.ndarray:
-        """Return the evidence of a mask (H, W) and a probability (C, H, W), an array of the same shape for all images.
-
-        Raises:
-            Refusal: mask and probability do not match.
-        """
+        """Return the evidence of a mask (H, W) and a probability (C, H, W); its shape is the same for all images."""
         raise NotImplementedError
 
     def reduce(self, evidence: np.ndarray, weight: np.ndarray | None = None) -> float:
@@ -94,11 +90,7 @@ class Dice(CountMetric):
 
 
 def pixel_confusion(mask: np.ndarray, predicted: np.ndarray, classes: int, ignore_index: int) -> np.ndarray:
-    """Count pixels of each (true, predicted) class, (C, C) int64, from a mask and a predicted mask (H, W).
-
-    Raises:
-        Refusal: sizes differ, or a mask value is neither a class nor `ignore_index`.
-    """
+    """Count pixels of each (true, predicted) class (C, C) in masks (H, W); Refusal if sizes or values do not match."""
     if mask.shape != predicted.shape:
         raise Refusal(f"the mask is {mask.shape}, but the prediction {predicted.shape} (height, width)")
     valid = mask != ignore_index

@@ -39,12 +39,9 @@ class Published(RowMetric):
     probabilities = False
 
     def for_task(self, task: str, classes: Sequence[str], table: "Table | None" = None) -> Self:
-        """As `Metric.for_task`; also try the function on uniform predictions, so that it fails before training.
+        """As `Metric.for_task`; also try the function, so that it fails before training.
 
-        It is tried on the table, or else on four made-up rows per class.
-
-        Raises:
-            Refusal: a column is missing, or the function fails.
+        It gets uniform predictions of the table, or else of four made-up rows per class.
         """
         ready = super().for_task(task, classes, table)
         target, rows, what = np.tile(np.eye(len(classes)), (4, 1)), None, "a made-up table"
