@@ -87,7 +87,7 @@ def describe_runs(sources: list[Path]) -> dict[int, list[str]]:
 
 
 def report_path(out: Path | None, source: Path) -> Path:
-    """Return `out`, or the first unused name of evaluation.html, evaluation-2.html, ... in the source; Refusal if it exists."""
+    """Return `out` if it does not exist; by default the first unused evaluation.html, evaluation-2.html, ..."""
     if not source.is_dir():
         raise Refusal(f"{source} is not a folder")
     if out is not None:

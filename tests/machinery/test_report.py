@@ -46,7 +46,7 @@ def test_one_file_with_everything_escaped_and_nothing_loaded(tmp_path):
         summary={"model": "resnet18", evil: evil},
         scores=[{"fold": 0, "accuracy": 0.91}, {"fold": 1, "accuracy": float("nan")}, {"fold": "OOF", "accuracy": 0.9}],
         history={0: history(), 1: history(1)},
-        figures=[(f"per class {evil}", per_class(np.array([0.5]), ["a"], "F1")), ("raw", b"\x89PNG")],
+        figures=[(f"per class {evil}", per_class(np.array([0.5]), ["a"], "F1", np.array([1]))), ("raw", b"\x89PNG")],
     )
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     tags = Tags()

@@ -134,10 +134,10 @@ def per_class(
     values: np.ndarray,
     classes: Sequence[str],
     name: str,
-    support: np.ndarray | None = None,
+    support: np.ndarray,
     greater_is_better: bool = True,
 ) -> "Figure":
-    """Draw one bar per class of scores (C,), worst on top; at most the 40 worst. NaN is labelled as absent."""
+    """Draw one bar per class of scores (C,) with its support (C,), worst on top; at most the 40 worst."""
     values = np.asarray(values, float)
     if not len(values):
         return nothing_to_show("no classes")
@@ -145,8 +145,8 @@ def per_class(
     order = np.argsort(worst, kind="stable")[:MOST_CLASSES]
     figure = new_figure(8, 1.2 + 0.24 * len(order))
     axis = figure.subplots()
-    counts = [""] * len(values) if support is None else [f"  ({int(count):,})" for count in support]
-    bars(axis, values[order], [shorten(classes[index]) + counts[index] for index in order], color=color_of(0))
+    names = [f"{shorten(classes[index])}  ({int(support[index]):,})" for index in order]
+    bars(axis, values[order], names, color=color_of(0))
     for row, value in enumerate(values[order]):
         text = " does not occur" if math.isnan(value) else f" {value:.3f}"
         axis.text(max(0.0, float(np.nan_to_num(value))), row, text, va="center", fontsize=8)

@@ -165,17 +165,17 @@ def class_table(evidence: ClassEvidence, truth: GroundTruth) -> pd.DataFrame:
     return table.assign(IoU=ratio(correct, predicted + true - correct)) if truth.task.kind == "maps" else table
 
 
-def reliability_bins(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """Sum count, confidence and outcome in B equal bins of [0, 1]; (3, B) float64.
+def reliability_bins(confidence: np.ndarray, correct: np.ndarray) -> np.ndarray:
+    """Sum count, confidence and outcome in equal bins of [0, 1]; (3, B) float64.
 
     Args:
         confidence: probability of the predicted class, or for multi-label of every label; any shape.
         correct: same shape: whether the prediction is right, or for multi-label whether the label is present.
     """
     confidence = np.asarray(confidence, np.float64).ravel()
-    index = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    index = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
     weights = (None, confidence, np.asarray(correct, np.float64).ravel())
-    return np.stack([np.bincount(index, weights=weight, minlength=bins) for weight in weights]).astype(np.float64)
+    return np.stack([np.bincount(index, weights=weight, minlength=BINS) for weight in weights]).astype(np.float64)
 
 
 def expected_calibration_error(sums: np.ndarray) -> float:

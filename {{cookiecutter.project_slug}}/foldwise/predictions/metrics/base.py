@@ -116,11 +116,6 @@ class RowMetric(Metric):
         """Override instead of `_score` to read ids or columns of the table."""
         return self._score(target, probability, weight)
 
-    @property
-    def reads_rows(self) -> bool:
-        """Whether the metric reads records; repeating rows is ten times as fast without them."""
-        return type(self)._score_rows is not RowMetric._score_rows
-
     def example_rows(self, count: int) -> np.ndarray | None:
         """Return `count` records of real rows to try the metric on; None without a table."""
         return None if self.examples is None else repeat_records(self.examples, np.arange(count) % len(self.examples))

@@ -64,7 +64,8 @@ def prepare_score(metric: Any, *arrays: np.ndarray) -> Score:
         if maps:
             return metric.reduce(arrays[0][drawn])
         target, probability, rows = arrays
-        records = repeat_records(rows, drawn) if metric.reads_rows else None
+        reads_records = type(metric)._score_rows is not RowMetric._score_rows  # ten times as fast without
+        records = repeat_records(rows, drawn) if reads_records else None
         return metric(target[drawn], probability[drawn], rows=records)
 
     return score
