@@ -94,7 +94,7 @@ def read_test_table(truth: GroundTruth, path: Path | None = None) -> Table:
 
 
 def mismatches(header: Header, truth: GroundTruth, split: str) -> list[str]:
-    """List differences in split, task, columns and folds between predictions and ground truth; unknown folds match."""
+    """List differences in split, task, columns and folds between predictions and ground truth; accept unknown folds."""
     problems = [] if header.split == split else [f"their split is {header.split}, not {split}"]
     if header.task != truth.task.name:
         problems.append(f"their task is {header.task}, but {truth.table.path} has {truth.task.name}")

@@ -57,7 +57,7 @@ class Header:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "columns", list(self.columns))  # as JSON returns them
+        object.__setattr__(self, "columns", list(self.columns))  # JSON returns lists
         if not self.kind and self.task in TASKS:
             object.__setattr__(self, "kind", self.meaning.kind)
 
@@ -185,7 +185,7 @@ def map_file_problems(folder: Path, frame: pd.DataFrame) -> list[str]:
 
 
 def listed(what: str, names: Iterable[str]) -> list[str]:
-    """Return one problem that counts the distinct names and shows the first of them; no names, no problem."""
+    """Return a problem with the number of distinct names and the first of them; [] without names."""
     distinct = sorted(set(names))
     return [f"{len(distinct)} {what}: {some(distinct)}"] if distinct else []
 

@@ -44,7 +44,7 @@ def by_unit(table: Table, rows: np.ndarray, probability: np.ndarray, folds: np.n
 
 
 def score_rows(metric: RowMetric, table: Table, rows: np.ndarray, probability: np.ndarray) -> float:
-    """Score predictions (N, C) of these table rows, averaged over units."""
+    """Score predictions (N, C) of these table rows; images of a unit are averaged first."""
     scored = by_unit(table, rows, probability, np.zeros(len(rows), int))
     return metric(scored.target, scored.probability, rows=scored.rows)
 
@@ -52,5 +52,5 @@ def score_rows(metric: RowMetric, table: Table, rows: np.ndarray, probability: n
 def score_table(
     metric: RowMetric, table: Table, rows: np.ndarray, probability: np.ndarray, folds: np.ndarray
 ) -> tuple[dict[int, float], float]:
-    """Score each fold and all folds, averaged over units; see `metrics.score_folds`."""
+    """Score each fold and all folds (`metrics.score_folds`); images of a unit are averaged first."""
     return score_folds(metric, *by_unit(table, rows, probability, folds))

@@ -54,7 +54,7 @@ def find_sources(folders: Sequence[Path], oof: str = "oof", test: str | None = N
 
 
 def find_predictions(paths: Sequence[Path], oof: str, test: str | None, labelled: bool) -> list[Path]:
-    """Find the prediction folder of each path, which is one itself or a source; refusals as `find_sources`.
+    """Find the prediction folder of each path, a prediction folder or a source; refusals as `find_sources`.
 
     Args:
         labelled: find test predictions, to score on a labelled table, instead of out-of-fold predictions.

@@ -160,7 +160,7 @@ def iter_average_maps(predictions: Predictions, ids: Sequence[str] | None = None
 def iter_side_by_side(
     predictions: Sequence[Predictions], ids: Sequence[str], fold: int | None = None
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (id, maps (M, C, H, W) float32) of M predictions, averaged over members; `fold`: use only its models."""
+    """Yield (id, maps (M, C, H, W) float32) of M predictions, averaged over members (of one `fold`)."""
     if fold is not None:
         predictions = [replace(each, frame=each.frame[each.frame["fold"] == fold]) for each in predictions]
     for rows in zip(*(iter_average_maps(each, ids) for each in predictions), strict=True):

@@ -32,7 +32,7 @@ def to_png(figure: "Figure") -> bytes:
 
 
 def new_figure(width: float, height: float, dpi: float = DPI) -> "Figure":
-    """Make an empty figure, sizes in inches, that lays itself out."""
+    """Make an empty figure with automatic layout; sizes in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=dpi, layout="constrained")

@@ -46,7 +46,7 @@ class Metric(ForTasks):
         """
         meaning = find_task(task)
         if not self.suits(meaning):
-            from foldwise.predictions.metrics import METRICS  # a circular import at the top
+            from foldwise.predictions.metrics import METRICS  # circular at module level
 
             others = ", ".join(sorted(name for name, kind in METRICS.items() if kind.suits(meaning)))
             raise Refusal(
@@ -121,7 +121,7 @@ class RowMetric(Metric):
         return None if self.examples is None else repeat_records(self.examples, np.arange(count) % len(self.examples))
 
     def hard(self, values: np.ndarray, threshold: float = 0.5) -> np.ndarray:
-        """(N, C) bool: the argmax of each row, or for multi-label every class at or above the threshold."""
+        """Predicted labels (N, C) bool: the argmax of each row, or for multi-label every class at or above the threshold."""
         if self.task is None or self.task.exclusive:
             return np.arange(values.shape[1]) == values.argmax(axis=1)[:, None]
         return values >= threshold
@@ -135,7 +135,7 @@ def weighted_mean(values: np.ndarray) -> Score:
 def confusion_matrix(
     true: np.ndarray, predicted: np.ndarray, classes: int, weight: np.ndarray | None = None
 ) -> np.ndarray:
-    """Count, or sum the weights of, each (true, predicted) pair of class indices (N,) int64; (C, C)."""
+    """Count (true, predicted) pairs of class indices (N,) int64 as (C, C), or sum their weights."""
     counts = np.bincount(true * classes + predicted, weights=weight, minlength=classes**2)
     return counts.reshape(classes, classes)
 

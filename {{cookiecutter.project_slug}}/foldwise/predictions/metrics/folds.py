@@ -35,7 +35,7 @@ def score_fold_evidence(metric: MapMetric, evidence: np.ndarray, folds: np.ndarr
 
 
 def fold_score(metric: Metric, arrays: Sequence[np.ndarray], folds: np.ndarray) -> Score:
-    """Return the score over all folds (N,), none negative, as a function of row weights; arrays as `prepare_score`."""
+    """Return the score over all folds as a function of row weights; arrays as in `prepare_score`, no fold is -1."""
     if metric.pooled:
         return prepare_score(metric, *arrays)
     rows_of = {fold: np.flatnonzero(folds == fold) for fold in np.unique(folds).tolist()}
@@ -54,7 +54,7 @@ def prepare_score(metric: Any, *arrays: np.ndarray) -> Score:
         arrays: target (N, C), probability (N, C) and records (N,); for a map metric the evidence (N, ...).
     """
     maps = isinstance(metric, MapMetric)
-    if "prepare" in vars(type(metric)):  # not inherited: a subclass may override what the inherited one relies on
+    if "prepare" in vars(type(metric)):  # an inherited `prepare` may not suit a subclass
         return metric.prepare(*arrays[: 1 if maps else 2])
 
     def score(weight: np.ndarray) -> float:

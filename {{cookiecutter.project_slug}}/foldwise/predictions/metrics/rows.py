@@ -49,7 +49,7 @@ def cross_entropy(target: np.ndarray, probability: np.ndarray, exclusive: bool) 
 
 
 def is_correct(target: np.ndarray, probability: np.ndarray, exclusive: bool) -> np.ndarray:
-    """Whether each row (N,) is right: its argmax; if not exclusive, all its labels at threshold 0.5."""
+    """Whether each row (N,) is correct: its argmax; if not exclusive, all its labels at threshold 0.5."""
     if exclusive:
         return probability.argmax(axis=1) == target.argmax(axis=1)
     return ((probability >= 0.5) == (target >= 0.5)).all(axis=1)
@@ -169,7 +169,10 @@ class MeanAveragePrecision(RowMetric):
 
 
 def _levels(true: np.ndarray, probability: np.ndarray) -> list[Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]]:
-    """For each class, a function from row weights to (positive, every), summed at each distinct probability, rising."""
+    """For each class, return a function from row weights to (positive, every).
+
+    Both sum the weights at each distinct probability, in ascending order: of the positive rows and of every row.
+    """
 
     def of_class(true: np.ndarray, values: np.ndarray) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
         order = np.argsort(values, kind="stable")
