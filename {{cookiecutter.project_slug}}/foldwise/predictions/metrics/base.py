@@ -121,7 +121,7 @@ class RowMetric(Metric):
         return None if self.examples is None else repeat_records(self.examples, np.arange(count) % len(self.examples))
 
     def hard(self, values: np.ndarray, threshold: float = 0.5) -> np.ndarray:
-        """Predicted labels (N, C) bool: the argmax of each row, or for multi-label every class at or above the threshold."""
+        """Predicted labels (N, C) bool: the argmax of each row; for multi-label every class at or above `threshold`."""
         if self.task is None or self.task.exclusive:
             return np.arange(values.shape[1]) == values.argmax(axis=1)[:, None]
         return values >= threshold
