@@ -29,21 +29,15 @@ from foldwise.tasks.outputs import run_of
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The targets, folds and metric of one competition.
-
-    Attributes:
-        folds: (N,) int64; -1 for rows that are never scored.
-        folds_hash: "" for a labelled table, which has no folds.
-        code: the owner's code, with the reader and the metric.
-    """
+    """Targets, folds and metric of a competition."""
 
     table: Table
-    folds: np.ndarray
-    folds_hash: str
-    metric: Any
+    folds: np.ndarray  # (N,) int64; -1 for rows that are never scored
+    folds_hash: str  # "" for a labelled table, which has no folds
+    metric: Any  # set up for the task
     config: dict[str, Any]
     items: TableItems
-    code: Code = NO_CODE
+    code: Code = NO_CODE  # the owner's code, with the reader and the metric
 
     @property
     def task(self) -> Task:

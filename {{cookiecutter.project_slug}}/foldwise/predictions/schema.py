@@ -35,21 +35,17 @@ class Header:
     """The sidecar `predictions.json`.
 
     Attributes:
-        split: "oof" or "test".
-        columns: names of the predicted values; the classes, if these are probabilities.
-        run: name of the run that predicted.
-        folds_hash: hash of its folds (`folds.folds_hash`); None when unknown. Different hashes cannot be blended.
         tta: {"views": [...], "mean": "arithmetic", "geometric" or "rank"}; also "tiles": True for tiled images.
         members: [{"fold": ..., "snapshot": ..., "view": ...}], filled in when the rows are written.
         created_by: the command or person.
         kind: "rows" or "maps"; filled in from the task.
     """
 
-    split: str
+    split: str  # "oof" or "test"
     task: str
-    columns: Sequence[str]
-    run: str = ""
-    folds_hash: str | None = None
+    columns: Sequence[str]  # names of the predicted values; the classes, if these are probabilities
+    run: str = ""  # name of the run that predicted
+    folds_hash: str | None = None  # `folds.folds_hash`, None when unknown; different hashes cannot be blended
     tta: dict[str, Any] = field(default_factory=lambda: {"views": ["identity"], "mean": "arithmetic"})
     members: list[dict[str, Any]] = field(default_factory=list)
     created_by: str = ""

@@ -18,22 +18,14 @@ LABEL: Any = {"ha": "center", "va": "bottom", "fontsize": 8}
 
 @dataclass(frozen=True)
 class PhasePreview:
-    """A phase and its settings.
-
-    Attributes:
-        share: share of trainable parameters, in [0, 1].
-        image_size: (height, width) of the training images.
-        augmentations: names of the transforms, including mixup and the like.
-        lrs: lowest and highest learning rate over all layers, at equidistant points of the phase.
-        plateau: whether the learning rate drops when the validation loss stops improving.
-    """
+    """A phase and its settings."""
 
     phase: Phase
-    share: float
-    image_size: tuple[int, int]
-    augmentations: list[str]
-    lrs: list[tuple[float, float]]
-    plateau: bool
+    share: float  # of trainable parameters, in [0, 1]
+    image_size: tuple[int, int]  # (height, width)
+    augmentations: list[str]  # names of the transforms, including mixup and the like
+    lrs: list[tuple[float, float]]  # lowest and highest over all layers, at equidistant points of the phase
+    plateau: bool  # whether the learning rate drops when the validation loss stops improving
 
 
 def phases_figure(previews: Sequence[PhasePreview]) -> "Figure":

@@ -28,27 +28,20 @@ from foldwise.progress import Progress, silent
 class Evaluation:
     """Result of `evaluate`.
 
-    Attributes:
-        metrics: the competition's metric, then others that suit the task.
-        evidence: one per prediction, in the order of `sources`, then `against`.
-        scores: columns column, value, images, groups, prediction, metric, score, low, high. Rows over all images come
-            first, with column "". `low` and `high` are NaN with too few groups.
-        differences: columns what, metric, and those of `bootstrap.Difference`; empty for one prediction.
-        groups, drawn: the number of groups drawn from, and their plural, such as "images".
-        shown: indices of table rows that are shown but not scored.
-        notes: warnings about scores that are undefined or rest on too few groups.
+    `scores` has the columns column, value, images, groups, prediction, metric, score, low, high. Rows over all images
+    come first, with column "". `low` and `high` are NaN with too few groups.
     """
 
     truth: GroundTruth
-    metrics: list[Any]
-    evidence: list[Evidence]
+    metrics: list[Any]  # the competition's metric, then others that suit the task
+    evidence: list[Evidence]  # one per prediction, in the order of `sources`, then `against`
     scores: pd.DataFrame
-    differences: pd.DataFrame
-    groups: int
-    drawn: str
+    differences: pd.DataFrame  # what, metric, and the fields of `bootstrap.Difference`; empty for one prediction
+    groups: int  # number of groups to draw from
+    drawn: str  # what these are: "groups", "units" or "images"
     resamples: int
-    shown: np.ndarray
-    notes: list[str]
+    shown: np.ndarray  # indices of table rows that are shown but not scored
+    notes: list[str]  # warnings about scores that are undefined or rest on too few groups
 
 
 def evaluate(

@@ -27,44 +27,27 @@ BINS = 15  # of confidence, as in Guo et al. 2017
 
 @dataclass(frozen=True, eq=False)
 class ClassEvidence:
-    """Evidence about predicted classes.
+    """Evidence about predicted classes."""
 
-    Attributes:
-        counts: (C, 3) correct, predicted and true units (pixels) of each class.
-        confusion: (C, C) counts of (true, predicted) class; None for multi-label.
-        reliability: (3, B) calibration sums.
-        correct: (U,) whether every label or pixel is right.
-        unsure: (U,) uncertainty; larger is less certain.
-    """
-
-    counts: np.ndarray
-    confusion: np.ndarray | None
-    reliability: np.ndarray
-    correct: np.ndarray
-    unsure: np.ndarray
+    counts: np.ndarray  # (C, 3) correct, predicted and true units (pixels) of each class
+    confusion: np.ndarray | None  # (C, C) counts of (true, predicted) class; None for multi-label
+    reliability: np.ndarray  # (3, B) calibration sums
+    correct: np.ndarray  # (U,) whether every label or pixel is right
+    unsure: np.ndarray  # (U,) uncertainty
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """A prediction of U scored units, which are images if the table has no units.
-
-    Attributes:
-        arrays: for each metric, the arrays for `metrics.folds.prepare_score`.
-        folds: (U,) the fold of each unit; 0 for test predictions.
-        rows: (U,) index of the unit's first row in the table.
-        wrong: (U,) error; larger is further from the ground truth.
-        average: values by id, averaged over members, of all images; None for maps.
-        classes: None if the values are not class probabilities.
-    """
+    """A prediction of U scored units, which are images if the table has no units."""
 
     name: str
     predictions: Predictions
-    arrays: Sequence[tuple[np.ndarray, ...]]
-    folds: np.ndarray
-    rows: np.ndarray
-    wrong: np.ndarray
-    average: pd.DataFrame | None = None
-    classes: ClassEvidence | None = None
+    arrays: Sequence[tuple[np.ndarray, ...]]  # for each metric, the arguments of `metrics.folds.prepare_score`
+    folds: np.ndarray  # (U,) 0 for test predictions
+    rows: np.ndarray  # (U,) index of the unit's first row in the table
+    wrong: np.ndarray  # (U,) error
+    average: pd.DataFrame | None = None  # values of all images by id, averaged over members; None for maps
+    classes: ClassEvidence | None = None  # None if the values are not class probabilities
 
 
 def gather_evidence(
