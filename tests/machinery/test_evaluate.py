@@ -372,7 +372,7 @@ def test_test_predictions_of_anybody_with_a_labelled_table(place, tmp_path):
     labels = pd.read_csv(place / "labelled.csv", dtype=str).set_index("id")["label"]
     right = values.idxmax(axis=1) == labels
     assert overall(evaluation, "Accuracy")["score"].tolist() == [pytest.approx(right.mean())] * 2
-    with pytest.raises(Refusal, match="friend has test predictions: name the table .* with --table"):
+    with pytest.raises(Refusal, match="friend has test predictions: name a labelled table with --table"):
         evaluate([tmp_path / "friend"])
 
 
