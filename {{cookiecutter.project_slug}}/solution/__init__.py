@@ -1,4 +1,4 @@
-"""What this competition changes: how a row is read, what the network does, what the losses are, how it is scored.
+"""Your competition's own code: how a row is read, the network, the losses and the metric.
 
-Everything else is the machinery in foldwise/, which nobody edits. docs/extend.md shows what is meant to be swapped.
+docs/extend.md explains what you can replace. foldwise/ is the template's machinery; don't edit it.
 """

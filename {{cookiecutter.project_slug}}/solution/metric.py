@@ -1,6 +1,6 @@
-"""The competition's metric, where it is none of `metric=` (python train.py --help lists them).
+"""The competition's metric, if the built-in ones do not have it (python train.py --help lists them).
 
-Published code goes here as it is: a function score(solution, submission, row_id_column_name), named by
+Paste the published code here, as a function score(solution, submission, row_id_column_name), and select it with
 
     python train.py metric=published metric.function=solution.metric.score metric.greater_is_better=false
 """
@@ -10,6 +10,6 @@ import pandas as pd
 
 
 def score(solution: pd.DataFrame, submission: pd.DataFrame, row_id_column_name: str) -> float:
-    """An example: one minus the mean absolute error of the class probabilities."""
+    """Example: one minus the mean absolute error of the class probabilities."""
     solution, submission = (frame.set_index(row_id_column_name) for frame in (solution, submission))
     return float(1 - np.abs(solution - submission.loc[solution.index]).to_numpy().mean())

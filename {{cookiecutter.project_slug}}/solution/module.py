@@ -1,4 +1,4 @@
-"""What the losses are made of. `module._target_` in configs/train.yaml names the class."""
+"""The training losses. `module._target_` in configs/train.yaml selects the class."""
 
 from torch import Tensor
 
@@ -7,13 +7,15 @@ from foldwise.models.network import Batch
 
 
 class Module(TrainingModule):
-    """Trains `self.network` with `self.loss`, which the group `loss` of the configuration names."""
+    """Trains `self.network` with `self.loss`, which the config group `loss` selects."""
 
     def losses(self, outputs: Batch, batch: Batch) -> dict[str, Tensor]:
-        """The loss of a batch; further scalars in the dict are logged, (B,) entries go to the sampling.
+        """Return the loss of a batch as "loss".
+
+        Other scalars are logged; entries of shape (B,) are passed to the sampling at the end of each epoch.
 
         Args:
-            outputs: what the network gave.
-            batch: the fields of the samples; "target", "weight" (B,) and "row" (B,) beside them.
+            outputs: returned by the network.
+            batch: the fields of the samples, "target", "weight" (B,), and "row" (B,), the index of each item.
         """
         return {"loss": self.loss(outputs["logits"], batch["target"], batch["weight"])}

@@ -1,17 +1,16 @@
-"""What the network does with a batch. `model._target_` in configs/train.yaml names the class."""
+"""The network. `model._target_` in configs/train.yaml selects the class."""
 
 from foldwise.models.network import Batch
 from foldwise.models.networks import ImageNetwork
 
 
 class Network(ImageNetwork):
-    """A network of timm's or smp's, as `model` in the configuration describes it, in `self.net`.
+    """A timm or smp network in `self.net`, built from the config group `model`.
 
-    For a network of your own, subclass foldwise.models.network.Network: give it an encoder (build_encoder), and all
-    else that it is made of. Its constructor takes `channels`, `outputs`, `weights`, `pretrained`, and whatever you add
-    to the group `model`.
+    To write your own, subclass foldwise.models.network.Network and create an encoder (see `build_encoder`) and a head.
+    The constructor takes `channels`, `outputs`, `weights`, `pretrained`, and every setting you add to `model`.
     """
 
     def forward(self, batch: Batch) -> Batch:
-        """Raw outputs; images arrive normalised, (B, C, H, W)."""
+        """Return raw outputs by name; images are normalised, (B, C, H, W)."""
         return {"logits": self.net(batch["image"])}

@@ -1,4 +1,4 @@
-"""How an item of the table is read. `samples._target_` in configs/train.yaml names the class."""
+"""How the table's rows are read. `samples._target_` in configs/train.yaml selects the class."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,33 +13,30 @@ from foldwise.data.samples import Rows, Sample
 
 
 class Samples(samples.Samples):
-    """One picture an item.
+    """Reads one image per row, in training, validation, prediction, prepare.py and bundles alike."""
 
-    Training, validation, prediction, prepare.py and a bundle all read through this class.
-    """
-
-    # Columns of the table that `read` needs beside the picture's, such as ("age", "sex"); read them as rows["age"].
+    # Extra columns of the table that `read` uses, such as ("age", "sex"); get them with rows["age"].
     columns: Sequence[str] = ()
-    # What `read` gives. Other kinds: "values" (numbers), "codes" (whole numbers), "mask" and "map" (a value a pixel).
+    # What `read` returns. Other kinds: "values" (float), "codes" (int), "mask" and "map" (one value per pixel).
     fields: Mapping[str, Field] = {"image": Field("image")}
 
     def items(self, rows: Rows) -> list[Item]:
-        """What is predicted: each row. Several rows make one item with group_items(rows, "patient")."""
+        """List what is predicted: one item per row. To predict per patient: group_items(rows, "patient")."""
         return [Item(id, (row,)) for row, id in enumerate(rows["id"])]
 
     def files(self, rows: Rows, item: Item) -> list[Path]:
-        """Every file that `read` opens."""
+        """List every file that `read` opens."""
         return [rows.path(row) for row in item.rows]
 
     def fit(self, rows: Rows, items: Sequence[Item]) -> dict[str, Any]:
-        """What reading must know of the training items, such as the mean of a column; saved with the model."""
+        """Learn from the training items, such as a column's mean. Saved with the model and passed to `read`."""
         return {}
 
     def read(self, rows: Rows, item: Item, state: Mapping[str, Any], rng: np.random.Generator | None) -> Sample:
-        """The arrays of an item; augmentation, resizing and normalisation follow.
+        """Read an item as a dict of arrays; augmentation, resizing and normalisation follow.
 
         Args:
-            state: what `fit` gave.
-            rng: for what is drawn in training; None in validation and prediction.
+            state: returned by `fit`.
+            rng: for random choices in training; None in validation and prediction.
         """
         return {"image": read_image(rows.path(item.rows[0]), self.mode)}
