@@ -6,9 +6,9 @@ examples:
   python prepare.py --data competition data.folds=10 seed=1
   python prepare.py --data competition --weights weights/tf_efficientnet_lite0.safetensors
 
-It lists everything that is wrong with the table and the images at once, then looks for duplicates and for a shift
-between train and test, in pixels or, with --weights, in what a network sees. It can be run again at any time: only
-new images are read, folds stay as they are, and new rows join them.
+It reports all problems of the table and the images at once. Then it looks for duplicates and for a shift between train
+and test: in pixels or, with --weights, in the features of a network. Run it again at any time: only new images are
+read, existing rows keep their folds, and new rows are added to the folds.
 """
 
 import argparse
@@ -26,20 +26,18 @@ SHOWN_CLASSES = 40
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; see --help."""
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("--data", default="competition", help="a file in configs/data, by name (default: competition)")
-    add("--weights", type=Path, metavar="FILE", help="weights of --network: finds other views of a scene, too")
-    add("--network", default="tf_efficientnet_lite0", help="one of timm's (default: tf_efficientnet_lite0)")
+    add("--weights", type=Path, metavar="FILE", help="weights of --network: also finds other views of a scene")
+    add("--network", default="tf_efficientnet_lite0", help="a timm network (default: tf_efficientnet_lite0)")
     add("overrides", nargs="*", metavar="key=value", help="changes to the config, as in train.py")
     return parser.parse_args(arguments)
 
 
 def main() -> None:
-    """Prepare; exit code 2 on an error of the input."""
     options = parse()
-    with exit_on_error("the same command resumes with the images that were not read"):
+    with exit_on_error("run the same command again to resume; images already read are skipped"):
         run(options.data, options.overrides, options.weights, options.network)
 
 
@@ -75,7 +73,7 @@ def run(name: str, overrides: list[str], weights: Path | None, network: str) -> 
 
 
 def make_describer(weights: Path | None, network: str) -> "Describer":
-    """The network whose weights are given, or pixels, to find images that are alike."""
+    """Make what similar images are found with: a network if its weights are given, else pixels."""
     if weights is None:
         from foldwise.audit.descriptors import PixelDescriber
 
@@ -96,8 +94,8 @@ def show(prepared: "Prepared", notes: list[str]) -> None:
     table, statistics, scan = prepared.table, prepared.statistics, prepared.scan
     counts = np.array(list(statistics["class_counts"].values()))
     folds, rows = np.unique(prepared.fold_of_items, return_counts=True)
-    what = "pixels" if find_task(table.task).kind == "maps" else "images"
-    title = f"{table.path}: {len(table)} rows; {what} of each class in each fold"
+    unit = "pixels" if find_task(table.task).kind == "maps" else "images"
+    title = f"{table.path}: {len(table)} rows; {unit} per class and fold"
     names = ["train" if fold == -1 else f"fold {fold}" for fold in folds]
     histogram = make_table(title, ["class"], [*names, "all"])
     for number in np.sort(np.argsort(counts.sum(axis=0), kind="stable")[:SHOWN_CLASSES]):

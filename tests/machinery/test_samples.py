@@ -137,9 +137,9 @@ def test_the_table_of_items_has_a_row_each(table: Table) -> None:
 @pytest.mark.parametrize(
     ("items", "message"),
     [
-        ([Item("a", (0,)), Item("b", (1,)), Item("a", (2,))], r"1 ids of items come more than once: .*a"),
+        ([Item("a", (0,)), Item("b", (1,)), Item("a", (2,))], r"1 item ids come more than once: .*a"),
         ([Item("a", (0,)), Item("b", ())], r"item 'b' has no rows"),
-        ([Item("a", (0, 2)), Item("b", (1, 3))], r"1 items have rows of several groups: .*b"),
+        ([Item("a", (0, 2)), Item("b", (1, 3))], r"1 items have rows in several groups: .*b"),
         ([Item("a", (0, 1))], r"several groups(.|\n)*several folds"),
     ],
 )
@@ -162,16 +162,16 @@ class Odd(Samples):
 @pytest.mark.parametrize(
     ("fields", "values", "message"),
     [
-        ({}, {"age": 1.0}, "gives image, age, target .*what differs is age"),
-        ({"age": Field("values")}, {}, "what differs is age"),
-        ({"age": Field("values")}, {"age": "4"}, "age is <U1 and not float32"),
-        ({"age": Field("values")}, {"age": None}, "age is object and not float32"),
-        ({"sex": Field("codes")}, {"sex": 0.5}, "sex is float64 and not int64"),
+        ({}, {"age": 1.0}, "returns image, age, target.*the difference is age"),
+        ({"age": Field("values")}, {}, "the difference is age"),
+        ({"age": Field("values")}, {"age": "4"}, "age is <U1, not float32"),
+        ({"age": Field("values")}, {"age": None}, "age is object, not float32"),
+        ({"sex": Field("codes")}, {"sex": 0.5}, "sex is float64, not int64"),
         ({"points": Field("values", ragged=True)}, {"points": 3.0}, "points is ragged, so it must have a first axis"),
         ({"near": Field("image")}, {"near": np.zeros((8, 9), np.uint8)}, r"near has the shape \(8, 9\) .*\(H, W, C\)"),
         ({"seen": Field("mask")}, {"seen": np.zeros((8, 9, 1, 1), np.uint8)}, r"seen has the shape .*\(H, W\)"),
-        ({"seen": Field("mask")}, {"seen": np.zeros((8, 9), np.float32)}, "seen is float32 and not uint8 or uint16"),
-        ({"near": Field("image")}, {"near": []}, "near of id 'r0' is a stack without images"),
+        ({"seen": Field("mask")}, {"seen": np.zeros((8, 9), np.float32)}, "seen is float32, not uint8 or uint16"),
+        ({"near": Field("image")}, {"near": []}, "near of id 'r0' is an empty stack"),
         ({"near": Field("image", ragged=True)}, {"near": np.zeros((8, 9, 3), np.uint8)}, "near is ragged, so it must"),
     ],
 )

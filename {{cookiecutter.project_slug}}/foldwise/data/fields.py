@@ -1,4 +1,4 @@
-"""Fields, of which a sample is made, and items, of which it is a sample."""
+"""Items (what is predicted) and fields (the arrays of an item's sample)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ SPATIAL = ("image", "map", "mask")
 
 @dataclass(frozen=True)
 class Field:
-    """Kind of an array of a sample, by which it is augmented, mixed, cut into tiles, and moved to the device.
+    """Kind of an array in a sample: decides how it is augmented, batched, mixed and tiled.
 
     Attributes:
-        kind: "image" (pixels, normalised on the device), "map" (numbers a pixel), "mask" (class numbers a pixel),
-            "values" (float32 of any shape) or "codes" (int64 of any shape). The first three are spatial: they are
-            cropped, flipped and resized together, and reach the network as (..., H, W).
-        ragged: the length of the first axis varies between samples. A batch is padded with zeros, and
-            `batch[f"{key}_valid"]`, (B, N) bool, says what is real.
-        train_only: a target, or what only the loss needs: absent in prediction, bundle and export.
+        kind: "image" (normalised on the device), "map" (numbers per pixel), "mask" (class indices per pixel),
+            "values" (float32 of any shape) or "codes" (int64 of any shape). The first three are spatial: cropped,
+            flipped and resized together, and passed to the network as (..., H, W).
+        ragged: the first axis varies in length between samples. Batches are padded with zeros;
+            `batch[f"{key}_valid"]`, (B, N) bool, marks the real entries.
+        train_only: a target or another input of the loss: absent in prediction and bundles.
     """
 
     kind: FieldKind
@@ -31,12 +31,12 @@ class Field:
 
 
 def seen_spatial(fields: Mapping[str, Field]) -> list[str]:
-    """Names of the spatial fields that a network sees: those of views and tiles."""
+    """Names of the spatial fields that the network uses; TTA and tiles apply to them."""
     return [name for name, field in fields.items() if field.spatial and not field.train_only]
 
 
 class Item(NamedTuple):
-    """One thing to predict: one or more rows of the table. Its target, group, weight and fold are the first row's."""
+    """One thing to predict: one or more rows of the table; target, group, weight and fold come from the first row."""
 
     id: str
     rows: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Check the table and all images, make folds, compute statistics: all between a table and the first epoch."""
+"""Check the table and all images, make folds, compute statistics."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,15 +28,15 @@ class Prepared:
     """Everything that training needs to know of the data.
 
     Attributes:
-        table: one row an item, with the targets of the main output.
-        source: the table as it is, of whose rows the reader makes `items`.
-        samples: the reader; `alias`: of the owner's code that it is from.
-        outputs: what is predicted, the main output first.
-        tables: as `table`, by the target field of each output.
-        folds: of every id of the items, -1 for always train.
-        statistics: see `compute_statistics`; `scan`: see `scan_items`.
-        notes: sentences for the user.
-        pseudo: the rows of `data.pseudo`, which take part in training and in nothing else.
+        table: one row per item, with the targets of the main output.
+        source: the table as read; the reader makes `items` of its rows.
+        samples: the reader, imported from the owner's code under `alias`.
+        outputs: the main output first.
+        tables: like `table` for each output, by target field.
+        folds: by item id; -1 means always train.
+        statistics, scan: see `compute_statistics` and `scan_items`.
+        notes: messages for the user.
+        pseudo: the rows of `data.pseudo`, used in training only.
     """
 
     table: Table
@@ -66,18 +66,18 @@ class Prepared:
 
 
 def prepare(config: Mapping[str, Any], alias: str | None, make_folds: bool = True, progress: bool = True) -> Prepared:
-    """Check the data of a configuration and bring `folds.csv`, `images.csv` and `statistics.json` up to date.
+    """Check the data of a config and update `folds.csv`, `images.csv` and `statistics.json`.
 
-    It can be called again at any time: only the sizes of known files are read, folds stay, new rows join them, and what
-    is up to date is not written.
+    Safe to call again: of known files only the sizes are read, existing rows keep their folds, and up-to-date files are
+    not rewritten.
 
     Args:
-        config: resolved; `data`, `task`, `seed` (of the folds) and `outputs` are read.
-        alias: of the owner's code, which has the reader.
-        make_folds: False refuses a table whose rows are not all in `folds.csv`.
+        config: resolved; uses `data`, `task`, `outputs` and `seed` (of the folds).
+        alias: module alias of the owner's code.
+        make_folds: False refuses rows that are not in `folds.csv`.
 
     Raises:
-        TableError: everything that is wrong with the table or the images.
+        TableError: lists all problems of the table or the images.
         Refusal: folds cannot be made, or do not fit the table.
     """
     data, task = config["data"], config["task"]
@@ -90,19 +90,19 @@ def prepare(config: Mapping[str, Any], alias: str | None, make_folds: bool = Tru
     scan = scan_items(items, data, progress=progress)
     folds, notes = update_folds(table, present_classes(table, scan), data, config["seed"], make_folds)
     statistics = compute_statistics(scan, items, fold_array(folds, table.ids), data["scale"])
-    every_scan = [scan]
+    scans = [scan]
     for output in outputs[1:]:
         if output.meaning.field.spatial:
-            every_scan.append(scan_items(items, data, f"images-{output.name}", tables[output.target], progress))
+            scans.append(scan_items(items, data, f"images-{output.name}", tables[output.target], progress))
     stored = Path(data["prepared"]) / "statistics.json"
     if not stored.exists() or read_json(stored) != statistics:
         write_json(stored, statistics)
     pseudo = None
     if data.get("pseudo"):
         if len(outputs) > 1 or any(len(item.rows) > 1 for item in items.items):
-            raise Refusal("data.pseudo has rows of one image and one target each, and here are several")
+            raise Refusal("data.pseudo supports one image per item and one output; this config has more")
         pseudo = read_pseudo(data, table, folds.values(), folds_hash(folds))
-        every_scan = [scan, scan_alike(pseudo.table, data, samples, statistics, progress)]
+        scans.append(scan_alike(pseudo.table, data, samples, statistics, progress))
     return Prepared(
         table,
         items.source,
@@ -114,7 +114,7 @@ def prepare(config: Mapping[str, Any], alias: str | None, make_folds: bool = Tru
         folds,
         folds_hash(folds),
         statistics,
-        images_hash(pd.concat(every_scan)),
+        images_hash(pd.concat(scans)),
         scan,
         tuple(notes),
         pseudo,
@@ -122,7 +122,7 @@ def prepare(config: Mapping[str, Any], alias: str | None, make_folds: bool = Tru
 
 
 def read_items(data: Mapping[str, Any], task: str, samples: Samples) -> TableItems:
-    """The training table of a configuration and its items, with targets."""
+    """Read the training table, with targets, and its items."""
     classes = provide_classes(data, task)
     source = read_table(data["table"], task, data["root"], Columns.from_config(data["columns"]), classes)
     return TableItems.of(source, samples, targets=True)
@@ -131,7 +131,7 @@ def read_items(data: Mapping[str, Any], task: str, samples: Samples) -> TableIte
 def read_outputs(
     config: Mapping[str, Any], table: Table, items: Sequence[Item]
 ) -> tuple[tuple[Output, ...], dict[str, Table]]:
-    """Read all outputs, the main one first, and the items' table with the targets of each, by their field."""
+    """Read all outputs, the main one first, and each one's table (one row per item) by its target field."""
     main = Output.main(config["task"], table.classes)
     outputs, tables = [main], {main.target: table}
     data = config["data"]
@@ -154,7 +154,7 @@ def check_test_table(data: Mapping[str, Any], prepared: Prepared, progress: bool
 def scan_alike(
     table: Table, data: Mapping[str, Any], samples: Samples, statistics: Mapping[str, Any], progress: bool
 ) -> pd.DataFrame:
-    """Scan the items of another table, whose images must have the channels and the dtype of the training images."""
+    """Scan another table; its images must have the channels and dtype of the training images."""
     scan = scan_items(TableItems.of(table, samples, targets="mask" in table.frame), data, progress=progress)
     trained: Mapping[str, Any] = next(iter(statistics["images"].values()), {})
     problems = [
@@ -168,7 +168,10 @@ def scan_alike(
 
 
 def present_classes(table: Table, scan: pd.DataFrame) -> np.ndarray:
-    """(N, C) 0 or 1, what folds are balanced by: labels, the likeliest class of soft targets, classes in a mask."""
+    """Return the classes of each item, (N, C) of 0 and 1, to balance folds by.
+
+    Soft targets count as their most probable class; masks, as every class in them.
+    """
     if table.target is None:
         return (np.stack(scan["pixels"].tolist()) > 0).astype(np.float64)
     if find_task(table.task).exclusive:
@@ -177,7 +180,6 @@ def present_classes(table: Table, scan: pd.DataFrame) -> np.ndarray:
 
 
 def _check_names(samples: Samples) -> None:
-    """Refuse fields whose names mean something else in a batch."""
     taken = [
         name
         for name in samples.fields
@@ -185,14 +187,14 @@ def _check_names(samples: Samples) -> None:
     ]
     if taken:
         raise Refusal(
-            f"{type(samples).__name__}.fields has {', '.join(taken)}, which mean something else in a batch (weight, "
-            "row, lam, and names that end in _valid or _other): choose other names"
+            f"{type(samples).__name__}.fields has {', '.join(taken)}: rename these. weight, row, lam and names ending in "
+            "_valid or _other are reserved in a batch, and a name must be a Python identifier"
         )
 
 
 def _check_ignore_index(ignore_index: Any, outputs: Sequence[Output]) -> None:
     if not isinstance(ignore_index, int):
-        raise Refusal(f"data.ignore_index is {ignore_index!r}; give a mask value that no class has, such as 255")
+        raise Refusal(f"data.ignore_index is {ignore_index!r}; set it to a mask value that is no class, such as 255")
     for output in outputs:
         if output.meaning.kind == "maps" and 0 <= ignore_index < len(output.columns):
-            raise Refusal(f"data.ignore_index is {ignore_index}, which is the class {output.columns[ignore_index]!r}")
+            raise Refusal(f"data.ignore_index is {ignore_index}, which is class {output.columns[ignore_index]!r}; set it to a value that is no class")

@@ -1,4 +1,4 @@
-"""From an item to arrays: read, checked, scaled, and fitted to the size of a network."""
+"""Read an item: check and scale its arrays, and fit them to the network's image size."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,13 +18,13 @@ from foldwise.tasks import find_task
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads the items of a table, by number.
+    """Reads the items of a table by index.
 
     Attributes:
-        state: what `samples.fit` gave.
-        scales: of each image field, the stored value that means 1.0; None or absent: by dtype.
-        targets: tables of the items, by the target field that each has; empty in prediction. A field that `samples`
-            declares is read by `samples`.
+        state: returned by `samples.fit`.
+        scales: the stored value that means 1.0, by image field; None or absent: by dtype.
+        targets: item tables by the target field they provide; empty in prediction. Fields that `samples` declares are
+            read by `samples` instead.
     """
 
     samples: Samples
@@ -34,22 +34,23 @@ class Reader:
     scales: Mapping[str, float | None] = field(default_factory=dict)
     targets: Mapping[str, Table] = field(default_factory=dict)
 
-    @cached_property  # asked for at each sample
+    @cached_property  # used for every sample
     def fields(self) -> dict[str, Field]:
-        """All fields of the samples that this reader gives."""
-        own = {name: kind for name, kind in self.samples.fields.items() if self.rows.targets or not kind.train_only}
+        """The fields of the samples, targets included."""
+        declared = self.samples.fields
+        fields = {name: kind for name, kind in declared.items() if self.rows.targets or not kind.train_only}
         targets = target_fields(self.targets)
-        return own | {name: kind for name, kind in targets.items() if name not in self.samples.fields}
+        return fields | {name: kind for name, kind in targets.items() if name not in declared}
 
     def files(self, index: int) -> list[Path]:
         return self.samples.files(self.rows, self.items[index])
 
     def read(self, index: int, rng: np.random.Generator | None = None) -> Sample:
-        """The sample of an item at its stored size: images in [0, 1] as float32, or uint8.
+        """Read an item at its stored size; images are float32 in [0, 1], or uint8.
 
         Raises:
-            ImageError: a file cannot be used; the message has the item's id.
-            Refusal: the reader gives other fields than it declares, or arrays of another kind.
+            ImageError: a file cannot be used; names the item's id.
+            Refusal: the reader's fields, shapes or dtypes differ from what it declares.
         """
         item, fields = self.items[index], self.fields
         try:
@@ -63,23 +64,22 @@ class Reader:
         wrong = [name for name in fields if name not in sample] + [name for name in sample if name not in fields]
         if wrong:
             raise Refusal(
-                f"{type(self.samples).__name__}.read gives {', '.join(sample)} and its fields are "
-                f"{', '.join(fields)}: what differs is {', '.join(wrong)}"
+                f"{type(self.samples).__name__}.read returns {', '.join(sample)}, but its fields are "
+                f"{', '.join(fields)}; the difference is {', '.join(wrong)}"
             )
         return {name: self._checked(name, kind, sample[name], item.id) for name, kind in fields.items()}
 
     def _checked(self, name: str, kind: Field, value: Any, id: str) -> Any:
-        """The array of a field in the shape and dtype that its kind says; of a stack, a list."""
         if not kind.spatial:
             dtype, allowed = (np.float32, "iubf") if kind.kind == "values" else (np.int64, "iub")
             array = np.asarray(value)
             if array.dtype.kind not in allowed:
-                raise self._refusal(name, f"is {array.dtype} and not {dtype.__name__}")
+                raise self._refusal(name, f"is {array.dtype}, not {dtype.__name__}")
             if kind.ragged and not array.ndim:
                 raise self._refusal(name, "is ragged, so it must have a first axis")
             return array.astype(dtype, copy=False)
         if isinstance(value, list | tuple) and not value:
-            raise self._refusal(name, f"of id {id!r} is a stack without images")
+            raise self._refusal(name, f"of id {id!r} is an empty stack")
         if isinstance(value, list | tuple) or value.ndim == (3 if kind.kind == "mask" else 4):
             return [self._checked_image(name, kind, image) for image in value]
         if kind.ragged:
@@ -89,9 +89,9 @@ class Reader:
     def _checked_image(self, name: str, kind: Field, image: np.ndarray) -> np.ndarray:
         if image.ndim != (2 if kind.kind == "mask" else 3):
             shape = "(H, W)" if kind.kind == "mask" else "(H, W, C)"
-            raise self._refusal(name, f"has the shape {image.shape} and not {shape}")
+            raise self._refusal(name, f"has the shape {image.shape}, not {shape}")
         if kind.kind == "mask" and image.dtype not in (np.uint8, np.uint16):
-            raise self._refusal(name, f"is {image.dtype} and not uint8 or uint16")
+            raise self._refusal(name, f"is {image.dtype}, not uint8 or uint16")
         if kind.kind == "image":
             return to_unit(image, self.scales.get(name))
         return image.astype(np.float32, copy=False) if kind.kind == "map" else image
@@ -101,16 +101,15 @@ class Reader:
 
 
 def target_fields(tables: Mapping[str, Table]) -> dict[str, Field]:
-    """The fields of the targets that these tables have, by the name of the field."""
     return {name: find_task(table.task).field for name, table in tables.items()}
 
 
 def fit_sample(
     sample: Sample, fields: Mapping[str, Field], size: Sequence[int] | None, fit: str
 ) -> dict[str, np.ndarray]:
-    """The sample with its spatial fields at `size` (None: as they are) and in the order of a network.
+    """Resize the spatial fields to `size` (None keeps theirs) and move channels first.
 
-    Images and maps become (C, H, W), masks (H, W) int64, stacks have N in front.
+    Images and maps become (C, H, W), masks (H, W) int64; stacks have N in front.
     """
     return {name: _fit_field(sample[name], kind, size, fit) for name, kind in fields.items()}
 

@@ -1,11 +1,11 @@
-"""The embedded sample competition: scikit-learn's handwritten digits as a small competition per task.
+"""The built-in sample competition, one per task, made of scikit-learn's handwritten digits.
 
-It is written as image files and tables like those of any competition, so that everything runs without a network. Every
-handwritten digit is used once, so none is in both a fold and its training set.
+It is written as image files and tables like a real one, so everything runs offline. Each handwritten digit is used
+once, so nothing leaks between folds.
 
-What would show a broken pipeline: sixes are red and nines are blue, and half of both stand on their heads, so
-they cannot be told apart without the right colour channels; strokes of a mask are about five pixels wide, so that
-a shift of two costs a third of the IoU; images differ in size and are not square.
+It is built to expose pipeline bugs. Sixes are red, nines are blue, and half of both are upside down: without the right
+colour channels they look the same. Mask strokes are about five pixels wide: a shift of two pixels costs a third of the
+IoU. Images differ in size and are not square.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,10 +31,10 @@ class SampleSpec:
     """Design of the images of one task.
 
     Attributes:
-        digits: that are used, each as often as it was handwritten, or `at_most` so often.
-        per_image: the chances of 0, 1, 2... digits in an image.
-        size: least and most height of a digit, as height and width of the image, in pixels.
-        test: the number of test images.
+        at_most: limits on how many drawings of a digit are used.
+        per_image: probabilities of 0, 1, 2... digits in an image.
+        size, height, width: smallest and largest, in pixels, of a digit and of the image.
+        test: number of test images.
     """
 
     target: str
@@ -57,24 +57,22 @@ SPECS = {
 
 
 def is_sample(data: Mapping[str, Any]) -> bool:
-    """True if a configuration's data are the sample."""
     return data["name"] == "sample"
 
 
 def provide_classes(data: Mapping[str, Any], task: str) -> Sequence[str] | None:
-    """The classes of a configuration's data. The sample's need no setting; it is written when it is first used."""
+    """Return the configured classes. For the sample, write it on first use and default to its classes."""
     if not is_sample(data):
         return data["classes"]
     root, table = Path(data["root"]), Path(data["table"])
     if not table.exists():
-        with lock(root / ".lock"):  # several jobs may begin at once
+        with lock(root / ".lock"):  # several jobs may start at once
             if not table.exists():
                 write_sample(root, task)
     return data["classes"] or sample_classes(task)
 
 
 def sample_classes(task: str) -> tuple[str, ...]:
-    """The class names of a task's sample; for segmentation, class i is the mask value i."""
     names = tuple(DIGITS[digit] for digit in SPECS[task].digits)
     return ("background", *names) if task == "segmentation" else names
 
@@ -82,7 +80,7 @@ def sample_classes(task: str) -> tuple[str, ...]:
 def write_sample(root: Path, task: str) -> None:
     """Write images (and masks), `train.csv`, `test.csv` and `test_solution.csv` (the ground truth) into `root`.
 
-    The files are the same every time. `train.csv` comes last, so that its presence means that all is there.
+    The files are the same every time. `train.csv` is written last: if it exists, the sample is complete.
     """
     spec = SPECS[task]
     rng = np.random.default_rng(SEED)
@@ -111,35 +109,35 @@ def write_sample(root: Path, task: str) -> None:
 
 
 def _compose(spec: SampleSpec, rng: np.random.Generator) -> list[list[tuple[int, np.ndarray]]]:
-    """The contents of each image: (digit, its 8 x 8 drawing in [0, 1]), each drawing in one image only."""
+    """Distribute the drawings over images: lists of (digit, 8 x 8 drawing in [0, 1])."""
     from sklearn.datasets import load_digits
 
     source = load_digits()
     drawings, digits = source.images / 16, source.target
     chosen = [rng.permutation(np.flatnonzero(digits == digit))[: spec.at_most.get(digit)] for digit in spec.digits]
-    waiting = rng.permutation(np.concatenate(chosen)).tolist()
+    remaining = rng.permutation(np.concatenate(chosen)).tolist()
     images = []
-    while waiting:
+    while remaining:
         count = int(rng.choice(len(spec.per_image), p=spec.per_image))
-        images.append([(int(digits[index]), drawings[index]) for index in waiting[:count]])
-        waiting = waiting[count:]
+        images.append([(int(digits[index]), drawings[index]) for index in remaining[:count]])
+        remaining = remaining[count:]
     return images
 
 
 def _draw(
     digits: Sequence[tuple[int, np.ndarray]], spec: SampleSpec, background: str, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The image (H, W, 3) RGB uint8 and its mask (H, W) uint8 with the position in `spec.digits` + 1."""
+    """Draw an RGB image (H, W, 3) uint8 and its mask (H, W) uint8 of indices into `spec.digits`, plus 1."""
     height, width = int(rng.integers(*spec.height, endpoint=True)), int(rng.integers(*spec.width, endpoint=True))
     image = _background(background, height, width, rng)
     mask = np.zeros((height, width), np.uint8)
-    # Several digits stand in different quarters of the image, so that they never cover each other.
-    many = len(spec.per_image) > 2
+    # Several digits go into different quarters of the image, so they never overlap.
+    several = len(spec.per_image) > 2
     quarters = rng.permutation(4)
     for number, (digit, drawing) in enumerate(digits):
         size = rng.uniform(*spec.size)
         box = (0.0, 0.0, float(height), float(width))
-        if many:
+        if several:
             row, column = divmod(int(quarters[number]), 2)
             box = (row * height / 2, column * width / 2, height / 2, width / 2)
         ink = _ink(drawing, digit, size, box, (height, width), rng)
@@ -159,7 +157,7 @@ def _ink(
     shape: tuple[int, int],
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """The share of each pixel that the digit covers, (H, W): turned and sheared a little, placed in the box."""
+    """Rotate and shear a digit a little, place it in the box; returns the coverage of each pixel, (H, W) in [0, 1]."""
     top, left, height, width = box
     center = (
         left + rng.uniform(size / 2, max(width - size / 2, size / 2 + 1)),
@@ -167,7 +165,7 @@ def _ink(
     )
     angle = np.deg2rad(rng.uniform(-8, 8) + (180 if digit in HUES and rng.random() < 0.5 else 0))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    # Enlarged and smoothed first: eight pixels alone would give jagged, broken strokes.
+    # Enlarge and smooth first: eight pixels alone give jagged, broken strokes.
     large = cv2.GaussianBlur(cv2.resize(np.pad(drawing, 1), (80, 80), interpolation=cv2.INTER_CUBIC), (0, 0), 3)
     matrix = turn @ np.array([[1, rng.uniform(-0.1, 0.1)], [0, 1]]) * (size / 64)
     offset = np.array(center) - matrix @ np.array([39.5, 39.5])
@@ -176,7 +174,7 @@ def _ink(
 
 
 def _background(kind: str, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """A dark image (H, W, 3) in [0, 0.4], plain or with a texture between two colours, with some noise."""
+    """Draw a dark background (H, W, 3) in [0, 0.4]: plain or textured, with noise."""
     first, second = (_rgb(rng.uniform(0, 360), rng.uniform(0.2, 0.8), rng.uniform(0.05, 0.35)) for _ in range(2))
     y, x = np.mgrid[:height, :width]
     angle = rng.uniform(0, 2 * np.pi)
@@ -193,7 +191,6 @@ def _background(kind: str, height: int, width: int, rng: np.random.Generator) ->
 
 
 def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:
-    """A colour in [0, 1]; hue in degrees."""
     import colorsys
 
     return np.array(colorsys.hsv_to_rgb(hue % 360 / 360, saturation, value))

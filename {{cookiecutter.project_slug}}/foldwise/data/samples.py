@@ -1,7 +1,7 @@
-"""Readers: how an item of the table becomes a sample.
+"""Readers: turn the rows of a table into items, and items into samples.
 
-`Samples` is what a competition subclasses in solution/samples.py. Training, validation, out-of-fold prediction,
-predict.py, a bundle and prepare.py all read through it, so that they cannot read differently.
+A competition subclasses `Samples` in solution/samples.py. Training, validation, prediction, bundles and prepare.py all
+read through it, so they cannot differ.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,14 +19,14 @@ from foldwise.data.problems import TableError, some
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
 
-Sample = dict[str, Any]  # arrays by the name of their field
+Sample = dict[str, Any]  # arrays by field name
 
 
 class Rows:
-    """The part of a table that a reader sees: its declared columns, and where files are.
+    """The part of a table that a reader sees: ids, image paths and its declared columns.
 
     Args:
-        targets: the reader may see targets: in training and validation, never in prediction.
+        targets: include `target_columns` and masks; False in prediction.
     """
 
     def __init__(self, table: Table, samples: "Samples", targets: bool = False) -> None:
@@ -44,17 +44,13 @@ class Rows:
         return column in self._columns
 
     def __getitem__(self, column: str) -> np.ndarray:
-        """A declared column (N,), as the file has it: of a CSV, text."""
+        """A declared column (N,) as stored; text if the table is a CSV."""
         if column not in self._columns:
-            raise Refusal(f"the reader asks for the column {column!r}: add it to `columns` of its class in solution/")
+            raise Refusal(f"the reader uses the column {column!r}: add it to `columns` of its class in solution/")
         return self._columns[column]
 
     def numbers(self, column: str) -> np.ndarray:
-        """A declared column as float64 (N,), NaN where it is empty.
-
-        Raises:
-            TableError: values that are no numbers.
-        """
+        """A declared column as float64 (N,), NaN where empty; TableError if a value is not a number."""
         if column not in self._numbers:
             values = pd.Series(self[column], dtype=object)
             empty = values.isna() | (values == "")
@@ -67,7 +63,7 @@ class Rows:
         return self._numbers[column]
 
     def path(self, row: int, column: str = "image") -> Path:
-        """The file that a column names; a path that leaves the data root is refused."""
+        """The file that a column names; refuses a path outside the data root."""
         text = str(self[column][row])
         relative = PurePosixPath(text)
         if not text or relative.is_absolute() or ".." in relative.parts:
@@ -79,9 +75,9 @@ class Rows:
 
 def require_columns(table: Table, columns: Sequence[str]) -> None:
     """Refuse a table without the columns that a reader declares."""
-    there = some(list(table.frame), 20)
+    existing = some(list(table.frame), 20)
     problems = [
-        f"there is no column {name!r}, which the reader declares; the columns are {there}"
+        f"there is no column {name!r}, which the reader declares; the columns are {existing}"
         for name in columns
         if name not in table.frame
     ]
@@ -90,15 +86,15 @@ def require_columns(table: Table, columns: Sequence[str]) -> None:
 
 
 class Samples:
-    """Reads items; this one reads the image of each row.
+    """Reads items; this base class reads one image per row.
 
-    Everything that a reader uses is declared, and is part of a run's identity: `columns`, and what `files` names.
-    Arguments of the constructor are plain values, kept with every saved model.
+    A reader declares everything it uses (`columns` and `files`); all of it is part of a run's identity. Constructor
+    arguments are plain values, saved with every model.
 
     Attributes:
-        columns: of the table; beside these, a reader sees ids and images.
-        target_columns: further ones that it may see while `rows.targets`: in training and validation alone.
-        fields: of a sample. The targets of the task are added by themselves.
+        columns: of the table, besides id and image.
+        target_columns: seen only while `rows.targets` is true, in training and validation.
+        fields: of a sample; the targets of the task are added automatically.
     """
 
     columns: Sequence[str] = ()
@@ -111,45 +107,45 @@ class Samples:
         self.mode = mode
 
     def items(self, rows: Rows) -> list[Item]:
-        """Make the items, of which each is predicted: here one of each row, under its id."""
+        """List the items to predict: here one per row, with its id."""
         return [Item(id, (row,)) for row, id in enumerate(rows["id"])]
 
     def files(self, rows: Rows, item: Item) -> list[Path]:
-        """Every file that `read` opens for an item: checked before training, and part of a run's identity."""
+        """List every file that `read` opens; they are checked before training and part of a run's identity."""
         return [rows.path(row) for row in item.rows]
 
     def fit(self, rows: Rows, items: Sequence[Item]) -> dict[str, Any]:
-        """Learn from the training items, such as means of a column; returns JSON values, saved with the model."""
+        """Learn from the training items, such as a column's mean; returns JSON values, saved with the model."""
         return {}
 
     def read(self, rows: Rows, item: Item, state: Mapping[str, Any], rng: np.random.Generator | None) -> Sample:
-        """The sample of an item.
+        """Read an item.
 
         Args:
-            state: what `fit` gave on the fold's training items.
-            rng: for what is drawn in training, a function of (seed, epoch, id); None in validation and prediction.
+            state: returned by `fit` on the fold's training items.
+            rng: for random choices in training, seeded from (seed, epoch, id); None in validation and prediction.
 
         Returns:
             An array for each field. Images are (H, W, C) as stored: uint8, uint16 or float32; maps (H, W, C) float32;
-            masks (H, W) uint8 or uint16. A list of them is a stack, whose images may differ in size: it reaches the
-            network as (N, C, H, W).
+            masks (H, W) uint8 or uint16. A list of them is a stack, passed to the network as (N, C, H, W); its images
+            may differ in size.
         """
         return {"image": read_image(rows.path(item.rows[0]), self.mode)}
 
     def picture(self, sample: Mapping[str, Any]) -> np.ndarray:
-        """(H, W, C) of a sample to look at, in reports."""
+        """Return the image (H, W, C) that reports show for a sample."""
         for name, field in self.fields.items():
             if field.kind == "image":
                 image = sample[name]
                 return image[len(image) // 2] if isinstance(image, list) or image.ndim == 4 else image
-        raise Refusal(f"{type(self).__name__} has no image among its fields: give it a method `picture` to look at")
+        raise Refusal(f"{type(self).__name__} has no image field: add a method `picture` for reports")
 
 
 def group_items(rows: Rows, column: str, order: str | None = None) -> list[Item]:
-    """Group all rows that share a value of `column` into an item of that name.
+    """Make one item of all rows with the same value of `column`, its id.
 
     Args:
-        order: a column of numbers that the rows of an item are sorted by; None: as in the table.
+        order: numeric column to sort the rows of an item by; None keeps the order of the table.
     """
     frame = pd.DataFrame({"name": rows[column].astype(str), "row": np.arange(len(rows))})
     if order is not None:
@@ -160,12 +156,7 @@ def group_items(rows: Rows, column: str, order: str | None = None) -> list[Item]
 
 @dataclass(frozen=True)
 class TableItems:
-    """The items that a reader makes of a table.
-
-    Attributes:
-        source: the table, a row an image.
-        rows: what the reader sees of it.
-    """
+    """A table and the items that a reader makes of its rows."""
 
     source: Table
     samples: Samples
@@ -179,7 +170,7 @@ class TableItems:
 
     @cached_property
     def table(self) -> Table:
-        """A row an item; see `item_table`."""
+        """One row per item; see `item_table`."""
         return item_table(self.source, self.items)
 
     @cached_property
@@ -188,33 +179,32 @@ class TableItems:
         return self.samples.fit(self.rows, self.items)
 
     def picture(self, number: int) -> np.ndarray:
-        """The picture of an item, (H, W, C) as stored."""
         return self.samples.picture(self.samples.read(self.rows, self.items[number], self.state, None))
 
 
 def item_table(table: Table, items: Sequence[Item]) -> Table:
-    """A table with one row an item, which all that follows reading works on: folds, scores, submissions.
+    """Reduce a table to one row per item, for folds, scores and submissions.
 
     Raises:
-        TableError: ids of items that are not unique, items without rows, or with rows of several groups or folds.
+        TableError: item ids repeat, or an item has no rows, or rows of several groups or folds.
     """
     frame = table.frame
     problems = [f"the item {item.id!r} has no rows" for item in items if not item.rows]
     names = pd.Series([item.id for item in items])
     if names.duplicated().any():
-        twice = names[names.duplicated()].unique().tolist()
-        problems.append(f"{len(twice)} ids of items come more than once: {some(twice)}")
+        repeated = names[names.duplicated()].unique().tolist()
+        problems.append(f"{len(repeated)} item ids come more than once: {some(repeated)}")
     for column in ("group", "fold"):
         if column in frame:
             values = frame[column].to_numpy()
             mixed = [item.id for item in items if len(set(values[list(item.rows)])) > 1]
             if mixed:
-                problems.append(f"{len(mixed)} items have rows of several {column}s: {some(mixed)}")
+                problems.append(f"{len(mixed)} items have rows in several {column}s: {some(mixed)}")
     if problems:
         raise TableError(table.path, problems)
     first = np.array([item.rows[0] for item in items], dtype=np.int64)
     if names.tolist() == table.ids and np.array_equal(first, np.arange(len(table))):
         return table
-    # The images that a unit would average are those of one item now.
+    # An item replaces the unit: there is nothing left to average.
     frame = frame.iloc[first].drop(columns="unit", errors="ignore").reset_index(drop=True).assign(id=names)
     return replace(table, frame=frame, target=None if table.target is None else table.target[first])
