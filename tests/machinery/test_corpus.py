@@ -252,7 +252,7 @@ def test_the_end_of_a_jpeg_is_found_by_its_markers(tmp_path, options):
         assert outcome(path, by_pillow(path), False) == "equal", name
     for share in (0.3, 0.5, 0.9, 0.99):
         path.write_bytes(whole[: int(len(whole) * share)])
-        with pytest.raises(ImageError, match=r"photo\.jpg is cut off"):
+        with pytest.raises(ImageError, match=r"photo\.jpg is truncated"):
             read_image(path)
 
 

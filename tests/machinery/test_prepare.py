@@ -177,7 +177,7 @@ def test_given_folds_are_taken_as_they_are(tmp_path):
     assert prepared.statistics["class_counts"] == {"-1": [0, 1], "0": [2, 0], "1": [1, 1]}
     assert any("class 'b' does not occur in fold 0" in note for note in audit_table(prepared))
     assert any("2 groups are in more than one fold" in note for note in audit_table(prepared))
-    with pytest.raises(TableError, match=r"\[0, 1\], but data.folds is 3"):
+    with pytest.raises(TableError, match=r"\[0, 1\], but data.folds=3 needs 0 to 2"):
         prepare(config(tmp_path, columns=columns, folds=3))
 
 

@@ -230,7 +230,7 @@ def test_a_stack_of_pictures_of_different_sizes(table: Table) -> None:
         assert sample["image"][:, 0, 0, 0].tolist() == [10 * row for row in item.rows]
         assert sample["image_valid"].all() and sample["mean"].item() == pytest.approx(1.5)
     assert [picture.shape for picture in reader.read(1)["image"]] == [(8, 14, 3), (8, 11, 3)]
-    with pytest.raises(Refusal, match="image are stacks"):
+    with pytest.raises(Refusal, match="cannot crop stacks: image"):
         crop_sample(reader.read(0), reader.fields, (4, 4), 255, 0)
 
 

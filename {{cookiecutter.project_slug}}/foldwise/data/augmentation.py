@@ -1,4 +1,4 @@
-"""Augmentation of a sample by albumentations, as a pure function of (sample, seed)."""
+"""Augment samples with albumentations, as a pure function of (sample, seed)."""
 
 import copy
 import itertools
@@ -17,16 +17,15 @@ if TYPE_CHECKING:
 
 
 class Augmentation:
-    """Transforms applied one after another to all spatial fields of a sample together.
+    """Applies transforms to all spatial fields of a sample together: colour to images only, geometry to all.
 
     Args:
-        transforms: albumentations transforms or their compositions (OneOf, Sequential, ...). Their `fill_mask` is
-            overwritten: pixels that geometry exposes get `ignore_index`. Dropouts keep theirs.
-        fields: of the samples; images change in colour and place, maps and masks in place alone.
+        transforms: albumentations transforms or compositions (OneOf, Sequential, ...). Except in dropouts, their
+            `fill_mask` becomes `ignore_index`: the mask value of pixels that geometry exposes.
         ignore_index: mask value that is neither trained nor scored, in [0, 65535].
 
     Raises:
-        Refusal: an argument that a transform does not have (albumentations itself only warns).
+        Refusal: a transform has no such argument (albumentations itself only warns).
     """
 
     def __init__(
@@ -38,11 +37,11 @@ class Augmentation:
             raise Refusal(f"data.ignore_index must fit an 8 or 16 bit mask, but is {ignore_index}")
         self.ignore_index = ignore_index
         self.kinds = {name: field.kind for name, field in fields.items() if field.spatial}
-        # Albumentations' own names mean something else, such as masks and volume; but transforms that look at the mask
-        # look at "mask".
+        # Prefixed, since albumentations gives some names (masks, volume) a meaning. The first mask is called "mask":
+        # transforms that use the mask look for that name.
         self.inner = {name: f"field_{name}" for name in self.kinds}
         self.inner |= dict.fromkeys([name for name, kind in self.kinds.items() if kind == "mask"][:1], "mask")
-        # Names that it does not know would come back unchanged, without a warning.
+        # Albumentations returns fields that it does not know unchanged, without a warning.
         targets = {
             self.inner[name]: "image" if kind == "image" else "mask"
             for name, kind in self.kinds.items()
@@ -57,80 +56,79 @@ class Augmentation:
         if problems:
             raise Refusal("the augmentation cannot be built: " + "; ".join(problems))
         _set_masks(self.compose, ignore_index, "INTER_NEAREST_EXACT")
-        # Maps are numbers: they are interpolated, and 0 where geometry exposes them.
+        # Maps are interpolated, and filled with 0.
         self.compose_maps: Any = None
         if "map" in self.kinds.values():
             self.compose_maps = Compose(copy.deepcopy(list(transforms)), additional_targets=targets)
             _set_masks(self.compose_maps, 0, "INTER_LINEAR")
 
     def __call__(self, sample: Mapping[str, Any], seed: int) -> dict[str, Any]:
-        """Augment a sample: images (H, W, C) uint8 or float32 in [0, 1], masks (H, W) uint8 or uint16, maps (H, W, C).
+        """Augment images (H, W, C) uint8 or float32 in [0, 1], masks (H, W) uint8 or uint16, and maps (H, W, C).
 
-        The outcome depends on the arguments alone. All images of a sample, of a stack too and of any size, are drawn
-        with the same seed. Dtypes stay, except that a uint8 mask becomes uint16 where the ignore index needs it; sizes
-        may change.
+        All images of a sample and of its stacks get the same random transform, whatever their size. Sizes may change.
+        Dtypes stay, except that a uint8 mask becomes uint16 if the ignore index does not fit.
 
         Raises:
-            Refusal: a mask or map of another size than every image.
+            Refusal: a mask or map does not have the size of any image.
         """
         spatial = {name: sample[name] for name in self.kinds if name in sample}
         stacks = {name: value for name, value in spatial.items() if isinstance(value, list)}
         values = [value for name, value in spatial.items() if self.kinds[name] == "image"]
         images = [image for value in values for image in (value if isinstance(value, list) else [value])]
-        apart = len({(image.shape, image.dtype) for image in images}) > 1
+        seed_each = len({(image.shape, image.dtype) for image in images}) > 1
         result: dict[str, Any] = self._augment(
-            {name: value for name, value in spatial.items() if name not in stacks}, seed, apart
+            {name: value for name, value in spatial.items() if name not in stacks}, seed, seed_each
         )
         for length in dict.fromkeys(map(len, stacks.values())):
-            together = {name: value for name, value in stacks.items() if len(value) == length}
-            found = [
-                self._augment({name: value[number] for name, value in together.items()}, seed, apart)
-                for number in range(length)
+            same_length = {name: value for name, value in stacks.items() if len(value) == length}
+            augmented = [
+                self._augment({name: value[index] for name, value in same_length.items()}, seed, seed_each)
+                for index in range(length)
             ]
-            result |= {name: [each[name] for each in found] for name in together}
+            result |= {name: [each[name] for each in augmented] for name in same_length}
         return {**sample, **result}
 
-    def _augment(self, arrays: Mapping[str, np.ndarray], seed: int, apart: bool) -> dict[str, np.ndarray]:
-        """Augment arrays that are no stacks, those of one size together."""
+    def _augment(self, arrays: Mapping[str, np.ndarray], seed: int, seed_each: bool) -> dict[str, np.ndarray]:
+        """Augment single arrays (no stacks); those of the same size together."""
         result: dict[str, np.ndarray] = {}
         for size in dict.fromkeys(array.shape[:2] for array in arrays.values()):
-            alike = {name: array for name, array in arrays.items() if array.shape[:2] == size}
-            images, maps, masks = ([name for name in alike if self.kinds[name] == kind] for kind in SPATIAL)
+            same_size = {name: array for name, array in arrays.items() if array.shape[:2] == size}
+            images, maps, masks = ([name for name in same_size if self.kinds[name] == kind] for kind in SPATIAL)
             if not images:
                 sizes = ", ".join(f"{name} {array.shape[:2]}" for name, array in arrays.items())
-                raise Refusal(f"{', '.join(alike)} must have the size of an image to be augmented with it ({sizes})")
-            # Noise is drawn for one number of channels and one dtype.
-            layouts = {name: (alike[name].shape, alike[name].dtype) for name in images}
+                raise Refusal(f"{', '.join(same_size)} must have the size of an image to be augmented ({sizes})")
+            # A call draws noise for a single number of channels and dtype.
+            layouts = {name: (same_size[name].shape, same_size[name].dtype) for name in images}
             for layout in dict.fromkeys(layouts.values()):
-                own = [name for name in images if layouts[name] == layout]
-                result |= self._apply(self.compose, alike, [*own, *masks], seed, apart)
+                same_layout = [name for name in images if layouts[name] == layout]
+                result |= self._apply(self.compose, same_size, [*same_layout, *masks], seed, seed_each)
             if maps:
-                found = self._apply(self.compose_maps, alike, [images[0], *masks, *maps], seed, apart)
-                result |= {name: found[name] for name in maps}
+                augmented = self._apply(self.compose_maps, same_size, [images[0], *masks, *maps], seed, seed_each)
+                result |= {name: augmented[name] for name in maps}
         return result
 
     def _apply(
-        self, compose: Any, arrays: Mapping[str, np.ndarray], names: Sequence[str], seed: int, apart: bool
+        self, compose: Any, arrays: Mapping[str, np.ndarray], names: Sequence[str], seed: int, seed_each: bool
     ) -> dict[str, np.ndarray]:
-        """Call albumentations with some of the arrays, an image first."""
-        # One pair of generators for all transforms. `Compose.set_random_seed` would give each its own pair with the
-        # same seed, so that two flips of probability 0.5 always happen together.
+        """Call albumentations with the named arrays, an image first."""
+        # One pair of generators for all transforms. `Compose.set_random_seed` would seed every transform alike: two
+        # flips of probability 0.5 would always happen together.
         compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        if apart:
+        if seed_each:
             _seed_each(compose, seed, itertools.count())
         first, *others = names
         inputs = {name: arrays[name] for name in others}
-        for name, array in inputs.items():  # the dtype of a mask must hold the ignore index
+        for name, array in inputs.items():  # the ignore index must fit the mask's dtype
             if self.kinds[name] == "mask" and self.ignore_index > np.iinfo(array.dtype).max:
                 inputs[name] = array.astype(np.uint16)
-        found = compose(image=arrays[first], **{self.inner[name]: array for name, array in inputs.items()})
-        return {first: found["image"]} | {name: found[self.inner[name]] for name in others}
+        augmented = compose(image=arrays[first], **{self.inner[name]: array for name, array in inputs.items()})
+        return {first: augmented["image"]} | {name: augmented[self.inner[name]] for name in others}
 
     def check(self, channels: int, dtype: Any, hw: tuple[int, int], tries: int = 3) -> None:
-        """Run every transform by itself, with probability 1, on images of these channels, dtype and size.
+        """Run each transform alone, with probability 1, on images of these channels, dtype and size.
 
         Raises:
-            Refusal: names every transform that fails, or that changes the channels, the dtype or the range.
+            Refusal: lists every transform that fails or changes the channels, the dtype or the range.
         """
         shape = (*hw, channels)
         rng = np.random.default_rng(0)
@@ -140,13 +138,13 @@ class Augmentation:
         for leaf in leaves(self.compose):
             leaf = copy.deepcopy(leaf)
             name = type(leaf).__name__
-            for seed in range(tries):  # some parameters fail where others pass
+            for seed in range(tries):  # some random parameters fail, others pass
                 leaf.set_random_state(np.random.default_rng(seed), random.Random(seed))
                 try:
                     with warnings.catch_warnings():
                         warnings.simplefilter("error", UserWarning)  # some only warn that they do nothing
                         result = leaf(force_apply=True, image=image.copy(), mask=mask.copy())["image"]
-                except Exception as error:  # whatever a transform raises, it goes into the list
+                except Exception as error:  # transforms raise anything; list it
                     problems.append(f"{name} fails: {' '.join(str(error).split())[:200] or type(error).__name__}")
                     break
                 if result.ndim != 3 or result.shape[2] != channels or result.dtype != image.dtype:
@@ -163,39 +161,37 @@ class Augmentation:
 
 
 def _set_masks(compose: Any, fill: int, interpolation: str) -> None:
-    """Set how transforms fill and resample masks."""
     import cv2
     from albumentations.augmentations.dropout.transforms import BaseDropout
 
-    wanted = getattr(cv2, interpolation)
+    flag = getattr(cv2, interpolation)
     for transform in leaves(compose):
-        # A dropout's hole is still the thing that the mask says it is, unless its config says otherwise.
+        # A dropout hides pixels but does not change their class, unless its config says so.
         if hasattr(transform, "fill_mask") and not isinstance(transform, BaseDropout):
             transform.fill_mask = fill
-        # Transforms that resize offer it; their default INTER_NEAREST shifts a mask by up to a pixel.
+        # The default of resizing transforms, INTER_NEAREST, shifts a mask by up to a pixel.
         field = transform.InitSchema.model_fields.get("mask_interpolation")
-        if field and wanted in get_args(field.annotation):
-            transform.mask_interpolation = wanted
+        if field and flag in get_args(field.annotation):
+            transform.mask_interpolation = flag
 
 
 def _seed_each(transform: Any, seed: int, numbers: Iterator[int]) -> None:
-    """Give each transform and composition generators of its own, which takes ten times as long as one pair.
+    """Give each transform its own generators; this takes ten times as long as a shared pair.
 
-    Noise takes as many random numbers as an image has values: from one stream for all, images of different sizes or
-    channels would not be turned alike after it.
+    Noise draws one random number per value of the image. With a shared stream, images of different sizes or channels
+    would get different geometry after it.
     """
     from albumentations import BaseCompose
 
-    own = (seed << 16) + next(numbers)
-    transform.set_random_state(np.random.default_rng(own), random.Random(own))
+    transform_seed = (seed << 16) + next(numbers)
+    transform.set_random_state(np.random.default_rng(transform_seed), random.Random(transform_seed))
     if isinstance(transform, BaseCompose):
         for child in transform.transforms:
             _seed_each(child, seed, numbers)
 
 
 def build_transforms(configs: Sequence[Mapping[str, Any]]) -> list["TransformType"]:
-    """Build transforms from entries as in configs/augmentation, without Hydra; a `_target_` outside albumentations
-    is refused."""
+    """Build transforms from config entries without Hydra; refuses a `_target_` outside albumentations."""
     import albumentations
 
     built = []
@@ -214,7 +210,7 @@ def build_transforms(configs: Sequence[Mapping[str, Any]]) -> list["TransformTyp
 
 
 def leaves(transform: Any) -> Iterator[Any]:
-    """The transforms inside a composition, however deeply nested."""
+    """Iterate over the transforms of a composition, nested ones included."""
     from albumentations import BaseCompose
 
     if isinstance(transform, BaseCompose):

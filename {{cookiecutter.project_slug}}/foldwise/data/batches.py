@@ -1,7 +1,7 @@
-"""From samples to a batch: stacked, ragged fields padded, small fields packed for the transfer.
+"""Collate samples to batches: stack fields, pad ragged ones, pack small ones for the transfer.
 
-To transfer a tensor takes a worker longer than to copy the few numbers in it: the values and the codes of all fields
-travel as one tensor each (benchmarks/waist.py of the template).
+A worker needs longer to transfer a small tensor than to copy its numbers. So the values of all fields are packed into
+one tensor, and the codes into another (benchmarks/waist.py of the template).
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,24 +15,24 @@ from torch.utils.data import default_collate
 from foldwise.data.fields import Field
 from foldwise.errors import Refusal
 
-Layout = tuple[tuple[str, tuple[int, ...]], ...]  # the fields of a packed tensor in their order, and their shapes
+Layout = tuple[tuple[str, tuple[int, ...]], ...]  # (field, shape) in the order of a packed tensor
 
 
 class Packed(NamedTuple):
-    """A packed sample, or a batch of them with B in front; `unpack` gives the batch."""
+    """A packed sample, or a batch of them with B in front; see `unpack`."""
 
     tensors: dict[str, Tensor]  # spatial and ragged fields
-    values: Tensor  # (numbers of all fields of values,) float32
-    codes: Tensor  # the same of codes, int64
-    layouts: tuple[Layout, Layout]
+    values: Tensor  # all values fields, concatenated, float32
+    codes: Tensor  # all codes fields, concatenated, int64
+    layouts: tuple[Layout, Layout]  # of values and codes
 
 
 def pack_sample(sample: Mapping[str, np.ndarray], fields: Mapping[str, Field]) -> Packed:
-    """A sample with its small fields in one array of each dtype."""
+    """Pack the small fields of a sample into one tensor per dtype."""
     tensors: dict[str, Tensor] = {}
     small: dict[str, dict[str, Any]] = {"values": {}, "codes": {}}
     for name, value in sample.items():
-        if name not in fields:  # a number that foldwise adds, such as the sample's weight
+        if name not in fields:  # added by foldwise, such as the weight
             small["codes" if isinstance(value, int | np.integer) else "values"][name] = value
         elif fields[name].spatial or fields[name].ragged:
             tensors[name] = torch.from_numpy(value)
@@ -50,11 +50,7 @@ def _flatten(small: Mapping[str, Any], dtype: type) -> tuple[Tensor, Layout]:
 
 
 def collate(samples: Sequence[Packed], fields: Mapping[str, Field]) -> Packed:
-    """A batch of samples as `pack_sample` gives them.
-
-    Raises:
-        Refusal: arrays of a field differ in shape where they must not.
-    """
+    """Collate packed samples; refuses arrays of a field that differ in shape (ragged: beyond the first axis)."""
     _check_shapes(samples, fields)
     tensors: dict[str, Tensor] = {}
     for name in samples[0].tensors:
@@ -65,9 +61,9 @@ def collate(samples: Sequence[Packed], fields: Mapping[str, Field]) -> Packed:
             column = [
                 torch.cat([tensor, tensor.new_zeros((length - len(tensor), *tensor.shape[1:]))]) for tensor in column
             ]
-        if fields[name].kind == "image" and len({tensor.dtype for tensor in column}) > 1:  # 8-bit images among others
+        if fields[name].kind == "image" and len({tensor.dtype for tensor in column}) > 1:  # 8-bit and float images
             column = [unit_range(tensor) for tensor in column]
-        tensors[name] = default_collate(column)  # in a worker it stacks into shared memory
+        tensors[name] = default_collate(column)  # stacks into shared memory in a worker
     return Packed(
         tensors,
         default_collate([sample.values for sample in samples]),
@@ -77,12 +73,12 @@ def collate(samples: Sequence[Packed], fields: Mapping[str, Field]) -> Packed:
 
 
 def unit_range(image: Tensor) -> Tensor:
-    """A uint8 image as float32 in [0, 1]; floats as they are."""
+    """Scale a uint8 image to float32 in [0, 1]; return float images unchanged."""
     return image if image.is_floating_point() else image.float() / 255
 
 
 def unpack(batch: Packed) -> dict[str, Tensor]:
-    """The batch by the names of its fields; small fields are views of what was packed."""
+    """Return the tensors by field name; small fields are views of the packed tensors."""
     result = dict(batch.tensors)
     for packed, layout in zip((batch.values, batch.codes), batch.layouts, strict=True):
         start = 0
@@ -94,7 +90,7 @@ def unpack(batch: Packed) -> dict[str, Tensor]:
 
 
 def to_device(batch: Packed, device: torch.device) -> dict[str, Tensor]:
-    """The batch on a device."""
+    """Move a batch to a device, then unpack it."""
     moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.tensors.items()}
     values, codes = (packed.to(device, non_blocking=True) for packed in (batch.values, batch.codes))
     return unpack(Packed(moved, values, codes, batch.layouts))
@@ -106,8 +102,8 @@ def _check_shapes(samples: Sequence[Packed], fields: Mapping[str, Field]) -> Non
         ragged = name in fields and fields[name].ragged
         for other in others:
             if other[name][ragged:] != shape[ragged:]:
-                may = "only the first axis of a ragged field may vary"
-                rule = may if ragged else "a field with ragged=True may vary in its first axis"
+                ragged_rule = "only the first axis of a ragged field may vary"
+                rule = ragged_rule if ragged else "a field with ragged=True may vary in its first axis"
                 raise Refusal(f"{name} has the shapes {shape} and {other[name]} in two samples of a batch: {rule}")
 
 
@@ -117,7 +113,7 @@ def _shapes(sample: Packed) -> dict[str, tuple[int, ...]]:
 
 
 def start_worker(_: int) -> None:
-    """Keep OpenCV to one thread, as torch does it by itself: it would start a thread a core in every worker."""
+    """Limit OpenCV to one thread in a loader worker (torch limits itself); by default it uses every core."""
     import cv2
 
     cv2.setNumThreads(0)

@@ -1,4 +1,4 @@
-"""Random crops of images with masks, placed so that rare classes are seen more often than they occur."""
+"""Random crops of images and masks that oversample rare classes."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,18 +8,18 @@ from foldwise.data.fields import Field
 from foldwise.data.samples import Sample
 from foldwise.errors import Refusal
 
-# The share of crops that are placed on a pixel of a class drawn among those in the image, the rarest as likely as the
-# most common. nnU-Net places a third of its crops so (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z).
+# Share of crops that contain a random pixel of a class drawn uniformly from those in the image. nnU-Net does so for a
+# third of its crops (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z).
 PLACED = 0.5
 
 
 def crop_sample(
     sample: Sample, fields: Mapping[str, Field], size: Sequence[int], ignore_index: int, seed: int
 ) -> Sample:
-    """Cut one random crop of `size` (height, width) out of all spatial fields together, the same for the same seed.
+    """Cut the same random crop of `size` (height, width) out of all spatial fields; the first mask places it.
 
-    The first mask places the crop. Where an image is smaller than the crop, it is mirrored at its border, as in tiled
-    prediction, and masks (uint8 or uint16) get `ignore_index` there.
+    An image smaller than the crop is mirrored at its border, as in tiled prediction, and its masks (uint8 or uint16)
+    are filled with `ignore_index`.
 
     Raises:
         Refusal: a stack, or fields of different sizes.
@@ -28,12 +28,12 @@ def crop_sample(
     masks = [name for name, kind in fields.items() if kind.kind == "mask"]
     stacks = [name for name, value in spatial.items() if isinstance(value, list)]
     if stacks:
-        raise Refusal(f"data.fit=tiles cuts crops out of single images: {', '.join(stacks)} are stacks")
+        raise Refusal(f"data.fit=tiles cannot crop stacks: {', '.join(stacks)}")
     sizes = {name: value.shape[:2] for name, value in spatial.items()}
     if len(set(sizes.values())) > 1:
         differ = ", ".join(f"{name} is {shape}" for name, shape in sizes.items())
-        raise Refusal(f"data.fit=tiles cuts crops out of images of one size: {differ}")
-    # A stream of its own: the augmentation that follows draws from the same seed.
+        raise Refusal(f"data.fit=tiles needs fields of the same size: {differ}")
+    # Independent of the augmentation, which uses the same seed.
     rng = np.random.default_rng([seed, 1])
     shape = next(iter(sizes.values()))
     top, left = _place(spatial[masks[0]], size, ignore_index, rng) if masks else _anywhere(shape, size, rng)
@@ -45,7 +45,6 @@ def crop_sample(
 
 
 def _pad(array: np.ndarray, missing: list[tuple[int, int]], fill: int | None) -> np.ndarray:
-    """A crop with what it is short of: mirrored, or filled."""
     if any(map(any, missing)):
         if fill is None:
             array = np.pad(array, (*missing, (0, 0))[: array.ndim], mode="symmetric")
@@ -60,15 +59,15 @@ def _anywhere(shape: Sequence[int], size: Sequence[int], rng: np.random.Generato
 
 
 def _place(mask: np.ndarray, size: Sequence[int], ignore_index: int, rng: np.random.Generator) -> list[int]:
-    """The top left corner of a crop, 0 along a side that is shorter than it."""
+    """Choose the top left corner of a crop; 0 along a side shorter than the crop."""
     last = [max(0, have - side) for have, side in zip(mask.shape, size, strict=True)]
     if rng.random() < PLACED:
         counts = np.bincount(mask.ravel(), minlength=ignore_index + 1)
         counts[ignore_index] = 0
         if counts.any():
-            places = np.flatnonzero(mask == rng.choice(np.flatnonzero(counts)))
-            pixel = np.unravel_index(places[rng.integers(len(places))], mask.shape)
-            # The pixel may lie anywhere in the crop: always in the middle, a network would learn to expect it there.
+            pixels = np.flatnonzero(mask == rng.choice(np.flatnonzero(counts)))
+            pixel = np.unravel_index(pixels[rng.integers(len(pixels))], mask.shape)
+            # Anywhere in the crop: if it were always centred, the network would learn that.
             return [
                 int(np.clip(at - rng.integers(side), 0, end)) for at, side, end in zip(pixel, size, last, strict=True)
             ]

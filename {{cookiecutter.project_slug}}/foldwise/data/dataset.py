@@ -1,4 +1,4 @@
-"""Items as samples for training and validation: the dataset and its loader."""
+"""Dataset and loader of training and validation."""
 
 import warnings
 from collections.abc import Sequence
@@ -17,20 +17,20 @@ from foldwise.data.sampling import EpochSampler, SampleKey, sample_seed
 
 
 class EpochTransform(NamedTuple):
-    """The transform of an epoch: `augmentation`, then a resize to `image_size` (height, width); None: nothing."""
+    """Transform of an epoch: augmentation, then a resize to (height, width); None skips a step."""
 
     augmentation: Augmentation | None
     image_size: tuple[int, int] | None
 
 
 class ItemDataset(Dataset[Packed]):
-    """The items of a reader as packed samples, not yet normalised: its fields, "weight", and "row", the item's number.
+    """Packed samples of a reader's items, not yet normalised, with "weight" and "row", the index of the item.
 
     Args:
-        weights: (N,) of the items in the loss.
-        transforms: of each epoch; after the last one it stays.
-        fit: see `fit_image`; "tiles": random crops of the image size are augmented.
-        seed: of crops, augmentation and reading; None: nothing is random, as in validation.
+        weights: loss weights of the items, (N,).
+        transforms: one per epoch; later epochs use the last.
+        fit: see `fit_image`; "tiles" augments random crops of the image size.
+        seed: of reading, crops and augmentation; None disables all randomness, for validation.
     """
 
     def __init__(
@@ -53,16 +53,16 @@ class ItemDataset(Dataset[Packed]):
         return pack_sample(self.read(key), self.fields)
 
     def read(self, key: SampleKey | tuple[int, int]) -> dict[str, Any]:
-        """The sample of a key, as arrays."""
+        """Read the unpacked sample of a key."""
         index, epoch, repeat = SampleKey(*key)
         augmentation, size = self.transforms[min(epoch, len(self.transforms) - 1)]
         if self.seed is None:
             sample = self.reader.read(index)
         else:
             seed = sample_seed(self.seed, epoch, self.reader.items[index].id, repeat)
-            # A generator of its own: crops and the augmentation draw from the same seed.
+            # Independent of crops and augmentation, which use the same seed.
             sample = self.reader.read(index, np.random.default_rng([seed, 2]))
-            if self.fit == "tiles" and size is not None:  # before the augmentation, which then has less to do
+            if self.fit == "tiles" and size is not None:  # first, so that there are fewer pixels to augment
                 sample = crop_sample(sample, self.fields, size, self.ignore_index, seed)
             if augmentation is not None:
                 sample = augmentation(sample, seed)
@@ -70,7 +70,7 @@ class ItemDataset(Dataset[Packed]):
         return fitted | {"weight": self.weights[index], "row": index}
 
 
-warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores are the user's choice
+warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user's choice
 
 
 def make_loader(
@@ -79,9 +79,10 @@ def make_loader(
     batch_size: int,
     workers: int,
 ) -> DataLoader[Packed]:
-    """A loader of batches of `batch_size`, with at most `workers` processes, which stay alive between epochs.
+    """Make a loader with at most `workers` persistent processes; their number does not change the batches.
 
-    The batches are the same bytes for any number of workers. For evaluation the sampler is a list of (item, epoch).
+    Args:
+        sampler: in evaluation, a list of (item, epoch).
     """
     workers = min(workers, -(-len(sampler) // batch_size))
     return DataLoader(
@@ -93,5 +94,5 @@ def make_loader(
         pin_memory=torch.cuda.is_available(),
         collate_fn=partial(collate, fields=dataset.fields),
         worker_init_fn=start_worker,
-        generator=torch.Generator(),  # else the loader takes numbers from torch's global stream
+        generator=torch.Generator(),  # else the loader draws from torch's global generator
     )

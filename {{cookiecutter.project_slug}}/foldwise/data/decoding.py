@@ -1,7 +1,6 @@
-"""Decoding of image files: from bytes to an array as it is stored, with colours as red, green and blue.
+"""Decode image files: TIFF by tifffile, other images by OpenCV, other masks by Pillow (it keeps palette indices).
 
-TIFF goes through tifffile, other images through OpenCV; masks through Pillow, which alone keeps palette indices. The
-EXIF orientation is ignored: what is stored is what is read, so that masks and images cannot turn against each other.
+EXIF orientation is ignored, so that an image and its mask cannot end up rotated against each other.
 """
 
 import io
@@ -17,17 +16,17 @@ PIXELS = 1 << 30  # of one image; OpenCV's own limit
 
 
 class ImageError(Refusal):
-    """An image or mask cannot be used; the message names the file."""
+    """An image or mask file cannot be used; the message names it."""
 
 
 def decode_image(path: Path) -> np.ndarray:
-    """(H, W, C) of an image file: uint8, uint16 or float32.
+    """Decode an image file to (H, W, C) uint8, uint16 or float32.
 
-    Colours are red, green, blue whatever the file stores: a palette, CMYK and YCbCr are converted, white-is-zero is
-    inverted. Grey of 1, 2 and 4 bits is spread to 255. Signed, 32-bit and double values become float32.
+    Colours become RGB: palette, CMYK and YCbCr are converted, white-is-zero is inverted. Grey of 1, 2 and 4 bits is
+    scaled to 0 to 255. Signed, 32-bit and double values become float32.
 
     Raises:
-        ImageError: the file is missing, empty, cut off, damaged, too large, or has colours that cannot be converted.
+        ImageError: the file is missing, empty, truncated, damaged, too large, or has an unsupported colour space.
     """
     data = _read_bytes(path)
     image = _decode_tiff(path, data, False) if data[:4] in TIFF_MAGIC else _decode(path, data)
@@ -37,10 +36,10 @@ def decode_image(path: Path) -> np.ndarray:
 
 
 def decode_mask(path: Path) -> np.ndarray:
-    """The values of a mask file exactly as stored: (H, W), or (H, W, C) where it has colours.
+    """Decode a mask file exactly as stored: (H, W), or (H, W, C) if it has colours.
 
     Raises:
-        ImageError: as `decode_image`; or the file is a JPEG, whose values are not exact.
+        ImageError: as in `decode_image`, or the file is a JPEG.
     """
     data = _read_bytes(path)
     if data[:4] in TIFF_MAGIC:
@@ -52,7 +51,7 @@ def decode_mask(path: Path) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as picture:
             if picture.format == "JPEG":
-                raise ImageError(f"{path} is a JPEG, whose values are not exact; save masks as PNG")
+                raise ImageError(f"{path} is a JPEG, which changes mask values; save masks as PNG")
             _check_pixels(path, picture.width * picture.height)
             mask = np.array(picture)
     except ImageError:
@@ -60,7 +59,7 @@ def decode_mask(path: Path) -> np.ndarray:
     except Exception as error:  # Pillow's plugins raise many kinds
         raise ImageError(f"{path} cannot be decoded ({error})") from error
     bits, colour = (data[24], data[25]) if data[:4] == b"\x89PNG" else (8, 0)
-    return mask // (255 // (2**bits - 1)) if colour == 0 and bits in (2, 4) else mask  # Pillow spreads them to 255
+    return mask // (255 // (2**bits - 1)) if colour == 0 and bits in (2, 4) else mask  # Pillow scales to 255
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -79,9 +78,9 @@ def _check_pixels(path: Path, pixels: int) -> None:
 
 
 def _decode(path: Path, data: bytes) -> np.ndarray:
-    # From bytes, since imread knows no non-ASCII names on some systems and tells no cause.
+    # From bytes: imread fails on non-ASCII names on some systems, and never says why.
     if data[:2] == b"\xff\xd8" and not jpeg_is_whole(data):
-        raise ImageError(f"{path} is cut off: the end of the JPEG is missing")
+        raise ImageError(f"{path} is truncated: the end of the JPEG is missing")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
@@ -89,19 +88,19 @@ def _decode(path: Path, data: bytes) -> np.ndarray:
             raise ImageError(f"{path} has more than {PIXELS:,} pixels: cut it into tiles") from error
         raise ImageError(f"{path} cannot be decoded ({error.err})") from error
     if image is None:
-        raise ImageError(f"{path} cannot be decoded: it is damaged or of an unknown format")
+        raise ImageError(f"{path} cannot be decoded: it is damaged or has an unknown format")
     if image.ndim == 2:
         return image[:, :, np.newaxis]
-    if data[:4] == b"\x89PNG" and data[25] == 4:  # grey with alpha, which OpenCV repeats to blue, green, red, alpha
+    if data[:4] == b"\x89PNG" and data[25] == 4:  # grey + alpha, which OpenCV expands to BGRA
         return np.ascontiguousarray(image[:, :, 2:])
     order = [2, 1, 0, *range(3, image.shape[2])] if image.shape[2] >= 3 else list(range(image.shape[2]))
     return np.ascontiguousarray(image[:, :, order])
 
 
 def jpeg_is_whole(data: bytes) -> bool:
-    """True if the markers of a JPEG lead to its end; OpenCV fills what is missing with grey, without an error.
+    """Follow a JPEG's markers to its end (ITU T.81, annex B); OpenCV fills a missing part with grey, without an error.
 
-    What lies behind the end (the video of a motion photo) does not matter. ITU T.81, annex B.
+    Data after the end is fine, such as the video of a motion photo.
     """
     position = 2
     while True:
@@ -122,7 +121,7 @@ def jpeg_is_whole(data: bytes) -> bool:
 
 
 def _decode_tiff(path: Path, data: bytes, mask: bool) -> np.ndarray:
-    """(H, W, C) of a TIFF's first series, whether its channels are samples, planes or pages."""
+    """Decode a TIFF's first series to (H, W, C); channels may be samples, planes or pages."""
     import tifffile
 
     try:
@@ -141,15 +140,15 @@ def _decode_tiff(path: Path, data: bytes, mask: bool) -> np.ndarray:
     if mask:
         return image
     if colours == 3 and palette is not None:
-        shift = 8 if palette.max() > 255 else 0  # some writers store 8 bits in the 16
+        shift = 8 if palette.max() > 255 else 0  # some writers store 8-bit values in the 16-bit palette
         return (palette >> shift).T.astype(np.uint8)[image[:, :, 0]]
-    if colours in (0, 1):  # grey: white is zero, or black is
+    if colours in (0, 1):  # grey: 0 white-is-zero, 1 black-is-zero
         if bits in (2, 4):
             image = image * (255 // (2**bits - 1))
         if colours == 1 or image.dtype.kind not in "bu":
             return image
         return ~image if bits in (1, 2, 4, 8, 16) else (2**bits - 1) - image
-    if colours == 2 or colours == 4 or (colours == 6 and jpeg):  # decoders of JPEG give red, green and blue themselves
+    if colours == 2 or colours == 4 or (colours == 6 and jpeg):  # JPEG decoders already return RGB
         return image
     if colours == 5 and image.shape[2] == 4 and image.dtype.kind == "u":  # CMYK, as Pillow converts it
         white = int(np.iinfo(image.dtype).max)
@@ -158,11 +157,11 @@ def _decode_tiff(path: Path, data: bytes, mask: bool) -> np.ndarray:
     if colours == 6 and image.dtype == np.uint8:
         return _by_pillow(path, data)
     name = getattr(colours, "name", colours)
-    raise ImageError(f"{path} stores its colours as {name}, which is not read: convert it to RGB")
+    raise ImageError(f"{path} stores its colours as {name}, which is not supported: convert it to RGB")
 
 
 def _by_pillow(path: Path, data: bytes) -> np.ndarray:
-    """(H, W, 3) of a YCbCr TIFF, whose chroma may be subsampled: libtiff knows how."""
+    """Decode a YCbCr TIFF to (H, W, 3); libtiff handles subsampled chroma."""
     from PIL import Image
 
     try:
@@ -173,17 +172,16 @@ def _by_pillow(path: Path, data: bytes) -> np.ndarray:
 
 
 def _channels_last(path: Path, image: np.ndarray, axes: str) -> np.ndarray:
-    """(H, W, C) by the names of the axes: Y and X, and S or C, or pages of any name.
+    """Reorder to (H, W, C) by axis names: Y, X, and a third axis (samples S, channels C, or pages) as channels.
 
-    Where the writer did not name the third axis (Q), the last one holds the channels if it is the shortest: an array
-    (H, W, C) that was written as it was.
+    If the first axis is unnamed (Q) and the last one is the shortest, the array was written as (H, W, C).
     """
     keep = [axis for axis, length in enumerate(image.shape) if length > 1 or axes[axis] in "YX"]
     image, axes = image.reshape([image.shape[axis] for axis in keep]), "".join(axes[axis] for axis in keep)
     if image.ndim == 2:
         return image[:, :, np.newaxis]
     if image.ndim != 3:
-        raise ImageError(f"{path} has the axes {axes} {image.shape}; an image has height, width and channels")
+        raise ImageError(f"{path} has the axes {axes} {image.shape}; expected height, width and channels")
     if axes.startswith("YX") or (axes[0] == "Q" and image.shape[2] < min(image.shape[:2])):
         return image
     return np.ascontiguousarray(np.moveaxis(image, 0, -1))

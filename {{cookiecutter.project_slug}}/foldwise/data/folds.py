@@ -1,4 +1,4 @@
-"""The folds of a table: folds.csv, made once, extended by new rows, shared by the team."""
+"""The folds of a table: folds.csv is made once, shared by the team, and extended with new rows."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,13 @@ from foldwise.files import write_atomic
 
 
 def read_folds(path: Path | str) -> dict[str, int]:
-    """Read a `folds.csv` (`id,fold`) with unique ids and folds of -1 or more."""
+    """Read a `folds.csv` (`id,fold`); refuses repeated ids and folds below -1."""
     try:
         frame = pd.read_csv(path, dtype=str, na_filter=False)
-    except ValueError as error:  # pandas' own are, and UnicodeDecodeError
+    except ValueError as error:  # includes pandas' errors and UnicodeDecodeError
         raise Refusal(f"{path} cannot be read as CSV ({str(error).strip()})") from error
     if list(frame.columns) != ["id", "fold"]:
-        raise Refusal(f"{path} has the columns {', '.join(frame.columns)}; folds are a CSV with id,fold")
+        raise Refusal(f"{path} has the columns {', '.join(frame.columns)}; they must be id,fold")
     bad = ~frame["fold"].str.fullmatch(r"-1|\d+") | frame["id"].duplicated(keep=False)
     if bad.any():
         lines = ", ".join(str(row + 2) for row in np.flatnonzero(bad)[:20])
@@ -31,28 +31,26 @@ def read_folds(path: Path | str) -> dict[str, int]:
 
 
 def write_folds(path: Path | str, folds: Mapping[str, int]) -> None:
-    """Write a `folds.csv`, sorted by id so that versions compare well."""
+    """Write a `folds.csv`, sorted by id so that diffs stay small."""
     frame = pd.DataFrame({"id": list(folds), "fold": np.array(list(folds.values()), dtype=int)}).sort_values("id")
     with write_atomic(Path(path)) as temporary:
         frame.to_csv(temporary, index=False)
 
 
 def folds_hash(folds: Mapping[str, int]) -> str:
-    """A name for these folds: 16 hexadecimal digits of SHA-256 over the sorted lines `id,fold`."""
+    """Hash folds: 16 hex digits of SHA-256 over the sorted lines `id,fold`."""
     lines = sorted(f"{name},{fold}" for name, fold in folds.items())
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def fold_array(folds: Mapping[str, int], ids: Sequence[str]) -> np.ndarray:
-    """The folds of these ids, (N,) int64."""
     return np.array([folds[id] for id in ids], dtype=np.int64)
 
 
 def table_folds(table: Table, data: Mapping[str, Any]) -> dict[str, int]:
-    """The fold of each id of a table, -1 for rows that are never scored: its own column, or folds.csv.
+    """Return the fold of each id, from the table's fold column or from folds.csv, which must have all rows.
 
-    Args:
-        data: the `data` part of the config; its folds.csv must have all rows.
+    -1 means always train, never score.
     """
     if "fold" in table.frame:
         return dict(zip(table.ids, table.frame["fold"].tolist(), strict=True))
@@ -69,14 +67,14 @@ def table_folds(table: Table, data: Mapping[str, Any]) -> dict[str, int]:
 def update_folds(
     table: Table, target: np.ndarray, data: Mapping[str, Any], seed: int, extend: bool = True
 ) -> tuple[dict[str, int], list[str]]:
-    """Bring folds.csv up to date with a table: by its fold column, or by letting new rows join.
+    """Update folds.csv: take over the table's fold column, or assign new rows to folds.
 
     Args:
-        target: (N, C) 0 or 1, what folds are balanced by.
+        target: (N, C) of 0 and 1, to balance the folds by.
         extend: False refuses rows without a fold.
 
     Returns:
-        The fold of each id of the table, and notes for the user.
+        The fold of each id, and notes for the user.
     """
     path, n_folds = Path(data["prepared"]) / "folds.csv", data["folds"]
     stored = read_folds(path) if path.exists() else {}
@@ -84,8 +82,8 @@ def update_folds(
         folds = table_folds(table, data)
         found = sorted(set(folds.values()) - {-1})
         if found != list(range(n_folds)):
-            problem = f"the fold column has the folds {found}, but data.folds is {n_folds}: "
-            raise TableError(table.path, [problem + f"the folds must be 0 to {n_folds - 1}, none empty"])
+            problem = f"the fold column has the folds {found}, but data.folds={n_folds} needs 0 to {n_folds - 1}"
+            raise TableError(table.path, [problem])
         if stored != folds:
             write_folds(path, folds)
         return folds, ["the given folds replace the ones in folds.csv"] if stored and stored != folds else []
@@ -101,17 +99,17 @@ def update_folds(
         return {name: stored[name] for name in table.ids}, []
     assigned = make_folds(table.ids, n_folds, target, _fold_groups(table), seed, stored)
     folds = dict(zip(table.ids, assigned.tolist(), strict=True))
-    write_folds(path, stored | folds)  # rows that left the table keep their fold, in case they come back
+    write_folds(path, stored | folds)  # removed rows keep their fold in case they come back
     return folds, [f"{len(new)} new rows joined the folds"] if stored else []
 
 
 def _fold_groups(table: Table) -> list[str] | None:
-    """The groups, or else the units, which a fold must not split."""
+    """Return the groups, or else the units: folds must not split them."""
     frame = table.frame
     if "group" in frame and "unit" in frame:
         groups = frame.groupby("unit")["group"].nunique()
         split = groups[groups > 1].index
         if len(split):
-            raise TableError(table.path, [f"the unit {name!r} lies in several groups" for name in split])
+            raise TableError(table.path, [f"the unit {name!r} is in several groups" for name in split])
     column = next((name for name in ("group", "unit") if name in frame), None)
     return None if column is None else frame[column].tolist()

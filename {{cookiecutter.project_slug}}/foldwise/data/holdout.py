@@ -8,62 +8,57 @@ import numpy as np
 
 from foldwise.errors import Refusal
 
-# In place of a fold in predictions: a full fit, trained on every row, which nothing can score. (-1 in a table or in
-# folds.csv is a row that always trains.)
+# The "fold" of a full fit in predictions: trained on every row, so nothing can score it. (-1 in a table or in folds.csv
+# marks a row that always trains.)
 FULL = -2
 
 
 @dataclass(frozen=True)
 class Holdout:
-    """The folds that a model never sees, ascending; rows of fold -1 are always trained."""
+    """The folds that a model is not trained on, ascending; rows of fold -1 always train."""
 
     folds: tuple[int, ...]
 
     @property
     def name(self) -> str:
-        """The name of its folder in a run: fold3, full, or without-1-3."""
+        """Name of the model's folder in a run: fold3, full or without-1-3."""
         return fold_name(*self.folds) if len(self.folds) < 2 else "without-" + "-".join(map(str, self.folds))
 
     @property
     def title(self) -> str:
-        """Its name in a sentence."""
+        """The name as used in messages."""
         return self.name.replace("-", " ").replace("fold", "fold ")
 
     @property
     def fold(self) -> int:
-        """Its number in predictions and among students: that of its one fold, or FULL."""
+        """The fold of its predictions and of its student: the held-out fold, or FULL."""
         return self.folds[0] if self.folds else FULL
 
     def trained(self, folds: np.ndarray) -> np.ndarray:
-        """The rows that it is trained on, of rows with these folds (N,)."""
+        """Indices of the training rows, given the fold of each row (N,)."""
         return np.flatnonzero(~np.isin(folds, self.folds))
 
     def held(self, folds: np.ndarray) -> np.ndarray:
-        """The rows that it never sees, of rows with these folds (N,)."""
+        """Indices of the held-out rows, given the fold of each row (N,)."""
         return np.flatnonzero(np.isin(folds, self.folds))
 
 
 def fold_name(fold: int = FULL) -> str:
-    """The folder of a fold in a run."""
     return "full" if fold == FULL else f"fold{fold}"
 
 
 def choose_holdouts(chosen: Any, existing: list[int]) -> list[Holdout]:
-    """The models that `fold=` asks for: each fold ("all"), a fold, a list of folds, "full", or "pairs".
-
-    Raises:
-        Refusal: a fold that does not exist, or pairs that would leave no row to train on.
-    """
+    """Parse `fold=`: "all", a fold, a list of folds, "full" or "pairs"; returns one holdout per model to train."""
     if chosen == "full":
         return [Holdout(())]
     if chosen == "pairs":
         if len(existing) < 3:
-            raise Refusal(f"fold=pairs holds out two folds at a time, which needs three; the folds are {existing}")
+            raise Refusal(f"fold=pairs holds out two folds at a time, so it needs three; the folds are {existing}")
         return [Holdout(pair) for pair in combinations(existing, 2)]
-    wanted = existing if chosen == "all" else chosen if isinstance(chosen, list) else [chosen]
-    if not wanted or any(fold not in existing for fold in wanted):
+    folds = existing if chosen == "all" else chosen if isinstance(chosen, list) else [chosen]
+    if not folds or any(fold not in existing for fold in folds):
         raise Refusal(
-            f"fold={chosen}: the folds are {existing}; give one, a list such as fold=[0,1], fold=all, fold=full for a "
-            "full fit, or fold=pairs for teachers"
+            f"fold={chosen}: the folds are {existing}; use one of them, a list such as fold=[0,1], fold=all, fold=full "
+            "for a full fit, or fold=pairs for distillation teachers"
         )
-    return [Holdout((fold,)) for fold in sorted(set(wanted))]
+    return [Holdout((fold,)) for fold in sorted(set(folds))]

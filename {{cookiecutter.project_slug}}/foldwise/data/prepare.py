@@ -197,4 +197,6 @@ def _check_ignore_index(ignore_index: Any, outputs: Sequence[Output]) -> None:
         raise Refusal(f"data.ignore_index is {ignore_index!r}; set it to a mask value that is no class, such as 255")
     for output in outputs:
         if output.meaning.kind == "maps" and 0 <= ignore_index < len(output.columns):
-            raise Refusal(f"data.ignore_index is {ignore_index}, which is class {output.columns[ignore_index]!r}; set it to a value that is no class")
+            raise Refusal(
+                f"data.ignore_index is {ignore_index}, which is class {output.columns[ignore_index]!r}; set it to a value that is no class"
+            )
