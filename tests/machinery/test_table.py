@@ -128,7 +128,7 @@ def test_everything_wrong_is_listed_at_once_with_its_line(root):
     )
     found = problems(root, text, columns=Columns(group="group", weight="w", fold="fold"), classes=["cat", "dog"])
     expected = [
-        "the id '1' is there more than once: lines 2, 4",
+        "the id '1' occurs more than once: lines 2, 4",
         "line 5 (id '2'): column 'group' is empty",
         "none.png does not exist",
         "line 9 (id '6'): the image path '/etc/passwd' must be relative",
@@ -207,7 +207,7 @@ def test_units_share_a_target(root):
         ("id,image,label\n", "no rows"),
         ("id,image,label\n\n\n", "no rows"),
         ("id,picture,label\n1,images/a.png,x\n", "no column 'image'; the columns are id, picture, label"),
-        ("id,image,label,label\n1,images/a.png,x,y\n", "'label' is there more than once"),
+        ("id,image,label,label\n1,images/a.png,x,y\n", "'label' occurs more than once"),
         ("id,image,label\n1,images/a.png,x,extra\n", "line 2"),
         ("id,image,label\n1,images/a.png,x\n2,images/b.png,x\n", "1 classes"),
         ("id,image,label\n1,images/a.png,x\n,images/b.png,y\n", "id is empty"),

@@ -1,4 +1,4 @@
-"""Problems of images and masks, from a scan of them; images that share a problem are one sentence."""
+"""Find problems of images and masks in a scan; one message per problem, not per image."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ from foldwise.data.problems import some
 
 
 def image_problems(scan: pd.DataFrame, failures: Mapping[tuple[str, str], str], scale: float | None) -> list[str]:
-    """Images that cannot be decoded, have other channels or another dtype than most, or float values beyond [0, 1].
+    """List images that cannot be decoded, differ from most in channels or dtype, or have floats outside [0, 1].
 
     Args:
-        scan: as of `scan_items`; NaN for images that could not be read.
-        failures: why they could not, by (image, mask).
-        scale: the declared value that means 1.0.
+        scan: returned by `scan_items`; NaN for images that could not be read.
+        failures: the errors of those, by (image, mask).
+        scale: the value that means 1.0; None if not declared.
     """
     keys = dict.fromkeys(zip(scan["image"], scan["mask"], strict=True))
     problems = [failures[key] for key in keys if key in failures]
@@ -25,24 +25,24 @@ def image_problems(scan: pd.DataFrame, failures: Mapping[tuple[str, str], str], 
         other = read[~read[column].isin(usual)]
         problems += [
             f"{_first(rows['image'].tolist())} has {column} {_name(value)}, most images have {_name(usual[0])}"
-            + (" (mode: rgb or mode: gray makes them equal)" if column == "channels" else "")
+            + (" (data.mode=rgb or data.mode=gray makes them equal)" if column == "channels" else "")
             for value, rows in other.groupby(column, sort=False)
         ]
     if scale is None:
-        beyond = read[(read["dtype"] == "float32") & ((read["maximum"] > 1) | (read["minimum"] < 0))]
-        if len(beyond):
+        outside = read[(read["dtype"] == "float32") & ((read["maximum"] > 1) | (read["minimum"] < 0))]
+        if len(outside):
             problems.append(
-                f"{_first(beyond['image'].tolist())} has values from {beyond['minimum'].min():.4g} to "
-                f"{beyond['maximum'].max():.4g}: float images must be within 0 to 1, or data.scale must say which "
-                "value means 1.0"
+                f"{_first(outside['image'].tolist())} has values from {outside['minimum'].min():.4g} to "
+                f"{outside['maximum'].max():.4g}; float images must be within 0 to 1: set data.scale to the value that "
+                "means 1.0"
             )
     return problems
 
 
 def mask_problems(scan: pd.DataFrame, classes: Sequence[str], ignore_index: int | None) -> list[str]:
-    """Masks of another size than their image, with values of no class, or all of one value."""
+    """List masks whose size differs from their image's, or whose values are no class; refuse a single value overall."""
     sizes: dict[tuple[Any, ...], list[str]] = defaultdict(list)
-    masks_of: dict[int, dict[str, int]] = defaultdict(dict)  # the pixels of each value in each mask
+    masks_of: dict[int, dict[str, int]] = defaultdict(dict)  # value -> {mask: pixels}
     for row in scan[scan["dtype"].notna()].drop_duplicates(["image", "mask"]).itertuples():
         if (row.mask_height, row.mask_width) != (row.height, row.width):
             sizes[row.mask_height, row.mask_width, row.height, row.width].append(f"{row.mask} of {row.image}")
@@ -66,13 +66,12 @@ def mask_problems(scan: pd.DataFrame, classes: Sequence[str], ignore_index: int 
     if not problems and len(masks_of.keys() - {ignore_index}) < 2:
         problems.append(
             f"all masks together have only the values {sorted(masks_of)}: "
-            f"with data.ignore_index={ignore_index} there is nothing to tell apart"
+            f"with data.ignore_index={ignore_index} there are no two classes to learn"
         )
     return problems
 
 
 def _first(names: Sequence[str]) -> str:
-    """The first name, and how many others share its problem."""
     return names[0] if len(names) == 1 else f"{names[0]} (and {len(names) - 1:,} more)"
 
 

@@ -1,6 +1,6 @@
-"""Reading images and masks, and resizing them.
+"""Read and resize images and masks.
 
-An image is (H, W, C), channels in RGB order, uint8, uint16 or float32; data/decoding.py has the file formats.
+An image is (H, W, C) uint8, uint16 or float32 in RGB order. data/decoding.py handles the file formats.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,8 +16,8 @@ from foldwise.errors import Refusal
 
 MODES = ("stored", "gray", "rgb")
 FITS = ("stretch", "crop", "tiles")
-# The share of the shorter side that a centre crop keeps: with it most published ImageNet weights are evaluated (timm's
-# crop_pct). On 153 photographs, a linear head on frozen features scored .955 with it, .940 with the whole side.
+# Share of the shorter side that a centre crop keeps, as in the evaluation of most published ImageNet weights (timm's
+# crop_pct). On 153 photographs, a linear head on frozen features scored .955 with it and .940 without.
 CROPPED = 0.875
 
 
@@ -25,10 +25,10 @@ def read_image(path: Path | str, mode: str = "stored") -> np.ndarray:
     """Read an image as (H, W, C): uint8, uint16 or float32; see `decode_image`.
 
     Args:
-        mode: `stored` keeps the channels; `gray` makes one of them and `rgb` three (gray is repeated, alpha dropped).
+        mode: `stored` keeps the channels; `gray` converts to one, `rgb` to three (grey is repeated, alpha dropped).
 
     Raises:
-        ImageError: the file is missing, empty, damaged, or has no such channels.
+        ImageError: the file is missing, empty or damaged, or its channels cannot be converted.
     """
     path, cache = Path(path), _cache.get()
     if cache is None:
@@ -43,7 +43,7 @@ _cache: ContextVar[dict[Path, np.ndarray] | None] = ContextVar("_cache", default
 
 @contextmanager
 def cached_images() -> Iterator[None]:
-    """Within the block, `read_image` decodes each file once: several networks want the same one. Do not change them."""
+    """Decode each file only once within the block, for several networks. Do not modify the images in place."""
     token = _cache.set({})
     try:
         yield
@@ -52,40 +52,40 @@ def cached_images() -> Iterator[None]:
 
 
 def read_mask(path: Path | str) -> np.ndarray:
-    """Read a mask as (H, W) class numbers, uint8 or uint16, exactly as stored.
+    """Read a mask as (H, W) class indices, uint8 or uint16, exactly as stored.
 
-    Palette images give their indices, not their colours; bilevel images give 0 and 1.
+    Palette images return indices, not colours; bilevel images return 0 and 1.
 
     Raises:
-        ImageError: the file is missing or damaged, has colours instead of indices, or is a JPEG.
+        ImageError: the file is missing or damaged, has several channels, or is a JPEG.
     """
     path = Path(path)
     mask = decode_mask(path)
     if mask.ndim != 2:
-        raise ImageError(f"{path}: a mask has one channel with the class numbers, this one has {mask.shape[2]}")
+        raise ImageError(f"{path}: a mask must have one channel with class indices, this one has {mask.shape[2]}")
     if mask.dtype == bool:
         return mask.astype(np.uint8)
     if mask.dtype in (np.uint8, np.uint16):
         return mask
     if not np.issubdtype(mask.dtype, np.integer) or mask.min() < 0 or mask.max() > 65535:
-        raise ImageError(f"{path}: mask values must be whole numbers from 0 to 65535 (it has {mask.dtype})")
+        raise ImageError(f"{path}: mask values must be integers from 0 to 65535 (its dtype is {mask.dtype})")
     return mask.astype(np.uint16)
 
 
 def resize(image: np.ndarray, size: int | Sequence[int]) -> np.ndarray:
-    """Stretch an image (H, W, C) to `size`: by area along a side that shrinks, bilinear along one that grows."""
+    """Stretch an image (H, W, C) to `size`: area interpolation to shrink, bilinear to enlarge."""
     height, width = image_hw(size)
-    # Shrinking comes first: where one side grows, INTER_AREA would not average along the other.
+    # Shrink first: INTER_AREA does not average along one side while the other grows.
     image = _resize(image, min(height, image.shape[0]), min(width, image.shape[1]), cv2.INTER_AREA)
     return _resize(image, height, width, cv2.INTER_LINEAR)
 
 
 def fit_image(image: np.ndarray, size: int | Sequence[int], fit: str) -> np.ndarray:
-    """Bring an image (H, W, C) to the size that the network sees.
+    """Resize an image (H, W, C) to the network's input size.
 
     Args:
-        fit: "crop" cuts out the centre in its proportions: the size is CROPPED of what the scaled image has in its
-            tighter direction. "stretch", and "tiles", whose crops have the size already, change the proportions.
+        fit: "crop" keeps the aspect ratio: it scales so that `size` is CROPPED of the tighter side, then cuts out the
+            centre. "stretch" and "tiles" (whose crops already have the size) ignore the aspect ratio.
     """
     height, width = image_hw(size)
     if fit != "crop" or image.shape[:2] == (height, width):
@@ -97,8 +97,7 @@ def fit_image(image: np.ndarray, size: int | Sequence[int], fit: str) -> np.ndar
 
 
 def resize_mask(mask: np.ndarray, size: int | Sequence[int]) -> np.ndarray:
-    """Stretch a mask (H, W) to `size`, taking the pixel under each centre: INTER_NEAREST takes the upper left one,
-    which shifts a mask by up to a pixel against its image."""
+    """Stretch a mask (H, W) to `size` by exact nearest pixel; INTER_NEAREST would shift it by up to a pixel."""
     height, width = image_hw(size)
     if mask.shape == (height, width):
         return mask
@@ -106,23 +105,23 @@ def resize_mask(mask: np.ndarray, size: int | Sequence[int]) -> np.ndarray:
 
 
 def image_hw(size: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) of a config's image_size: one number for a square, or [height, width]."""
+    """Parse an image_size: one number for a square, or [height, width]."""
     values = [size, size] if isinstance(size, int) else list(size)
     if len(values) != 2 or not all(isinstance(value, int) and value > 0 for value in values):
-        raise Refusal(f"image_size is {size!r}; it must be a whole number or [height, width]")
+        raise Refusal(f"image_size is {size!r}; it must be a positive integer or [height, width]")
     return values[0], values[1]
 
 
 def default_scale(dtype: np.dtype | str | type) -> float:
-    """The stored value that means 1.0 where none is declared: 255, 65535, or 1 for float."""
+    """Return the value that means 1.0 by default: 255, 65535, or 1 for floats."""
     dtype = np.dtype(dtype)
     return float(np.iinfo(dtype).max) if np.issubdtype(dtype, np.integer) else 1.0
 
 
 def to_unit(image: np.ndarray, scale: float | None = None) -> np.ndarray:
-    """The image in [0, 1] as float32; uint8 with the usual scale of 255 stays as it is, small and exact.
+    """Scale an image to [0, 1] float32; uint8 with the default scale of 255 stays uint8.
 
-    Several albumentations are silently wrong on uint16, so this comes right after reading.
+    Applied right after reading, because several albumentations are silently wrong on uint16.
     """
     scale = default_scale(image.dtype) if scale is None else float(scale)
     if image.dtype == np.uint8 and scale == 255:
@@ -133,7 +132,7 @@ def to_unit(image: np.ndarray, scale: float | None = None) -> np.ndarray:
 def _resize(image: np.ndarray, height: int, width: int, interpolation: int) -> np.ndarray:
     if image.shape[:2] == (height, width):
         return image
-    # OpenCV 5 averages areas of four channels at most.
+    # INTER_AREA of OpenCV 5 takes at most four channels.
     parts = [image[:, :, start : start + 4] for start in range(0, image.shape[2], 4)]
     resized = [cv2.resize(np.ascontiguousarray(part), (width, height), interpolation=interpolation) for part in parts]
     return np.concatenate([part.reshape(height, width, -1) for part in resized], axis=2)
@@ -146,7 +145,7 @@ def _convert(image: np.ndarray, mode: str, path: Path) -> np.ndarray:
     if mode not in MODES:
         raise Refusal(f"mode is {mode!r}; it must be one of {', '.join(MODES)}")
     if channels > 4:
-        raise ImageError(f"{path} has {channels} channels, which cannot become {mode}; use mode: stored")
+        raise ImageError(f"{path} has {channels} channels, which cannot be converted to {mode}; use data.mode=stored")
     if mode == "rgb":
         return np.repeat(image[:, :, :1], 3, axis=2) if channels < 3 else np.ascontiguousarray(image[:, :, :3])
     if channels < 3:

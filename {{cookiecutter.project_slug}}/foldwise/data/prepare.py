@@ -187,8 +187,8 @@ def _check_names(samples: Samples) -> None:
     ]
     if taken:
         raise Refusal(
-            f"{type(samples).__name__}.fields has {', '.join(taken)}: rename these. weight, row, lam and names ending in "
-            "_valid or _other are reserved in a batch, and a name must be a Python identifier"
+            f"{type(samples).__name__}.fields has {', '.join(taken)}: rename these. weight, row, lam, and names ending "
+            "in _valid or _other are reserved in a batch, and a name must be a Python identifier"
         )
 
 
@@ -197,6 +197,5 @@ def _check_ignore_index(ignore_index: Any, outputs: Sequence[Output]) -> None:
         raise Refusal(f"data.ignore_index is {ignore_index!r}; set it to a mask value that is no class, such as 255")
     for output in outputs:
         if output.meaning.kind == "maps" and 0 <= ignore_index < len(output.columns):
-            raise Refusal(
-                f"data.ignore_index is {ignore_index}, which is class {output.columns[ignore_index]!r}; set it to a value that is no class"
-            )
+            name = output.columns[ignore_index]
+            raise Refusal(f"data.ignore_index is {ignore_index}, which is class {name!r}; set it to an unused value")

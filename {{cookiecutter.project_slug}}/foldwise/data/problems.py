@@ -1,4 +1,4 @@
-"""Problems of a table, collected until all are known."""
+"""Collect all problems of a table, to report them in one error."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from foldwise.errors import Refusal
 
 
 class TableError(Refusal):
-    """A table, or the images that it names, cannot be used; `problems` has one sentence a problem."""
+    """A table or its images cannot be used; `problems` has one message each."""
 
     shown = 20
 
@@ -25,7 +25,7 @@ class TableError(Refusal):
 
 
 class Check:
-    """Collects problems; a row is named by its line in a CSV and by its number, from 1, in a parquet file."""
+    """Collects problems; names rows by line in a CSV, by number from 1 in a parquet file."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -35,10 +35,10 @@ class Check:
         self.noun = "line" if path.suffix == ".csv" else "row"
 
     def rows(self, bad: Any, message: str | Callable[[int], str]) -> None:
-        """Add a problem for the rows where `bad` is true, one for all rows of the same message.
+        """Add a problem for the rows where `bad` is true, one for all rows with the same message.
 
         Args:
-            message: a text, or a function that gives the text of a row.
+            message: a text, or a function of the row.
         """
         rows_of: dict[str, list[int]] = {}
         for row in np.flatnonzero(np.asarray(bad, dtype=bool)).tolist():
@@ -53,17 +53,16 @@ class Check:
         return f"{self.noun}s {some(self.lines[rows])}"
 
     def stop_if_bad(self) -> None:
-        """Raise the problems as a TableError, if there are any."""
         if self.problems:
             raise TableError(self.path, self.problems)
 
 
 def has_stray_spaces(values: pd.Series) -> np.ndarray:
-    """True where a text has whitespace at an end, two in a row, or another kind than a plain space."""
+    """True for texts with whitespace at an end, repeated spaces, or whitespace other than a plain space."""
     codes, unique = pd.factorize(values)
     return np.array([value != " ".join(value.split()) for value in unique], dtype=bool)[codes]
 
 
 def some(names: Sequence[Any], most: int = 5) -> str:
-    """The first names, and how many more."""
+    """Join the first names, and say how many more there are."""
     return ", ".join(map(str, names[:most])) + (f" and {len(names) - most:,} more" if len(names) > most else "")

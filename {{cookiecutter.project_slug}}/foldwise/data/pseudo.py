@@ -1,9 +1,9 @@
-"""Pseudo labels as training rows: the table that pseudo_label.py wrote, checked, and the rows of each student.
+"""Pseudo labels as training rows: check the table that pseudo_label.py wrote, select the rows of each student.
 
-The student of fold k is the model that is trained without fold k. It gets the rows with its own number and no others:
-the targets of another student were made by models that had seen fold k's labels. Nothing may be computed over the rows
-of several students either, since how many rows another student has, and which, depends on those labels too. The student
-`full` is trained on every row, and nothing scores it.
+The student of fold k is the model trained without fold k. It may only use its own rows: the targets of other students
+come from models that saw fold k's labels. For the same reason, never compute anything over the rows of several
+students: which rows another student has, and how many, depends on fold k's labels too. The student `full` trains on
+every row and is never scored.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,26 +24,24 @@ ROW, STUDENT = "row", "student"
 
 
 def student_name(fold: int) -> str:
-    """A student as tables write it: its fold, or full."""
     return "full" if fold == FULL else str(fold)
 
 
 @dataclass(frozen=True)
 class Pseudo:
-    """Checked pseudo rows of all students; `student` (N,) int64 is the fold of the student that a row is for."""
+    """Checked pseudo rows of all students; `student` (N,) int64 is each row's fold, or FULL."""
 
     table: Table
     student: np.ndarray
 
     def of(self, fold: int) -> Table:
-        """The rows of one student."""
         rows = np.flatnonzero(self.student == fold)
         target = None if self.table.target is None else self.table.target[rows]
         return replace(self.table, frame=self.table.frame.iloc[rows].reset_index(drop=True), target=target)
 
 
 class JoinedTable(Table):
-    """Real rows, then pseudo rows. The weight of a real row stays what it is without them."""
+    """Real rows, then pseudo rows; their weights are used as they are, not rescaled to mean 1."""
 
     @property
     def weights(self) -> np.ndarray:
@@ -51,12 +49,12 @@ class JoinedTable(Table):
 
 
 def provenance_path(table: Path | str) -> Path:
-    """The file beside a table of pseudo labels that records the runs and folds that it was made from."""
+    """Path of the JSON file next to a pseudo-label table that records its runs and folds."""
     return Path(table).with_suffix(".json")
 
 
 def masks_folder(table: Path | str) -> Path:
-    """The folder beside a table of pseudo labels that holds its masks."""
+    """Path of the folder next to a pseudo-label table that holds its masks."""
     return Path(table).with_suffix("")
 
 
@@ -65,19 +63,21 @@ def read_pseudo(data: Mapping[str, Any], real: Table, folds: Iterable[int], fold
 
     Args:
         data: the `data` part of the config.
-        real: the training table, whose task and classes the pseudo rows must have.
-        folds: of the training rows; each of them must have a student.
-        folds_hash: of these folds, with which the table must have been made.
+        real: the training table; the pseudo rows must have its task and classes.
+        folds: of the training rows; each fold needs a student.
+        folds_hash: of these folds; the table must have been made with the same.
     """
     path = Path(data["pseudo"])
     target = "mask" if find_task(real.task).field.spatial else list(real.classes)
     columns = Columns(id=ROW, target=target, weight="weight")
     table = read_table(path, real.task, real.root, columns, real.classes)
-    origin = provenance_path(path)
-    made_with = read_json(origin).get("folds_hash") if origin.is_file() else None
+    provenance = provenance_path(path)
+    made_with = read_json(provenance).get("folds_hash") if provenance.is_file() else None
     problems = []
     if made_with is None:
-        problems.append(f"{origin}, in which pseudo_label.py or distill.py records the folds, is not there")
+        problems.append(
+            f"{provenance} is missing or has no folds_hash; pseudo_label.py and distill.py write it with the table"
+        )
     elif made_with != folds_hash:
         problems.append(f"it was made with the folds {made_with}, but the folds are {folds_hash} now: make it again")
     if STUDENT not in table.frame:
@@ -86,7 +86,7 @@ def read_pseudo(data: Mapping[str, Any], real: Table, folds: Iterable[int], fold
     student = table.frame[STUDENT].astype(str).map({student_name(fold): fold for fold in [*existing, FULL]})
     unknown = student.isna()
     for name, value in zip(table.frame["id"][unknown], table.frame[STUDENT][unknown], strict=True):
-        problems.append(f"row {name!r}: the student {value!r} is none of the folds {existing}, nor full")
+        problems.append(f"row {name!r}: the student {value!r} is neither one of the folds {existing} nor full")
     problems += [f"the student {fold} has no rows" for fold in existing if not (student == fold).any()]
     if problems:
         raise TableError(path, problems)
@@ -94,7 +94,7 @@ def read_pseudo(data: Mapping[str, Any], real: Table, folds: Iterable[int], fold
 
 
 def join_tables(real: Table, pseudo: Table, columns: Sequence[str] = ()) -> JoinedTable:
-    """The rows of the training table, then those of one student, with the `columns` that the reader declares."""
+    """Join the training rows and one student's rows, with the `columns` that the reader declares."""
     target = None
     if real.target is not None and pseudo.target is not None:
         target = np.concatenate([real.target, pseudo.target])

@@ -1,7 +1,7 @@
-"""Sampling: which items are trained in an epoch, and in which order.
+"""Choose the items of an epoch and their order.
 
-The sampler hands out keys (item, epoch, repeat), so that a sample is a function of (seed, epoch, id) alone, whatever
-worker reads it, on whatever rank, in whatever order; and persistent workers know the epoch.
+The sampler yields keys (item, epoch, repeat). So a sample depends on (seed, epoch, id, repeat) alone, not on worker,
+rank or order, and persistent workers know the epoch.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from foldwise.errors import Refusal
 
 
 class SampleKey(NamedTuple):
-    """Key of a sample of a dataset; `repeat` counts how often the item was already drawn in this epoch."""
+    """Key of a sample; `repeat` counts earlier draws of the item in this epoch."""
 
     item: int
     epoch: int
@@ -23,46 +23,46 @@ class SampleKey(NamedTuple):
 
 
 def sample_seed(seed: int, epoch: int, id: str, repeat: int = 0) -> int:
-    """A number in [0, 2**32), the same in every process and on every Python."""
+    """Hash to [0, 2**32); the same in every process and Python version."""
     digest = hashlib.blake2b(f"{seed}:{epoch}:{repeat}:{id}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little")
 
 
 class Sampling:
-    """Decides how often each training item is drawn: here, once an epoch.
+    """Decides how often each training item is drawn; this base class draws each once per epoch.
 
-    Subclass it in solution/, and name the class by `data.sampling._target_`; its arguments are plain values.
+    To write your own, subclass it in solution/ and select it with `data.sampling._target_`; arguments are plain values.
     """
 
     def start(self, target: np.ndarray | None, weight: np.ndarray) -> None:
-        """Begin a training of items with these targets (N, C), None where they are files, and loss weights (N,)."""
+        """Start a training: targets (N, C), None if they are mask files, and loss weights (N,) of the items."""
 
     def chances(self, epoch: int) -> np.ndarray | None:
-        """(N,) unnormalised chances of the training items in an epoch; None: each is drawn once."""
+        """Return unnormalised probabilities (N,) of the training items in an epoch; None draws each item once."""
         return None
 
     def observe(self, items: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
-        """Take what an epoch has shown, the same on every rank.
+        """Receive the results of an epoch; every rank gets the same.
 
         Args:
-            items: (B,) numbers of training items, in the order in which they were trained.
-            values: the (B,) entries that the module's `losses` gave for them, by name.
+            items: indices of training items (B,), in training order.
+            values: entries of shape (B,) from the module's `losses`, by name.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """The state for a resume: tensors and plain values, saved with the checkpoint."""
+        """Return the state to checkpoint: tensors and plain values."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
 
 
 class Balanced(Sampling):
-    """Each class is drawn equally often, with replacement; see `balanced_weights`."""
+    """Draws each class equally often, with replacement; see `balanced_weights`."""
 
     def start(self, target: np.ndarray | None, weight: np.ndarray) -> None:
         if target is None:
-            raise Refusal("data.sampling=balanced is for classification; for masks see loss.class_weights=balanced")
+            raise Refusal("data.sampling=balanced is for classification; for masks use loss.class_weights=balanced")
         self._chances = balanced_weights(target, weight)
 
     def chances(self, epoch: int) -> np.ndarray:
@@ -73,13 +73,13 @@ SAMPLINGS = {"shuffle": Sampling, "balanced": Balanced}
 
 
 class Pool:
-    """Items to draw from, by their numbers."""
+    """Item indices to draw from."""
 
     def __init__(self, rows: Sequence[int] | np.ndarray, sampling: Sampling | None = None) -> None:
         self.rows, self.sampling = np.asarray(rows, dtype=np.int64), sampling or Sampling()
 
     def draw(self, rng: np.random.Generator, count: int, epoch: int) -> np.ndarray:
-        """Draw items: with replacement by their chances, or in passes, none drawn again before all were drawn."""
+        """Draw with replacement if the sampling gives probabilities; else in passes, each over all items."""
         chances = self.sampling.chances(epoch)
         if chances is not None:
             return rng.choice(self.rows, count, p=chances / chances.sum())
@@ -88,19 +88,19 @@ class Pool:
 
 
 class EpochSampler(Sampler[SampleKey]):
-    """Items in an order that depends on (seed, epoch) alone; every rank takes its share of the same order.
+    """Yields items in an order that depends on (seed, epoch) alone; ranks take turns.
 
-    An epoch has as many items as `real` in whole batches of all ranks, whatever the share of pseudo rows: ranks take
-    equal counts, and all epochs have equally many steps, as the learning-rate schedule expects.
+    The number of steps is that of the real items in full batches, whatever the share of pseudo rows: the learning-rate
+    schedule needs the same number in every epoch.
 
     Args:
         real: the training items.
-        batch_size: of one rank.
-        pseudo: items with pseudo labels, which take the place of some of the others.
-        pseudo_shares: their share in each step of each epoch, rounded; after the last epoch given it stays.
+        batch_size: per rank.
+        pseudo: items with pseudo labels; they replace some of the real ones.
+        pseudo_shares: their share of each step, one per epoch, rounded to whole items; later epochs use the last.
 
     Raises:
-        Refusal: fewer items than the batches of all ranks hold, or a share of a batch that is no whole item.
+        Refusal: too few items for one step, or a share that rounds to none or all of a step.
     """
 
     def __init__(
@@ -120,13 +120,13 @@ class EpochSampler(Sampler[SampleKey]):
         if not self.steps:
             devices, most = f" on each of {world} devices" if world > 1 else "", len(self.real.rows) // world * world
             raise Refusal(
-                f"a batch of {batch_size}{devices} is more than the {len(self.real.rows)} training rows: "
+                f"a batch of {batch_size}{devices} needs more than the {len(self.real.rows)} training rows: "
                 f"set batch_size={max(world, most)} or less"
             )
         for share in pseudo_shares:
             if 0 < share < 1 and round(share * self.step) in (0, self.step):
                 raise Refusal(
-                    f"a share of {share:g} pseudo rows in a step of {self.step} is none or all of them: "
+                    f"a share of {share:g} pseudo rows in a step of {self.step} rounds to none or all of them: "
                     "change data.pseudo_share or batch_size"
                 )
 
@@ -146,7 +146,6 @@ class EpochSampler(Sampler[SampleKey]):
                 yield SampleKey(row, self.epoch, repeat)
 
     def _order(self, rng: np.random.Generator) -> np.ndarray:
-        """The items of this epoch, for all ranks."""
         share = self.pseudo_shares[min(self.epoch, len(self.pseudo_shares) - 1)]
         if self.pseudo is None or not share:
             return self.real.draw(rng, self.steps * self.step, self.epoch)
@@ -155,20 +154,20 @@ class EpochSampler(Sampler[SampleKey]):
             pool.draw(rng, self.steps * count, self.epoch).reshape(self.steps, count)
             for pool, count in zip((self.real, self.pseudo), counts, strict=True)
         ]
-        return rng.permuted(np.hstack(parts), axis=1).ravel()  # or one rank would get all the pseudo rows
+        return rng.permuted(np.hstack(parts), axis=1).ravel()  # else one rank would get all pseudo rows
 
 
 def balanced_weights(target: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
-    """Chances of rows such that each class is drawn equally often: (N,) float64, of sum 1.
+    """Compute row probabilities that draw each class equally often: (N,) float64, summing to 1.
 
-    Each is the sum over the row's classes of target / total of the class.
+    A row's probability is proportional to its target / class total, summed over classes.
 
     Args:
-        target: (N, K) in [0, 1]. The part of a row that belongs to no class counts as a class of its own.
-        weight: (N,) of the samples in the loss; then chance times weight adds up to the same for each class.
+        target: (N, K) in [0, 1]. What a row lacks to 1 counts as one more class, "none".
+        weight: loss weights (N,); with them, probability times weight has the same sum in each class.
     """
     none = np.clip(1 - np.asarray(target, np.float64).sum(axis=1, keepdims=True), 0, None)
-    none[none < 1e-6] = 0  # soft rows add up to 1 only within rounding
+    none[none < 1e-6] = 0  # soft rows sum to 1 only up to rounding
     target = np.hstack([target, none])
     total = (target if weight is None else target * np.asarray(weight)[:, None]).sum(axis=0)
     chances = (target[:, total > 0] / total[total > 0]).sum(axis=1)

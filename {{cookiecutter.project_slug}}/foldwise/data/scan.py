@@ -1,7 +1,7 @@
-"""Read every item once and record what its files hold: sizes, sums per channel, pixels per mask value.
+"""Read every item once and record its image size, sums per channel and pixels per mask value.
 
-The record, `images.csv`, keeps a line an item, so that the next scan asks only for the sizes of the files. A file that
-changes without changing its size is not noticed: delete the record then.
+The record, `images.csv`, has a line per item; the next scan only compares file sizes with it. Delete the record if a
+file changed but kept its size.
 """
 
 import hashlib
@@ -27,8 +27,8 @@ from foldwise.errors import Refusal
 from foldwise.files import write_atomic
 from foldwise.progress import progress_bar, silent, stepping
 
-# Texts with spaces: sums and squares have one value a channel (of the stored values), values has `value:pixels` pairs
-# of a mask, so that the record does not depend on the classes. `others` is JSON: the same of further image fields.
+# `sums` and `squares` are space-separated, one number per channel of the stored values. `values` has the `value:pixels`
+# pairs of a mask, so the record does not depend on the classes. `others` is JSON with the other image fields.
 RECORD = [
     "image", "bytes", "mask", "mask_bytes", "reader", "height", "width", "area", "channels", "dtype",
     "minimum", "maximum", "sums", "squares", "mask_height", "mask_width", "values", "others",
@@ -36,35 +36,34 @@ RECORD = [
 KEY = ["image", "bytes", "mask", "mask_bytes", "reader"]
 TEXT = {"image", "bytes", "mask", "reader", "dtype", "sums", "squares", "values", "others"}
 
-BLOCK = 1 << 20  # pixels that are converted to float64 at a time
-CHUNK = 256  # items that are handed to the threads at a time; an interruption waits for them
+BLOCK = 1 << 20  # pixels converted to float64 at a time
+CHUNK = 256  # items per batch of the threads; Ctrl-C waits for them
 
 
 def scan_items(
     items: TableItems, data: Mapping[str, Any], name: str = "images", table: Table | None = None, progress: bool = False
 ) -> pd.DataFrame:
-    """Read every item that is not in the record yet, and check them all.
+    """Read every item that is not in the record yet, then check all items.
 
     Args:
         data: the `data` part of the config.
-        name: of the record in `data.prepared`, without its suffix.
-        table: of the items, with the masks of another output; None: `items.table`.
+        name: of the record in `data.prepared`, without suffix.
+        table: item table with the masks of another output; None: `items.table`.
 
     Returns:
-        One row an item, with the columns RECORD, of its first image field; for masks also `pixels`, an int64 (C,)
-        array each.
+        The columns RECORD, one row per item, measured on its first image field; with masks also `pixels`, an int64
+        array (C,) per row.
 
     Raises:
-        TableError: lists every file that is missing or cannot be decoded, images that have other channels or another
-            dtype than most, every mask of another size than its image, and every mask with values outside the classes.
+        TableError: lists every missing file, and the problems of `image_problems` and `mask_problems`.
     """
     table = items.table if table is None else table
     record = Path(data["prepared"]) / f"{name}.csv"
-    wanted, known = _file_sizes(items, table), _read_record(record)
-    todo = wanted.drop_duplicates(KEY).merge(known[KEY], on=KEY, how="left", indicator=True)
+    current, known = _file_sizes(items, table), _read_record(record)
+    todo = current.drop_duplicates(KEY).merge(known[KEY], on=KEY, how="left", indicator=True)
     todo = todo[todo["_merge"] == "left_only"]
     known, failures = _extend_record(record, known, todo, items, table, progress)
-    scan = wanted[KEY].merge(known, on=KEY, how="left", validate="many_to_one")
+    scan = current[KEY].merge(known, on=KEY, how="left", validate="many_to_one")
     problems = image_problems(scan, failures, data["scale"])
     if "mask" in table.frame:
         problems += mask_problems(scan, table.classes, data["ignore_index"])
@@ -76,7 +75,7 @@ def scan_items(
 
 
 def reader_key(samples: Samples) -> str:
-    """Hash of the reader's class, arguments and source, on which measurements depend beside the files."""
+    """Hash the reader's class, arguments and source: measurements depend on them as well as on the files."""
     kind = type(samples)
     source = "" if kind.__module__.startswith("foldwise.") else inspect.getsource(inspect.getmodule(kind) or kind)
     text = json.dumps([kind.__qualname__, vars(samples), source], sort_keys=True, default=str)
@@ -89,7 +88,7 @@ def image_fields(samples: Samples) -> list[str]:
 
 
 def images_hash(scan: pd.DataFrame) -> str:
-    """A name for these files by path and size, masks too: 16 hexadecimal digits of SHA-256."""
+    """Hash the files' paths and sizes, masks included: 16 hex digits of SHA-256."""
     lines = sorted(set(scan[["image", "bytes", "mask", "mask_bytes"]].astype(str).agg(",".join, axis=1)))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
@@ -97,7 +96,7 @@ def images_hash(scan: pd.DataFrame) -> str:
 def map_in_threads(
     function: Callable[[Any], Any], values: Sequence[Any], text: str, chunk: int, progress: bool
 ) -> Iterator[list[Any]]:
-    """Yield the results of a function in chunks, computed in threads, with a progress bar."""
+    """Apply a function in threads; yield the results in chunks."""
     if not values:
         return
     bar = progress_bar(text) if progress else nullcontext(silent)
@@ -110,7 +109,7 @@ def map_in_threads(
 
 
 def _file_sizes(items: TableItems, table: Table) -> pd.DataFrame:
-    """The KEY and the `number` of each item."""
+    """Return the KEY columns and the index `number` of each item."""
     files_of = [list(dict.fromkeys(items.samples.files(items.rows, item))) for item in items.items]
     masks = [table.mask_path(row) for row in range(len(table))] if "mask" in table.frame else []
     sizes = {path: _size(path) for path in dict.fromkeys([*chain(*files_of), *masks])}
@@ -145,9 +144,9 @@ def _read_record(record: Path) -> pd.DataFrame:
     if record.exists():
         try:
             known = pd.read_csv(record, dtype=dict.fromkeys(TEXT, object), keep_default_na=False, encoding="utf-8")
-        except ValueError as error:  # pandas' own are, and UnicodeDecodeError
+        except ValueError as error:  # includes pandas' errors and UnicodeDecodeError
             raise Refusal(f"{record} cannot be read ({error}); delete it and run the same command again") from error
-        if known.columns.tolist() == RECORD:  # else it is of another version, and everything is read again
+        if known.columns.tolist() == RECORD:  # else another version wrote it: read everything again
             return known
     return pd.DataFrame({name: pd.Series(dtype=object if name in TEXT else float) for name in RECORD})
 
@@ -160,7 +159,7 @@ def _extend_record(
     table: Table,
     progress: bool,
 ) -> tuple[pd.DataFrame, dict[tuple[str, str], str]]:
-    """The record with what was missing, and why items cannot be read, by (image, mask)."""
+    """Read the missing items; return the extended record, and the errors by (image, mask)."""
     rows: list[dict[str, Any]] = []
     failures: dict[tuple[str, str], str] = {}
     state = items.state if len(todo) else {}
@@ -175,11 +174,11 @@ def _extend_record(
     try:
         for found in map_in_threads(measure, todo.to_dict("records"), "Reading images", CHUNK, progress):
             rows += [row for row in found if row is not None]
-    finally:  # what was read is kept when a long scan is interrupted
+    finally:  # keep what was read if the scan is interrupted
         if rows:
             new = pd.DataFrame(rows, columns=RECORD)
             known = new if known.empty else pd.concat([known, new], ignore_index=True)
-            # A changed file has a new line; its old one is dropped.
+            # Drop the old line of a changed file.
             known = known.drop_duplicates(["image", "mask", "reader"], keep="last", ignore_index=True)
             with write_atomic(record) as temporary:
                 known.to_csv(temporary, index=False)
@@ -187,7 +186,7 @@ def _extend_record(
 
 
 def _measure(items: TableItems, table: Table, number: int, state: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of an item, read as prediction reads it."""
+    """Measure an item, read as in prediction."""
     sample = items.samples.read(items.rows, items.items[number], state, None)
     where = ", ".join(map(str, items.samples.files(items.rows, items.items[number])[:1]))
     figures = [(name, _image_figures(sample[name], where)) for name in image_fields(items.samples)]
@@ -202,7 +201,7 @@ def _measure(items: TableItems, table: Table, number: int, state: Mapping[str, A
 
 
 def _image_figures(image: Any, where: str) -> dict[str, Any]:
-    """The figures of an image (H, W, C), or of a stack."""
+    """Measure an image (H, W, C) or a stack."""
     stack = image if isinstance(image, list) else [image] if image.ndim == 3 else list(image)
     height, width, channels = stack[0].shape
     if any(each.shape[2] != channels for each in stack):
@@ -212,12 +211,14 @@ def _image_figures(image: Any, where: str) -> dict[str, Any]:
         flat = each.reshape(-1, channels)
         for start in range(0, len(flat), BLOCK):
             for channel in range(channels):
-                # float64 holds sums of whole numbers exactly up to 2^53.
+                # float64 sums of integers are exact up to 2^53.
                 values = flat[start : start + BLOCK, channel].astype(np.float64)
                 sums[channel] += values.sum()
-                squares[channel] += np.square(values, out=values).sum()  # BLAS would start threads in each thread
+                squares[channel] += np.square(
+                    values, out=values
+                ).sum()  # not np.dot: BLAS would start threads in each thread
     if not np.isfinite(squares).all():
-        raise ImageError(f"{where} has values that are not finite")
+        raise ImageError(f"{where} has NaN or infinite values")
     return {
         "height": height, "width": width, "area": sum(each.shape[0] * each.shape[1] for each in stack),
         "channels": channels, "dtype": str(stack[0].dtype),
@@ -231,7 +232,7 @@ def _text(value: float) -> str:
 
 
 def _class_pixels(values: str, classes: int) -> np.ndarray:
-    """(C,) int64 pixels of each class, of `value:pixels` pairs."""
+    """Parse `value:pixels` pairs to the pixels of each class, int64 (C,)."""
     pixels = np.zeros(classes, np.int64)
     for pair in values.split():
         value, count = map(int, pair.split(":"))

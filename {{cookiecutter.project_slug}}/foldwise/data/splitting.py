@@ -1,12 +1,10 @@
-"""Split rows into folds: plain, stratified, multi-label, grouped, and grouped multi-label, all by one algorithm.
+"""Split rows into folds with one algorithm: plain, stratified, multi-label, grouped, and grouped multi-label.
 
-What is placed is a block: a group, or a single row where there are no groups. A block carries its rows per class.
-Following iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011), the class with the fewest rows left
-is placed first, since a frequent class can still be evened out afterwards and a rare one cannot. Each block goes
-to the fold that holds least of what the block brings.
+It assigns blocks: groups, or single rows without groups. As in iterative stratification (Sechidis, Tsoumakas and
+Vlahavas 2011), the class with the fewest rows left goes first: a frequent class can still be balanced later, a rare one
+cannot. Each block goes to the fold with the fewest rows of the block's classes.
 
-The order in which blocks are placed comes from a hash of seed and name, never from their position, so that the
-folds do not depend on the order of the rows.
+Ties are ordered by a hash of seed and name, so the folds do not depend on the order of the rows.
 """
 
 import hashlib
@@ -17,7 +15,7 @@ import pandas as pd
 
 from foldwise.errors import Refusal
 
-OPEN = -2  # a block that has no fold yet
+OPEN = -2  # a block without a fold yet
 
 
 def make_folds(
@@ -28,30 +26,29 @@ def make_folds(
     seed: int = 0,
     known: Mapping[str, int] | None = None,
 ) -> np.ndarray:
-    """Assign every row to one of the folds 0..n_folds-1.
+    """Assign every row to a fold, 0 to n_folds - 1.
 
     Args:
-        ids: unique names of the rows.
-        target: (N, C) class memberships, 0 or 1; None balances sizes only.
-        groups: (N,) names; a group is never split. Beside a group's name only its rows' targets count.
-        seed: another seed gives other folds of the same quality.
-        known: ids that keep their folds, which new rows of their groups join; the rest evens out what is there. A
-            known fold of -1 (always train) is kept and not balanced.
+        ids: unique.
+        target: class memberships (N, C), 0 or 1; None balances sizes only.
+        groups: names (N,); groups are never split. The ids of grouped rows have no effect.
+        known: ids that keep their fold; new rows of their groups get the same, all others balance the folds. A known
+            fold of -1 (always train) is kept and not balanced.
 
     Returns:
-        int64 (N,). Without groups and known folds the fold sizes differ by at most one.
+        int64 (N,). Without groups and known folds, fold sizes differ by at most one.
 
     Raises:
-        Refusal: fewer than two folds, more folds than rows or groups, repeated ids, lengths that differ; known folds
-            that split a group or are not in range.
+        Refusal: fewer than two folds, more folds than rows or groups, repeated ids, different lengths, or known folds
+            that split a group or are out of range.
     """
-    names_of_rows = np.asarray(ids, dtype=object)
+    row_ids = np.asarray(ids, dtype=object)
     counts = np.zeros((len(ids), 0)) if target is None else np.asarray(target, dtype=np.float64)
     if n_folds < 2:
         raise Refusal(f"{n_folds} folds: there must be at least 2")
     if counts.ndim != 2 or len(counts) != len(ids) or (groups is not None and len(groups) != len(ids)):
         raise Refusal("ids, target and groups must have one entry a row, and target one column a class")
-    block_of_row, names = pd.factorize(names_of_rows if groups is None else np.asarray(groups, dtype=object))
+    block_of_row, names = pd.factorize(row_ids if groups is None else np.asarray(groups, dtype=object))
     if groups is None and len(names) < len(ids):
         raise Refusal("the ids are not unique")
     if (block_of_row < 0).any():
@@ -60,18 +57,18 @@ def make_folds(
         raise Refusal(
             f"{n_folds} folds need at least as many {'rows' if groups is None else 'groups'}; there are {len(names)}"
         )
-    # The size of a block is one more class, the most frequent one.
+    # A block's size is one more class, which every row has.
     counts = np.hstack([counts, np.ones((len(ids), 1))])
     if groups is not None:
-        # bincount adds in the order of the rows; whole numbers have no rounding that could depend on it.
+        # Sums of whole numbers are exact, so the order of the rows does not matter.
         counts = np.stack([np.bincount(block_of_row, column, len(names)) for column in counts.T], axis=1)
-    fold = _known_folds(known or {}, names_of_rows, block_of_row, names, n_folds)
-    _place(counts, fold, _hashes(names, seed), n_folds)
+    fold = _known_folds(known or {}, row_ids, block_of_row, names, n_folds)
+    _assign(counts, fold, _hashes(names, seed), n_folds)
     return fold[block_of_row]
 
 
 def _hashes(names: np.ndarray, seed: int) -> np.ndarray:
-    """A number a name, the same on every machine; it orders blocks that are otherwise alike."""
+    """Hash each name to order blocks that are otherwise equal; the same on every machine."""
     digests = b"".join(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest() for name in names)
     return np.frombuffer(digests, dtype=">u8").astype(np.uint64)
 
@@ -79,7 +76,7 @@ def _hashes(names: np.ndarray, seed: int) -> np.ndarray:
 def _known_folds(
     known: Mapping[str, int], ids: np.ndarray, block_of_row: np.ndarray, names: np.ndarray, n_folds: int
 ) -> np.ndarray:
-    """The fold of each block: what is known, else OPEN."""
+    """Return the known fold of each block, else OPEN."""
     fold = np.full(len(names), OPEN, dtype=np.int64)
     row_fold = np.array([known.get(name, OPEN) for name in ids], dtype=np.int64)
     if row_fold.max() >= n_folds:
@@ -92,15 +89,14 @@ def _known_folds(
     return fold
 
 
-def _place(counts: np.ndarray, fold: np.ndarray, hashes: np.ndarray, n_folds: int) -> None:
-    """Give each block that is OPEN a fold, in place; `counts` is (blocks, classes + 1), the last the size."""
+def _assign(counts: np.ndarray, fold: np.ndarray, hashes: np.ndarray, n_folds: int) -> None:
+    """Assign the OPEN blocks in place; `counts` is (blocks, classes + 1), block sizes last."""
     balanced = fold != -1
     totals = counts[balanced].sum(axis=0)
     held = np.stack([counts[fold == number].sum(axis=0) for number in range(n_folds)])
     share = np.ceil(totals / n_folds)
     single = bool((counts[:, -1] == 1).all())
-    # How far a block of these counts moves the folds apart, in relative terms: the derivative of
-    # sum over classes and folds of (held / total)^2.
+    # Derivative of the imbalance, the sum over classes and folds of (held / total)^2.
     costs = counts / np.maximum(totals, 1) ** 2
 
     left = counts[fold == OPEN].sum(axis=0)
@@ -109,7 +105,7 @@ def _place(counts: np.ndarray, fold: np.ndarray, hashes: np.ndarray, n_folds: in
         present = np.flatnonzero(left > 0)
         rarest = present[np.argmin(left[present])]
         blocks = waiting[columns[rarest, waiting] > 0]
-        # Large ones first: the small ones fill up what they leave.
+        # Large blocks first; small ones fill the gaps.
         blocks = blocks[np.lexsort((hashes[blocks], -counts[blocks, -1], -counts[blocks, rarest]))]
         for block in blocks:
             open_to = held[:, -1] + counts[block, -1] <= share[-1]

@@ -1,4 +1,4 @@
-"""Statistics of the training images, which normalisation and class weights are made from."""
+"""Statistics of the training items, for normalisation and class weights."""
 
 import json
 from typing import Any
@@ -10,22 +10,21 @@ from foldwise.data.images import default_scale
 from foldwise.data.samples import TableItems
 from foldwise.data.scan import image_fields
 
-# The least std, in [0, 1] units: a channel that never changes would otherwise divide by zero.
+# Smallest std, in [0, 1] units, so that a constant channel does not divide by zero.
 SMALLEST_STD = 1 / 255
 
 
 def compute_statistics(scan: pd.DataFrame, items: TableItems, folds: np.ndarray, scale: float | None) -> dict[str, Any]:
-    """Statistics of the training items, as plain values for `statistics.json`.
+    """Compute statistics of the training items, as plain values for `statistics.json`.
 
     Args:
-        scan: as `scan_items` gives it.
-        folds: (N,) of the items.
+        scan: returned by `scan_items`.
+        folds: of the items, (N,).
         scale: the stored value that means 1.0; None: by dtype.
 
     Returns:
-        images: by field, channels, dtype, scale, and mean and std per channel over all pixels in [0, 1] units (std at
-        least 1/255); items: how many; class_counts: for each fold, as text, the items per class (soft targets add up),
-        or for masks the pixels per class.
+        images: channels, dtype, scale, and mean and std per channel in [0, 1] units (std at least 1/255), by field.
+        items: their number. class_counts: items (soft targets are summed) or pixels per class, by fold as text.
     """
     target = items.table.target
     counts = np.stack(scan["pixels"].tolist()) if target is None else target.astype(np.float64)

@@ -1,7 +1,7 @@
-"""The table: one row an image, checked as a whole before anything else happens.
+"""Read and check the table: a CSV or parquet file with one row per image.
 
-A table is a CSV (read as text, so that ids keep their leading zeros and `NA` is a legal label) or a parquet
-file. Everything that is wrong with it is found at once and listed with its line number.
+CSVs are read as text, so ids keep leading zeros and `NA` is a valid label. All problems are reported at once, with line
+numbers.
 """
 
 import os
@@ -22,10 +22,10 @@ from foldwise.tasks import Task, find_task
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns of the file; None means that the table has no such column.
+    """Column names in the file; None: the table has no such column.
 
-    `target` None stands for `label` (multiclass), `labels` (multilabel) or `mask` (segmentation); a list of
-    columns means soft targets, one probability column a class.
+    `target` defaults to `label` (multiclass), `labels` (multilabel) or `mask` (segmentation). A list of columns means
+    soft targets, one column of probabilities per class.
     """
 
     id: str = "id"
@@ -38,11 +38,11 @@ class Columns:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Columns":
-        """Make it from `data.columns`, whose unknown keys are refused by name."""
+        """Make it from `data.columns`; refuses unknown keys."""
         known = [field.name for field in fields(cls)]
         unknown = [key for key in config if key not in known]
         if unknown:
-            raise Refusal(f"data.columns has no {', '.join(unknown)}; its keys are {', '.join(known)}")
+            raise Refusal(f"data.columns has no key {', '.join(unknown)}; its keys are {', '.join(known)}")
         return cls(**config)
 
 
@@ -51,10 +51,10 @@ class Table:
     """A checked table.
 
     Attributes:
-        frame: has the index 0..n-1, the file's columns under their own names, and on top of them the canonical
-            `id` and `image` (text) and, where declared, `mask`, `group`, `unit` (text), `weight` (float) and `fold`
-            (int). A column with such a name that is not declared is left out, so that nothing is used by accident.
-        target: float32 (N, C): one-hot, multi-hot or soft; None for segmentation and for tables without target.
+        frame: the file's columns, plus `id` and `image` (text) and, if declared, `mask`, `group`, `unit` (text),
+            `weight` (float) and `fold` (int); index 0 to N - 1. Undeclared columns with these names are dropped, so
+            that they are not used by accident.
+        target: float32 (N, C), one-hot, multi-hot or soft; None for masks and for tables without target.
     """
 
     frame: pd.DataFrame
@@ -73,7 +73,6 @@ class Table:
 
     @cached_property
     def row_of(self) -> dict[str, int]:
-        """The row of each id."""
         return {id: row for row, id in enumerate(self.ids)}
 
     def image_path(self, row: int) -> Path:
@@ -84,7 +83,7 @@ class Table:
 
     @property
     def weights(self) -> np.ndarray:
-        """Sample weights, float32 (N,), with mean 1; ones when no weight column is declared."""
+        """Sample weights, float32 (N,), with mean 1; ones without a weight column."""
         if "weight" not in self.frame:
             return np.ones(len(self), np.float32)
         weight = self.frame["weight"].to_numpy(np.float64)
@@ -99,15 +98,14 @@ def read_table(
     classes: Sequence[str] | None = None,
     has_target: bool = True,
 ) -> Table:
-    """Read a table and check all of it, image and mask files included (that they exist, not what is in them).
+    """Read a table and check it as a whole, including that image and mask files exist.
 
     Args:
         path: a `.csv` or `.parquet` file.
-        root: the folder that the image and mask paths are relative to, and must not leave.
-        classes: the class names in their order; None takes the names found, sorted (as numbers if all are
-            whole numbers). Segmentation needs them: class i is pixel value i.
-        has_target: False for a test table, of which target, weight and fold are not read, and whose group
-            may be missing.
+        root: folder of the image and mask paths, which must not leave it.
+        classes: ordered class names; None takes those found, sorted (as numbers if all are integers). Required for
+            segmentation: class i is pixel value i.
+        has_target: False for a test table: target, weight and fold are not read, and the group column is optional.
 
     Raises:
         TableError: lists every problem with its line.
@@ -134,7 +132,7 @@ def read_table(
     if not root.is_dir():
         check.problems.append(f"the data root {root} is not a folder")
     if raw.empty and not check.problems:
-        check.problems.append("the table has no rows: below the line of column names goes one row an image")
+        check.problems.append("the table has no rows: add one row per image below the header")
     check.stop_if_bad()
 
     frame = raw.drop(columns=["id", "image", "mask", "group", "unit", "weight", "fold"], errors="ignore")
@@ -166,7 +164,7 @@ def read_table(
 
 
 def text_column(column: pd.Series) -> pd.Series:
-    """The column as text; a missing value is empty."""
+    """Convert a column to text; missing values become empty."""
     return column.astype(object).where(column.notna(), "").map(str)
 
 
@@ -176,12 +174,12 @@ def _target_columns(columns: Columns, task: Task) -> list[str]:
     if isinstance(columns.target, str):
         return [columns.target]
     if task.field.spatial:
-        raise Refusal(f"data.columns.target is a list, but {task.name} has one target column, with mask paths")
+        raise Refusal(f"data.columns.target is a list, but {task.name} needs one column, with mask paths")
     return list(columns.target)
 
 
 def _read_file(path: Path, check: Check) -> pd.DataFrame:
-    """The columns as they are in the file; of a CSV, text. Numbers the lines of `check`."""
+    """Read the columns as stored (CSV: as text), and set `check.lines`."""
     if not path.is_file():
         raise TableError(path, ["the file does not exist"])
     if path.suffix == ".parquet":
@@ -194,7 +192,7 @@ def _read_file(path: Path, check: Check) -> pd.DataFrame:
     if path.suffix != ".csv":
         raise TableError(path, [f"the suffix is {path.suffix!r}; a table is a .csv or a .parquet file"])
     try:
-        # Without a header, so that a row longer than the header is an error and two equal names are seen.
+        # Without a header, so that rows longer than the header are an error and repeated names are noticed.
         frame = pd.read_csv(
             path, dtype=str, header=None, na_filter=False, skip_blank_lines=False, encoding="utf-8-sig", quotechar='"'
         )
@@ -205,9 +203,9 @@ def _read_file(path: Path, check: Check) -> pd.DataFrame:
     header = frame.iloc[0].tolist()
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
-        raise TableError(path, [f"the column {name!r} is there more than once" for name in repeated])
+        raise TableError(path, [f"the column {name!r} occurs more than once" for name in repeated])
     frame = frame.iloc[1:].set_axis(header, axis=1)
-    frame = frame[(frame != "").any(axis=1)]  # empty lines are skipped, but count
+    frame = frame[(frame != "").any(axis=1)]  # skip empty lines, but count them
     check.lines = frame.index.to_numpy() + 1
     return frame.reset_index(drop=True)
 
@@ -217,13 +215,13 @@ def _check_ids(ids: pd.Series, check: Check) -> None:
     check.rows(has_stray_spaces(ids), "the id has whitespace at its ends or two spaces in a row")
     repeated = ids[ids.duplicated(keep=False) & (ids != "")]
     for name, rows in repeated.groupby(repeated, sort=False).indices.items():
-        check.problems.append(f"the id {name!r} is there more than once: {check.name_lines(repeated.index[rows])}")
+        check.problems.append(f"the id {name!r} occurs more than once: {check.name_lines(repeated.index[rows])}")
 
 
 def _check_paths(paths: pd.Series, root: Path, what: str, check: Check) -> None:
-    """Every path must be relative, name a file, and stay under the root after links are resolved."""
+    """Check that every path is relative, exists, and stays under the root after resolving links."""
     real_root = root.resolve()
-    folder_is_inside: dict[Path, bool] = {}  # folders are resolved once: a million files lie in few of them
+    folder_is_inside: dict[Path, bool] = {}  # each folder is resolved only once: a million files are in few folders
 
     def problem(text: str) -> str | None:
         if not text:
@@ -234,7 +232,7 @@ def _check_paths(paths: pd.Series, root: Path, what: str, check: Check) -> None:
         if relative.is_absolute() or ".." in relative.parts:
             return f"the {what} path {text!r} must be relative to the data root {root}, without '..'"
         file = root / relative
-        if not os.path.isfile(file):  # noqa: PTH113  Path.is_file raises for a name that is too long
+        if not os.path.isfile(file):  # noqa: PTH113  Path.is_file raises if the name is too long
             return f"the {what} file {file} does not exist"
         if file.parent not in folder_is_inside:
             folder_is_inside[file.parent] = file.parent.resolve().is_relative_to(real_root)
@@ -245,8 +243,8 @@ def _check_paths(paths: pd.Series, root: Path, what: str, check: Check) -> None:
             return None
         return f"the {what} path {text!r} is a link that leaves the data root {root}: set data.root to its target"
 
-    found = [problem(text) for text in paths]
-    check.rows([message is not None for message in found], lambda row: str(found[row]))
+    messages = [problem(text) for text in paths]
+    check.rows([message is not None for message in messages], lambda row: str(messages[row]))
 
 
 def _weight_column(column: pd.Series, check: Check) -> pd.Series:
