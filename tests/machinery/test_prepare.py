@@ -107,7 +107,7 @@ def test_constant_channels_are_named_and_do_not_divide_by_zero(tmp_path):
     make(tmp_path, images, label=list("abab"))
     prepared = prepare(config(tmp_path))
     assert prepared.image["std"][3] == 1 / 255
-    assert any("channel 3 is constant" in note and "mode: rgb" in note for note in audit_table(prepared))
+    assert any("channel 3 is constant" in note and "data.mode=rgb" in note for note in audit_table(prepared))
 
 
 def test_a_second_call_reads_no_image_and_writes_nothing(tmp_path, monkeypatch):
@@ -206,7 +206,7 @@ def test_float_images_need_a_scale_beyond_one(tmp_path):
     with pytest.raises(TableError, match=r"data\.scale must say"):
         prepare(config(tmp_path))
     prepared = prepare(config(tmp_path, scale=250.0))
-    assert any("values reach from" in note for note in audit_table(prepared))
+    assert any("values range from" in note for note in audit_table(prepared))
     images = noise(4, 1, np.float32)
     images[1][3, 3] = np.nan
     make(tmp_path / "nan", images, label=list("abab"))

@@ -1,6 +1,7 @@
-"""Adversarial validation: can a classifier tell the training images from the test images, and by what?
+"""Adversarial validation: how well a classifier separates training from test images, and by which columns.
 
-If it can, out-of-fold scores promise less for the test: train and test are of different cameras, places, years.
+If it separates them, train and test differ (cameras, locations, years), and out-of-fold scores may not hold for the
+test.
 """
 
 from collections.abc import Sequence
@@ -12,13 +13,13 @@ import pandas as pd
 from foldwise.errors import Refusal
 
 SPLITS = 5
-FEWEST = 25  # images of either table; the interval is useless below
-MOST = 20_000  # images of either table that are used; an AUC of so many is known to half a percent
-SHRINKAGE = 0.1  # inverse strength of the classifier's penalty: there can be more columns than images
+FEWEST = 25  # images per table; with fewer, the interval is useless
+MOST = 20_000  # images used per table; enough for an AUC within half a percent
+SHRINKAGE = 0.1  # C of the logistic regression, small since there can be more columns than images
 
 
 class AUC(NamedTuple):
-    """An area under the ROC curve with its 95 % interval."""
+    """AUC with its 95 % interval."""
 
     value: float
     low: float
@@ -32,19 +33,17 @@ class AUC(NamedTuple):
 def adversarial_validation(
     train: np.ndarray, test: np.ndarray, groups: Sequence[str] | None = None
 ) -> tuple[AUC, np.ndarray]:
-    """Cross-validate a logistic regression that tells the rows of `train` from those of `test`.
+    """Cross-validate a logistic regression that separates `train` (N, D) from `test` (M, D).
 
-    The AUC is the mean over five folds. Its interval is Student's, with the variance of Nadeau and Bengio (2003,
-    section 3): var (1 / K + 1 / (K - 1)), since the folds share most of their training rows and their plain
-    variance would be too small.
+    The AUC is the mean over five folds. Its interval is Student's t with the variance of Nadeau and Bengio (2003,
+    section 3), var (1 / K + 1 / (K - 1)): the folds share training rows, so the plain variance is too small.
 
     Args:
-        train, test: (N, D), (M, D).
-        groups: (N + M,) names that are not split, or recognising a scene would pass for telling the tables apart.
+        groups: names (N + M,); groups are not split, since recognising a scene is not a difference between the tables.
 
     Returns:
-        The AUC, and the probability of being test of each row of `train`, (N,), from classifiers that did not see it;
-        NaN where it was left out of a large table.
+        The AUC, and out-of-fold probabilities of being test for the rows of `train`, (N,), NaN for rows left out of a
+        large table.
 
     Raises:
         Refusal: fewer than 25 rows in a table, or too few groups.
@@ -68,7 +67,7 @@ def adversarial_validation(
     aucs = []
     for fit, held in StratifiedGroupKFold(SPLITS, shuffle=True, random_state=0).split(x, y, names):
         if len(np.unique(y[fit])) < 2 or len(np.unique(y[held])) < 2:
-            raise Refusal("adversarial validation needs more groups: a fifth of them is all train or all test")
+            raise Refusal("adversarial validation needs more groups: a fold has images of train only or of test only")
         model = make_pipeline(
             StandardScaler(), LogisticRegression(C=SHRINKAGE, class_weight="balanced", max_iter=1000)
         ).fit(x[fit], y[fit])
@@ -81,10 +80,10 @@ def adversarial_validation(
 
 
 def column_aucs(train: pd.DataFrame, test: pd.DataFrame) -> dict[str, AUC]:
-    """AUC of each common column alone in telling train from test, 0.5 to 1, the best first.
+    """Compute the AUC of train against test for each common column alone, 0.5 to 1, best first.
 
-    Numbers (text that is all numbers, too) are ranked; other text by each value's share of test rows in the other
-    four fifths of the rows, so that a column of unique names tells nothing.
+    Numbers, also as text, are used as they are. Other text is replaced by each value's share of test rows in the other
+    folds, so a column of unique names has an AUC of about 0.5.
     """
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold
@@ -102,14 +101,14 @@ def column_aucs(train: pd.DataFrame, test: pd.DataFrame) -> dict[str, AUC]:
             for fit, held in StratifiedKFold(SPLITS, shuffle=True, random_state=0).split(y, y):
                 share = pd.Series(y[fit]).groupby(values.to_numpy()[fit]).mean()
                 aucs.append(roc_auc_score(y[held], values.iloc[held].map(share).fillna(y.mean())))
-            auc = max(np.mean(aucs), 0.5)  # learned on other rows, so below 0.5 is chance
+            auc = max(np.mean(aucs), 0.5)  # out of fold, so below 0.5 is chance
         result[str(name)] = auc_interval(float(auc), len(train), len(test))
     return dict(sorted(result.items(), key=lambda item: -item[1].value))
 
 
 def auc_interval(auc: float, negatives: int, positives: int) -> AUC:
-    """The interval of an AUC of so many independent rows, by the standard error of Hanley and McNeil (Radiology 143,
-    1982, page 29): from the AUC alone, as if the scores were exponentially distributed."""
+    """Compute the interval of an AUC over independent rows by the standard error of Hanley and McNeil (Radiology 143,
+    1982, page 29), which assumes exponentially distributed scores."""
     two_positives, two_negatives = auc / (2 - auc), 2 * auc**2 / (1 + auc)
     variance = auc * (1 - auc) + (positives - 1) * (two_positives - auc**2) + (negatives - 1) * (two_negatives - auc**2)
     error = 1.96 * np.sqrt(max(variance, 0.0) / (negatives * positives))
@@ -117,7 +116,7 @@ def auc_interval(auc: float, negatives: int, positives: int) -> AUC:
 
 
 def image_properties(scan: pd.DataFrame) -> pd.DataFrame:
-    """Sides, file size, mean and std of the images of a `scan_items`."""
+    """Return height, width, file size, mean and std of the images in a scan."""
     values = scan["area"].astype(float) * scan["channels"]
     sums, squares = (scan[name].map(lambda text: sum(map(float, text.split()))) for name in ("sums", "squares"))
     mean = sums / values

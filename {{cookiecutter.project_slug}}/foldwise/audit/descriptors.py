@@ -1,7 +1,6 @@
-"""Descriptors of images: a thumbnail to compare pixels with, and a vector to find candidates by.
+"""Image descriptors: a thumbnail to compare pixels, and a vector to find similar images.
 
-A describer makes the vectors: `PixelDescriber` below, from pixels alone, or `foldwise.audit.embeddings`, from
-a network.
+A describer makes the vectors: `PixelDescriber` from pixels, `foldwise.audit.embeddings` from a network.
 """
 
 import hashlib
@@ -24,7 +23,7 @@ BATCH = 64
 
 
 class Describer(Protocol):
-    """Makes vectors of uint8 RGB pictures (B, size, size, 3); `key` names everything that can change them."""
+    """Makes vectors of uint8 RGB images (B, size, size, 3); everything that can change them is in `key`."""
 
     key: str
     size: int
@@ -36,12 +35,12 @@ class Describer(Protocol):
 
 
 class PixelDescriber:
-    """Edges by place and direction (as in histograms of oriented gradients, Dalal and Triggs 2005), grey, colour."""
+    """Describes images by oriented gradients (HOG, Dalal and Triggs 2005), grey levels and colour."""
 
     key, size, learned = "pixels", 128, False
 
     def __call__(self, pictures: np.ndarray) -> np.ndarray:
-        """float32 (B, 150): 8 directions in 4 x 4 cells, 4 x 4 of grey without its mean, mean and std of L, a, b."""
+        """float32 (B, 150): 8 directions in 4 x 4 cells, 4 x 4 grey levels without mean, mean and std of L, a, b."""
         return np.stack([self._describe(picture) for picture in pictures])
 
     def _describe(self, picture: np.ndarray) -> np.ndarray:
@@ -51,7 +50,7 @@ class PixelDescriber:
         direction = (np.arctan2(down, across) % np.pi / np.pi * 8).astype(int) % 8
         row, column = np.indices(grey.shape) // 8
         edges = np.bincount(((row * 4 + column) * 8 + direction).ravel(), np.hypot(across, down).ravel(), 128)
-        edges = np.sqrt(edges / max(edges.sum(), 1e-6))  # without the contrast; the root keeps one edge from ruling
+        edges = np.sqrt(edges / max(edges.sum(), 1e-6))  # contrast removed; the root keeps one edge from dominating
         coarse = cv2.resize(grey, (4, 4), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
         colour = cv2.cvtColor(small, cv2.COLOR_RGB2LAB).reshape(-1, 3).astype(np.float32)
         parts = [edges, coarse - coarse.mean(), colour.mean(axis=0), colour.std(axis=0)]
@@ -60,22 +59,22 @@ class PixelDescriber:
 
 @dataclass(frozen=True)
 class Descriptors:
-    """Thumbnails, grey uint8 (N, 48, 48), and vectors, float32 (N, D); `learned`: a network made the vectors."""
+    """Descriptors of N images."""
 
-    thumbnails: np.ndarray
-    vectors: np.ndarray
-    learned: bool
+    thumbnails: np.ndarray  # grey uint8 (N, 48, 48)
+    vectors: np.ndarray  # float32 (N, D)
+    learned: bool  # a network made the vectors
 
 
 def describe_images(
     tables: Sequence[TableItems], data: Mapping[str, Any], describe: Describer, progress: bool = False
 ) -> Descriptors:
-    """Describe the images of all items, those of the first table first.
+    """Describe the images of all items, in the order of the tables.
 
-    Images are read once: their descriptors stay in `embeddings-<hash>.npz`, where an interruption keeps what was read.
+    Descriptors are cached in `embeddings-<hash>.npz`, also when interrupted.
 
     Args:
-        tables: read by one reader, under one data root.
+        tables: with the same reader and data root.
         data: the `data` part of the config.
     """
     root, scale = tables[0].table.root, data["scale"]
@@ -105,9 +104,9 @@ def describe_images(
 
 
 def to_picture(image: np.ndarray, scale: float | None, size: int) -> np.ndarray:
-    """Any image (H, W, C) as uint8 RGB (size, size, 3): gray, or its first three channels.
+    """Convert an image (H, W, C) to uint8 RGB (size, size, 3): grey, or its first three channels.
 
-    Other than 8 bit is stretched between its 1st and 99th percentile: 12 bits in 16, undeclared, would be all dark.
+    Anything but 8 bit is stretched to its 1st to 99th percentile: 12-bit data stored in 16 bits would be almost black.
     """
     image = resize(to_unit(image, scale), size)
     image = np.repeat(image[:, :, :1], 3, axis=2) if image.shape[2] < 3 else image[:, :, :3]
@@ -127,7 +126,7 @@ def _read_record(record: Path) -> dict[str, Row]:
         with np.load(record, allow_pickle=False) as file:
             rows = zip(file["bytes"].tolist(), file["thumbnails"], file["vectors"], strict=True)
             return dict(zip(file["images"].tolist(), rows, strict=True))
-    except Exception as error:  # zipfile, zlib and numpy raise many kinds
+    except Exception as error:  # zipfile, zlib and numpy raise many types
         raise Refusal(f"{record} cannot be read ({error}); delete it and run the same command again") from error
 
 
