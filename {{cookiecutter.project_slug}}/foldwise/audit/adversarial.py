@@ -1,7 +1,6 @@
-"""Adversarial validation: how well a classifier separates training from test images, and by which columns.
+"""Adversarial validation: how well a classifier separates train from test.
 
-If it separates them, train and test differ (cameras, locations, years), and out-of-fold scores may not hold for the
-test.
+If it does, they differ (in cameras, locations, years), and out-of-fold scores may not hold for the test.
 """
 
 from collections.abc import Sequence
@@ -42,11 +41,7 @@ def adversarial_validation(
         groups: names (N + M,); groups are not split, since recognising a scene is not a difference between the tables.
 
     Returns:
-        The AUC, and out-of-fold probabilities of being test for the rows of `train`, (N,), NaN for rows left out of a
-        large table.
-
-    Raises:
-        Refusal: fewer than 25 rows in a table, or too few groups.
+        The AUC, and out-of-fold probabilities (N,) of the rows of `train` to be test; NaN if left out of a large table.
     """
     from scipy.stats import t
     from sklearn.linear_model import LogisticRegression
@@ -107,8 +102,7 @@ def column_aucs(train: pd.DataFrame, test: pd.DataFrame) -> dict[str, AUC]:
 
 
 def auc_interval(auc: float, negatives: int, positives: int) -> AUC:
-    """Compute the interval of an AUC over independent rows by the standard error of Hanley and McNeil (Radiology 143,
-    1982, page 29), which assumes exponentially distributed scores."""
+    """Add the interval by the standard error of Hanley and McNeil (Radiology 143, 1982, p. 29) for independent rows."""
     two_positives, two_negatives = auc / (2 - auc), 2 * auc**2 / (1 + auc)
     variance = auc * (1 - auc) + (positives - 1) * (two_positives - auc**2) + (negatives - 1) * (two_negatives - auc**2)
     error = 1.96 * np.sqrt(max(variance, 0.0) / (negatives * positives))

@@ -59,8 +59,6 @@ class PixelDescriber:
 
 @dataclass(frozen=True)
 class Descriptors:
-    """Descriptors of N images."""
-
     thumbnails: np.ndarray  # grey uint8 (N, 48, 48)
     vectors: np.ndarray  # float32 (N, D)
     learned: bool  # a network made the vectors
@@ -69,13 +67,9 @@ class Descriptors:
 def describe_images(
     tables: Sequence[TableItems], data: Mapping[str, Any], describe: Describer, progress: bool = False
 ) -> Descriptors:
-    """Describe the images of all items, in the order of the tables.
+    """Describe the images of all items in the order of the tables, which must share reader and data root.
 
     Descriptors are cached in `embeddings-<hash>.npz`, also when interrupted.
-
-    Args:
-        tables: with the same reader and data root.
-        data: the `data` part of the config.
     """
     root, scale = tables[0].table.root, data["scale"]
     key = f"{describe.key} {describe.size} {reader_key(tables[0].samples)} {scale}"

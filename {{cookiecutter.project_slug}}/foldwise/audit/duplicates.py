@@ -3,8 +3,7 @@
 - `exact`: the bytes are equal.
 - `copy`: the thumbnails correlate after shifting and scaling. Finds re-encoded, re-lit, resized or slightly cropped
   images.
-- `near`: the network's vectors are much more similar to each other than to those of their neighbours. Finds neighbouring
-  frames of a video.
+- `near`: a network's vectors are much more alike than those of their neighbours. Finds neighbouring frames of a video.
 
 Thresholds were measured on 4404 tiles (120 x 120) of three driving videos, 367 frames one second apart, in five random
 folds of whole frames. A frame is found if one of its tiles pairs with a tile of a neighbouring frame in another fold; a
@@ -142,13 +141,9 @@ def standardize(vectors: np.ndarray) -> np.ndarray:
 
 
 def nearest(vectors: np.ndarray, train: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Find the K = min(count, train - 1) nearest of the first `train` vectors to each vector, excluding itself.
+    """Find the nearest of the first `train` vectors to each vector (N, D) of length 1 or 0, excluding itself.
 
-    Args:
-        vectors: (N, D), each of length 1 or 0.
-
-    Returns:
-        index (N, K) and cosine (N, K), nearest first.
+    Returns index and cosine, (N, min(count, train - 1)) each, nearest first.
     """
     from sklearn.neighbors import NearestNeighbors
 

@@ -19,13 +19,9 @@ SIZE = 128  # 224 took three times as long and found fewer re-encoded copies
 class NetworkDescriber:
     """Describes images by two middle stages of a timm network (strides 8 and 16 of a CNN), averaged over the image.
 
-    These stages encode textures and parts, which two views of a scene share; the last stage encodes kinds of objects,
-    which any two streets share. On the tiles of `duplicates.py`, without a false alarm and each at its best margin, they
-    find 96 % of the frames, and the pooled features before the classifier 63 %.
-
-    Args:
-        network: a timm name.
-        weights: local file (safetensors or torch).
+    These stages encode textures and parts, which two views of a scene share. The last stage encodes kinds of objects,
+    which any two streets share. On the tiles of `duplicates.py`, at the best margin without a false alarm, the middle
+    stages find 96 % of the frames, the pooled features before the classifier 63 %.
     """
 
     learned = True

@@ -55,11 +55,7 @@ def audit_table(prepared: Prepared) -> list[str]:
 def audit_images(
     data: Mapping[str, Any], prepared: Prepared, test: Table | None, describe: Describer, progress: bool = True
 ) -> list[str]:
-    """Note duplicates and, given a test table, a shift; write `duplicates.csv` and `adversarial.csv`.
-
-    Args:
-        data: the `data` part of the config.
-    """
+    """Note duplicates and, given a test table, a shift; write `duplicates.csv` and `adversarial.csv`."""
     folder = Path(data["prepared"])
     tables = [TableItems.of(table, prepared.samples) for table in (prepared.source, test) if table is not None]
     descriptors = describe_images(tables, data, describe, progress)
@@ -80,7 +76,6 @@ def audit_images(
 
 
 def _duplicate_notes(pairs: pd.DataFrame, path: Path) -> list[str]:
-    """Note the duplicates between folds, across train and test, and within folds, with the first pairs and advice."""
     advice = {
         BETWEEN_FOLDS: (
             "warning: {} rows have duplicates in another fold",
@@ -110,7 +105,7 @@ def _duplicate_notes(pairs: pd.DataFrame, path: Path) -> list[str]:
 def _shift_notes(
     data: Mapping[str, Any], prepared: Prepared, test_items: TableItems, vectors: np.ndarray, path: Path
 ) -> list[str]:
-    """Note how train and test differ, in images and in columns; write the likeness of training images to `path`."""
+    """Note how train and test differ in images and columns; write how test-like each training image is to `path`."""
     train, test = prepared.table, test_items.table
     if min(len(train), len(test)) < FEWEST:
         return [f"too few images for adversarial validation: it needs {FEWEST} in train and test"]

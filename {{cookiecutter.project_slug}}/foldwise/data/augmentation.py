@@ -23,9 +23,6 @@ class Augmentation:
         transforms: albumentations transforms or compositions (OneOf, Sequential, ...). Except in dropouts, their
             `fill_mask` becomes `ignore_index`: the mask value of pixels that geometry exposes.
         ignore_index: mask value that is neither trained nor scored, in [0, 65535].
-
-    Raises:
-        Refusal: a transform has no such argument (albumentations itself only warns).
     """
 
     def __init__(
@@ -48,7 +45,7 @@ class Augmentation:
             if self.inner[name] != "mask"
         }
         self.compose = Compose(list(transforms), additional_targets=targets)
-        problems = [
+        problems = [  # albumentations itself only warns
             f"{type(transform).__name__} has no argument {', '.join(transform.invalid_args)}"
             for transform in leaves(self.compose)
             if transform.invalid_args
@@ -66,10 +63,8 @@ class Augmentation:
         """Augment images (H, W, C) uint8 or float32 in [0, 1], masks (H, W) uint8 or uint16, and maps (H, W, C).
 
         All images of a sample and of its stacks get the same random transform, whatever their size. Sizes may change.
-        Dtypes stay, except that a uint8 mask becomes uint16 if the ignore index does not fit.
-
-        Raises:
-            Refusal: a mask or map does not have the size of any image.
+        Dtypes stay, except that a uint8 mask becomes uint16 if the ignore index does not fit. Refuses masks and maps
+        that do not have the size of an image.
         """
         spatial = {name: sample[name] for name in self.kinds if name in sample}
         stacks = {name: value for name, value in spatial.items() if isinstance(value, list)}
@@ -125,11 +120,7 @@ class Augmentation:
         return {first: augmented["image"]} | {name: augmented[self.inner[name]] for name in others}
 
     def check(self, channels: int, dtype: Any, hw: tuple[int, int], tries: int = 3) -> None:
-        """Run each transform alone, with probability 1, on images of these channels, dtype and size.
-
-        Raises:
-            Refusal: lists every transform that fails or changes the channels, the dtype or the range.
-        """
+        """Run each transform alone, with probability 1; refuse those that fail or change channels, dtype or range."""
         shape = (*hw, channels)
         rng = np.random.default_rng(0)
         image = rng.integers(0, 256, shape, np.uint8) if dtype == np.uint8 else rng.random(shape, np.float32)

@@ -90,7 +90,6 @@ def unpack(batch: Packed) -> dict[str, Tensor]:
 
 
 def to_device(batch: Packed, device: torch.device) -> dict[str, Tensor]:
-    """Move a batch to a device, then unpack it."""
     moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.tensors.items()}
     values, codes = (packed.to(device, non_blocking=True) for packed in (batch.values, batch.codes))
     return unpack(Packed(moved, values, codes, batch.layouts))

@@ -19,10 +19,7 @@ def crop_sample(
     """Cut the same random crop of `size` (height, width) out of all spatial fields; the first mask places it.
 
     An image smaller than the crop is mirrored at its border, as in tiled prediction, and its masks (uint8 or uint16)
-    are filled with `ignore_index`.
-
-    Raises:
-        Refusal: a stack, or fields of different sizes.
+    are filled with `ignore_index`. Refuses stacks and fields of different sizes.
     """
     spatial = {name: sample[name] for name, kind in fields.items() if kind.spatial}
     masks = [name for name, kind in fields.items() if kind.kind == "mask"]

@@ -53,7 +53,6 @@ class ItemDataset(Dataset[Packed]):
         return pack_sample(self.read(key), self.fields)
 
     def read(self, key: SampleKey | tuple[int, int]) -> dict[str, Any]:
-        """Read the unpacked sample of a key."""
         index, epoch, repeat = SampleKey(*key)
         augmentation, size = self.transforms[min(epoch, len(self.transforms) - 1)]
         if self.seed is None:
@@ -79,11 +78,7 @@ def make_loader(
     batch_size: int,
     workers: int,
 ) -> DataLoader[Packed]:
-    """Make a loader with at most `workers` persistent processes; their number does not change the batches.
-
-    Args:
-        sampler: in evaluation, a list of (item, epoch).
-    """
+    """Make a loader with at most `workers` persistent processes; their number does not change the batches."""
     workers = min(workers, -(-len(sampler) // batch_size))
     return DataLoader(
         dataset,

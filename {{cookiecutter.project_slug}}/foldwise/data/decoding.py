@@ -36,11 +36,7 @@ def decode_image(path: Path) -> np.ndarray:
 
 
 def decode_mask(path: Path) -> np.ndarray:
-    """Decode a mask file exactly as stored: (H, W), or (H, W, C) if it has colours.
-
-    Raises:
-        ImageError: as in `decode_image`, or the file is a JPEG.
-    """
+    """Decode a mask file exactly as stored: (H, W), or (H, W, C) if it has colours; refuses JPEGs."""
     data = _read_bytes(path)
     if data[:4] in TIFF_MAGIC:
         mask = _decode_tiff(path, data, True)

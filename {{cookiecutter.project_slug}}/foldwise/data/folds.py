@@ -67,14 +67,11 @@ def table_folds(table: Table, data: Mapping[str, Any]) -> dict[str, int]:
 def update_folds(
     table: Table, target: np.ndarray, data: Mapping[str, Any], seed: int, extend: bool = True
 ) -> tuple[dict[str, int], list[str]]:
-    """Update folds.csv: take over the table's fold column, or assign new rows to folds.
+    """Update folds.csv from the table's fold column, or assign new rows to folds; return folds by id, and notes.
 
     Args:
         target: (N, C) of 0 and 1, to balance the folds by.
         extend: False refuses rows without a fold.
-
-    Returns:
-        The fold of each id, and notes for the user.
     """
     path, n_folds = Path(data["prepared"]) / "folds.csv", data["folds"]
     stored = read_folds(path) if path.exists() else {}

@@ -26,7 +26,6 @@ class Holdout:
 
     @property
     def title(self) -> str:
-        """The name as used in messages."""
         return self.name.replace("-", " ").replace("fold", "fold ")
 
     @property

@@ -15,7 +15,6 @@ def image_problems(scan: pd.DataFrame, failures: Mapping[tuple[str, str], str], 
     Args:
         scan: returned by `scan_items`; NaN for images that could not be read.
         failures: the errors of those, by (image, mask).
-        scale: the value that means 1.0; None if not declared.
     """
     keys = dict.fromkeys(zip(scan["image"], scan["mask"], strict=True))
     problems = [failures[key] for key in keys if key in failures]
@@ -40,7 +39,7 @@ def image_problems(scan: pd.DataFrame, failures: Mapping[tuple[str, str], str], 
 
 
 def mask_problems(scan: pd.DataFrame, classes: Sequence[str], ignore_index: int | None) -> list[str]:
-    """List masks whose size differs from their image's, or whose values are no class; refuse a single value overall."""
+    """List masks with another size than their image or values outside the classes; refuse masks of one value only."""
     sizes: dict[tuple[Any, ...], list[str]] = defaultdict(list)
     masks_of: dict[int, dict[str, int]] = defaultdict(dict)  # value -> {mask: pixels}
     for row in scan[scan["dtype"].notna()].drop_duplicates(["image", "mask"]).itertuples():

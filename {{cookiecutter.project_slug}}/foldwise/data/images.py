@@ -22,13 +22,10 @@ CROPPED = 0.875
 
 
 def read_image(path: Path | str, mode: str = "stored") -> np.ndarray:
-    """Read an image as (H, W, C): uint8, uint16 or float32; see `decode_image`.
+    """Read an image as (H, W, C); see `decode_image`.
 
     Args:
         mode: `stored` keeps the channels; `gray` converts to one, `rgb` to three (grey is repeated, alpha dropped).
-
-    Raises:
-        ImageError: the file is missing, empty or damaged, or its channels cannot be converted.
     """
     path, cache = Path(path), _cache.get()
     if cache is None:
@@ -54,10 +51,7 @@ def cached_images() -> Iterator[None]:
 def read_mask(path: Path | str) -> np.ndarray:
     """Read a mask as (H, W) class indices, uint8 or uint16, exactly as stored.
 
-    Palette images return indices, not colours; bilevel images return 0 and 1.
-
-    Raises:
-        ImageError: the file is missing or damaged, has several channels, or is a JPEG.
+    Palette images return indices, not colours; bilevel images return 0 and 1. JPEGs are refused.
     """
     path = Path(path)
     mask = decode_mask(path)
@@ -113,7 +107,6 @@ def image_hw(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def default_scale(dtype: np.dtype | str | type) -> float:
-    """Return the value that means 1.0 by default: 255, 65535, or 1 for floats."""
     dtype = np.dtype(dtype)
     return float(np.iinfo(dtype).max) if np.issubdtype(dtype, np.integer) else 1.0
 

@@ -34,8 +34,6 @@ class Prepared:
         outputs: the main output first.
         tables: like `table` for each output, by target field.
         folds: by item id; -1 means always train.
-        statistics, scan: see `compute_statistics` and `scan_items`.
-        notes: messages for the user.
         pseudo: the rows of `data.pseudo`, used in training only.
     """
 
@@ -56,12 +54,11 @@ class Prepared:
 
     @property
     def image(self) -> dict[str, Any]:
-        """The statistics of the first image field."""
+        """Statistics of the first image field."""
         return next(iter(self.statistics["images"].values()))
 
     @property
     def fold_of_items(self) -> np.ndarray:
-        """(N,) int64, in the order of the items."""
         return fold_array(self.folds, self.table.ids)
 
 
@@ -72,13 +69,11 @@ def prepare(config: Mapping[str, Any], alias: str | None, make_folds: bool = Tru
     not rewritten.
 
     Args:
-        config: resolved; uses `data`, `task`, `outputs` and `seed` (of the folds).
         alias: module alias of the owner's code.
         make_folds: False refuses rows that are not in `folds.csv`.
 
     Raises:
         TableError: lists all problems of the table or the images.
-        Refusal: folds cannot be made, or do not fit the table.
     """
     data, task = config["data"], config["task"]
     samples = make(config["samples"], alias, "samples")
@@ -122,7 +117,6 @@ def prepare(config: Mapping[str, Any], alias: str | None, make_folds: bool = Tru
 
 
 def read_items(data: Mapping[str, Any], task: str, samples: Samples) -> TableItems:
-    """Read the training table, with targets, and its items."""
     classes = provide_classes(data, task)
     source = read_table(data["table"], task, data["root"], Columns.from_config(data["columns"]), classes)
     return TableItems.of(source, samples, targets=True)
@@ -144,7 +138,6 @@ def read_outputs(
 
 
 def check_test_table(data: Mapping[str, Any], prepared: Prepared, progress: bool = True) -> Table:
-    """Read the test table and scan its images."""
     table, columns = prepared.table, Columns.from_config(data["columns"])
     test = read_table(data["test_table"], table.task, data["root"], columns, table.classes, has_target=False)
     scan_alike(test, data, prepared.samples, prepared.statistics, progress)

@@ -35,11 +35,7 @@ class Check:
         self.noun = "line" if path.suffix == ".csv" else "row"
 
     def rows(self, bad: Any, message: str | Callable[[int], str]) -> None:
-        """Add a problem for the rows where `bad` is true, one for all rows with the same message.
-
-        Args:
-            message: a text, or a function of the row.
-        """
+        """Add a problem for the rows where `bad` is true, one for all rows with the same message."""
         rows_of: dict[str, list[int]] = {}
         for row in np.flatnonzero(np.asarray(bad, dtype=bool)).tolist():
             rows_of.setdefault(message if isinstance(message, str) else message(row), []).append(row)
@@ -64,5 +60,4 @@ def has_stray_spaces(values: pd.Series) -> np.ndarray:
 
 
 def some(names: Sequence[Any], most: int = 5) -> str:
-    """Join the first names, and say how many more there are."""
     return ", ".join(map(str, names[:most])) + (f" and {len(names) - most:,} more" if len(names) > most else "")

@@ -62,7 +62,6 @@ def read_pseudo(data: Mapping[str, Any], real: Table, folds: Iterable[int], fold
     """Read and check the table `data.pseudo`.
 
     Args:
-        data: the `data` part of the config.
         real: the training table; the pseudo rows must have its task and classes.
         folds: of the training rows; each fold needs a student.
         folds_hash: of these folds; the table must have been made with the same.

@@ -36,7 +36,6 @@ class Reader:
 
     @cached_property  # used for every sample
     def fields(self) -> dict[str, Field]:
-        """The fields of the samples, targets included."""
         declared = self.samples.fields
         fields = {name: kind for name, kind in declared.items() if self.rows.targets or not kind.train_only}
         targets = target_fields(self.targets)
@@ -46,12 +45,7 @@ class Reader:
         return self.samples.files(self.rows, self.items[index])
 
     def read(self, index: int, rng: np.random.Generator | None = None) -> Sample:
-        """Read an item at its stored size; images are float32 in [0, 1], or uint8.
-
-        Raises:
-            ImageError: a file cannot be used; names the item's id.
-            Refusal: the reader's fields, shapes or dtypes differ from what it declares.
-        """
+        """Read an item at its stored size, images as float32 in [0, 1] or uint8; refuses undeclared arrays."""
         item, fields = self.items[index], self.fields
         try:
             sample = self.samples.read(self.rows, item, self.state, rng)

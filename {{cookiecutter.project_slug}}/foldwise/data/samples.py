@@ -74,7 +74,6 @@ class Rows:
 
 
 def require_columns(table: Table, columns: Sequence[str]) -> None:
-    """Refuse a table without the columns that a reader declares."""
     existing = some(list(table.frame), 20)
     problems = [
         f"there is no column {name!r}, which the reader declares; the columns are {existing}"
@@ -142,11 +141,7 @@ class Samples:
 
 
 def group_items(rows: Rows, column: str, order: str | None = None) -> list[Item]:
-    """Make one item of all rows with the same value of `column`, its id.
-
-    Args:
-        order: numeric column to sort the rows of an item by; None keeps the order of the table.
-    """
+    """Make one item per value of `column`, which is its id; `order` is a numeric column to sort the rows by."""
     frame = pd.DataFrame({"name": rows[column].astype(str), "row": np.arange(len(rows))})
     if order is not None:
         frame = frame.assign(order=rows.numbers(order)).sort_values("order", kind="stable")
@@ -170,12 +165,10 @@ class TableItems:
 
     @cached_property
     def table(self) -> Table:
-        """One row per item; see `item_table`."""
         return item_table(self.source, self.items)
 
     @cached_property
     def state(self) -> dict[str, Any]:
-        """The reader's `fit` on all items."""
         return self.samples.fit(self.rows, self.items)
 
     def picture(self, number: int) -> np.ndarray:
@@ -183,11 +176,7 @@ class TableItems:
 
 
 def item_table(table: Table, items: Sequence[Item]) -> Table:
-    """Reduce a table to one row per item, for folds, scores and submissions.
-
-    Raises:
-        TableError: item ids repeat, or an item has no rows, or rows of several groups or folds.
-    """
+    """Reduce a table to one row per item; refuses repeated ids, and items with no rows or several groups or folds."""
     frame = table.frame
     problems = [f"the item {item.id!r} has no rows" for item in items if not item.rows]
     names = pd.Series([item.id for item in items])

@@ -23,7 +23,7 @@ class SampleKey(NamedTuple):
 
 
 def sample_seed(seed: int, epoch: int, id: str, repeat: int = 0) -> int:
-    """Hash to [0, 2**32); the same in every process and Python version."""
+    """Hash to [0, 2**32), stable across processes and Python versions."""
     digest = hashlib.blake2b(f"{seed}:{epoch}:{repeat}:{id}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little")
 
@@ -54,7 +54,7 @@ class Sampling:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state."""
 
 
 class Balanced(Sampling):
@@ -73,8 +73,6 @@ SAMPLINGS = {"shuffle": Sampling, "balanced": Balanced}
 
 
 class Pool:
-    """Item indices to draw from."""
-
     def __init__(self, rows: Sequence[int] | np.ndarray, sampling: Sampling | None = None) -> None:
         self.rows, self.sampling = np.asarray(rows, dtype=np.int64), sampling or Sampling()
 
@@ -94,13 +92,9 @@ class EpochSampler(Sampler[SampleKey]):
     schedule needs the same number in every epoch.
 
     Args:
-        real: the training items.
         batch_size: per rank.
         pseudo: items with pseudo labels; they replace some of the real ones.
         pseudo_shares: their share of each step, one per epoch, rounded to whole items; later epochs use the last.
-
-    Raises:
-        Refusal: too few items for one step, or a share that rounds to none or all of a step.
     """
 
     def __init__(

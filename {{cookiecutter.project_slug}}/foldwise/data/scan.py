@@ -46,16 +46,14 @@ def scan_items(
     """Read every item that is not in the record yet, then check all items.
 
     Args:
-        data: the `data` part of the config.
         name: of the record in `data.prepared`, without suffix.
         table: item table with the masks of another output; None: `items.table`.
 
     Returns:
-        The columns RECORD, one row per item, measured on its first image field; with masks also `pixels`, an int64
-        array (C,) per row.
+        The columns RECORD, one row per item, for its first image field; with masks also `pixels`, int64 (C,) per row.
 
     Raises:
-        TableError: lists every missing file, and the problems of `image_problems` and `mask_problems`.
+        TableError: lists every missing file and every problem of images and masks.
     """
     table = items.table if table is None else table
     record = Path(data["prepared"]) / f"{name}.csv"
@@ -83,7 +81,6 @@ def reader_key(samples: Samples) -> str:
 
 
 def image_fields(samples: Samples) -> list[str]:
-    """Names of the image fields, the main one first."""
     return [name for name, field in samples.fields.items() if field.kind == "image"]
 
 
@@ -186,7 +183,6 @@ def _extend_record(
 
 
 def _measure(items: TableItems, table: Table, number: int, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Measure an item, read as in prediction."""
     sample = items.samples.read(items.rows, items.items[number], state, None)
     where = ", ".join(map(str, items.samples.files(items.rows, items.items[number])[:1]))
     figures = [(name, _image_figures(sample[name], where)) for name in image_fields(items.samples)]
@@ -201,7 +197,6 @@ def _measure(items: TableItems, table: Table, number: int, state: Mapping[str, A
 
 
 def _image_figures(image: Any, where: str) -> dict[str, Any]:
-    """Measure an image (H, W, C) or a stack."""
     stack = image if isinstance(image, list) else [image] if image.ndim == 3 else list(image)
     height, width, channels = stack[0].shape
     if any(each.shape[2] != channels for each in stack):

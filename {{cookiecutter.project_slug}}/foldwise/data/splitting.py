@@ -26,21 +26,15 @@ def make_folds(
     seed: int = 0,
     known: Mapping[str, int] | None = None,
 ) -> np.ndarray:
-    """Assign every row to a fold, 0 to n_folds - 1.
+    """Assign every row to a fold, 0 to n_folds - 1: int64 (N,).
+
+    Without groups and known folds, fold sizes differ by at most one.
 
     Args:
-        ids: unique.
         target: class memberships (N, C), 0 or 1; None balances sizes only.
         groups: names (N,); groups are never split. The ids of grouped rows have no effect.
         known: ids that keep their fold; new rows of their groups get the same, all others balance the folds. A known
             fold of -1 (always train) is kept and not balanced.
-
-    Returns:
-        int64 (N,). Without groups and known folds, fold sizes differ by at most one.
-
-    Raises:
-        Refusal: fewer than two folds, more folds than rows or groups, repeated ids, different lengths, or known folds
-            that split a group or are out of range.
     """
     row_ids = np.asarray(ids, dtype=object)
     counts = np.zeros((len(ids), 0)) if target is None else np.asarray(target, dtype=np.float64)

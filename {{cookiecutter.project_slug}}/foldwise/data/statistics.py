@@ -17,11 +17,6 @@ SMALLEST_STD = 1 / 255
 def compute_statistics(scan: pd.DataFrame, items: TableItems, folds: np.ndarray, scale: float | None) -> dict[str, Any]:
     """Compute statistics of the training items, as plain values for `statistics.json`.
 
-    Args:
-        scan: returned by `scan_items`.
-        folds: of the items, (N,).
-        scale: the stored value that means 1.0; None: by dtype.
-
     Returns:
         images: channels, dtype, scale, and mean and std per channel in [0, 1] units (std at least 1/255), by field.
         items: their number. class_counts: items (soft targets are summed) or pixels per class, by fold as text.

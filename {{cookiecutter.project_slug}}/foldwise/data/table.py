@@ -38,7 +38,6 @@ class Columns:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Columns":
-        """Make it from `data.columns`; refuses unknown keys."""
         known = [field.name for field in fields(cls)]
         unknown = [key for key in config if key not in known]
         if unknown:
@@ -101,7 +100,6 @@ def read_table(
     """Read a table and check it as a whole, including that image and mask files exist.
 
     Args:
-        path: a `.csv` or `.parquet` file.
         root: folder of the image and mask paths, which must not leave it.
         classes: ordered class names; None takes those found, sorted (as numbers if all are integers). Required for
             segmentation: class i is pixel value i.
