@@ -278,7 +278,7 @@ def test_what_prepare_says(tmp_path):
         ("a7", "t7", "exact", "train and test"),
     }
     for part in ("4 rows have duplicates in another fold (pairs: 1 exact, 1 copy)", "a5 = same", "a7 = t7",
-                 "pixels alone", "a classifier tells train from test", "image mean"):  # fmt: skip
+                 "only pixels were compared", "a classifier tells train from test", "image mean"):  # fmt: skip
         assert any(part in note for note in notes), part
     likeness = pd.read_csv(tmp_path / "prepared/adversarial.csv")
     assert sorted(likeness["id"]) == sorted(train) and likeness["test_likeness"].is_monotonic_decreasing

@@ -128,7 +128,7 @@ def test_rows_that_always_train_stay_and_do_not_count():
         ({"n_folds": 1}, "at least 2"),
         ({"n_folds": 11}, "11 folds need at least as many rows; there are 10"),
         ({"n_folds": 5, "groups": list("aabbccddaa")}, "as many groups; there are 4"),
-        ({"n_folds": 2, "target": np.zeros((9, 2))}, "one entry a row"),
+        ({"n_folds": 2, "target": np.zeros((9, 2))}, "one entry per row"),
         ({"n_folds": 2, "groups": [None, *"abcdefghi"]}, "group is missing"),
     ],
 )

@@ -11,11 +11,11 @@ pair across two videos is a false alarm:
 
                                            frames found    frames with a false alarm
     near: cosine 0.8  and margin 0.25         97.8 %          2
-          cosine 0.8  and margin 0.30         95.8 %          0    (here)
+          cosine 0.8  and margin 0.30         95.8 %          0    (used)
           cosine 0.85 and margin 0.33         86.5 %          0
           cosine 0.973 alone                  29.2 %          0    (skies, roads and trees look the same everywhere)
     copy: correlation 0.96                    46.1 %          2    (candidates from pixels)
-          0.96 and cosine 0.8, or 0.98        41.0 %          0    (here)
+          0.96 and cosine 0.8, or 0.98        41.0 %          0    (used)
           correlation 0.98                    31.5 %          0
 
 `near` and `copy` together find 96.6 %, without a false alarm.

@@ -67,8 +67,8 @@ def audit_images(
     notes = _duplicate_notes(pairs, folder / "duplicates.csv")
     if not descriptors.learned:
         notes.append(
-            "duplicates were searched in pixels alone, which misses most other views of a scene (such as neighbouring "
-            "frames of a video): add --weights FILE to find them"
+            "only pixels were compared, which misses most other views of a scene (such as neighbouring frames of a "
+            "video): add --weights FILE to find them"
         )
     if test is not None:
         notes += _shift_notes(data, prepared, tables[1], descriptors.vectors, folder / "adversarial.csv")

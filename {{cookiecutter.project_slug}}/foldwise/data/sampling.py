@@ -157,7 +157,7 @@ def balanced_weights(target: np.ndarray, weight: np.ndarray | None = None) -> np
     A row's probability is proportional to its target / class total, summed over classes.
 
     Args:
-        target: (N, K) in [0, 1]. What a row lacks to 1 counts as one more class, "none".
+        target: (N, K) in [0, 1]. If a row sums to less than 1, the rest counts as one more class.
         weight: loss weights (N,); with them, probability times weight has the same sum in each class.
     """
     none = np.clip(1 - np.asarray(target, np.float64).sum(axis=1, keepdims=True), 0, None)

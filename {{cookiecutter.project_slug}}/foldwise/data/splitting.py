@@ -41,7 +41,7 @@ def make_folds(
     if n_folds < 2:
         raise Refusal(f"{n_folds} folds: there must be at least 2")
     if counts.ndim != 2 or len(counts) != len(ids) or (groups is not None and len(groups) != len(ids)):
-        raise Refusal("ids, target and groups must have one entry a row, and target one column a class")
+        raise Refusal("ids, target and groups must have one entry per row, and target one column per class")
     block_of_row, names = pd.factorize(row_ids if groups is None else np.asarray(groups, dtype=object))
     if groups is None and len(names) < len(ids):
         raise Refusal("the ids are not unique")
