@@ -52,7 +52,7 @@ def decode_mask(path: Path) -> np.ndarray:
             mask = np.array(picture)
     except ImageError:
         raise
-    except Exception as error:  # Pillow's plugins raise many kinds
+    except Exception as error:  # Pillow's plugins raise many types
         raise ImageError(f"{path} cannot be decoded ({error})") from error
     bits, colour = (data[24], data[25]) if data[:4] == b"\x89PNG" else (8, 0)
     return mask // (255 // (2**bits - 1)) if colour == 0 and bits in (2, 4) else mask  # Pillow scales to 255
@@ -130,7 +130,7 @@ def _decode_tiff(path: Path, data: bytes, mask: bool) -> np.ndarray:
             jpeg = page.compression in (6, 7)
     except ImageError:
         raise
-    except Exception as error:  # tifffile and its codecs raise many kinds
+    except Exception as error:  # tifffile and its codecs raise many types
         raise ImageError(f"{path} cannot be decoded ({error})") from error
     image = _channels_last(path, image, axes)
     if mask:
@@ -163,7 +163,7 @@ def _by_pillow(path: Path, data: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as picture:
             return np.array(picture.convert("RGB"))
-    except Exception as error:  # Pillow's plugins raise many kinds
+    except Exception as error:  # Pillow's plugins raise many types
         raise ImageError(f"{path} cannot be decoded ({error})") from error
 
 

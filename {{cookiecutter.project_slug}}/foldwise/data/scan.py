@@ -209,9 +209,8 @@ def _image_figures(image: Any, where: str) -> dict[str, Any]:
                 # float64 sums of integers are exact up to 2^53.
                 values = flat[start : start + BLOCK, channel].astype(np.float64)
                 sums[channel] += values.sum()
-                squares[channel] += np.square(
-                    values, out=values
-                ).sum()  # not np.dot: BLAS would start threads in each thread
+                # not np.dot: BLAS would start its own threads in each thread
+                squares[channel] += np.square(values, out=values).sum()
     if not np.isfinite(squares).all():
         raise ImageError(f"{where} has NaN or infinite values")
     return {

@@ -203,7 +203,7 @@ def _read_file(path: Path, check: Check) -> pd.DataFrame:
     if repeated:
         raise TableError(path, [f"the column {name!r} occurs more than once" for name in repeated])
     frame = frame.iloc[1:].set_axis(header, axis=1)
-    frame = frame[(frame != "").any(axis=1)]  # skip empty lines, but count them
+    frame = frame[(frame != "").any(axis=1)]  # skipped, but counted in line numbers
     check.lines = frame.index.to_numpy() + 1
     return frame.reset_index(drop=True)
 
