@@ -203,7 +203,7 @@ def test_every_bad_image_is_listed(tmp_path):
 
 def test_float_images_need_a_scale_beyond_one(tmp_path):
     make(tmp_path, [image * 300 for image in noise(4, 1, np.float32)], label=list("abab"))
-    with pytest.raises(TableError, match=r"data\.scale must say"):
+    with pytest.raises(TableError, match=r"set data\.scale to"):
         prepare(config(tmp_path))
     prepared = prepare(config(tmp_path, scale=250.0))
     assert any("values range from" in note for note in audit_table(prepared))
@@ -246,7 +246,7 @@ def test_every_bad_mask_is_listed(tmp_path):
                  "value 7 in 1 pixels of 'masks/2.png' is neither a class (0 to 1: a, b) nor data.ignore_index (255)",
                  "data.ignore_index=9 if it means void", "masks/4.png cannot be decoded"):  # fmt: skip
         assert sum(part in problem for problem in error.value.problems) == 1, part
-    with pytest.raises(Refusal, match="is the class 'b'"):
+    with pytest.raises(Refusal, match="is class 'b'"):
         prepare(config(tmp_path, classes=["a", "b"], ignore_index=1), "segmentation")
 
 

@@ -205,11 +205,11 @@ def test_a_table_that_does_not_fit_is_refused_in_one_error(world, tmp_path):
     write_json(provenance_path(out), {"folds_hash": "other"})
     with pytest.raises(TableError) as error:
         prepare_tiny(config_of(world, "multiclass", pseudo=out))
-    for part in ("made with the folds other", "'1/row16': the student '7' is none", "the student 1 has no rows"):
+    for part in ("made with the folds other", "'1/row16': the student '7' is neither", "the student 1 has no rows"):
         assert part in str(error.value)
     assert "the student '-2' is none" in str(error.value)
     provenance_path(out).unlink()
-    with pytest.raises(TableError, match="is not there"):
+    with pytest.raises(TableError, match="is missing"):
         prepare_tiny(config_of(world, "multiclass", pseudo=out))
     frame.assign(image="images/none.png").to_csv(out, index=False)
     with pytest.raises(TableError, match="none.png does not exist"):

@@ -102,7 +102,7 @@ def image_hw(size: int | Sequence[int]) -> tuple[int, int]:
     """Parse an image_size: one number for a square, or [height, width]."""
     values = [size, size] if isinstance(size, int) else list(size)
     if len(values) != 2 or not all(isinstance(value, int) and value > 0 for value in values):
-        raise Refusal(f"image_size is {size!r}; it must be a positive integer or [height, width]")
+        raise Refusal(f"image_size is {size!r}; it must be a whole number above 0, or [height, width]")
     return values[0], values[1]
 
 
