@@ -207,7 +207,7 @@ def test_a_table_that_does_not_fit_is_refused_in_one_error(world, tmp_path):
         prepare_tiny(config_of(world, "multiclass", pseudo=out))
     for part in ("made with the folds other", "'1/row16': the student '7' is neither", "the student 1 has no rows"):
         assert part in str(error.value)
-    assert "the student '-2' is none" in str(error.value)
+    assert "the student '-2' is neither" in str(error.value)
     provenance_path(out).unlink()
     with pytest.raises(TableError, match="is missing"):
         prepare_tiny(config_of(world, "multiclass", pseudo=out))
