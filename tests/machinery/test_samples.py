@@ -168,7 +168,7 @@ class Odd(Samples):
         ({"age": Field("values")}, {"age": None}, "age is object, not float32"),
         ({"sex": Field("codes")}, {"sex": 0.5}, "sex is float64, not int64"),
         ({"points": Field("values", ragged=True)}, {"points": 3.0}, "points is ragged, so it must have a first axis"),
-        ({"near": Field("image")}, {"near": np.zeros((8, 9), np.uint8)}, r"near has the shape \(8, 9\), not \(H, W, C\)"),
+        ({"near": Field("image")}, {"near": np.zeros((8, 9), np.uint8)}, r"near has the shape \(8, 9\), not \(H, W"),
         ({"seen": Field("mask")}, {"seen": np.zeros((8, 9, 1, 1), np.uint8)}, r"seen has the shape .*\(H, W\)"),
         ({"seen": Field("mask")}, {"seen": np.zeros((8, 9), np.float32)}, "seen is float32, not uint8 or uint16"),
         ({"near": Field("image")}, {"near": []}, "near of id 'r0' is an empty stack"),
