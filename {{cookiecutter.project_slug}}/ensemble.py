@@ -1,4 +1,4 @@
-"""Combine several runs: blends and stacking are compared out of fold, and the simplest good one is written.
+"""Combine several runs: compare blends and stacking out of fold, and write the simplest good one.
 
 examples:
   python ensemble.py runs/baseline-1a2b3c4d runs/larger-5e6f7a8b --out ensembles/first
@@ -7,11 +7,10 @@ examples:
   python ensemble.py runs/a runs/b ensembles/first --out ensembles/second --weights 0.5 0.2 0.3
   python ensemble.py predictions/anna predictions/ben --data competition --set metric=f_beta --out ensembles/team
 
-The output is a source like a run: evaluate.py, submit.py and ensemble.py itself work on it.
+The output can be used like a run: by evaluate.py, submit.py, and ensemble.py again.
 
-Stacking fits a model for each class and fold. With 48 sources of 40,000 rows, 17 classes and 10 folds two cores need
-about a minute each for linear and logistic, and 4 minutes for boosting; --strict multiplies that by half the number of
-folds.
+Stacking fits one model per class and fold. For 48 sources of 40,000 rows, 17 classes and 10 folds, two cores need about
+a minute each for linear and logistic, and 4 minutes for boosting; --strict multiplies that by half the number of folds.
 """
 
 import argparse
@@ -21,39 +20,37 @@ from foldwise.command import exit_on_error, make_parser
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; see --help."""
     parser = make_parser(__doc__, opens_runs=True)
-    parser.add_argument("sources", nargs="+", type=Path, help="runs, ensembles, or folders of the same shape")
+    parser.add_argument("sources", nargs="+", type=Path, help="runs, ensembles, or folders with the same layout")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, for example ensembles/first")
     parser.add_argument("--oof", default="oof", help="out-of-fold predictions of each source (default: oof)")
-    parser.add_argument("--test", help="test predictions of each source (default: the only ones)")
-    parser.add_argument("--data", help="a file in configs/data by name, for sources without a config.yaml")
+    parser.add_argument("--test", help="test predictions of each source (default: the only ones there)")
+    parser.add_argument("--data", help="name of a file in configs/data, for sources without a config.yaml")
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="with --data: changes of the config, as in train.py"
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="with --data: config overrides, as in train.py"
     )
     parser.add_argument(
         "--methods",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="what to compare beside the best single source and the mean: geometric, rank, simplex, greedy, "
-        "and for stacking linear, logistic, boosting; or all (default: all but stacking)",
+        help="methods to compare with the best single source and the mean: geometric, rank, simplex, greedy; "
+        "stacking: linear, logistic, boosting; or all (default: all but stacking)",
     )
-    parser.add_argument("--use", metavar="NAME", help="write this method (default: the simplest of the best)")
+    parser.add_argument("--use", metavar="NAME", help="write this method (default: the simplest good one)")
     parser.add_argument(
-        "--weights", nargs="+", type=float, default=[], metavar="W", help="one a source: write their mean with these"
-    )
-    parser.add_argument(
-        "--columns", nargs="+", default=[], metavar="NAME", help="columns of the table as inputs of stacking"
+        "--weights", nargs="+", type=float, default=[], metavar="W", help="one per source: write their weighted mean"
     )
     parser.add_argument(
-        "--strict", action="store_true", help="also score each fold with everything chosen and fitted without it"
+        "--columns", nargs="+", default=[], metavar="NAME", help="columns of the table as further inputs of stacking"
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="also score each fold with a method that was chosen and fitted without it"
     )
     return parser.parse_args(arguments)
 
 
 def main() -> None:
-    """Ensemble; exit with code 2 and a sentence when the input is wrong."""
     options = parse()
     with exit_on_error():
         from foldwise.predictions.ensembles.ensembling import ensemble

@@ -362,7 +362,7 @@ def test_metadata_columns_reach_stacking(tmp_path):
     assert ((frame.loc[world.test_ids] > 0.5) == (world.test_truth[:, 0] > 0.5)).mean() > 0.95
     with pytest.raises(Refusal, match="labels is the target\n.*unit says which row(.|\n)*no column moon"):
         run(world, tmp_path, "bad", methods=["logistic"], columns=["labels", "unit", "moon"])
-    with pytest.raises(Refusal, match="name one with --methods"):
+    with pytest.raises(Refusal, match="--columns needs a stacking method: add --methods"):
         run(world, tmp_path, "bad", columns=["site"])
 
 
@@ -372,7 +372,7 @@ def test_ranks_are_for_ranking_metrics_and_are_marked(tmp_path):
     assert "rank" in comparison.names and read_header(out / "oof").ranks
     assert read_header(out / "predictions" / "test-none").ranks
     assert not read_header(world.sources[0] / "oof").ranks
-    with pytest.raises(Refusal, match="ranks and not probabilities"):
+    with pytest.raises(Refusal, match="mean ranks, not probabilities"):
         run(world, tmp_path, "again", sources=[out, world.sources[0]])
     for made in (World(tmp_path / "w3", "multiclass", metric="RocAuc", rows=60), World(tmp_path / "loss", rows=60)):
         with pytest.raises(Refusal, match="no method rank"):

@@ -92,7 +92,7 @@ def test_it_is_a_member_of_ensembles_and_bundles(world, tmp_path):
     shutil.rmtree(other / "full")
     shutil.rmtree(other / "predictions")
     predict_runs([other], Choices(tta=find_choice("tta", "none"), workers=0, device="cpu"))
-    with pytest.raises(Refusal, match="have a full fit .*: predict both with one"):
+    with pytest.raises(Refusal, match="have a full fit .*: predict both with it"):
         ensemble([run, other], tmp_path / "out2", use="mean")
 
 

@@ -1,7 +1,6 @@
-"""Methods of combining sources: means with weights that are given, equal, or fitted.
+"""Blends: means of the sources with given, equal or fitted weights.
 
-Predictions of the sources are (M, N, C) float32, weights (M,) with sum 1. `BLENDS` lists the methods, the simplest
-first; each is fitted on `Examples` and then predicts rows it has not seen. Stacking is in `stacking.py`.
+Source predictions are (M, N, C) float32; weights are (M,) and sum to 1. `BLENDS` is ordered from simple to complex.
 """
 
 import warnings
@@ -19,21 +18,21 @@ from foldwise.predictions.metrics import RowMetric, score_folds
 from foldwise.predictions.scoring import by_unit
 from foldwise.tasks import find_task
 
-EDGE = 2.0**-20  # probabilities are kept so far from 0 and 1; float32 has 1 - EDGE exactly, so both sides are alike
+EDGE = 2.0**-20  # probabilities are clipped to [EDGE, 1 - EDGE]; float32 represents both bounds exactly
 GREEDY_CANDIDATES = 10
 GREEDY_STEPS = 30
-GREEDY_ROWS = 10_000  # each step scores every candidate, and more rows hardly change the order
+GREEDY_ROWS = 10_000  # each step scores every candidate; more rows hardly change the ranking
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What a method is fitted on, or predicts: N rows of the table.
+    """N rows of the table, to fit a method on or to predict.
 
     Attributes:
-        rows, folds: (N,) row numbers in the table and their folds.
+        rows, folds: (N,) row indices in the table and their folds.
         probability: (M, N, C) float32.
-        extra: (N, F) float32 metadata; F is often 0.
-        source_scores: of each fold, (M, T) the scores of the sources by themselves, at T thresholds (or T = 1).
+        extra: (N, F) float32 metadata; F may be 0.
+        source_scores: per fold, (M, T) scores of the single sources at T thresholds; T = 1 without thresholds.
     """
 
     table: Table
@@ -54,7 +53,7 @@ class Examples:
         return find_task(self.table.task).exclusive
 
     def take(self, folds: list[int]) -> Self:
-        """The rows of these folds, with nothing of the others."""
+        """Keep only the rows and scores of these folds."""
         which = np.isin(self.folds, folds)
         return replace(
             self,
@@ -66,10 +65,7 @@ class Examples:
         )
 
     def ranking(self) -> np.ndarray:
-        """The sources (M,), best first by the mean of their scores over the folds; equal ones in their order.
-
-        Each fold is scored at the threshold that is best on the other folds.
-        """
+        """Source indices (M,), best mean fold score first; each fold uses the threshold that is best on the others."""
         greater = self.metric.greater_is_better
         scores = np.stack(list(self.source_scores.values()), axis=1)  # (M, K, T)
         best = np.stack([best_on_others(each, greater) for each in scores])
@@ -78,19 +74,19 @@ class Examples:
 
 
 class Fitted(Protocol):
-    """A method that was fitted; `weights` (M,) are None where there is no one weight a source."""
+    """A fitted method; `weights` (M,) is None for stacking."""
 
     @property
     def weights(self) -> np.ndarray | None: ...
 
     def predict(self, probability: np.ndarray, extra: np.ndarray) -> np.ndarray:
-        """(N, C) from sources (M, N, C) and metadata (N, F) of rows that one fold's models predicted."""
+        """Combine predictions (M, N, C) of one fold's models, and metadata (N, F), into (N, C)."""
         ...
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way of combining sources: `fit` takes `Examples`, or `MapExamples` for maps. `title` is for people."""
+    """A way of combining sources; `fit` takes `Examples`, or `MapExamples` for maps."""
 
     name: str
     title: str
@@ -98,33 +94,32 @@ class Method:
 
 
 def arithmetic(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The weighted mean over the first axis."""
+    """Weighted mean over the first axis."""
     mean = np.tensordot(np.asarray(weights, np.float32), values, axes=1)
-    return mean.clip(values.min(), values.max(), out=mean)  # rounding
+    return mean.clip(values.min(), values.max(), out=mean)  # against rounding errors
 
 
 def geometric(
     probability: np.ndarray, weights: np.ndarray, exclusive: bool, axis: int = -1, edge: float = EDGE
 ) -> np.ndarray:
-    """The weighted mean of log-probabilities over the first axis, renormalised; finite where a source has 0 or 1.
+    """Weighted geometric mean over the first axis, finite even where a source predicts 0 or 1.
 
-    Exclusive: the classes are those of `axis`, counted without the sources' axis, and sum to 1 again. Otherwise: the
-    mean of the log-odds, each class by itself.
+    Exclusive classes: mean log-probabilities, renormalised over the class axis `axis` (counted without the sources'
+    axis). Otherwise: mean log-odds, class by class.
     """
     from scipy.special import expit, logit, softmax
 
     transform = np.log if exclusive else logit
     total = np.zeros(probability.shape[1:], np.float32)
-    for weight, source in zip(weights, probability, strict=True):  # one at a time: no second copy of all sources
+    for weight, source in zip(weights, probability, strict=True):  # one at a time, to save memory
         total += np.float32(weight) * transform(source.clip(edge, 1 - edge))
     return softmax(total, axis=axis) if exclusive else expit(total)
 
 
 def rank_mean(probability: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The weighted mean of each class's ranks among the N rows, in (0, 1); ties share their mean rank.
+    """Weighted mean of each class's ranks among the N rows, in (0, 1), with averaged ties; not a probability.
 
-    For the rows of one fold's model: ranks of several models are not comparable. It is not a probability. With two
-    classes that sum to 1 the ranks do so too.
+    Pass rows of one fold only: ranks from different models are not comparable. Two classes still sum to 1.
     """
     total = np.zeros(probability.shape[1:], np.float64)
     for weight, source in zip(weights, probability, strict=True):
@@ -134,7 +129,7 @@ def rank_mean(probability: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Blend:
-    """A mean with weights."""
+    """Weighted mean of the sources."""
 
     weights: np.ndarray
     mean: Callable[[np.ndarray, np.ndarray], np.ndarray] = arithmetic
@@ -144,14 +139,14 @@ class Blend:
 
 
 def equal_weights(sources: int) -> np.ndarray:
-    """(M,) weights of a plain mean."""
+    """Weights (M,) of a plain mean."""
     return np.full(sources, 1 / sources)
 
 
 def simplex_weights(probability: np.ndarray, target: np.ndarray, exclusive: bool) -> np.ndarray:
-    """Weights (M,) of 0 or more with sum 1 that minimise the log loss of the arithmetic mean: a convex problem.
+    """Find non-negative weights (M,) with sum 1 that minimise the log loss of the arithmetic mean.
 
-    Log loss and not the competition's metric: it has one minimum, a gradient, and no steps to get stuck on.
+    Log loss instead of the competition's metric because it is convex and differentiable.
 
     Args:
         probability: (M, N, C).
@@ -184,10 +179,10 @@ def simplex_weights(probability: np.ndarray, target: np.ndarray, exclusive: bool
 
 
 def greedy_weights(examples: Examples) -> np.ndarray:
-    """Forward selection with replacement by the competition's metric (Caruana et al. 2004); (M,) the shares of picks.
+    """Weights (M,) of greedy forward selection with replacement on the competition's metric (Caruana et al. 2004).
 
-    Each step adds the source that makes the mean of all picks best, and the first step that improves nothing is the
-    last. Only the ten best sources take part, which is quicker and overfits less (Caruana et al. 2006).
+    Each step adds the source that improves the mean most; stop when none does. Only the ten best sources are
+    candidates, which is faster and overfits less (Caruana et al. 2006).
     """
     sources = examples.ranking()[:GREEDY_CANDIDATES]
     units = [by_unit(examples.table, examples.rows, examples.probability[m], examples.folds) for m in sources]
@@ -204,7 +199,7 @@ def greedy_weights(examples: Examples) -> np.ndarray:
     picks = np.zeros(len(candidates))
     total, best = np.zeros_like(candidates[0]), -np.inf
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of classes that a fold lacks: the scores of the sources name them
+        warnings.simplefilter("ignore")  # about classes missing from a fold; already shown when the sources were scored
         for step in range(1, GREEDY_STEPS + 1):
             scores = [score((total + candidate) / step) for candidate in candidates]
             winner = int(np.argmax(np.nan_to_num(scores, nan=-np.inf)))
@@ -218,12 +213,12 @@ def greedy_weights(examples: Examples) -> np.ndarray:
 
 
 def given(weights: np.ndarray) -> Method:
-    """Weights that somebody chose."""
+    """Blend with the user's weights."""
     return Method("given", "given weights", lambda examples: Blend(weights))
 
 
 def equal(examples: Any, mean: Callable[[np.ndarray, np.ndarray], np.ndarray] = arithmetic) -> Blend:
-    """A mean of all sources alike."""
+    """Blend with equal weights."""
     return Blend(equal_weights(len(examples.probability)), mean)
 
 
@@ -246,4 +241,4 @@ RANK = Method("rank", "mean of ranks", partial(equal, mean=rank_mean))
 SIMPLEX = Method("simplex", "weights by log loss", _simplex)
 GREEDY = Method("greedy", "greedy selection", lambda examples: Blend(greedy_weights(examples)))
 BLENDS = (SINGLE, MEAN, GEOMETRIC, RANK, SIMPLEX, GREEDY)
-BLENDS_OF_VALUES = (SINGLE, MEAN, GREEDY)  # of whatever a task has
+BLENDS_OF_VALUES = (SINGLE, MEAN, GREEDY)  # need no probabilities

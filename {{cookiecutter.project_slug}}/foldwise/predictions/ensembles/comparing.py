@@ -1,4 +1,4 @@
-"""Methods of combining sources, cross-fitted and compared on the same folds: which is chosen, and what it gains."""
+"""Cross-fit ensemble methods, compare them on the same folds, and choose one."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,23 +15,23 @@ from foldwise.predictions.ground_truth import GroundTruth
 from foldwise.predictions.selection import choose_simplest, paired_error
 from foldwise.progress import Progress
 
-THRESHOLDED = "scores are after one threshold for all labels, for each fold the best on the other folds"
+THRESHOLDED = "scores use one threshold for all labels; each fold gets the one that is best on the other folds"
 CROSS_FITTED = (
-    "cross-fitted: for each fold, weights and stacking were fitted on the out-of-fold predictions of the other "
-    "folds only. But the models behind those predictions were trained with this fold's labels, and the method was "
-    "chosen by these very scores: the number is a little optimistic, the more so the more is fitted."
+    "cross-fitted: for each fold, weights and stacking were fitted only on the out-of-fold predictions of the other "
+    "folds. The score is still slightly optimistic, more so for methods with more parameters: the models behind those "
+    "predictions were trained on this fold's labels, and the method was chosen by the same scores."
 )
 STRICT = (
-    "strict: for each fold, everything was fitted, and the method chosen, on the other folds only. What is left: the "
-    "predictions it was fitted on come from models that were trained with this fold's labels. Free of that is only a "
-    "table that no run was trained with: predict it with every source (predict.py --table holdout.csv), ensemble with "
-    "--test <its name>, then evaluate.py <out> --table holdout.csv."
+    "strict: for each fold, the method was chosen and fitted only on the other folds. One leak remains: the models "
+    "behind those predictions were trained on this fold's labels. To avoid it too, use a table that no run was trained "
+    "on: predict it with every source (predict.py --table holdout.csv), ensemble with --test <its name>, then run "
+    "evaluate.py <out> --table holdout.csv."
 )
 
 
 @dataclass(frozen=True)
 class Strict:
-    """Scores on folds that took no part in fitting or choosing the method; `chosen` is each fold's."""
+    """Scores on folds that were not used to fit or choose the method; `chosen` names the method of each fold."""
 
     scores: list[float]
     overall: float
@@ -43,14 +43,12 @@ class Comparison:
     """Scores of sources and methods.
 
     Attributes:
-        metric: the competition's.
-        folds: (K,) their numbers.
-        sources: their names; `source_scores` (M, K) and `source_overall` (M,) are theirs.
-        names, titles: of the methods, the simplest first; `scores` (methods, K) and `overall` (methods,) are theirs.
-        weights: of each method (K, M), the weights fitted for each fold; None for stacking.
-        correlation: (M, M), of the sources' errors.
-        forced: the method that was asked for; None takes the simplest within one standard error of the best.
-        thresholded: the scores are after a fitted threshold, see `thresholding`.
+        sources: M names, with `source_scores` (M, K) and `source_overall` (M,).
+        names, titles: of the methods, simplest first, with `scores` (methods, K) and `overall` (methods,).
+        weights: per method (K, M), fitted for each fold; None for stacking.
+        correlation: (M, M) of the sources' errors.
+        forced: the method that the user asked for; None: the simplest within one standard error of the best.
+        thresholded: scores use a fitted threshold, see `thresholding`.
     """
 
     metric: Any
@@ -70,35 +68,38 @@ class Comparison:
 
     @cached_property
     def chosen(self) -> int:
-        """The index of the method whose predictions are written."""
+        """Index of the method to write."""
         return choose(self.scores, self.metric) if self.forced is None else self.names.index(self.forced)
 
     def gain(self, method: int, over: str) -> tuple[float, float]:
-        """How much better a method is than another by name: mean over the folds and its standard error."""
+        """Gain of a method over the one named `over`: mean over the folds and its standard error."""
         sign = 1 if self.metric.greater_is_better else -1
         return paired_error(sign * self.scores[method], sign * self.scores[self.names.index(over)])
 
     @property
     def scores_are(self) -> str:
-        """How to read the scores."""
+        """Explanation of the scores."""
         return f"{THRESHOLDED}; {CROSS_FITTED}" if self.thresholded else CROSS_FITTED
 
     @property
     def verdict(self) -> str:
-        """One plain sentence."""
+        """Summary of the comparison in a sentence or two."""
         title = self.titles[self.chosen]
         (single, single_error), (mean, mean_error) = (self.gain(self.chosen, over) for over in ("single", "mean"))
         if self.names[self.chosen] == "single":
             sign = 1 if self.metric.greater_is_better else -1
             best = self.sources[int(np.nanargmax(sign * self.source_overall))]
             return (
-                "Not better than the best single source: no blend gains more than one standard error. What is written "
-                "is for each fold the source that is best on the other folds, so that its score is honest; to submit "
-                f"one source, take it itself: {best} has the best score of all rows."
+                "Not better than the best single source: no blend gains more than one standard error. To keep the "
+                "score honest, the output has for each fold the source that is best on the other folds. To submit a "
+                f"single source, use it directly: {best} has the best overall score."
             )
         if self.names[self.chosen] == "mean":
-            better = "better than the best single source" if single > single_error else "not clearly better than one"
-            return f"Nothing fitted is better than the mean: the plain mean is written, {better}."
+            better = "" if single > single_error else "not clearly "
+            return (
+                "Nothing fitted is better than the mean: the plain mean was written. "
+                f"It is {better}better than the best single source."
+            )
         if mean > mean_error:
             return f"Better than the mean: {title} gains {mean:.4f} ± {mean_error:.4f} over it."
         return f"Not better than the mean: {title} differs from it by {mean:+.4f} ± {mean_error:.4f}."
@@ -129,9 +130,9 @@ class Comparison:
 
 
 class Ensemble:
-    """Sources that belong together, on which methods are cross-fitted; `RowEnsemble` and `MapEnsemble` hold them.
+    """Base of `RowEnsemble` and `MapEnsemble`: cross-fits methods on matching sources.
 
-    Values of a fold are (methods, N, ...): what `score` needs of its N rows or images for each method.
+    The values of a fold are (methods, N, ...): what `score` needs for each method and each of the N rows or images.
     """
 
     thresholded = False
@@ -142,38 +143,38 @@ class Ensemble:
         self._fitted: dict[tuple[str, frozenset[int]], Fitted] = {}
 
     def examples(self, folds: Sequence[int]) -> Any:
-        """What a method is fitted on: these folds, with nothing of the others."""
+        """Return what a method is fitted on, of these folds only."""
         raise NotImplementedError
 
     def source_values(self) -> dict[int, np.ndarray]:
-        """The values of each fold, of the sources by themselves."""
+        """Return the values of each fold for the single sources."""
         raise NotImplementedError
 
     def values(self, fold: int, methods: Sequence[Sequence[Fitted]]) -> list[np.ndarray]:
-        """The values of a fold, of each list of fitted methods."""
+        """Return the values of a fold for each list of fitted methods."""
         raise NotImplementedError
 
     def score(self, values: Mapping[int, np.ndarray]) -> tuple[list[float], float]:
-        """The score of each fold, and overall, of one method's values (N, ...) of these folds."""
+        """Score one method's values (N, ...) of these folds: per fold, and overall."""
         raise NotImplementedError
 
     def correlation(self) -> np.ndarray:
-        """(M, M), of the sources' errors."""
+        """Correlation (M, M) of the sources' errors."""
         raise NotImplementedError
 
     def fit(self, method: Method, without: frozenset[int]) -> Fitted:
-        """The method fitted on the folds but these; each is fitted once."""
+        """Fit a method on all folds except these, once."""
         key = method.name, without
         if key not in self._fitted:
             self._fitted[key] = method.fit(self.examples([fold for fold in self.folds if fold not in without]))
         return self._fitted[key]
 
     def compare(self, methods: Sequence[Method], forced: str | None, strict: bool, progress: Progress) -> Comparison:
-        """Cross-fit every method and score it.
+        """Cross-fit and score every method.
 
         Args:
-            forced: the method to write whatever the scores say; None chooses.
-            strict: also choose and fit without a fold, for every fold, and score there.
+            forced: name of the method to write; None: choose by the scores.
+            strict: for each fold, also choose and fit on the other folds only, and score on it.
         """
         held_out = [frozenset({fold}) for fold in self.folds]
         if strict:
@@ -193,7 +194,7 @@ class Ensemble:
         sources = [self.score({fold: each[m] for fold, each in of_sources.items()}) for m in range(len(self.names))]
         weights = [[self.fit(method, frozenset({fold})).weights for fold in self.folds] for method in methods]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of classes that a fold lacks: those of the sources were shown
+            warnings.simplefilter("ignore")  # about classes missing from a fold; already shown for the sources
             scored = self._score_each(cross_fitted)
             comparison = Comparison(
                 metric=self.truth.metric,
@@ -219,7 +220,7 @@ class Ensemble:
     def _strict(
         self, names: list[str], forced: str | None, values: dict[frozenset[int], dict[int, np.ndarray]]
     ) -> Strict:
-        """Choose among the methods without a fold, and score there what was chosen."""
+        """For each fold, choose a method on the other folds and score it on this one."""
         chosen, held_out = [], {}
         for held in self.folds:
             inner = {fold: values[frozenset({fold, held})][fold] for fold in self.folds if fold != held}
@@ -231,18 +232,18 @@ class Ensemble:
 
 
 def choose(scores: np.ndarray, metric: Any) -> int:
-    """As `choose_simplest`, of (methods, K) scores; what float32 rounds off is no difference."""
+    """`choose_simplest` on (methods, K) scores, ignoring float32 rounding."""
     return choose_simplest(np.round(scores, 6), metric.greater_is_better)
 
 
 def error_correlation(probability: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """(M, M) Pearson correlation of the sources' errors (probability - target) over all rows and classes.
+    """Pearson correlation (M, M) of the sources' errors (probability - target) over all rows and classes.
 
-    Of errors and not of probabilities, which agree already because the ground truth is in all of them.
+    Probabilities themselves always correlate, because all of them follow the ground truth.
     """
     sources, rows, classes = probability.shape
     products, totals = np.zeros((sources, sources)), np.zeros(sources)
-    for index in range(classes):  # a class at a time: no second copy of all sources
+    for index in range(classes):  # one class at a time, to save memory
         errors = probability[:, :, index] - target[:, index].astype(np.float32)
         products += errors @ errors.T
         totals += errors.sum(axis=1, dtype=np.float64)

@@ -1,10 +1,10 @@
-"""Combine sources of predictions: read, compare by cross-fitting, choose, write; what ensemble.py does.
+"""Combine sources: read, cross-fit and compare methods, choose one, write its predictions.
 
-The output is itself a source, so that ensembles of ensembles and every later step work on it:
+The output is itself a source, for later steps and for ensembles of ensembles:
 
 <out>/
     oof/                   cross-fitted out-of-fold predictions
-    predictions/<name>/    of the test table: what was fitted without a fold, applied to this fold's models
+    predictions/<name>/    test predictions: for each fold's models, the method fitted without that fold
     config.yaml            task, data and metric
     ensemble.json          sources, methods, scores, weights, verdict
     report.html
@@ -48,25 +48,23 @@ def ensemble(
     progress: Progress = silent,
     report: Callable[[Path, str, Comparison], None] | None = None,
 ) -> tuple[Comparison, list[Path]]:
-    """Compare methods of combining sources, and write what the simplest good one predicts as a new source.
+    """Compare methods of combining sources, and write the predictions of the chosen one as a new source.
 
     Args:
         folders: two or more sources.
-        out: the folder to write.
         oof, test, data, overrides: as in `find_sources` and `read_ground_truth`.
-        methods: names of methods to compare, or "all"; empty: all blends. The best single source and the mean are
-            always among them.
-        use: the method to write whatever the scores say; None: the simplest within one standard error of the best.
-        weights: one number a source, which are written whatever the scores say.
+        methods: names, or "all"; empty: all blends. The best single source and the mean are always included.
+        use: the method to write; None: the simplest within one standard error of the best.
+        weights: one per source, to write their weighted mean.
         columns: metadata columns of the table as further inputs of stacking.
-        strict: score also on folds that took no part in choosing or fitting.
-        report: writes report.html into the new folder, of its name and the comparison.
+        strict: also score each fold with a method that was chosen and fitted without it.
+        report: called with the path of report.html, the ensemble's name and the comparison.
 
     Returns:
         The comparison, and the prediction folders that were written.
 
     Raises:
-        Refusal: what is wrong with the sources or the choices; nothing is written then.
+        Refusal: invalid sources or options; nothing is written.
     """
     check_new(out)
     sources = find_sources(folders, oof, test)
@@ -74,7 +72,9 @@ def ensemble(
     truth = read_ground_truth(sources[0].folder, data, overrides)
     count, least = len(set(truth.folds.tolist()) - {-1}), 3 if strict else 2
     if count < least:
-        raise Refusal(f"cross-fitting {'with --strict ' if strict else ''}needs {least} folds, and there are {count}")
+        raise Refusal(
+            f"cross-fitting {'with --strict ' if strict else ''}needs {least} folds, and there are only {count}"
+        )
     chosen = choose_methods(truth, methods, use, _check_weights(weights, len(sources)), bool(columns))
     combined: RowEnsemble | MapEnsemble
     if truth.task.kind == "maps":
@@ -89,7 +89,7 @@ def ensemble(
         columns=truth.table.classes,
         run=out.name,
         folds_hash=truth.folds_hash,
-        tta={"views": ["mean"], "mean": "rank" if method is RANK else "arithmetic"},  # ranks are no probabilities
+        tta={"views": ["mean"], "mean": "rank" if method is RANK else "arithmetic"},  # mean ranks are not probabilities
         created_by="ensemble.py",
     )
     names_of_tests = sorted({source.test.name for source in sources if source.test is not None})
@@ -115,10 +115,10 @@ def ensemble(
 def choose_methods(
     truth: GroundTruth, names: Sequence[str], use: str | None, weights: np.ndarray | None, metadata: bool
 ) -> list[Method]:
-    """The methods to compare, the simplest first.
+    """Select the methods to compare, simplest first.
 
     Raises:
-        Refusal: a name that does not exist, or that this task or metric cannot have.
+        Refusal: unknown names, or options that do not suit the task or the metric.
     """
     maps = truth.task.kind == "maps"
     possible: tuple[Method, ...] = MAP_BLENDS if maps else BLENDS_OF_VALUES
@@ -126,38 +126,36 @@ def choose_methods(
         possible = tuple(method for method in (*BLENDS, *STACKERS) if method is not RANK or _can_rank(truth))
     if weights is not None:
         if names or use:
-            raise Refusal("--weights are written as they are: leave out --methods and --use")
+            raise Refusal("--weights replaces --methods and --use: leave those out")
         return [*possible[:2], given(weights)]
     every, stackers = [method.name for method in possible], [method.name for method in STACKERS]
     chosen = every if "all" in names else names or [name for name in every if name not in stackers]
-    wanted = {"single", "mean", *chosen, *([use] if use else [])}
-    impossible = sorted(wanted.difference(every))
+    selected = {"single", "mean", *chosen, *([use] if use else [])}
+    impossible = sorted(selected.difference(every))
     if impossible:
-        reason = " Ranks are for ranking metrics, and for labels or two classes." if "rank" in impossible else ""
+        reason = " Ranks need a ranking metric, and labels or two classes." if "rank" in impossible else ""
         raise Refusal(
             f"there is no method {', '.join(impossible)} for {truth.task.name} and {type(truth.metric).__name__}; "
             f"there are {', '.join(every)}.{reason}"
         )
-    if metadata and not wanted & set(stackers):
+    if metadata and not selected & set(stackers):
         possible_here = set(stackers) & set(every)
-        advice = f"name one with --methods ({', '.join(stackers)}, or all)"
-        raise Refusal(
-            f"--columns are inputs of stacking: {advice if possible_here else f'and {truth.task.name} has none'}"
-        )
-    return [method for method in possible if method.name in wanted]
+        advice = f"add --methods {' '.join(stackers)}" if possible_here else f"{truth.task.name} has none"
+        raise Refusal(f"--columns needs a stacking method: {advice}")
+    return [method for method in possible if method.name in selected]
 
 
 def _can_rank(truth: GroundTruth) -> bool:
-    """Ranks of three or more exclusive classes cannot sum to 1, as predictions do, and keep their order."""
+    """Check for a ranking metric; ranks of three or more exclusive classes would not sum to 1."""
     several = truth.task.exclusive and len(truth.table.classes) > 2
     return isinstance(truth.metric, RocAuc | MeanAveragePrecision) and not several
 
 
 def _check_weights(weights: Sequence[float], sources: int) -> np.ndarray | None:
-    """(M,) with sum 1; None where there are none."""
+    """Normalise weights to sum 1."""
     values = np.array(weights, np.float64)
     if not len(values):
         return None
     if len(values) != sources or not (np.isfinite(values).all() and (values >= 0).all() and values.sum() > 0):
-        raise Refusal(f"--weights needs {sources} numbers of 0 or more, one a source, and not all 0")
+        raise Refusal(f"--weights needs {sources} numbers, one per source, none negative and not all 0")
     return values / values.sum()

@@ -1,4 +1,4 @@
-"""Sources that belong together: of one task, columns, folds and ids; others are refused by name."""
+"""Checks that sources match: same task, columns, folds and ids."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,16 +11,20 @@ from foldwise.predictions.store import Predictions, read_header, read_prediction
 
 
 def check_sources(sources: Sequence[Source]) -> list[str]:
-    """The names of the sources: those of their folders, or the whole path where two have one name."""
+    """Return the names of the sources: the folder name, or its whole path if the name is not unique.
+
+    Raises:
+        Refusal: fewer than two sources, test predictions missing from some of them, or means of ranks.
+    """
     problems = [] if len(sources) > 1 else ["an ensemble needs two sources or more"]
     with_test = [source for source in sources if source.test is not None]
     if with_test and len(with_test) < len(sources):
         without = ", ".join(str(source.folder) for source in sources if source.test is None)
         problems.append(
-            f"{without}: no test predictions, which {with_test[0].folder} has; python predict.py makes them"
+            f"{without}: no test predictions, but {with_test[0].folder} has some; make them with python predict.py"
         )
     problems += [
-        f"{path}: its values are means of ranks and not probabilities; blend its sources instead"
+        f"{path}: these are mean ranks, not probabilities; blend the sources of that ensemble instead"
         for source in sources
         for path in filter(None, (source.oof, source.test))
         if read_header(path).ranks
@@ -31,10 +35,10 @@ def check_sources(sources: Sequence[Source]) -> list[str]:
 
 
 def iter_checked(sources: Sequence[Source], truth: GroundTruth, test: bool = False) -> Iterator[Predictions]:
-    """The out-of-fold predictions of each source, or the test ones, one at a time.
+    """Read the out-of-fold or test predictions of the sources, one at a time.
 
     Raises:
-        Refusal: after the last, all that do not belong to the ground truth or to the first.
+        Refusal: after the last source, lists all that do not match the ground truth or the first source.
     """
     problems = []
     first: Predictions | None = None
@@ -61,16 +65,16 @@ def _test_problems(predictions: Predictions, truth: GroundTruth, first: Predicti
     problems = mismatches(predictions.header, truth, "test")
     found = test_folds(predictions)
     if found not in (folds, [FULL, *folds]):
-        problems.append(f"they have the folds {found}, and what is fitted without each of {folds} needs its own model")
+        problems.append(f"they have the folds {found}, but an ensemble needs the models of all folds {folds}")
     elif found != test_folds(first):
         problems.append(
-            f"only they or {first.folder}, but not both, have a full fit (fold {FULL}): predict both with one, or none"
+            f"they or {first.folder} have a full fit (fold {FULL}), but not both: predict both with it or both without"
         )
-    ids, wanted = set(predictions.frame["id"]), set(first.frame["id"])
-    problems += listed(f"ids are missing, compared with {first.folder}", wanted - ids)
-    return problems + listed(f"ids are too many, compared with {first.folder}", ids - wanted)
+    ids, expected = set(predictions.frame["id"]), set(first.frame["id"])
+    problems += listed(f"ids are missing, compared with {first.folder}", expected - ids)
+    return problems + listed(f"ids are not in {first.folder}", ids - expected)
 
 
 def test_folds(predictions: Predictions) -> list[int]:
-    """The folds whose models predicted, FULL first where there is a full fit."""
+    """Sorted folds of the models that predicted; a full fit (FULL) comes first."""
     return sorted(set(predictions.frame["fold"].tolist()))

@@ -1,4 +1,4 @@
-"""Ensembles of maps: they are blended one image at a time, so memory does not grow with images."""
+"""Ensembles of maps, blended one image at a time to bound memory."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,17 +30,17 @@ from foldwise.predictions.store import Predictions, iter_side_by_side
 from foldwise.predictions.writers import PredictionWriter
 from foldwise.progress import Progress
 
-PIXELS = 400  # of an image, for fitting weights: neighbours are alike, so more of them add little
-MAP_EDGE = 0.5 / 255  # maps are stored in 8 bits: 0 means less than this
+PIXELS = 400  # per image, to fit weights; neighbouring pixels are so similar that more add little
+MAP_EDGE = 0.5 / 255  # maps are stored in 8 bits: 0 means below this
 
 
 @dataclass(frozen=True)
 class MapExamples:
-    """What a blend of maps is fitted on.
+    """Data that a blend of maps is fitted on.
 
     Attributes:
-        evidence: (M, N, ...) of the sources by themselves, see `MapMetric.measure`.
-        probability: (M, P, 1) the sources' probability of the true class in some pixels.
+        evidence: (M, N, ...) of the single sources on N images, see `MapMetric.measure`.
+        probability: (M, P, 1) each source's probability of the true class in P sampled pixels.
     """
 
     metric: MapMetric
@@ -69,10 +69,10 @@ MAP_BLENDS = (
 
 
 class MapEnsemble(Ensemble):
-    """The sources' maps, on disk. Weights are fitted on some pixels of each image; values of a fold are evidence.
+    """Ensemble of maps on disk; weights are fitted on sampled pixels, the values of a fold are evidence.
 
     Raises:
-        Refusal: sources that do not belong together, each by its name.
+        Refusal: sources that do not match.
     """
 
     def __init__(self, sources: Sequence[Source], names: Sequence[str], truth: GroundTruth, progress: Progress) -> None:
@@ -87,9 +87,9 @@ class MapEnsemble(Ensemble):
             self.of_fold[fold] = self._measure(fold)
 
     def examples(self, folds: Sequence[int]) -> MapExamples:
-        own = [self.of_fold[fold] for fold in folds]
-        evidence, pixels = ([getattr(each, name) for each in own] for name in ("evidence", "probability"))
-        return MapExamples(self.truth.metric, np.concatenate(evidence, axis=1), np.concatenate(pixels, axis=1))
+        parts = [self.of_fold[fold] for fold in folds]
+        evidence = np.concatenate([part.evidence for part in parts], axis=1)
+        return MapExamples(self.truth.metric, evidence, np.concatenate([part.probability for part in parts], axis=1))
 
     def source_values(self) -> dict[int, np.ndarray]:
         return {fold: each.evidence for fold, each in self.of_fold.items()}
@@ -97,15 +97,15 @@ class MapEnsemble(Ensemble):
     def values(self, fold: int, methods: Sequence[Sequence[Fitted]]) -> list[np.ndarray]:
         evidence: list[list[list[np.ndarray]]] = [[] for _ in methods]
         for mask, maps in self._images(fold):
-            known: dict[tuple[object, bytes], np.ndarray] = {}  # most lists have the same means and best source
+            cache: dict[tuple[object, bytes], np.ndarray] = {}  # many lists share the same blends
             for blends, images in zip(methods, evidence, strict=True):
                 keys = []
                 for blend in blends:
                     assert isinstance(blend, Blend)
                     keys.append((blend.mean, blend.weights.tobytes()))
-                    if keys[-1] not in known:
-                        known[keys[-1]] = self.truth.metric.measure(mask, blend.predict(maps))
-                images.append([known[key] for key in keys])
+                    if keys[-1] not in cache:
+                        cache[keys[-1]] = self.truth.metric.measure(mask, blend.predict(maps))
+                images.append([cache[key] for key in keys])
         return [np.array(images).swapaxes(0, 1) for images in evidence]
 
     def score(self, values: Mapping[int, np.ndarray]) -> tuple[list[float], float]:
@@ -118,10 +118,7 @@ class MapEnsemble(Ensemble):
         return error_correlation(pixels, np.ones(pixels.shape[1:]))
 
     def write(self, method: Method, oof: Path, test: Path | None, header: Header) -> None:
-        """Write the cross-fitted maps, and each fold's blend of its models' test maps, one image at a time.
-
-        A full fit gets what is fitted on all folds.
-        """
+        """Write cross-fitted maps, and test maps blended fold by fold; a full fit gets the blend of all folds."""
         self._write(method, oof, header, self.oof, self.ids)
         if test is not None:
             ids = self.tests[0].frame["id"].drop_duplicates().tolist()
@@ -132,14 +129,14 @@ class MapEnsemble(Ensemble):
         self, method: Method, folder: Path, header: Header, sources: Sequence[Predictions], ids: dict[int, list[str]]
     ) -> None:
         with PredictionWriter(folder, header) as writer:
-            for fold, own in ids.items():
+            for fold, fold_ids in ids.items():
                 blend = self.fit(method, frozenset({fold}))
                 assert isinstance(blend, Blend)
-                for id, maps in iter_side_by_side(sources, own, fold):
+                for id, maps in iter_side_by_side(sources, fold_ids, fold):
                     writer.add(id, fold, "mean", "mean", blend.predict(maps))
 
     def _images(self, fold: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The mask (H, W) and the sources' maps (M, C, H, W) of every image of a fold."""
+        """Iterate over a fold's images: the true mask (H, W) and the sources' maps (M, C, H, W)."""
         for id, maps in iter_side_by_side(self.oof, self.ids[fold], fold):
             yield read_mask(self.truth.table.mask_path(self.truth.table.row_of[id])), maps
 

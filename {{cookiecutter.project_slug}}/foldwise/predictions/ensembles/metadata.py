@@ -1,4 +1,4 @@
-"""Metadata columns of the table as inputs of stacking: numbers scaled, texts as one column a value."""
+"""Metadata columns of the table as inputs of stacking."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,14 +18,13 @@ NOT_METADATA = ("id", "image", "mask", "unit", "group", "fold", "weight")
 def read_metadata(
     truth: GroundTruth, names: Sequence[str], test_ids: Sequence[str] | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Metadata columns as inputs: of the rows of the table (N, F), and of the test ids (T, F), float32.
+    """Encode metadata columns as float32: (N, F) for the table's rows, (T, F) for the test ids.
 
-    Numbers are scaled to mean 0 and deviation 1, missing ones are the median; text becomes a column a value, of at most
-    20 values, the frequent ones. All this is learned from the training table, without its targets.
+    Numbers are standardised, missing ones filled with the median; texts are one-hot, at most 20 values a column. The
+    encoder is fitted on the training table, without its targets.
 
     Raises:
-        Refusal: a column that is missing, that holds a target or by which rows are found, or test ids that
-            data.test_table does not have.
+        Refusal: a column is missing, or is a target or an identifier; test ids are not in data.test_table.
     """
     if not names:
         return np.zeros((len(truth.table), 0), np.float32), np.zeros((len(test_ids or ()), 0), np.float32)
@@ -37,7 +36,7 @@ def read_metadata(
         return encoded, encoded[:0]
     test = tables[1]
     missing = set(test_ids) - set(test.ids)
-    refuse_all(listed(f"predicted ids are not in {test.path}, which has their --columns", missing))
+    refuse_all(listed(f"predicted ids are not in {test.path}, so their --columns are unknown", missing))
     rows = test.frame.set_index("id", drop=False).loc[list(test_ids)]
     return encoded, encoder.transform(rows).astype(np.float32)
 
@@ -48,7 +47,7 @@ def _check_columns(names: Sequence[str], columns: Columns, tables: Sequence[Tabl
     targets = [target] if isinstance(target, str) else list(target)
     problems = [f"the column {name} is the target" for name in names if name in targets]
     problems += [
-        f"the column {name} says which row it is, and nothing about new ones"
+        f"the column {name} identifies or weights rows and tells nothing about new ones"
         for name in names
         if name in declared or name in NOT_METADATA
     ]
@@ -63,7 +62,7 @@ def _check_columns(names: Sequence[str], columns: Columns, tables: Sequence[Tabl
 
 
 def _encoder(frame: pd.DataFrame, names: Sequence[str]) -> Any:
-    """The transformer from columns to numbers; a CSV is read as text, so numbers are columns that all read as such."""
+    """Build the encoder; CSVs are read as text, so a column is numeric if all its values parse as numbers."""
     from sklearn.compose import ColumnTransformer
     from sklearn.impute import SimpleImputer
     from sklearn.pipeline import make_pipeline

@@ -1,4 +1,4 @@
-"""Ensembles of rows."""
+"""Ensembles of row predictions."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -22,10 +22,10 @@ from foldwise.predictions.store import read_predictions, write_predictions
 
 
 class RowEnsemble(Ensemble):
-    """The sources' predictions of the rows of the table, in memory; values of a fold are predictions (N, C).
+    """Ensemble of row predictions in memory; the values of a fold are predictions (N, C).
 
     Raises:
-        Refusal: sources that do not belong together, each by its name.
+        Refusal: sources that do not match.
     """
 
     def __init__(
@@ -35,8 +35,8 @@ class RowEnsemble(Ensemble):
         self.sources = sources
         rows = np.flatnonzero(truth.folds >= 0)
         probability = np.empty((len(sources), len(rows), len(truth.table.classes)), np.float32)
-        for number, predictions in enumerate(iter_checked(sources, truth)):
-            probability[number] = align(predictions, truth)[1]
+        for index, predictions in enumerate(iter_checked(sources, truth)):
+            probability[index] = align(predictions, truth)[1]
         self.test_ids: list[str] = []
         self.test_folds: list[int] = []
         if sources[0].test is not None:
@@ -72,9 +72,9 @@ class RowEnsemble(Ensemble):
         return error_correlation(self.every.probability, self.every.target)
 
     def write(self, method: Method, oof: Path, test: Path | None, header: Header) -> None:
-        """Write the cross-fitted predictions of the rows, and each fold's fit applied to its models' test ones.
+        """Write cross-fitted predictions, and test predictions combined fold by fold.
 
-        A full fit gets what is fitted on all folds.
+        The test predictions of a full fit are combined by the method fitted on all folds.
         """
         folds, ids = self.every.folds, self.truth.table.frame["id"].to_numpy()[self.every.rows]
         probability = np.empty(self.every.probability.shape[1:], np.float32)
@@ -90,7 +90,7 @@ class RowEnsemble(Ensemble):
             for fold, of_fold in zip(self.test_folds, values, strict=True):
                 predicted = self.fit(method, frozenset({fold})).predict(of_fold, self.test_extra)
                 frames.append(_rows(self.test_ids, fold, predicted, header))
-            del values, of_fold  # Windows does not delete a file that is mapped
+            del values, of_fold  # Windows cannot delete a mapped file
         write_predictions(test, pd.concat(frames), replace(header, split="test"))
 
     def _score(self, scored: Scored) -> tuple[dict[int, float], float]:
@@ -98,26 +98,26 @@ class RowEnsemble(Ensemble):
         return score_thresholded(metric, scored) if self.thresholded else score_folds(metric, *scored)
 
     def _source_scores(self, probability: np.ndarray) -> np.ndarray:
-        """(K, T) the scores of a source (N, C) in each fold, at each threshold where one is fitted."""
+        """Scores (K, T) of a source (N, C) per fold and threshold; T = 1 without thresholds."""
         scored = by_unit(self.truth.table, self.every.rows, probability, self.every.folds)
         if self.thresholded:
             return score_thresholds(self.truth.metric, scored)
         return np.array(list(score_folds(self.truth.metric, *scored)[0].values()))[:, None]
 
     def _read_tests(self, path: Path) -> np.ndarray:
-        """(K, M, T, C) float32 in a file: of every fold, each source's test predictions averaged over its snapshots."""
+        """Test predictions (K, M, T, C) float32 of each fold and source, averaged over snapshots, in a mapped file."""
         classes = self.truth.table.classes
         shape = (len(self.test_folds), len(self.sources), len(self.test_ids), len(classes))
         values = np.lib.format.open_memmap(path, "w+", np.float32, shape)
         ids = pd.Index(self.test_ids)
-        for number, source in enumerate(self.sources):
+        for source_index, source in enumerate(self.sources):
             assert source.test is not None
             frame = read_predictions(source.test).frame
-            place = np.searchsorted(self.test_folds, frame["fold"]) * len(ids) + ids.get_indexer(frame["id"])
-            rows = np.bincount(place)
+            cell = np.searchsorted(self.test_folds, frame["fold"]) * len(ids) + ids.get_indexer(frame["id"])
+            rows = np.bincount(cell)
             for index, name in enumerate(classes):
-                total = np.bincount(place, weights=frame[name])
-                values[:, number, :, index] = (total / rows).reshape(len(self.test_folds), len(ids))
+                total = np.bincount(cell, weights=frame[name])
+                values[:, source_index, :, index] = (total / rows).reshape(len(self.test_folds), len(ids))
         return values
 
 

@@ -1,9 +1,7 @@
-"""Stacking: for each class a model from scikit-learn whose inputs are the predictions of the sources.
+"""Stacking: one scikit-learn model per class on the sources' predictions (Wolpert 1992, "Stacked generalization").
 
-Wolpert 1992, "Stacked generalization". The inputs of a class are that class's value of every source, the mean over the
-sources of every class (which classes go together), and metadata columns of the table where they are asked for.
-`STACKERS` lists the learners, the simplest first. Each hyperparameter is chosen by cross-validation over the folds
-that the learner is fitted on, and on no others, by some of their rows where there are many.
+Inputs for a class: every source's prediction of it, the sources' mean prediction of all classes, and optional metadata.
+Hyperparameters are cross-validated within the folds that a model is fitted on.
 """
 
 import warnings
@@ -16,19 +14,19 @@ import numpy as np
 
 from foldwise.predictions.ensembles.blending import EDGE, Examples, Method
 
-INNER_PARTS = 3  # folds are put together to so many parts for choosing a hyperparameter
-CHOOSING_ROWS = 8_000  # by which it is chosen, drawn at random: all of 40,000 would take three times as long for it
+INNER_PARTS = 3  # parts into which the folds are merged to choose a hyperparameter
+CHOOSING_ROWS = 8_000  # sampled to choose a hyperparameter; all of 40,000 rows would take three times as long
 
 
 @dataclass(frozen=True)
 class Learner:
-    """A model of one class.
+    """A kind of estimator for a single class.
 
     Attributes:
-        make: an untrained estimator.
-        grid: what is tried, the most cautious value first: it is taken where there is too little to choose by.
-        scoring: what chooses, a name of scikit-learn's.
-        odds: the inputs are log-odds, and not probabilities.
+        make: returns an untrained estimator.
+        grid: values to try, most regularised first; the first is the fallback where the data do not allow a choice.
+        scoring: scikit-learn's name of the score to choose by.
+        odds: use log-odds instead of probabilities as inputs.
     """
 
     make: Callable[[], Any]
@@ -39,7 +37,7 @@ class Learner:
 
 @dataclass(frozen=True)
 class Stack:
-    """Fitted stacking: one estimator a class."""
+    """Fitted stacking: one estimator per class."""
 
     estimators: list[Any]
     odds: bool
@@ -47,7 +45,7 @@ class Stack:
     weights: None = None
 
     def predict(self, probability: np.ndarray, extra: np.ndarray) -> np.ndarray:
-        """(N, C) from sources (M, N, C) and metadata (N, F); exclusive classes sum to 1."""
+        """Predict (N, C) from sources (M, N, C) and metadata (N, F); exclusive classes sum to 1."""
         inputs = class_inputs(probability, extra, self.odds)
         columns = [_predict(estimator, inputs(index)) for index, estimator in enumerate(self.estimators)]
         values = np.stack(columns, axis=1).astype(np.float32).clip(0, 1)
@@ -58,7 +56,7 @@ class Stack:
 
 
 def class_inputs(probability: np.ndarray, extra: np.ndarray, odds: bool) -> Callable[[int], np.ndarray]:
-    """A function that gives the inputs (N, M + C + F) float32 of a class by its number."""
+    """Return a function from a class index to its inputs (N, M + C + F) float32."""
     from scipy.special import logit
 
     def link(values: np.ndarray) -> np.ndarray:
@@ -72,16 +70,16 @@ def class_inputs(probability: np.ndarray, extra: np.ndarray, odds: bool) -> Call
 
 
 def fit_stack(learner: Learner, examples: Examples) -> Stack:
-    """Fit an estimator a class. Soft targets are taken as hard ones."""
+    """Fit one estimator per class, on hardened targets."""
     from joblib import Parallel, delayed
     from threadpoolctl import threadpool_limits
 
     target = examples.metric.hard(examples.target)
     inputs = class_inputs(examples.probability, examples.extra, learner.odds)
     parts = np.unique(examples.folds, return_inverse=True)[1] % INNER_PARTS
-    # The classes are the parallelism: threads of BLAS and OpenMP beneath them wait for each other, ten times as long.
-    with threadpool_limits(1, "blas"), warnings.catch_warnings():  # here: all threads share limits and filters
-        warnings.simplefilter("ignore")  # of solvers that did not converge
+    # Classes are fitted in parallel; nested BLAS and OpenMP threads would make that ten times slower.
+    with threadpool_limits(1, "blas"), warnings.catch_warnings():  # set here: both apply to all threads
+        warnings.simplefilter("ignore")  # about solvers that did not converge
         estimators = Parallel(n_jobs=-1, prefer="threads")(
             delayed(_fit_class)(learner, inputs, index, target[:, index], parts) for index in range(target.shape[1])
         )
@@ -91,11 +89,9 @@ def fit_stack(learner: Learner, examples: Examples) -> Stack:
 def _fit_class(
     learner: Learner, inputs: Callable[[int], np.ndarray], index: int, target: np.ndarray, parts: np.ndarray
 ) -> Any:
-    """Choose the hyperparameter and fit an estimator; a class that all rows have, or none, gets its share.
+    """Choose the hyperparameter and fit an estimator; predict a constant if all targets (N,) bool are equal.
 
-    Args:
-        target: (N,) bool.
-        parts: (N,), held out in turn for choosing.
+    `parts` (N,) are held out in turn to choose the hyperparameter.
     """
     from sklearn.dummy import DummyRegressor
     from sklearn.model_selection import GridSearchCV, PredefinedSplit
@@ -104,20 +100,20 @@ def _fit_class(
     values = inputs(index)
     if target.all() or not target.any():
         return DummyRegressor().fit(values, target)
-    some = np.random.default_rng(0).permutation(len(target))[:CHOOSING_ROWS]
-    tried, of_tried = target[some], parts[some]
-    both = [tried[of_tried == part].any() and not tried[of_tried == part].all() for part in np.unique(of_tried)]
+    sample = np.random.default_rng(0).permutation(len(target))[:CHOOSING_ROWS]
+    sampled, part_of = target[sample], parts[sample]
+    mixed = [sampled[part_of == part].any() and not sampled[part_of == part].all() for part in np.unique(part_of)]
     chosen = {name: options[0] for name, options in learner.grid.items()}
-    with threadpool_limits(1, "openmp"):  # of the calling thread
-        if len(both) > 1 and all(both):
-            cv = PredefinedSplit(of_tried)
+    with threadpool_limits(1, "openmp"):  # applies to the calling thread only
+        if len(mixed) > 1 and all(mixed):
+            cv = PredefinedSplit(part_of)
             search = GridSearchCV(learner.make(), learner.grid, cv=cv, scoring=learner.scoring, refit=False)
-            chosen = search.fit(values[some], tried).best_params_
+            chosen = search.fit(values[sample], sampled).best_params_
         return learner.make().set_params(**chosen).fit(values, target)
 
 
 def _predict(estimator: Any, values: np.ndarray) -> np.ndarray:
-    """(N,) the probability of a classifier, or the value of a regression."""
+    """Probabilities (N,) of a classifier, or values of a regressor."""
     if hasattr(estimator, "predict_proba"):
         return estimator.predict_proba(values)[:, 1]
     return estimator.predict(values)
