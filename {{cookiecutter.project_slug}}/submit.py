@@ -19,7 +19,6 @@ from foldwise.predictions.decisions.options import add_decision_options, add_for
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; see --help."""
     parser = argparse.ArgumentParser(**_texts(__doc__))
     commands = parser.add_subparsers(required=True, metavar="make | score | choose")
 
@@ -31,18 +30,20 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         return added
 
     make = command("make", make_file)
-    make.add_argument("source", type=Path, help="a run, an ensemble, or a folder with the same shape")
-    make.add_argument("--oof", default="oof", help="oof, or out-of-fold predictions in predictions/ (default: oof)")
-    make.add_argument("--test", help="test predictions in predictions/ (default: the only ones)")
-    make.add_argument("--data", help="a file in configs/data, for sources that have no config.yaml")
-    make.add_argument("--set", nargs="+", default=[], metavar="key=value", help="changes of the config, beside --data")
+    make.add_argument("source", type=Path, help="a run, an ensemble, or a folder with the same layout")
+    make.add_argument(
+        "--oof", default="oof", help="oof, or the name of out-of-fold predictions in predictions/ (default: oof)"
+    )
+    make.add_argument("--test", help="name of test predictions in predictions/ (default: the only ones there)")
+    make.add_argument("--data", help="name of a file in configs/data, for sources without a config.yaml")
+    make.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="with --data: config overrides")
     make.add_argument("--out", type=Path, help="file to write (default: submissions/<source>-<test>.csv)")
     add_decision_options(make)
     add_trust(make)
     add_format_options(make)
 
     score = command("score", add_score)
-    score.add_argument("file", type=Path, help="a submission, by path or by name")
+    score.add_argument("file", type=Path, help="path or file name of a submission")
     score.add_argument("value", type=float, help="its score on the leaderboard")
 
     command("choose", print_choice)
@@ -50,17 +51,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run the command; exit with code 2 and a sentence when the input is wrong."""
     options = parse()
     with exit_on_error():
         options.run(options)
 
 
 def make_file(options: argparse.Namespace) -> None:
-    """Write a submission of a source's test predictions, with the post-processing that did best out of fold.
+    """Post-process a source's test predictions and write a submission.
 
-    Calibration and decision rules are fitted on the other folds, compared, and the simplest within one standard error
-    of the best is taken. The file is checked against the sample submission before it is written.
+    Calibration and decision rules are cross-fitted and compared out of fold; the simplest pair within one standard
+    error of the best is used. With --sample, the file is checked against the sample submission before it is written.
 
     examples:
       python submit.py make runs/baseline-1a2b3c4d --sample data/competition/sample_submission.csv
@@ -93,7 +93,7 @@ def make_file(options: argparse.Namespace) -> None:
 
 
 def add_score(options: argparse.Namespace) -> None:
-    """Record the leaderboard score of a submission, and draw all of them against their out-of-fold scores.
+    """Record the leaderboard score of a submission, and plot leaderboard against out-of-fold scores.
 
     examples:
       python submit.py score submissions/baseline-1a2b3c4d-test-none.csv 0.9123
@@ -104,10 +104,10 @@ def add_score(options: argparse.Namespace) -> None:
 
 
 def print_choice(options: argparse.Namespace) -> None:
-    """Print the two submissions to select at the end: the best out of fold, and the most different of the rest.
+    """Print the two submissions to select at the end: the best out of fold, and the most different good one.
 
-    That is the one whose answers differ most from those of the best, among those within one standard error of it: if
-    the best is wrong about the test, it is the least likely to be wrong in the same way.
+    The second is the one, within one standard error of the best, whose answers differ most from it. It is least likely
+    to share the errors of the best.
 
     examples:
       python submit.py choose
@@ -118,7 +118,7 @@ def print_choice(options: argparse.Namespace) -> None:
 
 
 def _texts(docstring: str | None) -> dict[str, Any]:
-    """A docstring as the description of a parser, and its examples below the options."""
+    """Split a docstring into a parser's description and the examples below its options."""
     description, _, examples = inspect.cleandoc(docstring or "").partition("examples:")
     form = argparse.RawDescriptionHelpFormatter
     return {"description": description, "epilog": f"examples:{examples}", "formatter_class": form}

@@ -256,7 +256,7 @@ def test_what_cannot_be_bundled_is_said_and_leaves_nothing(tmp_path, runs, bundl
         ([drawn], "random draws"),
         ([tmp_path], "is not a run"),
         ([*runs, "--budget-mb", "1"], "models/a"),
-        ([runs[0], "--decision", "coin"], "there is no decision coin"),
+        ([runs[0], "--decision", "coin"], "there is no --decision coin"),
         ([runs[0], "--oof", "oof-x"], "is not a prediction folder"),
     ):
         sys.argv = ["bundle.py", *map(str, arguments), "--out", str(out)]

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from foldwise.errors import Refusal
 from foldwise.predictions.decisions.calibration import CALIBRATORS, Calibrator, Platt, Temperature
-from foldwise.predictions.decisions.deciding import Method, bayes_notes, check_wanted, choose, compare, fit_decision
+from foldwise.predictions.decisions.deciding import Method, bayes_notes, check_decision, choose, compare, fit_decision
 from foldwise.predictions.decisions.expected_f import Group, best_answers, find_alone, find_exclusive
 from foldwise.predictions.decisions.masks import (
     CANDIDATES,
@@ -341,8 +341,8 @@ def test_scores_are_those_of_the_answers_and_the_bayes_rule_is_told_when_it_lose
     true_ones = compare([Calibrator()], rules_for(metric), metric, scored(target, probability, folds))
     assert bayes_notes(true_ones, True) == []
     assert outcomes[choose(outcomes, True, "fixed-threshold")].name == "fixed-threshold"
-    with pytest.raises(Refusal, match="no decision best; here there are fixed-threshold"):
-        check_wanted("best", list(by_name))
+    with pytest.raises(Refusal, match="no --decision best; choose one of fixed-threshold"):
+        check_decision("best", list(by_name))
 
 
 def test_each_fold_has_its_calibrator_and_models_of_no_fold_the_common_one():
@@ -362,7 +362,7 @@ def test_a_loss_is_better_when_lower_and_one_fold_is_not_enough():
     outcomes = compare(CALIBRATORS[False], rules_for(metric), metric, rows)
     assert [outcome.name for outcome in outcomes] == ["probabilities", "platt+probabilities"]
     assert choose(outcomes, metric.greater_is_better) == 1
-    with pytest.raises(Refusal, match="two folds or more"):
+    with pytest.raises(Refusal, match="at least two folds"):
         compare([Calibrator()], rules_for(metric), metric, scored(target, probability, np.zeros(2000)))
 
 

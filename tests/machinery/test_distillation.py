@@ -92,7 +92,7 @@ def test_whatever_cannot_teach_is_said_before_anything_is_written(world, tmp_pat
     with pytest.raises(Refusal, match=f"no teachers without-0-2: python train.py run={run} fold=pairs"):
         distill([run], out)
     write_config(run, config_of(world, "scheduler=plateau"))
-    with pytest.raises(Refusal, match="followed the validation on fold k"):
+    with pytest.raises(Refusal, match="tuned by validation on fold k"):
         distill([run], out)
     assert not out.exists() and not provenance_path(out).exists()
 

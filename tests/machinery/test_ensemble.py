@@ -360,7 +360,7 @@ def test_metadata_columns_reach_stacking(tmp_path):
     assert seeing.overall[-1] < blind.overall[-1] - 0.05  # the site gives class a away
     frame = read_predictions(out / "predictions" / "test-none").frame.groupby("id")["a"].mean()
     assert ((frame.loc[world.test_ids] > 0.5) == (world.test_truth[:, 0] > 0.5)).mean() > 0.95
-    with pytest.raises(Refusal, match="labels is the target\n.*unit says which row(.|\n)*no column moon"):
+    with pytest.raises(Refusal, match="labels is the target\n.*unit identifies(.|\n)*no column moon"):
         run(world, tmp_path, "bad", methods=["logistic"], columns=["labels", "unit", "moon"])
     with pytest.raises(Refusal, match="--columns needs a stacking method: add --methods"):
         run(world, tmp_path, "bad", columns=["site"])

@@ -190,9 +190,9 @@ def test_what_needs_probabilities_is_refused_by_name(world, tmp_path):
             ensemble([folder / "a", folder / "b"], tmp_path / "out", use=method)
     with pytest.raises(Refusal, match="inputs of stacking: and numbers has none"):
         ensemble([folder / "a", folder / "b"], tmp_path / "out", columns=["site"])
-    with pytest.raises(Refusal, match="made of probabilities, which the task numbers has not"):
+    with pytest.raises(Refusal, match="need probabilities, which the task numbers does not predict"):
         check_probabilities(read_ground_truth(folder / "a"))
-    with pytest.raises(Refusal, match="labels is for multiclass and multilabel, and this is numbers"):
+    with pytest.raises(Refusal, match="labels is for multiclass and multilabel, but the task is numbers"):
         make_submission(folder / "a", kind="labels", ledger=tmp_path / "s.csv", out=tmp_path / "x.csv")
     assert not (tmp_path / "out").exists() and not (tmp_path / "x.csv").exists()
 

@@ -105,14 +105,14 @@ def test_what_cannot_be_made_is_refused_and_nothing_is_left(world, tmp_path):
     before = sorted(world.root.iterdir())
     for out, rule, message in (
         (world.root / "soft.csv", Soft(), "take --confident"),
-        (tmp_path / "pseudo.csv", Confident(0.6), r"would lie in .*--out .*world/pseudo.csv"),
+        (tmp_path / "pseudo.csv", Confident(0.6), r"would be written to .*--out .*world/pseudo.csv"),
         (world.root / "none.csv", Confident(0.6, {"cat": 1}), "no class 'cat'"),
         (world.root / "pseudo.parquet", Confident(0.6), "pseudo.json exists|not overwritten"),
     ):
         with pytest.raises(Refusal, match=message):
             pseudo_label(world.runs, out, rule)
     unsure = make_map_run(world.root, "unsure", np.full((2, 8, 4, 32, 32), 0.25))
-    with pytest.raises(Refusal, match=r"fold 0 gets no image: the surest has 0.251\n.*fold 1"):
+    with pytest.raises(Refusal, match=r"fold 0 gets no images: the highest confidence is 0.251\n.*fold 1"):
         pseudo_label([unsure], world.root / "other.csv", Confident(0.6))
     other = make_map_run(world.root, "other-size", draw_maps(3, size=16))
     with pytest.raises(Refusal, match="other-size.*8 maps differ in size"):
@@ -128,7 +128,7 @@ def test_what_cannot_be_made_is_refused_and_nothing_is_left(world, tmp_path):
 def test_a_void_value_that_no_file_can_hold_is_refused(tmp_path):
     root = write_world(tmp_path / "world")
     run = make_map_run(root, "a", draw_maps(1), overrides=["data.ignore_index=-1"])
-    with pytest.raises(Refusal, match="ignore_index is -1, which no PNG can hold"):
+    with pytest.raises(Refusal, match="ignore_index is -1, which a PNG cannot store"):
         pseudo_label([run], root / "pseudo.csv", Confident(0.5))
 
 
@@ -150,4 +150,4 @@ def test_the_command(world, command):
     assert (code, error) == (0, "") and f"data.pseudo={out}" in said
     assert "left out: not confident" in said and str(Path(out).with_suffix("")) in said.splitlines()[-5].strip()
     code, _, error = command("tools/pseudo_label.py", world.runs[0], "--soft", "--out", world.root / "soft.csv")
-    assert code == 2 and error.startswith("error: a mask has one class a pixel")
+    assert code == 2 and error.startswith("error: masks cannot store probabilities")

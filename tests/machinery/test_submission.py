@@ -78,7 +78,7 @@ def test_row_ids_of_masks():
     assert RunLengths(classes=["sky", "cat"]).row_ids(["007"]) == ["007"]
     given = RunLengths(classes=["sky", *CLASSES[:2]], painted=["dog", "sky"], row_id="{index}/{id}")
     assert given.row_ids(["1", "2"]) == ["2/1", "0/1", "2/2", "0/2"]
-    with pytest.raises(Refusal, match="{id}, {class} or {index}"):
+    with pytest.raises(Refusal, match="placeholders are {id}, {class} and {index}"):
         RunLengths(classes=CLASSES, row_id="{name}")
     with pytest.raises(Refusal, match="no class cow"):
         RunLengths(classes=CLASSES, painted=["cow"])
@@ -112,8 +112,8 @@ def test_everything_wrong_is_said_at_once_and_nothing_is_written(tmp_path):
     with pytest.raises(PredictionsError) as caught:
         write_table(tmp_path / "s.csv", frame, read_sample(tmp_path / "sample.csv"), tmp_path / "sample.csv")
     assert caught.value.problems == [
-        "1 ids would be written twice: 3",
-        "1 ids of the sample submission come twice: 2",
+        "1 ids would be written more than once: 3",
+        "1 ids come more than once in the sample submission: 2",
         "1 of its columns would be missing: cow",
         "1 columns are not in it: cat",
         "1 of its ids have no prediction: 1",
@@ -299,7 +299,7 @@ def test_masks_as_runs_and_as_pictures(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"decision": "best"}, "no decision best"),
+        ({"decision": "best"}, "no --decision best"),
         ({"exclusive": [["cat", "cow"], ["cat"]]}, "no class cow"),
         ({"kind": "rle"}, "is for segmentation"),
         ({"kind": "labels", "options": {"positive": "cat"}}, "labels has no positive"),
@@ -320,7 +320,7 @@ def test_what_is_refused_leaves_nothing(tmp_path, values, message):
 def test_ranks_are_no_probabilities(tmp_path):
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
     source, _ = make_source(tmp_path / "a", "multilabel", "FBeta", rank=True)
-    with pytest.raises(Refusal, match="means of ranks"):
+    with pytest.raises(Refusal, match="mean ranks"):
         submit(source, tmp_path)
     source, _ = make_source(tmp_path / "b", "multilabel", "RocAuc", rank=True)
     _, text = submit(source, tmp_path)
@@ -351,7 +351,7 @@ def test_the_final_two_are_the_best_and_the_most_different_that_is_not_clearly_w
     assert final.best["file"] == best.as_posix() and final.different["file"] == bold.as_posix()
     assert "50.0%" in final.note
     text = "\n".join(describe_choice(ledger))
-    assert "1 others have another metric or other folds" in text and "bold.csv" in text and "/old.csv" not in text
+    assert "1 others are left out: they have another metric" in text and "bold.csv" in text and "/old.csv" not in text
 
 
 def test_the_best_loss_is_the_lowest_and_may_be_alone(tmp_path):
@@ -390,7 +390,7 @@ def test_ledgers_that_are_none(tmp_path):
     with pytest.raises(Refusal, match="lacks the columns file, made"):
         read_ledger(ledger)
     pd.DataFrame([dict.fromkeys(COLUMNS, "x")]).to_csv(ledger, index=False)
-    with pytest.raises(Refusal, match="'x' and not a number"):
+    with pytest.raises(Refusal, match="'x', not a finite number"):
         read_ledger(ledger)
 
 
@@ -405,6 +405,6 @@ def test_the_command_from_make_to_choose(tmp_path, monkeypatch, command):
     code, _, error = command("submit.py", "make", source)
     assert code == 2 and error.startswith("error: ") and "not overwritten" in error
     Path("submissions/test-1234-test-none.csv").unlink()
-    assert "already, which is gone" in command("submit.py", "make", source)[2]
+    assert "which no longer exists" in command("submit.py", "make", source)[2]
     assert command("submit.py", "score", "test-1234-test-none.csv", 0.75)[0] == 0
     assert "leaderboard 0.7500" in command("submit.py", "choose")[1]

@@ -1,13 +1,13 @@
-"""Label the training images for a smaller network, by teachers that saw neither the image nor the validation fold.
+"""Distil into a smaller network: soft labels from teachers that saw neither the image nor the student's fold.
 
 examples:
   python train.py run=runs/finetune_cnn-1a2b3c4d fold=pairs
   python tools/distill.py runs/finetune_cnn-1a2b3c4d --out data/competition/distilled.csv
   python train.py experiment=small_and_fast data=competition data.pseudo=data/competition/distilled.csv
 
-The first trains the teachers, one for each two folds: 10 of five folds, 3 of three. The student of fold k learns of an
-image of fold j from the one that was trained without both, so its out-of-fold score stays honest. Several runs are
-averaged. With out-of-fold predictions there are targets for a student of every row too (fold=full).
+The first command trains the teachers, one per pair of folds: 10 for five folds, 3 for three. For the student of fold k,
+an image of fold j is labelled by the teacher trained without both folds, so the out-of-fold score stays honest. Several
+runs are averaged. If all runs have out-of-fold predictions, there are also targets for the full fit (fold=full).
 """
 
 import argparse
@@ -20,18 +20,16 @@ from foldwise.command import exit_on_error, make_parser
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; see --help."""
     parser = make_parser(__doc__, opens_runs=True)
-    parser.add_argument("runs", nargs="+", type=Path, help="folders that train.py made, with fold=pairs")
-    parser.add_argument("--out", type=Path, required=True, help=".csv or .parquet to write")
+    parser.add_argument("runs", nargs="+", type=Path, help="folders made by train.py with fold=pairs")
+    parser.add_argument("--out", type=Path, required=True, help=".csv or .parquet file to write")
     parser.add_argument(
-        "--weight", type=float, default=1.0, help="of a row in the loss, beside a real row's 1 (default: 1)"
+        "--weight", type=float, default=1.0, help="weight of each row in the loss; real rows have 1 (default: 1)"
     )
     return parser.parse_args(arguments)
 
 
 def main() -> None:
-    """Write the table; exit with code 2 and a sentence when the input is wrong."""
     options = parse()
     with exit_on_error("nothing was written"):
         from foldwise.config import read_config
@@ -42,8 +40,8 @@ def main() -> None:
         students = distill(options.runs, options.out, options.weight)
         data = read_config(options.runs[0])["data"]["name"]
     for student in students:
-        whom = "every row" if student["student"] == student_name(FULL) else f"fold {student['student']}"
-        print(f"student of {whom}: {student['rows']} images")
+        name = "full fit" if student["student"] == student_name(FULL) else f"fold {student['student']}"
+        print(f"student of {name}: {student['rows']} images")
     print(f"\nWritten:\n  {options.out}\n  {provenance_path(options.out)}")
     print(f"\nNext:\n  python train.py experiment=small_and_fast data={data} data.pseudo={options.out}")
 

@@ -1,4 +1,4 @@
-"""Label unlabelled images by the predictions of runs, for each fold's student by models that never saw its fold.
+"""Pseudo-label unlabelled images for the student of each fold, with models that never saw that fold.
 
 examples:
   python tools/pseudo_label.py runs/finetune_cnn-1a2b3c4d --confident 0.95 --out data/competition/pseudo.csv
@@ -6,12 +6,12 @@ examples:
   python tools/pseudo_label.py runs/a-1a2b3c4d --confident 0.95 --confident-class cat=0.9 dog=0.99 --out pseudo.csv
   python tools/pseudo_label.py runs/a-1a2b3c4d --uncertain 100 --out uncertain.csv
 
-The targets of fold k's student are the mean over the runs of the predictions of their fold-k models. Ensembles, and
-runs whose checkpoints were chosen on their own fold, are refused: they know fold k's labels.
+The student of fold k gets the mean predictions of the runs' fold-k models. Ensembles, and runs whose checkpoints were
+chosen by validation, are refused: their predictions leak fold k's labels.
 
-Segmentation: each student gets a mask an image, a PNG in a folder beside the table, which must lie under the data root.
-Pixels whose class is less sure than --confident have the value data.ignore_index, which is neither trained nor scored;
-images without a confident pixel are left out. There are no soft masks. --uncertain goes by the mean over the pixels.
+Segmentation: writes one PNG mask per student and image into a folder beside the table, which must be under the data
+root. Pixels below --confident get the value data.ignore_index; images without a confident pixel are left out. Soft
+masks are not supported. --uncertain averages over the pixels.
 """
 
 import argparse
@@ -24,17 +24,20 @@ from foldwise.command import exit_on_error, make_parser, whole_number
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; see --help."""
     parser = make_parser(__doc__, opens_runs=True)
-    parser.add_argument("runs", nargs="+", type=Path, help="folders that train.py made, after predict.py")
-    parser.add_argument("--test", metavar="NAME", help="which predictions of each run (default: the only ones)")
-    parser.add_argument("--table", type=Path, help="of the predicted images (default: the first run's data.test_table)")
-    parser.add_argument("--out", type=Path, required=True, help=".csv or .parquet to write")
+    parser.add_argument("runs", nargs="+", type=Path, help="folders made by train.py, after predict.py")
+    parser.add_argument("--test", metavar="NAME", help="test predictions of each run (default: the only ones there)")
+    parser.add_argument(
+        "--table", type=Path, help="table of the predicted images (default: the first run's data.test_table)"
+    )
+    parser.add_argument("--out", type=Path, required=True, help=".csv or .parquet file to write")
     mode = parser.add_mutually_exclusive_group(required=True)
-    mode.add_argument("--confident", type=float, metavar="P", help="hard labels, of the images or pixels so sure")
-    mode.add_argument("--soft", action="store_true", help="all images, with their probabilities as targets")
     mode.add_argument(
-        "--uncertain", type=whole_number(1), metavar="N", help="list the N least certain, to be labelled by hand"
+        "--confident", type=float, metavar="P", help="hard labels for images or pixels at or above this confidence"
+    )
+    mode.add_argument("--soft", action="store_true", help="soft labels: all images, with probabilities as targets")
+    mode.add_argument(
+        "--uncertain", type=whole_number(1), metavar="N", help="list the N least certain images, to label by hand"
     )
     parser.add_argument(
         "--confident-class",
@@ -42,26 +45,25 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         type=_threshold,
         default=[],
         metavar="CLASS=P",
-        help="with --confident: other thresholds of single classes",
+        help="with --confident: thresholds of single classes",
     )
     parser.add_argument(
-        "--weight", type=float, default=1.0, help="of a row in the loss, beside a real row's 1 (default: 1)"
+        "--weight", type=float, default=1.0, help="weight of each row in the loss; real rows have 1 (default: 1)"
     )
     options = parser.parse_args(arguments)
     if options.confident_class and options.confident is None:
-        parser.error("--confident-class goes with --confident")
+        parser.error("--confident-class needs --confident")
     return options
 
 
 def main() -> None:
-    """Write the table; exit with code 2 and a sentence when the input is wrong."""
     options = parse()
     with exit_on_error():
         (list_images if options.uncertain else label)(options)
 
 
 def list_images(options: argparse.Namespace) -> None:
-    """List the images to label by hand."""
+    """List images to label by hand."""
     from foldwise.config import read_config
     from foldwise.predictions.pseudo.labelling import list_uncertain
     from foldwise.reporting.console import print_uncertain
@@ -69,7 +71,7 @@ def list_images(options: argparse.Namespace) -> None:
     print_uncertain(list_uncertain(options.runs, options.out, options.uncertain, options.test, options.table))
     data = read_config(options.runs[0])["data"]["name"]
     print(f"\nWritten:\n  {options.out}")
-    print(f"\nNext, when they are labelled and in the training table:\n  python prepare.py --data {data}")
+    print(f"\nNext, once they are labelled and in the training table:\n  python prepare.py --data {data}")
 
 
 def label(options: argparse.Namespace) -> None:
@@ -90,11 +92,10 @@ def label(options: argparse.Namespace) -> None:
         print(f"  {path}")
     experiment = f"experiment={config['experiment_name']} " if config["experiment_name"] else ""
     print(f"\nNext:\n  python train.py {experiment}data={config['data']['name']} data.pseudo={options.out}")
-    print("  and phases=both_then_train or phases=pseudo_then_train, to end on the real rows")
+    print("Add phases=both_then_train or phases=pseudo_then_train to end training on the real rows.")
 
 
 def _threshold(text: str) -> tuple[str, float]:
-    """A class and its threshold, for argparse."""
     name, equals, value = text.rpartition("=")
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"{text!r} is not CLASS=P, for example cat=0.9")

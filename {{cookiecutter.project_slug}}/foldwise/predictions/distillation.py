@@ -1,13 +1,11 @@
-"""Soft targets of the training images themselves, by teachers that saw neither them nor the student's validation fold.
+"""Distillation: soft targets for the training images, from teachers that saw neither the image nor the scored fold.
 
-The student of fold k is scored on fold k, so nothing may teach it that saw fold k's labels; and what a teacher
-predicts for an image that it was trained on is its label once more. So an image of fold j is labelled for the student
-of fold k by the model that was trained without both (`train.py fold=pairs`). The student of the full fit, which nothing
-scores, takes the ordinary out-of-fold predictions.
+The student of fold k is scored on fold k, so its teachers must not have seen fold k's labels. And a teacher that was
+trained on an image only repeats its label. So for the student of fold k, an image of fold j is predicted by the model
+trained without both folds (`train.py fold=pairs`). The full fit is not scored; it gets plain out-of-fold predictions.
 
-The targets are a table of pseudo labels, see predictions/pseudo/labelling.py, and training mixes them with the real
-labels in the same way: with a share of 0.5 the mean loss is half that of the teacher's answer and half that of the
-truth, both of which Hinton et al. (2015, arXiv:1503.02531) train on; their temperature is 1 here.
+The targets are a table of pseudo labels, see predictions/pseudo/labelling.py. With a share of 0.5, the loss is half on
+teacher targets and half on ground truth, as in Hinton et al. (2015, arXiv:1503.02531) with temperature 1.
 """
 
 from collections.abc import Sequence
@@ -30,19 +28,19 @@ from foldwise.predictions.store import average_members, read_predictions
 
 
 def distill(runs: Sequence[Path], out: Path, weight: float = 1.0) -> list[dict[str, Any]]:
-    """Write the soft targets of every student, and their provenance beside them.
+    """Write the soft targets of every student and their provenance, both or neither.
 
     Args:
-        runs: folders that train.py made, with `fold=pairs`; their mean teaches. Where all have out-of-fold predictions
-            too, there is a student of the full fit.
+        runs: folders made by train.py with `fold=pairs`, to average. If all have out-of-fold predictions too, there
+            are also targets for the full fit.
         out: the .csv or .parquet file to write.
-        weight: of each row in the loss, beside a real row's 1.
+        weight: of each row in the loss; real rows have 1.
 
     Returns:
-        For each student: student (its name in the table), rows, and classes: the sum of the targets of each.
+        Per student: its name in the table, the number of rows, and the sum of the targets of each class.
 
     Raises:
-        Refusal: whatever is wrong with the runs; all is listed, and nothing is written.
+        Refusal: lists what is wrong with the runs; nothing is written.
     """
     check_output(out, weight)
     problems = [problem for run in runs for problem in run_problems(run)]
@@ -50,7 +48,7 @@ def distill(runs: Sequence[Path], out: Path, weight: float = 1.0) -> list[dict[s
     truth = read_ground_truth(runs[0])
     check_probabilities(truth)
     if truth.task.kind == "maps":
-        raise Refusal("masks have no soft targets: distill.py is for classes of whole images")
+        raise Refusal("masks have no soft targets: distill.py is only for classes of whole images")
     folds = sorted(set(truth.folds.tolist()) - {-1})
     students = folds + [FULL] * all((run / "oof").is_dir() for run in runs)
     shards = {(run, student): _shards(run, student, folds) for run in runs for student in students}
@@ -60,11 +58,8 @@ def distill(runs: Sequence[Path], out: Path, weight: float = 1.0) -> list[dict[s
         every = sorted({shard for found in shards.values() for shard in found})
         problems = [problem for shard in every for problem in _shard_problems(shard, truth)]
     refuse_all(problems)
-    frames, summaries = [], []
-    for student in students:
-        frame, summary = _targets(truth, student, [shards[run, student] for run in runs], weight)
-        frames.append(frame)
-        summaries.append(summary)
+    targets = [_targets(truth, student, [shards[run, student] for run in runs], weight) for student in students]
+    frames, summaries = [frame for frame, _ in targets], [summary for _, summary in targets]
     origin = {
         "created_by": "distill.py",
         "task": truth.task.name,
@@ -74,7 +69,7 @@ def distill(runs: Sequence[Path], out: Path, weight: float = 1.0) -> list[dict[s
         "weight": weight,
         "students": summaries,
     }
-    with write_atomic(out) as table_file, write_atomic(provenance_path(out)) as origin_file:  # both, or neither
+    with write_atomic(out) as table_file, write_atomic(provenance_path(out)) as origin_file:
         write_table(table_file, pd.concat(frames, ignore_index=True))
         write_json(origin_file, origin)
     return summaries
@@ -83,13 +78,12 @@ def distill(runs: Sequence[Path], out: Path, weight: float = 1.0) -> list[dict[s
 def _targets(
     truth: GroundTruth, student: int, shards_of_runs: Sequence[Sequence[Path]], weight: float
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Rows and counts of one student."""
     table, classes = truth.table, list(truth.table.classes)
     rows = np.flatnonzero((truth.folds >= 0) & (truth.folds != student))
     ids = [table.ids[row] for row in rows]
     predicted = np.mean([_teach(shards, student, classes).loc[ids] for shards in shards_of_runs], axis=0)
     if truth.task.exclusive:
-        predicted /= predicted.sum(axis=1, keepdims=True)  # exactly, which predictions need not be
+        predicted /= predicted.sum(axis=1, keepdims=True)  # stored predictions sum to 1 only approximately
     frame = table.frame.iloc[rows][["id", "image"]].reset_index(drop=True)
     frame = frame.assign(
         **{ROW: f"{student_name(student)}/" + frame["id"], STUDENT: student_name(student), "weight": weight}
@@ -105,13 +99,13 @@ def _targets(
 
 
 def _teach(shards: Sequence[Path], student: int, classes: Sequence[str]) -> pd.DataFrame:
-    """By id: the mean prediction of the teachers, for rows of other folds than the student's."""
+    """Average the teachers' predictions by id, for rows outside the student's fold."""
     frame = pd.concat([read_predictions(shard).frame for shard in shards])
     return average_members(frame[frame["fold"] != student], classes).set_index("id")
 
 
 def _shards(run: Path, student: int, folds: Sequence[int]) -> list[Path]:
-    """The predictions that teach a student: of the models without it and another fold, or all out-of-fold ones."""
+    """List the predictions that teach a student: of all pairs with its fold, or out-of-fold for the full fit."""
     if student == FULL:
         return [run / "oof"]
     pairs = [pair for pair in choose_holdouts("pairs", list(folds)) if student in pair.folds]
@@ -123,9 +117,7 @@ def _pair_problems(run: Path, folds: list[int]) -> list[str]:
     missing = [pair.name for pair in pairs if not (run / pair.name / "metrics.json").is_file()]
     if not missing:
         return []
-    return [
-        f"{run} has no teachers {some(missing)}: python train.py run={run} fold=pairs trains the models that may teach"
-    ]
+    return [f"{run} lacks the teachers {some(missing)}; train them with python train.py run={run} fold=pairs"]
 
 
 def _shard_problems(shard: Path, truth: GroundTruth) -> list[str]:

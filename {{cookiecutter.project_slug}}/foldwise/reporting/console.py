@@ -170,7 +170,7 @@ def _difference_table(what: str, rows: pd.DataFrame) -> Table:
 def print_submission(console: Console, submission: "Submission") -> None:
     """Print the compared decisions, the chosen one, its files, and the next command."""
     path, ledger, metric, classes, chosen, shared, notes = submission
-    print_outcomes(console, metric, chosen.outcomes, chosen.place)
+    print_outcomes(console, metric, chosen.outcomes, chosen.chosen_index)
     _print_class_shares(console, shared, classes, chosen.shares)
     for note in notes:
         console.print(note, style="yellow", markup=False)

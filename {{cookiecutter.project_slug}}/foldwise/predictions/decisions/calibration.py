@@ -1,8 +1,7 @@
 """Calibration of probabilities: predictions made with 0.8 confidence should be right 80 % of the time.
 
-A calibrator is a frozen dataclass of its parameters: `fit` returns a fitted copy, a call calibrates. It is fitted on
-the out-of-fold predictions of the other folds and applied to those of one fold's model, before models are averaged: a
-mean of several is less confident than each, and no out-of-fold prediction shows by how much.
+Calibrators are fitted on out-of-fold predictions and applied to each fold's model before models are averaged. The mean
+of several models is less confident than each of them, and out-of-fold predictions do not show by how much.
 """
 
 from dataclasses import dataclass, field
@@ -10,27 +9,27 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-SMALLEST = 1e-7  # probabilities are stored as float32, whose zeros and ones have no logarithm or odds
+SMALLEST = 1e-7  # avoids the logarithm of 0; float32 files contain exact zeros and ones
 
 
 @dataclass(frozen=True)
 class Calibrator:
-    """Leaves probabilities as they are."""
+    """No calibration; base of the calibrators."""
 
     name: ClassVar[str] = ""
 
     def fit(self, target: np.ndarray, probability: np.ndarray) -> Self:
-        """A fitted copy; target (N, C) hard or soft, probability (N, C)."""
+        """Return a copy fitted to targets (N, C), hard or soft, and probabilities (N, C)."""
         return self
 
     def __call__(self, probability: np.ndarray) -> np.ndarray:
-        """Calibrated probabilities (N, C)."""
+        """Calibrate probabilities (N, C)."""
         return probability
 
 
 @dataclass(frozen=True)
 class Temperature(Calibrator):
-    """Exclusive classes: softmax of log p / T of least cross-entropy (Guo et al. 2017); T > 1 lowers confidence."""
+    """Temperature scaling of exclusive classes: softmax(log p / T) (Guo et al. 2017); T > 1 lowers confidence."""
 
     temperature: float = 1.0
     name: ClassVar[str] = "temperature"
@@ -45,7 +44,7 @@ class Temperature(Calibrator):
             scale = np.exp(log_scale)
             return float((total * special.logsumexp(scale * logits, axis=1)).sum() - scale * correct)
 
-        # The loss is convex in 1 / T; beyond these bounds there is nothing but certainty or chance.
+        # The loss is convex in 1 / T; temperatures beyond these bounds make no practical difference.
         bounds, options = (-np.log(20), np.log(20)), {"xatol": 1e-3}
         found = optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options=options)
         return type(self)(float(np.exp(-found.x)))
@@ -58,10 +57,10 @@ class Temperature(Calibrator):
 
 @dataclass(frozen=True)
 class Platt(Calibrator):
-    """Other classes: sigmoid(slope · logit p + offset) per class, of least cross-entropy (Platt 1999).
+    """Platt scaling of each label: sigmoid(slope · logit p + offset) (Platt 1999).
 
-    As in the paper, a pseudo count pulls targets in, so that a class that is rare, or always predicted correctly, does
-    not get infinite odds. Slopes are never negative: the order of the rows stays.
+    As in the paper, pseudo counts smooth the targets to keep the odds of rare or perfectly predicted labels finite.
+    Slopes are not negative, so the ranking of the rows never reverses.
     """
 
     slope: np.ndarray = field(default_factory=lambda: np.ones(1))
@@ -79,7 +78,7 @@ class Platt(Calibrator):
         return special.expit(self.slope * _logit(probability) + self.offset)
 
 
-# By whether classes are exclusive, the simplest first.
+# Keyed by whether the classes are exclusive; simplest first.
 CALIBRATORS: dict[bool, tuple[Calibrator, ...]] = {
     True: (Calibrator(), Temperature()),
     False: (Calibrator(), Platt()),
@@ -87,7 +86,7 @@ CALIBRATORS: dict[bool, tuple[Calibrator, ...]] = {
 
 
 def _fit_sigmoid(logit: np.ndarray, target: np.ndarray) -> tuple[float, float]:
-    """Slope and offset of (N,) logits and targets."""
+    """Fit slope and offset to logits (N,) and targets (N,)."""
     from scipy import optimize, special
 
     positive = target.sum()
@@ -97,7 +96,7 @@ def _fit_sigmoid(logit: np.ndarray, target: np.ndarray) -> tuple[float, float]:
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         value = parameters @ inputs
-        # log(1 + e^v) - aim v, which must not overflow
+        # log(1 + e^v) - aim v, without overflow
         each = np.maximum(value, 0) + np.log1p(np.exp(-np.abs(value))) - aim * value
         return float(each.mean()), inputs @ (special.expit(value) - aim) / len(aim)
 
@@ -109,7 +108,7 @@ def _fit_sigmoid(logit: np.ndarray, target: np.ndarray) -> tuple[float, float]:
     slope, offset = found.x.tolist()
     if slope >= 0:
         return slope, offset
-    return 0.0, float(special.logit(aim.mean()))  # the loss is convex: the best without a slope is the best allowed
+    return 0.0, float(special.logit(aim.mean()))  # the loss is convex, so the constrained optimum has slope 0
 
 
 def _logit(probability: np.ndarray) -> np.ndarray:

@@ -1,13 +1,13 @@
-"""The answer with the largest expected F-beta of a row, given the probability of each label.
+"""Predict the set of labels with the largest expected F-beta of a row, given the probability of each label.
 
-F-beta of one row is (1 + b²) tp / (predicted + b² true). Its expectation over the unknown true labels needs of their
-distribution only P(label i and s labels in all); the best answer of k labels then consists of the k labels with the
-largest  sum over s of P(i, s) (1 + b²) / (k + b² s),  and k is found by trying all (Dembczyński et al. 2011, "An exact
-algorithm for F-measure maximization"). With independent labels that is a prefix of the labels sorted by probability
-(Jansche 2007; Ye et al. 2012), and P(i, s) follows from the Poisson-binomial distribution of the count of the others.
+F-beta of one row is (1 + b²) tp / (predicted + b² true). Its expectation over the unknown true labels depends only on
+P(i, s), the probability that label i is true and s labels are true in total. The best set of k labels has the k largest
+values of  sum over s of P(i, s) (1 + b²) / (k + b² s),  and all k are tried (Dembczyński et al. 2011, "An exact
+algorithm for F-measure maximization"). For independent labels, the best set is a prefix of the labels sorted by
+probability (Jansche 2007; Ye et al. 2012), and P(i, s) follows from the Poisson-binomial count of the other labels.
 
-Labels that exclude each other are one draw and not several: a group adds at most one to the count. A label that
-stands alone excludes all others: either it is the only true one, or all true ones are of the rest.
+A group of mutually exclusive labels counts as one random draw: it adds at most one true label. A label that stands
+alone excludes all others.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-BLOCK = 1_000_000  # numbers in the largest array of a block of rows: what fits in a processor's cache, or nearly
+BLOCK = 1_000_000  # elements in the largest array of a block of rows, to nearly fit in the CPU cache
 
 
 class Group(NamedTuple):
-    """Labels of which at most one is true, or with `always` exactly one; `labels` are column numbers."""
+    """Column indices of mutually exclusive labels; with `always`, exactly one of them is true in every row."""
 
     labels: tuple[int, ...]
     always: bool
@@ -28,18 +28,14 @@ class Group(NamedTuple):
 def best_answers(
     probability: np.ndarray, beta: float, groups: Sequence[Group] = (), empty: float = 1.0, alone: Sequence[int] = ()
 ) -> np.ndarray:
-    """The answers of largest expected F-beta, exact; O(C³) a row, all rows at once.
+    """Return the exact labels (N, C) bool of largest expected F-beta, in O(C³) a row; ties go to fewer labels.
 
     Args:
-        probability: (N, C), P(label) of each row. In a group they are divided by their sum where that is above 1, or
-            where one label is always true: they are taken as the distribution of the one draw.
-        beta: above 1, a missed label costs more than one too many.
-        groups: labels that exclude each other; the others are independent given the picture.
-        empty: what an empty answer scores where no label is true.
-        alone: column numbers of labels that are never true together with another, of the same group or not.
-
-    Returns:
-        (N, C) bool. Between equally good answers, the shorter one.
+        probability: (N, C). Within a group it is divided by its sum if that is above 1 or the group is `always`.
+        beta: above 1, a missed label costs more than a false one.
+        groups: mutually exclusive labels; all other labels are taken as independent given the image.
+        empty: score of predicting no label where none is true.
+        alone: columns of labels that are never true together with any other.
     """
     rows = max(1, BLOCK // probability.shape[1] ** 2)
     blocks = [
@@ -50,10 +46,10 @@ def best_answers(
 
 
 def find_exclusive(target: np.ndarray) -> list[Group]:
-    """Groups of two or more labels of which every row of the target (N, C) has exactly one.
+    """Find groups of two or more labels such that every row of the target (N, C) has exactly one label of the group.
 
-    It is an exact cover of the rows by labels, searched by always taking the row with the fewest labels left to cover
-    it (Knuth 2000, algorithm X). Labels that merely never meet, such as two rare ones, are no group.
+    Searches exact covers of the rows by labels, branching on the row with the fewest remaining labels (Knuth 2000,
+    algorithm X). Labels that merely never co-occur, such as two rare ones, are not a group.
     """
     rows = np.unique(np.asarray(target, bool), axis=0)
     together = rows.T.astype(np.float64) @ rows > 0
@@ -66,22 +62,21 @@ def find_exclusive(target: np.ndarray) -> list[Group]:
 
 
 def find_alone(target: np.ndarray) -> list[int]:
-    """Labels that are never true together with another in the target (N, C), and in more rows than by accident.
+    """Find labels that are never true together with another in the target (N, C), unlikely by chance (p < 0.001).
 
-    By accident: if rows with the label had no further one as often as the others have at most one, so many rows would
-    all lack it with a chance below 1 in 1,000.
+    Null hypothesis: a row with the label has no other label as often as the remaining rows have at most one.
     """
     rows = np.asarray(target, bool)
     counts = rows.sum(axis=1)
     found = []
-    for label, own in enumerate(rows.T):
-        if own.any() and not own.all() and (counts[own] == 1).all() and (counts[~own] <= 1).mean() ** own.sum() < 1e-3:
+    for label, has in enumerate(rows.T):
+        if has.any() and not has.all() and (counts[has] == 1).all() and (counts[~has] <= 1).mean() ** has.sum() < 1e-3:
             found.append(label)
     return found
 
 
 def _cover(rows: np.ndarray, together: np.ndarray, free: np.ndarray) -> list[int]:
-    """Labels out of the `free` ones that cover every row exactly once; empty where there are none."""
+    """Find labels among the `free` ones that cover every row exactly once; empty if there are none."""
     if not len(rows):
         return []
     choices = (rows & free).sum(axis=1)
@@ -97,12 +92,12 @@ def _cover(rows: np.ndarray, together: np.ndarray, free: np.ndarray) -> list[int
 def _best_block(
     probability: np.ndarray, beta: float, groups: Sequence[Group], empty: float, alone: Sequence[int]
 ) -> np.ndarray:
-    """(N, C) answers to (C, N) probabilities: rows come last, so that every step is over contiguous memory."""
+    """Answers (N, C) for probabilities (C, N); rows come last to keep memory access contiguous."""
     classes, _ = probability.shape
     _divide(probability, groups)
     single = probability[list(alone)]
     single /= np.maximum(single.sum(axis=0), 1)
-    rest = 1 - single.sum(axis=0)  # the chance that none of those is true; what follows is given that
+    rest = 1 - single.sum(axis=0)  # P(none of those is true); the probabilities below are conditional on that
     if len(single):
         probability[list(alone)] = 0
         probability = np.minimum(np.divide(probability, rest, out=np.zeros_like(probability), where=rest > 0), 1)
@@ -111,14 +106,14 @@ def _best_block(
         _divide(probability, groups)
     taken = {*alone, *(label for group in groups for label in group.labels)}
     draws = [group.labels for group in groups] + [(label,) for label in range(classes) if label not in taken]
-    chance = np.stack([probability[list(labels)].sum(axis=0) for labels in draws])  # that the draw gives a label at all
+    chance = np.stack([probability[list(labels)].sum(axis=0) for labels in draws])  # P(the draw gives a label)
     draw_of = np.zeros(classes, int)
     for number, labels in enumerate(draws):
         draw_of[list(labels)] = number
 
     counts = _count_distribution(chance)
     sizes = np.arange(1, classes + 1)
-    # A label of the draw g is true together with s - 1 others, of the other draws.
+    # A label of draw g is true together with s - 1 labels of the other draws.
     weight = (1 + beta**2) / (sizes[:, None] + beta**2 * np.arange(1, len(draws) + 1))  # (sizes, s)
     value = (weight @ _without_each(counts, chance))[draw_of] * (probability * rest)[:, None]  # (C, sizes, N)
     value[list(alone)] = single[:, None] * ((1 + beta**2) / (sizes + beta**2))[:, None]
@@ -136,7 +131,7 @@ def _best_block(
 
 
 def _divide(probability: np.ndarray, groups: Sequence[Group]) -> None:
-    """Make the probabilities (C, N) of each group those of one draw, in place."""
+    """Normalise the probabilities (C, N) of each group to those of one draw, in place."""
     for labels, always in groups:
         columns = list(labels)
         total = probability[columns].sum(axis=0)
@@ -147,7 +142,7 @@ def _divide(probability: np.ndarray, groups: Sequence[Group]) -> None:
 
 
 def _count_distribution(chance: np.ndarray) -> np.ndarray:
-    """(G + 1, N): P(s of the G independent draws give a label), of their chances (G, N)."""
+    """P(s of the G independent draws give a label), (G + 1, N), from their probabilities (G, N)."""
     counts = np.zeros((len(chance) + 1, chance.shape[1]))
     counts[0] = 1
     for number, p in enumerate(chance, start=1):
@@ -157,10 +152,10 @@ def _count_distribution(chance: np.ndarray) -> np.ndarray:
 
 
 def _without_each(counts: np.ndarray, chance: np.ndarray) -> np.ndarray:
-    """(G, G, N): the distribution of the count without draw g, for each g.
+    """Distribution (G, G, N) of the count without draw g, for each g.
 
-    A draw is taken out by running the recurrence backwards. From below that divides by 1 - p and from above by p; the
-    larger of the two keeps rounding errors from growing.
+    Removes a draw by running the recurrence backwards: upwards it divides by 1 - p, downwards by p. Using the larger
+    of the two keeps rounding errors from growing.
     """
     low = chance < 0.5
     small = np.where(low, chance, 1 - chance)

@@ -1,4 +1,4 @@
-"""Formats of submissions: their columns and rows, and how much two answers in a format differ.
+"""Submission formats: columns, rows, and a distance between answers.
 
 labels     id and one column: the class, or labels separated by spaces
 columns    id and one column a class: probabilities or other values, or 0 and 1; or one column for one class
@@ -19,11 +19,11 @@ from foldwise.tasks import ForTasks, Kind
 
 @dataclass(frozen=True, kw_only=True)
 class Format(ForTasks):
-    """What all formats share.
+    """Base of the formats.
 
     Args:
-        value_column: the name of the column beside the ids, where there is but one.
-        empty: what stands for an empty answer: no labels, or a mask without pixels.
+        value_column: name of the column beside the ids, for formats with a single one.
+        empty: text of an empty answer (no labels, or a mask without pixels).
     """
 
     classes: Sequence[str]
@@ -39,16 +39,16 @@ class Format(ForTasks):
         return [self.id_column, self.value_column]
 
     def row_ids(self, ids: Sequence[str]) -> list[str]:
-        """The ids of the file's rows, from the ids of what is predicted."""
+        """Return the row ids of the file for the predicted ids."""
         return list(ids)
 
     @staticmethod
     def differ(first: str, second: str) -> float:
-        """How much two cells of such files differ, 0 to 1."""
+        """Distance between two cells, 0 to 1."""
         raise NotImplementedError
 
     def check_classes(self, names: Sequence[str]) -> None:
-        """Refuse names that are no classes."""
+        """Refuse unknown classes."""
         for name in names:
             if name not in self.classes:
                 raise Refusal(f"there is no class {name}; the classes are {', '.join(self.classes)}")
@@ -61,7 +61,7 @@ class Labels(Format):
     name: ClassVar[str] = "labels"
 
     def table(self, ids: Sequence[str], answers: np.ndarray) -> pd.DataFrame:
-        """The file of answers (N, C) bool."""
+        """Build the table of answers (N, C) bool."""
         names = np.array(self.classes, object)
         text = [" ".join(names[row]) or self.empty for row in answers.astype(bool)]
         return pd.DataFrame({self.id_column: list(ids), self.value_column: text})
@@ -74,7 +74,7 @@ class Labels(Format):
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnPerClass(Format):
-    """One column a class, or with `positive` the probability of that class alone."""
+    """One column per class, or with `positive` the values of that class only."""
 
     positive: str | None = None
 
@@ -89,7 +89,7 @@ class ColumnPerClass(Format):
         return [self.id_column, *(self.classes if self.positive is None else [self.value_column])]
 
     def table(self, ids: Sequence[str], answers: np.ndarray) -> pd.DataFrame:
-        """The file of answers (N, C): bool, written as 0 and 1, or probabilities."""
+        """Build the table of answers (N, C): bool, written as 0 and 1, or probabilities."""
         values = answers.astype(np.int64) if answers.dtype == bool else answers
         if self.positive is not None:
             values = values[:, [self.classes.index(self.positive)]]
@@ -107,13 +107,13 @@ class RunLengths(Format):
     """Masks as run-length codes.
 
     Args:
-        painted: the classes that have rows; empty: all but the first, which is the background.
-        row_id: of a row, with {id}, {class} (a name) and {index} (its number); None: {id} where one class is painted,
-            else {id}_{class}.
+        painted: the classes that get rows; empty: all but the first, which is the background.
+        row_id: template with {id}, {class} (name) and {index} (number of the class); None: {id}_{class}, or {id} if
+            only one class is painted.
         by_row: as `encode_runs`.
 
     Raises:
-        Refusal: an unknown class, or another placeholder in `row_id`.
+        Refusal: an unknown class, or an unknown placeholder in `row_id`.
     """
 
     painted: Sequence[str] = ()
@@ -128,7 +128,7 @@ class RunLengths(Format):
         try:
             self.row_ids(["1"])
         except (KeyError, ValueError, IndexError) as error:
-            raise Refusal(f"row ids {self.row_id!r}: write {{id}}, {{class}} or {{index}} in them") from error
+            raise Refusal(f"--row-id {self.row_id!r}: the placeholders are {{id}}, {{class}} and {{index}}") from error
 
     @property
     def _indices(self) -> list[int]:
@@ -144,7 +144,7 @@ class RunLengths(Format):
         ]
 
     def encode(self, mask: np.ndarray) -> bytes:
-        """The code of each painted class in a mask (H, W) of class numbers, a line each."""
+        """Encode each painted class of a mask (H, W), one line per class."""
         return "\n".join(encode_runs(mask == index, self.by_row) or self.empty for index in self._indices).encode()
 
     @staticmethod
@@ -155,14 +155,14 @@ class RunLengths(Format):
 
 @dataclass(frozen=True, kw_only=True)
 class Masks(Format):
-    """A zip of PNGs, which `write_masks` writes; of a sample submission it takes the ids."""
+    """A zip of PNG masks; a sample submission provides only the ids."""
 
     name: ClassVar[str] = "masks"
     kind: ClassVar[Kind] = "maps"
     suffix: ClassVar[str] = ".zip"
 
     def encode(self, mask: np.ndarray) -> bytes:
-        """The PNG of a mask (H, W) of class numbers."""
+        """Encode a mask (H, W) as PNG."""
         import cv2
 
         dtype = np.uint8 if len(self.classes) <= 256 else np.uint16
@@ -173,9 +173,9 @@ FORMATS: dict[str, Any] = {kind.name: kind for kind in (Labels, ColumnPerClass, 
 
 
 def encode_runs(mask: np.ndarray, by_row: bool = False) -> str:
-    """The runs of true pixels of a mask (H, W) as "start length start length ...", starts counted from 1.
+    """Encode the runs of true pixels of a mask (H, W) as "start length start length ...", starts counted from 1.
 
-    Pixels are counted down the columns, the left one first, as Kaggle does; `by_row`: along the rows, the top first.
+    Pixels are counted down the columns, left to right, as on Kaggle; with `by_row` along the rows, top to bottom.
     """
     pixels = np.concatenate([[0], mask.ravel(order="C" if by_row else "F").astype(np.int8), [0]])
     starts, ends = (np.flatnonzero(np.diff(pixels) == change) for change in (1, -1))
@@ -183,7 +183,7 @@ def encode_runs(mask: np.ndarray, by_row: bool = False) -> str:
 
 
 def _pixels(code: str) -> np.ndarray:
-    """The numbers of the pixels in a run-length code; none in a text that stands for an empty mask, such as -1."""
+    """Pixel numbers in a run-length code; none for a placeholder of an empty mask, such as -1."""
     numbers = np.array(code.split(), np.int64)
     starts, lengths = numbers[0 : len(numbers) // 2 * 2 : 2], numbers[1::2]
     before = np.cumsum(lengths) - lengths
@@ -191,7 +191,6 @@ def _pixels(code: str) -> np.ndarray:
 
 
 def _jaccard_distance(first: Any, second: Any) -> float:
-    """1 - |both| / |either|; two empty ones do not differ."""
     both = len(np.intersect1d(first, second))
     either = len(first) + len(second) - both
     return 1 - both / either if either else 0.0

@@ -1,7 +1,6 @@
-"""Cleaning of predicted masks: holes filled, small objects removed; how small is fitted out of fold.
+"""Cleaning of predicted masks: fill holes, and remove objects below a minimum area that is fitted out of fold.
 
-Class 0 is the background: it has no objects, only holes. Areas are shares of the picture, so that they hold for
-pictures of any size.
+Class 0 is the background; it has holes but no objects. Areas are shares of the image, independent of its size.
 """
 
 import warnings
@@ -12,24 +11,23 @@ from typing import ClassVar
 import numpy as np
 
 from foldwise.errors import Refusal
-from foldwise.predictions.decisions.deciding import Chosen, Outcome, check_folds, check_wanted, choose
+from foldwise.predictions.decisions.deciding import Chosen, Outcome, check_decision, check_folds, choose
 from foldwise.predictions.metrics import MapMetric, pixel_confusion, pixel_counts, score_fold_evidence
 
 
 @dataclass(frozen=True)
 class Cleaning:
-    """From probabilities to a mask: the most probable class of each pixel, then cleaned.
+    """Argmax of the class probabilities, then cleaning.
 
     Args:
-        fill: background that one class encloses, and that class alone, becomes that class.
-        area: connected objects (diagonals count) of less than this share of the picture go; their pixels become the
-            next probable class.
+        fill: fill background holes that are enclosed by a single class with that class.
+        area: remove 8-connected objects below this share of the image; their pixels get their second-best class.
     """
 
     fill: bool = False
     area: float = 0.0
 
-    AREAS: ClassVar[tuple[float, ...]] = (0.0002, 0.001, 0.005)  # few: each is a mask more to count
+    AREAS: ClassVar[tuple[float, ...]] = (0.0002, 0.001, 0.005)  # few, because each adds another mask to score
 
     @property
     def name(self) -> str:
@@ -37,15 +35,15 @@ class Cleaning:
         return "+".join([name for name, used in steps.items() if used] or ["argmax"])
 
     def __str__(self) -> str:
-        return f"{self.name} {self.area:.2%} of the picture" if self.area else self.name
+        return f"{self.name} {self.area:.2%} of the image" if self.area else self.name
 
     def __call__(self, probability: np.ndarray) -> np.ndarray:
-        """The mask (H, W) int64 of a probability (C, H, W)."""
+        """Turn probabilities (C, H, W) into a clean mask (H, W) int64."""
         answer = probability.argmax(axis=0)
         return self.clean(answer, probability, object_areas(answer) if self.area else None)
 
     def clean(self, answer: np.ndarray, probability: np.ndarray, areas: np.ndarray | None) -> np.ndarray:
-        """As a call, of the answer (H, W) before cleaning and its `object_areas`, needed where `area` is not 0."""
+        """Clean an argmax mask `answer` (H, W); `areas` are its `object_areas`, needed if `area` is not 0."""
         mask = answer.copy()
         if areas is not None and self.area:
             small = areas < self.area * mask.size
@@ -58,22 +56,22 @@ class Cleaning:
 
 
 CANDIDATES = [Cleaning(fill, area) for area in (0.0, *Cleaning.AREAS) for fill in (False, True)]
-CLEANINGS = [cleaning.name for cleaning in CANDIDATES[:4]]  # every name, the simplest first
+CLEANINGS = [cleaning.name for cleaning in CANDIDATES[:4]]  # all names, simplest first
 
 
 def choose_cleaning(
-    metric: MapMetric, images: Iterable[tuple[str, np.ndarray, np.ndarray, int]], wanted: str | None = None
+    metric: MapMetric, images: Iterable[tuple[str, np.ndarray, np.ndarray, int]], forced: str | None = None
 ) -> Chosen:
-    """Compare the ways of cleaning, and fit the simplest within one standard error of the best.
+    """Compare the ways of cleaning, and fit the chosen one.
 
     Args:
-        images: id, ground truth (H, W), out-of-fold probability (C, H, W) and fold of each.
-        wanted: the name of a cleaning to take whatever the scores say.
+        images: id, ground truth (H, W), out-of-fold probabilities (C, H, W) and fold of each image.
+        forced: name of the cleaning; None: the simplest within one standard error of the best.
 
     Raises:
-        Refusal: there is no `wanted`, a mask and its probability do not fit, or there are fewer than two folds.
+        Refusal: no cleaning is called `forced`, sizes of masks and probabilities differ, or fewer than two folds.
     """
-    check_wanted(wanted, CLEANINGS)
+    check_decision(forced, CLEANINGS)
     measured = []
     for id, mask, probability, fold in images:
         try:
@@ -82,16 +80,16 @@ def choose_cleaning(
             raise Refusal(f"{id}: {error}") from error
     evidence, counts, folds = (np.array(each) for each in zip(*measured, strict=True))
     outcomes, cleanings = compare_cleaning(metric, evidence, folds)
-    place = choose(outcomes, metric.greater_is_better, wanted)
-    every = np.arange(len(counts))
-    before, after = (counts[every, outcome.answers].sum(axis=0) for outcome in (outcomes[0], outcomes[place]))
+    index = choose(outcomes, metric.greater_is_better, forced)
+    rows = np.arange(len(counts))
+    before, after = (counts[rows, outcome.answers].sum(axis=0) for outcome in (outcomes[0], outcomes[index]))
     pixels = {"ground truth": after[:, 2], "out of fold": before[:, 1], "cleaned": after[:, 1]}
     shares = {name: count / count.sum() for name, count in pixels.items()}
-    return Chosen(outcomes, place, cleanings[place], shares)
+    return Chosen(outcomes, index, cleanings[index], shares)
 
 
 def measure_candidates(metric: MapMetric, mask: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The evidence (candidates, ...) of an image, see `MapMetric.measure`, and its pixel counts (candidates, C, 3)."""
+    """Measure an image: evidence (candidates, ...), see `MapMetric.measure`, and pixel counts (candidates, C, 3)."""
     answer = probability.argmax(axis=0)
     areas, classes = object_areas(answer), np.arange(len(probability))[:, None, None]
     masks = [cleaning.clean(answer, probability, areas) for cleaning in CANDIDATES]
@@ -105,17 +103,17 @@ def measure_candidates(metric: MapMetric, mask: np.ndarray, probability: np.ndar
 def compare_cleaning(
     metric: MapMetric, evidence: np.ndarray, folds: np.ndarray
 ) -> tuple[list[Outcome], list[Cleaning]]:
-    """The score of each way of cleaning, the simplest first; for fold k the area is the best of the other folds.
+    """Score each way of cleaning, simplest first; each fold uses the area that is best on the other folds.
 
     Args:
         evidence: (N, candidates, ...) of `measure_candidates`.
         folds: (N,).
 
     Returns:
-        The outcomes, and the cleaning of each fitted on all folds.
+        The outcomes, and each cleaning fitted on all folds.
 
     Raises:
-        Refusal: there are fewer than two folds.
+        Refusal: fewer than two folds.
     """
     check_folds(folds)
     sign = 1 if metric.greater_is_better else -1
@@ -126,40 +124,37 @@ def compare_cleaning(
 
     outcomes, fitted = [], []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of classes that a fold lacks: the run's report names them
+        warnings.simplefilter("ignore")  # about classes missing from a fold; the run's report names them
         for areas in ((0.0,), Cleaning.AREAS):
             for fill in (False, True):
                 chosen = np.zeros(len(folds), np.int64)
                 for fold in np.unique(folds):
                     chosen[folds == fold] = best(fill, areas, folds != fold)
-                own = evidence[np.arange(len(folds)), chosen]
+                cleaned = evidence[np.arange(len(folds)), chosen]
                 fitted.append(CANDIDATES[best(fill, areas, folds >= 0)])
-                outcomes.append(Outcome(fitted[-1].name, *score_fold_evidence(metric, own, folds), chosen))
+                outcomes.append(Outcome(fitted[-1].name, *score_fold_evidence(metric, cleaned, folds), chosen))
     return outcomes, fitted
 
 
 def object_areas(mask: np.ndarray) -> np.ndarray:
-    """(H, W) int64: for each pixel the pixels of its object, connected by sides or corners.
-
-    The background is one object as large as the picture.
-    """
+    """Map each pixel to the area of its 8-connected object in pixels, (H, W) int64; background: the whole image."""
     import cv2
 
     areas = np.full(mask.shape, mask.size)
     for label in np.unique(mask):
         if label:
-            own = mask == label
-            _, pieces, statistics, _ = cv2.connectedComponentsWithStats(own.astype(np.uint8), connectivity=8)
-            areas[own] = statistics[pieces[own], cv2.CC_STAT_AREA]
+            inside = mask == label
+            _, pieces, statistics, _ = cv2.connectedComponentsWithStats(inside.astype(np.uint8), connectivity=8)
+            areas[inside] = statistics[pieces[inside], cv2.CC_STAT_AREA]
     return areas
 
 
 def _fill_holes(mask: np.ndarray) -> None:
-    """Give background that one class encloses, away from the edge of the picture, to that class."""
+    """Fill holes enclosed by a single class, in place; background at the edge of the image is not a hole."""
     from scipy.ndimage import label
 
     holes, count = label(mask == 0)
-    # The smallest and the largest class beside each hole; the edge counts as a class below all others.
+    # Smallest and largest neighbouring class of each hole; the edge of the image counts as class -1.
     edged, classes = np.pad(holes, 1), np.pad(mask, 1, constant_values=-1)
     lowest, highest = np.full(count + 1, np.iinfo(np.int64).max), np.zeros(count + 1, np.int64)
     for axis in (0, 1):
@@ -169,6 +164,6 @@ def _fill_holes(mask: np.ndarray) -> None:
             np.minimum.at(lowest, edged[met], beside[met])
             np.maximum.at(highest, edged[met], beside[met])
     enclosed = lowest == highest
-    enclosed[0] = False  # what is not background
+    enclosed[0] = False  # 0 labels everything but background
     inside = enclosed[holes]
     mask[inside] = highest[holes[inside]]

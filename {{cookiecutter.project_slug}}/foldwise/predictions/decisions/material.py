@@ -1,4 +1,4 @@
-"""What a submission is made of: found, checked, and put into the format that the competition wants."""
+"""Inputs of a submission: predictions, ground truth, sample submission and format, read and checked."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -25,7 +25,7 @@ from foldwise.predictions.store import Predictions, read_predictions
 
 
 class Material(NamedTuple):
-    """Everything that a submission is made of, checked; `units` has the unit of each test id, where there are units."""
+    """Checked inputs of a submission; `units` maps test ids to units, if the table has units."""
 
     source: Source
     truth: GroundTruth
@@ -41,11 +41,11 @@ class Material(NamedTuple):
         """Warnings for the user."""
         notes = []
         if self.sample is None:
-            notes.append("Without --sample nothing is compared with the competition's sample submission.")
+            notes.append("Columns and ids are unchecked: pass the competition's sample submission with --sample.")
         if self.oof.header.tta != self.test.header.tta:
             notes.append(
-                "The test predictions have another TTA than the out-of-fold ones, on which calibration and thresholds "
-                "are fitted: choose both alike with --oof and --test."
+                "The test predictions use a different TTA than the out-of-fold predictions, on which calibration and "
+                "thresholds are fitted: choose matching ones with --oof and --test."
             )
         return notes
 
@@ -60,14 +60,14 @@ def open_material(
     kind: str | None,
     options: Mapping[str, Any],
 ) -> Material:
-    """Read and check everything; arguments as in `submit.make_submission`.
+    """Read and check the inputs; arguments as in `submit.make_submission`.
 
     Raises:
-        Refusal: whatever is wrong with the predictions, the ground truth, the sample submission or the format.
+        Refusal: lists what is wrong with them.
     """
     source = find_sources([folder], oof, test)[0]
     if source.test is None:
-        raise Refusal(f"{source.folder} has no test predictions: python predict.py {source.folder} makes them")
+        raise Refusal(f"{source.folder} has no test predictions; make them with python predict.py {source.folder}")
     truth = read_ground_truth(folder, data, overrides)
     of_oof, of_test = read_predictions(source.oof), read_predictions(source.test)
     check_predictions(of_oof, truth)
@@ -87,14 +87,14 @@ def choose_layout(
     kind: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The format, with the columns of the sample submission or else of the table.
+    """Choose the format; column names come from the sample submission, or else from the table.
 
     Args:
         kind: a name in `formats.FORMATS`; None: by the sample, the task and the metric.
-        options: of the format, by the names of its fields.
+        options: fields of the format.
 
     Raises:
-        Refusal: an option or a format that does not suit.
+        Refusal: an option or a format that does not suit the task or the metric.
     """
     task, classes, options = truth.task, truth.table.classes, dict(options or {})
     values = task.kind == "rows" and takes_values(truth.metric)
@@ -104,12 +104,12 @@ def choose_layout(
     option = f"--format {chosen.name}"
     problems = [f"{option} has no {name}" for name in sorted(options.keys() - {item.name for item in fields(chosen)})]
     if not chosen.suits(task):
-        problems.append(f"{option} is for {' and '.join(chosen.tasks())}, and this is {task.name}")
+        problems.append(f"{option} is for {' and '.join(chosen.tasks())}, but the task is {task.name}")
     elif chosen.name == "labels" and values:
-        problems.append(f"{option}: {type(truth.metric).__name__} takes probabilities, which --format columns writes")
+        problems.append(f"{option}: {type(truth.metric).__name__} scores probabilities, so use --format columns")
     if chosen.name == "columns" and "positive" not in options and sample is not None and not several:
         if len(classes) > 1:
-            problems.append(f"{sample_path} has one column beside the ids: name its class with --positive")
+            problems.append(f"{sample_path} has only one column beside the ids: name its class with --positive")
         options |= {"positive": classes[0]}
     raise_problems("the format", problems)
     columns = Columns.from_config(truth.config["data"]["columns"])
@@ -120,7 +120,7 @@ def choose_layout(
 
 
 def _units(truth: GroundTruth, test: Predictions) -> pd.Series | None:
-    """The unit of each test id, where the training table has units."""
+    """Map test ids to units, if the training table has units."""
     if truth.task.kind == "maps" or "unit" not in truth.table.frame:
         return None
     table, ids = read_test_table(truth), test.frame["id"].unique()

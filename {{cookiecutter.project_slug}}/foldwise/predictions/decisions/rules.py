@@ -1,7 +1,6 @@
-"""Decision rules: from probabilities to the answers that a metric counts.
+"""Decision rules: turn probabilities into the answers that a metric scores.
 
-A rule is a frozen dataclass of its parameters: `fit` returns a fitted copy, `decide` answers. `rules_for` lists those
-that suit a metric, the simplest first. A new rule is a class with `fit`, `decide` and a line there.
+To add a rule, write a class with `fit` and `decide` and list it in `rules_for`.
 """
 
 import warnings
@@ -17,23 +16,23 @@ from foldwise.predictions.metrics import FBeta, MacroF1, RowMetric
 
 COARSE = np.arange(0.05, 0.96, 0.05)
 FINE = np.arange(-0.04, 0.05, 0.01)
-ROUNDS = 10  # of coordinate ascent, which rarely takes more than four
+ROUNDS = 10  # of coordinate ascent; more than four are rare
 
 Rows = np.ndarray | None  # records (N,) of the rows, see `metrics.base.row_records`
 
 
 @dataclass(frozen=True)
 class Rule:
-    """The probabilities themselves, for metrics that take them."""
+    """Unchanged probabilities, for metrics that score them; base of the rules."""
 
     name: ClassVar[str] = "probabilities"
 
     def fit(self, metric: RowMetric, target: np.ndarray, probability: np.ndarray, rows: Rows = None) -> Self:
-        """A copy fitted to targets and probabilities (N, C), for this metric."""
+        """Return a copy fitted to targets and probabilities (N, C)."""
         return self
 
     def decide(self, probability: np.ndarray) -> np.ndarray:
-        """Answers (N, C): bool, which a metric takes as probabilities of 0 and 1; or probabilities."""
+        """Return answers (N, C): bool, or probabilities."""
         return probability
 
     def __str__(self) -> str:
@@ -42,7 +41,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Argmax(Rule):
-    """The most probable class."""
+    """Most probable class."""
 
     name: ClassVar[str] = "argmax"
 
@@ -52,10 +51,10 @@ class Argmax(Rule):
 
 @dataclass(frozen=True)
 class AdjustedArgmax(Argmax):
-    """The largest p / share^strength: a threshold per class that only its share of the rows sets.
+    """Argmax of p / share^strength, where share is the class frequency.
 
-    With strength 1 every class counts alike whatever its share, which metrics such as macro F1 want in part (Menon et
-    al. 2021, "Long-tail learning via logit adjustment"). One parameter, however many classes.
+    Strength 1 removes the class prior, which metrics such as macro F1 favour in part (Menon et al. 2021, "Long-tail
+    learning via logit adjustment"). The strength is the only fitted parameter, however many classes there are.
     """
 
     strength: float = 0.0
@@ -76,7 +75,7 @@ class AdjustedArgmax(Argmax):
 
 @dataclass(frozen=True)
 class FixedThreshold(Rule):
-    """Every label from the metric's own threshold on; nothing is fitted."""
+    """The metric's own threshold for all labels; nothing is fitted."""
 
     threshold: float = 0.5
     name: ClassVar[str] = "fixed-threshold"
@@ -90,7 +89,7 @@ class FixedThreshold(Rule):
 
 @dataclass(frozen=True)
 class OneThreshold(FixedThreshold):
-    """Every label from one threshold on: steps of 0.05 over the whole range, then of 0.01 around the best."""
+    """One threshold for all labels, searched in steps of 0.05, then of 0.01 around the best."""
 
     name: ClassVar[str] = "one-threshold"
 
@@ -104,10 +103,10 @@ class OneThreshold(FixedThreshold):
 
 @dataclass(frozen=True)
 class ClassThresholds(Rule):
-    """Every label from its own threshold on, each the exact best given the others.
+    """One threshold per label, each the exact optimum given the others.
 
-    For F-beta of rows, one class after the other until nothing changes, starting from the best single threshold. For
-    macro F1 the classes do not depend on each other, and one round is enough.
+    F-beta of rows: coordinate ascent from the best single threshold. Macro F1: labels are independent, so one round is
+    enough.
     """
 
     thresholds: np.ndarray = field(default_factory=lambda: np.full(1, 0.5))
@@ -135,12 +134,13 @@ class ClassThresholds(Rule):
 
 @dataclass(frozen=True)
 class ExpectedF(Rule):
-    """The answer of largest expected F-beta, row by row (`expected_f`): optimal if the probabilities are true.
+    """Labels of largest expected F-beta in each row (`expected_f`); optimal for calibrated probabilities.
 
     Args:
-        exclusive: labels that exclude each other, by column number; None: those that the training labels show.
-        groups: the same with what `fit` found about them.
-        alone: labels that exclude all others, by column number; found by `fit`.
+        empty: score of predicting no label where none is true.
+        exclusive: groups of mutually exclusive labels, by column; None: detect them in the training labels.
+        groups: set by `fit` from `exclusive`.
+        alone: columns of labels that exclude all others, set by `fit`.
     """
 
     beta: float = 2.0
@@ -168,9 +168,9 @@ class ExpectedF(Rule):
 
 
 def takes_values(metric: RowMetric) -> bool:
-    """Check whether the metric scores probabilities (or other values of a task), so that there is nothing to decide.
+    """Check whether the metric scores probabilities or other values, which need no decision rule.
 
-    It is tried on made-up rows: a metric that decides by itself scores probabilities as it does the answers.
+    Tests it on random rows: a metric that thresholds gives probabilities and thresholded answers the same score.
     """
     assert metric.task is not None  # set by for_task
     if not metric.task.probabilities:
@@ -188,7 +188,7 @@ def takes_values(metric: RowMetric) -> bool:
 
 
 def rules_for(metric: Any, exclusive: Sequence[tuple[int, ...]] | None = None) -> list[Rule]:
-    """The rules that suit a metric, not yet fitted, the simplest first; `exclusive` as in `ExpectedF`."""
+    """List the unfitted rules that suit a metric, simplest first; `exclusive` as in `ExpectedF`."""
     if takes_values(metric):
         return [Rule()]
     if metric.task.exclusive:
@@ -203,7 +203,7 @@ def rules_for(metric: Any, exclusive: Sequence[tuple[int, ...]] | None = None) -
 
 
 def score(metric: RowMetric, target: np.ndarray, answers: np.ndarray, rows: Rows = None) -> float:
-    """The metric of answers (N, C): 0 and 1 lie on the two sides of every threshold in a metric."""
+    """Score answers (N, C) as probabilities 0 and 1, which any threshold of the metric leaves unchanged."""
     return metric(target, answers.astype(np.float64), rows=rows)
 
 
@@ -212,28 +212,27 @@ def _threshold(metric: Any) -> float:
 
 
 def _best(metric: RowMetric, scores: Sequence[float]) -> int:
-    """The index of the best score; of several equal ones the middle, which is the farthest from a change."""
+    """Return the index of the best score; of equally good ones the middle, farthest from a change."""
     values = np.array(scores) * (1 if metric.greater_is_better else -1)
     equal = np.flatnonzero(values == np.nanmax(values)) if np.isfinite(values).any() else np.arange(1)
     return int(equal[len(equal) // 2])
 
 
 def _best_cut(probability: np.ndarray, curve: Callable[[np.ndarray], np.ndarray]) -> float:
-    """The threshold of (N,) probabilities at the best point of a curve.
+    """Return the threshold of probabilities (N,) at the maximum of a curve, half-way between two neighbours.
 
-    `curve(order)` is (N + 1,): the value of predicting the first 0, 1, ... N rows of the order. Rows of equal
-    probability cannot be separated. The threshold lies half-way between its two neighbours.
+    `curve(order)` is (N + 1,): the value of predicting the first 0, 1, ... N rows of the order.
     """
     order = np.argsort(-probability, kind="stable")
     edges = np.concatenate([[1.1], probability[order], [0.0]])  # above 1, nothing is predicted
-    possible = edges[:-1] > edges[1:]
+    possible = edges[:-1] > edges[1:]  # equal probabilities cannot be separated
     value = np.where(possible, curve(order), -np.inf)
     cut = int(value.argmax())
     return float((edges[cut] + edges[cut + 1]) / 2)
 
 
 def _f_beta_curve(metric: Any, true: np.ndarray, answer: np.ndarray, c: int, order: np.ndarray) -> np.ndarray:
-    """Sum of F-beta over rows when the first rows of the order have label c; the other labels as in `answer`."""
+    """Sum of the rows' F-beta, up to a constant, if label c is predicted for the first 0 to N rows of the order."""
     square = metric.beta**2
     others = np.arange(true.shape[1]) != c
     correct = (true & answer & others).sum(axis=1)
@@ -244,10 +243,10 @@ def _f_beta_curve(metric: Any, true: np.ndarray, answer: np.ndarray, c: int, ord
 
 
 def _macro_f1_curve(metric: Any, true: np.ndarray, answer: np.ndarray, c: int, order: np.ndarray) -> np.ndarray:
-    """F1 of class c when the first rows of the order have it."""
+    """F1 of class c if it is predicted for the first 0 to N rows of the order."""
     correct = np.concatenate([[0], np.cumsum(true[order, c])])
     return 2 * correct / np.maximum(np.arange(len(true) + 1) + correct[-1], 1)
 
 
-# The value of every cut of one class's sorted probabilities, for the metrics that allow it in one pass.
+# Curves for `_best_cut`, for metrics where one pass over the sorted rows yields all values.
 _CUT_CURVES = {FBeta: _f_beta_curve, MacroF1: _macro_f1_curve}

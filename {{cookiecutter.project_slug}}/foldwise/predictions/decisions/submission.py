@@ -1,4 +1,4 @@
-"""Submission files: checked against the competition's sample submission, written whole, compared; see `formats`."""
+"""Check submission files against the competition's sample submission, write them, and compare them."""
 
 import zipfile
 from collections import Counter
@@ -16,23 +16,23 @@ from foldwise.predictions.schema import PredictionsError, raise_problems
 
 
 def read_sample(path: Path) -> pd.DataFrame:
-    """A sample submission, all of it text; the first column has the ids.
+    """Read a sample submission as text; the first column has the ids.
 
     Raises:
-        PredictionsError: it cannot be read, has no rows or one column only.
+        PredictionsError: it cannot be read, has no rows or only one column.
     """
     sample = read_text_table(path)
     problems = [] if len(sample.columns) > 1 else ["it has no column beside the ids"]
-    problems += [] if len(sample) else ["it has no rows; a sample submission has one for every answer that is wanted"]
+    problems += [] if len(sample) else ["it has no rows; a sample submission has one for every expected answer"]
     raise_problems(path, problems)
     return sample
 
 
 def read_text_table(path: Path) -> pd.DataFrame:
-    """A CSV, all of it text.
+    """Read a CSV as text.
 
     Raises:
-        PredictionsError: it is not there or cannot be read.
+        PredictionsError: it does not exist or cannot be read.
     """
     if not path.is_file():
         raise PredictionsError(path, ["there is no such file"])
@@ -43,30 +43,24 @@ def read_text_table(path: Path) -> pd.DataFrame:
 
 
 def check_columns(layout: Any, sample: pd.DataFrame | None, path: Path | None) -> None:
-    """Refuse a sample submission in `path` with other columns than the format's.
-
-    Raises:
-        PredictionsError: it has.
-    """
+    """Raise PredictionsError if the sample submission in `path` has other columns than the format."""
     if sample is not None and set(sample) != set(layout.columns):
         theirs, ours = ", ".join(sample), ", ".join(layout.columns)
-        raise PredictionsError(path or "the sample", [f"it has the columns {theirs}, and this would write {ours}"])
+        raise PredictionsError(path or "the sample", [f"it has the columns {theirs}, but the format writes {ours}"])
 
 
 def check_rows(row_ids: Sequence[str], columns: Sequence[str], sample: pd.DataFrame | None, path: Path | None) -> None:
-    """Refuse ids that come twice, and rows and columns other than those of the sample submission in `path`.
-
-    Their order does not matter here: `write_table` takes that of the sample.
+    """Check rows and columns against the sample submission in `path`, in any order.
 
     Raises:
-        PredictionsError: everything that is missing, unknown or there twice.
+        PredictionsError: lists duplicate ids, and missing and unknown rows and columns.
     """
-    found: list[tuple[str, list[str]]] = [("ids would be written twice", _twice(row_ids))]
+    found: list[tuple[str, list[str]]] = [("ids would be written more than once", _duplicates(row_ids))]
     if sample is not None:
         ids = sample.iloc[:, 0].tolist()
         ours, theirs = set(row_ids), set(ids)
         found += [
-            ("ids of the sample submission come twice", _twice(ids)),
+            ("ids come more than once in the sample submission", _duplicates(ids)),
             ("of its columns would be missing", [name for name in sample if name not in columns]),
             ("columns are not in it", [name for name in columns if name not in sample]),
             ("of its ids have no prediction", [id for id in ids if id not in ours]),
@@ -80,7 +74,7 @@ def write_table(path: Path, frame: pd.DataFrame, sample: pd.DataFrame | None, sa
     """Write a submission as a new CSV, rows and columns in the order of the sample submission.
 
     Raises:
-        PredictionsError: as `check_rows`, or NaN or infinite values; nothing is written then.
+        PredictionsError: as `check_rows`, or NaN or infinite values; nothing is written.
         Refusal: the file exists.
     """
     check_new(path)
@@ -104,12 +98,13 @@ def write_masks(
     sample_path: Path | None,
     absent: Sequence[str] = (),
 ) -> None:
-    """Write (id, mask as `layout.encode` gives it) as a new submission, one at a time; only codes are kept in memory.
+    """Write masks one at a time as a new submission.
 
-    Run lengths that the sample submission does not ask for are left out: it may ask for some of the classes only.
+    Run-length codes that are not in the sample submission are dropped: it may have some of the classes only.
 
     Args:
-        absent: row ids of the sample that no mask is there for; they get an empty code.
+        masks: ids, and masks encoded by `layout.encode`.
+        absent: row ids of the sample without a mask; they get an empty code.
 
     Raises:
         PredictionsError: as `write_table`.
@@ -121,25 +116,24 @@ def write_masks(
             for id, png in masks:
                 archive.writestr(f"{id}.png", png)
         return
-    wanted = None if sample is None else set(sample.iloc[:, 0])
+    expected = None if sample is None else set(sample.iloc[:, 0])
     rows = [
         row
         for id, codes in masks
         for row in zip(layout.row_ids([id]), codes.decode().split("\n"), strict=True)
-        if wanted is None or row[0] in wanted
+        if expected is None or row[0] in expected
     ]
     rows += [(name, layout.empty) for name in absent]
     write_table(path, pd.DataFrame(rows, columns=layout.columns), sample, sample_path)
 
 
 def difference(first: Path, second: Path, kind: str, common: bool = False) -> float:
-    """How much two submissions of one format differ: 0 the same, 1 nothing in common, the mean over all answers.
+    """Return the mean distance of the answers of two submissions, 0 to 1; NaN if rows, columns or sizes differ.
 
-    Labels and run-length codes differ by one minus their Jaccard index, numbers by their distance, masks by the share
-    of their pixels. NaN where rows, columns or sizes are not the same.
+    Distances: labels and run-length codes 1 - Jaccard index, numbers |a - b|, masks the share of different pixels.
 
     Args:
-        common: compare what the first has; the second may have more rows.
+        common: compare only the rows of the first; the second may have more.
 
     Raises:
         PredictionsError: a file cannot be read.
@@ -158,7 +152,7 @@ def _table_difference(first: Path, second: Path, kind: str, common: bool) -> flo
 def _masks_difference(first: Path, second: Path, kind: str, common: bool) -> float:
     for path in (first, second):
         if not zipfile.is_zipfile(path):
-            raise PredictionsError(path, ["it is not there, or not a zip file"])
+            raise PredictionsError(path, ["it does not exist or is not a zip file"])
     import cv2
 
     def read_image(data: bytes) -> Any:
@@ -181,5 +175,5 @@ def _differ(first: Iterable[str], second: Iterable[str], common: bool) -> bool:
     return not one <= two if common else one != two
 
 
-def _twice(names: Sequence[str]) -> list[str]:
+def _duplicates(names: Sequence[str]) -> list[str]:
     return [name for name, count in Counter(names).items() if count > 1]

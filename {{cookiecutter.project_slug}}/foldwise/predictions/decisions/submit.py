@@ -1,4 +1,4 @@
-"""From a source's predictions to a submission file and a line in the ledger; what `submit.py make` does."""
+"""Turn a source's predictions into a submission file and a ledger entry (`submit.py make`)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -26,8 +26,8 @@ class Submission(NamedTuple):
     """A submission that was written and recorded.
 
     Attributes:
-        chosen: with the shares of each class in the test answers too; `shared` says what is shared.
-        notes: warnings for the user, a sentence each.
+        chosen: its `shares` include the test answers; `shared` describes them.
+        notes: warnings to print.
     """
 
     path: Path
@@ -55,37 +55,36 @@ def make_submission(
     ledger: Path = Path("submissions.csv"),
     progress: Progress = silent,
 ) -> Submission:
-    """Compare post-processing out of fold, apply the chosen one to the test predictions, write and record them.
+    """Choose post-processing out of fold, apply it to the test predictions, write the file and record it.
 
     Args:
         source, oof, test: predictions, see `sources.find_sources`.
-        data, overrides: the ground truth of a source without config.yaml, see `ground_truth.read_ground_truth`.
+        data, overrides: ground truth of a source without config.yaml, see `ground_truth.read_ground_truth`.
         sample: the competition's sample submission.
         kind, options: the format, see `material.choose_layout`.
-        decision: a name in the printed table; None: the simplest within one standard error of the best.
-        exclusive: names of labels that exclude each other, a group each; None: those that the training labels show.
+        decision: name of the method; None: the simplest within one standard error of the best.
+        exclusive: groups of mutually exclusive labels, by name; None: detect them in the training labels.
         out: the file to write; None: `submissions/<source>-<test>` with the format's suffix.
-        ledger: the CSV that the submission is added to.
 
     Raises:
-        Refusal: whatever is wrong with predictions, ground truth, sample or choices; nothing is written then.
+        Refusal: invalid inputs or options; nothing is written.
     """
-    recorded = read_ledger(ledger)["file"].tolist()  # before the work: a damaged one is refused at once
+    recorded = read_ledger(ledger)["file"].tolist()  # first, to fail early on a damaged ledger
     material = open_material(source, oof, test, data, overrides, sample, kind, options or {})
     truth, metric = material.truth, material.truth.metric
     name = f"{material.source.name}-{material.test.folder.name}{material.layout.suffix}"
     out = out or Path("submissions") / name
     check_new(out)
     if out.as_posix() in recorded:
-        raise Refusal(f"{ledger} has a submission {out} already, which is gone: take another name with --out")
+        raise Refusal(f"{ledger} already lists {out}, which no longer exists: choose another name with --out")
     notes = material.notes
     if truth.task.kind == "maps":
         chosen = _write_masks(material, out, decision, progress)
-        shared = "share of pixels: one model an image out of fold, several averaged in the test"
+        shared = "share of pixels of each class: out of fold from one model an image, test from the average of several"
     else:
         chosen = _write_rows(material, out, decision, exclusive, progress)
         what = "mean value" if takes_values(metric) else "share of positives"
-        shared = f"{what} of each class: one model a row out of fold, several averaged in the test"
+        shared = f"{what} of each class: out of fold from one model a row, test from the average of several"
         notes += [f"{note}." for note in bayes_notes(chosen.outcomes, metric.greater_is_better)]
     outcome = chosen.outcome
     record(
@@ -108,26 +107,23 @@ def make_submission(
 
 
 def _write_rows(
-    material: Material, out: Path, wanted: str | None, exclusive: Sequence[Sequence[str]] | None, progress: Progress
+    material: Material, out: Path, decision: str | None, exclusive: Sequence[Sequence[str]] | None, progress: Progress
 ) -> Chosen:
     truth, ranks = material.truth, material.oof.header.ranks
     rows, predicted = align(material.oof, truth)
     scored = by_unit(truth.table, rows, predicted, truth.folds[rows])
-    chosen = choose_decision(truth.metric, scored, ranks, exclusive, wanted, progress)
-    decision: Decision = chosen.decision
+    chosen = choose_decision(truth.metric, scored, ranks, exclusive, decision, progress)
+    fitted: Decision = chosen.decision
     ids, models = _models(material)
-    answers = decision.rule.decide(decision.average(models))
-    alone = [decision.rule.decide(decision.calibrate(*model)).mean(axis=0) for model in models.items()]
+    answers = fitted.rule.decide(fitted.average(models))
+    single = [fitted.rule.decide(fitted.calibrate(*model)).mean(axis=0) for model in models.items()]
     write_table(out, material.layout.table(ids, answers), material.sample, material.sample_path)
-    of_test = {"test, one model": np.mean(alone, axis=0), f"test, mean of {len(models)}": answers.mean(axis=0)}
+    of_test = {"test, one model": np.mean(single, axis=0), f"test, mean of {len(models)}": answers.mean(axis=0)}
     return chosen._replace(shares=chosen.shares | of_test)
 
 
 def _models(material: Material) -> tuple[list[str], dict[int, np.ndarray]]:
-    """The ids of images or units, and their (U, C) predictions by each fold's model.
-
-    Snapshots and views are averaged, and the images of a unit.
-    """
+    """Return the ids of images or units, and each fold's predictions (U, C), averaged over snapshots and views."""
     models: dict[int, np.ndarray] = {}
     ids: list[str] = []
     for fold, frame in material.test.frame.groupby("fold"):
@@ -139,8 +135,7 @@ def _models(material: Material) -> tuple[list[str], dict[int, np.ndarray]]:
     return ids, models
 
 
-def _write_masks(material: Material, out: Path, wanted: str | None, progress: Progress) -> Chosen:
-    """Write masks, one image at a time."""
+def _write_masks(material: Material, out: Path, decision: str | None, progress: Progress) -> Chosen:
     truth, layout = material.truth, material.layout
 
     def images() -> Iterator[tuple[str, np.ndarray, np.ndarray, int]]:
@@ -150,11 +145,11 @@ def _write_masks(material: Material, out: Path, wanted: str | None, progress: Pr
             yield id, read_mask(truth.table.mask_path(row)), probability, truth.folds[row]
             done()
 
-    chosen = choose_cleaning(truth.metric, images(), wanted)
+    chosen = choose_cleaning(truth.metric, images(), decision)
     pixels = np.zeros((2, len(truth.table.classes)), np.int64)  # of the test, before and after cleaning
 
     def answers() -> Iterator[tuple[str, bytes]]:
-        done = stepping(progress, "masks of the test", material.test.frame["id"].nunique())
+        done = stepping(progress, "cleaning the test masks", material.test.frame["id"].nunique())
         for id, probability in iter_average_maps(material.test):
             mask = chosen.decision(probability)
             for row, answer in enumerate((probability.argmax(axis=0), mask)):

@@ -1,21 +1,19 @@
-"""Pseudo labels of unlabelled images, for each fold's student its own; and the images to label by hand.
+"""Pseudo-label unlabelled images for the student of each fold, and list uncertain images to label by hand.
 
-A table of pseudo labels has one row for each pair of student and image:
+A table of pseudo labels has one row per student and image:
 
     row         "<student>/<id>", unique
-    id, image   of the unlabelled table
-    student     the fold whose student is trained on it
-    confidence  of the answer: the highest probability, of masks its mean over the pixels; multi-label: that of the
-                least certain label
-    weight      in the loss, beside a real row's 1
-    <class>     one column a class, the target: 0 and 1, or probabilities
-    mask        of maps, in place of these: path under the data root of a PNG, which has the teachers' answer where it
-                is confident and `data.ignore_index` elsewhere
-    labelled    of maps: the share of the pixels that have a class
+    id, image   as in the unlabelled table
+    student     fold whose student trains on the row
+    confidence  highest probability; multi-label: that of the least certain label; masks: mean over the pixels
+    weight      in the loss; real rows have 1
+    <class>     target, one column per class: 0 and 1, or probabilities
+    mask        segmentation, instead of <class>: path of a PNG under the data root, with `data.ignore_index` where the
+                teachers are not confident
+    labelled    segmentation: share of the pixels that have a class
 
-Beside it, `<table>.json` has the runs, folds and rule that made it, and counts; the masks lie in the folder `<table>/`,
-each named after its content: so the hash of the table, which is part of a run's identity, covers them, and the record
-of scanned images never takes a new mask for an old one.
+`<table>.json` records the runs, folds, rule and counts. Masks are in the folder `<table>/`, named by a hash of their
+content. So the table's hash, which is part of a run's identity, covers them, and cached image scans never go stale.
 """
 
 import hashlib
@@ -50,16 +48,16 @@ UNCERTAIN_COLUMNS = ("id", "image", "entropy", "margin")
 
 @dataclass(frozen=True)
 class Student:
-    """Counts of what the student of a fold gets.
+    """Counts of the pseudo labels for one student.
 
     Attributes:
-        student: its fold.
-        rows: images.
-        held_out: images of its own fold, which are left out.
-        unsure: images that are left out because no answer is confident.
-        surest: the highest confidence of an image that is not held out, of masks that of a pixel.
-        classes: the sum of the targets of each class; of masks its pixels.
-        answered: of masks, all pixels of each class, confident or not, in images that are not held out.
+        student: its held-out fold.
+        rows: images with pseudo labels.
+        held_out: images left out because they belong to the student's held-out fold.
+        unsure: images left out because of low confidence.
+        surest: highest confidence of an image (segmentation: of a pixel) that is not held out.
+        classes: sum of the targets per class; segmentation: confident pixels.
+        answered: segmentation: all predicted pixels per class in images that are not held out.
     """
 
     student: int
@@ -72,15 +70,15 @@ class Student:
 
     @property
     def problem(self) -> str | None:
-        """A sentence where it gets nothing."""
+        """Reason why the student gets no images, if so."""
         if self.rows:
             return None
-        why = f"the surest has {self.surest:.3f}" if self.unsure else "all are of its own fold"
-        return f"the student of fold {self.student} gets no image: {why}"
+        why = f"the highest confidence is {self.surest:.3f}" if self.unsure else "all belong to its held-out fold"
+        return f"the student of fold {self.student} gets no images: {why}"
 
     @property
     def lacking(self) -> list[str]:
-        """Classes of which it gets nothing."""
+        """Classes without pseudo labels."""
         return [name for name, total in self.classes.items() if not total]
 
 
@@ -92,15 +90,15 @@ def pseudo_label(
     table: Path | None = None,
     weight: float = 1.0,
 ) -> list[Student]:
-    """Write a table of pseudo labels, its provenance, and masks; all of it or nothing.
+    """Write a table of pseudo labels, its provenance and masks, all or nothing.
 
     Args:
         runs, test, table: as in `open_teachers`.
-        out: the .csv or .parquet file to write; of masks under the data root.
-        weight: of each row in the loss, beside a real row's 1.
+        out: the .csv or .parquet file to write; segmentation: under the data root.
+        weight: of each row in the loss; real rows have 1.
 
     Raises:
-        Refusal: whatever is wrong with runs, predictions or the rule, or a student gets no row; nothing is written.
+        Refusal: invalid runs, predictions or rule, or a student gets no images; nothing is written.
     """
     check_output(out, weight)
     teachers = open_teachers(runs, test, table)
@@ -127,7 +125,7 @@ def pseudo_label(
 
 
 def _label_rows(teachers: Teachers, rule: Rule, fold: int) -> tuple[Student, pd.DataFrame]:
-    """Counts and rows of a fold's student: id, image, student, confidence, one column a class."""
+    """Return the counts and rows of a fold's student: id, image, student, confidence, one column per class."""
     probability, held_out = teachers.probability(fold), teachers.held_out(fold)
     taken, target = rule.label(probability, teachers.classes, teachers.task)
     sure, rows = confidence(probability, teachers.task.exclusive), np.flatnonzero(taken & ~held_out)
@@ -145,31 +143,26 @@ def _label_rows(teachers: Teachers, rule: Rule, fold: int) -> tuple[Student, pd.
 
 
 def _mask_problems(teachers: Teachers, folder: Path) -> list[str]:
-    """Why no masks can be written into a folder, which must lie under the data root."""
     problems, root, ignored = [], teachers.table.root, teachers.ignore_index
     if not folder.resolve().is_relative_to(root.resolve()):
         problems.append(
-            f"the masks would lie in {folder.resolve()}, and training reads masks from the data root {root}: "
-            f"name a table there, --out {root / 'pseudo.csv'}"
+            f"the masks would be written to {folder.resolve()}, but training reads masks from the data root {root}: "
+            f"write the table there, for example --out {root / 'pseudo.csv'}"
         )
     if not 0 <= ignored <= 65535:
         problems.append(
-            f"data.ignore_index is {ignored}, which no PNG can hold, and it marks what is not confident: "
-            "train the teachers with a value from the classes to 65535, such as 255"
+            f"data.ignore_index is {ignored}, which a PNG cannot store, but it marks pixels of low confidence: "
+            "train the teachers with a value above the classes and at most 65535, such as 255"
         )
     return problems
 
 
 def _label_maps(teachers: Teachers, rule: Rule, fold: int, folder: Path, final: Path) -> tuple[Student, pd.DataFrame]:
-    """Write the masks of a fold's student into `folder`, which will be renamed to `final`, one image at a time.
-
-    Returns:
-        Counts, and rows: id, image, student, confidence, mask, labelled.
-    """
-    assert isinstance(rule, Confident)  # others are refused by their `problems`
+    """Write the masks of a fold's student into `folder`, which is later renamed to `final`; return counts and rows."""
+    assert isinstance(rule, Confident)  # `problems` of the other rules refuse maps
     ignored, held_out = teachers.ignore_index, teachers.held_out(fold)
     dtype = np.uint8 if max(ignored, len(teachers.classes) - 1) <= 255 else np.uint16
-    counts, surest = np.zeros((2, len(teachers.classes)), np.int64), 0.0  # confident pixels, and all
+    counts, surest = np.zeros((2, len(teachers.classes)), np.int64), 0.0  # of confident pixels, and of all
     lines: list[dict[str, Any]] = []
     rows = np.flatnonzero(~held_out)
     inside = final.resolve().relative_to(teachers.table.root.resolve())
@@ -203,20 +196,19 @@ def _label_maps(teachers: Teachers, rule: Rule, fold: int, folder: Path, final: 
 def list_uncertain(
     runs: Sequence[Path], out: Path, count: int, test: str | None = None, table: Path | None = None
 ) -> pd.DataFrame:
-    """Write the images of which the models of all folds together are least certain, to be labelled by hand.
+    """Write the images that the models of all folds are least certain about, to be labelled by hand.
 
-    Those of the highest entropy come first, for multi-label of its mean over the labels, for masks over the pixels.
-    `margin` is the other usual measure: how far the two most probable answers are apart, for multi-label the presence
-    and the absence of the least certain label, for masks in the mean of the pixels; the smaller, the less certain.
-    (Settles 2009, Active Learning Literature Survey, section 3.1.)
+    Sorts by entropy, highest first (multi-label: mean over the labels; masks: mean over the pixels). `margin` is the
+    gap between the two most probable classes (multi-label: between presence and absence of the least certain label;
+    masks: mean over the pixels); smaller is less certain (Settles 2009, Active Learning Literature Survey, sec. 3.1).
 
     Args:
         runs, test, table: as in `open_teachers`.
         out: the .csv or .parquet file to write.
-        count: how many images.
+        count: number of images.
 
     Returns:
-        What is written: id, image, entropy, margin, and one probability a class, of masks its mean over the pixels.
+        The table: id, image, entropy, margin, and the probability of each class (masks: mean over the pixels).
 
     Raises:
         Refusal: as `pseudo_label`.
@@ -227,8 +219,8 @@ def list_uncertain(
     problems = class_problems(teachers.classes, UNCERTAIN_COLUMNS)
     refuse_all(problems)
     if teachers.task.kind == "maps":
-        every = (each.reshape(len(each), -1).T for each in teachers.maps(np.arange(len(teachers.table))))
-        means = [(*(each.mean() for each in _uncertainty(pixels, True)), pixels.mean(axis=0)) for pixels in every]
+        images = (maps.reshape(len(maps), -1).T for maps in teachers.maps(np.arange(len(teachers.table))))
+        means = [(*(each.mean() for each in _uncertainty(pixels, True)), pixels.mean(axis=0)) for pixels in images]
         entropy, margin, probability = map(np.array, zip(*means, strict=True))
     else:
         probability = teachers.probability()
@@ -242,7 +234,7 @@ def list_uncertain(
 
 
 def _uncertainty(probability: np.ndarray, exclusive: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Entropy and margin, (N,) each, of (N, C) probabilities."""
+    """Entropy and margin (N,) of probabilities (N, C)."""
     entropy = cross_entropy(probability, probability, exclusive)
     if exclusive:
         return entropy, np.diff(np.partition(probability, -2, axis=1)[:, -2:], axis=1)[:, 0]

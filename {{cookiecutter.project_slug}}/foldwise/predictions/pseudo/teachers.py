@@ -1,12 +1,12 @@
-"""Runs whose predictions of unlabelled images may teach students, and the targets that each student gets.
+"""Teachers: runs whose predictions of unlabelled images may become targets of students.
 
-The student of fold k is a model that is trained without fold k and scored on it, so nothing may teach it that ever saw
-fold k's labels. A run's fold-k models have not: they were trained on the other folds, and where they were trained on
-pseudo labels, on those of student k. Everything else has:
+The student of fold k is trained without fold k and scored on it, so no teacher of it may have seen fold k's labels.
+Only a run's own fold-k models qualify: they were trained on the other folds (and pseudo labels of student k, if any).
+These would leak fold k's labels:
 
-- models of the other folds were trained on fold k's labels;
-- an ensemble's fold-k member was fitted on other folds' out-of-fold rows, which come from models of those other folds;
-- a checkpoint, restart or learning rate that was chosen by the validation of fold k knows how well it did on fold k.
+- models of the other folds, which were trained on fold k;
+- an ensemble's fold-k member: it was fitted on out-of-fold rows, predicted by models of the other folds;
+- checkpoints, restarts or learning rates that were chosen by the validation on fold k.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ UNFITTED = ("predict.py", "average.py")
 
 @dataclass(frozen=True)
 class Teachers:
-    """Checked runs; `table` has the N unlabelled images that each of them predicted with the models of every fold."""
+    """Checked runs with predictions of the N unlabelled images in `table` by the models of every fold."""
 
     sources: list[Source]
     predictions: list[Predictions]
@@ -53,27 +53,24 @@ class Teachers:
 
     @property
     def folds(self) -> list[int]:
-        """The folds, which are the numbers of the students."""
+        """Sorted folds; each has a student."""
         return sorted(set(self.truth.folds.tolist()) - {-1})
 
     def probability(self, fold: int | None = None) -> np.ndarray:
-        """(N, C) float64: the mean over the runs of the predictions of their models of this fold.
+        """Average the predictions of the fold's models over runs, snapshots and views, (N, C) float64.
 
-        Snapshots and views are averaged. None takes the models of all folds, which is for looking and not for training.
+        None averages over all folds, which leaks labels: do not train on it.
         """
         total = np.zeros((len(self.table), len(self.classes)))
         for part in self.predictions:
             frame = part.frame if fold is None else part.frame[part.frame["fold"] == fold]
             total += average_members(frame, self.classes).set_index("id").loc[self.table.ids].to_numpy(np.float64)
         if self.task.exclusive:
-            return total / total.sum(axis=1, keepdims=True)  # exactly, which predictions need not be
+            return total / total.sum(axis=1, keepdims=True)  # stored predictions sum to 1 only approximately
         return total / len(self.predictions)
 
     def maps(self, rows: np.ndarray, fold: int | None = None) -> Iterator[np.ndarray]:
-        """As `probability`, of segmentation: (C, H, W) float32 of these rows of the table, one image at a time.
-
-        As stored, in steps of 1 / 255. A bar is shown on a terminal.
-        """
+        """As `probability` for segmentation: (C, H, W) float32 of these rows of the table, one image at a time."""
         from rich.console import Console
         from rich.progress import track
 
@@ -86,9 +83,9 @@ class Teachers:
             yield maps.mean(axis=0)
 
     def held_out(self, fold: int) -> np.ndarray:
-        """(N,) bool: images that belong to the fold, by their file, group or unit.
+        """Find images that share a file, group or unit with the fold, (N,) bool.
 
-        With them a student would be scored on scenes that it was trained on, if under labels of its own making.
+        Training on them would leak scenes of the held-out fold, even though under pseudo labels.
         """
         result = np.zeros(len(self.table), bool)
         training = self.truth.table.frame[self.truth.folds == fold]
@@ -98,7 +95,7 @@ class Teachers:
         return result
 
     def describe(self) -> dict[str, Any]:
-        """Where the targets come from, as plain values."""
+        """Return the origin of the targets as plain values."""
         return {
             "task": self.task.name,
             "classes": self.classes,
@@ -117,20 +114,20 @@ class Teachers:
 
 
 def open_teachers(runs: Sequence[Path], test: str | None = None, table: Path | None = None) -> Teachers:
-    """Find the predictions of unlabelled images and check that their runs may teach.
+    """Read the predictions of unlabelled images and check that their runs may teach.
 
     Args:
-        runs: folders that train.py made, of one competition and the same folds.
-        test: a name in `<run>/predictions`; None: the only ones.
-        table: of the predicted images; None: `data.test_table` of the first run.
+        runs: folders made by train.py, with the same folds.
+        test: a name in `<run>/predictions`; None: the only ones there.
+        table: the predicted images; None: `data.test_table` of the first run.
 
     Raises:
-        Refusal: runs that may not teach, predictions that are missing or do not belong together; all are listed.
+        Refusal: lists runs that may not teach, and missing or mismatched predictions.
     """
     refuse_all(problem for run in runs for problem in run_problems(Path(run)))
     sources = find_sources(runs, test=test)
     refuse_all(
-        f"{source.folder} has no predictions of unlabelled images; python predict.py {source.folder} makes them"
+        f"{source.folder} has no predictions of unlabelled images; make them with python predict.py {source.folder}"
         for source in sources
         if source.test is None
     )
@@ -146,29 +143,29 @@ def open_teachers(runs: Sequence[Path], test: str | None = None, table: Path | N
 
 
 def check_probabilities(truth: GroundTruth) -> None:
-    """Refuse a task whose values are no probabilities: there is no confidence in them."""
+    """Refuse a task that does not predict probabilities."""
     if not truth.task.probabilities:
-        raise Refusal(f"pseudo labels are made of probabilities, which the task {truth.task.name} has not")
+        raise Refusal(f"pseudo labels need probabilities, which the task {truth.task.name} does not predict")
 
 
 def run_problems(run: Path) -> list[str]:
-    """Why a source may not teach; empty where it may."""
+    """Explain why a run may not teach; empty if it may."""
     if (run / "ensemble.json").is_file():
         return [
-            f"{run} is an ensemble: its member for fold k was fitted on the out-of-fold rows of the other folds, whose "
-            "models had seen fold k's labels. Name the runs that it is made of, and their plain mean is taken"
+            f"{run} is an ensemble: its member for fold k was fitted on out-of-fold rows of other folds, predicted "
+            "by models that had seen fold k's labels. Pass the runs that it combines instead; they are averaged"
         ]
     if (run / "averaging.json").is_file():
         return [
-            f"{run} has averaged weights: how many are averaged for fold k was chosen by the scores of models that had "
-            "seen fold k's labels. Name the run that it was made from"
+            f"{run} has averaged weights: their number for fold k was chosen by scores of models that had seen fold "
+            "k's labels. Pass the run that it was made from instead"
         ]
     if not (run / IDENTITY).is_file():
-        return [f"{run} is not a run of train.py: nobody can tell what its models of fold k have seen"]
+        return [f"{run} is not a run of train.py, so it is unknown which labels its models have seen"]
     reasons = followers(read_config(run))
     return reasons and [
-        f"{run}: its models of fold k followed the validation on fold k ({', '.join(reasons)}), and so its labels. "
-        "Train without that"
+        f"{run}: its fold-k models were tuned by validation on fold k ({', '.join(reasons)}), which leaks its labels. "
+        "Train teachers without that"
     ]
 
 
@@ -176,17 +173,17 @@ def _prediction_problems(predictions: Predictions, truth: GroundTruth, table: Ta
     header, frame = predictions.header, predictions.frame
     problems = mismatches(header, truth, "test")
     if header.folds_hash is None:
-        problems.append("their folds are unknown: nobody can tell which rows their models saw")
+        problems.append("their folds are unknown, so it is unknown which rows their models saw")
     if header.created_by not in UNFITTED:
         problems.append(
-            f"they were made by {header.created_by!r}; only what {' and '.join(UNFITTED)} write is fitted to no fold"
+            f"they are from {header.created_by!r}; only those of {' and '.join(UNFITTED)} are not fitted to any fold"
         )
     if header.ranks:
-        problems.append("their values are means of ranks and not probabilities")
+        problems.append("they are mean ranks, not probabilities")
     missing = sorted(set(truth.folds.tolist()) - {-1} - set(frame["fold"].tolist()))
     if missing:
-        problems.append(f"the models of the folds {missing} are missing, and each student needs those of its own fold")
-    predicted, asked = set(frame["id"]), set(table.ids)
-    problems += listed(f"ids are not in {table.path}", predicted - asked)
-    problems += listed(f"ids have no prediction but are in {table.path}", asked - predicted)
+        problems.append(f"the models of the folds {missing} are missing; each student needs those of its held-out fold")
+    predicted, expected = set(frame["id"]), set(table.ids)
+    problems += listed(f"ids are not in {table.path}", predicted - expected)
+    problems += listed(f"ids of {table.path} have no prediction", expected - predicted)
     return [f"{predictions.folder}: {problem}" for problem in problems]
