@@ -89,7 +89,8 @@ def test_whatever_cannot_teach_is_said_before_anything_is_written(world, tmp_pat
     run, _ = make_teacher(world, "teacher", oof=False)
     assert [student["student"] for student in distill([run], tmp_path / "first.csv")] == ["0", "1", "2"]
     (run / "without-0-2" / "metrics.json").unlink()
-    with pytest.raises(Refusal, match=f"no teachers without-0-2: python train.py run={run} fold=pairs"):
+    missing = f"lacks the teachers without-0-2; train them with python train.py run={run} fold=pairs"
+    with pytest.raises(Refusal, match=missing):
         distill([run], out)
     write_config(run, config_of(world, "scheduler=plateau"))
     with pytest.raises(Refusal, match="tuned by validation on fold k"):

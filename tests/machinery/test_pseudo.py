@@ -157,7 +157,7 @@ def test_ensembles_and_strangers_are_refused_in_one_error(world, tmp_path):
     ("header", "message"),
     [
         ({"folds_hash": "other"}, "made with the folds other"),
-        ({"created_by": "ensemble.py"}, "made by 'ensemble.py'"),
+        ({"created_by": "ensemble.py"}, "from 'ensemble.py'"),
         ({"tta": {"views": ["identity"], "mean": "rank"}}, "mean ranks"),
     ],
 )
@@ -185,7 +185,7 @@ def test_empty_selections_and_bad_choices_are_refused(world, tmp_path):
         pseudo_label([run], out, Confident(0.5))
     with pytest.raises(Refusal, match=r"no class 'cat'(.|\n)*1.5 must be above 0"):
         pseudo_label([run], out, Confident(1.5, {"cat": 0.5}))
-    with pytest.raises(Refusal, match="weight of 0"):
+    with pytest.raises(Refusal, match="--weight 0 must be"):
         pseudo_label([run], out, Soft(), weight=0)
     other = make_run(world, "b", draw("multilabel"), "multilabel")
     with pytest.raises(Refusal, match="0.4 must be above 0.5"):
