@@ -38,9 +38,6 @@ def distill(runs: Sequence[Path], out: Path, weight: float = 1.0) -> list[dict[s
 
     Returns:
         Per student: its name in the table, the number of rows, and the sum of the targets of each class.
-
-    Raises:
-        Refusal: lists what is wrong with the runs; nothing is written.
     """
     check_output(out, weight)
     problems = [problem for run in runs for problem in run_problems(run)]

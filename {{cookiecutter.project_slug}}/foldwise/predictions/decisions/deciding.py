@@ -48,7 +48,6 @@ class Outcome:
 
     @property
     def scores(self) -> list[float]:
-        """Scores of the folds, in order."""
         return list(self.per_fold.values())
 
 
@@ -137,11 +136,7 @@ def compare(
     scored: Scored,
     progress: Progress = silent,
 ) -> list[Outcome]:
-    """Score each calibrator with each rule, cross-fitted; in the order of the calibrators, then of the rules.
-
-    Raises:
-        Refusal: fewer than two folds.
-    """
+    """Score each calibrator with each rule, cross-fitted; in the order of the calibrators, then of the rules."""
     target, probability, folds, rows = scored
     check_folds(folds)
     done = stepping(progress, "post-processing out of fold", len(calibrators) * len(np.unique(folds)))
@@ -164,7 +159,6 @@ def compare(
 
 
 def check_folds(folds: np.ndarray) -> None:
-    """Refuse fewer than two folds."""
     if len(np.unique(folds)) < 2:
         raise Refusal("post-processing is fitted out of fold, which needs at least two folds")
 
@@ -184,18 +178,13 @@ def fit_decision(method: Method, metric: RowMetric, scored: Scored) -> Decision:
 
 
 def choose(outcomes: Sequence[Outcome], greater_is_better: bool, forced: str | None = None) -> int:
-    """Return the index of the outcome named `forced`, or else of the simplest within one standard error of the best.
-
-    Raises:
-        Refusal: no outcome has a score in every fold.
-    """
+    """Return the index of the outcome named `forced`, or else of the simplest within one standard error of the best."""
     if forced is not None:
         return [outcome.name for outcome in outcomes].index(forced)
     return choose_simplest(np.array([outcome.scores for outcome in outcomes]), greater_is_better)
 
 
 def check_decision(name: str | None, names: Sequence[str]) -> None:
-    """Refuse an unknown --decision."""
     if name is not None and name not in names:
         raise Refusal(f"there is no --decision {name}; choose one of {', '.join(names)}")
 
@@ -217,11 +206,7 @@ def bayes_notes(outcomes: Sequence[Outcome], greater_is_better: bool) -> list[st
 
 
 def _columns(groups: Sequence[Sequence[str]] | None, classes: Sequence[str]) -> list[tuple[int, ...]] | None:
-    """Return the column indices of groups of labels.
-
-    Raises:
-        PredictionsError: an unknown label, a label named twice, or a group of one.
-    """
+    """Return the column indices of groups of labels; refuse unknown and repeated labels, and groups of one."""
     if groups is None:
         return None
     named = [name for group in groups for name in group]

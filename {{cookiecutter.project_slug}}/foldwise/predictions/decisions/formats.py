@@ -48,7 +48,6 @@ class Format(ForTasks):
         raise NotImplementedError
 
     def check_classes(self, names: Sequence[str]) -> None:
-        """Refuse unknown classes."""
         for name in names:
             if name not in self.classes:
                 raise Refusal(f"there is no class {name}; the classes are {', '.join(self.classes)}")
@@ -68,7 +67,6 @@ class Labels(Format):
 
     @staticmethod
     def differ(first: str, second: str) -> float:
-        """One minus the Jaccard index of the two sets of labels."""
         return _jaccard_distance(first.split(), second.split())
 
 
@@ -111,9 +109,6 @@ class RunLengths(Format):
         row_id: template with {id}, {class} (name) and {index} (number of the class); None: {id}_{class}, or {id} if
             only one class is painted.
         by_row: as `encode_runs`.
-
-    Raises:
-        Refusal: an unknown class, or an unknown placeholder in `row_id`.
     """
 
     painted: Sequence[str] = ()
@@ -149,7 +144,6 @@ class RunLengths(Format):
 
     @staticmethod
     def differ(first: str, second: str) -> float:
-        """One minus the Jaccard index of the two sets of pixels."""
         return _jaccard_distance(_pixels(first), _pixels(second))
 
 
@@ -162,7 +156,6 @@ class Masks(Format):
     suffix: ClassVar[str] = ".zip"
 
     def encode(self, mask: np.ndarray) -> bytes:
-        """Encode a mask (H, W) as PNG."""
         import cv2
 
         dtype = np.uint8 if len(self.classes) <= 256 else np.uint16

@@ -41,11 +41,7 @@ class Final(NamedTuple):
 
 
 def read_ledger(path: Path) -> pd.DataFrame:
-    """Read the ledger as text; an empty table if there is no file yet.
-
-    Raises:
-        Refusal: the file cannot be read, lacks columns, or has scores that are not finite numbers.
-    """
+    """Read and check the ledger, as text; an empty table if there is no file yet."""
     if not path.exists():
         return pd.DataFrame(columns=COLUMNS, dtype=str)
     frame = read_text_table(path)
@@ -63,23 +59,15 @@ def read_ledger(path: Path) -> pd.DataFrame:
 
 
 def record(path: Path, **entry: Any) -> None:
-    """Add a submission with its values of `COLUMNS`."""
+    """Add a submission with these values of `COLUMNS`."""
     line = pd.DataFrame([{name: str(entry.get(name, "")) for name in COLUMNS}])
     _write(path, pd.concat([read_ledger(path), line], ignore_index=True))
 
 
 def record_score(path: Path, file: Path, value: float) -> list[str]:
-    """Record the leaderboard score of a submission, and plot all comparable ones beside the ledger.
+    """Record a leaderboard score, plot all comparable submissions beside the ledger, and return lines to print.
 
-    Args:
-        path: the ledger.
-        file: path of the submission, or its file name if that is unique.
-
-    Returns:
-        Lines to print.
-
-    Raises:
-        Refusal: the score is not finite, the submission is unknown or ambiguous, or it has another score already.
+    `file` is the path of the submission, or its file name if that is unique. A different score is not overwritten.
     """
     if not np.isfinite(value):
         raise Refusal(f"the score {value} is not a finite number")
@@ -117,13 +105,7 @@ def final_two(frame: pd.DataFrame) -> Final:
     """Select the best submission out of fold, and the most different one within one standard error of it.
 
     The standard error is that of the paired fold scores. The most different submission hedges: it is least likely to
-    share the errors of the best.
-
-    Args:
-        frame: rows of the ledger with the same metric and folds, see `comparable`.
-
-    Raises:
-        Refusal: no submission has an out-of-fold score.
+    share the errors of the best. Pass `comparable` rows only.
     """
     frame = frame[frame["oof_score"] != ""]
     if frame.empty:
@@ -143,7 +125,7 @@ def final_two(frame: pd.DataFrame) -> Final:
 
 
 def describe_choice(path: Path) -> list[str]:
-    """Describe the final two in lines to print; raises as `final_two`."""
+    """Describe the final two in lines to print."""
     frame = _read_filled(path)
     same = comparable(frame)
     final = final_two(same)
@@ -179,7 +161,6 @@ def score_figure(frame: pd.DataFrame) -> "Figure":
 
 
 def _read_filled(path: Path) -> pd.DataFrame:
-    """Read the ledger; refuse an empty one."""
     frame = read_ledger(path)
     if frame.empty:
         raise Refusal(f"{path} lists no submissions yet; make one with python submit.py make <source>")

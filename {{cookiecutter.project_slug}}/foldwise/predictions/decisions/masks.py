@@ -105,15 +105,7 @@ def compare_cleaning(
 ) -> tuple[list[Outcome], list[Cleaning]]:
     """Score each way of cleaning, simplest first; each fold uses the area that is best on the other folds.
 
-    Args:
-        evidence: (N, candidates, ...) of `measure_candidates`.
-        folds: (N,).
-
-    Returns:
-        The outcomes, and each cleaning fitted on all folds.
-
-    Raises:
-        Refusal: fewer than two folds.
+    Takes evidence (N, candidates, ...) and folds (N,); returns the outcomes, and each cleaning fitted on all folds.
     """
     check_folds(folds)
     sign = 1 if metric.greater_is_better else -1

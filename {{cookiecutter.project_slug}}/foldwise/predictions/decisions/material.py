@@ -38,7 +38,6 @@ class Material(NamedTuple):
 
     @property
     def notes(self) -> list[str]:
-        """Warnings for the user."""
         notes = []
         if self.sample is None:
             notes.append("Columns and ids are unchecked: pass the competition's sample submission with --sample.")
@@ -60,11 +59,7 @@ def open_material(
     kind: str | None,
     options: Mapping[str, Any],
 ) -> Material:
-    """Read and check the inputs; arguments as in `submit.make_submission`.
-
-    Raises:
-        Refusal: lists what is wrong with them.
-    """
+    """Read and check the inputs; arguments as in `submit.make_submission`."""
     source = find_sources([folder], oof, test)[0]
     if source.test is None:
         raise Refusal(f"{source.folder} has no test predictions; make them with python predict.py {source.folder}")
@@ -89,12 +84,7 @@ def choose_layout(
 ) -> Any:
     """Choose the format; column names come from the sample submission, or else from the table.
 
-    Args:
-        kind: a name in `formats.FORMATS`; None: by the sample, the task and the metric.
-        options: fields of the format.
-
-    Raises:
-        Refusal: an option or a format that does not suit the task or the metric.
+    `kind` is a name in `formats.FORMATS`, or None to go by sample, task and metric; `options` are fields of the format.
     """
     task, classes, options = truth.task, truth.table.classes, dict(options or {})
     values = task.kind == "rows" and takes_values(truth.metric)

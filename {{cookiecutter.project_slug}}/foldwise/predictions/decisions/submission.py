@@ -16,11 +16,7 @@ from foldwise.predictions.schema import PredictionsError, raise_problems
 
 
 def read_sample(path: Path) -> pd.DataFrame:
-    """Read a sample submission as text; the first column has the ids.
-
-    Raises:
-        PredictionsError: it cannot be read, has no rows or only one column.
-    """
+    """Read and check a sample submission, as text; the first column has the ids."""
     sample = read_text_table(path)
     problems = [] if len(sample.columns) > 1 else ["it has no column beside the ids"]
     problems += [] if len(sample) else ["it has no rows; a sample submission has one for every expected answer"]
@@ -29,11 +25,7 @@ def read_sample(path: Path) -> pd.DataFrame:
 
 
 def read_text_table(path: Path) -> pd.DataFrame:
-    """Read a CSV as text.
-
-    Raises:
-        PredictionsError: it does not exist or cannot be read.
-    """
+    """Read a CSV as text; refuse one that cannot be read."""
     if not path.is_file():
         raise PredictionsError(path, ["there is no such file"])
     try:
@@ -50,11 +42,7 @@ def check_columns(layout: Any, sample: pd.DataFrame | None, path: Path | None) -
 
 
 def check_rows(row_ids: Sequence[str], columns: Sequence[str], sample: pd.DataFrame | None, path: Path | None) -> None:
-    """Check rows and columns against the sample submission in `path`, in any order.
-
-    Raises:
-        PredictionsError: lists duplicate ids, and missing and unknown rows and columns.
-    """
+    """Refuse duplicate ids, and rows or columns that differ from the sample submission in `path`, in any order."""
     found: list[tuple[str, list[str]]] = [("ids would be written more than once", _duplicates(row_ids))]
     if sample is not None:
         ids = sample.iloc[:, 0].tolist()
@@ -75,7 +63,6 @@ def write_table(path: Path, frame: pd.DataFrame, sample: pd.DataFrame | None, sa
 
     Raises:
         PredictionsError: as `check_rows`, or NaN or infinite values; nothing is written.
-        Refusal: the file exists.
     """
     check_new(path)
     key = frame.columns[0]
@@ -105,10 +92,6 @@ def write_masks(
     Args:
         masks: ids, and masks encoded by `layout.encode`.
         absent: row ids of the sample without a mask; they get an empty code.
-
-    Raises:
-        PredictionsError: as `write_table`.
-        Refusal: the file exists.
     """
     if isinstance(layout, Masks):
         check_new(path)
@@ -131,12 +114,7 @@ def difference(first: Path, second: Path, kind: str, common: bool = False) -> fl
     """Return the mean distance of the answers of two submissions, 0 to 1; NaN if rows, columns or sizes differ.
 
     Distances: labels and run-length codes 1 - Jaccard index, numbers |a - b|, masks the share of different pixels.
-
-    Args:
-        common: compare only the rows of the first; the second may have more.
-
-    Raises:
-        PredictionsError: a file cannot be read.
+    With `common`, the second submission may have more rows.
     """
     return (_masks_difference if FORMATS[kind].suffix == ".zip" else _table_difference)(first, second, kind, common)
 

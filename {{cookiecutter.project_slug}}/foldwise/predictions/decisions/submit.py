@@ -65,9 +65,6 @@ def make_submission(
         decision: name of the method; None: the simplest within one standard error of the best.
         exclusive: groups of mutually exclusive labels, by name; None: detect them in the training labels.
         out: the file to write; None: `submissions/<source>-<test>` with the format's suffix.
-
-    Raises:
-        Refusal: invalid inputs or options; nothing is written.
     """
     recorded = read_ledger(ledger)["file"].tolist()  # first, to fail early on a damaged ledger
     material = open_material(source, oof, test, data, overrides, sample, kind, options or {})

@@ -139,18 +139,14 @@ class Blend:
 
 
 def equal_weights(sources: int) -> np.ndarray:
-    """Weights (M,) of a plain mean."""
     return np.full(sources, 1 / sources)
 
 
 def simplex_weights(probability: np.ndarray, target: np.ndarray, exclusive: bool) -> np.ndarray:
     """Find non-negative weights (M,) with sum 1 that minimise the log loss of the arithmetic mean.
 
-    Log loss instead of the competition's metric because it is convex and differentiable.
-
-    Args:
-        probability: (M, N, C).
-        target: (N, C) in [0, 1].
+    Log loss instead of the competition's metric because it is convex and differentiable. Probabilities are (M, N, C),
+    targets (N, C) in [0, 1].
     """
     from scipy.optimize import Bounds, LinearConstraint, minimize
 
@@ -213,12 +209,10 @@ def greedy_weights(examples: Examples) -> np.ndarray:
 
 
 def given(weights: np.ndarray) -> Method:
-    """Blend with the user's weights."""
     return Method("given", "given weights", lambda examples: Blend(weights))
 
 
 def equal(examples: Any, mean: Callable[[np.ndarray, np.ndarray], np.ndarray] = arithmetic) -> Blend:
-    """Blend with equal weights."""
     return Blend(equal_weights(len(examples.probability)), mean)
 
 

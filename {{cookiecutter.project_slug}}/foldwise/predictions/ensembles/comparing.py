@@ -68,7 +68,6 @@ class Comparison:
 
     @cached_property
     def chosen(self) -> int:
-        """Index of the method to write."""
         return choose(self.scores, self.metric) if self.forced is None else self.names.index(self.forced)
 
     def gain(self, method: int, over: str) -> tuple[float, float]:
@@ -78,12 +77,10 @@ class Comparison:
 
     @property
     def scores_are(self) -> str:
-        """Explanation of the scores."""
         return f"{THRESHOLDED}; {CROSS_FITTED}" if self.thresholded else CROSS_FITTED
 
     @property
     def verdict(self) -> str:
-        """Summary of the comparison in a sentence or two."""
         title = self.titles[self.chosen]
         (single, single_error), (mean, mean_error) = (self.gain(self.chosen, over) for over in ("single", "mean"))
         if self.names[self.chosen] == "single":
@@ -159,11 +156,11 @@ class Ensemble:
         raise NotImplementedError
 
     def correlation(self) -> np.ndarray:
-        """Correlation (M, M) of the sources' errors."""
+        """Return the correlation (M, M) of the sources' errors."""
         raise NotImplementedError
 
     def fit(self, method: Method, without: frozenset[int]) -> Fitted:
-        """Fit a method on all folds except these, once."""
+        """Fit a method on all folds except these, at most once."""
         key = method.name, without
         if key not in self._fitted:
             self._fitted[key] = method.fit(self.examples([fold for fold in self.folds if fold not in without]))

@@ -61,10 +61,7 @@ def ensemble(
         report: called with the path of report.html, the ensemble's name and the comparison.
 
     Returns:
-        The comparison, and the prediction folders that were written.
-
-    Raises:
-        Refusal: invalid sources or options; nothing is written.
+        The comparison, and the prediction folders that were written; nothing is written on a Refusal.
     """
     check_new(out)
     sources = find_sources(folders, oof, test)
@@ -115,11 +112,7 @@ def ensemble(
 def choose_methods(
     truth: GroundTruth, names: Sequence[str], use: str | None, weights: np.ndarray | None, metadata: bool
 ) -> list[Method]:
-    """Select the methods to compare, simplest first.
-
-    Raises:
-        Refusal: unknown names, or options that do not suit the task or the metric.
-    """
+    """Select the methods to compare, simplest first; refuse those that do not suit the task or the metric."""
     maps = truth.task.kind == "maps"
     possible: tuple[Method, ...] = MAP_BLENDS if maps else BLENDS_OF_VALUES
     if truth.task.probabilities and not maps:

@@ -11,11 +11,7 @@ from foldwise.predictions.store import Predictions, read_header, read_prediction
 
 
 def check_sources(sources: Sequence[Source]) -> list[str]:
-    """Return the names of the sources: the folder name, or its whole path if the name is not unique.
-
-    Raises:
-        Refusal: fewer than two sources, test predictions missing from some of them, or means of ranks.
-    """
+    """Return unique names of the sources; refuse a single source, mean ranks, and test predictions of only some."""
     problems = [] if len(sources) > 1 else ["an ensemble needs two sources or more"]
     with_test = [source for source in sources if source.test is not None]
     if with_test and len(with_test) < len(sources):
@@ -35,11 +31,7 @@ def check_sources(sources: Sequence[Source]) -> list[str]:
 
 
 def iter_checked(sources: Sequence[Source], truth: GroundTruth, test: bool = False) -> Iterator[Predictions]:
-    """Read the out-of-fold or test predictions of the sources, one at a time.
-
-    Raises:
-        Refusal: after the last source, lists all that do not match the ground truth or the first source.
-    """
+    """Read the out-of-fold or test predictions of the sources, one at a time; in the end, refuse all mismatches."""
     problems = []
     first: Predictions | None = None
     for source in sources:

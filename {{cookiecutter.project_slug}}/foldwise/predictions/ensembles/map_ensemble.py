@@ -69,11 +69,7 @@ MAP_BLENDS = (
 
 
 class MapEnsemble(Ensemble):
-    """Ensemble of maps on disk; weights are fitted on sampled pixels, the values of a fold are evidence.
-
-    Raises:
-        Refusal: sources that do not match.
-    """
+    """Ensemble of maps on disk; weights are fitted on sampled pixels, the values of a fold are evidence."""
 
     def __init__(self, sources: Sequence[Source], names: Sequence[str], truth: GroundTruth, progress: Progress) -> None:
         super().__init__(names, truth)

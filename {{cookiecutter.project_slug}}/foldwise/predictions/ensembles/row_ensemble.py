@@ -22,11 +22,7 @@ from foldwise.predictions.store import read_predictions, write_predictions
 
 
 class RowEnsemble(Ensemble):
-    """Ensemble of row predictions in memory; the values of a fold are predictions (N, C).
-
-    Raises:
-        Refusal: sources that do not match.
-    """
+    """Ensemble of row predictions in memory; the values of a fold are predictions (N, C)."""
 
     def __init__(
         self, sources: Sequence[Source], names: Sequence[str], truth: GroundTruth, columns: Sequence[str]
@@ -72,10 +68,7 @@ class RowEnsemble(Ensemble):
         return error_correlation(self.every.probability, self.every.target)
 
     def write(self, method: Method, oof: Path, test: Path | None, header: Header) -> None:
-        """Write cross-fitted predictions, and test predictions combined fold by fold.
-
-        The test predictions of a full fit are combined by the method fitted on all folds.
-        """
+        """As `MapEnsemble.write`, for rows."""
         folds, ids = self.every.folds, self.truth.table.frame["id"].to_numpy()[self.every.rows]
         probability = np.empty(self.every.probability.shape[1:], np.float32)
         for fold in self.folds:

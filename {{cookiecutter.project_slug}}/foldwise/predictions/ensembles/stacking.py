@@ -89,10 +89,7 @@ def fit_stack(learner: Learner, examples: Examples) -> Stack:
 def _fit_class(
     learner: Learner, inputs: Callable[[int], np.ndarray], index: int, target: np.ndarray, parts: np.ndarray
 ) -> Any:
-    """Choose the hyperparameter and fit an estimator; predict a constant if all targets (N,) bool are equal.
-
-    `parts` (N,) are held out in turn to choose the hyperparameter.
-    """
+    """Choose the hyperparameter by cross-validation over `parts` (N,) and fit; a constant if all targets are equal."""
     from sklearn.dummy import DummyRegressor
     from sklearn.model_selection import GridSearchCV, PredefinedSplit
     from threadpoolctl import threadpool_limits

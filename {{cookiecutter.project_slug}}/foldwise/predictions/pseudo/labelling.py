@@ -78,7 +78,6 @@ class Student:
 
     @property
     def lacking(self) -> list[str]:
-        """Classes without pseudo labels."""
         return [name for name, total in self.classes.items() if not total]
 
 
@@ -96,9 +95,6 @@ def pseudo_label(
         runs, test, table: as in `open_teachers`.
         out: the .csv or .parquet file to write; segmentation: under the data root.
         weight: of each row in the loss; real rows have 1.
-
-    Raises:
-        Refusal: invalid runs, predictions or rule, or a student gets no images; nothing is written.
     """
     check_output(out, weight)
     teachers = open_teachers(runs, test, table)
@@ -202,16 +198,7 @@ def list_uncertain(
     gap between the two most probable classes (multi-label: between presence and absence of the least certain label;
     masks: mean over the pixels); smaller is less certain (Settles 2009, Active Learning Literature Survey, sec. 3.1).
 
-    Args:
-        runs, test, table: as in `open_teachers`.
-        out: the .csv or .parquet file to write.
-        count: number of images.
-
-    Returns:
-        The table: id, image, entropy, margin, and the probability of each class (masks: mean over the pixels).
-
-    Raises:
-        Refusal: as `pseudo_label`.
+    Takes arguments as `pseudo_label`, and the number of images; returns the table that was written.
     """
     check_suffix(out)
     check_new(out)

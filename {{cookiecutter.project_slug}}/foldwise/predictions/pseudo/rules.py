@@ -50,7 +50,6 @@ class Confident:
     of_class: Mapping[str, float] = field(default_factory=dict)
 
     def problems(self, classes: Sequence[str], task: Task) -> list[str]:
-        """As `Soft.problems`."""
         unknown = [name for name in self.of_class if name not in classes]
         found = [f"there is no class {name!r}; the classes are {some(classes)}" for name in unknown]
         least = 0.0 if task.exclusive else 0.5  # at 0.5 or below, a label could be present and absent at once
@@ -58,7 +57,6 @@ class Confident:
         return found + [f"the threshold {value:g} must be above {least:g} and at most 1" for value in values]
 
     def label(self, probability: np.ndarray, classes: Sequence[str], task: Task) -> tuple[np.ndarray, np.ndarray]:
-        """As `Soft.label`."""
         if not task.exclusive:
             threshold = self._thresholds(classes)
             present = probability >= threshold
@@ -73,7 +71,6 @@ class Confident:
         return answer, probability.max(axis=0) >= self._thresholds(classes)[answer]
 
     def describe(self) -> dict[str, Any]:
-        """As `Soft.describe`."""
         return {"name": "confident", "threshold": self.threshold, "of_class": dict(self.of_class)}
 
     def _thresholds(self, classes: Sequence[str]) -> np.ndarray:

@@ -53,7 +53,6 @@ class Teachers:
 
     @property
     def folds(self) -> list[int]:
-        """Sorted folds; each has a student."""
         return sorted(set(self.truth.folds.tolist()) - {-1})
 
     def probability(self, fold: int | None = None) -> np.ndarray:
@@ -120,9 +119,6 @@ def open_teachers(runs: Sequence[Path], test: str | None = None, table: Path | N
         runs: folders made by train.py, with the same folds.
         test: a name in `<run>/predictions`; None: the only ones there.
         table: the predicted images; None: `data.test_table` of the first run.
-
-    Raises:
-        Refusal: lists runs that may not teach, and missing or mismatched predictions.
     """
     refuse_all(problem for run in runs for problem in run_problems(Path(run)))
     sources = find_sources(runs, test=test)
@@ -143,7 +139,6 @@ def open_teachers(runs: Sequence[Path], test: str | None = None, table: Path | N
 
 
 def check_probabilities(truth: GroundTruth) -> None:
-    """Refuse a task that does not predict probabilities."""
     if not truth.task.probabilities:
         raise Refusal(f"pseudo labels need probabilities, which the task {truth.task.name} does not predict")
 
