@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise.data.holdout import FULL, Holdout, choose_holdouts
+from foldwise.data.holdout import FULL, choose_holdouts
 from foldwise.data.problems import some
 from foldwise.data.pseudo import ROW, STUDENT, provenance_path, student_name
 from foldwise.errors import Refusal, refuse_all
@@ -40,8 +40,7 @@ def distill(runs: Sequence[Path], out: Path, weight: float = 1.0) -> list[dict[s
         Per student: its name in the table, the number of rows, and the sum of the targets of each class.
     """
     check_output(out, weight)
-    problems = [problem for run in runs for problem in run_problems(run)]
-    refuse_all(problems)
+    refuse_all(problem for run in runs for problem in run_problems(run))
     truth = read_ground_truth(runs[0])
     check_probabilities(truth)
     if truth.task.kind == "maps":
@@ -50,10 +49,17 @@ def distill(runs: Sequence[Path], out: Path, weight: float = 1.0) -> list[dict[s
     students = folds + [FULL] * all((run / "oof").is_dir() for run in runs)
     shards = {(run, student): _shards(run, student, folds) for run in runs for student in students}
     problems = class_problems(list(truth.table.classes), COLUMNS)
-    problems += [problem for run in runs for problem in _pair_problems(run, folds)]
+    pairs = [pair.name for pair in choose_holdouts("pairs", folds)]
+    for run in runs:
+        if missing := [pair for pair in pairs if not (run / pair / "metrics.json").is_file()]:
+            advice = f"train them with python train.py run={run} fold=pairs"
+            problems.append(f"{run} lacks the teachers {some(missing)}; {advice}")
     if not problems:
-        every = sorted({shard for found in shards.values() for shard in found})
-        problems = [problem for shard in every for problem in _shard_problems(shard, truth)]
+        problems = [
+            f"{shard}: {problem}"
+            for shard in sorted({shard for found in shards.values() for shard in found})
+            for problem in mismatches(read_predictions(shard).header, truth, "oof")
+        ]
     refuse_all(problems)
     targets = [_targets(truth, student, [shards[run, student] for run in runs], weight) for student in students]
     frames, summaries = [frame for frame, _ in targets], [summary for _, summary in targets]
@@ -107,15 +113,3 @@ def _shards(run: Path, student: int, folds: Sequence[int]) -> list[Path]:
         return [run / "oof"]
     pairs = [pair for pair in choose_holdouts("pairs", list(folds)) if student in pair.folds]
     return [shard for pair in pairs for shard in sorted((run / pair.name).glob("oof-*-of-*"))]
-
-
-def _pair_problems(run: Path, folds: list[int]) -> list[str]:
-    pairs: list[Holdout] = choose_holdouts("pairs", folds)
-    missing = [pair.name for pair in pairs if not (run / pair.name / "metrics.json").is_file()]
-    if not missing:
-        return []
-    return [f"{run} lacks the teachers {some(missing)}; train them with python train.py run={run} fold=pairs"]
-
-
-def _shard_problems(shard: Path, truth: GroundTruth) -> list[str]:
-    return [f"{shard}: {problem}" for problem in mismatches(read_predictions(shard).header, truth, "oof")]

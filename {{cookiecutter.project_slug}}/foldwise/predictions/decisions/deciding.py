@@ -68,8 +68,7 @@ class Decision:
 
     def average(self, models: Mapping[int, np.ndarray]) -> np.ndarray:
         """Calibrate each fold's predictions (N, C) and average them, ignoring NaN."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about rows without any prediction
+        with warnings.catch_warnings(action="ignore"):  # about rows without any prediction
             return np.nanmean([self.calibrate(fold, values) for fold, values in models.items()], axis=0)
 
     def __str__(self) -> str:
@@ -141,8 +140,7 @@ def compare(
     check_folds(folds)
     done = stepping(progress, "post-processing out of fold", len(calibrators) * len(np.unique(folds)))
     outcomes = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about classes missing from a fold; the run's report names them
+    with warnings.catch_warnings(action="ignore"):  # about classes missing from a fold; the run's report names them
         for calibrator in calibrators:
             answers = [np.zeros(target.shape) for _ in rules]
             for fold in np.unique(folds):
@@ -171,8 +169,7 @@ def fit_decision(method: Method, metric: RowMetric, scored: Scored) -> Decision:
         held = folds == fold
         calibrators[fold] = method.calibrator.fit(target[~held], probability[~held])
         calibrated[held] = calibrators[fold](probability[held])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):  # as in `compare`
         rule = method.rule.fit(metric, target, calibrated, rows)
     return Decision(calibrators, method.calibrator.fit(target, probability), rule)
 

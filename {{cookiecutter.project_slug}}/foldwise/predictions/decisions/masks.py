@@ -115,8 +115,7 @@ def compare_cleaning(
         return max(tried, key=lambda candidate: sign * metric.reduce(evidence[rows, candidate]))
 
     outcomes, fitted = [], []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about classes missing from a fold; the run's report names them
+    with warnings.catch_warnings(action="ignore"):  # about classes missing from a fold; the run's report names them
         for areas in ((0.0,), Cleaning.AREAS):
             for fill in (False, True):
                 chosen = np.zeros(len(folds), np.int64)

@@ -181,8 +181,7 @@ def takes_values(metric: RowMetric) -> bool:
     exclusive = metric.task.exclusive
     probability = rng.dirichlet(np.ones(classes), len(target)) if exclusive else rng.random(target.shape)
     rows = metric.example_rows(len(target))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         decided = score(metric, target, metric.hard(probability, _threshold(metric)), rows)
         return not np.isclose(metric(target, probability, rows=rows), decided, rtol=1e-12)
 

@@ -194,8 +194,7 @@ def greedy_weights(examples: Examples) -> np.ndarray:
 
     picks = np.zeros(len(candidates))
     total, best = np.zeros_like(candidates[0]), -np.inf
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about classes missing from a fold; already shown when the sources were scored
+    with warnings.catch_warnings(action="ignore"):  # about classes missing from a fold; shown before
         for step in range(1, GREEDY_STEPS + 1):
             scores = [score((total + candidate) / step) for candidate in candidates]
             winner = int(np.argmax(np.nan_to_num(scores, nan=-np.inf)))

@@ -190,8 +190,7 @@ class Ensemble:
         of_sources = self.source_values()
         sources = [self.score({fold: each[m] for fold, each in of_sources.items()}) for m in range(len(self.names))]
         weights = [[self.fit(method, frozenset({fold})).weights for fold in self.folds] for method in methods]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about classes missing from a fold; already shown for the sources
+        with warnings.catch_warnings(action="ignore"):  # about classes missing from a fold; shown before
             scored = self._score_each(cross_fitted)
             comparison = Comparison(
                 metric=self.truth.metric,

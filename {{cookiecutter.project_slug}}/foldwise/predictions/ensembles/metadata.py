@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 
 from foldwise.data.table import Columns, Table
-from foldwise.errors import Refusal, refuse_all
+from foldwise.errors import refuse_all
 from foldwise.predictions.ground_truth import GroundTruth, read_test_table
-from foldwise.predictions.schema import listed
+from foldwise.predictions.schema import listed, raise_problems
 from foldwise.tasks import TASKS
 
 NOT_METADATA = ("id", "image", "mask", "unit", "group", "fold", "weight")
@@ -57,8 +57,7 @@ def _check_columns(names: Sequence[str], columns: Columns, tables: Sequence[Tabl
         for name in names
         if name not in table.frame and name not in NOT_METADATA
     ]
-    if problems:
-        raise Refusal("--columns:\n" + "\n".join(f"  - {problem}" for problem in problems))
+    raise_problems("--columns", problems)
 
 
 def _encoder(frame: pd.DataFrame, names: Sequence[str]) -> Any:

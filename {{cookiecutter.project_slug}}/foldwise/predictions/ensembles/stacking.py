@@ -78,8 +78,8 @@ def fit_stack(learner: Learner, examples: Examples) -> Stack:
     inputs = class_inputs(examples.probability, examples.extra, learner.odds)
     parts = np.unique(examples.folds, return_inverse=True)[1] % INNER_PARTS
     # Classes are fitted in parallel; nested BLAS and OpenMP threads would make that ten times slower.
-    with threadpool_limits(1, "blas"), warnings.catch_warnings():  # set here: both apply to all threads
-        warnings.simplefilter("ignore")  # about solvers that did not converge
+    # Limit and filter (solvers that did not converge) are set here because they apply to all threads.
+    with threadpool_limits(1, "blas"), warnings.catch_warnings(action="ignore"):
         estimators = Parallel(n_jobs=-1, prefer="threads")(
             delayed(_fit_class)(learner, inputs, index, target[:, index], parts) for index in range(target.shape[1])
         )

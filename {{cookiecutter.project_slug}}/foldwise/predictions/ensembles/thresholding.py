@@ -24,8 +24,7 @@ def score_thresholds(metric: RowMetric, scored: Scored) -> np.ndarray:
     """Scores (K, T) of each fold, in ascending order, at each of the `THRESHOLDS`."""
     target, probability, folds, rows = scored
     rows_of_folds = [np.flatnonzero(folds == fold) for fold in np.unique(folds)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about classes missing from a fold
+    with warnings.catch_warnings(action="ignore"):  # about classes missing from a fold
         return np.array(
             [
                 [score(metric, target[i], probability[i] >= threshold, rows[i]) for threshold in THRESHOLDS]
@@ -37,8 +36,7 @@ def score_thresholds(metric: RowMetric, scored: Scored) -> np.ndarray:
 def best_on_others(scores: np.ndarray, greater_is_better: bool) -> np.ndarray:
     """For each fold, the column of scores (K, T) with the best mean over the other folds; a single fold uses itself."""
     if len(scores) > 1:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about columns without a score
+        with warnings.catch_warnings(action="ignore"):  # about columns without a score
             scores = np.array([np.nanmean(np.delete(scores, fold, axis=0), axis=0) for fold in range(len(scores))])
     return np.argmax(np.nan_to_num(scores if greater_is_better else -scores, nan=-np.inf), axis=1)
 

@@ -110,8 +110,7 @@ def pseudo_label(
         else:
             labelled = [_label_rows(teachers, rule, fold) for fold in teachers.folds]
         students = [student for student, _ in labelled]
-        problems = [student.problem for student in students if student.problem]
-        refuse_all(problems)
+        refuse_all(student.problem for student in students if student.problem)
         frame = pd.concat([frame for _, frame in labelled], ignore_index=True)
         ids = frame[STUDENT].astype(str) + "/" + frame["id"]
         columns = [*COLUMNS, *(name for name in frame if name not in COLUMNS)]
@@ -203,8 +202,7 @@ def list_uncertain(
     check_suffix(out)
     check_new(out)
     teachers = open_teachers(runs, test, table)
-    problems = class_problems(teachers.classes, UNCERTAIN_COLUMNS)
-    refuse_all(problems)
+    refuse_all(class_problems(teachers.classes, UNCERTAIN_COLUMNS))
     if teachers.task.kind == "maps":
         images = (maps.reshape(len(maps), -1).T for maps in teachers.maps(np.arange(len(teachers.table))))
         means = [(*(each.mean() for each in _uncertainty(pixels, True)), pixels.mean(axis=0)) for pixels in images]
