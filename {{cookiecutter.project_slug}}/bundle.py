@@ -78,7 +78,7 @@ def build(options: argparse.Namespace) -> None:
         options=format_options(options),
         host_packages=options.wheels,
     )
-    print_outcomes(Console(), built.spec.metric, built.chosen.outcomes, built.chosen.place)
+    print_outcomes(Console(), built.spec.metric, built.chosen.outcomes, built.chosen.chosen_index)
     print(describe_sizes(built.sizes))
     print(f"\nWritten:\n  {options.out}")
     print(f"\nNext:\n  python bundle.py {options.out} --rehearse --table {built.truth.table.path}")
