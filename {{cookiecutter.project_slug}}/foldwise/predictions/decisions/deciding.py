@@ -36,10 +36,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Out-of-fold scores and answers of a method.
-
-    `answers` is (N, C); for segmentation it is (N,), for each image the index of its cleaning in `masks.CANDIDATES`.
-    """
+    """Out-of-fold scores and answers (N, C) of a method; for masks, answers (N,) are indices in `masks.CANDIDATES`."""
 
     name: str
     per_fold: dict[int, float]
@@ -53,10 +50,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Decision:
-    """A method fitted for test predictions.
-
-    `calibrators` has one for each fold's model; `common` was fitted on all folds, for the full fit.
-    """
+    """A method fitted for the test: one calibrator per fold's model, and `common` of all folds for the full fit."""
 
     calibrators: Mapping[int, Calibrator]
     common: Calibrator
@@ -109,9 +103,6 @@ def choose_decision(
         ranks: predictions are mean ranks, which cannot be calibrated.
         exclusive: groups of mutually exclusive labels, by name; None: detect them in the training labels.
         forced: name of the method; None: the simplest within one standard error of the best.
-
-    Raises:
-        Refusal: no method is called `forced`, `exclusive` or ranks do not suit the metric, or fewer than two folds.
     """
     assert metric.task is not None  # set by for_task
     rules = rules_for(metric, _columns(exclusive, metric.classes))

@@ -78,17 +78,19 @@ def record_score(path: Path, file: Path, value: float) -> list[str]:
         listed = "".join(f"\n  {name}" for name in frame["file"])
         what = f"several submissions named {file}: give the path of one" if rows else f"no submission {file}"
         raise Refusal(f"{path} has {what}; it lists{listed}")
-    known = frame["leaderboard"][rows[0]]
-    if known not in ("", repr(value)):
-        raise Refusal(f"{frame['file'][rows[0]]} already has the score {known}: if that is wrong, correct it in {path}")
+    recorded = frame["leaderboard"][rows[0]]
+    if recorded not in ("", repr(value)):
+        raise Refusal(
+            f"{frame['file'][rows[0]]} already has the score {recorded}: if that is wrong, correct it in {path}"
+        )
     frame.loc[rows[0], "leaderboard"] = repr(value)
     _write(path, frame)
     both = frame[(frame["leaderboard"] != "") & (frame["oof_score"] != "")]
     if both.empty:
         return [f"written  {path}", "no submission has both an out-of-fold and a leaderboard score to compare"]
     both = comparable(both)
-    picture = path.with_suffix(".png")
-    with write_atomic(picture) as temporary:
+    plot = path.with_suffix(".png")
+    with write_atomic(plot) as temporary:
         score_figure(both).savefig(temporary, format="png", dpi=110)
     scores = both[["oof_score", "leaderboard"]].astype(float)
     lines = [
@@ -98,7 +100,7 @@ def record_score(path: Path, file: Path, value: float) -> list[str]:
     if len(both) > 2:
         ranks = scores.corr("spearman").iloc[0, 1]
         lines.append(f"rank correlation of both scores: {ranks:.2f} over {len(both)} submissions")
-    return [*lines, f"written  {path}, {picture}", "next     python submit.py choose"]
+    return [*lines, f"written  {path}, {plot}", "next     python submit.py choose"]
 
 
 def final_two(frame: pd.DataFrame) -> Final:

@@ -67,9 +67,6 @@ def choose_cleaning(
     Args:
         images: id, ground truth (H, W), out-of-fold probabilities (C, H, W) and fold of each image.
         forced: name of the cleaning; None: the simplest within one standard error of the best.
-
-    Raises:
-        Refusal: no cleaning is called `forced`, sizes of masks and probabilities differ, or fewer than two folds.
     """
     check_decision(forced, CLEANINGS)
     measured = []
@@ -150,10 +147,10 @@ def _fill_holes(mask: np.ndarray) -> None:
     lowest, highest = np.full(count + 1, np.iinfo(np.int64).max), np.zeros(count + 1, np.int64)
     for axis in (0, 1):
         for step in (-1, 1):
-            beside = np.roll(classes, step, axis)
-            met = (edged > 0) & (beside != 0)
-            np.minimum.at(lowest, edged[met], beside[met])
-            np.maximum.at(highest, edged[met], beside[met])
+            neighbour = np.roll(classes, step, axis)
+            touching = (edged > 0) & (neighbour != 0)
+            np.minimum.at(lowest, edged[touching], neighbour[touching])
+            np.maximum.at(highest, edged[touching], neighbour[touching])
     enclosed = lowest == highest
     enclosed[0] = False  # 0 labels everything but background
     inside = enclosed[holes]

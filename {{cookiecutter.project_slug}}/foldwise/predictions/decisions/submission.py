@@ -59,11 +59,7 @@ def check_rows(row_ids: Sequence[str], columns: Sequence[str], sample: pd.DataFr
 
 
 def write_table(path: Path, frame: pd.DataFrame, sample: pd.DataFrame | None, sample_path: Path | None) -> None:
-    """Write a submission as a new CSV, rows and columns in the order of the sample submission.
-
-    Raises:
-        PredictionsError: as `check_rows`, or NaN or infinite values; nothing is written.
-    """
+    """Write a new CSV in the order of the sample submission; refuse what `check_rows` does, and NaN or infinity."""
     check_new(path)
     key = frame.columns[0]
     check_rows(frame[key].tolist(), list(frame), sample, sample_path)

@@ -182,9 +182,9 @@ def greedy_weights(examples: Examples) -> np.ndarray:
     """
     sources = examples.ranking()[:GREEDY_CANDIDATES]
     units = [by_unit(examples.table, examples.rows, examples.probability[m], examples.folds) for m in sources]
-    every = slice(None, None, -(-len(units[0].target) // GREEDY_ROWS))
-    target, folds, rows = units[0].target[every], units[0].folds[every], units[0].rows[every]
-    candidates = [unit.probability[every] for unit in units]
+    subset = slice(None, None, -(-len(units[0].target) // GREEDY_ROWS))
+    target, folds, rows = units[0].target[subset], units[0].folds[subset], units[0].rows[subset]
+    candidates = [unit.probability[subset] for unit in units]
     metric, sign = examples.metric, 1 if examples.metric.greater_is_better else -1
 
     def score(probability: np.ndarray) -> float:

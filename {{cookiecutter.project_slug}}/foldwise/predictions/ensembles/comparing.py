@@ -43,7 +43,7 @@ class Comparison:
     """Scores of sources and methods.
 
     Attributes:
-        sources: M names, with `source_scores` (M, K) and `source_overall` (M,).
+        sources: M names, with `source_scores` (M, K folds) and `source_overall` (M,).
         names, titles: of the methods, simplest first, with `scores` (methods, K) and `overall` (methods,).
         weights: per method (K, M), fitted for each fold; None for stacking.
         correlation: (M, M) of the sources' errors.
@@ -167,12 +167,7 @@ class Ensemble:
         return self._fitted[key]
 
     def compare(self, methods: Sequence[Method], forced: str | None, strict: bool, progress: Progress) -> Comparison:
-        """Cross-fit and score every method.
-
-        Args:
-            forced: name of the method to write; None: choose by the scores.
-            strict: for each fold, also choose and fit on the other folds only, and score on it.
-        """
+        """Cross-fit and score every method; see `ensembling.ensemble` for `forced` (`use`) and `strict`."""
         held_out = [frozenset({fold}) for fold in self.folds]
         if strict:
             held_out += [frozenset(pair) for pair in combinations(self.folds, 2)]

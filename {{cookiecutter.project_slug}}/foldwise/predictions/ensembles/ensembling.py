@@ -56,7 +56,7 @@ def ensemble(
         methods: names, or "all"; empty: all blends. The best single source and the mean are always included.
         use: the method to write; None: the simplest within one standard error of the best.
         weights: one per source, to write their weighted mean.
-        columns: metadata columns of the table as further inputs of stacking.
+        columns: metadata columns, as further inputs of stacking.
         strict: also score each fold with a method that was chosen and fitted without it.
         report: called with the path of report.html, the ensemble's name and the comparison.
 
@@ -121,18 +121,18 @@ def choose_methods(
         if names or use:
             raise Refusal("--weights replaces --methods and --use: leave those out")
         return [*possible[:2], given(weights)]
-    every, stackers = [method.name for method in possible], [method.name for method in STACKERS]
-    chosen = every if "all" in names else names or [name for name in every if name not in stackers]
+    available, stackers = [method.name for method in possible], [method.name for method in STACKERS]
+    chosen = available if "all" in names else names or [name for name in available if name not in stackers]
     selected = {"single", "mean", *chosen, *([use] if use else [])}
-    impossible = sorted(selected.difference(every))
+    impossible = sorted(selected.difference(available))
     if impossible:
         reason = " Ranks need a ranking metric, and labels or two classes." if "rank" in impossible else ""
         raise Refusal(
             f"there is no method {', '.join(impossible)} for {truth.task.name} and {type(truth.metric).__name__}; "
-            f"there are {', '.join(every)}.{reason}"
+            f"there are {', '.join(available)}.{reason}"
         )
     if metadata and not selected & set(stackers):
-        possible_here = set(stackers) & set(every)
+        possible_here = set(stackers) & set(available)
         advice = f"add --methods {' '.join(stackers)}" if possible_here else f"{truth.task.name} has none"
         raise Refusal(f"--columns needs a stacking method: {advice}")
     return [method for method in possible if method.name in selected]

@@ -22,9 +22,6 @@ def read_metadata(
 
     Numbers are standardised, missing ones filled with the median; texts are one-hot, at most 20 values a column. The
     encoder is fitted on the training table, without its targets.
-
-    Raises:
-        Refusal: a column is missing, or is a target or an identifier; test ids are not in data.test_table.
     """
     if not names:
         return np.zeros((len(truth.table), 0), np.float32), np.zeros((len(test_ids or ()), 0), np.float32)

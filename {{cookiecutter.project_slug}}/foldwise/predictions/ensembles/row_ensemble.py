@@ -41,15 +41,15 @@ class RowEnsemble(Ensemble):
                 self.test_folds = test_folds(predictions)
         extra, self.test_extra = read_metadata(truth, columns, self.test_ids if self.test_folds else None)
         self.thresholded = has_threshold(truth.metric)
-        self.every = Examples(truth.table, truth.metric, rows, truth.folds[rows], probability, extra[rows], {})
+        self.all_rows = Examples(truth.table, truth.metric, rows, truth.folds[rows], probability, extra[rows], {})
         scores = np.stack([self._source_scores(source) for source in probability])  # (M, K, T)
-        self.every = replace(self.every, source_scores=dict(zip(self.folds, scores.swapaxes(0, 1), strict=True)))
+        self.all_rows = replace(self.all_rows, source_scores=dict(zip(self.folds, scores.swapaxes(0, 1), strict=True)))
 
     def examples(self, folds: Sequence[int]) -> Examples:
-        return self.every.take(list(folds))
+        return self.all_rows.take(list(folds))
 
     def source_values(self) -> dict[int, np.ndarray]:
-        return {fold: self.every.probability[:, self.every.folds == fold] for fold in self.folds}
+        return {fold: self.all_rows.probability[:, self.all_rows.folds == fold] for fold in self.folds}
 
     def values(self, fold: int, methods: Sequence[Sequence[Fitted]]) -> list[np.ndarray]:
         held = self.examples([fold])
@@ -65,12 +65,12 @@ class RowEnsemble(Ensemble):
         return list(per_fold.values()), overall
 
     def correlation(self) -> np.ndarray:
-        return error_correlation(self.every.probability, self.every.target)
+        return error_correlation(self.all_rows.probability, self.all_rows.target)
 
     def write(self, method: Method, oof: Path, test: Path | None, header: Header) -> None:
         """As `MapEnsemble.write`, for rows."""
-        folds, ids = self.every.folds, self.truth.table.frame["id"].to_numpy()[self.every.rows]
-        probability = np.empty(self.every.probability.shape[1:], np.float32)
+        folds, ids = self.all_rows.folds, self.truth.table.frame["id"].to_numpy()[self.all_rows.rows]
+        probability = np.empty(self.all_rows.probability.shape[1:], np.float32)
         for fold in self.folds:
             (predicted,) = self.values(fold, [[self.fit(method, frozenset({fold}))]])
             probability[folds == fold] = predicted[0]
@@ -92,7 +92,7 @@ class RowEnsemble(Ensemble):
 
     def _source_scores(self, probability: np.ndarray) -> np.ndarray:
         """Scores (K, T) of a source (N, C) per fold and threshold; T = 1 without thresholds."""
-        scored = by_unit(self.truth.table, self.every.rows, probability, self.every.folds)
+        scored = by_unit(self.truth.table, self.all_rows.rows, probability, self.all_rows.folds)
         if self.thresholded:
             return score_thresholds(self.truth.metric, scored)
         return np.array(list(score_folds(self.truth.metric, *scored)[0].values()))[:, None]

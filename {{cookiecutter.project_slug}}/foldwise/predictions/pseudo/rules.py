@@ -40,10 +40,6 @@ class Confident:
 
     Multiclass: the top probability must reach its class's threshold. Multi-label: every label must be present or absent
     with at least its threshold, or the image is left out. Segmentation: each pixel as in multiclass.
-
-    Args:
-        threshold: default threshold.
-        of_class: thresholds of single classes.
     """
 
     threshold: float
