@@ -335,7 +335,7 @@ def test_scores_are_those_of_the_answers_and_the_bayes_rule_is_told_when_it_lose
         assert outcome.per_fold[3] == pytest.approx((f2 * either.sum() + (~either).sum()) / len(true))
     assert by_name["expected-f"].overall < by_name["one-threshold"].overall
     (told,) = bayes_notes(outcomes, True)
-    assert told.startswith("expected-f, ") and "to one-threshold: do not trust its probabilities" in told
+    assert told.startswith("expected-f (the Bayes") and "below one-threshold: do not trust its probabilities" in told
     chosen = outcomes[choose(outcomes, True)]
     assert chosen.name == "platt+expected-f" and chosen.overall > by_name["class-thresholds"].overall
     true_ones = compare([Calibrator()], rules_for(metric), metric, scored(target, probability, folds))

@@ -128,7 +128,7 @@ def test_the_command(world, tmp_path, command):
     run, _ = make_teacher(world, "command", oof=True)
     out = tmp_path / "distilled.csv"
     code, said, error = command("tools/distill.py", run, "--out", out)
-    assert (code, error) == (0, "") and "student of every row: 23 images" in said and f"data.pseudo={out}" in said
+    assert (code, error) == (0, "") and "student of the full fit: 23 images" in said and f"data.pseudo={out}" in said
     assert read_json(provenance_path(out))["created_by"] == "distill.py"
     code, _, error = command("tools/distill.py", run, "--out", out)
     assert code == 2 and "not overwritten" in error

@@ -423,7 +423,7 @@ def test_test_predictions_that_do_not_belong_are_refused_by_name(world, tmp_path
     [
         ({"weights": [1, 2]}, "3 numbers"),
         ({"weights": [1, -1, 1]}, "3 numbers"),
-        ({"weights": [1, 1, 1], "use": "mean"}, "leave out"),
+        ({"weights": [1, 1, 1], "use": "mean"}, "leave those out"),
         ({"methods": ["majority"]}, "there is no method majority"),
         ({"test": "test-d4"}, "no predictions called test-d4"),
     ],

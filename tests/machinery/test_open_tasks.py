@@ -188,7 +188,7 @@ def test_what_needs_probabilities_is_refused_by_name(world, tmp_path):
     for method in ("simplex", "geometric", "logistic"):
         with pytest.raises(Refusal, match=f"no method {method} for numbers .*; there are single, mean, greedy"):
             ensemble([folder / "a", folder / "b"], tmp_path / "out", use=method)
-    with pytest.raises(Refusal, match="inputs of stacking: and numbers has none"):
+    with pytest.raises(Refusal, match="needs a stacking method: numbers has none"):
         ensemble([folder / "a", folder / "b"], tmp_path / "out", columns=["site"])
     with pytest.raises(Refusal, match="need probabilities, which the task numbers does not predict"):
         check_probabilities(read_ground_truth(folder / "a"))

@@ -104,7 +104,7 @@ def test_images_of_the_students_own_fold_are_left_out(world, tmp_path):
 def test_what_cannot_be_made_is_refused_and_nothing_is_left(world, tmp_path):
     before = sorted(world.root.iterdir())
     for out, rule, message in (
-        (world.root / "soft.csv", Soft(), "take --confident"),
+        (world.root / "soft.csv", Soft(), "use --confident"),
         (tmp_path / "pseudo.csv", Confident(0.6), r"would be written to .*--out .*world/pseudo.csv"),
         (world.root / "none.csv", Confident(0.6, {"cat": 1}), "no class 'cat'"),
         (world.root / "pseudo.parquet", Confident(0.6), "pseudo.json exists|not overwritten"),

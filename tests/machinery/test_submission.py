@@ -259,7 +259,7 @@ def test_probabilities_of_a_log_loss(tmp_path):
     path, text = submit(source, tmp_path)
     written = pd.read_csv(path, dtype={"id": str}).set_index("id")
     assert list(written) == CLASSES and np.allclose(written.sum(axis=1), 1, atol=1e-6)
-    assert "temperature+probabilities" in text and "argmax" not in text and "Without --sample" in text
+    assert "temperature+probabilities" in text and "argmax" not in text and "Columns and ids are unchecked" in text
     sample = tmp_path / "one.csv"
     pd.DataFrame({"id": truth.index, "target": 0}).to_csv(sample, index=False)
     with pytest.raises(Refusal, match="--positive"):
@@ -368,7 +368,7 @@ def test_leaderboard_scores_are_recorded_once_and_drawn(tmp_path):
     record_score(ledger, Path("one.csv"), 0.5)
     record_score(ledger, tmp_path / "two.csv", 0.7)
     text = "\n".join(record_score(ledger, tmp_path / "three.csv", 0.6))
-    assert "rank correlation of the two: 0.50 over 3" in text
+    assert "rank correlation of both scores: 0.50 over 3" in text
     assert read_ledger(ledger)["leaderboard"].tolist() == ["0.5", "0.7", "0.6"]
     assert cv2.imread(str(tmp_path / "submissions.png")).shape[2] == 3
     kept = ledger.read_bytes()

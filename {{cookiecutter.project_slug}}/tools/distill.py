@@ -40,7 +40,7 @@ def main() -> None:
         students = distill(options.runs, options.out, options.weight)
         data = read_config(options.runs[0])["data"]["name"]
     for student in students:
-        name = "full fit" if student["student"] == student_name(FULL) else f"fold {student['student']}"
+        name = "the full fit" if student["student"] == student_name(FULL) else f"fold {student['student']}"
         print(f"student of {name}: {student['rows']} images")
     print(f"\nWritten:\n  {options.out}\n  {provenance_path(options.out)}")
     print(f"\nNext:\n  python train.py experiment=small_and_fast data={data} data.pseudo={options.out}")
