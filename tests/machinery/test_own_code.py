@@ -328,5 +328,5 @@ def test_a_further_output_is_a_source_and_no_run(tmp_path, runs, command):
 def test_runs_that_make_other_items_are_not_predicted_together(tmp_path, data):
     runs = [make_run(tmp_path / reader, data, reader=reader, several=False) for reader in ("Samples", "Patients")]
     choices = Choices(tta=find_choice("tta", "none"), workers=0, device="cpu")
-    with pytest.raises(Refusal, match="make other items of the rows"):
+    with pytest.raises(Refusal, match="group the rows of"):
         predict_runs(runs, choices, out=tmp_path / "out", console=Console(quiet=True))

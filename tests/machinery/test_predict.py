@@ -143,10 +143,10 @@ def test_runs_that_do_not_go_together_or_are_none(tmp_path, data):
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "config.yaml").write_text("data: {}")
     cases = [
-        ([run, other], "do not have the same classes"),
-        ([run, table], "do not have the same test table"),
+        ([run, other], "differ in classes"),
+        ([run, table], "differ in test table"),
         ([run, run], "named twice"),
-        ([bare], "without data.test_table: say what to predict with --table"),
+        ([bare], "without data.test_table: add --table"),
         ([tmp_path / "nothing"], "is not a run"),
         ([data], "is not a run"),
         ([tmp_path / "d"], "has no model yet"),
@@ -217,7 +217,7 @@ def test_snapshots_predict_instead_of_the_last_weights(tmp_path, data):
     crossed = frame[(frame["fold"] == 0) & (frame["snapshot"] == "cycle1")]
     np.testing.assert_allclose(crossed[list(CLASSES)], old, atol=1e-6)
     shutil.rmtree(run / "fold1" / "snapshots" / "cycle2")
-    with pytest.raises(Refusal, match="fold1 has the snapshots"):
+    with pytest.raises(Refusal, match="fold1 has snapshots"):
         predict([run])
 
 

@@ -121,7 +121,7 @@ def test_a_diverged_model_is_not_saved(tmp_path, spec):
 
 
 def test_missing_and_damaged_files(tmp_path, net, spec):
-    with pytest.raises(ModelError, match=r"there is no model in .*model.json is missing"):
+    with pytest.raises(ModelError, match=r"has no model .*model.json is missing"):
         load_model(tmp_path / "m")
     save_model(tmp_path / "m", net, spec)
     weights = tmp_path / "m" / "model.safetensors"
@@ -142,7 +142,7 @@ IMAGE = {"scale": None, "mean": [0.1, 0.2, 0.3, 0.4], "std": [0.5, 0.6, 0.7, 0.8
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 99}, "version 99.*use the code that it was made with"),
+        ({"version": 99}, "version 99.*use the foldwise that wrote it"),
         ({"version": "1"}, "no version"),
         ({"outputs": []}, "outputs must be a list of different names"),
         ({"outputs": [{"name": ""}]}, "outputs must have key, target, and a task.*; columns of outputs must be"),

@@ -1,4 +1,4 @@
-"""Output of predict.py beside the predictions: notes, shares of the classes, painted masks, the next command."""
+"""Console output and overlays of predict.py."""
 
 import re
 import shlex
@@ -22,31 +22,31 @@ SHOWN_CLASSES = 50
 
 
 def print_notes(console: Console, runs: Sequence[TrainedRun], table: Table, oof: bool) -> None:
-    """Note folds without a model, and test images whose label is known."""
+    """Print notes on folds without a model and on images whose label is already known."""
     data, spec = runs[0].data, runs[0].spec
     notes = [
-        f"{run.folder}: folds {run.missing_folds} have no model yet and do not predict."
+        f"{run.folder}: folds {run.missing_folds} have no model yet; predicting without them."
         for run in runs
         if run.missing_folds
     ]
     if not oof and table.path.resolve() == Path(data["table"]).resolve():
         notes.append(
-            "This is the training table: every image was seen by all folds but its own. "
-            "Honest predictions of it are in <run>/oof, or come with --oof."
+            "This is the training table: every fold but one was trained on each image. "
+            "Its out-of-fold predictions are in <run>/oof; for other views use --oof."
         )
-    elif not oof and Path(data["table"]).exists():  # it is absent on a machine that only predicts
+    elif not oof and Path(data["table"]).exists():  # may be missing on a machine that only predicts
         columns = Columns.from_config(data["columns"])
         training = read_table(data["table"], spec.task, data["root"], columns, spec.classes, has_target=False)
         pairs = _equal_images(table, training)
         shown = ", ".join(f"{id} = {other}" for id, other in pairs[:5]) + (", …" if len(pairs) > 5 else "")
         if pairs:
-            notes.append(f"{len(pairs)} images equal a training image, whose label is known: {shown}")
+            notes.append(f"{len(pairs)} images are identical to a training image with a known label: {shown}")
     for note in notes:
         console.print(f"[yellow]{note}[/yellow]")
 
 
 def _equal_images(table: Table, training: Table) -> list[tuple[str, str]]:
-    """(id, training id) of images whose files are the same, byte for byte."""
+    """(id, training id) of images whose files are byte-identical."""
     digest = cache(sha256_file)
     of_size: dict[int, list[int]] = {}
     for row in range(len(training)):
@@ -60,13 +60,13 @@ def _equal_images(table: Table, training: Table) -> list[tuple[str, str]]:
 
 
 def print_shares(console: Console, folders: Sequence[Path]) -> None:
-    """Print the share of each class in the predictions, to be compared with the training table's."""
+    """Print the share of each class in the predictions, to compare with the training table."""
     predictions = [read_predictions(folder) for folder in folders]
     task, classes = predictions[0].header.meaning, predictions[0].columns
     if not isinstance(task, Classes) or task.kind == "maps":
-        return  # it would read every map again; the painted pictures say more
-    what = "images" if task.exclusive else "images with it"
-    table = RichTable(title=f"share of the {what}, averaged over the models", title_justify="left")
+        return  # would read every map again; overlays show more
+    what = "images" if task.exclusive else "images with the label"
+    table = RichTable(title=f"share of {what}, averaged over the models", title_justify="left")
     table.add_column("class")
     for each in predictions:
         table.add_column(each.header.run, justify="right")
@@ -79,14 +79,14 @@ def print_shares(console: Console, folders: Sequence[Path]) -> None:
 
 
 def write_overlays(folder: Path, items: TableItems, count: int) -> None:
-    """Paint the predicted masks over `count` images, evenly spread, into `<folder>/overlays`."""
+    """Paint the predicted masks over `count` evenly spaced images, into `<folder>/overlays`."""
     from foldwise.reporting.figures import to_png
     from foldwise.reporting.pictures import overlay
 
     predictions = read_predictions(folder)
     ids = predictions.frame["id"].drop_duplicates().tolist()
-    some = [ids[place] for place in np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(int)]
-    for id, probability in iter_average_maps(predictions, some):
+    shown = [ids[index] for index in np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(int)]
+    for id, probability in iter_average_maps(predictions, shown):
         row, safe = items.table.row_of[id], re.sub(r"[^\w.-]+", "_", id)[:80]
         picture = overlay(items.picture(row), probability.argmax(axis=0), predictions.columns, id)
         with write_atomic(folder / "overlays" / f"{row:06d}-{safe}.png") as temporary:
@@ -96,17 +96,17 @@ def write_overlays(folder: Path, items: TableItems, count: int) -> None:
 def print_written(
     console: Console, runs: Sequence[TrainedRun], folders: Sequence[Mapping[str, Path]], choices: Choices
 ) -> None:
-    """Print the folders that were written, of each run those of its outputs, and what to do with them."""
+    """Print the folders that were written and the next command."""
     lines = []
-    for main, *others in (list(of_run.values()) for of_run in folders):
+    for main, *others in (of_run.values() for of_run in folders):
         lines += [f"written   {main}", *(f"          {other}" for other in others)]
         lines += [f"overlays  {main / 'overlays'}"] if choices.overlays else []
-    named, first = shlex.join(str(run.folder) for run in runs), folders[0][""]
+    sources, first = shlex.join(str(run.folder) for run in runs), folders[0][""]
     if choices.keep_views:
-        following = f"tools/average.py {shlex.quote(str(first))} --mean geometric"
+        command = f"tools/average.py {shlex.quote(str(first))} --mean geometric"
     elif choices.oof:
-        following = f"evaluate.py {named} --oof {first.name}"
+        command = f"evaluate.py {sources} --oof {first.name}"
     else:
-        following = f"{'ensemble.py' if len(runs) > 1 else 'submit.py make'} {named} --test {first.name}"
-    for line in [*lines, f"next      python {following}"]:
+        command = f"{'ensemble.py' if len(runs) > 1 else 'submit.py make'} {sources} --test {first.name}"
+    for line in [*lines, f"next      python {command}"]:
         console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""Prediction of a table with the models of finished runs; what predict.py does."""
+"""Prediction of a table with the models of finished runs, as predict.py does it."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ from foldwise.predictions.writers import PredictionWriter
 from foldwise.progress import progress_bar, stepping
 from foldwise.tasks.outputs import Output
 
-Folders = Mapping[str, Path]  # of one run: the prediction folder of each output by its name
+Folders = Mapping[str, Path]  # output name -> prediction folder, of one run
 
 
 def predict_runs(
@@ -36,17 +36,16 @@ def predict_runs(
     out: Path | None = None,
     console: Console | None = None,
 ) -> list[Path]:
-    """Predict a table with every model of the runs, reading each image once; a new prediction folder a run.
+    """Predict a table with every model of the runs into a new folder per run; each image is read once.
 
-    Interrupted, the same call resumes.
+    If it is interrupted, the same call resumes.
 
     Args:
-        runs: folders that train.py made, of one competition.
-        table_path: None: the runs' own `data.test_table`, or with `oof` their `data.table`.
-        out: the folder to write, with several runs the folder of their folders; None: see `output_folders`.
+        table_path: default: the runs' `data.test_table`, or with `oof` their `data.table`.
+        out: folder to write, or the parent folder if there are several runs; default: see `output_folders`.
 
-    Raises:
-        Refusal: whatever is wrong with runs, table, images or choices.
+    Returns:
+        The prediction folder of each run's main output.
     """
     console = console or Console()
     tta = load_tta(choices.tta)
@@ -66,21 +65,19 @@ def predict_runs(
         {output.name: _writer(run, output, of_run, table, tta, jobs, choices) for output in run.spec.outputs}
         for run, of_run in zip(trained, folders, strict=True)
     ]
-    every = [writer for of_run in writers for writer in of_run.values()]
     with ExitStack() as stack:
-        for writer in every:
-            stack.enter_context(writer)
-        done = set.intersection(*(writer.done for writer in every))
+        opened = [stack.enter_context(writer) for of_run in writers for writer in of_run.values()]
+        done = set.intersection(*(writer.done for writer in opened))
         if done:
             console.print(f"{len(done)} images were predicted before the last command was interrupted")
         total = sum(len(job.rows) for job in jobs)
-        left = [PredictionJob([row for row in job.rows if table.ids[row] not in done], job.fold) for job in jobs]
+        remaining = [PredictionJob([row for row in job.rows if table.ids[row] not in done], job.fold) for job in jobs]
         models = sum(len(run.models) for run in trained)
         console.print(f"{total} images, models: {models}, views: {len(tta.names)}, on {', '.join(devices)}")
         shards = [[{name: one.new_shard() for name, one in of_run.items()} for of_run in writers] for _ in devices]
         with progress_bar("predicting", console) as progress:
             step = stepping(progress, "predicting", total, len(done))
-            predict_work(Work(trained, left, table, source, tta, choices), devices, shards, step)
+            predict_work(Work(trained, remaining, table, source, tta, choices), devices, shards, step)
     main = [of_run[""] for of_run in folders]
     for folder in main if choices.overlays else ():
         write_overlays(folder, items, choices.overlays)
@@ -90,31 +87,31 @@ def predict_runs(
 
 
 def oof_jobs(run: TrainedRun, table: Table) -> list[PredictionJob]:
-    """The held-out rows of each fold.
-
-    Raises:
-        Refusal: a row has no fold, or a fold no model yet.
-    """
+    """List the held-out rows of each fold; refuse a fold without a model."""
     if not run.folds:
         raise Refusal(f"{run.folder} is a full fit: its model saw every row, so there are no out-of-fold predictions")
     if run.missing_folds:
-        raise Refusal(f"folds {run.missing_folds} have no model yet: every row needs the model of its fold")
+        raise Refusal(
+            f"{run.folder}: folds {run.missing_folds} have no model yet: --oof needs every fold; "
+            f"resume with python train.py run={run.folder}"
+        )
     fold_of = table_folds(table, run.data)
     return [PredictionJob([row for row, id in enumerate(table.ids) if fold_of[id] == fold], fold) for fold in run.folds]
 
 
-def output_folders(runs: Sequence[TrainedRun], what: str, choices: Choices, out: Path | None) -> list[Folders]:
-    """Folders of predictions: `<run>/predictions/<table>-<tta>[-views]`, `out`, or `<out>/<run>` with several runs.
+def output_folders(runs: Sequence[TrainedRun], prefix: str, choices: Choices, out: Path | None) -> list[Folders]:
+    """Name the prediction folders: `<run>/predictions/<prefix>-<tta>[-views][-tiles]`, `out`, or `<out>/<run>`.
 
     Raises:
         Refusal: some of them exist; the message has a command that works.
     """
-    name = f"{what}-{choices.tta.stem}" + ("-views" if choices.keep_views else "") + ("-tiles" if choices.tiles else "")
+    name = f"{prefix}-{choices.tta.stem}"
+    name += ("-views" if choices.keep_views else "") + ("-tiles" if choices.tiles else "")
     folders: list[Folders] = []
     for run in runs:
-        own = run.folder / "predictions" / name
-        main = own if out is None else out / run.folder.name if len(runs) > 1 else out
-        in_run = main.parent == own.parent  # where each output has predictions of its own
+        default = run.folder / "predictions" / name
+        main = default if out is None else out / run.folder.name if len(runs) > 1 else out
+        in_run = main.parent == default.parent  # then further outputs go to <run>/outputs/<output>/predictions
         folders.append(
             {
                 output.name: output_folder(run.folder, output) / "predictions" / main.name
@@ -123,12 +120,12 @@ def output_folders(runs: Sequence[TrainedRun], what: str, choices: Choices, out:
                 for output in run.spec.outputs
             }
         )
-    there = [folder for of_run in folders for folder in of_run.values() if folder.exists()]
-    if there:
-        left = [str(run.folder) for run, of_run in zip(runs, folders, strict=True) if not of_run[""].exists()]
-        others = f"the other runs alone:\n  python predict.py {shlex.join(left)} ...\nor " if left else ""
+    existing = [folder for of_run in folders for folder in of_run.values() if folder.exists()]
+    if existing:
+        new = [str(run.folder) for run, of_run in zip(runs, folders, strict=True) if not of_run[""].exists()]
+        others = f"the other runs alone:\n  python predict.py {shlex.join(new)} ...\nor " if new else ""
         raise Refusal(
-            f"{', '.join(map(str, there))} exists and is not overwritten. Predict {others}under another name:\n"
+            f"{', '.join(map(str, existing))} exists and is not overwritten. Predict {others}under another name:\n"
             f"  python predict.py {shlex.join(str(run.folder) for run in runs)} "
             f"--tta {choices.tta.stem} --out predictions/{name}-2"
         )
@@ -138,16 +135,16 @@ def output_folders(runs: Sequence[TrainedRun], what: str, choices: Choices, out:
 
 
 def beside(folder: Path, output: str) -> Path:
-    """The prediction folder of an output, by its name, beside that of the main one."""
+    """Folder for the predictions of `output`, next to `folder` of the main output."""
     return folder.with_name(f"{folder.name}-{output}") if output else folder
 
 
 def _read_table(run: TrainedRun, oof: bool, table_path: Path | None) -> Table:
     if oof and table_path is not None:
-        raise Refusal("--oof predicts the table that the runs were trained on: leave --table out")
+        raise Refusal("--oof predicts the training table of the runs: remove --table")
     path = run.data["table"] if oof else table_path or run.data["test_table"]
     if path is None:
-        raise Refusal(f"{run.folder} was trained without data.test_table: say what to predict with --table <file>")
+        raise Refusal(f"{run.folder} was trained without data.test_table: add --table <file>")
     columns, spec = Columns.from_config(run.data["columns"]), run.spec
     return read_table(Path(path), spec.task, run.data["root"], columns, spec.classes, has_target=oof)
 

@@ -1,4 +1,4 @@
-"""Reading items for prediction: each is read once, by a worker, and fitted to every network that needs it."""
+"""Reading for prediction: a worker reads each item once and resizes it for every network."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from foldwise.inference.weights import Model
 
 @dataclass(frozen=True)
 class InputSpec:
-    """Form of a model's samples; models that agree in it share them."""
+    """Key of a model's input; models with equal keys share samples."""
 
     reading: str
     image_size: tuple[int, ...]
@@ -38,9 +38,9 @@ class InputSpec:
 
 
 class Read(NamedTuple):
-    """An item's packed samples, one for each `InputSpec`, and its stored (height, width); or its problem.
+    """Packed samples of an item, one per `InputSpec`, and its stored (height, width); or a problem.
 
-    A problem is a text, because a DataLoader wraps an error of its workers in their traceback.
+    The problem is text, because a DataLoader buries a worker's exception in its traceback.
     """
 
     number: int
@@ -50,7 +50,7 @@ class Read(NamedTuple):
 
 
 class ReadBatch(NamedTuple):
-    """A batch for each `InputSpec`, the `numbers` of its items and their stored sizes; and what could not be read."""
+    """A batch per `InputSpec`, with the index and stored size of each item; `bad` items could not be read."""
 
     numbers: list[int]
     batches: dict[InputSpec, Packed]
@@ -59,12 +59,11 @@ class ReadBatch(NamedTuple):
 
 
 class Items(Dataset[Read]):
-    """Items of a table, by their place among those that are asked for.
+    """Items of a table as prepared for the models.
 
     Args:
-        table: of the rows that the readers' items are made of.
-        models: an example of each `InputSpec`.
-        numbers: of items; None: all.
+        models: one per `InputSpec`.
+        numbers: of the items to read; default: all.
         tiles: leave images at their stored size.
     """
 
@@ -85,7 +84,7 @@ class Items(Dataset[Read]):
                 self.readers[inputs.reading] = reader
         self.first = next(iter(self.readers.values()))
         if any(reader.items != self.first.items for reader in self.readers.values()):
-            raise Refusal(f"the runs make other items of the rows of {table.path}: predict them in two commands")
+            raise Refusal(f"the runs group the rows of {table.path} into different items: predict them in two commands")
         self.numbers = list(range(len(self.first.items))) if numbers is None else list(numbers)
         self.augmentations = {}
         if tta.draws:
@@ -95,39 +94,39 @@ class Items(Dataset[Read]):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, place: int) -> Read:
-        number = self.numbers[place]
+    def __getitem__(self, index: int) -> Read:
+        number = self.numbers[index]
         size = (0, 0)
         packed: list[Packed] = []
         read: dict[str, list[Sample]] = {}
-        with cached_images():  # readers that differ in a state alone decode once
+        with cached_images():  # readers that differ only in state decode once
             for inputs in self.inputs:
                 reader = self.readers[inputs.reading]
                 if inputs.reading not in read:
                     try:
                         sample = reader.read(number)
                     except ImageError as error:
-                        return Read(place, [], size, str(error))
+                        return Read(index, [], size, str(error))
                     size = _stored_size(sample, reader) or size
                     read[inputs.reading] = self._draw(inputs.reading, sample, number)
                 samples = read[inputs.reading]
                 problem = _channel_problem(samples[0], inputs, reader, number)
                 if problem:
-                    return Read(place, [], size, problem)
+                    return Read(index, [], size, problem)
                 image_size = None if self.tiles else inputs.image_size
                 fitted = [fit_sample(sample, reader.fields, image_size, inputs.fit) for sample in samples]
                 packed.append(pack_sample(self._stack(fitted, reader.fields), reader.fields))
-        return Read(place, packed, size)
+        return Read(index, packed, size)
 
     def _draw(self, key: str, sample: Sample, number: int) -> list[Sample]:
-        """The sample, or its random draws, which depend on the name of its file alone."""
+        """Augment the sample `draws` times, seeded by its file name."""
         if not self.draws:
             return [sample]
         name = self.readers[key].files(number)[0].name
         return [self.augmentations[key](sample, sample_seed(0, draw, name)) for draw in range(self.draws)]
 
     def _stack(self, draws: list[Sample], fields: Mapping[str, Field]) -> Sample:
-        """One sample of several draws: spatial fields are (D, ...), ragged ones (N, D, ...), so that N is padded."""
+        """Stack draws into one sample: spatial fields are (D, ...), ragged ones (N, D, ...), since collate pads N."""
         if not self.draws:
             return draws[0]
         spatial = {
@@ -139,29 +138,29 @@ class Items(Dataset[Read]):
 
 
 def _stored_size(sample: Sample, reader: Reader) -> tuple[int, int] | None:
-    """(height, width) of a sample's first spatial field, None where it has none."""
+    """(height, width) of a sample's first spatial field."""
     for name, field in reader.fields.items():
         if field.spatial:
-            height, width = _pictures(sample[name])[0].shape[:2]
+            height, width = _images(sample[name])[0].shape[:2]
             return height, width
     return None
 
 
 def _channel_problem(sample: Sample, inputs: InputSpec, reader: Reader, number: int) -> str:
     for name, channels in inputs.channels:
-        for picture in _pictures(sample[name]):
-            if picture.shape[2] != channels:
+        for image in _images(sample[name]):
+            if image.shape[2] != channels:
                 where = ", ".join(map(str, reader.files(number)[:1]))
-                return f"{where} has {picture.shape[2]} channels, and the model was trained on {channels}"
+                return f"{where} has {image.shape[2]} channels, but the model was trained on {channels}"
     return ""
 
 
-def _pictures(value: Any) -> list[np.ndarray]:
+def _images(value: Any) -> list[np.ndarray]:
     return value if isinstance(value, list) else [value]
 
 
 def load_batches(items: Items, batch_size: int, workers: int, device: torch.device) -> DataLoader[Any]:
-    """A loader of `ReadBatch`es in order; with tiles, of one item each."""
+    """Make a loader of `ReadBatch`es in order; one item per batch with tiles."""
     fields = {inputs: items.readers[inputs.reading].fields for inputs in items.inputs}
     return DataLoader(
         items,
@@ -170,15 +169,15 @@ def load_batches(items: Items, batch_size: int, workers: int, device: torch.devi
         collate_fn=partial(_collate, fields=fields),
         pin_memory=device.type == "cuda",
         worker_init_fn=start_worker,
-        generator=torch.Generator(),  # its own, so that predicting does not move the caller's
+        generator=torch.Generator(),  # keeps the global random state untouched
     )
 
 
 def _collate(reads: list[Read], fields: Mapping[InputSpec, dict[str, Field]]) -> ReadBatch:
     good = [read for read in reads if not read.problem]
     batches = {
-        inputs: collate([read.samples[place] for read in good], own)
-        for place, (inputs, own) in enumerate(fields.items())
+        inputs: collate([read.samples[index] for read in good], of_input)
+        for index, (inputs, of_input) in enumerate(fields.items())
         if good
     }
     return ReadBatch(

@@ -1,7 +1,4 @@
-"""Finished runs as predict.py and bundles need them: where their data is, and the models of their folds.
-
-Only config.yaml and the model folders are read; nothing is instantiated from a configuration.
-"""
+"""Finished runs as predict.py and bundles load them: data settings and models, nothing instantiated."""
 
 import re
 from collections.abc import Sequence
@@ -20,7 +17,7 @@ from foldwise.tasks.outputs import run_of
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run that has models: the section `data` of its configuration, and model folders by (fold, snapshot)."""
+    """A run with models: `data` is that section of its configuration, `models` are folders by (fold, snapshot)."""
 
     folder: Path
     data: dict[str, Any]
@@ -29,12 +26,12 @@ class TrainedRun:
 
     @property
     def members(self) -> list[int]:
-        """The folds that have models, FULL first where there is a full fit."""
+        """Folds with models; a full fit counts as FULL and comes first."""
         return sorted({fold for fold, _ in self.models})
 
     @property
     def folds(self) -> list[int]:
-        """The folds that have models, without FULL."""
+        """Folds with models, without FULL."""
         return [fold for fold in self.members if fold != FULL]
 
     @property
@@ -44,27 +41,22 @@ class TrainedRun:
 
     @property
     def missing_folds(self) -> list[int]:
-        """Folds without a model; none are missing beside a full fit alone, or where the table gives the folds."""
+        """Folds without a model; empty for a full fit alone or with folds from the table."""
         if not self.folds or self.data["columns"]["fold"] is not None:
             return []
         return [fold for fold in range(self.data["folds"]) if fold not in self.folds]
 
     @property
     def outputs(self) -> list[tuple[str, str, tuple[str, ...]]]:
-        """(name, task, columns) of each output."""
         return [(output.name, output.task, output.columns) for output in self.spec.outputs]
 
 
 def load_run(folder: Path) -> TrainedRun:
-    """Find the models of a run.
-
-    Raises:
-        Refusal: it is not a run, no fold has a model yet, or the folds' models do not go together.
-    """
+    """Find the models of a run; refuse a folder without models, or folds that differ in outputs or snapshots."""
     config = read_config(folder)
     run, output = run_of(folder)
     if output:
-        raise Refusal(f"{folder} is an output of a run, whose models predict all of them at once: name {run}")
+        raise Refusal(f"{folder} is one output of a run, and its models predict all outputs at once: name {run}")
     folds = {int(match[1]): path for path in folder.glob("fold*") if (match := re.fullmatch(r"fold(\d+)", path.name))}
     folds[FULL] = folder / fold_name(FULL)
     models = {(fold, name): path for fold in sorted(folds) for name, path in find_models(folds[fold]).items()}
@@ -74,21 +66,17 @@ def load_run(folder: Path) -> TrainedRun:
     first = next(iter(snapshots.values()))
     for fold, names in snapshots.items():
         if len(names) != len(first):
-            raise Refusal(f"{folder}: {fold_name(fold)} has the snapshots {names}, and the first model has {first}")
+            raise Refusal(f"{folder}: {fold_name(fold)} has snapshots {names}, but the first fold has {first}")
     specs = {member: read_spec(path) for member, path in models.items()}
     spec = next(iter(specs.values()))
     for (fold, _), other in specs.items():
         if other.outputs != spec.outputs:
-            raise Refusal(f"{folder}: the model of {fold_name(fold)} has another task or other classes than the first")
+            raise Refusal(f"{folder}: the model of {fold_name(fold)} differs from the first one in task or classes")
     return TrainedRun(folder, config["data"], models, spec)
 
 
 def check_together(runs: Sequence[TrainedRun]) -> None:
-    """Refuse runs that cannot be predicted in one pass, or that are named twice.
-
-    Raises:
-        Refusal: names the run and what differs.
-    """
+    """Refuse runs that cannot be predicted in one pass, or that are named twice."""
     first = runs[0]
     for index, run in enumerate(runs[1:], start=1):
         if run.folder.resolve() in {other.folder.resolve() for other in runs[:index]}:
@@ -104,6 +92,5 @@ def check_together(runs: Sequence[TrainedRun]) -> None:
         ):
             if ours != its:
                 raise Refusal(
-                    f"{run.folder} and {first.folder} do not have the same {what} ({its} and {ours}): "
-                    "predict them in two commands"
+                    f"{run.folder} and {first.folder} differ in {what} ({its} and {ours}): predict them in two commands"
                 )

@@ -1,4 +1,4 @@
-"""Prediction in several processes, one a device: each takes every n-th image and writes a shard of its own."""
+"""Prediction on several devices, one process each: rank r of n predicts every n-th image into its own shard."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,21 +24,17 @@ from foldwise.processes.server import start_server
 PRELOAD = ("torch", "torchvision", "timm", "foldwise.inference.sharing")
 POLL_SECONDS = 0.2
 
-Shards = Sequence[Mapping[str, Shard]]  # of one process: of each run, a shard of each output by its name
+Shards = Sequence[Mapping[str, Shard]]  # of one process: output name -> shard, for each run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """Options of a prediction.
+    """Options of a prediction; see predict.py --help.
 
     Attributes:
         tta: a file such as configs/tta/d4.yaml.
-        oof: predict the training table, each row by the models that did not see it, instead of the test table.
-        keep_views: keep the predictions of each view, to choose views and mean afterwards.
-        tiles: segmentation: cut pictures into tiles of the network's size at their own resolution.
-        overlays: segmentation: pictures to write with the prediction painted over them.
-        device: "auto" or a device of torch's.
-        devices: processes, one a device; None: see `device.choose_devices`.
+        overlays: number of overlay images to write.
+        devices: number of processes; default: see `device.choose_devices`.
     """
 
     tta: Path
@@ -55,19 +51,18 @@ class Choices:
 
 @dataclass(frozen=True)
 class PredictionJob:
-    """Rows of a table, and the fold whose models predict them; None: the models of all folds."""
+    """Rows of a table, and the fold whose models predict them; None: all models."""
 
     rows: list[int]
     fold: int | None
 
     def members(self, run: TrainedRun) -> list[tuple[int, str]]:
-        """The models of a run that take part."""
         return [member for member in run.models if self.fold in (None, member[0])]
 
 
 @dataclass(frozen=True)
 class Work:
-    """Models, options and data of a prediction: `table` has a row an item, `source` the rows that items are made of."""
+    """Models, options and data of a prediction: `table` has one row per item, `source` the rows behind the items."""
 
     runs: Sequence[TrainedRun]
     jobs: Sequence[PredictionJob]
@@ -80,45 +75,44 @@ class Work:
 def predict_work(
     work: Work, devices: Sequence[str], shards: Sequence[Shards], advance: Callable[[int], object]
 ) -> None:
-    """Predict in a process for each device; where there is one device, in this process.
+    """Predict in one process per device; with one device, in this process.
 
     Args:
-        shards: of each process.
-        advance: called with the number of images that were predicted since the last call.
+        shards: one entry per device.
+        advance: called with the number of images predicted since the last call.
 
     Raises:
-        ProcessFailed: a process failed, which has printed why. What was predicted is kept.
+        ProcessFailed: a process failed and has printed why. Finished predictions are kept.
     """
     if len(devices) == 1:
         for _ in _predict_share(work, shards[0], devices[0], Rank()):
             advance(1)
         return
     context = start_server(PRELOAD)
-    counts = context.RawArray("Q", len(devices))  # one a process: no lock, which a killed one would keep
-    code, seen = None, 0
+    counts = context.RawArray("Q", len(devices))  # one slot per process: a killed process would never release a lock
+    code, reported = None, 0
     with Group(context, _predict_counting, (work, shards, devices, counts), len(devices)) as group:
         while code is None:
             wait(group.sentinels, POLL_SECONDS)
             code, total = group.poll(), sum(counts)
-            advance(total - seen)
-            seen = total
+            advance(total - reported)
+            reported = total
     if code:
-        raise ProcessFailed(f"a process that predicts {describe_exit(code)}\n{how_to_resume(code)}", code)
+        raise ProcessFailed(f"a prediction process {describe_exit(code)}\n{how_to_resume(code)}", code)
 
 
 def _predict_counting(work: Work, shards: Sequence[Shards], devices: Sequence[str], counts: Any, rank: Rank) -> None:
-    """One process's share, counted in `counts`."""
     torch.set_num_threads(max(1, torch.get_num_threads() // rank.world_size))
     if rank.index:
-        warnings.simplefilter("ignore")  # those of one process are enough
+        warnings.simplefilter("ignore")  # rank 0 shows them
     if devices[rank.index].startswith("cuda"):
-        torch.cuda.set_device(devices[rank.index])  # else what names no device takes memory of the first
+        torch.cuda.set_device(devices[rank.index])  # otherwise a plain "cuda" takes memory on the first GPU
     for _ in _predict_share(work, shards[rank.index], devices[rank.index], rank):
         counts[rank.index] += 1
 
 
 def _predict_share(work: Work, shards: Shards, device: str, rank: Rank) -> Iterator[None]:
-    """Predict every n-th row of each job into the shards; yields after each image."""
+    """Predict this rank's rows of each job into the shards; yield after each image."""
     names = ("batch_size", "workers", "precision", "keep_views", "tiles")
     options = {name: getattr(work.choices, name) for name in names}
     with ExitStack() as stack:
@@ -130,14 +124,14 @@ def _predict_share(work: Work, shards: Shards, device: str, rank: Rank) -> Itera
             if not rows:
                 continue
             members = [
-                (own, *member) for run, own in zip(work.runs, shards, strict=True) for member in job.members(run)
+                (of_run, *member) for run, of_run in zip(work.runs, shards, strict=True) for member in job.members(run)
             ]
             models = [load_model(run.models[member]) for run in work.runs for member in job.members(run)]
             predictor = Predictor(models, work.tta, device, **options)
-            for index, found in predictor.predict(work.source, rows):
+            for index, predicted in predictor.predict(work.source, rows):
                 id = work.table.ids[rows[index]]
-                for name, of_models in found.items():
-                    for (own, fold, snapshot), views in zip(members, of_models, strict=True):
+                for name, of_models in predicted.items():
+                    for (of_run, fold, snapshot), views in zip(members, of_models, strict=True):
                         for view, values in zip(predictor.views, views, strict=True):
-                            own[name].add(id, fold, snapshot, view, values)
+                            of_run[name].add(id, fold, snapshot, view, values)
                 yield

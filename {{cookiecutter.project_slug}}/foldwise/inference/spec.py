@@ -1,7 +1,7 @@
-"""`model.json`: everything that prediction needs to know of a model besides its weights.
+"""`model.json`: everything prediction needs besides the weights.
 
-A model folder from a stranger is safe to load: it has no pickle, it names classes of foldwise alone or of the run's own
-code, which is imported only where it is trusted (`foldwise.code`), and no file or address.
+A model folder from a stranger is safe to load: no pickle, no file names or URLs, and only classes of foldwise or of the
+run's own code, which is imported only if trusted (`foldwise.code`).
 """
 
 import json
@@ -19,14 +19,14 @@ from foldwise.tasks import TASKS
 from foldwise.tasks.outputs import Output
 
 WEIGHTS, SPEC = "model.safetensors", "model.json"
-# Arguments with which timm or smp would read a file or ask the hub, or build something that does.
-# `drop_path_rate` is none of them, so a bare "path" only counts as the whole name or its end.
+# Arguments that make timm or smp read a file or ask the hub. "path" counts only as the whole name or its last word,
+# because `drop_path_rate` is harmless.
 FORBIDDEN = re.compile(r"pretrained|weights|checkpoint|cache|hub|(^|_)(path|file|url)$|^_target_$", re.IGNORECASE)
-PLAIN = re.compile(r"[\w.+-]+")  # names of networks: no path, no "hf-hub:"
+PLAIN = re.compile(r"[\w.+-]+")  # network names: no path, no "hf-hub:"
 
 
 class ModelError(Refusal):
-    """A model folder cannot be used; the message says what to do."""
+    """A model folder cannot be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +34,16 @@ class ModelSpec:
     """The content of `model.json`.
 
     Attributes:
-        network: `_target_` ("package.module:Class", a `Network`) and its arguments, such as `channels` and `outputs`.
-        samples: the same of the reader, a `Samples`.
-        state: what the reader's `fit` gave on the training items.
-        outputs: what is predicted, the main output first.
-        image_size: (height, width) of the images that the network sees.
-        fit: "stretch", "crop" or "tiles", how images get that size.
-        images: of each image field, `scale` (the stored value that means 1.0; None: by dtype), `mean` and `std` (a
-            value a channel, in units of [0, 1]).
-        code: hash of the run's own code that network and reader may need; None: they are foldwise's.
-        version: of the format.
-        sha256: of the weights' file.
+        network: `_target_` ("package.module:Class" of a `Network`) and its arguments.
+        samples: the same for the reader, a `Samples`.
+        state: result of the reader's `fit` on the training items.
+        outputs: the main output comes first.
+        image_size: (height, width) of the network's input.
+        fit: how images get that size: "stretch", "crop" or "tiles".
+        images: for each image field `scale` (the stored value that means 1.0; None: by dtype), and `mean` and `std`
+            per channel, in units of [0, 1].
+        code: hash of the run's own code; None if network and reader come from foldwise.
+        sha256: of the weights file.
     """
 
     network: dict[str, Any]
@@ -64,12 +63,10 @@ class ModelSpec:
 
     @property
     def task(self) -> str:
-        """Of the main output, by name."""
         return self.main.task
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The columns of the main output."""
         return self.main.columns
 
     @property
@@ -78,40 +75,32 @@ class ModelSpec:
 
     @property
     def reading(self) -> str:
-        """Everything that reading an item depends on; models that agree in it share what is read."""
+        """Everything that affects how an item is read; models with equal values share the samples."""
         return json.dumps([self.samples, self.state, self.scales, self.code], sort_keys=True)
 
     def plain(self) -> dict[str, Any]:
-        """As `model.json` has it.
-
-        Raises:
-            ModelError: it is not valid.
-        """
+        """Content of `model.json`; ModelError if it is not valid."""
         values = json.loads(json.dumps(asdict(self)))
         raise_problems(SPEC, _problems(values))
         return values
 
 
 def read_spec(folder: Path) -> ModelSpec:
-    """The `model.json` of a model folder.
-
-    Raises:
-        ModelError: it is missing, of another version, or not valid; lists everything that is wrong.
-    """
+    """Read the `model.json` of a model folder; ModelError lists everything that is wrong."""
     path = Path(folder) / SPEC
     if not path.is_file():
-        raise ModelError(f"there is no model in {folder} ({SPEC} is missing)")
+        raise ModelError(f"{folder} has no model ({SPEC} is missing)")
     try:
         values = read_json(path)
     except Refusal as error:
         raise ModelError(str(error)) from error
     raise_problems(path, _problems(values))
-    own = {item.name: values[item.name] for item in fields(ModelSpec)}
+    known = {item.name: values[item.name] for item in fields(ModelSpec)}
     outputs = tuple(
         Output(output["name"], output["key"], output["target"], tuple(output["columns"]), output["task"])
-        for output in own["outputs"]
+        for output in known["outputs"]
     )
-    return ModelSpec(**own | {"outputs": outputs, "image_size": tuple(own["image_size"])})
+    return ModelSpec(**known | {"outputs": outputs, "image_size": tuple(known["image_size"])})
 
 
 def raise_problems(where: object, problems: list[str]) -> None:
@@ -120,12 +109,11 @@ def raise_problems(where: object, problems: list[str]) -> None:
 
 
 def _problems(values: Any) -> list[str]:
-    """Everything that is wrong with the content of a `model.json`."""
     version = values.get("version") if isinstance(values, dict) else None
     if not _is_count(version):
         return ["it has no version"]
     if version != FORMAT_VERSION:
-        return [f"it has version {version}, and this code reads {FORMAT_VERSION}: use the code that it was made with"]
+        return [f"it has version {version}, but this code reads {FORMAT_VERSION}: use the foldwise that wrote it"]
     problems = [text for text, check in REQUIRED.items() if not _passes(check, values)]
     for what in ("network", "samples"):
         bad = [name for name in _all_keys(values.get(what), top=True) if FORBIDDEN.search(name)]
@@ -136,12 +124,12 @@ def _problems(values: Any) -> list[str]:
 def _passes(check: Callable[[dict[str, Any]], object], values: dict[str, Any]) -> bool:
     try:
         return bool(check(values))
-    except (KeyError, TypeError, AttributeError, ValueError):  # what it looks at is not there, or of another type
+    except (KeyError, TypeError, AttributeError, ValueError):  # a missing key or a wrong type
         return False
 
 
 def _all_keys(value: Any, top: bool = False) -> list[str]:
-    """The keys of nested objects; at the top, without `_target_`."""
+    """Keys at every level, except `_target_` at the top one."""
     if isinstance(value, Mapping):
         return [key for key in value if not (top and key == "_target_")] + _all_keys(list(value.values()))
     return [key for inner in value for key in _all_keys(inner)] if isinstance(value, list) else []

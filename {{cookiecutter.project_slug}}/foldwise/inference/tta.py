@@ -1,4 +1,4 @@
-"""Test-time augmentation: an image is predicted in several views, and the probabilities are averaged."""
+"""Test-time augmentation: predict several views of an image and average the probabilities."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ KEYS = ("views", "mean", "scales", "crops", "draws", "transforms")
 
 @dataclass(frozen=True)
 class TTA:
-    """The views in which images are predicted, and their mean.
+    """Views to predict, and how to average them.
 
     Attributes:
         mean: "arithmetic" or "geometric", see `Task.average`.
-        draws: times that `transforms` are drawn for each image; 0: the image as it is.
-        transforms: of albumentations, as in configs/augmentation.
+        draws: random augmentations of each image by `transforms`; 0: none.
+        transforms: albumentations, as in configs/augmentation.
     """
 
     views: tuple[View, ...] = (View("identity"),)
@@ -37,15 +37,12 @@ class TTA:
         draws: int = 0,
         transforms: Sequence[Mapping[str, Any]] = (),
     ) -> "TTA":
-        """Each symmetry at each scale and in each crop.
+        """Combine each symmetry with each scale and each crop; the Refusal lists every problem.
 
         Args:
             views: names of `SYMMETRIES`.
-            scales: of the network's input; 1 is its own size.
+            scales: factors of the network's input size.
             crops: names of `CROPS`.
-
-        Raises:
-            Refusal: everything that is wrong with the choices.
         """
         problems = _list_problems("views", views, SYMMETRIES) + _list_problems("crops", crops, CROPS)
         if not isinstance(scales, Sequence) or not all(isinstance(s, int | float) and 0.1 <= s <= 4 for s in scales):
@@ -55,7 +52,7 @@ class TTA:
         if mean not in MEANS:
             problems.append(f"tta.mean is {mean!r}; it must be one of {', '.join(MEANS)}")
         if not isinstance(draws, int) or draws < 0 or bool(draws) != bool(transforms):
-            problems.append(f"tta.draws is {draws!r}; it must be above 0 where tta.transforms has some, and else 0")
+            problems.append(f"tta.draws is {draws!r}; it must be above 0 with tta.transforms, and 0 without")
         if problems:
             raise Refusal("; ".join(problems))
         zooms = [*((scale, None) for scale in scales), *((1.0, crop) for crop in crops)]
@@ -63,11 +60,7 @@ class TTA:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "TTA":
-        """The TTA of a file in configs/tta.
-
-        Raises:
-            Refusal: unknown keys, or as `choose`.
-        """
+        """Make the TTA of a file in configs/tta."""
         unknown = [key for key in config if key not in KEYS]
         if unknown or "views" not in config or "mean" not in config:
             raise Refusal(f"a TTA has views and mean, and may have {', '.join(KEYS[2:])}; this one has {list(config)}")
@@ -75,41 +68,31 @@ class TTA:
 
     @classmethod
     def from_names(cls, names: Sequence[str], mean: str) -> "TTA":
-        """The TTA of views by their names, as the header of a prediction has them; not of random draws.
-
-        Raises:
-            Refusal: a name of no view, or an unknown mean.
-        """
+        """Make the TTA from view names of a prediction header; refuse random draws and unknown names."""
         return cls(tuple(View.from_name(name) for name in names), cls.choose(mean=mean).mean)
 
     @property
     def names(self) -> list[str]:
-        """A name for each view, of each draw."""
         names = [view.name for view in self.views]
         return [f"{name}#{draw}" for draw in range(self.draws) for name in names] if self.draws else names
 
     @property
     def name(self) -> str:
-        """The `view` of the averaged prediction: that of the one view, or "mean"."""
+        """Name of the averaged prediction: the only view, or "mean"."""
         return self.names[0] if len(self.names) == 1 else "mean"
 
     def describe(self, tiles: bool) -> dict[str, Any]:
-        """For the header of a prediction: views and mean, and whether it was made in tiles."""
         return {"views": self.names, "mean": self.mean, **({"tiles": True} if tiles else {})}
 
 
 def load_tta(path: Path) -> TTA:
-    """The TTA of a file such as `configs/tta/d4.yaml`, without Hydra.
-
-    Raises:
-        Refusal: no such file, not YAML, or as `TTA.from_config`.
-    """
+    """Read a TTA file such as `configs/tta/d4.yaml`, without Hydra."""
     import yaml
 
     path = Path(path)
     if not path.is_file():
-        there = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
-        raise Refusal(f"there is no TTA {path}" + (f"; {path.parent} has {there}" if there else ""))
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+        raise Refusal(f"there is no TTA {path}" + (f"; {path.parent} has {known}" if known else ""))
     try:
         return TTA.from_config(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -122,4 +105,4 @@ def _list_problems(key: str, names: Any, known: Mapping[str, Any]) -> list[str]:
     if isinstance(names, str) or not isinstance(names, Sequence) or len(set(map(str, names))) < len(names):
         return [f"tta.{key} is {names!r}; it must be a list of different names out of {', '.join(known)}"]
     unknown = [str(name) for name in names if name not in known]
-    return [f"tta.{key} has {', '.join(unknown)}; there are {', '.join(known)}"] if unknown else []
+    return [f"tta.{key} has unknown {', '.join(unknown)}; choose from {', '.join(known)}"] if unknown else []

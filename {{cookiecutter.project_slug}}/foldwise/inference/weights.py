@@ -1,4 +1,4 @@
-"""Models as folders: `model.safetensors`, and `model.json` (`foldwise.inference.spec`) to build the network by."""
+"""Saving and loading of model folders: `model.safetensors` and `model.json` (`foldwise.inference.spec`)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from foldwise.models.normalized import Normalized
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model: in eval mode, on the CPU until somebody moves it."""
+    """A loaded model."""
 
     network: Normalized
     samples: Samples
@@ -29,7 +29,7 @@ class Model:
 
 
 def find_models(fold: Path) -> dict[str, Path]:
-    """The model folders of a fold by the names of the snapshots; just `last` where it took none."""
+    """Find the model folders of a fold by snapshot name; `last` if it took no snapshots."""
     snapshots = sorted((fold / "snapshots").glob(f"*/{SPEC}"))
     if snapshots:
         return {path.parent.name: path.parent for path in snapshots}
@@ -37,10 +37,9 @@ def find_models(fold: Path) -> dict[str, Path]:
 
 
 def save_model(folder: Path, network: Normalized, spec: ModelSpec) -> None:
-    """Write a model folder; an older model in it is replaced, weights first. Loading notices a mix of the two.
+    """Write a model folder, weights first; loading refuses new weights next to an older `model.json`.
 
-    Args:
-        network: compiled and channels_last ones too; auxiliary submodules are left out.
+    Auxiliary submodules are left out.
 
     Raises:
         ModelError: the weights have NaN or infinite values, or the spec is not valid.
@@ -51,9 +50,9 @@ def save_model(folder: Path, network: Normalized, spec: ModelSpec) -> None:
     bad = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if bad:
         raise ModelError(
-            f"{folder}: {len(bad)} tensors have NaN or infinite values, {bad[0]} first: the training diverged"
+            f"{folder}: {len(bad)} tensors have NaN or infinite values, first {bad[0]}: the training diverged"
         )
-    # Cloned, since safetensors refuses tensors that share memory (tied layers) or are not contiguous.
+    # safetensors refuses tensors that share memory (tied layers) or are not contiguous.
     state = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
     with write_atomic(folder / WEIGHTS) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
@@ -61,16 +60,16 @@ def save_model(folder: Path, network: Normalized, spec: ModelSpec) -> None:
 
 
 def load_model(folder: Path) -> Model:
-    """Build the network of a model folder and load its weights; on the CPU, in eval mode, without the internet.
+    """Build the network of a model folder and load its weights; on the CPU, in eval mode, offline.
 
     Raises:
-        ModelError: as `read_spec`, or the weights are missing, damaged, or those of another model.
-        Refusal: it needs code of its run that is not there or not trusted.
+        ModelError: the folder is incomplete, damaged or inconsistent.
+        Refusal: the run's own code is needed but missing or not trusted.
     """
     folder = Path(folder)
     spec, state = read_spec(folder), load_state(folder)
     alias = find_code(folder, spec.code)
-    with torch.random.fork_rng(devices=[]):  # the random initial weights must not move the caller's generator
+    with torch.random.fork_rng(devices=[]):  # initialising weights must not advance the caller's generator
         kind = resolve_strict(spec.network["_target_"], alias, Network)
         try:
             net = kind(**_arguments(spec.network))
@@ -83,17 +82,13 @@ def load_model(folder: Path) -> Model:
 
 
 def load_state(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights of a model folder.
-
-    Raises:
-        ModelError: they are missing, damaged, or not those that `model.json` was written with.
-    """
+    """Read the weights of a model folder; ModelError if missing, damaged, or not those of `model.json`."""
     weights = Path(folder) / WEIGHTS
     digest = read_spec(folder).sha256
     if not weights.is_file():
-        raise ModelError(f"{weights} is missing: the training of this fold did not end, run train.py again")
+        raise ModelError(f"{weights} is missing: the training of this fold did not finish, run train.py again")
     if sha256_file(weights) != digest:
-        raise ModelError(f"{weights} is not the file that {SPEC} was written with: copy the whole folder again")
+        raise ModelError(f"{weights} does not match the hash in {SPEC}: copy the whole folder again")
     try:
         return load_file(weights)
     except (SafetensorError, OSError) as error:
@@ -101,17 +96,13 @@ def load_state(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def load_samples(folder: Path) -> Samples:
-    """The reader of a model folder, without its weights.
-
-    Raises:
-        Refusal: as `load_model`.
-    """
+    """Build the reader of a model folder, without loading weights."""
     spec = read_spec(folder)
     return _build_samples(spec, find_code(Path(folder), spec.code))
 
 
 def normalize(net: Network, spec: ModelSpec) -> Normalized:
-    """A network with the normalisation of its images."""
+    """Add the normalisation of its images to a network."""
     return Normalized(net, {name: (values["mean"], values["std"]) for name, values in spec.images.items()})
 
 
@@ -126,7 +117,7 @@ def _arguments(described: Mapping[str, Any]) -> dict[str, Any]:
 def _state_problems(state: Mapping[str, torch.Tensor], needed: Mapping[str, torch.Tensor]) -> list[str]:
     shapes = [name for name in needed if name in state and state[name].shape != needed[name].shape]
     return [
-        f"{len(names)} of {len(needed)} tensors {text}, {names[0]} first: {SPEC} is of another model"
+        f"{len(names)} of {len(needed)} tensors {text}, first {names[0]}: {SPEC} belongs to another model"
         for names, text in (
             ([name for name in needed if name not in state], "of the network are missing from the file"),
             ([name for name in state if name not in needed], "of the file are not in the network"),
