@@ -136,5 +136,5 @@ def test_refusals() -> None:
     with pytest.raises(Refusal, match="layer_decay"):
         build_optimizer(net, "sgd", 0.1, layer_decay=1.5)
     native = network({"library": "smp", "name": "Unet", "encoder": "mobilenet_v2"})
-    with pytest.raises(Refusal, match="tu- encoder"):
+    with pytest.raises(Refusal, match="timm encoder"):
         build_optimizer(native, "sgd", 0.1, layer_decay=0.5)

@@ -304,7 +304,7 @@ def test_test_images_that_equal_training_images_are_said(tmp_path, data, capsys)
     pd.DataFrame({"id": ["t"], "image": ["copy.png"], "label": ["a"]}).to_csv(data / "known.csv", index=False)
     run = make_run(tmp_path / "run", data, table=str(data / "known.csv"))
     predict([run])
-    assert "1 images equal a training image, whose label is known: 003 = t" in capsys.readouterr().out
+    assert "1 images are identical to a training image with a known label: 003 = t" in capsys.readouterr().out
 
 
 @pytest.fixture

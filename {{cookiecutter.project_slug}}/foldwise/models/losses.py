@@ -1,8 +1,8 @@
-"""Losses: `forward(logits, target, weight)` gives the mean over the samples of `weight * loss of the sample`.
+"""Losses. `forward(logits, target, weight)` returns the mean of `weight * loss` over the samples.
 
-Classification: logits (B, C), target float (B, C), one row of probabilities or of 0/1 labels a sample.
-Segmentation: logits (B, C, H, W), target int64 (B, H, W); pixels that equal `ignore_index` count nowhere, and a
-sample without any other pixel has the loss 0 (with a graph: its gradient is 0, not NaN).
+Classification: logits (B, C), target float (B, C): probabilities or 0/1 labels.
+Segmentation: logits (B, C, H, W), target int64 (B, H, W). Pixels equal to `ignore_index` are left out; a sample without
+other pixels has loss 0 and gradient 0, not NaN.
 Weight: float (B,), or None for equal weights.
 """
 
@@ -16,21 +16,20 @@ from torch import Tensor, nn
 from foldwise.errors import Refusal
 
 IGNORE_INDEX = 255
-# What `class_weights` may name instead of numbers, with the power of the balanced weights.
+# Names that `class_weights` accepts, with the power applied to the balanced weights.
 BALANCES = {"balanced": 1.0, "sqrt_balanced": 0.5}
 
 
 def balanced_class_weights(counts: Sequence[float], rows: int | None = None, power: float = 1.0) -> list[float]:
-    """The weights of `class_weights: balanced`; `sqrt_balanced`, with the power 0.5, is half way to no weights.
+    """Compute the weights of `class_weights: balanced` (power 1) or `sqrt_balanced` (power 0.5).
 
     Args:
         counts: samples or pixels of each class.
-        rows: given for multi-label targets: the number of samples.
+        rows: number of samples, for multi-label targets only.
 
     Returns:
-        Without `rows`, total / (classes * count), as scikit-learn's `class_weight="balanced"`: the weight averaged
-        over the samples is 1. With `rows`, negatives / positives, which is the weight of a positive label.
-        A class that never occurs gets 1, since nothing is known about it.
+        total / (classes * count), as scikit-learn's `class_weight="balanced"` (mean weight over the samples: 1). With
+        `rows`, negatives / positives, the weight of a positive label. A class that never occurs gets 1.
     """
     if rows is not None:
         return [((rows - count) / count) ** power if 0 < count < rows else 1.0 for count in counts]
@@ -39,11 +38,11 @@ def balanced_class_weights(counts: Sequence[float], rows: int | None = None, pow
 
 
 class SampleLoss(nn.Module):
-    """Base of losses that give every sample its own value.
+    """Base of losses with one value per sample.
 
     Args:
-        class_weights: (C,) factors of the classes' terms, not normalised away: weights of 2 double the loss.
-        ignore_index: mask value that is not trained.
+        class_weights: (C,) factors, not normalised: weights of 2 double the loss.
+        ignore_index: mask value to leave out.
     """
 
     class_weights: Tensor | None
@@ -55,7 +54,7 @@ class SampleLoss(nn.Module):
         self.ignore_index = ignore_index
 
     def samples(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss of every sample, (B,)."""
+        """Compute the loss of each sample, (B,)."""
         raise NotImplementedError
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -65,17 +64,13 @@ class SampleLoss(nn.Module):
         return samples.mean() if weight is None else (weight * samples).mean()
 
     def pixels_to_samples(self, pixels: Tensor, target: Tensor) -> Tensor:
-        """Mean over the pixels that are not ignored; `pixels` (B, H, W) must be 0 at the ignored ones."""
+        """Average over the pixels that count; `pixels` (B, H, W) must be 0 where ignored."""
         valid = (target != self.ignore_index).sum(dim=(1, 2))
         return pixels.sum(dim=(1, 2)) / valid.clamp(min=1)
 
 
 class CrossEntropy(SampleLoss):
-    """Cross-entropy after a softmax; targets may be soft.
-
-    Args:
-        label_smoothing: share of the target that is spread evenly over all classes, in [0, 1).
-    """
+    """Cross-entropy after a softmax; targets may be soft, `label_smoothing` is in [0, 1)."""
 
     def __init__(self, label_smoothing: float = 0.0, **common: Any) -> None:
         super().__init__(**common)
@@ -93,8 +88,8 @@ class BinaryCrossEntropy(SampleLoss):
     """Binary cross-entropy after a sigmoid, averaged over the classes; for multi-label targets.
 
     Args:
-        label_smoothing: targets are moved by this share towards 0.5.
-        class_weights: factors of the positive term of each class.
+        label_smoothing: moves targets towards 0.5 by this share.
+        class_weights: factors of each class's positive term.
     """
 
     def __init__(self, label_smoothing: float = 0.0, **common: Any) -> None:
@@ -103,24 +98,22 @@ class BinaryCrossEntropy(SampleLoss):
 
     def samples(self, logits: Tensor, target: Tensor) -> Tensor:
         if logits.ndim != 2:
-            raise Refusal("BinaryCrossEntropy is for multi-label targets; segmentation takes CrossEntropy or Focal")
+            raise Refusal("BinaryCrossEntropy is for multi-label targets; for segmentation use CrossEntropy or Focal")
         target = target + self.label_smoothing * (0.5 - target)
         loss = F.binary_cross_entropy_with_logits(logits, target, pos_weight=self.class_weights, reduction="none")
         return loss.mean(dim=1)
 
 
 class Focal(SampleLoss):
-    """Focal loss (Lin et al. 2017, https://arxiv.org/abs/1708.02002): terms fade as (1 - p)^gamma, p the probability
-    of the target. gamma 0 is CrossEntropy or, for multi-label, BinaryCrossEntropy.
+    """Focal loss (Lin et al. 2017, https://arxiv.org/abs/1708.02002): cross-entropy times (1 - p_target)^gamma.
 
-    Args:
-        task: "multiclass" and "segmentation" use a softmax, "multilabel" a sigmoid a class.
+    With gamma 0 it equals CrossEntropy, or BinaryCrossEntropy for task "multilabel".
     """
 
     def __init__(self, gamma: float = 2.0, task: str = "multiclass", **common: Any) -> None:
         super().__init__(**common)
         if task not in ("multiclass", "multilabel", "segmentation"):
-            raise Refusal(f"Focal does not know the task {task!r}: use multiclass, multilabel or segmentation")
+            raise Refusal(f"Focal: unknown task {task!r}; use multiclass, multilabel or segmentation")
         self.gamma = gamma
         self.multilabel = task == "multilabel"
 
@@ -132,7 +125,7 @@ class Focal(SampleLoss):
                 positive = positive * self.class_weights
             return (positive + negative).mean(dim=1)
         log_probability = F.log_softmax(logits, dim=1)
-        # 1 - p as the sum of the other classes would cost C times the memory; expm1 keeps it exact near p = 1.
+        # Summing the other classes for 1 - p would take C times the memory; expm1 stays exact near p = 1.
         loss = (-torch.expm1(log_probability)).clamp(min=0) ** self.gamma * -log_probability
         if self.class_weights is not None:
             loss = loss * self.class_weights.view(-1, *[1] * (logits.ndim - 2))
@@ -144,10 +137,10 @@ class Focal(SampleLoss):
 
 
 class BatchLoss(nn.Module):
-    """Base of losses that are one value of all pixels of a batch together, so samples cannot be weighted.
+    """Base of losses computed over all pixels of a batch at once; samples cannot be weighted.
 
     Attributes:
-        batch: (logits, target) to the loss of a batch with at least one pixel that is not ignored.
+        batch: loss of (logits, target), with at least one pixel that is not ignored.
     """
 
     batch: nn.Module
@@ -162,7 +155,7 @@ class BatchLoss(nn.Module):
             raise Refusal(f"{name} is for segmentation; use CrossEntropy, BinaryCrossEntropy or Focal")
         if weight is not None and bool((weight != weight[0]).any()):
             raise Refusal(
-                f"{name} is computed over the whole batch and cannot weight its samples: "
+                f"{name} is computed over the whole batch and cannot weight samples: "
                 "remove the table's weight column (data.columns.weight=null) or use CrossEntropy or Focal"
             )
         if not bool((target != self.ignore_index).any()):
@@ -172,7 +165,7 @@ class BatchLoss(nn.Module):
 
 
 class Dice(BatchLoss):
-    """1 - soft Dice of the softmax, averaged over all classes; a class that the batch lacks counts as 0.
+    """1 - soft Dice of the softmax, averaged over all classes; a class missing from the batch counts as 0.
 
     Args:
         smooth: added to numerator and denominator.
@@ -190,8 +183,7 @@ class Dice(BatchLoss):
 
 
 class Lovasz(BatchLoss):
-    """Lovász-Softmax (Berman et al. 2018, https://arxiv.org/abs/1705.08790), a surrogate of the mean IoU over the
-    classes that the batch has."""
+    """Lovász-Softmax (Berman et al. 2018, arXiv:1705.08790): surrogate of mean IoU over the classes in the batch."""
 
     def __init__(self, **common: Any) -> None:
         super().__init__(**common)
@@ -201,11 +193,7 @@ class Lovasz(BatchLoss):
 
 
 class WeightedSum(nn.Module):
-    """The sum of `weight * loss` over terms.
-
-    Args:
-        terms: mappings with the keys `loss` (a module of this file) and `weight` (a number).
-    """
+    """Weighted sum of losses; `terms` are mappings with the keys `loss` (a module) and `weight` (a number)."""
 
     def __init__(self, terms: Sequence[Mapping[str, Any]]) -> None:
         super().__init__()

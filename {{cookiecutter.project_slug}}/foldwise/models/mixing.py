@@ -1,4 +1,4 @@
-"""Mixup and CutMix on a batch, on its device, from torch's global random numbers."""
+"""Mixup and CutMix of a batch, on its device, with torch's global random state."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,42 +12,35 @@ from foldwise.models.network import Batch
 
 
 class Mix:
-    """Mix every sample of a batch with its neighbour, each field by its kind.
+    """Mixes every sample of a batch with the previous one; with mixup and CutMix on, each batch gets one at random.
 
-    Images, maps and values are mixed by share; under CutMix, spatial fields are cut instead. Masks have no shares:
-    mixup refuses them. Codes come twice, as they were and as `<name>_other`, with `batch["lam"]`, the share of the
-    first. Where both are on, each batch takes one of them with equal chance.
+    Images, maps and values are interpolated; CutMix pastes a box of the spatial fields instead. Codes are kept; the
+    partner's are `<name>_other`, and `batch["lam"]` is the share of the first. Mixup refuses masks.
 
     Args:
-        mixup: alpha of mixup's Beta(alpha, alpha) distribution (https://arxiv.org/abs/1710.09412); 0 is off.
-        cutmix: alpha of CutMix (https://arxiv.org/abs/1905.04899); 0 is off.
-        fields: of the batch.
-        targets: fields of values that a sample's weight counts for: it weighs in the mixed target by its weight, as it
-            would in the unmixed loss.
-
-    Raises:
-        Refusal: fields that cannot be mixed.
+        mixup: alpha of Beta(alpha, alpha) (https://arxiv.org/abs/1710.09412); 0 is off.
+        cutmix: the same for CutMix (https://arxiv.org/abs/1905.04899).
+        targets: value fields to mix in proportion to the sample weights, as the unmixed loss would count them.
     """
 
     def __init__(
         self, mixup: float, cutmix: float, fields: Mapping[str, Field], targets: Sequence[str] = ("target",)
     ) -> None:
         if mixup < 0 or cutmix < 0:
-            raise Refusal(f"mixup and cutmix are at least 0, but are {mixup} and {cutmix}")
+            raise Refusal(f"mixup and cutmix must be 0 or more, but are {mixup} and {cutmix}")
         masks = [name for name, field in fields.items() if field.kind == "mask"]
         ragged = [name for name, field in fields.items() if field.ragged]
         if mixup and masks:
             raise Refusal(
-                f"mixup has no shares of classes for the pixels of {', '.join(masks)}: set augmentation.mixup=0 "
-                "(cutmix can cut masks)"
+                f"mixup cannot mix the masks {', '.join(masks)}: set augmentation.mixup=0 (cutmix works with masks)"
             )
         if (mixup or cutmix) and ragged:
             raise Refusal(
-                f"{', '.join(ragged)} have another length in each sample and cannot be mixed: "
+                f"{', '.join(ragged)} differ in length between samples and cannot be mixed: "
                 "set augmentation.mixup=0 augmentation.cutmix=0"
             )
         if cutmix and not any(field.spatial for field in fields.values()):
-            raise Refusal("cutmix cuts pictures, and the samples have none: set augmentation.cutmix=0")
+            raise Refusal("cutmix needs images, and the samples have none: set augmentation.cutmix=0")
         self.fields, self.targets = fields, targets
         self.alphas = [(alpha, cuts) for alpha, cuts in ((mixup, False), (cutmix, True)) if alpha > 0]
 
@@ -55,7 +48,7 @@ class Mix:
         return bool(self.alphas)
 
     def __call__(self, batch: Batch) -> Batch:
-        """The mixed batch: shapes stay, integer images become float in [0, 1]; `weight` (B,) keeps its sum."""
+        """Mix a batch: shapes stay, integer images become float in [0, 1], `weight` (B,) keeps its sum."""
         if not self.alphas:
             return batch
         alpha, cuts = self.alphas[int(torch.randint(len(self.alphas), ()))]
@@ -66,7 +59,7 @@ class Mix:
             height, width = first.shape[-2:]
             box, lam = _draw_box(height, width, lam)
         weight = batch["weight"]
-        mixed = {"weight": _share(weight, lam), "lam": weight.new_tensor(lam)}
+        mixed = {"weight": _interpolate(weight, lam), "lam": weight.new_tensor(lam)}
         for name, field in self.fields.items():
             if field.kind == "codes":
                 mixed[f"{name}_other"] = batch[name].roll(1, 0)
@@ -84,19 +77,19 @@ class Mix:
             value[..., top:bottom, left:right] = value.roll(1, 0)[..., top:bottom, left:right]
             return value
         if name not in self.targets:
-            return _share(value, lam)
+            return _interpolate(value, lam)
         weight = batch["weight"].view(-1, *[1] * (value.ndim - 1))
-        total = _share(weight, lam).clamp(min=torch.finfo(weight.dtype).tiny)
-        return _share(value * weight, lam) / total
+        total = _interpolate(weight, lam).clamp(min=torch.finfo(weight.dtype).tiny)
+        return _interpolate(value * weight, lam) / total
 
 
-def _share(value: Tensor, lam: float) -> Tensor:
-    """The value of each sample by the share `lam`, and that of its neighbour by the rest."""
+def _interpolate(value: Tensor, lam: float) -> Tensor:
+    """lam * each sample + (1 - lam) * the previous sample."""
     return value.roll(1, 0).mul_(1.0 - lam).add_(value.mul(lam))
 
 
 def _draw_box(height: int, width: int, lam: float) -> tuple[tuple[int, int, int, int], float]:
-    """A box of about the share 1 - lam: (top, left, bottom, right), and the share outside of it."""
+    """Draw a box (top, left, bottom, right) of about the share 1 - lam; also return the exact share outside."""
     x, y = int(torch.randint(width, size=(1,))), int(torch.randint(height, size=(1,)))
     half = 0.5 * (1.0 - lam) ** 0.5
     half_width, half_height = int(half * width), int(half * height)

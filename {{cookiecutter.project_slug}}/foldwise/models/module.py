@@ -1,4 +1,4 @@
-"""The Lightning module that a competition subclasses: phases, lr, mixing, and the randomness of a step."""
+"""Lightning module to subclass in solution/module.py: phases, learning rate, mixing, seeding of steps."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -25,12 +25,9 @@ class Setup:
     """Parts of a module.
 
     Attributes:
-        loss: what the group `loss` of the configuration names.
-        make_optimizer: builds the optimizer over all parameters.
-        seed: dropout, mixing and stochastic depth follow from it, the epoch and the step.
-        mixes: mixup and CutMix of each phase, by its name.
-        targets: of every item that is trained or validated, (N, C) by the target field, where they are no files;
-            `batch["row"]` is the number of an item in them.
+        seed: of dropout, mixing and stochastic depth, together with epoch and step.
+        mixes: mixup and CutMix by phase name.
+        targets: (N, C) of all training and validation items by target field, if not files; `batch["row"]` indexes them.
     """
 
     network: Normalized
@@ -43,14 +40,14 @@ class Setup:
 
 
 class TrainingModule(pl.LightningModule):
-    """Trains a network through the phases of a schedule; a competition's subclass defines its losses.
+    """Trains a network through the phases of a schedule; subclasses define `losses`.
 
-    Only `self.network` is optimised, averaged and saved with the model: a loss that has parameters belongs into the
-    network. A network that only teaches goes into `Frozen`. Buffers of the module are on the device and part of the
-    checkpoint, such as targets that change while training, indexed by `batch["row"]`.
+    Only `self.network` is optimised, averaged (EMA) and saved: a loss with parameters belongs in the network, a teacher
+    in `Frozen`. The checkpoint includes the module's buffers, for example targets that change during training, indexed
+    by `batch["row"]`.
     """
 
-    loss: Any  # what the configuration names, mostly of models/losses.py
+    loss: Any  # from the config group `loss`
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()
@@ -58,20 +55,18 @@ class TrainingModule(pl.LightningModule):
         self.make_optimizer, self.seed, self.mixes = setup.make_optimizer, setup.seed, setup.mixes
 
     def losses(self, outputs: Batch, batch: Batch) -> dict[str, Tensor]:
-        """The losses of a batch, in training and in validation.
+        """Compute the losses of a training or validation batch.
 
         Args:
-            outputs: raw, of the network.
-            batch: the fields of the samples, "weight" (B,) and "row" (B,); mixed in training. Images are not
-                normalised.
+            outputs: raw outputs of the network.
+            batch: the fields of the samples, "weight" (B,) and "row" (B,); mixed in training, images not normalised.
 
         Returns:
-            "loss", a scalar to minimise; further scalars are logged; (B,) entries go to the sampling (`observe`).
+            The scalar "loss"; further scalars are logged; (B,) entries go to the sampler (`observe`).
         """
         raise NotImplementedError
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """The losses of a batch, after mixup or CutMix where asked."""
         phase, _ = self.schedule.locate(self.current_epoch)
         batch = self.mixes[phase.name](batch)
         return self.losses(self.network(batch), batch)
@@ -80,7 +75,7 @@ class TrainingModule(pl.LightningModule):
         return unpack(batch)
 
     def configure_optimizers(self) -> Any:
-        # All parameters belong to the optimizer from the start, so that a later phase finds its state and lr.
+        # All parameters are in the optimizer from the start, so that later phases have their state and lr.
         optimizer = self.make_optimizer(self.network)
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -92,18 +87,18 @@ class TrainingModule(pl.LightningModule):
         self.schedule.load_state_dict(checkpoint["schedulers"])
 
     def on_train_epoch_start(self) -> None:
-        # A function of the epoch alone, re-applied at each: a resumed run freezes what the stopped one froze.
+        # Depends on the epoch alone and is re-applied each epoch, so that a resumed run freezes the same layers.
         self.prepare_training()
 
     def prepare_training(self) -> None:
-        """Set training mode, and what the current phase trains; the rest is frozen."""
+        """Set training mode and freeze what the current phase does not train."""
         phase, _ = self.schedule.locate(self.current_epoch)
         self.network.train()
         set_trainable(self.network, phase.trainable, phase.freeze_bn)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Seeded at each step, not at each epoch: whatever drew random numbers before (a validation, a logger,
-        # a stop and a resume) leaves this step as it was. Ranks differ, or their dropout masks would be equal.
+        # Seeded at each step, so that earlier random draws (validation, a logger, a resume) do not affect it. Per rank,
+        # or all ranks would have equal dropout masks.
         seed = sample_seed(self.seed, self.current_epoch, f"step {batch_idx} of rank {self.global_rank}")
         random.seed(seed)
         np.random.seed(seed)
@@ -111,14 +106,13 @@ class TrainingModule(pl.LightningModule):
 
 
 class Frozen:
-    """A network that is not trained: outside of optimizer, EMA and checkpoint, since it is no `nn.Module`."""
+    """A network that is never trained; not an `nn.Module`, so that optimizer, EMA and checkpoint skip it."""
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net.eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Batch:
-        """Its outputs, on the device of the batch."""
         device = next(iter(batch.values())).device
         if next(self.net.parameters()).device != device:
             self.net.to(device)
@@ -126,10 +120,10 @@ class Frozen:
 
 
 def scalars(losses: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The entries of `losses` that are single numbers."""
+    """Entries of `losses` that are scalars."""
     return {name: value for name, value in losses.items() if isinstance(value, Tensor) and value.ndim == 0}
 
 
 def of_samples(losses: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The entries of `losses` that have one number a sample."""
+    """Entries of `losses` with one value per sample."""
     return {name: value for name, value in losses.items() if isinstance(value, Tensor) and value.ndim == 1}

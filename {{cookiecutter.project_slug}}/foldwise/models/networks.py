@@ -1,11 +1,11 @@
-"""Networks by name: any of timm's for classification, any decoder of segmentation-models-pytorch (smp) on any encoder.
+"""Networks by name: timm for classification, segmentation-models-pytorch (smp) for segmentation.
 
-An architecture is plain data, so that it can be written to a file and built again:
+An architecture is plain data that can be saved and built again:
 
     {"library": "timm", "name": "resnet18", "options": {"drop_rate": 0.1}}
     {"library": "smp", "name": "Unet", "encoder": "tu-resnet18", "options": {"decoder_channels": [64, 32, 16, 8, 4]}}
 
-`options` go to the network's constructor. `tu-` names one of timm's networks as encoder.
+`options` go to the network's constructor. `tu-<name>` is a timm network as encoder.
 """
 
 import difflib
@@ -25,19 +25,14 @@ from foldwise.models.network import Batch, Network, layer_depths, prefixed
 from foldwise.models.pools import build_pool, encode_stack
 from foldwise.reachable import connection_problem
 
-# timm warns of weights that a network has no place for, as the head's of an encoder; `_check_loaded` knows better.
+# timm warns about unused weights, such as an encoder's missing head; `_check_loaded` is the better check.
 logging.getLogger("timm.models._builder").setLevel(logging.ERROR)
 
 Architecture = Mapping[str, Any]
 
 
 class ImageNetwork(Network):
-    """One image in, one output out: a network of timm's, or a decoder of smp's on any encoder.
-
-    Args:
-        library, name, encoder, options: the architecture, see the module's text.
-        channels, outputs, weights, pretrained: as `Network` says.
-    """
+    """One image in, one output out; `library`, `name`, `encoder` and `options` are the architecture (see above)."""
 
     def __init__(
         self,
@@ -68,19 +63,12 @@ class ImageNetwork(Network):
 
     @property
     def multiple(self) -> int:
-        """The stride of smp's encoder, where its decoder needs sizes divisible by it."""
         net = cast(Any, self.net)
         return net.encoder.output_stride if getattr(net, "requires_divisible_input_shape", False) else 1
 
 
 class PooledNetwork(Network):
-    """A stack of pictures in, one output out: an encoder for every picture, a pool over them, a classifier.
-
-    Args:
-        name: of the encoder, one of timm's.
-        pool: "mean" or "attention".
-        channels, outputs, weights, pretrained: as `Network` says.
-    """
+    """A stack of images in, one output out: encodes each image with timm's `name`, pools the features, classifies."""
 
     def __init__(
         self,
@@ -98,20 +86,16 @@ class PooledNetwork(Network):
         self.classifier = nn.Linear(self.encoder.num_features, outputs[self.output])
 
     def forward(self, batch: Batch) -> Batch:
-        valid = batch.get(f"{self.field}_valid")  # of stacks that vary in length
+        valid = batch.get(f"{self.field}_valid")  # only if stacks vary in length
         features = encode_stack(self.encoder, batch[self.field], valid)
         return {self.output: self.classifier(self.pool(features, valid))}
 
 
 def only(names: Mapping[str, Any], what: str) -> str:
-    """The one name that there is.
-
-    Raises:
-        Refusal: there are several: the network needs a forward of its own.
-    """
+    """Return the only name; refuse none or several."""
     if len(names) != 1:
         raise Refusal(
-            f"this network takes one {what}, and there are {', '.join(names) or 'none'}: write one that takes all in "
+            f"this network takes one {what}, but there are {', '.join(names) or 'none'}: write a network for them in "
             "solution/networks.py (docs/extend.md)"
         )
     return next(iter(names))
@@ -124,12 +108,12 @@ def build_encoder(
     pretrained: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> Any:
-    """A timm network without its classifier: (B, C, H, W) to features (B, `num_features`); as `build_network`."""
+    """Build a timm network without its classifier: (B, C, H, W) to features (B, `num_features`)."""
     return build_network({"library": "timm", "name": name, "options": options or {}}, channels, 0, weights, pretrained)
 
 
 def head_modules(net: nn.Module) -> list[nn.Module]:
-    """Modules that are new for the task: timm's classifier (distilled networks: two); of smp all but its encoder."""
+    """Modules that are new for the task: timm's classifiers (two in distilled networks), smp's decoder and head."""
     if hasattr(net, "encoder") and hasattr(net, "segmentation_head"):  # smp
         return [module for name, module in net.named_children() if name != "encoder"]
     head = cast(Any, net).get_classifier()
@@ -139,31 +123,29 @@ def head_modules(net: nn.Module) -> list[nn.Module]:
 def build_network(
     architecture: Architecture, channels: int, classes: int, weights: Path | None = None, pretrained: bool = False
 ) -> nn.Module:
-    """Build the network that `architecture` names; without `weights` and `pretrained` the hub is never asked.
+    """Build a network with output (B, classes) for timm, (B, classes, H, W) for smp.
 
     Args:
-        channels: of the input image; pretrained stems are adapted to it.
-        classes: outputs; (B, classes) for timm, (B, classes, H, W) for smp.
-        weights: a local file (safetensors or torch) with pretrained weights of the network, or of smp's encoder.
-        pretrained: take timm's or smp's published weights from the hub or its cache, unless `weights` is given.
+        channels: of the input image; pretrained stems are adapted.
+        weights: local file (safetensors or torch) for the network, or for smp's encoder.
+        pretrained: load published weights from the hub or its cache, unless `weights` is given.
 
     Raises:
-        Refusal: an unknown library, name or option, weights that do not fit, or published ones that cannot be had;
-            names what is close.
+        Refusal: unknown library, name or option, or weights that do not fit or cannot be loaded.
     """
     library, options = architecture.get("library"), architecture.get("options") or {}
     name, encoder = str(architecture.get("name")), architecture.get("encoder")
     if library not in BUILDERS:
         raise Refusal(_unknown("library", library, BUILDERS, "model.library"))
     if weights is not None and not Path(weights).is_file():
-        raise Refusal(f"there is no weight file {weights}: correct model.weights or set it to null")
+        raise Refusal(f"the weight file {weights} does not exist: correct model.weights or set it to null")
     build = BUILDERS[library](name, encoder, channels, classes, weights, pretrained or weights is not None)
     overlay: dict[str, Any] = {"pretrained_cfg_overlay": {"file": str(weights)}} if weights else {}
     shown = f"{name} with the encoder {encoder}" if encoder else name
     try:
         with _hub_errors(str(encoder or name)) if pretrained and not weights else nullcontext():
             net = build(**overlay, **options)
-    except TypeError as error:  # an argument that the constructor does not have
+    except TypeError as error:  # unknown option
         raise Refusal(f"{shown} cannot be built with model.options={dict(options)}: {error}") from error
     except (RuntimeError, KeyError) as error:
         if weights is None:
@@ -172,8 +154,8 @@ def build_network(
     if weights is not None:
         _check_loaded(net, Path(weights), shown)
     if library == "timm" and (pretrained or weights is not None):
-        # Begin with equal probabilities: some of timm's classifiers start with logits of tens for few classes, and what
-        # they send back would first undo the pretrained features.
+        # Start with equal probabilities: some of timm's classifiers start with logits of tens when classes are few, and
+        # such gradients would damage the pretrained features.
         for module in (inner for head in head_modules(net) for inner in head.modules()):
             for parameter in module.parameters() if isinstance(module, nn.Linear | nn.Conv2d) else ():
                 nn.init.zeros_(parameter)
@@ -203,7 +185,7 @@ def _smp_builder(
         raise Refusal(_unknown("encoder", encoder, known, "model.encoder"))
     elif weights:
         twin = str(encoder).replace("-", "_")
-        hint = f"model.encoder=tu-{twin}" if timm.is_model(twin) else "a tu- encoder, which is any of timm's networks"
+        hint = f"model.encoder=tu-{twin}" if timm.is_model(twin) else "model.encoder=tu-<any timm network>"
         raise Refusal(f"smp's own encoder {encoder} cannot be loaded from the file {weights}: use {hint}")
     published: bool | str = True if universal else "imagenet"
     return partial(
@@ -219,10 +201,9 @@ BUILDERS: dict[str, Callable[..., Callable[..., nn.Module]]] = {"timm": _timm_bu
 
 
 def pretrained_normalization(architecture: Architecture, channels: int = 3) -> tuple[list[float], list[float]]:
-    """Mean and std with which the published weights were trained.
+    """Mean and std of the published weights.
 
-    Other channel counts than 3 follow what timm does to the stem: RGB is repeated (4 channels: R, G, B, R),
-    and for 1 channel summed, hence the average.
+    Other channel counts than 3 follow timm's stem: RGB is repeated (4 channels: R, G, B, R), or averaged for 1 channel.
     """
     name = str(architecture.get("encoder") or architecture["name"])
     if architecture.get("encoder") and not name.startswith("tu-"):
@@ -230,7 +211,7 @@ def pretrained_normalization(architecture: Architecture, channels: int = 3) -> t
     _check_timm_name(name.removeprefix("tu-"), "the network")
     config = timm.get_pretrained_cfg(name.removeprefix("tu-"))
     if config is None:
-        raise Refusal(f"timm has no weights for {name}, hence no normalisation: set data.normalize=dataset")
+        raise Refusal(f"timm has no weights for {name}, so no normalisation either: set data.normalize=dataset")
 
     def spread(values: Sequence[float]) -> list[float]:
         if channels == 1:
@@ -257,12 +238,12 @@ def _unknown(what: str, name: object, known: Iterable[str], key: str) -> str:
 
 @contextmanager
 def _hub_errors(name: str) -> Iterator[None]:
-    """Advise what to do where asking the hub fails in one of its many ways."""
+    """Turn any failure to reach the hub into a Refusal."""
     from huggingface_hub import constants
 
     problem = None if constants.HF_HUB_OFFLINE else connection_problem(constants.ENDPOINT)
     if problem is not None:
-        constants.HF_HUB_OFFLINE = True  # what the cache has is taken, and for the rest no minutes are lost
+        constants.HF_HUB_OFFLINE = True  # use the cache, and fail at once instead of retrying for minutes
     try:
         yield
     except TypeError:
@@ -276,16 +257,16 @@ def _hub_errors(name: str) -> Iterator[None]:
 
 
 def _check_loaded(net: nn.Module, weights: Path, name: str) -> None:
-    """Refuse a file of another network: timm drops what does not match, and you would silently train from scratch.
+    """Refuse weights of another network: timm drops what does not match, and you would silently train from scratch.
 
-    Values are compared and not names, since timm renames and reshapes the entries of many published files.
+    Compares values instead of names, since timm renames and reshapes many published files.
     """
     by_size: dict[int, list[Tensor]] = {}
     for tensor in timm.models.load_state_dict(str(weights)).values():
         by_size.setdefault(tensor.numel(), []).append(tensor.flatten())
     head = {id(parameter) for module in head_modules(net) for parameter in module.parameters()}
     body = [parameter.detach().flatten() for parameter in net.parameters() if id(parameter) not in head]
-    found = [any(torch.equal(tensor, other.to(tensor)) for other in by_size.get(len(tensor), ())) for tensor in body]
-    share = sum(len(tensor) for tensor, hit in zip(body, found, strict=True) if hit) / sum(map(len, body))
+    loaded = [any(torch.equal(tensor, other.to(tensor)) for other in by_size.get(len(tensor), ())) for tensor in body]
+    share = sum(len(tensor) for tensor, hit in zip(body, loaded, strict=True) if hit) / sum(map(len, body))
     if share < 0.5:
-        raise Refusal(f"{weights} does not fit {name}: it holds only {share:.0%} of the network's parameters")
+        raise Refusal(f"{weights} does not fit {name}: it has only {share:.0%} of the network's parameters")

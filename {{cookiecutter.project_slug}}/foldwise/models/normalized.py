@@ -1,4 +1,4 @@
-"""A network with the normalisation of its images; which part of it trains."""
+"""Normalisation of images in front of a network, and freezing of its layers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, cast
@@ -14,13 +14,10 @@ from foldwise.schedule.phases import TRAINABLE
 
 
 class Normalized(nn.Module):
-    """A network with the normalisation of its images.
-
-    Integer images are divided by 255, float images are taken as they are, in [0, 1]; then (x - mean) / std.
+    """A network that first normalises its images: (x - mean) / std, with x in [0, 1].
 
     Args:
-        net: takes a batch, see `Network`.
-        images: mean and std of each image field, a value a channel, in units of [0, 1].
+        images: (mean, std) of each image field, one value per channel in units of [0, 1].
     """
 
     def __init__(self, net: Network, images: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
@@ -30,7 +27,7 @@ class Normalized(nn.Module):
         self.freeze_bn = False
         for name, (mean, std) in images.items():
             if len(mean) != len(std) or min(std, default=0.0) <= 0:
-                raise Refusal(f"mean and std need one value a channel and std above 0, but are {mean} and {std}")
+                raise Refusal(f"mean and std need one value per channel and std above 0, but are {mean} and {std}")
             for what, values in (("mean", mean), ("std", std)):
                 tensor = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
                 self.register_buffer(f"{what}_{name}", tensor, persistent=False)
@@ -40,12 +37,12 @@ class Normalized(nn.Module):
 
     def _normalize(self, name: str, x: Tensor) -> Tensor:
         mean, std = self.get_buffer(f"mean_{name}"), self.get_buffer(f"std_{name}")
-        if x.shape[-3] != len(mean):  # a mean of one value would be broadcast without a word
+        if x.shape[-3] != len(mean):  # one value would be broadcast silently
             raise Refusal(f"{name} has {x.shape[-3]} channels, but the model was built for {len(mean)}")
         return (unit_range(x) - mean) / std
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode, except for what is frozen: its BatchNorm statistics stay."""
+        """Set training mode, but keep frozen modules in eval."""
         super().train(mode)
         if mode:
             _freeze_modes(self.net)
@@ -68,21 +65,18 @@ def _freeze_modes(module: nn.Module) -> None:
 
 
 def set_trainable(net: Normalized, trainable: str, freeze_bn: bool = False) -> None:
-    """Train "all" of the network, its "head" alone, or "last<n>": the head and the last n layers before it.
+    """Train "all", the "head", or "last<n>" (the head and the n layers before it) and freeze the rest.
 
-    Layers are timm's: the stages of a convolutional network, the blocks of a transformer; of an smp network those of
-    the encoder, and the head is all the rest. More layers than there are: all of them.
+    Layers are the stages of a convolutional network or the blocks of a transformer, as timm groups them; smp networks
+    have them in the encoder, and everything else is the head.
 
-    It holds until the next call, also after `net.train()`. The frozen part gets no gradients, and its BatchNorm and
-    dropout are in eval. `freeze_bn` freezes the statistics of all BatchNorm outside the head: those of the pretraining
-    are better than what a few hundred images give, and training and prediction then see the same features.
-
-    Raises:
-        Refusal: none of these, or "last<n>" of a network whose layers are not known.
+    Frozen modules get no gradients and stay in eval until the next call, also after `net.train()`. `freeze_bn` freezes
+    all BatchNorm statistics outside the head: those of pretraining are better than what a few hundred images give, and
+    training and prediction then see the same features.
     """
     match = TRAINABLE.fullmatch(trainable)
     if match is None:
-        raise Refusal(f"trainable is all, head or last1, last2, ..., not {trainable!r}")
+        raise Refusal(f"trainable must be all, head or last1, last2, ..., but is {trainable!r}")
     net.freeze_bn = freeze_bn
     net.requires_grad_(trainable == "all")
     if match[1]:
@@ -94,18 +88,18 @@ def set_trainable(net: Normalized, trainable: str, freeze_bn: bool = False) -> N
 
 
 def trainable_share(net: Normalized) -> float:
-    """The share of the network's parameters that train now, in [0, 1]."""
+    """Share of the parameters that are trainable now, in [0, 1]."""
     trained = sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
     return trained / sum(parameter.numel() for parameter in net.parameters())
 
 
 def enable_gradient_checkpointing(net: nn.Module) -> None:
-    """Trade time for memory: recompute activations of the network (smp: its encoder) in the backward pass."""
+    """Recompute activations in the backward pass (smp: of the encoder) to save memory."""
     for module in net.modules():
         if hasattr(module, "set_grad_checkpointing"):
             try:
                 cast(Any, module).set_grad_checkpointing(True)
             except AssertionError as error:
-                raise Refusal(f"model.gradient_checkpointing: {type(module).__name__} does not have it") from error
+                raise Refusal(f"model.gradient_checkpointing: {type(module).__name__} does not support it") from error
             return
-    raise Refusal("model.gradient_checkpointing is only there for timm's networks and smp's tu- encoders")
+    raise Refusal("model.gradient_checkpointing works only with timm's networks and smp's tu- encoders")

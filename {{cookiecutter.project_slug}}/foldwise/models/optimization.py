@@ -1,4 +1,4 @@
-"""Optimizers by name, with no weight decay on norms and biases, and with layer-wise learning rates."""
+"""Optimizers by name: no weight decay on norms and biases, layer-wise learning rates."""
 
 import difflib
 from typing import Any
@@ -11,16 +11,16 @@ from foldwise.models.normalized import Normalized
 
 
 def scale_lr(lr: float, batch_size: int, reference: int | None) -> float:
-    """`lr`, which is for batches of `reference` images, scaled linearly to `batch_size`; None: unchanged.
+    """Scale `lr` linearly from batches of `reference` images to `batch_size`; None: unchanged.
 
-    The linear rule is for SGD (Goyal et al. 2017, https://arxiv.org/abs/1706.02677, section 2.1); for Adam and its kind
-    the square root of the ratio is more usual (https://arxiv.org/abs/2205.10287).
+    The linear rule is for SGD (Goyal et al. 2017, https://arxiv.org/abs/1706.02677, section 2.1); with Adam, the square
+    root of the ratio is more usual (https://arxiv.org/abs/2205.10287).
     """
     if reference is None:
         return lr
     if type(reference) is not int or reference < 1:
         raise Refusal(
-            f"lr_batch_size is {reference!r}; it is the number of images a step that optimizer.lr is for, or null"
+            f"lr_batch_size is {reference!r}; it must be null or the batch size (in images) that optimizer.lr is for"
         )
     return lr * batch_size / reference
 
@@ -33,17 +33,14 @@ def build_optimizer(
     layer_decay: float | None = None,
     **options: Any,
 ) -> Optimizer:
-    """Any optimizer of timm's, which include torch's, over all parameters of `net`, frozen ones too.
+    """Build any optimizer of timm or torch over all parameters of `net`, frozen ones included.
 
     Args:
         opt: timm's name: sgd (with Nesterov), adam, adamw, lamb, ...
-        lr: of the head; every group's `lr` is already multiplied by its layer's factor.
-        weight_decay: of matrices and kernels; norms, biases and what the network exempts have none.
-        layer_decay: factor from one layer to the layer before it, in (0, 1]; None: the same lr everywhere.
-        options: the optimizer's own, such as `betas`, `eps` or `momentum`.
-
-    Raises:
-        Refusal: unknown optimizer or option.
+        lr: of the head.
+        weight_decay: not applied to norms, biases and what the network exempts.
+        layer_decay: lr factor from each layer to the one before, in (0, 1]; None: the same lr everywhere.
+        options: of the optimizer, such as `betas`, `eps` or `momentum`.
     """
     from timm.optim import create_optimizer_v2, list_optimizers
 
@@ -53,16 +50,16 @@ def build_optimizer(
         raise Refusal(f"unknown optimizer {opt!r}; correct optimizer.opt, for example: {', '.join(close)}")
     try:
         return create_optimizer_v2(parameter_groups(net, lr, weight_decay, layer_decay), opt, lr, **options)
-    except (TypeError, ValueError) as error:  # an option that it does not have, or a value that it does not take
-        raise Refusal(f"optimizer {opt} cannot be made with the options {options}: {error}") from error
+    except (TypeError, ValueError) as error:  # unknown option or bad value
+        raise Refusal(f"optimizer {opt} cannot be built with the options {options}: {error}") from error
 
 
 def parameter_groups(
     net: Network | Normalized, lr: float, weight_decay: float, layer_decay: float | None = None
 ) -> list[dict[str, Any]]:
-    """Every parameter of `net` in exactly one group {params, lr, weight_decay}, from the first layer to the last.
+    """Group the parameters of `net` as {params, lr, weight_decay}, from the first layer to the last.
 
-    The layer's factor is in `lr` and not in timm's `lr_scale`, because torch's schedulers would ignore the latter.
+    `lr` includes the layer's factor; torch's schedulers would ignore timm's `lr_scale`.
     """
     net = net.net if isinstance(net, Normalized) else net
     factors = layer_factors(net, layer_decay) if layer_decay is not None else {}
@@ -77,13 +74,9 @@ def parameter_groups(
 
 
 def layer_factors(net: Network, layer_decay: float) -> dict[str, float]:
-    """The lr factor of each parameter by name: layer_decay to the number of layers after its own; 1 where absent.
-
-    Raises:
-        Refusal: a network for which timm has no grouping, or a factor outside (0, 1].
-    """
+    """Compute the lr factor of each parameter by name, layer_decay ** depth; parameters without an entry have 1."""
     if not 0 < layer_decay <= 1:
-        raise Refusal(f"optimizer.layer_decay is a factor above 0 and at most 1, but is {layer_decay}")
+        raise Refusal(f"optimizer.layer_decay must be above 0 and at most 1, but is {layer_decay}")
     try:
         return {name: layer_decay**depth for name, depth in net.depths().items()}
     except Refusal as error:

@@ -1,4 +1,4 @@
-"""From the features of several pictures to those of the thing that they show."""
+"""Encoding of image stacks, and pooling of their features."""
 
 import torch
 from torch import Tensor, nn
@@ -7,25 +7,26 @@ from foldwise.errors import Refusal
 
 
 def encode_stack(encoder: nn.Module, images: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Features (B, N, D) of stacks (B, N, C, H, W).
+    """Encode stacks (B, N, C, H, W) to features (B, N, D).
 
     Args:
         encoder: (B, C, H, W) to (B, D).
-        valid: (B, N) bool, of ragged stacks: padding is not encoded, so BatchNorm does not see it; its features are 0.
+        valid: (B, N) bool for ragged stacks. Padding is not encoded, so that BatchNorm does not see it; its features
+            are 0.
     """
     if valid is None:
         return encoder(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-    found = encoder(images[valid])
-    features = found.new_zeros(*valid.shape, found.shape[-1])
-    features[valid] = found
+    encoded = encoder(images[valid])
+    features = encoded.new_zeros(*valid.shape, encoded.shape[-1])
+    features[valid] = encoded
     return features
 
 
 class MeanPool(nn.Module):
-    """The mean over the pictures; whatever their order and number."""
+    """Mean over the images of a stack."""
 
     def forward(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(B, D) of features (B, N, D); `valid` (B, N) bool tells which are real."""
+        """Pool features (B, N, D) to (B, D); `valid` (B, N) bool is False at padding."""
         if valid is None:
             return features.mean(1)
         weight = valid.to(features.dtype).unsqueeze(-1)
@@ -33,18 +34,17 @@ class MeanPool(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """A weighted mean over the pictures, by a learnt gate of width `hidden` (Ilse et al. 2018, arXiv:1802.04712)."""
+    """Attention-weighted mean over the images of a stack (Ilse et al. 2018, arXiv:1802.04712)."""
 
     def __init__(self, features: int, hidden: int = 64) -> None:
         super().__init__()
         self.gate = nn.Sequential(nn.Linear(features, hidden), nn.Tanh(), nn.Linear(hidden, 1))
 
     def forward(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
-        """As `MeanPool`."""
         return (features * self.weights(features, valid).unsqueeze(-1)).sum(1)
 
     def weights(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(B, N), of sum 1 over the real pictures."""
+        """Attention weights (B, N); they sum to 1, with 0 at padding."""
         score = self.gate(features).squeeze(-1)
         if valid is not None:
             score = score.masked_fill(~valid, torch.finfo(score.dtype).min)
@@ -52,7 +52,6 @@ class AttentionPool(nn.Module):
 
 
 def build_pool(name: str, features: int) -> nn.Module:
-    """The pool "mean" or "attention" of features (B, N, `features`)."""
     if name not in ("mean", "attention"):
         raise Refusal(f"model.pool is {name!r}; it must be mean or attention")
     return MeanPool() if name == "mean" else AttentionPool(features)
