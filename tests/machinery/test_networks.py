@@ -108,7 +108,7 @@ def test_weights_of_another_network_are_refused(weights: Path, tmp_path: Path) -
     for architecture in (TIMM, UNET):
         with pytest.raises(Refusal, match=r"other\.safetensors does not fit"):
             build_network(architecture, 3, 7, other)
-    with pytest.raises(Refusal, match="weight file .* does not exist"):
+    with pytest.raises(Refusal, match="no weight file"):
         build_network(TIMM, 3, 7, tmp_path / "none.safetensors")
     with pytest.raises(Refusal, match=r"model\.encoder=tu-resnet34"):
         build_network({"library": "smp", "name": "Unet", "encoder": "resnet34"}, 3, 4, weights)

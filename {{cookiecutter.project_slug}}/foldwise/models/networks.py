@@ -138,7 +138,7 @@ def build_network(
     if library not in BUILDERS:
         raise Refusal(_unknown("library", library, BUILDERS, "model.library"))
     if weights is not None and not Path(weights).is_file():
-        raise Refusal(f"the weight file {weights} does not exist: correct model.weights or set it to null")
+        raise Refusal(f"there is no weight file {weights}: correct model.weights or set it to null")
     build = BUILDERS[library](name, encoder, channels, classes, weights, pretrained or weights is not None)
     overlay: dict[str, Any] = {"pretrained_cfg_overlay": {"file": str(weights)}} if weights else {}
     shown = f"{name} with the encoder {encoder}" if encoder else name
