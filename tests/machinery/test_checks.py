@@ -62,7 +62,7 @@ def test_an_override_that_does_not_compose_is_named_with_what_may_have_been_mean
         ("data.sampling=balancd", "data.sampling is 'balancd'; it must be one of shuffle, balanced"),
         ("model.pretrained=maybe", "model.pretrained is 'maybe'; it must be true or false"),
         ("data.image_size=[32,0]", "data.image_size is [32, 0]; it must be a whole number above 0, or [height,width]"),
-        ("phases.train.trainable=tail", "phases.train.trainable is 'tail'; it is all, head, or last1"),
+        ("phases.train.trainable=tail", "phases.train.trainable is 'tail'; it must be all, head, or last1"),
         ("data.root=nowhere", "data.root is nowhere, and there is no such folder: put the data there, or correct"),
         ("model.weights=gone.safetensors", "there is no weight file gone.safetensors: correct model.weights"),
     ],

@@ -109,10 +109,10 @@ def test_what_a_phase_gets_of_the_epochs():
 @pytest.mark.parametrize(
     ("epochs", "shares", "message"),
     [
-        (2, {"a": 1, "b": 1, "c": 1}, r"epochs=2 is shared out over 3 phases \(a, b, c\): .* set epochs=3 or more"),
-        (0, {"a": 1}, "epochs=0 is shared out over 1 phases"),
-        (5, {"a": 0, "b": 0}, "no phase has a share of the epochs above 0"),
-        (5, {"a": -1, "b": "much"}, r"phases.a.share is -1; .*\nphases.b.share is 'much'; it is a number from 0"),
+        (2, {"a": 1, "b": 1, "c": 1}, r"epochs=2 is too few for 3 phases \(a, b, c\): .* set epochs=3 or more"),
+        (0, {"a": 1}, "epochs=0 is too few for 1 phases"),
+        (5, {"a": 0, "b": 0}, "no phase has a share above 0"),
+        (5, {"a": -1, "b": "much"}, r"phases.a.share is -1; .*\nphases.b.share is 'much'; it must be 0 or more"),
         (5, {"a": None, "b": True}, r"phases.a.share is None; .*\nphases.b.share is True; "),
         (5, {"a": float("nan"), "b": float("inf")}, r"phases.a.share is nan; .*\nphases.b.share is inf; "),
     ],

@@ -414,5 +414,5 @@ def test_tiles_of_a_model_with_other_fields(paths):
 
 def test_an_output_that_the_network_does_not_give_is_named(paths):
     outputs = (Output("", "logit", "target", CLASSES, "multiclass"),)
-    with pytest.raises(Refusal, match="the network gives logits and not logit"):
+    with pytest.raises(Refusal, match="the network returns logits but not logit"):
         run([of(model().network.net, replace(spec(), outputs=outputs))], paths)

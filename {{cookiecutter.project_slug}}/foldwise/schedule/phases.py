@@ -1,12 +1,12 @@
-"""The phases that a training is made of, and the learning rate over all of them.
+"""Phases of a training, and the learning rate over all of them.
 
     phases:
       head:  {share: 1, trainable: head}
       heavy: {share: 12, augmentation: hard, image_size: 96}
       light: {share: 4, augmentation: flip, lr: 0.1, start: best, snapshot: true}
 
-`share` is the phase's part of the training's `epochs`, in proportion to the other phases' shares. Settings left out are
-those of the run. It needs no torch.
+`share` divides the training's `epochs` between the phases in proportion. Missing settings are those of the run. This
+module needs no torch.
 """
 
 import math
@@ -27,20 +27,17 @@ ROWS = ("real", "pseudo", "both")
 
 @dataclass(frozen=True)
 class Phase:
-    """Consecutive epochs of a training with settings of their own; None: those of the run.
+    """Consecutive epochs with their own settings; None: as in the run.
 
     Attributes:
-        trainable: "head", "last<n>" (the head and the last n layers, see `normalized.set_trainable`) or "all".
-        freeze_bn: BatchNorm outside the head is frozen.
+        trainable: "head", "last<n>" (the head and the n layers before it) or "all"; see `normalized.set_trainable`.
+        freeze_bn: freeze BatchNorm outside the head.
         lr: factor of optimizer.lr.
-        scheduler: of its lr, as the content of a file of configs/scheduler.
-        augmentation: as the content of a file of configs/augmentation.
-        image_size: of the training images, one number or [height, width]; validation and prediction keep
-            data.image_size.
-        rows: what is trained on; None: all there are.
-        start: "best" begins from the weights of the epoch with the best score so far, by the fold's own validation,
-            among the epochs since other layers were trained.
-        snapshot: a model is kept at its end.
+        scheduler, augmentation: content of a file in configs/scheduler, configs/augmentation.
+        image_size: of training images, one number or [height, width]; validation and prediction use data.image_size.
+        rows: "real", "pseudo" or "both"; None: all there are.
+        start: "best" starts from the epoch with the best validation score since the trained layers last changed.
+        snapshot: save a model at the end.
     """
 
     name: str
@@ -58,10 +55,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The phases of a training and the lr scheduler of each, by its name.
-
-    Epochs and optimizer steps are counted over the whole training, from 0.
-    """
+    """Phases of a training and their lr schedulers by name; epochs and optimizer steps count from 0 over all phases."""
 
     phases: tuple[Phase, ...]
     schedulers: Mapping[str, Scheduler]
@@ -72,7 +66,7 @@ class Schedule:
         return sum(phase.epochs for phase in self.phases)
 
     def locate(self, epoch: int) -> tuple[Phase, int]:
-        """The phase that `epoch` belongs to, and the epoch at which that phase began; past the end, the last phase."""
+        """Find the phase of `epoch` (past the end, the last one), and that phase's first epoch."""
         start = 0
         for phase in self.phases:
             if epoch < start + phase.epochs:
@@ -81,74 +75,71 @@ class Schedule:
         return self.phases[-1], start - self.phases[-1].epochs
 
     def factor(self, step: int) -> float:
-        """The factor of the base lr at optimizer step `step`."""
+        """Factor of the base lr at an optimizer step."""
         phase, start = self.locate(step // self.steps_per_epoch)
         done, total = step - start * self.steps_per_epoch, phase.epochs * self.steps_per_epoch
-        # Divided by the last step, not the number of steps, so that a phase ends exactly at its lowest lr.
+        # Divide by the last step, not the number of steps, so that a phase ends exactly at its lowest lr.
         progress = min(done / max(total - 1, 1), 1.0)
         return phase.lr * self.schedulers[phase.name](progress, done / self.steps_per_epoch)
 
     def observe(self, epoch: int, loss: float) -> None:
-        """Hand the validation loss of an epoch to its phase's scheduler, where that is a `Plateau`."""
+        """Report the validation loss of an epoch to its phase's scheduler, if that is a `Plateau`."""
         scheduler = self.schedulers[self.locate(epoch)[0].name]
         if isinstance(scheduler, Plateau):
             scheduler.observe(loss)
 
     def state_dict(self) -> dict[str, dict[str, float]]:
-        """State of the `Plateau` schedulers by phase, as plain values: a checkpoint loads with weights_only=True."""
+        """State of the `Plateau` schedulers by phase, as plain values for weights_only=True."""
         return {name: each.state_dict() for name, each in self.schedulers.items() if isinstance(each, Plateau)}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, float]]) -> None:
-        """Restore the state of `state_dict`."""
         for name, scheduler in self.schedulers.items():
             if isinstance(scheduler, Plateau):
                 scheduler.load_state_dict(state[name])
 
 
 def share_epochs(epochs: int, shares: Mapping[str, Any]) -> dict[str, int]:
-    """The whole epochs of each phase: in proportion to its share, by the largest remainders, at least 1.
+    """Divide `epochs` between the phases in proportion to their shares, by largest remainder.
 
-    Args:
-        epochs: of the whole training.
-        shares: by the name of the phase; a phase of share 0 gets no epoch.
+    A phase gets at least one epoch, or none if its share is 0.
 
     Raises:
-        Refusal: a share that is no number from 0, none above 0, or fewer epochs than phases.
+        Refusal: a bad share, no share above 0, or fewer epochs than phases.
     """
     problems = [
-        f"phases.{name}.share is {share!r}; it is a number from 0, in proportion to the other phases' shares of epochs"
+        f"phases.{name}.share is {share!r}; it must be 0 or more: epochs are divided in proportion to the shares"
         for name, share in shares.items()
         if not is_number(share) or not 0 <= share < math.inf
     ]
     if problems:
         raise Refusal("\n".join(problems))
-    taking = {name: share for name, share in shares.items() if share > 0}
-    if not taking:
-        raise Refusal("no phase has a share of the epochs above 0; set phases.train.share=1, for example")
-    if epochs < len(taking):
+    used = {name: share for name, share in shares.items() if share > 0}
+    if not used:
+        raise Refusal("no phase has a share above 0; set phases.train.share=1, for example")
+    if epochs < len(used):
         raise Refusal(
-            f"epochs={epochs} is shared out over {len(taking)} phases ({', '.join(taking)}): each needs one epoch or "
-            f"more; set epochs={len(taking)} or more, or the share of a phase to 0"
+            f"epochs={epochs} is too few for {len(used)} phases ({', '.join(used)}): each needs at least one epoch; "
+            f"set epochs={len(used)} or more, or the share of a phase to 0"
         )
-    exact = {name: epochs * share / sum(taking.values()) for name, share in taking.items()}
-    given = {name: max(1, int(value)) for name, value in exact.items()}
-    while missing := epochs - sum(given.values()):
+    exact = {name: epochs * share / sum(used.values()) for name, share in used.items()}
+    whole = {name: max(1, int(value)) for name, value in exact.items()}
+    while missing := epochs - sum(whole.values()):
         step = 1 if missing > 0 else -1
-        able = [name for name in given if given[name] + step >= 1]
-        given[max(able, key=lambda name: step * (exact[name] - given[name]))] += step
-    return dict.fromkeys(shares, 0) | given
+        candidates = [name for name in whole if whole[name] + step >= 1]
+        whole[max(candidates, key=lambda name: step * (exact[name] - whole[name]))] += step
+    return dict.fromkeys(shares, 0) | whole
 
 
 def build_phases(config: Mapping[str, Mapping[str, Any]]) -> tuple[Phase, ...]:
-    """Phases as `config.resolve_config` gives them, with epochs in place of shares; those of 0 epochs are left out.
+    """Build the phases from a resolved configuration, which has epochs instead of shares; skip those of 0 epochs.
 
     Raises:
-        Refusal: an unknown key or value, or nothing to train; every problem is listed.
+        Refusal: lists every unknown key and bad value, or there is nothing to train.
     """
     problems = [problem for name, values in config.items() for problem in _find_problems(name, values)]
     phases = () if problems else tuple(Phase(name, **values) for name, values in config.items() if values["epochs"])
     if not phases and not problems:
-        problems.append("phases has no epochs to train; set epochs=12, for example, and a share of a phase above 0")
+        problems.append("phases has no epochs to train; set epochs=12, for example, and the share of a phase above 0")
     if problems:
         raise Refusal("\n".join(problems))
     return phases
@@ -156,7 +147,7 @@ def build_phases(config: Mapping[str, Mapping[str, Any]]) -> tuple[Phase, ...]:
 
 def _find_problems(name: str, values: Any) -> list[str]:
     if not isinstance(values, Mapping):
-        return [f"phases.{name} is {values!r}; it has keys, of which share is needed"]
+        return [f"phases.{name} is {values!r}; it must be a mapping with at least the key share"]
     known = [item.name for item in fields(Phase)[2:]]
     problems = [
         f"phases.{name} has {key!r}; the keys of a phase are share, {', '.join(known)}"
@@ -165,9 +156,9 @@ def _find_problems(name: str, values: Any) -> list[str]:
     ]
     given = {"epochs": None} | {key: value for key, value in values.items() if value is not None}
     for key, value in given.items():
-        allows, what = ALLOWED.get(key, (lambda _: True, ""))
+        allows, description = ALLOWED.get(key, (lambda _: True, ""))
         if not allows(value):
-            problems.append(f"phases.{name}.{key} is {value!r}; it is {what}")
+            problems.append(f"phases.{name}.{key} is {value!r}; it must be {description}")
     return problems
 
 
@@ -183,19 +174,19 @@ def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-# Of each key of a phase: whether a value is allowed, and what it is.
+# For each key of a phase: the check of its value, and the description for messages.
 ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "epochs": (lambda value: type(value) is int and value >= 0, "a whole number from 0"),
     "trainable": (
         lambda value: isinstance(value, str) and TRAINABLE.fullmatch(value) is not None,
-        "all, head, or last1, last2, ... for the head and so many layers before it",
+        "all, head, or last1, last2, ... for the head and that many layers before it",
     ),
     "freeze_bn": (_is_flag, "true or false"),
-    "lr": (lambda value: is_number(value) and value > 0, "a factor above 0 for optimizer.lr"),
+    "lr": (lambda value: is_number(value) and value > 0, "a factor of optimizer.lr above 0"),
     "scheduler": (lambda value: isinstance(value, Mapping) and "_target_" in value, "a choice of configs/scheduler"),
     "augmentation": (
         lambda value: isinstance(value, Mapping) and set(value) == {"transforms", "mixup", "cutmix"},
-        "a choice of configs/augmentation, or has its keys: transforms, mixup, cutmix",
+        "a choice of configs/augmentation, or a mapping with the keys transforms, mixup, cutmix",
     ),
     "image_size": (_is_size, "a whole number or [height, width]"),
     "rows": (lambda value: value in ROWS, f"one of {', '.join(ROWS)}"),
@@ -205,22 +196,22 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def pseudo_shares(phases: Sequence[Phase], share: float | None) -> list[float]:
-    """The share of pseudo rows in each epoch of the training.
+    """Compute the share of pseudo-labelled rows in each epoch.
 
     Args:
-        share: in phases that mix them with real rows, between 0 and 1; None: there are no pseudo rows.
+        share: in phases that mix pseudo and real rows, between 0 and 1; None: there are no pseudo rows.
 
     Raises:
-        Refusal: it is no share, or a phase asks for pseudo rows that are not there.
+        Refusal: a bad share, or a phase asks for pseudo rows and there are none.
     """
     if share is None:
         for phase in phases:
             if phase.rows in ("pseudo", "both"):
                 raise Refusal(
                     f"phases.{phase.name}.rows is {phase.rows}, but there are no pseudo rows: make them with "
-                    "tools/pseudo_label.py and name them with data.pseudo=<table>"
+                    "tools/pseudo_label.py and set data.pseudo=<table>"
                 )
     elif not is_number(share) or not 0 < share < 1:
-        raise Refusal(f"data.pseudo_share is {share!r}; it lies between 0 and 1, for example 0.5")
+        raise Refusal(f"data.pseudo_share is {share!r}; it must be between 0 and 1, for example 0.5")
     shares = {None: share or 0.0, "real": 0.0, "pseudo": 1.0, "both": share or 0.0}
     return [shares[phase.rows] for phase in phases for _ in range(phase.epochs)]

@@ -1,8 +1,7 @@
 """Learning-rate schedulers of a phase.
 
-A scheduler gives a factor of the optimizer's base lr. It is called with `progress`, from 0 at the phase's first
-optimizer step to exactly 1 at its last, and `epoch`, the number of epochs of the phase that are over, with fractions:
-a cosine needs progress, a step schedule epochs.
+A scheduler returns a factor of the base lr. Its arguments are `progress`, from 0 at the phase's first optimizer step to
+exactly 1 at its last, and `epoch`, the epochs since the phase began, with fractions.
 """
 
 import math
@@ -12,14 +11,14 @@ from typing import Any, Protocol
 
 
 class Scheduler(Protocol):
-    """A factor of the base lr, in [0, 1], by the progress of a phase."""
+    """Factor of the base lr, in [0, 1]."""
 
     def __call__(self, progress: float, epoch: float) -> float: ...
 
 
 @dataclass(frozen=True)
 class Constant:
-    """The base lr throughout."""
+    """Base lr throughout."""
 
     def __call__(self, progress: float, epoch: float) -> float:
         return 1.0
@@ -27,7 +26,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Cosine:
-    """Linear warm-up over the share `warmup` of the phase, then half a cosine down to `floor`."""
+    """Linear warm-up during the share `warmup` of the phase, then half a cosine down to `floor`."""
 
     warmup: float = 0.0
     floor: float = 0.0
@@ -41,7 +40,7 @@ class Cosine:
 
 @dataclass(frozen=True)
 class OneCycle:
-    """Cosine from `start` to 1 over the share `rise`, then cosine down to `floor` (Smith & Topin, arXiv:1708.07120)."""
+    """Cosine from `start` up to 1 during the share `rise`, then down to `floor` (Smith & Topin, arXiv:1708.07120)."""
 
     rise: float = 0.3
     start: float = 0.04
@@ -55,7 +54,7 @@ class OneCycle:
 
 @dataclass(frozen=True)
 class Step:
-    """Multiplied by `gamma` after every `every` epochs."""
+    """Multiplies the lr by `gamma` every `every` epochs."""
 
     every: int
     gamma: float = 0.1
@@ -77,7 +76,7 @@ class Poly:
 
 @dataclass(frozen=True)
 class Exponential:
-    """gamma ** (epoch / every), smoothly within epochs."""
+    """gamma ** (epoch / every), also within epochs."""
 
     gamma: float = 0.9
     every: float = 1.0
@@ -88,23 +87,23 @@ class Exponential:
 
 @dataclass(frozen=True)
 class CosineRestarts:
-    """`cycles` equal cosines; cycle i begins at gamma ** i and each ends at `floor` (SGDR, arXiv:1608.03983)."""
+    """`cycles` equal cosines; cycle i starts at gamma ** i, all end at `floor` (SGDR, arXiv:1608.03983)."""
 
     cycles: int = 3
     gamma: float = 1.0
     floor: float = 0.0
 
     def __call__(self, progress: float, epoch: float) -> float:
-        # The last step of all belongs to the end of the last cycle, not to the start of a further one.
+        # The very last step ends the last cycle; it does not start another one.
         cycle = min(int(progress * self.cycles), self.cycles - 1)
         return _cosine(progress * self.cycles - cycle, self.gamma**cycle, self.floor)
 
 
 @dataclass
 class Plateau:
-    """Multiplied by `gamma` when the validation loss has not improved by `min_delta` for `patience` validations.
+    """Multiplies the lr by `gamma` when the validation loss has not improved by `min_delta` for `patience` validations.
 
-    The only scheduler with a state: validation feeds it, the checkpoint keeps it.
+    The only scheduler with state, which is saved in the checkpoint.
     """
 
     patience: int = 3
@@ -119,7 +118,7 @@ class Plateau:
         return self.factor
 
     def observe(self, loss: float) -> None:
-        """Take a validation loss into account; lower is better."""
+        """Report a validation loss; lower is better."""
         if loss < self.best - self.min_delta:
             self.best, self.waited = loss, 0
             return
@@ -128,16 +127,14 @@ class Plateau:
             self.factor, self.waited = max(self.factor * self.gamma, self.floor), 0
 
     def state_dict(self) -> dict[str, float]:
-        """Its state, as plain values."""
         return {"factor": self.factor, "best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state of `state_dict`."""
         self.factor, self.best, self.waited = float(state["factor"]), float(state["best"]), int(state["waited"])
 
 
 def _anneal(progress: float, begin: float, floor: float) -> float:
-    """Half a cosine from 1 at progress `begin` to `floor` at the end."""
+    """Half a cosine from 1 at progress `begin` to `floor` at progress 1."""
     return _cosine((progress - begin) / (1 - begin) if begin < 1 else 1.0, 1.0, floor)
 
 

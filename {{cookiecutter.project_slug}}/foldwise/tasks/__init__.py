@@ -1,7 +1,4 @@
-"""Tasks: the meaning of a network's output, an entry each; see `tasks.base.Task`.
-
-A new task is a class with a name of its own in `TASKS`: no other code asks for the name of a task.
-"""
+"""Registry of tasks. To add one, write a `Task` subclass and add it to `TASKS`: no other code depends on task names."""
 
 from foldwise.errors import Refusal
 from foldwise.tasks.base import ForTasks, Kind, Task
@@ -13,7 +10,6 @@ __all__ = ["TASKS", "Classes", "ForTasks", "Kind", "Multiclass", "Multilabel", "
 
 
 def find_task(name: str) -> Task:
-    """The task of this name."""
     if name not in TASKS:
         raise Refusal(f"task is {name!r}; it must be one of {', '.join(TASKS)}")
     return TASKS[name]

@@ -1,4 +1,4 @@
-"""Base of tasks, and of what is made for tasks."""
+"""Base class of tasks, and of metrics and submission formats for tasks."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -18,21 +18,20 @@ Kind = Literal["rows", "maps", "vectors", "boxes"]
 
 
 class Task:
-    """Meaning of an output: everything that differs between tasks.
+    """Meaning of a network's output: everything that differs between tasks.
 
-    A task knows neither Lightning nor where values come from. Arrays have the columns (classes) in axis 1 of a batch,
-    so in axis 0 of one item: (C,) for rows, (C, H, W) for maps.
+    Columns (classes) are axis 1 of a batch and axis 0 of an item: (C,) for rows, (C, H, W) for maps.
 
     Attributes:
-        name: as configurations and headers write it.
-        kind: what is stored of an item: a row of values, or a map of values a pixel.
-        exclusive: the values over the columns sum to 1.
-        probabilities: the values are probabilities of the columns, so that there are confusions, calibration, log loss.
-        column: the usual target column of a table.
+        name: in configurations and prediction headers.
+        kind: what is stored per item: one row of values, or one value per pixel ("maps").
+        exclusive: the values of an item or pixel sum to 1.
+        probabilities: values are class probabilities, so confusions, calibration and log loss apply.
+        column: default target column of a table.
         field: of the target in a sample.
-        fewest: columns that there must be.
-        metric: the usual one, by its file in configs/metric.
-        metrics: names by which an evaluation measures it beside the competition's metric.
+        fewest: minimum number of columns.
+        metric: default metric, a file in configs/metric.
+        metrics: further metrics of an evaluation, by name.
     """
 
     name: ClassVar[str]
@@ -48,47 +47,42 @@ class Task:
     def read_target(
         self, raw: "pd.DataFrame", columns: Sequence[str], soft: bool, names: list[str] | None, check: "Check"
     ) -> tuple[list[str] | None, np.ndarray | None]:
-        """The names of the output's columns, and the targets (N, C) float32; None where a target is a file.
+        """Read the column names of the output and the targets (N, C) float32; None if targets are files.
 
         Args:
-            raw: the table.
-            columns: its target columns, which are there.
-            soft: one column of values a class.
-            names: declared names; None: as they are found.
-            check: takes what is wrong.
+            columns: target columns of the table `raw`.
+            soft: there is one column of values per class.
+            names: declared class names; None: those found in the table.
+            check: collects problems.
         """
         raise NotImplementedError
 
     def activate(self, raw: "Tensor") -> "Tensor":
-        """Values (B, C, ...), float32, of a raw output."""
+        """Convert raw outputs to values (B, C, ...) float32."""
         raise NotImplementedError
 
     def undo(self, value: "Tensor", view: "View", size: Sequence[int]) -> "Tensor":
-        """Turn values (B, C, ...) of a view into those of the image, whose (height, width) is `size`."""
+        """Map values (B, C, ...) of a view back to the image, of (height, width) `size`."""
         return value
 
     def average(self, values: "Tensor", mean: str) -> "Tensor":
-        """The mean of values (V, B, C, ...) over views; NaN takes no part.
-
-        Args:
-            mean: "arithmetic", or "geometric" of probabilities.
-        """
+        """Average values (V, B, C, ...) over views, skipping NaN; `mean` is "arithmetic" or "geometric"."""
         return values.nanmean(0)
 
     def problems(self, values: np.ndarray) -> dict[str, np.ndarray]:
-        """Problems of stored values (N, C): phrases to follow "rows", with the mask (N,) of the rows."""
+        """Find bad rows of stored values (N, C): a mask (N,) for each problem, phrased to follow the word "rows"."""
         return {"have NaN": np.isnan(values).any(axis=1)}
 
     def clip(self, values: np.ndarray) -> np.ndarray:
-        """Values (N, C) within the task's range, which rounding can leave."""
+        """Clip values (N, C) to the task's range, which rounding can exceed."""
         return values
 
     def fallback(self, target: np.ndarray | None, columns: int) -> np.ndarray:
-        """(C,) values for an item that cannot be read, from the training targets (N, C), None where they are files."""
+        """Values (C,) for an item that cannot be read, from the training targets (N, C), or None if these are files."""
         raise NotImplementedError
 
     def describe_settings(self) -> str:
-        """The settings to add for this task."""
+        """Command-line settings that select this task."""
         return f"task={self.name} metric={self.metric}"
 
     def __eq__(self, other: object) -> bool:  # no state: equal in every process
@@ -99,11 +93,11 @@ class Task:
 
 
 class ForTasks:
-    """Base of metrics and submission formats: which tasks they are for.
+    """Base of metrics and submission formats; declares which tasks they work for.
 
     Attributes:
-        kind, exclusive: of the tasks; exclusive None: either.
-        probabilities: only for tasks whose values are probabilities.
+        kind, exclusive: as in `Task`; exclusive None: both.
+        probabilities: only for tasks that predict probabilities.
     """
 
     kind: ClassVar[Kind] = "rows"
@@ -117,7 +111,7 @@ class ForTasks:
 
     @classmethod
     def tasks(cls) -> list[str]:
-        """The names of the tasks that it is for."""
+        """Names of the tasks it works for."""
         from foldwise.tasks import TASKS
 
         return [name for name, task in TASKS.items() if cls.suits(task)]

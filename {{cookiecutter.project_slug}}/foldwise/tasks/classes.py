@@ -1,4 +1,4 @@
-"""Tasks whose values are probabilities of classes: one class an image, any number of labels, one class a pixel."""
+"""Classification tasks: one class per image, any number of labels, or one class per pixel."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,14 +15,13 @@ if TYPE_CHECKING:
     from foldwise.data.problems import Check
     from foldwise.tasks.views import View
 
-# The least probability in a geometric mean: one view that is sure of zero must not rule a class out.
-SMALLEST = 1e-7
+SMALLEST = 1e-7  # minimum probability in a geometric mean, so that a 0 in one view does not rule a class out
 ROUNDING = 1e-6  # probabilities may be this far outside of [0, 1]; they are clipped
-SUM = 1e-2  # probabilities of exclusive classes may miss the sum of 1 by this much, as printed figures do
+SUM = 1e-2  # tolerance for the sum of exclusive probabilities, for files with few decimals
 
 
 class Classes(Task):
-    """Probabilities of classes: softmax where they are exclusive, else a sigmoid a class."""
+    """Class probabilities: a softmax if classes are exclusive, otherwise a sigmoid per class."""
 
     probabilities = True
 
@@ -40,8 +39,8 @@ class Classes(Task):
         return raw.float().softmax(1) if self.exclusive else raw.float().sigmoid()
 
     def average(self, values: "Tensor", mean: str) -> "Tensor":
-        """As `Task.average`. geometric: exp of the mean log-probability, divided by the sum over the classes
-        (exclusive), or by its sum with that of the complements, which equals the sigmoid of the mean logit."""
+        """As `Task.average`. The geometric mean is normalised over the classes (exclusive), or over each class and its
+        complement, which equals the sigmoid of the mean logit."""
         if len(values) == 1:
             return values[0]
         if mean == "arithmetic":
@@ -53,21 +52,21 @@ class Classes(Task):
 
     def problems(self, values: np.ndarray) -> dict[str, np.ndarray]:
         outside = np.asarray(((values < -ROUNDING) | (values > 1 + ROUNDING)).any(axis=1))
-        found: dict[str, np.ndarray] = {**super().problems(values), "are outside 0 to 1": outside}
-        if self.exclusive and not any(bad.any() for bad in found.values()):
-            found["do not sum to 1 over the classes"] = np.abs(values.sum(axis=1) - 1) > SUM
-        return found
+        problems: dict[str, np.ndarray] = {**super().problems(values), "are outside 0 to 1": outside}
+        if self.exclusive and not any(bad.any() for bad in problems.values()):
+            problems["do not sum to 1 over the classes"] = np.abs(values.sum(axis=1) - 1) > SUM
+        return problems
 
     def clip(self, values: np.ndarray) -> np.ndarray:
         return values.clip(0, 1)
 
     def fallback(self, target: np.ndarray | None, columns: int) -> np.ndarray:
-        """The share of each class in the training table."""
+        """Share of each class in the training table."""
         return np.zeros(columns) if target is None else target.mean(axis=0, dtype=np.float64)
 
 
 class Multiclass(Classes):
-    """One class an image."""
+    """One class per image."""
 
     name, column, metric = "multiclass", "label", "accuracy"
     exclusive, fewest = True, 2
@@ -75,14 +74,14 @@ class Multiclass(Classes):
 
 
 class Multilabel(Classes):
-    """Any number of labels an image, none included."""
+    """Zero or more labels per image."""
 
     name, column, metric = "multilabel", "labels", "f_beta"
     metrics = ("f_beta", "macro_f1", "log_loss")
 
 
 class Segmentation(Classes):
-    """One class a pixel, background included; a target is the file of a mask."""
+    """One class per pixel, background included; targets are mask files."""
 
     name, column, metric, kind = "segmentation", "mask", "mean_iou", "maps"
     exclusive, fewest = True, 2
@@ -94,7 +93,7 @@ class Segmentation(Classes):
     ) -> tuple[list[str] | None, np.ndarray | None]:
         if names is None:
             check.problems.append(
-                "segmentation needs data.classes: the list of class names, class i being the pixel value i"
+                "segmentation needs data.classes: the list of class names, where class i has pixel value i"
             )
         return names, None
 

@@ -1,4 +1,4 @@
-"""Outputs of a run: their names, their columns, and their values from what a network gives."""
+"""Outputs of a run: what a network predicts under which name."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAIN_KEY, MAIN_TARGET = "logits", "target"
-FOLDER = "outputs"  # of a run, with a source for each further output
+FOLDER = "outputs"  # folder in a run with the predictions of further outputs
 
 
 @dataclass(frozen=True)
 class Output:
-    """One of a network's outputs that is predicted, scored and stored.
+    """A network output that is predicted, scored and stored.
 
     Attributes:
-        name: "" for the main one; others have a prediction folder of their own, see `output_folder`.
-        key: of the network's outputs.
-        target: the field of the samples that has its target.
-        columns: names of the values: classes.
-        task: its meaning, by name.
+        name: "" for the main output; others have their own prediction folder, see `output_folder`.
+        key: in the dict that the network returns.
+        target: sample field with the target.
+        columns: class names.
+        task: name of the task.
     """
 
     name: str
@@ -43,26 +43,22 @@ class Output:
 
     @classmethod
     def other(cls, name: str, config: Mapping[str, Any], columns: Sequence[str]) -> "Output":
-        """An output beside the main one, from its entry in the configuration's `outputs`."""
+        """Make a further output from its entry in the configuration's `outputs`."""
         return cls(name, config["key"], f"{MAIN_TARGET}_{name}", tuple(columns), config["task"])
 
 
 def activate(raw: "Mapping[str, Tensor]", outputs: Sequence[Output]) -> "dict[str, Tensor]":
-    """The values of outputs by their names, from what a network gives.
-
-    Raises:
-        Refusal: the network does not give one of them.
-    """
+    """Apply each output's activation to the raw outputs of a network; refuse missing ones."""
     missing = [output.key for output in outputs if output.key not in raw]
     if missing:
         raise Refusal(
-            f"the network gives {', '.join(raw)} and not {', '.join(missing)}: `forward` returns a dict with the "
+            f"the network returns {', '.join(raw)} but not {', '.join(missing)}: `forward` must return a dict with the "
             "key of each output"
         )
     return {output.name: output.meaning.activate(raw[output.key]) for output in outputs}
 
 
 def run_of(source: Path) -> tuple[Path, str]:
-    """The run that a source of predictions belongs to, and the name of the output: "" where it is the run."""
-    there = source.resolve()
-    return (there.parents[1], there.name) if there.parent.name == FOLDER else (source, "")
+    """Split a source of predictions into the run folder and the output name, "" for the main output."""
+    path = source.resolve()
+    return (path.parents[1], path.name) if path.parent.name == FOLDER else (source, "")

@@ -1,8 +1,7 @@
-"""Views of an image for test-time augmentation, and the way back from a view's map to the image.
+"""Views of an image for test-time augmentation, and their inverse for predicted maps.
 
-A view is one of the square's symmetries, of the whole image, of the image at another scale, or of a crop. Symmetries
-never resample: their maps are turned back exactly, on odd and non-square sizes too. Scales and crops resample there and
-back, so their maps are a little smoother than the image.
+A view is a symmetry of the square, applied to the whole image, the rescaled image or a crop. Symmetries are undone
+exactly, on odd and non-square sizes too. Scales and crops resample twice, so their maps are a little smoother.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,9 +15,9 @@ from torch.nn.functional import interpolate
 from foldwise.data.batches import unit_range
 from foldwise.errors import Refusal
 
-CROPPED = 0.875  # the share of height and width that a crop keeps
-MULTIPLE = 32  # scaled sizes are rounded to it, since most decoders need it
-# Of each symmetry: whether it transposes, and the axes that it flips then. Rotations are counterclockwise.
+CROPPED = 0.875  # share of height and width that a crop keeps
+MULTIPLE = 32  # scaled sizes are rounded to multiples of this, as most decoders need
+# Of each symmetry: whether it transposes, and the axes it flips afterwards. Rotations are counterclockwise.
 SYMMETRIES: dict[str, tuple[bool, tuple[int, ...]]] = {
     "identity": (False, ()),
     "hflip": (False, (-1,)),
@@ -29,7 +28,7 @@ SYMMETRIES: dict[str, tuple[bool, tuple[int, ...]]] = {
     "transpose": (True, ()),
     "antitranspose": (True, (-2, -1)),
 }
-# Where a crop lies: shares of the room above and to the left of it.
+# Position of each crop: share of the leftover height above it, and of the leftover width to its left.
 CROPS = {
     "top-left": (0.0, 0.0),
     "top-right": (0.0, 1.0),
@@ -41,7 +40,7 @@ CROPS = {
 
 @dataclass(frozen=True)
 class View:
-    """A symmetry of the whole image (`crop` None) at a scale, or of a crop resized to the image's own size."""
+    """A symmetry, applied to the image at a scale, or to a crop resized to the image's size."""
 
     symmetry: str
     scale: float = 1.0
@@ -49,11 +48,7 @@ class View:
 
     @classmethod
     def from_name(cls, name: str) -> "View":
-        """The view that has this `name`.
-
-        Raises:
-            Refusal: there is no such view.
-        """
+        """Parse the `name` of a view; refuse an unknown one."""
         symmetry, _, where = name.partition("@")
         with suppress(ValueError):
             view = cls(symmetry, crop=where) if where in CROPS else cls(symmetry, float(where or 1))
@@ -63,12 +58,12 @@ class View:
 
     @property
     def name(self) -> str:
-        """`hflip`, `hflip@0.75` or `hflip@top-left`."""
+        """For example `hflip`, `hflip@0.75` or `hflip@top-left`."""
         where = self.crop or ("" if self.scale == 1 else f"{self.scale:g}")
         return f"{self.symmetry}@{where}" if where else self.symmetry
 
     def forward(self, x: Tensor) -> Tensor:
-        """The view of (..., H, W); resampled, uint8 becomes float in [0, 1] and int64 takes the nearest pixel."""
+        """Apply the view to (..., H, W). Resampling turns uint8 into float in [0, 1]; int64 takes the nearest pixel."""
         height, width = x.shape[-2:]
         if self.crop is not None:
             top, left, h, w = self._box(height, width)
@@ -79,7 +74,7 @@ class View:
         return (x.mT if transposes else x).flip(flips)
 
     def inverse(self, maps: Tensor, size: Sequence[int]) -> Tensor:
-        """The maps (B, C, h, w) of a view on the image's (height, width); NaN where a crop saw nothing."""
+        """Map predictions (B, C, h, w) of the view back to the image's (height, width); NaN outside a crop."""
         height, width = size
         transposes, flips = SYMMETRIES[self.symmetry]
         maps = maps.flip(flips)
@@ -92,7 +87,7 @@ class View:
         return whole
 
     def _box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Top, left, height and width of the crop."""
+        """Top, left, height, width of the crop."""
         down, right = CROPS[str(self.crop)]
         h, w = max(1, round(height * CROPPED)), max(1, round(width * CROPPED))
         return round((height - h) * down), round((width - w) * right), h, w
@@ -101,22 +96,22 @@ class View:
 def view_batches(
     views: Sequence[View], batch: Mapping[str, Tensor], spatial: Collection[str]
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """One batch for all views of a shape, with the numbers of these views: all samples in the first, then the next.
+    """Yield one batch per view shape, with the indices of its views; samples are ordered by view.
 
     Args:
-        spatial: names of the fields that views turn; the others are repeated for each view.
+        spatial: names of the fields that views transform; the others are repeated.
     """
-    turned = [{name: view.forward(batch[name]) for name in spatial} for view in views]
-    alike: dict[tuple[object, ...], list[int]] = {}
-    for number, fields in enumerate(turned):
-        alike.setdefault(tuple((value.shape, value.dtype) for value in fields.values()), []).append(number)
-    for numbers in alike.values():
+    transformed = [{name: view.forward(batch[name]) for name in spatial} for view in views]
+    by_shape: dict[tuple[object, ...], list[int]] = {}
+    for index, fields in enumerate(transformed):
+        by_shape.setdefault(tuple((value.shape, value.dtype) for value in fields.values()), []).append(index)
+    for indices in by_shape.values():
         yield (
-            numbers,
+            indices,
             {
-                name: torch.cat([turned[number][name] for number in numbers])
+                name: torch.cat([transformed[index][name] for index in indices])
                 if name in spatial
-                else value.expand(len(numbers), *value.shape).flatten(0, 1)
+                else value.expand(len(indices), *value.shape).flatten(0, 1)
                 for name, value in batch.items()
             },
         )
@@ -126,6 +121,6 @@ def _resample(x: Tensor, size: Sequence[int]) -> Tensor:
     if x.dtype == torch.int64:
         planes = x.reshape(-1, 1, *x.shape[-2:]).float()
         return interpolate(planes, tuple(size), mode="nearest-exact").long().view(*x.shape[:-2], *size)
-    planes = unit_range(x).reshape(-1, *x.shape[-3:])  # each picture of a stack
+    planes = unit_range(x).reshape(-1, *x.shape[-3:])  # each image of a stack
     resampled = interpolate(planes, tuple(size), mode="bilinear", align_corners=False, antialias=True)
     return resampled.view(*x.shape[:-2], *size)
