@@ -1,4 +1,4 @@
-"""Write what a code competition's notebook needs, and rehearse it: infer.py, models and decision in one folder.
+"""Bundle models, post-processing and infer.py for the notebook of a code competition, and rehearse the bundle.
 
 examples:
   python bundle.py runs/finetune_cnn-1a2b3c4d --out bundle --oof oof-flips
@@ -6,7 +6,7 @@ examples:
   python bundle.py ensembles/first --out bundle --wheels host.txt
   python bundle.py bundle --rehearse --table data/competition/train.csv --rows 5000 --hidden 50000
 
-Upload the folder as a data set; its notebook.ipynb runs infer.py. Rehearse before: the host will not say what is wrong.
+Upload the folder as a data set; its notebook.ipynb runs infer.py. Rehearse it first: the host does not explain errors.
 """
 
 import argparse
@@ -18,47 +18,45 @@ from foldwise.predictions.decisions.options import add_decision_options, add_for
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; see --help."""
     parser = make_parser(__doc__, opens_runs=True)
     parser.add_argument("sources", nargs="+", type=Path, help="runs, or one ensemble; with --rehearse: a bundle")
     build = parser.add_argument_group("to write a bundle")
     build.add_argument("--out", type=Path, help="folder to write")
     build.add_argument(
-        "--oof",
-        default="oof",
-        help="out-of-fold predictions of the runs, whose views or tiles it takes (default: oof)",
+        "--oof", default="oof", help="out-of-fold predictions of the runs; their views or tiles are used (default: oof)"
     )
-    build.add_argument("--half", action="store_true", help="weights in half precision: half the room")
+    build.add_argument("--half", action="store_true", help="store weights in half precision, at half the size")
     build.add_argument("--budget-mb", type=float, metavar="MB", help="refuse a larger bundle")
-    build.add_argument("--wheels", type=Path, metavar="FREEZE", help="wheels of what the host's pip freeze lacks")
+    build.add_argument("--wheels", type=Path, metavar="FREEZE", help="add wheels missing from the host's pip freeze")
     add_decision_options(build)
     add_format_options(parser)
-    rehearse = parser.add_argument_group("to rehearse one")
+    rehearse = parser.add_argument_group("to rehearse a bundle")
     rehearse.add_argument("--rehearse", action="store_true", help="run the bundle as the host would")
     rehearse.add_argument("--table", type=Path, help="rows to draw from")
-    rehearse.add_argument("--images", type=Path, help="folder its image paths begin in (default: the run's data.root)")
-    rehearse.add_argument("--rows", type=int, default=5000, help="rows of the rehearsed test (default: 5000)")
+    rehearse.add_argument("--images", type=Path, help="folder of its image paths (default: the run's data.root)")
+    rehearse.add_argument("--rows", type=int, default=5000, help="rows of the rehearsal (default: 5000)")
     rehearse.add_argument("--hidden", type=int, help="rows of the hidden test, to forecast its time (default: --rows)")
     rehearse.add_argument("--workers", type=int, default=2, help="processes that read images (default: 2)")
-    rehearse.add_argument("--batch-size", type=int, default=32, help="images a pass, all views counted (default: 32)")
+    rehearse.add_argument(
+        "--batch-size", type=int, default=32, help="images per forward pass; every view counts (default: 32)"
+    )
     options = parser.parse_args(arguments)
-    needed = options.table if options.rehearse else options.out
-    if needed is None:
-        parser.error("--rehearse needs --table" if options.rehearse else "--out names the folder to write")
+    if options.rehearse and options.table is None:
+        parser.error("--rehearse needs --table")
+    if not options.rehearse and options.out is None:
+        parser.error("--out is missing: the folder to write")
     if options.rehearse and len(options.sources) > 1:
-        parser.error("one bundle is rehearsed at a time")
+        parser.error("--rehearse takes one bundle")
     return options
 
 
 def main() -> None:
-    """Bundle or rehearse; exit with code 2 and a sentence when something is wrong with the input."""
     options = parse()
     with exit_on_error():
         (rehearse if options.rehearse else build)(options)
 
 
 def build(options: argparse.Namespace) -> None:
-    """Write a bundle."""
     from rich.console import Console
 
     from foldwise.bundle.build import build_bundle
@@ -85,7 +83,7 @@ def build(options: argparse.Namespace) -> None:
 
 
 def rehearse(options: argparse.Namespace) -> None:
-    """Rehearse a bundle; a Refusal if it is not as it must be."""
+    """Rehearse a bundle; refuse one with problems."""
     from foldwise.bundle.rehearse import describe, rehearse
 
     rehearsed = rehearse(
@@ -99,7 +97,7 @@ def rehearse(options: argparse.Namespace) -> None:
     )
     print("\n".join(describe(rehearsed, options.hidden or options.rows)))
     if rehearsed.problems:
-        raise Refusal("\n".join(["the bundle is not fit to be submitted:", *rehearsed.problems]))
+        raise Refusal("\n".join(["do not submit this bundle:", *rehearsed.problems]))
     print(f"\nNext:\n  upload {options.sources[0]} as a data set, and submit its notebook.ipynb")
 
 

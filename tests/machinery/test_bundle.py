@@ -251,8 +251,8 @@ def test_what_cannot_be_bundled_is_said_and_leaves_nothing(tmp_path, runs, bundl
     )
     out = tmp_path / "out"
     for arguments, message in (
-        ([stack], "is stacking (logistic)"),
-        ([stack, runs[0]], "combine all of them with ensemble.py"),
+        ([stack], "uses stacking (logistic)"),
+        ([stack, runs[0]], "combine all sources with ensemble.py"),
         ([drawn], "random draws"),
         ([tmp_path], "is not a run"),
         ([*runs, "--budget-mb", "1"], "models/a"),
@@ -322,7 +322,7 @@ def test_what_is_wrong_with_the_test_is_said_before_anything_is_run_infer(tmp_pa
     for values, message in (
         ({"test": tmp_path / "none.csv"}, "does not exist"),
         ({"test": tmp_path / "other.csv", "images": tmp_path / "none"}, "is not a folder"),
-        ({"sample": tmp_path / "other.csv"}, "is about an image of the test"),
+        ({"sample": tmp_path / "other.csv"}, "belongs to an image of the test"),
         ({"sample": tmp_path / "columns.csv", "test": tmp_path}, "there is no image"),
     ):
         with pytest.raises(Refusal, match=message):
@@ -365,7 +365,7 @@ def test_out_of_memory_halves_the_batch_and_an_image_that_never_fits_is_left_out
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     whole = predict_nine()
-    engine.predictor.models[engine.places[1, 0, 0]].network.register_forward_pre_hook(too_large)
+    engine.predictor.models[engine.model_index[1, 0, 0]].network.register_forward_pre_hook(too_large)
     most = 4  # two images in two views
     halved = predict_nine()
     assert engine.batch_size == 2 and len(engine.notes) == 2
@@ -476,9 +476,9 @@ def test_versions_and_files_that_differ_are_named(tmp_path, bundle, capsys):
 
     made_with(numpy=f"{here}.1")
     check_host(other, any_version=False)
-    assert f"note: numpy is {here} here, and {here}.1" in capsys.readouterr().out
+    assert f"note: numpy is {here} here, but {here}.1" in capsys.readouterr().out
     made_with(numpy=newer)
-    with pytest.raises(Refusal, match=f"numpy is {here} here, and {newer}"):
+    with pytest.raises(Refusal, match=f"numpy is {here} here, but {newer}"):
         check_host(other, any_version=False)
     check_host(other, any_version=True)
     made_with(no_such_module="1.0")

@@ -234,7 +234,7 @@ def test_columns_of_parquet_keep_their_kind(tmp_path, data, runs):
     columns = {"id": "id", "image": "image", "unit": None, "group": None}
     found = read_inputs(tmp_path / "test.parquet", data, columns, set(), samples)
     assert [image.id for image in found.images] == ["7", "8"]
-    assert found.found.source.frame["age"].tolist()[0] == 20 and len(found.found.items) == 2
+    assert found.test.source.frame["age"].tolist()[0] == 20 and len(found.test.items) == 2
 
 
 def test_another_output_is_bundled_by_its_name(tmp_path, data, runs, stranger, monkeypatch):

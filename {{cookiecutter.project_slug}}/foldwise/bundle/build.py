@@ -1,4 +1,4 @@
-"""Writing a bundle: weights, the code that inference needs, the description, a notebook, and a manifest of it all."""
+"""Writing of a bundle: weights, code, description, notebook and manifest."""
 
 import os
 import shutil
@@ -26,11 +26,11 @@ from foldwise.predictions.ground_truth import GroundTruth, read_ground_truth
 
 CODE = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("infer.py")
-READERS = ("decoding.py",)  # import decoders as they meet a file, when it is too late to say that one is missing
+READERS = ("decoding.py",)  # imports decoders only when it meets a file, too late to report a missing package
 
 
 class Built(NamedTuple):
-    """What was written, and the choice of its decision; `sizes` are bytes by file."""
+    """What was written, and how its post-processing was chosen; `sizes` are bytes by file."""
 
     spec: BundleSpec
     chosen: Chosen
@@ -51,31 +51,28 @@ def build_bundle(
     options: Mapping[str, Any] | None = None,
     host_packages: Path | None = None,
 ) -> Built:
-    """Write a bundle as a new folder, whole or not at all.
+    """Write a bundle as a new folder, completely or not at all.
 
     Args:
         sources: runs, further outputs of runs (`<run>/outputs/<name>`), or one ensemble.
-        oof: the runs' out-of-fold predictions that decision, views, their mean and tiles come from.
+        oof: out-of-fold predictions that determine post-processing, views, their mean and tiles.
         half: round weights to half precision.
         budget_mb: refuse a larger bundle.
-        decision, exclusive, sample, kind, options: as in submit.py make, see `submit.make_submission`.
-        host_packages: `pip freeze` of the host: bring wheels of what is missing there.
-
-    Raises:
-        Refusal: sources that cannot be bundled, a choice that is not there, or more than the budget.
+        decision, exclusive, sample, kind, options: as in `submit.make_submission`.
+        host_packages: `pip freeze` of the host; wheels of missing packages are added.
     """
     check_new(out)
-    found = open_sources(sources, oof)
+    opened = open_sources(sources, oof)
     truth = read_ground_truth(sources[0])
-    asked = None if sample is None else read_sample(sample)
-    layout = choose_layout(truth, asked, sample, kind, options)
-    check_columns(layout, asked, sample)
-    chosen = choose_post_processing(found, truth, decision, exclusive)
+    sample_table = None if sample is None else read_sample(sample)
+    layout = choose_layout(truth, sample_table, sample, kind, options)
+    check_columns(layout, sample_table, sample)
+    chosen = choose_post_processing(opened, truth, decision, exclusive)
     score = chosen.outcome.overall
-    names = [source.run.folder.resolve().name for source in found.runs]
+    names = [source.run.folder.resolve().name for source in opened.runs]
     unique = [f"{name}-{number}" if names.count(name) > 1 else name for number, name in enumerate(names)]
-    runs = [_describe_run(name, source) for name, source in zip(unique, found.runs, strict=True)]
-    models = [source.run.models[key] for source in found.runs for key in source.snapshots]
+    runs = [_describe_run(name, source) for name, source in zip(unique, opened.runs, strict=True)]
+    models = [source.run.models[key] for source in opened.runs for key in source.snapshots]
     specs = [read_spec(model) for model in models]
     codes = [needed_code(model, each) for model, each in zip(models, specs, strict=True)]
     targets = {target for each in specs for target in targets_of(each)}
@@ -85,8 +82,8 @@ def build_bundle(
         task=truth.task.name,
         classes=list(truth.table.classes),
         runs=runs,
-        blend=found.blend,
-        tiles=found.runs[0].tiles,
+        blend=opened.blend,
+        tiles=opened.runs[0].tiles,
         columns={name: truth.config["data"]["columns"][name] for name in ("id", "image", "unit", "group")},
         fallback=truth.task.fallback(truth.table.target, len(truth.table.classes)),
         decision=chosen.decision,
@@ -117,7 +114,7 @@ def build_bundle(
         if budget_mb is not None and total > budget_mb:
             raise Refusal(
                 f"the bundle has {total:.1f} MB, more than --budget-mb {budget_mb:g}:\n{describe_sizes(sizes)}\n"
-                "--half takes half of the models' room; fewer runs or an ensemble with --use greedy take less"
+                "make it smaller with --half, fewer runs, or an ensemble made with --use greedy"
             )
     return Built(spec, chosen, sizes, truth)
 
@@ -126,7 +123,7 @@ def _describe_run(name: str, source: RunSource) -> BundledRun:
     tta = source.oof.header.tta
     return BundledRun(
         name=name,
-        source=os.path.relpath(source.run.folder),  # the bundle is uploaded, and this machine's folders are not
+        source=os.path.relpath(source.run.folder),  # relative, so that no folder of this machine is uploaded
         output=source.output.name,
         views=tta["views"],
         mean=tta["mean"],
@@ -139,7 +136,7 @@ def _describe_run(name: str, source: RunSource) -> BundledRun:
 
 
 def write_notebook(bundle: Path, name: str) -> None:
-    """Write `notebook.ipynb`, one cell that runs infer.py, for a host that has data sets in /kaggle/input/<name>."""
+    """Write `notebook.ipynb`: one cell that runs infer.py, with data sets in /kaggle/input/<name>."""
     install = f"!pip install --quiet --no-index --no-deps {{BUNDLE}}/{WHEELS}/*.whl\n"
     source = [
         f'BUNDLE, DATA = "/kaggle/input/{name}", "/kaggle/input/competition"  # the uploaded bundle, the data\n',

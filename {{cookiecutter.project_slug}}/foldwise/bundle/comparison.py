@@ -1,4 +1,4 @@
-"""A bundle's predictions of some images, compared with those of predict.py and the runs' own files."""
+"""Comparison of a bundle's predictions with predict.py's."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +19,12 @@ from foldwise.predictions.schema import MEMBER
 from foldwise.predictions.store import Predictions, iter_maps, read_predictions
 from foldwise.tasks.views import View
 
-COMPARED = 200  # images: predicting them again with predict.py takes its time
+COMPARED = 200  # images at most, since predicting them again takes time
 
 
 class Comparison(NamedTuple):
-    """How many images were compared, the largest difference of a probability (None for masks), and the mean difference
-    of the answers, 0 to 1 (None where other images have a part in them)."""
+    """Number of images compared, largest probability difference (None for masks), and mean difference of the answers,
+    0 to 1 (None if answers depend on more than these images)."""
 
     images: int
     probability: float | None
@@ -34,20 +34,20 @@ class Comparison(NamedTuple):
 def compare_with_runs(
     spec: BundleSpec, test: pd.DataFrame, inputs: Inputs, bad: set[str], out: Path, work: Path
 ) -> Comparison:
-    """Predict the first images of a rehearsal again with the runs, by predict.py's own function.
+    """Predict the first images of a rehearsal again from the run folders, and compare.
 
     Args:
-        test: the rehearsed table, whose image paths begin with the name of a link to the data root; `inputs` were read
-            from it.
+        test: table of the rehearsal; its image paths start with the link to the data root.
+        inputs: read from `test`.
         bad: ids that got the fallback.
-        out: what infer.py wrote, with its shards.
-        work: a folder to write into.
+        out: folder that infer.py wrote, with shards.
+        work: scratch folder.
     """
     image_column = str(spec.columns["image"])
     first = {image.path: image for image in reversed(inputs.images) if image.id not in bad}
     images = sorted(first.values(), key=lambda image: image.number)[:COMPARED]
     ids, numbers = [image.id for image in images], [image.number for image in images]
-    good = test.iloc[sorted({row for number in numbers for row in inputs.found.items[number].rows})]
+    good = test.iloc[sorted({row for number in numbers for row in inputs.test.items[number].rows})]
     good = good.assign(**{image_column: [name.partition("/")[2] for name in good[image_column]]})
     good.to_csv(work / "compared.csv", index=False)
     predictions = [_predict(spec, run, work, number) for number, run in enumerate(spec.runs)]
@@ -66,7 +66,7 @@ def compare_with_runs(
 
 
 def _predict(spec: BundleSpec, run: BundledRun, work: Path, number: int) -> Predictions:
-    """predict.py's predictions of the compared images, by the snapshots that are bundled."""
+    """Predict the compared images as predict.py does; keep the bundled snapshots."""
     views = [View.from_name(name) for name in run.views]
     tta = {
         "views": list(dict.fromkeys(view.symmetry for view in views)),
@@ -80,13 +80,13 @@ def _predict(spec: BundleSpec, run: BundledRun, work: Path, number: int) -> Pred
     table, out = work / "compared.csv", work / f"compared{number}"
     (folder,) = predict_runs([Path(run.source)], choices, table, out, Console(quiet=True))
     predictions = read_predictions(beside(folder, run.output))
-    names = {(model.fold, Path(model.folder).name) for model in run.models}
+    bundled = {(model.fold, Path(model.folder).name) for model in run.models}
     keys = zip(predictions.frame["fold"], predictions.frame["snapshot"], strict=True)
-    return Predictions(folder, predictions.header, predictions.frame[[key in names for key in keys]])
+    return Predictions(folder, predictions.header, predictions.frame[[key in bundled for key in keys]])
 
 
 def _masks(spec: BundleSpec, predictions: list[Predictions], ids: list[str]) -> Iterator[tuple[str, bytes]]:
-    """The encoded mask of each id."""
+    """Yield (id, encoded mask)."""
     for id in ids:
         maps: dict[tuple[int, int], list[np.ndarray]] = {member: [] for member in spec.members}
         for number, each in enumerate(predictions):

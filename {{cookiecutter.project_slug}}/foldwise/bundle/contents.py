@@ -1,4 +1,4 @@
-"""Contents of a bundle: copies of models, the owner's code that they reach, and the modules that a script imports."""
+"""Contents of a bundle: copies of models, the owner's code they use, and the modules that infer.py imports."""
 
 import shutil
 import sys
@@ -14,11 +14,11 @@ from foldwise.files import read_json, sha256_file, write_json
 from foldwise.inference.spec import SPEC, WEIGHTS, ModelSpec
 
 PACKAGE = "foldwise"
-LIBRARIES = {"smp": "segmentation_models_pytorch"}  # imported by `foldwise.models.networks` as a network is built
+LIBRARIES = {"smp": "segmentation_models_pytorch"}  # imported by `foldwise.models.networks` when it builds a network
 
 
 class Imports(NamedTuple):
-    """Files of foldwise, and the other packages that these import on loading and the owner's code anywhere."""
+    """Files of foldwise, and the third-party modules that they and the owner's code need."""
 
     files: list[Path]
     needs: list[str]
@@ -27,48 +27,45 @@ class Imports(NamedTuple):
 def find_imports(
     script: Path, root: Path, whole: Collection[str] = (), targets: Iterable[str] = (), codes: Iterable[Code] = ()
 ) -> Imports:
-    """Follow the imports of a script through foldwise in `root`, those within functions too, not those for type
-    checkers.
+    """Follow the imports of a script through foldwise in `root`, also inside functions, but not for type checking only.
+
+    foldwise needs the third-party modules of its top-level imports; the owner's code needs all that are not in a `try`.
 
     Args:
-        whole: names of files whose imports within functions are needed, too.
-        targets: what else is used of foldwise, as foldwise.module:Name.
-        codes: the owner's code that is used; what it imports in a `try` is not needed.
+        whole: file names of foldwise modules whose imports inside functions are needed too.
+        targets: further entry points, as foldwise.module:Name.
+        codes: the owner's code.
     """
-    own = to_file(script.read_bytes(), script, "__main__")
+    main = to_file(script.read_bytes(), script, "__main__")
     owned = [
         to_file(content, code.root / name, module_name(name)) for code in codes for name, content in code.files.items()
     ]
-    used = [item.path for file in (own, *owned) for item in file.imports]
+    used = [item.path for file in (main, *owned) for item in file.imports]
     reached = list(walk([PACKAGE, *(target.replace(":", ".") for target in targets), *used], root, PACKAGE))
-    needed = [item for file in (own, *reached) for item in file.imports if item.eager or file.path.name in whole]
+    needed = [item for file in (main, *reached) for item in file.imports if item.eager or file.path.name in whole]
     needed += [item for file in owned for item in file.imports if not item.optional]
     needs = {item.module.split(".")[0] for item in needed} - {PACKAGE, source.PACKAGE} - sys.stdlib_module_names
     return Imports(sorted(file.path for file in reached), sorted(needs))
 
 
 def targets_of(spec: ModelSpec) -> list[str]:
-    """The classes of a model: its network and its reader."""
+    """Names of a model's network and reader classes."""
     return [spec.network["_target_"], spec.samples["_target_"]]
 
 
 def needed_code(model: Path, spec: ModelSpec) -> Code | None:
-    """The part of its run's code that a model's network and reader reach; None if they are foldwise's.
-
-    Raises:
-        Refusal: the code is not there, or lacks something.
-    """
+    """Collect the part of the run's code that a model's network and reader use; None if they are foldwise's."""
     owned = [target for target in targets_of(spec) if inside(target.partition(":")[0], source.PACKAGE)]
     return collect_code(owned, find_code_folder(model, spec.code)) if spec.code is not None and owned else None
 
 
 def needed_library(spec: ModelSpec) -> set[str]:
-    """The package that foldwise imports for the network of a model alone."""
+    """Packages that foldwise imports only to build this model's network."""
     return {package for library, package in LIBRARIES.items() if spec.network.get("library") == library}
 
 
 def copy_model(model: Path, target: Path, half: bool, code: Code | None) -> None:
-    """Copy a model folder, with the hash of the code that it needs; `half` rounds weights to half precision."""
+    """Copy a model folder, recording the hash of the code it needs; `half` rounds weights to half precision."""
     target.mkdir(parents=True)
     shutil.copyfile(model / WEIGHTS, target / WEIGHTS)
     if half:
@@ -84,6 +81,6 @@ def _round(weights: Path) -> None:
     state = load_file(weights)
     for name, tensor in state.items():
         rounded = tensor.half() if tensor.dtype == torch.float32 else tensor
-        if rounded.isfinite().all():  # a running variance can be larger than half precision reaches
+        if rounded.isfinite().all():  # a running variance can exceed the range of half precision
             state[name] = rounded
     save_file(state, weights, metadata={"format": "pt"})

@@ -1,4 +1,4 @@
-"""The networks of a bundle on a device, which predict a batch in smaller passes where memory is short."""
+"""Networks of a bundle on a device; halves the batch when memory runs out."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,9 +26,9 @@ class Engine:
     """All networks of a bundle; each image is read once for all of them.
 
     Attributes:
-        active: what still predicts.
-        batch_size: images in a pass, each in all views; of tiles, tiles. Halved for good whenever memory runs out.
-        notes: what the user should know.
+        active: views, snapshots and folds still in use.
+        batch_size: images (all views counted) or tiles per pass; halved for good whenever memory runs out.
+        notes: for the user.
     """
 
     def __init__(self, bundle: Path, spec: BundleSpec, device: str, batch_size: int, precision: str) -> None:
@@ -38,23 +38,23 @@ class Engine:
             for number, run in enumerate(spec.runs)
             for model in run.models
         }
-        self.places = {key: place for place, key in enumerate(models)}
-        every = list(models.values())
-        self.predictor = Predictor(every, TTA(), device, batch_size, precision=precision, tiles=spec.tiles)
+        self.model_index = {key: index for index, key in enumerate(models)}
+        loaded = list(models.values())
+        self.predictor = Predictor(loaded, TTA(), device, batch_size, precision=precision, tiles=spec.tiles)
         self.batch_size = max(1, batch_size // max(len(run.views) for run in spec.runs))
         self.notes: list[str] = []
 
     def batches(self, table: Table, items: Sequence[int], workers: int) -> DataLoader[Any]:
-        """`ReadBatch`es of items of a table, by their numbers."""
+        """Make a loader of `ReadBatch`es."""
         models = dict(zip(self.predictor.inputs, self.predictor.models, strict=True))
-        read = CarefulItems(table, models, TTA(), items, self.spec.tiles)
-        return load_batches(read, self.batch_size, workers, self.device)
+        dataset = CarefulItems(table, models, TTA(), items, self.spec.tiles)
+        return load_batches(dataset, self.batch_size, workers, self.device)
 
     def predict(self, batch: ReadBatch) -> Iterator[tuple[int, np.ndarray | None]]:
-        """(number, predictions of the active members) of each image of a batch.
+        """Yield (index, predictions) of each image of a batch.
 
-        Predictions are (A, C), or maps (A, C, H, W) at the stored size, of A members; None for an image that does not
-        fit into memory by itself.
+        Predictions are (A, C) of the A active members, or maps (A, C, H, W) at the stored size; None for an image that
+        does not fit into memory alone.
         """
         start = 0
         while start < len(batch.numbers):
@@ -67,39 +67,39 @@ class Engine:
                 continue
             except torch.OutOfMemoryError:
                 pass
-            # outside of the except clause, which would hold on to the tensors of the failed pass
+            # Not inside the except clause, where the exception keeps the tensors of the failed pass alive.
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             if size > 1:
                 self.batch_size = size // 2
-                self.notes.append(f"out of memory with {size} in a pass: {self.batch_size} from here on")
+                self.notes.append(f"out of memory with {size} per pass: {self.batch_size} from now on")
             else:
                 yield batch.numbers[start], None
                 start += 1
 
     @torch.inference_mode()
     def _values(self, batch: ReadBatch, part: slice) -> Iterator[np.ndarray]:
-        device = torch.device("cpu") if self.spec.tiles else self.device  # tiles go there pass by pass
+        device = torch.device("cpu") if self.spec.tiles else self.device  # tiles are moved pass by pass
         batches = {
             inputs: {name: value[part].to(device, non_blocking=True) for name, value in unpack(packed).items()}
             for inputs, packed in batch.batches.items()
         }
         members = [self._member(run, fold, batches) for run, fold in self.active.members]
         for row, size in enumerate(batch.sizes[part]):
-            values = [member[[row]] for member in members]  # one view, the mean of all
+            values = [member[[row]] for member in members]  # (1, C, ...): the mean of all views
             yield self.predictor.at_size(self.spec.runs[0].output, values, size)[:, 0]
 
     def _member(self, run: int, fold: int, batches: Mapping[InputSpec, Batch]) -> Tensor:
-        """(B, C), or maps (B, C, H, W), of a run's model of a fold: the mean over its snapshots."""
+        """Predict with one fold of a run: (B, C) or (B, C, H, W), averaged over views and snapshots."""
         output, snapshots = self.spec.runs[run].output, self.active.snapshots[run]
         views, mean = [View.from_name(name) for name in self.active.views[run]], self.spec.runs[run].mean
         total: Any = 0
         for snapshot in snapshots:
-            place = self.places[run, fold, snapshot]
-            fields = batches[self.predictor.inputs[place]]
+            model = self.model_index[run, fold, snapshot]
+            fields = batches[self.predictor.inputs[model]]
             if self.spec.tiles:
-                tiled = self.predictor.predict_tiles(place, fields, self.batch_size)[output]
+                tiled = self.predictor.predict_tiles(model, fields, self.batch_size)[output]
                 total = total + torch.from_numpy(tiled).float()[None] / 255
             else:
-                total = total + self.predictor.predict_views(place, fields, views, mean)[output][:, 0]
+                total = total + self.predictor.predict_views(model, fields, views, mean)[output][:, 0]
         return total / len(snapshots)

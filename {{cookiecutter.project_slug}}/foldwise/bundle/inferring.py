@@ -1,4 +1,4 @@
-"""Predicting a hidden test with a bundle; what infer.py does. Whatever happens, a whole submission is written."""
+"""Prediction of a hidden test with a bundle, as infer.py does it. It always writes a complete submission."""
 
 import hashlib
 import json
@@ -29,14 +29,14 @@ from foldwise.inference.device import choose_device
 from foldwise.inference.weights import load_samples
 from foldwise.predictions.decisions.submission import check_columns, read_sample, write_masks, write_table
 
-BAD_SHARE = 0.01  # of the images: if more could not be used, a warning is printed
-PRINT_EVERY = 30  # seconds
+BAD_SHARE = 0.01  # of the images: warn if more could not be used
+PRINT_SECONDS = 30
 SHARDS, BAD, REPORT = "shards", "bad_images.csv", "inference.json"
 
 
 @dataclass(frozen=True)
 class Inference:
-    """What is to be predicted and written, read and checked before hours of predicting."""
+    """Checked inputs and submission format, ready to predict."""
 
     spec: BundleSpec
     layout: Any
@@ -60,20 +60,20 @@ def infer(
     keep_shards: bool = False,
     begun: float | None = None,
 ) -> Path:
-    """Predict, and write the submission, `bad_images.csv` and `inference.json`; the path of the submission.
+    """Predict, and write the submission, `bad_images.csv` and `inference.json`; return the submission's path.
 
     Args:
         time_limit: in seconds. For the others see infer.py --help.
-        begun: when the command began, on `time.monotonic`, for its time limit.
+        begun: start of the command on `time.monotonic`; default: now.
 
     Raises:
-        Refusal: the test, the sample submission or a choice is not valid; nothing is written then.
+        Refusal: test, sample submission or options are not valid; nothing is written.
     """
     begun = time.monotonic() if begun is None else begun
     inference = open_inference(bundle, test, images, sample, out)
-    spec, asked = inference.spec, inference.inputs.images
+    spec, requested = inference.spec, inference.inputs.images
     engine = Engine(bundle, spec, choose_device(device), batch_size, precision)
-    files = json.dumps([[image.id, str(image.path)] for image in asked])
+    files = json.dumps([[image.id, str(image.path)] for image in requested])
     request = {
         "bundle": sha256_file(bundle / MANIFEST),
         "files": hashlib.sha256(files.encode()).hexdigest(),
@@ -82,21 +82,21 @@ def infer(
     }
     shards = Shards(out / SHARDS, spec, request)
     done = shards.done()
-    left = [number for number in range(len(asked)) if number not in done]
+    remaining = [number for number in range(len(requested)) if number not in done]
     for note in [*inference.inputs.notes, *([f"{len(done)} images were predicted before"] if done else [])]:
         print(f"note: {note}")
-    print(f"{len(left)} images, {len(engine.places)} networks, on {engine.device}", flush=True)
-    pace = Pace(len(left), time_limit, begun)
-    dropped, early = _predict(inference, engine, shards, pace, left, workers)
-    problems = dict.fromkeys(range(len(asked)), "no time was left") | shards.done()
-    bad = [(asked[number].id, asked[number].path, problem) for number, problem in problems.items() if problem]
+    print(f"{len(remaining)} images, {len(engine.model_index)} networks, on {engine.device}", flush=True)
+    pace = Pace(len(remaining), time_limit, begun)
+    dropped, early = _predict(inference, engine, shards, pace, remaining, workers)
+    problems = dict.fromkeys(range(len(requested)), "no time was left") | shards.done()
+    bad = [(requested[number].id, requested[number].path, problem) for number, problem in problems.items() if problem]
     _write_submission(inference, shards)
     with write_atomic(out / BAD) as temporary:
         pd.DataFrame(bad, columns=["id", "image", "problem"]).to_csv(temporary, index=False)
     own, largest = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     seconds = time.monotonic() - begun
     report = {
-        "images": len(asked),
+        "images": len(requested),
         "bad_images": len(bad),
         "seconds": round(seconds, 3),
         "seconds_to_first_batch": round(pace.first - pace.start, 3),
@@ -105,28 +105,24 @@ def infer(
         "dropped": dropped,
         "notes": engine.notes,
         "device": str(engine.device),
-        "memory_mb": round((own + workers * largest) / 1000),  # what workers share is counted for each
+        "memory_mb": round((own + workers * largest) / 1000),  # an upper bound: counts shared memory once per worker
         "gpu_memory_mb": round(torch.cuda.max_memory_allocated() / 1e6) if engine.device.type == "cuda" else None,
     }
     write_json(out / REPORT, report)
     if not keep_shards:
         shutil.rmtree(shards.folder)
-    share = len(bad) / len(asked)
-    text = f"{len(bad)} of {len(asked)} images ({share:.1%}) could not be used and got the fallback: {out / BAD}"
+    share = len(bad) / len(requested)
+    text = f"{len(bad)} of {len(requested)} images ({share:.1%}) could not be used and got the fallback: {out / BAD}"
     if share > BAD_SHARE:
         print(f"\n{'!' * 80}\nWARNING: {text}\n{'!' * 80}\n", file=sys.stderr, flush=True)
     elif bad:
         print(text)
-    print(f"{len(asked)} images in {seconds:.0f} s\nsubmission  {inference.submission}\nlog         {out / REPORT}")
+    print(f"{len(requested)} images in {seconds:.0f} s\nsubmission  {inference.submission}\nlog         {out / REPORT}")
     return inference.submission
 
 
 def open_inference(bundle: Path, test: Path, images: Path | None, sample_path: Path | None, out: Path) -> Inference:
-    """Read and check everything that can be wrong.
-
-    Raises:
-        Refusal: whatever is wrong with the test, the sample submission or the format.
-    """
+    """Read and check test, sample submission and format, before hours of predicting."""
     spec = read_bundle(bundle)
     layout = spec.layout
     submission = out / f"submission{layout.suffix}"
@@ -136,27 +132,27 @@ def open_inference(bundle: Path, test: Path, images: Path | None, sample_path: P
     readers = [load_samples(bundle / run.models[0].folder) for run in spec.runs]
     inputs = read_inputs(test, images, spec.columns, names, readers[0])
     for reader in readers[1:]:
-        Rows(inputs.found.source, reader)  # refuses what lacks a column
+        Rows(inputs.test.source, reader)  # refuses a missing column
     if sample is not None:
         layout = replace(layout, id_column=sample.columns[0], value_column=sample.columns[1])
         check_columns(layout, sample, sample_path)
-        inputs = _asked_for(inputs, layout, names, sample_path)
+        inputs = _select_requested(inputs, layout, names, sample_path)
     values = np.full((len(spec.members), len(spec.classes), 4, 4), 1 / len(spec.classes), np.float32)
-    try:  # what decides last must not turn out to be missing after hours
+    try:  # a dry run of the post-processing, which would otherwise miss a package only after hours
         _answer(spec, layout, spec.members, values) if spec.maps else spec.decide_rows(values[None, :, :, 0, 0], [""])
     except ImportError as error:
-        raise Refusal(f"{error.name} cannot be imported here, and the decision of this bundle needs it") from error
+        raise Refusal(f"{error.name} cannot be imported here, but this bundle's post-processing needs it") from error
     return Inference(spec, layout, inputs, sample, sample_path, submission)
 
 
-def _asked_for(inputs: Inputs, layout: Any, names: set[str], sample_path: Path | None) -> Inputs:
-    """The images that the sample submission has rows for."""
+def _select_requested(inputs: Inputs, layout: Any, names: set[str], sample_path: Path | None) -> Inputs:
+    """Keep the images that the sample submission has rows for."""
     rows = {image.unit: layout.row_ids([image.unit]) for image in inputs.images}
     images = [image for image in inputs.images if names.intersection(rows[image.unit])]
     if not images:
         raise Refusal(
-            f"no row of {sample_path} is about an image of the test: its ids begin with {some(sorted(names), 3)}, "
-            f"and those of the test with {some(layout.row_ids(list(rows)[:3]), 3)}"
+            f"no row of {sample_path} belongs to an image of the test: its first ids are {some(sorted(names), 3)}, "
+            f"those of the test are {some(layout.row_ids(list(rows)[:3]), 3)}"
         )
     extra, missing = len(inputs.images) - len(images), sorted(names.difference(*rows.values()))
     notes = [f"{extra} images are not in {sample_path} and are left out"] if extra else []
@@ -166,75 +162,75 @@ def _asked_for(inputs: Inputs, layout: Any, names: set[str], sample_path: Path |
 
 
 def _predict(
-    inference: Inference, engine: Engine, shards: Shards, pace: Pace, left: list[int], workers: int
+    inference: Inference, engine: Engine, shards: Shards, pace: Pace, remaining: list[int], workers: int
 ) -> tuple[list[str], float | None]:
-    """Predict the images that are left into shards, while there is time.
+    """Predict the remaining images into shards until time is up.
 
     Returns:
-        What was dropped, and the forecast of all seconds after the first tenth.
+        What was dropped, and the forecast in seconds after a tenth of the images.
     """
     dropped: list[str] = []
     early: float | None = None
     printed = time.monotonic()
-    items = [inference.inputs.images[number].number for number in left]
-    for batch in engine.batches(inference.inputs.found.source, items, workers) if left else []:
+    items = [inference.inputs.images[number].number for number in remaining]
+    for batch in engine.batches(inference.inputs.test.source, items, workers) if remaining else []:
         results: dict[int, Any] = {}
-        problems = {left[item.number]: item.problem for item in batch.bad}
-        for place, values in engine.predict(batch):
+        problems = {remaining[item.number]: item.problem for item in batch.bad}
+        for index, values in engine.predict(batch):
             if values is None:
-                problems[left[place]] = "it does not fit into memory"
+                problems[remaining[index]] = "it does not fit into memory"
             else:
-                results[left[place]] = _answer(inference.spec, inference.layout, engine.active.members, values)
+                results[remaining[index]] = _answer(inference.spec, inference.layout, engine.active.members, values)
         shards.add(results, problems)
         pace.advance(len(results) + len(problems), engine.active.passes)
         forecast = pace.forecast(engine.active.passes)
-        if early is None and pace.done >= len(left) / 10:
+        if early is None and pace.done >= len(remaining) / 10:
             early = forecast
         if pace.is_over:
             break
         dropped += keep_time(pace, engine.active)
-        if time.monotonic() - printed > PRINT_EVERY and forecast is not None:
-            print(f"{pace.done} of {len(left)}; everything will have taken {forecast / 60:.1f} min", flush=True)
+        if time.monotonic() - printed > PRINT_SECONDS and forecast is not None:
+            print(f"{pace.done} of {len(remaining)} images; estimated total {forecast / 60:.1f} min", flush=True)
             printed = time.monotonic()
     return dropped, early
 
 
 def _answer(spec: BundleSpec, layout: Any, members: list[tuple[int, int]], values: np.ndarray) -> Any:
-    """What shards keep of an image's predictions (A, C), or maps (A, C, H, W), by these members."""
+    """Convert predictions (A, C), or maps (A, C, H, W), of `members` to what shards store."""
     if spec.maps:
         return layout.encode(spec.decide_mask(members, values))
-    every = np.full((len(spec.members), len(spec.classes)), np.nan, np.float32)
-    every[[spec.members.index(member) for member in members]] = values
-    return every
+    padded = np.full((len(spec.members), len(spec.classes)), np.nan, np.float32)
+    padded[[spec.members.index(member) for member in members]] = values
+    return padded
 
 
 def _write_submission(inference: Inference, shards: Shards) -> None:
-    """Write what the shards have, and the fallback for all else."""
+    """Write the answers from the shards, and the fallback for everything else."""
     spec, layout, sample = inference.spec, inference.layout, inference.sample
     of_images = [image.unit for image in inference.inputs.images]
     units = list(dict.fromkeys(of_images))
     known = set(layout.row_ids(units))
-    absent = [] if sample is None else [row for row in sample.iloc[:, 0] if row not in known]
+    missing = [] if sample is None else [row for row in sample.iloc[:, 0] if row not in known]
     if spec.maps:
         masks = _masks(inference, shards)
-        write_masks(inference.submission, layout, masks, sample, inference.sample_path, absent)
+        write_masks(inference.submission, layout, masks, sample, inference.sample_path, missing)
         return
     answers = spec.decide_rows(read_rows(shards.folder, spec, len(of_images)), of_images)
-    fallback = spec.decision.rule.decide(np.tile(spec.fallback, (len(absent), 1)))
-    table = layout.table([*units, *absent], np.concatenate([answers, fallback]))
+    fallback = spec.decision.rule.decide(np.tile(spec.fallback, (len(missing), 1)))
+    table = layout.table([*units, *missing], np.concatenate([answers, fallback]))
     write_table(inference.submission, table, sample, inference.sample_path)
 
 
 def _masks(inference: Inference, shards: Shards) -> Iterator[tuple[str, bytes]]:
-    """The encoded mask of each image; where there is none, an empty one of its size, or of the first known size."""
-    usual: tuple[int, int] | None = None
+    """Yield (id, encoded mask); a missing one becomes empty, of the image's size or the first known size."""
+    default: tuple[int, int] | None = None
     images = inference.inputs.images
     for number, image in enumerate(images):
         mask = shards.mask(number)
         if mask is None:
-            size = stored_size(image.path) if inference.layout.name == "masks" else (1, 1)  # an empty code has no size
+            size = stored_size(image.path) if inference.layout.name == "masks" else (1, 1)  # codes do not need the size
             if size == (0, 0):
-                usual = usual or next(filter(all, (stored_size(other.path) for other in images)), (1, 1))
-                size = usual
+                default = default or next(filter(all, (stored_size(other.path) for other in images)), (1, 1))
+                size = default
             mask = inference.layout.encode(np.zeros(size, np.uint8))
         yield image.id, mask

@@ -1,4 +1,4 @@
-"""The hidden test: a table or a folder of images; whatever is wrong with one image is its own problem alone."""
+"""Hidden test data: a table or a folder of images. A bad image costs only its own answer."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,13 +14,12 @@ from foldwise.errors import Refusal
 from foldwise.inference.reading import Items, Read
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-LARGEST = 100_000_000  # pixels: 300 MB of colours in each worker that decodes one; PIL calls 89 million a bomb
-LEAST = 2  # pixels a side
+LARGEST = 100_000_000  # pixels: 300 MB of RGB in each worker; PIL warns of a decompression bomb from 89 million
+SMALLEST = 2  # pixels per side
 
 
 class Image(NamedTuple):
-    """What is predicted: its id and unit (its id where there are none), its first file (which may be missing), and the
-    number of its item."""
+    """An image to predict: id, unit (the id if there are no units), first file (may be missing), number of its item."""
 
     id: str
     unit: str
@@ -29,29 +28,27 @@ class Image(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """Images, each once; the items of the test among which they are; notes for the user."""
+    """Images without duplicates, all items of the test, and notes for the user."""
 
     images: list[Image]
-    found: TableItems
+    test: TableItems
     notes: list[str]
 
 
 def read_inputs(
     test: Path, images: Path | None, columns: Mapping[str, str | None], names: set[str], samples: Samples
 ) -> Inputs:
-    """Find the images.
+    """Find the images of a test.
 
     Args:
         test: a CSV or parquet file, or a folder of images.
-        images: the folder that image paths begin in; None: that of `test`.
-        columns: of the table: id, image, unit, group. Without the image column, an image is found by its id as its
-            name.
-        names: ids of the sample submission; a folder's ids are names with suffix where these have it.
-        samples: the reader, which makes items of the rows.
+        images: folder that image paths are relative to; default: that of `test`.
+        columns: names of the id, image, unit and group column. Without an image column, the file name is the id.
+        names: ids of the sample submission; if they have a suffix, ids of a folder's images get it too.
+        samples: the reader, which turns rows into items.
 
     Raises:
-        Refusal: there is no such file or folder, it is no table, or lacks a column, the reader's included, or there is
-            no image.
+        Refusal: missing or unreadable files, missing columns (also the reader's), or no images.
     """
     if not test.exists():
         raise Refusal(f"--test {test} does not exist")
@@ -60,24 +57,24 @@ def read_inputs(
         raise Refusal(f"--images {root} is not a folder")
     if test.is_dir():
         files = _image_files(root)
-        whole = any(path.name in names for path in files)
-        frame = pd.DataFrame({"id": [path.name if whole else path.stem for path in files]}, dtype=object)
+        with_suffix = any(path.name in names for path in files)
+        frame = pd.DataFrame({"id": [path.name if with_suffix else path.stem for path in files]}, dtype=object)
         frame["image"] = [str(path) for path in files]
     else:
         frame = _read_table(test, root, columns)
     if frame.empty:
         raise Refusal(f"there is no image in {test}")
-    again = sorted(set(frame["id"][frame["id"].duplicated()]))
-    notes = [f"{len(again)} ids of {test} come again and count once: {some(again)}"] if again else []
+    repeated = sorted(set(frame["id"][frame["id"].duplicated()]))
+    notes = [f"{len(repeated)} ids of {test} are repeated and count once: {some(repeated)}"] if repeated else []
     table = Table(frame.drop_duplicates("id").reset_index(drop=True), "", (), root, None, test)
-    found = TableItems.of(table, samples)
-    own = found.table.frame
-    each = zip(own["id"], own["unit" if "unit" in own else "id"], own["image"], range(len(own)), strict=True)
-    return Inputs([Image(id, unit, root / name, number) for id, unit, name, number in each], found, notes)
+    items = TableItems.of(table, samples)
+    rows = items.table.frame
+    each = zip(rows["id"], rows["unit" if "unit" in rows else "id"], rows["image"], range(len(rows)), strict=True)
+    return Inputs([Image(id, unit, root / name, number) for id, unit, name, number in each], items, notes)
 
 
 def _read_table(path: Path, root: Path, columns: Mapping[str, str | None]) -> pd.DataFrame:
-    """Id, image, unit and group as text, and all other columns, of a CSV as text too."""
+    """Read id, image, unit and group as text, and all other columns; a CSV as text only."""
     try:
         if path.suffix == ".parquet":
             frame = pd.read_parquet(path)
@@ -88,7 +85,7 @@ def _read_table(path: Path, root: Path, columns: Mapping[str, str | None]) -> pd
     missing = [columns[name] for name in ("id", "unit") if columns[name] not in (None, *frame)]
     if missing:
         raise Refusal(f"{path} has no column {', '.join(map(str, missing))}; its columns are {', '.join(frame)}")
-    text = {name: text_column(frame[own]) for name, own in columns.items() if own in frame}
+    text = {name: text_column(frame[column]) for name, column in columns.items() if column in frame}
     if "image" not in text:
         files = _image_files(root)
         names = {file.stem: str(file) for file in files} | {file.name: str(file) for file in files}
@@ -98,31 +95,31 @@ def _read_table(path: Path, root: Path, columns: Mapping[str, str | None]) -> pd
 
 
 def _image_files(root: Path) -> list[Path]:
-    """Relative to the root."""
+    """Find images below `root`, as paths relative to it."""
     return sorted(path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
 
 
 class CarefulItems(Items):
-    """`Items` where pictures of one pixel, enormous ones, and all that a reader can raise become a problem, too."""
+    """`Items` that also report tiny and enormous images, and any exception of a reader, as a problem."""
 
-    def __getitem__(self, place: int) -> Read:
-        number = self.numbers[place]
+    def __getitem__(self, index: int) -> Read:
+        number = self.numbers[index]
         try:
             for path in self.first.files(number):
                 height, width = size = stored_size(path)
-                if size != (0, 0) and (min(size) < LEAST or height * width > LARGEST):
-                    return Read(place, [], size, f"{path} has {height} x {width} pixels")
-            return super().__getitem__(place)
-        except Exception as error:  # readers raise many kinds, and none is worth a submission
-            return Read(place, [], (0, 0), f"{self.first.items[number].id}: {type(error).__name__}: {error}")
+                if size != (0, 0) and (min(size) < SMALLEST or height * width > LARGEST):
+                    return Read(index, [], size, f"{path} has {height} x {width} pixels")
+            return super().__getitem__(index)
+        except Exception as error:  # whatever a reader raises must not cost the submission
+            return Read(index, [], (0, 0), f"{self.first.items[number].id}: {type(error).__name__}: {error}")
 
 
 def stored_size(path: Path) -> tuple[int, int]:
-    """(height, width) by the head of a file, nothing decoded; (0, 0) where it cannot be told."""
+    """Read (height, width) from the header of an image file; (0, 0) if that fails."""
     import tifffile
     from PIL import Image
 
-    Image.MAX_IMAGE_PIXELS = None  # the head alone is read: LARGEST decides
+    Image.MAX_IMAGE_PIXELS = None  # only the header is read, and LARGEST is the limit
     try:
         with path.open("rb") as file:
             is_tiff = file.read(4) in TIFF_MAGIC
@@ -132,5 +129,5 @@ def stored_size(path: Path) -> tuple[int, int]:
             return sizes["Y"], sizes["X"]
         with Image.open(path) as picture:
             return picture.height, picture.width
-    except Exception:  # as many kinds as there are ways to damage a file; reading will say what is wrong with it
+    except Exception:  # damaged files raise all kinds of errors; reading the file reports the problem
         return 0, 0

@@ -1,4 +1,4 @@
-"""A rehearsal: the bundle is run as the host would run it, and its predictions are compared with predict.py's."""
+"""Rehearsal: runs a bundle as the host would, and compares its predictions with predict.py's."""
 
 import os
 import shutil
@@ -23,11 +23,11 @@ from foldwise.files import read_json
 from foldwise.inference.runs import load_run
 from foldwise.inference.weights import load_samples
 
-DATA = "data"  # the link to the table's images, beside the planted ones
-# What may differ from predict.py: a probability, and the share of the answers, which rounding decides between classes.
-EXACT, ROUNDED = (1e-4, 0.01), (0.02, 0.05)  # the second where weights were rounded to half precision
-KEPT = ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")  # where programs and processors are
-# Found by Python on its path before anything else runs. Sockets within the machine stay: workers talk through them.
+DATA = "data"  # link to the table's images, next to the planted ones
+# Allowed differences from predict.py: of a probability, and of the answers (rounding can tip them).
+EXACT, ROUNDED = (1e-4, 0.01), (0.02, 0.05)  # full precision, half precision
+KEPT = ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")  # environment variables
+# Python imports it as sitecustomize before anything else. Unix sockets stay, since workers need them.
 NO_SOCKETS = """import socket
 
 connect = socket.socket.connect
@@ -44,8 +44,8 @@ socket.socket.connect = refuse
 
 
 class Rehearsed(NamedTuple):
-    """infer.py's own report, the images that got the fallback and how many of them were planted, the comparison with
-    predict.py, the seconds forecast for the hidden test, and what is not as it must be."""
+    """Result of a rehearsal: infer.py's report, the images that got the fallback, the number of planted ones, the
+    comparison with predict.py, the forecast in seconds for the hidden test, and problems."""
 
     report: dict[str, Any]
     bad: pd.DataFrame
@@ -64,23 +64,23 @@ def rehearse(
     workers: int = 2,
     batch_size: int = 32,
 ) -> Rehearsed:
-    """Run a bundle on a swapped table with planted bad images, and check what it wrote.
+    """Run a bundle on a made-up hidden test with planted bad images, and check what it wrote.
 
     Args:
-        table: rows to draw from, with the columns of the test table; drawn again where there are fewer than `rows`.
-        images: the folder that its image paths begin in; None: that of the first run's data.
-        rows: of the rehearsed test, or items where the reader makes items of several rows.
-        hidden: rows of the hidden test, for the forecast; None: `rows`.
+        table: rows to draw from, with the columns of the test table; rows repeat if there are fewer than `rows`.
+        images: folder that image paths are relative to; default: data root of the first run.
+        rows: of the made-up test; items if the reader groups several rows into one.
+        hidden: rows of the real hidden test, for the forecast; default: `rows`.
 
     Raises:
-        Refusal: the bundle, the table, its images or the runs cannot be used, or infer.py ended with an error.
+        Refusal: bundle, table, images or runs cannot be used, or infer.py failed.
     """
     spec = read_bundle(bundle)
     missing = [run.source for run in spec.runs if not (Path(run.source) / "config.yaml").is_file()]
     if missing:
         raise Refusal(
-            f"there is no run {', '.join(missing)} here, whose predictions the bundle's are compared with: rehearse in "
-            f"the folder in which the bundle was written"
+            f"there is no run {', '.join(missing)} here to compare the bundle with: rehearse in the folder where "
+            "bundle.py wrote the bundle"
         )
     run = load_run(Path(spec.runs[0].source))
     root = images or Path(run.data["root"])
@@ -95,7 +95,7 @@ def rehearse(
         test, planted = _draw(inputs, samples.columns, spec, rows, plant(work / "planted"))
         for name, path in planted.items():
             (host / "images" / name).parent.mkdir(parents=True)
-            if path.exists():  # one is missing
+            if path.exists():  # "missing.png" does not
                 shutil.copy(path, host / "images" / name)
         test.to_csv(host / "test.csv", index=False)
         hidden_test = read_inputs(host / "test.csv", host / "images", spec.columns, set(), samples)
@@ -107,27 +107,29 @@ def rehearse(
         command += ["--sample-submission", "sample.csv", "--out", str(out), "--keep-shards"]
         done = run_sandboxed([*command, "--workers", str(workers), "--batch-size", str(batch_size)], host, work)
         if done.returncode:
-            raise Refusal(f"infer.py ended with exit code {done.returncode}:\n{done.stderr.strip()}")
+            raise Refusal(f"infer.py failed with exit code {done.returncode}:\n{done.stderr.strip()}")
         report = read_json(out / REPORT)
         bad = pd.read_csv(out / BAD, dtype=str, keep_default_na=False)
         comparison = compare_with_runs(spec, test, hidden_test, set(bad["id"]), out, work)
-    rate = report["seconds_per_image"]
-    expected = None if rate is None else report["seconds_to_first_batch"] + rate * (hidden or rows)
+    speed = report["seconds_per_image"]
+    hidden_seconds = None if speed is None else report["seconds_to_first_batch"] + speed * (hidden or rows)
     problems = [
-        f"the planted image {name} was predicted as if it were good"
+        f"the planted bad image {name} was predicted as a good one"
         for name in planted
         if str(Path("images") / name) not in set(bad["image"])
     ]
     probability, answers = ROUNDED if spec.half else EXACT
     if comparison.probability is not None and not comparison.probability <= probability:
-        problems.append(f"probabilities differ from predict.py's by {comparison.probability:.2g}, over {probability}")
+        problems.append(
+            f"probabilities differ from predict.py's by {comparison.probability:.2g}, more than {probability}"
+        )
     if comparison.answers is not None and not comparison.answers <= answers:
-        problems.append(f"answers differ from those to predict.py's by {comparison.answers:.2%}, over {answers:.0%}")
-    return Rehearsed(report, bad, len(planted), comparison, expected, problems)
+        problems.append(f"answers differ from predict.py's by {comparison.answers:.2%}, more than {answers:.0%}")
+    return Rehearsed(report, bad, len(planted), comparison, hidden_seconds, problems)
 
 
 def plant(folder: Path) -> list[Path]:
-    """Write pictures that a hidden test may have and no training set had; one of them is not written at all."""
+    """Write bad images as a hidden test may have; the last of the returned paths does not exist."""
     folder.mkdir()
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     noise.save(folder / "corrupt.png")
@@ -143,33 +145,33 @@ def plant(folder: Path) -> list[Path]:
 def _draw(
     inputs: Inputs, columns: Sequence[str], spec: BundleSpec, count: int, bad: Sequence[Path]
 ) -> tuple[pd.DataFrame, dict[str, Path]]:
-    """A test of so many items in random order, in which bad pictures take the place of some; and those, by their names.
+    """Draw a table of `count` + len(bad) items in random order, and replace some of their images by the bad ones.
 
-    Rows have new ids. A bad picture keeps the stem of the file whose place it takes, which a reader may need. Items are
-    drawn again where there are too few, into units of their own; but not those that have several rows, which would
-    become one. A row of several items is drawn once.
+    Rows get new ids. A bad image keeps the file stem of the image that it replaces, in case the reader parses it. If
+    there are too few items, they repeat with new units. Items of several rows cannot repeat, because equal rows would
+    join one item; a row that several of them share is drawn once.
 
     Args:
-        columns: what the reader needs beside ids and images.
-        bad: files of bad pictures.
+        columns: that the reader needs besides ids and images.
+        bad: files of bad images.
 
-    Raises:
-        Refusal: there are too few items of several rows.
+    Returns:
+        The table, and the bad files by the names that they have in it.
     """
     rng = np.random.default_rng(0)
-    table, items = inputs.found.source, inputs.found.items
-    there, wanted = len(items), count + len(bad)
+    table, items = inputs.test.source, inputs.test.items
+    total = count + len(bad)
     several = any(len(item.rows) > 1 for item in items)
     if several:
-        wanted = min(wanted, there)
-        if wanted <= len(bad):
-            raise Refusal(f"{table.path} has {there} items, and a rehearsal needs more than {len(bad)}")
-    order = np.concatenate([rng.permutation(there) for _ in range(-(-wanted // there))])[:wanted]
+        total = min(total, len(items))
+        if total <= len(bad):
+            raise Refusal(f"{table.path} has {len(items)} items, but a rehearsal needs more than {len(bad)}")
+    order = np.concatenate([rng.permutation(len(items)) for _ in range(-(-total // len(items)))])[:total]
     names = {name: column for name, column in spec.columns.items() if column is not None}
     entries: list[dict[str, Any]] = []
     firsts: list[int] = []  # entries that are the first row of their item
     drawn: set[int] = set()
-    for place, number in enumerate(order):
+    for index, number in enumerate(order):
         for row in items[number].rows:
             if several and row in drawn:
                 continue
@@ -180,7 +182,7 @@ def _draw(
             entry = {name: values[name] for name in columns if name not in names}
             entry |= {names["id"]: f"hidden{len(entries):06d}", names["image"]: f"{DATA}/{values['image']}"}
             for name in {"unit", "group"} & names.keys() & set(values.index):
-                entry[names[name]] = f"{values[name]}-{place // there}"
+                entry[names[name]] = f"{values[name]}-{index // len(items)}"
             entries.append(entry)
     planted = {}
     for number, path in zip(rng.choice(firsts, len(bad), replace=False), bad, strict=True):
@@ -192,7 +194,7 @@ def _draw(
 def run_sandboxed(command: Sequence[str], read_only: Path, work: Path) -> subprocess.CompletedProcess[str]:
     """Run a command as a host would: in the folder `read_only`, with a home in `work` and a clean environment.
 
-    Python's sockets are blocked, and files protected, which does not keep root from writing.
+    Blocks Python's sockets and write-protects the files, which root can still change.
     """
     home = work / "home"
     home.mkdir()
@@ -203,7 +205,7 @@ def run_sandboxed(command: Sequence[str], read_only: Path, work: Path) -> subpro
     try:
         return subprocess.run(command, cwd=read_only, env=environment, text=True, capture_output=True)
     finally:
-        _protect(read_only, 0o755, 0o644)  # so that it can be deleted
+        _protect(read_only, 0o755, 0o644)  # so that they can be deleted
 
 
 def _protect(folder: Path, folders: int, files: int) -> None:
@@ -213,13 +215,13 @@ def _protect(folder: Path, folders: int, files: int) -> None:
 
 
 def describe(rehearsed: Rehearsed, hidden: int) -> list[str]:
-    """The result as lines of text."""
+    """Format the result as lines of text."""
     report, comparison = rehearsed.report, rehearsed.comparison
     gpu = f", {report['gpu_memory_mb']} MB of the GPU" if report["gpu_memory_mb"] is not None else ""
     lines = [
         f"images      {report['images']} in {report['seconds']:.0f} s on {report['device']}",
-        f"memory      {report['memory_mb']} MB with its workers{gpu}",
-        f"fallback    {len(rehearsed.bad)} images, of which {rehearsed.planted} were planted",
+        f"memory      {report['memory_mb']} MB with workers{gpu}",
+        f"fallback    {len(rehearsed.bad)} images, {rehearsed.planted} of them planted",
     ]
     early = report["forecast_after_a_tenth"]
     if early is not None:

@@ -1,4 +1,4 @@
-"""What was predicted so far, on disk: killed, the same command resumes where it stopped."""
+"""Predictions so far, on disk, so that a killed inference can resume."""
 
 import json
 import shutil
@@ -14,9 +14,9 @@ REQUEST, DONE, BLOCKS = "request.json", "done.jsonl", "block-*.npz"
 
 
 class Shards:
-    """Results by the number of their image; those of another request are deleted.
+    """Results by image number; those of a different request are deleted.
 
-    Of rows, the predictions (members, C) float32, NaN where a member did not predict; of masks, the encoded mask.
+    A result is (members, C) float32, with NaN where a member did not predict; or an encoded mask.
     """
 
     def __init__(self, folder: Path, spec: BundleSpec, request: dict[str, Any]) -> None:
@@ -27,15 +27,15 @@ class Shards:
             write_json(path, request)
 
     def done(self) -> dict[int, str]:
-        """The images that are done, with what was wrong with them, or ""."""
+        """Finished images, with their problem or ""."""
         path = self.folder / DONE
-        # A last line that was cut off has no end: its image is predicted again.
+        # A truncated last line has no newline: drop it, and its image is predicted again.
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
         path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         return dict(map(json.loads, lines))
 
     def add(self, results: dict[int, Any], problems: dict[int, str]) -> None:
-        """Keep the results of a batch and the problems of its other images; that they are done is noted last."""
+        """Save the results of a batch and the problems of its other images, then mark them as done."""
         if self.spec.maps:
             for number, mask in results.items():
                 path = self._mask_path(number)
@@ -48,16 +48,15 @@ class Shards:
             lines.writelines(json.dumps(entry) + "\n" for entry in (dict.fromkeys(results, "") | problems).items())
 
     def mask(self, number: int) -> bytes | None:
-        """The encoded mask of an image, None where there is none."""
         path = self._mask_path(number)
         return path.read_bytes() if path.exists() else None
 
     def _mask_path(self, number: int) -> Path:
-        return self.folder / f"masks-{number // 1000:06d}" / f"{number:09d}"  # few files a folder
+        return self.folder / f"masks-{number // 1000:06d}" / f"{number:09d}"  # at most 1000 files per folder
 
 
 def read_rows(folder: Path, spec: BundleSpec, images: int) -> np.ndarray:
-    """(images, members, C) float32 of the shards in a folder, NaN where nothing was predicted."""
+    """Read the shards of a folder: (images, members, C) float32, NaN where nothing was predicted."""
     values = np.full((images, len(spec.members), len(spec.classes)), np.nan, np.float32)
     for path in sorted(folder.glob(BLOCKS)):
         with np.load(path, allow_pickle=False) as block:

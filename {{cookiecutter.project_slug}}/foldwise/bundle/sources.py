@@ -1,4 +1,4 @@
-"""What a bundle is made of: runs whose mean is taken, or those of an ensemble with its weights; and their decision."""
+"""Sources of a bundle: runs with equal weights, or an ensemble with its weights; and their post-processing."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ ENSEMBLE = "ensemble.json"
 
 @dataclass(frozen=True)
 class RunSource:
-    """A run, the output of it that is submitted, its out-of-fold predictions, and its weights above 0 by fold."""
+    """A run, the output to submit, its out-of-fold predictions, and its positive weights by fold."""
 
     run: TrainedRun
     output: Output
@@ -38,7 +38,7 @@ class RunSource:
 
     @property
     def snapshots(self) -> dict[tuple[int, str], int]:
-        """The number of each (fold, snapshot) that is bundled, within its fold: those that predicted out of fold."""
+        """Bundled (fold, snapshot) pairs, which predicted out of fold, with a number that counts within the fold."""
         models = [model for model in self.run.models if model[0] in self.weights]
         measured = set(self.oof.frame["snapshot"])
         chosen = [model for model in models if model[1] in measured] or models
@@ -47,25 +47,25 @@ class RunSource:
 
 
 class Sources(NamedTuple):
-    """Runs, and their blend within a fold: "arithmetic", "geometric" or "rank"."""
+    """Runs, and how to blend them within a fold: "arithmetic", "geometric" or "rank"."""
 
     runs: list[RunSource]
     blend: str
 
 
 def open_sources(folders: Sequence[Path], oof: str) -> Sources:
-    """Find the models behind sources.
+    """Find the runs, weights and out-of-fold predictions to bundle.
 
     Args:
         folders: one ensemble, or runs or further outputs of runs.
-        oof: "oof", or a name in the runs' `predictions/`; an ensemble knows which it was made of.
+        oof: "oof", or a name in the runs' `predictions/`; ignored for an ensemble, which records its own.
 
     Raises:
-        Refusal: they do not go together, or no bundle can have them.
+        Refusal: sources that cannot be combined or bundled.
     """
     ensembles = [folder for folder in folders if (folder / ENSEMBLE).is_file()]
     if ensembles and len(folders) > 1:
-        raise Refusal(f"{ensembles[0]} is an ensemble: combine all of them with ensemble.py, and bundle the result")
+        raise Refusal(f"{ensembles[0]} is an ensemble: combine all sources with ensemble.py, and bundle the result")
     if ensembles:
         sources = _of_ensemble(folders[0])
     else:
@@ -85,23 +85,26 @@ def _of_ensemble(folder: Path) -> Sources:
     method, weights = made["method"], made["weights"]
     if weights is None:
         raise Refusal(
-            f"{folder} is stacking ({method}), whose fitted estimators could only be bundled as pickles: make an "
+            f"{folder} uses stacking ({method}), and its fitted estimators could only be stored as pickles: make an "
             "ensemble with --use mean, greedy or simplex"
         )
     blend = method if method in ("geometric", "rank") else "arithmetic"
     runs: list[RunSource] = []
     for source in made["sources"]:
-        path, own = Path(source["folder"]), dict(zip(made["folds"], weights[source["name"]], strict=True))
-        own = {fold: weight for fold, weight in own.items() if weight > 0}
-        if own and not (path / ENSEMBLE).is_file():
-            runs.append(replace(_open_source(path, Path(source["oof"])), weights=own))
-        elif own:
+        path, by_fold = Path(source["folder"]), zip(made["folds"], weights[source["name"]], strict=True)
+        outer = {fold: weight for fold, weight in by_fold if weight > 0}
+        if outer and not (path / ENSEMBLE).is_file():
+            runs.append(replace(_open_source(path, Path(source["oof"])), weights=outer))
+        elif outer:
             inner = _of_ensemble(path)
             if {blend, inner.blend} != {"arithmetic"}:
-                raise Refusal(f"{folder} blends the ensemble {path}, and not both by weights: make one of all runs")
+                raise Refusal(
+                    f"{folder} contains the ensemble {path}, and one of them is not a weighted mean: make one ensemble "
+                    "of all runs"
+                )
             for run in inner.runs:
-                both = {fold: own[fold] * weight for fold, weight in run.weights.items() if fold in own}
-                runs += [replace(run, weights=both)] if both else []
+                product = {fold: outer[fold] * weight for fold, weight in run.weights.items() if fold in outer}
+                runs += [replace(run, weights=product)] if product else []
     return Sources(runs, blend)
 
 
@@ -117,59 +120,59 @@ def _open_source(source: Path, oof: Path) -> RunSource:
 def _problem(source: RunSource, first: RunSource) -> str:
     tta, folder = source.oof.header.tta, source.oof.folder
     if any("#" in name for name in tta["views"]):
-        return f"{folder} has random draws, which need albumentations on the host: take views (predict.py --oof --tta)"
+        return f"{folder} has random draws, which a bundle cannot make: choose a TTA of views (predict.py --oof --tta)"
     try:
         TTA.from_names(tta["views"], tta["mean"])
     except Refusal as error:
-        return f"{folder}: {error}; a bundle needs views and a mean as predict.py --oof --tta makes them"
-    if without := sorted(set(source.weights) - set(source.run.members)):
-        return f"{source.run.folder}: folds {without} have no model"
+        return f"{folder}: {error}; make predictions with python predict.py --oof --tta"
+    if missing := sorted(set(source.weights) - set(source.run.members)):
+        return f"{source.run.folder}: folds {missing} have no model"
     if source.tiles != first.tiles:
-        return f"{folder} and {first.oof.folder}: one is in tiles and the other is not; predict both alike"
+        return f"{folder} and {first.oof.folder}: one is in tiles and the other is not; predict both the same way"
     return ""
 
 
 def choose_post_processing(
-    sources: Sources, truth: GroundTruth, wanted: str | None = None, exclusive: Sequence[Sequence[str]] | None = None
+    sources: Sources, truth: GroundTruth, decision: str | None = None, exclusive: Sequence[Sequence[str]] | None = None
 ) -> Chosen:
-    """Compare and fit decisions out of fold on what is bundled, as submit.py does; see `choose_decision`."""
+    """Compare and fit post-processing out of fold on what is bundled, as submit.py does."""
     for source in sources.runs:
         check_predictions(source.oof, truth)
     if truth.task.kind == "maps":
-        return choose_cleaning(truth.metric, blended_maps(sources, truth), wanted)
+        return choose_cleaning(truth.metric, blended_maps(sources, truth), decision)
     rows, predicted = blended_rows(sources, truth)
     scored = by_unit(truth.table, rows, predicted, truth.folds[rows])
-    return choose_decision(truth.metric, scored, sources.blend == "rank", exclusive, wanted)
+    return choose_decision(truth.metric, scored, sources.blend == "rank", exclusive, decision)
 
 
 def blended_rows(sources: Sources, truth: GroundTruth) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (N,) of the table and their out-of-fold predictions (N, C): of each fold, the blend of its models."""
+    """Blend the out-of-fold predictions: row indices (N,) of the table, and values (N, C)."""
     aligned = [align(source.oof, truth) for source in sources.runs]
     rows = aligned[0][0]
     values = np.stack([predicted for _, predicted in aligned]).astype(np.float32)
     blended = np.zeros(values.shape[1:])
     for fold in np.unique(truth.folds[rows]).tolist():
-        own = truth.folds[rows] == fold
-        blended[own] = _blend(sources, truth, fold, values[_having(sources, fold)][:, own])
+        in_fold = truth.folds[rows] == fold
+        blended[in_fold] = _blend(sources, truth, fold, values[_runs_of_fold(sources, fold)][:, in_fold])
     return rows, blended
 
 
 def blended_maps(sources: Sources, truth: GroundTruth) -> Iterator[tuple[str, np.ndarray, np.ndarray, int]]:
-    """Id, mask (H, W), blended out-of-fold probability (C, H, W) and fold of each image, one at a time."""
+    """Yield (id, mask (H, W), blended out-of-fold probability (C, H, W), fold), one image at a time."""
     for fold in sorted(set(truth.folds.tolist()) - {-1}):
         rows = np.flatnonzero(truth.folds == fold).tolist()
         ids = [truth.table.ids[row] for row in rows]
-        maps = zip(*(iter_average_maps(sources.runs[run].oof, ids) for run in _having(sources, fold)), strict=True)
+        runs = _runs_of_fold(sources, fold)
+        maps = zip(*(iter_average_maps(sources.runs[run].oof, ids) for run in runs), strict=True)
         for row, id, of_runs in zip(rows, ids, maps, strict=True):
             blended = _blend(sources, truth, fold, np.stack([probability for _, probability in of_runs]))
             yield id, read_mask(truth.table.mask_path(row)), blended, fold
 
 
-def _having(sources: Sources, fold: int) -> list[int]:
-    """The numbers of the runs with a weight in a fold."""
+def _runs_of_fold(sources: Sources, fold: int) -> list[int]:
     return [number for number, source in enumerate(sources.runs) if fold in source.weights]
 
 
 def _blend(sources: Sources, truth: GroundTruth, fold: int, values: np.ndarray) -> np.ndarray:
-    members = [(number, fold) for number in _having(sources, fold)]
+    members = [(number, fold) for number in _runs_of_fold(sources, fold)]
     return blend_folds(truth.task, sources.blend, [each.weights for each in sources.runs], members, values)[fold]

@@ -1,4 +1,4 @@
-"""The description of a bundle, `bundle.json`: models, blend, post-processing and submission format, as plain values."""
+"""Description of a bundle, `bundle.json`: models, blend, post-processing and submission format, as plain values."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from foldwise.predictions.ensembles.blending import arithmetic, geometric, rank_
 from foldwise.tasks import Task, find_task
 
 SPEC = "bundle.json"
-MAP_EDGE = 0.5 / 255  # as when ensemble.py blended maps of 8 bits: 0 means less than this
+MAP_EDGE = 0.5 / 255  # an 8-bit 0 means a probability below this, as in ensemble.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +37,13 @@ class BundledModel:
 
 @dataclass(frozen=True, kw_only=True)
 class BundledRun:
-    """A run, whose models are averaged over snapshots and views.
+    """A bundled run; its models are averaged over snapshots and views.
 
     Attributes:
-        source: folder of the run, relative to where the bundle was written; for the rehearsal.
-        output: name of the output that is submitted; "" the main one.
+        source: run folder for the rehearsal, relative to where the bundle was written.
+        output: name of the output to submit; "" is the main one.
         views, mean: see `TTA.from_names`.
-        weights: in the blend of each fold.
+        weights: in the blend, by fold.
     """
 
     name: str
@@ -61,14 +61,15 @@ class BundleSpec:
 
     Attributes:
         blend: "arithmetic", "geometric" or "rank", of the runs within a fold; the folds are then averaged.
-        tiles: maps are predicted in tiles at the stored resolution.
-        columns: names of the test table's id, image, unit and group column; None: it has none.
-        fallback: (C,) the task's own, where an image cannot be used.
-        decision: a fitted `Decision`, or of masks a `Cleaning`.
-        layout: the submission format, of `formats.FORMATS`.
-        score: out of fold, of what is bundled with its decision.
+        tiles: predict maps in tiles at the stored resolution.
+        columns: names of the test table's id, image, unit and group column, or None.
+        fallback: (C,) prediction for images that cannot be used.
+        decision: a fitted `Decision`, or a `Cleaning` of masks.
+        layout: submission format, one of `formats.FORMATS`.
+        score: out-of-fold score of the bundle, with its post-processing.
         half: weights are rounded to half precision.
-        needs: modules that the host must have; `versions`: theirs and Python's where the bundle was written.
+        needs: modules that the host must have.
+        versions: of these modules and Python where the bundle was written.
     """
 
     task: str
@@ -93,25 +94,25 @@ class BundleSpec:
 
     @property
     def members(self) -> list[tuple[int, int]]:
-        """(number of the run, fold) of what is blended, in the order of stored predictions."""
+        """(run number, fold) of what is blended, in the order of stored predictions."""
         return [(number, fold) for number, run in enumerate(self.runs) for fold in run.weights]
 
     def decide_rows(self, values: np.ndarray, units: Sequence[str]) -> np.ndarray:
-        """Answers (U, C) of units, in the order of their first images.
+        """Answer for each unit (U, C), in the order of their first images, as ensemble.py and submit.py do.
 
-        As ensemble.py and submit.py do: runs are blended within each fold, images of a unit averaged, each fold's blend
-        calibrated, the folds averaged, and the rule decides. A unit without a usable image gets the fallback.
+        Blend the runs of each fold, average the images of a unit, calibrate each fold, average the folds, and apply the
+        decision rule. A unit without a usable image gets the fallback.
 
         Args:
             values: (N, members, C), NaN where a member did not predict.
-            units: (N,) of each image; its id where there are none.
+            units: (N,) unit of each image, or its id.
         """
         unit_of, _ = pd.factorize(np.asarray(units, object))
         predicted = np.isfinite(values).all(axis=2)
         blended = {fold: np.full((len(values), values.shape[2]), np.nan) for _, fold in self.members}
-        for pattern in np.unique(predicted, axis=0):  # several only where time was short
+        for pattern in np.unique(predicted, axis=0):  # more than one only if models were dropped to save time
             rows = (predicted == pattern).all(axis=1)
-            present = [member for member, there in zip(self.members, pattern, strict=True) if there]
+            present = [member for member, used in zip(self.members, pattern, strict=True) if used]
             for fold, blend in self._blend(present, values[rows][:, pattern].transpose(1, 0, 2)).items():
                 blended[fold][rows] = blend
         of_units = {fold: pd.DataFrame(blend).groupby(unit_of).mean().to_numpy() for fold, blend in blended.items()}
@@ -119,7 +120,7 @@ class BundleSpec:
         return self.decision.rule.decide(np.where(np.isfinite(mean), mean, self.fallback))
 
     def decide_mask(self, members: Sequence[tuple[int, int]], maps: np.ndarray) -> np.ndarray:
-        """The mask (H, W) of the maps (A, C, H, W) of these members: blended within folds, averaged, cleaned."""
+        """Make the mask (H, W) from maps (A, C, H, W) of `members`: blend within folds, average, clean."""
         blended = self._blend(members, maps)
         return self.decision(sum(blended.values(), np.zeros(maps.shape[1:], np.float32)) / len(blended))
 
@@ -134,7 +135,7 @@ def blend_folds(
     members: Sequence[tuple[int, int]],
     values: np.ndarray,
 ) -> dict[int, np.ndarray]:
-    """The blend of each fold that some of the members (A,) belong to; their weights are made to sum to 1.
+    """Blend the predictions of `members` within each fold, with weights scaled to sum to 1.
 
     Args:
         weights: of each run, by fold.
@@ -145,15 +146,15 @@ def blend_folds(
     means["geometric"] = partial(geometric, exclusive=task.exclusive, **maps)
     blended = {}
     for fold in dict.fromkeys(fold for _, fold in members):
-        own = [place for place, member in enumerate(members) if member[1] == fold]
-        share = np.array([weights[members[place][0]][fold] for place in own])
-        blended[fold] = means[blend](values[own], share / share.sum())
+        in_fold = [index for index, member in enumerate(members) if member[1] == fold]
+        share = np.array([weights[members[index][0]][fold] for index in in_fold])
+        blended[fold] = means[blend](values[in_fold], share / share.sum())
     return blended
 
 
 RULES = [each for each in vars(rules).values() if isinstance(each, type) and issubclass(each, rules.Rule)]
 FITTED = [type(calibrator) for each in CALIBRATORS.values() for calibrator in each]
-# The only classes that reading a bundle makes: no code and no pickle is in its description.
+# The only classes that `read_bundle` instantiates: bundle.json holds no code and no pickle.
 CLASSES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (BundleSpec, BundledRun, BundledModel, Decision, Cleaning, Group, *RULES, *FITTED, *FORMATS.values())
@@ -161,7 +162,7 @@ CLASSES: dict[str, Any] = {
 
 
 def to_plain(value: Any) -> Any:
-    """Instances of `CLASSES`, arrays, and containers of them as JSON can have them."""
+    """Convert instances of `CLASSES`, arrays, and containers of them to JSON values."""
     if isinstance(value, np.ndarray):
         return {"array": value.tolist()}
     if isinstance(value, Mapping):
@@ -173,7 +174,7 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(value: Any) -> Any:
-    """What `to_plain` was given, with tuples for lists; folds, as keys, are numbers."""
+    """Invert `to_plain`; lists become tuples, and numeric keys (folds) become int."""
     if isinstance(value, list):
         return tuple(map(from_plain, value))
     if not isinstance(value, dict):
@@ -187,15 +188,11 @@ def from_plain(value: Any) -> Any:
 
 
 def read_bundle(folder: Path) -> BundleSpec:
-    """Read `bundle.json`.
-
-    Raises:
-        Refusal: the folder is no bundle, or another version of foldwise wrote it.
-    """
+    """Read `bundle.json`; refuse other folders and versions."""
     path = folder / SPEC
     if not path.is_file():
         raise Refusal(f"{folder} is not a bundle: it has no {SPEC}; python bundle.py makes one")
     values = read_json(path)
     if values["version"] > FORMAT_VERSION or values.get("class") != BundleSpec.__name__:
-        raise Refusal(f"{path} is of another version of foldwise: write the bundle again with python bundle.py")
+        raise Refusal(f"{path} is from another version of foldwise: write the bundle again with python bundle.py")
     return from_plain(values)

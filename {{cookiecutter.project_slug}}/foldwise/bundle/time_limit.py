@@ -1,4 +1,4 @@
-"""Keeping a time limit: the end is forecast from the speed, and where it is too late, views and models are dropped."""
+"""Time limit of an inference: forecasts the end and drops views and models to meet the limit."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,20 +7,19 @@ from typing import Any
 from foldwise.bundle.spec import BundleSpec
 from foldwise.tasks.views import View
 
-RESERVE = 0.05  # of the limit: for writing, and for pictures that take longer than those before
-STEADY = 0.01  # of the images: after so many, a speed can be believed
+RESERVE = 0.05  # of the limit, for writing and for images that take longer than earlier ones
+STEADY = 0.01  # of the images, after which the speed is reliable
 
 
 class Pace:
     """Measures the speed and forecasts the end.
 
-    It counts from the end of the first batch, which waits for workers to start and kernels to be chosen. A pass is
-    taken to cost the same in every network; where that is wrong, later forecasts show it.
+    The first batch does not count, because it waits for workers and kernel selection. Forecasts assume that a pass
+    costs the same in every network; later ones correct the error.
 
     Args:
-        images: to predict.
-        limit: seconds that everything may take; None: as long as it takes.
-        start: when everything began, on the clock; None: now.
+        limit: of everything, in seconds.
+        start: on the clock; default: now.
     """
 
     def __init__(
@@ -31,13 +30,13 @@ class Pace:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.images, self.clock = images, clock
-        self.allowed = float("inf") if limit is None else limit * (1 - RESERVE)  # seconds that predicting may take
+        self.allowed = float("inf") if limit is None else limit * (1 - RESERVE)  # seconds
         self.start = self.now = self.first = clock() if start is None else start
-        self.done = self.measured = 0  # images, and those after the first batch
+        self.done = self.measured = 0  # images: all, and those after the first batch
         self.passes = 0.0  # of the measured images
 
     def advance(self, images: int, passes: float) -> None:
-        """So many images more are done, with so many forward passes each."""
+        """Record that `images` more are done, with `passes` forward passes each."""
         self.now = self.clock()
         if self.done:
             self.measured += images
@@ -48,28 +47,27 @@ class Pace:
 
     @property
     def seconds(self) -> float | None:
-        """Seconds an image since the first batch; None where there was one batch only."""
+        """Seconds per image after the first batch; None if there was only one batch."""
         return (self.now - self.first) / self.measured if self.measured else None
 
     def forecast(self, passes: float) -> float | None:
-        """The seconds that everything will have taken, with so many passes an image; None until the speed is known."""
+        """Forecast the total seconds with `passes` per remaining image; None until the speed is known."""
         if not self.passes or self.measured < STEADY * self.images:
             return None
-        of_pass = (self.now - self.first) / self.passes
-        return self.now - self.start + of_pass * passes * (self.images - self.done)
+        seconds_per_pass = (self.now - self.first) / self.passes
+        return self.now - self.start + seconds_per_pass * passes * (self.images - self.done)
 
     @property
     def is_over(self) -> bool:
-        """Whether no more can be predicted in time."""
         return self.clock() - self.start >= self.allowed
 
 
 class Active:
-    """What of a bundle still predicts: the views, snapshots and folds of each run.
+    """Views, snapshots and folds of each run that are still in use.
 
-    They are dropped in a fixed order: views, then snapshots, then models of folds; always of the run that has most of
-    them left (the last of equals), its last view, its earliest snapshot, its last fold. One view and snapshot of each
-    run stay, and one model.
+    Views are dropped first, then snapshots, then folds: each time from the run that has most of them left (the last one
+    if equal), its last view, earliest snapshot or last fold. Each run keeps one view and one snapshot, and one fold in
+    all stays.
     """
 
     def __init__(self, spec: BundleSpec) -> None:
@@ -80,17 +78,17 @@ class Active:
 
     @property
     def members(self) -> list[tuple[int, int]]:
-        """(number of the run, fold), as `BundleSpec.members`."""
+        """(run number, fold), as `BundleSpec.members`."""
         return [(run, fold) for run, folds in enumerate(self.folds) for fold in folds]
 
     @property
     def passes(self) -> float:
-        """Forward passes an image; of a scaled view, the share of its pixels."""
+        """Forward passes per image; a scaled view counts by its share of pixels."""
         pixels = [sum(View.from_name(name).scale ** 2 for name in views) for views in self.views]
         return sum(pixels[run] * len(self.snapshots[run]) for run, _ in self.members)
 
     def drop(self) -> str:
-        """Drop what goes next; its name, "" where nothing can go."""
+        """Drop the next view, snapshot or fold and return its name, or "" if nothing is left to drop."""
         run = _longest(self.views)
         if len(self.views[run]) > 1:
             return f"{self.names[run]} {self.views[run].pop()}"
@@ -106,7 +104,7 @@ def _longest(lists: Sequence[Sequence[Any]]) -> int:
 
 
 def keep_time(pace: Pace, active: Active) -> list[str]:
-    """Drop views, snapshots and models until the forecast keeps the limit; the names of what went."""
+    """Drop views, snapshots and folds until the forecast meets the limit; return their names."""
     dropped: list[str] = []
     while (pace.forecast(active.passes) or 0) > pace.allowed and (name := active.drop()):
         dropped.append(name)
