@@ -38,7 +38,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     rehearse.add_argument("--hidden", type=int, help="rows of the hidden test, to forecast its time (default: --rows)")
     rehearse.add_argument("--workers", type=int, default=2, help="processes that read images (default: 2)")
     rehearse.add_argument(
-        "--batch-size", type=int, default=32, help="images per forward pass; every view counts (default: 32)"
+        "--batch-size", type=int, default=32, help="images per forward pass, counting every view (default: 32)"
     )
     options = parser.parse_args(arguments)
     if options.rehearse and options.table is None:

@@ -25,7 +25,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--table", type=Path, help="CSV or parquet file to predict (default: the run's data.test_table)")
     add("--tta", default="none", help="a choice of the config group tta, or a YAML file (default: none)")
     add("--out", type=Path, help="folder to write (default: <run>/predictions/<table>-<tta>)")
-    add("--batch-size", type=least_1, default=32, help="images per forward pass; every view counts (default: 32)")
+    add("--batch-size", type=least_1, default=32, help="images per forward pass, counting every view (default: 32)")
     add("--workers", type=least_0, default=2, help="processes that read images (default: 2)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     add("--devices", type=least_1, metavar="N", help="number of GPUs, or of CPU processes (default: all GPUs, or 1)")

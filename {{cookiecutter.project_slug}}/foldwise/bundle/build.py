@@ -56,8 +56,6 @@ def build_bundle(
     Args:
         sources: runs, further outputs of runs (`<run>/outputs/<name>`), or one ensemble.
         oof: out-of-fold predictions that determine post-processing, views, their mean and tiles.
-        half: round weights to half precision.
-        budget_mb: refuse a larger bundle.
         decision, exclusive, sample, kind, options: as in `submit.make_submission`.
         host_packages: `pip freeze` of the host; wheels of missing packages are added.
     """

@@ -38,7 +38,6 @@ def compare_with_runs(
 
     Args:
         test: table of the rehearsal; its image paths start with the link to the data root.
-        inputs: read from `test`.
         bad: ids that got the fallback.
         out: folder that infer.py wrote, with shards.
         work: scratch folder.

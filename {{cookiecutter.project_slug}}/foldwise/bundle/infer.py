@@ -25,7 +25,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--sample-submission", dest="sample", type=Path, metavar="CSV", help="gives the rows, columns and order")
     add("--out", type=Path, required=True, help="folder for submission, log and intermediate files")
     add("--time-limit", type=_seconds, metavar="TIME", help="such as 8h, 30m, 90s; drops views and models to meet it")
-    add("--batch-size", type=int, default=32, help="images per forward pass; every view counts (default: 32)")
+    add("--batch-size", type=int, default=32, help="images per forward pass, counting every view (default: 32)")
     add("--workers", type=int, default=2, help="processes that read images (default: 2)")
     add("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
     add("--precision", default="32", choices=["32", "16-mixed", "bf16-mixed"], help="(default: 32)")

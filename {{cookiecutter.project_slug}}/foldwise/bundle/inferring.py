@@ -164,11 +164,7 @@ def _select_requested(inputs: Inputs, layout: Any, names: set[str], sample_path:
 def _predict(
     inference: Inference, engine: Engine, shards: Shards, pace: Pace, remaining: list[int], workers: int
 ) -> tuple[list[str], float | None]:
-    """Predict the remaining images into shards until time is up.
-
-    Returns:
-        What was dropped, and the forecast in seconds after a tenth of the images.
-    """
+    """Predict the remaining images until time is up; return what was dropped, and the forecast after a tenth."""
     dropped: list[str] = []
     early: float | None = None
     printed = time.monotonic()

@@ -45,10 +45,6 @@ def read_inputs(
         images: folder that image paths are relative to; default: that of `test`.
         columns: names of the id, image, unit and group column. Without an image column, the file name is the id.
         names: ids of the sample submission; if they have a suffix, ids of a folder's images get it too.
-        samples: the reader, which turns rows into items.
-
-    Raises:
-        Refusal: missing or unreadable files, missing columns (also the reader's), or no images.
     """
     if not test.exists():
         raise Refusal(f"--test {test} does not exist")

@@ -71,9 +71,6 @@ def rehearse(
         images: folder that image paths are relative to; default: data root of the first run.
         rows: of the made-up test; items if the reader groups several rows into one.
         hidden: rows of the real hidden test, for the forecast; default: `rows`.
-
-    Raises:
-        Refusal: bundle, table, images or runs cannot be used, or infer.py failed.
     """
     spec = read_bundle(bundle)
     missing = [run.source for run in spec.runs if not (Path(run.source) / "config.yaml").is_file()]
@@ -153,10 +150,9 @@ def _draw(
 
     Args:
         columns: that the reader needs besides ids and images.
-        bad: files of bad images.
 
     Returns:
-        The table, and the bad files by the names that they have in it.
+        The table, and the bad files by their names in it.
     """
     rng = np.random.default_rng(0)
     table, items = inputs.test.source, inputs.test.items

@@ -59,9 +59,6 @@ def open_sources(folders: Sequence[Path], oof: str) -> Sources:
     Args:
         folders: one ensemble, or runs or further outputs of runs.
         oof: "oof", or a name in the runs' `predictions/`; ignored for an ensemble, which records its own.
-
-    Raises:
-        Refusal: sources that cannot be combined or bundled.
     """
     ensembles = [folder for folder in folders if (folder / ENSEMBLE).is_file()]
     if ensembles and len(folders) > 1:

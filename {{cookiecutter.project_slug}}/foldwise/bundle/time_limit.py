@@ -12,14 +12,10 @@ STEADY = 0.01  # of the images, after which the speed is reliable
 
 
 class Pace:
-    """Measures the speed and forecasts the end.
+    """Measures the speed and forecasts the end, in seconds.
 
     The first batch does not count, because it waits for workers and kernel selection. Forecasts assume that a pass
     costs the same in every network; later ones correct the error.
-
-    Args:
-        limit: of everything, in seconds.
-        start: on the clock; default: now.
     """
 
     def __init__(

@@ -16,12 +16,7 @@ HOSTS_OWN = re.compile(r"torch|torchvision|torchaudio|triton|nvidia-.*|cuda-.*")
 
 
 def download_wheels(modules: Sequence[str], host_packages: Path, folder: Path) -> None:
-    """Download wheels of what `modules` need and the host lacks, in the versions installed here.
-
-    Args:
-        host_packages: a text file with the host's `pip freeze`.
-        folder: created only if something is missing.
-    """
+    """Download wheels of what `modules` need and the host (a `pip freeze` file) lacks, in the versions used here."""
     if not host_packages.is_file():
         raise Refusal(f"--wheels {host_packages} does not exist: on the host, pip freeze > {host_packages.name}")
     lines = [line for line in read_text(host_packages).splitlines() if line and line[0] != "#"]

@@ -31,8 +31,8 @@ def print_notes(console: Console, runs: Sequence[TrainedRun], table: Table, oof:
     ]
     if not oof and table.path.resolve() == Path(data["table"]).resolve():
         notes.append(
-            "This is the training table: every fold but one was trained on each image. "
-            "Its out-of-fold predictions are in <run>/oof; for other views use --oof."
+            "This is the training table: each image was in the training data of all folds but one. "
+            "Out-of-fold predictions are in <run>/oof; for other views use --oof."
         )
     elif not oof and Path(data["table"]).exists():  # may be missing on a machine that only predicts
         columns = Columns.from_config(data["columns"])

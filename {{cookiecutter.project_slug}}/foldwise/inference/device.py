@@ -23,14 +23,7 @@ def choose_device(name: str) -> str:
 
 
 def choose_devices(name: str, count: int | None = None) -> list[str]:
-    """List the device of each prediction process.
-
-    Args:
-        count: number of processes; None: one per GPU for "auto" and "cuda", else one.
-
-    Raises:
-        Refusal: the device cannot be used, or there are fewer than `count`.
-    """
+    """List the device of each of `count` processes; default: one per GPU for "auto" and "cuda", else one."""
     device = choose_device(name)
     if device == "cpu":
         return [device] * (count or 1)

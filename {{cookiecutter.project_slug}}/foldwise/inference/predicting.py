@@ -36,9 +36,7 @@ def predict_runs(
     out: Path | None = None,
     console: Console | None = None,
 ) -> list[Path]:
-    """Predict a table with every model of the runs into a new folder per run; each image is read once.
-
-    If it is interrupted, the same call resumes.
+    """Predict a table with every model of the runs into a new folder per run; if interrupted, call again to resume.
 
     Args:
         table_path: default: the runs' `data.test_table`, or with `oof` their `data.table`.
@@ -100,11 +98,7 @@ def oof_jobs(run: TrainedRun, table: Table) -> list[PredictionJob]:
 
 
 def output_folders(runs: Sequence[TrainedRun], prefix: str, choices: Choices, out: Path | None) -> list[Folders]:
-    """Name the prediction folders: `<run>/predictions/<prefix>-<tta>[-views][-tiles]`, `out`, or `<out>/<run>`.
-
-    Raises:
-        Refusal: some of them exist; the message has a command that works.
-    """
+    """Name new prediction folders: `<run>/predictions/<prefix>-<tta>[-views][-tiles]`, `out`, or `<out>/<run>`."""
     name = f"{prefix}-{choices.tta.stem}"
     name += ("-views" if choices.keep_views else "") + ("-tiles" if choices.tiles else "")
     folders: list[Folders] = []

@@ -35,13 +35,9 @@ class Predictor:
     """Predicts with models that have the same outputs; they may differ in everything else.
 
     Args:
-        batch_size: images per forward pass; every view counts.
-        precision: a key of `PRECISIONS`.
+        batch_size: images per forward pass, counting every view.
         keep_views: return the values of each view instead of their mean.
         tiles: segmentation: predict in tiles at the stored resolution. Models with fit "tiles" always do.
-
-    Raises:
-        Refusal: models, views or options that cannot be combined.
     """
 
     def __init__(

@@ -59,13 +59,7 @@ class ReadBatch(NamedTuple):
 
 
 class Items(Dataset[Read]):
-    """Items of a table as prepared for the models.
-
-    Args:
-        models: one per `InputSpec`.
-        numbers: of the items to read; default: all.
-        tiles: leave images at their stored size.
-    """
+    """Items `numbers` of a table (default: all), read and resized for each `InputSpec`; not resized with `tiles`."""
 
     def __init__(
         self,

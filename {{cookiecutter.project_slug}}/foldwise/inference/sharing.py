@@ -29,13 +29,7 @@ Shards = Sequence[Mapping[str, Shard]]  # of one process: output name -> shard, 
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """Options of a prediction; see predict.py --help.
-
-    Attributes:
-        tta: a file such as configs/tta/d4.yaml.
-        overlays: number of overlay images to write.
-        devices: number of processes; default: see `device.choose_devices`.
-    """
+    """Options of predict.py, see --help; `tta` is a file such as configs/tta/d4.yaml."""
 
     tta: Path
     oof: bool = False
@@ -77,12 +71,7 @@ def predict_work(
 ) -> None:
     """Predict in one process per device; with one device, in this process.
 
-    Args:
-        shards: one entry per device.
-        advance: called with the number of images predicted since the last call.
-
-    Raises:
-        ProcessFailed: a process failed and has printed why. Finished predictions are kept.
+    Reports images predicted since the last call to `advance`. If a process fails, finished predictions are kept.
     """
     if len(devices) == 1:
         for _ in _predict_share(work, shards[0], devices[0], Rank()):

@@ -37,13 +37,7 @@ class TTA:
         draws: int = 0,
         transforms: Sequence[Mapping[str, Any]] = (),
     ) -> "TTA":
-        """Combine each symmetry with each scale and each crop; the Refusal lists every problem.
-
-        Args:
-            views: names of `SYMMETRIES`.
-            scales: factors of the network's input size.
-            crops: names of `CROPS`.
-        """
+        """Combine each symmetry in `views` with each scale (factor of the network's input size) and each crop."""
         problems = _list_problems("views", views, SYMMETRIES) + _list_problems("crops", crops, CROPS)
         if not isinstance(scales, Sequence) or not all(isinstance(s, int | float) and 0.1 <= s <= 4 for s in scales):
             problems.append(f"tta.scales is {scales!r}; it must be a list of numbers from 0.1 to 4")

@@ -37,12 +37,9 @@ def find_models(fold: Path) -> dict[str, Path]:
 
 
 def save_model(folder: Path, network: Normalized, spec: ModelSpec) -> None:
-    """Write a model folder, weights first; loading refuses new weights next to an older `model.json`.
+    """Write a model folder without auxiliary submodules; refuse NaN and infinite weights.
 
-    Auxiliary submodules are left out.
-
-    Raises:
-        ModelError: the weights have NaN or infinite values, or the spec is not valid.
+    Weights come first; loading refuses new weights next to an older `model.json`.
     """
     spec.plain()
     state = network.net.lasting_state()
@@ -60,12 +57,7 @@ def save_model(folder: Path, network: Normalized, spec: ModelSpec) -> None:
 
 
 def load_model(folder: Path) -> Model:
-    """Build the network of a model folder and load its weights; on the CPU, in eval mode, offline.
-
-    Raises:
-        ModelError: the folder is incomplete, damaged or inconsistent.
-        Refusal: the run's own code is needed but missing or not trusted.
-    """
+    """Build the network of a model folder and load its weights; on the CPU, in eval mode, offline."""
     folder = Path(folder)
     spec, state = read_spec(folder), load_state(folder)
     alias = find_code(folder, spec.code)

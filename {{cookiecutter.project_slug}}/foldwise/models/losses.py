@@ -38,12 +38,7 @@ def balanced_class_weights(counts: Sequence[float], rows: int | None = None, pow
 
 
 class SampleLoss(nn.Module):
-    """Base of losses with one value per sample.
-
-    Args:
-        class_weights: (C,) factors, not normalised: weights of 2 double the loss.
-        ignore_index: mask value to leave out.
-    """
+    """Base of losses with one value per sample; `class_weights` are not normalised: weights of 2 double the loss."""
 
     class_weights: Tensor | None
 
@@ -85,12 +80,7 @@ class CrossEntropy(SampleLoss):
 
 
 class BinaryCrossEntropy(SampleLoss):
-    """Binary cross-entropy after a sigmoid, averaged over the classes; for multi-label targets.
-
-    Args:
-        label_smoothing: moves targets towards 0.5 by this share.
-        class_weights: factors of each class's positive term.
-    """
+    """Binary cross-entropy after a sigmoid, averaged over the classes; `class_weights` scale the positive terms."""
 
     def __init__(self, label_smoothing: float = 0.0, **common: Any) -> None:
         super().__init__(**common)
@@ -137,13 +127,9 @@ class Focal(SampleLoss):
 
 
 class BatchLoss(nn.Module):
-    """Base of losses computed over all pixels of a batch at once; samples cannot be weighted.
+    """Base of losses computed over all pixels of a batch at once; samples cannot be weighted."""
 
-    Attributes:
-        batch: loss of (logits, target), with at least one pixel that is not ignored.
-    """
-
-    batch: nn.Module
+    batch: nn.Module  # loss of (logits, target) with at least one pixel that is not ignored
 
     def __init__(self, ignore_index: int = IGNORE_INDEX) -> None:
         super().__init__()
@@ -165,12 +151,7 @@ class BatchLoss(nn.Module):
 
 
 class Dice(BatchLoss):
-    """1 - soft Dice of the softmax, averaged over all classes; a class missing from the batch counts as 0.
-
-    Args:
-        smooth: added to numerator and denominator.
-        class_weights: (C,) weights of the mean over classes.
-    """
+    """1 - soft Dice of the softmax, a mean over all classes (by `class_weights`); a missing class counts as 0."""
 
     def __init__(
         self, smooth: float = 0.0, class_weights: Sequence[float] | Tensor | None = None, **common: Any

@@ -83,14 +83,8 @@ def prefixed(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 def layer_depths(net: nn.Module, coarse: bool = False) -> dict[str, int]:
     """Count the layers after each parameter's own: 0 for the head and a final norm that timm groups with it.
 
-    In smp networks only encoder parameters have a depth; the last encoder layer is at 1.
-
-    Args:
-        net: a network of `networks.build_network`.
-        coarse: stages of a convolutional network count as layers, instead of the blocks inside them.
-
-    Raises:
-        Refusal: the layers of this network are not known.
+    In smp networks only encoder parameters have a depth; the last encoder layer is at 1. With `coarse`, stages of a
+    convolutional network count as layers instead of the blocks inside them.
     """
     encoder = getattr(net, "encoder", None)
     if encoder is None:

@@ -129,9 +129,6 @@ def build_network(
         channels: of the input image; pretrained stems are adapted.
         weights: local file (safetensors or torch) for the network, or for smp's encoder.
         pretrained: load published weights from the hub or its cache, unless `weights` is given.
-
-    Raises:
-        Refusal: unknown library, name or option, or weights that do not fit or cannot be loaded.
     """
     library, options = architecture.get("library"), architecture.get("options") or {}
     name, encoder = str(architecture.get("name")), architecture.get("encoder")

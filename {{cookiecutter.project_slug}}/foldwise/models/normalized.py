@@ -14,11 +14,7 @@ from foldwise.schedule.phases import TRAINABLE
 
 
 class Normalized(nn.Module):
-    """A network that first normalises its images: (x - mean) / std, with x in [0, 1].
-
-    Args:
-        images: (mean, std) of each image field, one value per channel in units of [0, 1].
-    """
+    """A network that normalises its images: (x - mean) / std, with x in [0, 1] and one mean and std per channel."""
 
     def __init__(self, net: Network, images: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
         super().__init__()

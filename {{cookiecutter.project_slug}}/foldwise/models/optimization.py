@@ -40,7 +40,6 @@ def build_optimizer(
         lr: of the head.
         weight_decay: not applied to norms, biases and what the network exempts.
         layer_decay: lr factor from each layer to the one before, in (0, 1]; None: the same lr everywhere.
-        options: of the optimizer, such as `betas`, `eps` or `momentum`.
     """
     from timm.optim import create_optimizer_v2, list_optimizers
 

@@ -7,16 +7,10 @@ from foldwise.errors import Refusal
 
 
 def encode_stack(encoder: nn.Module, images: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Encode stacks (B, N, C, H, W) to features (B, N, D).
-
-    Args:
-        encoder: (B, C, H, W) to (B, D).
-        valid: (B, N) bool for ragged stacks. Padding is not encoded, so that BatchNorm does not see it; its features
-            are 0.
-    """
+    """Encode stacks (B, N, C, H, W) to features (B, N, D); `valid` (B, N) bool is False at padding, which gets 0."""
     if valid is None:
         return encoder(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-    encoded = encoder(images[valid])
+    encoded = encoder(images[valid])  # BatchNorm must not see padding
     features = encoded.new_zeros(*valid.shape, encoded.shape[-1])
     features[valid] = encoded
     return features

@@ -102,9 +102,6 @@ def share_epochs(epochs: int, shares: Mapping[str, Any]) -> dict[str, int]:
     """Divide `epochs` between the phases in proportion to their shares, by largest remainder.
 
     A phase gets at least one epoch, or none if its share is 0.
-
-    Raises:
-        Refusal: a bad share, no share above 0, or fewer epochs than phases.
     """
     problems = [
         f"phases.{name}.share is {share!r}; it must be 0 or more: epochs are divided in proportion to the shares"
@@ -131,11 +128,7 @@ def share_epochs(epochs: int, shares: Mapping[str, Any]) -> dict[str, int]:
 
 
 def build_phases(config: Mapping[str, Mapping[str, Any]]) -> tuple[Phase, ...]:
-    """Build the phases from a resolved configuration, which has epochs instead of shares; skip those of 0 epochs.
-
-    Raises:
-        Refusal: lists every unknown key and bad value, or there is nothing to train.
-    """
+    """Build the phases from a resolved configuration, which has epochs instead of shares; skip those of 0 epochs."""
     problems = [problem for name, values in config.items() for problem in _find_problems(name, values)]
     phases = () if problems else tuple(Phase(name, **values) for name, values in config.items() if values["epochs"])
     if not phases and not problems:
@@ -200,9 +193,6 @@ def pseudo_shares(phases: Sequence[Phase], share: float | None) -> list[float]:
 
     Args:
         share: in phases that mix pseudo and real rows, between 0 and 1; None: there are no pseudo rows.
-
-    Raises:
-        Refusal: a bad share, or a phase asks for pseudo rows and there are none.
     """
     if share is None:
         for phase in phases:

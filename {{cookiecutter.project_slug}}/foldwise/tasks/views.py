@@ -96,11 +96,7 @@ class View:
 def view_batches(
     views: Sequence[View], batch: Mapping[str, Tensor], spatial: Collection[str]
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Yield one batch per view shape, with the indices of its views; samples are ordered by view.
-
-    Args:
-        spatial: names of the fields that views transform; the others are repeated.
-    """
+    """Yield the indices of views with equal shapes and their batch, ordered by view; other fields are repeated."""
     transformed = [{name: view.forward(batch[name]) for name in spatial} for view in views]
     by_shape: dict[tuple[object, ...], list[int]] = {}
     for index, fields in enumerate(transformed):
