@@ -93,7 +93,7 @@ def infer(
     _write_submission(inference, shards)
     with write_atomic(out / BAD) as temporary:
         pd.DataFrame(bad, columns=["id", "image", "problem"]).to_csv(temporary, index=False)
-    own, largest = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    main_kb, worker_kb = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     seconds = time.monotonic() - begun
     report = {
         "images": len(requested),
@@ -105,7 +105,7 @@ def infer(
         "dropped": dropped,
         "notes": engine.notes,
         "device": str(engine.device),
-        "memory_mb": round((own + workers * largest) / 1000),  # an upper bound: counts shared memory once per worker
+        "memory_mb": round((main_kb + workers * worker_kb) / 1000),  # upper bound: counts shared memory per worker
         "gpu_memory_mb": round(torch.cuda.max_memory_allocated() / 1e6) if engine.device.type == "cuda" else None,
     }
     write_json(out / REPORT, report)
