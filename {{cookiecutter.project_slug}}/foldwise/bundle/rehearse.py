@@ -77,7 +77,7 @@ def rehearse(
     if missing:
         raise Refusal(
             f"there is no run {', '.join(missing)} here to compare the bundle with: rehearse in the folder where "
-            "bundle.py wrote the bundle"
+            "you ran bundle.py"
         )
     run = load_run(Path(spec.runs[0].source))
     root = images or Path(run.data["root"])

@@ -40,7 +40,7 @@ class BundledRun:
     """A bundled run; its models are averaged over snapshots and views.
 
     Attributes:
-        source: run folder for the rehearsal, relative to where the bundle was written.
+        source: run folder for the rehearsal, relative to where bundle.py was run.
         output: name of the output to submit; "" is the main one.
         views, mean: see `TTA.from_names`.
         weights: in the blend, by fold.
