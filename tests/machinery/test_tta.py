@@ -261,7 +261,7 @@ def test_bad_choices_are_refused_with_the_good_ones():
     for views in (["hflip", "hflip"], "hflip"):
         with pytest.raises(Refusal, match="list of different names"):
             TTA.choose(views)
-    with pytest.raises(Refusal, match="tta.views has rot45; there are identity, "):
+    with pytest.raises(Refusal, match="tta.views has unknown rot45; choose from identity, "):
         TTA.choose(["identity", "rot45"])
     with pytest.raises(Refusal, match=r"arithmetic, geometric.*; .*draws"):
         TTA.choose(mean="harmonic", draws=2)
@@ -271,7 +271,7 @@ def test_bad_choices_are_refused_with_the_good_ones():
     for scales in ([0.0], ["1"], 2.0):
         with pytest.raises(Refusal, match="numbers from 0.1 to 4"):
             TTA.choose(scales=scales)
-    with pytest.raises(Refusal, match="crops has middle; there are top-left"):
+    with pytest.raises(Refusal, match="crops has unknown middle; choose from top-left"):
         TTA.choose(crops=["middle"])
 
 
@@ -284,7 +284,7 @@ def test_every_config_loads_without_hydra(tmp_path):
         load_tta(find_choice("tta", "d4").with_name("d5.yaml"))
     for content, message in (
         ("views: [identity]\nmeans: arithmetic\n", "has views and mean"),
-        ("views: [5]\nmean: arithmetic\n", r"bad.yaml: tta.views has 5"),
+        ("views: [5]\nmean: arithmetic\n", r"bad.yaml: tta.views has unknown 5"),
         ("[]", "views and mean"),
     ):
         (tmp_path / "bad.yaml").write_text(content)
