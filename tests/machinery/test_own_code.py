@@ -212,7 +212,7 @@ def test_items_of_several_rows_are_rehearsed(tmp_path, data, stranger, monkeypat
     assert rehearsed.problems == [] and rehearsed.report["images"] == 12
     assert len(rehearsed.bad) == rehearsed.planted == 7 and rehearsed.comparison.images == 5
     pd.read_csv(data / "test.csv").head(14).to_csv(tmp_path / "few.csv", index=False)
-    with pytest.raises(Refusal, match="has 7 items, and a rehearsal needs more than 7"):
+    with pytest.raises(Refusal, match="has 7 items, but a rehearsal needs more than 7"):
         rehearse(out, tmp_path / "few.csv", data)
 
 

@@ -163,7 +163,7 @@ REQUIRED: dict[str, Callable[[dict[str, Any]], object]] = {
     "library, name and encoder of network must be plain names": lambda v: all(
         v["network"].get(key) is None or PLAIN.fullmatch(v["network"][key]) for key in ("library", "name", "encoder")
     ),
-    "network.channels and network.outputs must be positive whole numbers by name": lambda v: all(
+    "network.channels and network.outputs must map names to positive whole numbers": lambda v: all(
         _is_count(count) for key in ("channels", "outputs") for count in v["network"][key].values()
     ),
     "outputs must be a list of different names, of letters and digits": lambda v: (
@@ -182,7 +182,7 @@ REQUIRED: dict[str, Callable[[dict[str, Any]], object]] = {
         v["network"]["outputs"].get(output["key"]) == len(output["columns"]) for output in v["outputs"]
     ),
     "images must have the fields of network.channels": lambda v: set(v["images"]) == set(v["network"]["channels"]),
-    "images must have mean and std, one a channel and std above 0, and scale, above 0 or null": lambda v: all(
+    "images must have mean and std (one value per channel, std above 0) and scale (above 0 or null)": lambda v: all(
         _are_statistics(image, v["network"]["channels"].get(name)) for name, image in v["images"].items()
     ),
 }
