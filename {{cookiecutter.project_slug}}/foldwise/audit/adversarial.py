@@ -37,11 +37,8 @@ def adversarial_validation(
     The AUC is the mean over five folds. Its interval is Student's t with the variance of Nadeau and Bengio (2003,
     section 3), var (1 / K + 1 / (K - 1)): the folds share training rows, so the plain variance is too small.
 
-    Args:
-        groups: names (N + M,); groups are not split, since recognising a scene is not a difference between the tables.
-
-    Returns:
-        The AUC, and out-of-fold probabilities (N,) of the rows of `train` to be test; NaN if left out of a large table.
+    Groups (N + M,) are not split: recognising a scene would pass for a difference between the tables. The second return
+    value is the out-of-fold probability (N,) that a row of `train` is test; NaN if left out of a large table.
     """
     from scipy.stats import t
     from sklearn.linear_model import LogisticRegression

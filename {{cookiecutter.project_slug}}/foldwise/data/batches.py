@@ -32,7 +32,7 @@ def pack_sample(sample: Mapping[str, np.ndarray], fields: Mapping[str, Field]) -
     tensors: dict[str, Tensor] = {}
     small: dict[str, dict[str, Any]] = {"values": {}, "codes": {}}
     for name, value in sample.items():
-        if name not in fields:  # added by foldwise, such as the weight
+        if name not in fields:  # added by the dataset: weight and row
             small["codes" if isinstance(value, int | np.integer) else "values"][name] = value
         elif fields[name].spatial or fields[name].ragged:
             tensors[name] = torch.from_numpy(value)

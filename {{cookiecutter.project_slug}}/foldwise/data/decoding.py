@@ -23,10 +23,7 @@ def decode_image(path: Path) -> np.ndarray:
     """Decode an image file to (H, W, C) uint8, uint16 or float32.
 
     Colours become RGB: palette, CMYK and YCbCr are converted, white-is-zero is inverted. Grey of 1, 2 and 4 bits is
-    scaled to 0 to 255. Signed, 32-bit and double values become float32.
-
-    Raises:
-        ImageError: the file is missing, empty, truncated, damaged, too large, or has an unsupported colour space.
+    scaled to 0 to 255. Signed, 32-bit and double values become float32. An unusable file raises ImageError.
     """
     data = _read_bytes(path)
     image = _decode_tiff(path, data, False) if data[:4] in TIFF_MAGIC else _decode(path, data)
@@ -95,9 +92,7 @@ def _decode(path: Path, data: bytes) -> np.ndarray:
 
 def jpeg_is_whole(data: bytes) -> bool:
     """Follow a JPEG's markers to its end (ITU T.81, annex B); OpenCV fills a missing part with grey, without an error.
-
-    Data after the end is fine, such as the video of a motion photo.
-    """
+    Data after the end is fine, such as the video of a motion photo."""
     position = 2
     while True:
         position = data.find(b"\xff", position)

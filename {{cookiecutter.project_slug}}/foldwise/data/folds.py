@@ -48,10 +48,7 @@ def fold_array(folds: Mapping[str, int], ids: Sequence[str]) -> np.ndarray:
 
 
 def table_folds(table: Table, data: Mapping[str, Any]) -> dict[str, int]:
-    """Return the fold of each id, from the table's fold column or from folds.csv, which must have all rows.
-
-    -1 means always train, never score.
-    """
+    """Read the fold of each id (-1: always train) from the table's fold column, else from a complete folds.csv."""
     if "fold" in table.frame:
         return dict(zip(table.ids, table.frame["fold"].tolist(), strict=True))
     path, command = Path(data["prepared"]) / "folds.csv", f"python prepare.py --data {data['name']}"
@@ -69,9 +66,7 @@ def update_folds(
 ) -> tuple[dict[str, int], list[str]]:
     """Update folds.csv from the table's fold column, or assign new rows to folds; return folds by id, and notes.
 
-    Args:
-        target: (N, C) of 0 and 1, to balance the folds by.
-        extend: False refuses rows without a fold.
+    New rows are balanced by `target`, (N, C) of 0 and 1; `extend=False` refuses them.
     """
     path, n_folds = Path(data["prepared"]) / "folds.csv", data["folds"]
     stored = read_folds(path) if path.exists() else {}

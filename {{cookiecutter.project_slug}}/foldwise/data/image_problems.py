@@ -12,9 +12,7 @@ from foldwise.data.problems import some
 def image_problems(scan: pd.DataFrame, failures: Mapping[tuple[str, str], str], scale: float | None) -> list[str]:
     """List images that cannot be decoded, differ from most in channels or dtype, or have floats outside [0, 1].
 
-    Args:
-        scan: returned by `scan_items`; NaN for images that could not be read.
-        failures: the errors of those, by (image, mask).
+    `failures` are the errors of unreadable images by (image, mask); in `scan` these have NaN.
     """
     keys = dict.fromkeys(zip(scan["image"], scan["mask"], strict=True))
     problems = [failures[key] for key in keys if key in failures]

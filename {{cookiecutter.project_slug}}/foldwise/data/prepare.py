@@ -30,11 +30,10 @@ class Prepared:
     Attributes:
         table: one row per item, with the targets of the main output.
         source: the table as read; the reader makes `items` of its rows.
-        samples: the reader, imported from the owner's code under `alias`.
+        alias: module alias of the owner's code.
         outputs: the main output first.
         tables: like `table` for each output, by target field.
         folds: by item id; -1 means always train.
-        pseudo: the rows of `data.pseudo`, used in training only.
     """
 
     table: Table
@@ -65,15 +64,11 @@ class Prepared:
 def prepare(config: Mapping[str, Any], alias: str | None, make_folds: bool = True, progress: bool = True) -> Prepared:
     """Check the data of a config and update `folds.csv`, `images.csv` and `statistics.json`.
 
-    Safe to call again: of known files only the sizes are read, existing rows keep their folds, and up-to-date files are
-    not rewritten.
+    Safe to call again: of known files only the sizes are read, and existing rows keep their folds.
 
     Args:
         alias: module alias of the owner's code.
         make_folds: False refuses rows that are not in `folds.csv`.
-
-    Raises:
-        TableError: lists all problems of the table or the images.
     """
     data, task = config["data"], config["task"]
     samples = make(config["samples"], alias, "samples")
@@ -161,10 +156,7 @@ def scan_alike(
 
 
 def present_classes(table: Table, scan: pd.DataFrame) -> np.ndarray:
-    """Return the classes of each item, (N, C) of 0 and 1, to balance folds by.
-
-    Soft targets count as their most probable class; masks, as every class in them.
-    """
+    """Return the classes of each item, (N, C) of 0 and 1, to balance folds by; soft targets count as their argmax."""
     if table.target is None:
         return (np.stack(scan["pixels"].tolist()) > 0).astype(np.float64)
     if find_task(table.task).exclusive:

@@ -59,13 +59,7 @@ def masks_folder(table: Path | str) -> Path:
 
 
 def read_pseudo(data: Mapping[str, Any], real: Table, folds: Iterable[int], folds_hash: str) -> Pseudo:
-    """Read and check the table `data.pseudo`.
-
-    Args:
-        real: the training table; the pseudo rows must have its task and classes.
-        folds: of the training rows; each fold needs a student.
-        folds_hash: of these folds; the table must have been made with the same.
-    """
+    """Read the table `data.pseudo`: it must fit the task, classes, folds and hash of the `real` training table."""
     path = Path(data["pseudo"])
     target = "mask" if find_task(real.task).field.spatial else list(real.classes)
     columns = Columns(id=ROW, target=target, weight="weight")

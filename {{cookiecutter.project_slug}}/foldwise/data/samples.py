@@ -1,7 +1,6 @@
 """Readers: turn the rows of a table into items, and items into samples.
 
-A competition subclasses `Samples` in solution/samples.py. Training, validation, prediction, bundles and prepare.py all
-read through it, so they cannot differ.
+A competition subclasses `Samples` in solution/samples.py. Everything reads through it, in training and in prediction.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,11 +22,7 @@ Sample = dict[str, Any]  # arrays by field name
 
 
 class Rows:
-    """The part of a table that a reader sees: ids, image paths and its declared columns.
-
-    Args:
-        targets: include `target_columns` and masks; False in prediction.
-    """
+    """What a reader sees of a table: ids, image paths, its `columns`, and, if `targets`, masks and `target_columns`."""
 
     def __init__(self, table: Table, samples: "Samples", targets: bool = False) -> None:
         columns = [*samples.columns, *(samples.target_columns if targets else ())]

@@ -44,9 +44,7 @@ class Sampling:
     def observe(self, items: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
         """Receive the results of an epoch; every rank gets the same.
 
-        Args:
-            items: indices of training items (B,), in training order.
-            values: entries of shape (B,) from the module's `losses`, by name.
+        `values` are the (B,) entries of the module's `losses` by name, `items` (B,) the item indices in training order.
         """
 
     def state_dict(self) -> dict[str, Any]:
@@ -154,11 +152,9 @@ class EpochSampler(Sampler[SampleKey]):
 def balanced_weights(target: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
     """Compute row probabilities that draw each class equally often: (N,) float64, summing to 1.
 
-    A row's probability is proportional to its target / class total, summed over classes.
-
-    Args:
-        target: (N, K) in [0, 1]. If a row sums to less than 1, the rest counts as one more class.
-        weight: loss weights (N,); with them, probability times weight has the same sum in each class.
+    A row's probability is proportional to its target / class total, summed over classes. If a row of `target` (N, K)
+    sums to less than 1, the rest counts as one more class. With loss weights (N,), the sum of probability times weight
+    is the same for each class.
     """
     none = np.clip(1 - np.asarray(target, np.float64).sum(axis=1, keepdims=True), 0, None)
     none[none < 1e-6] = 0  # soft rows sum to 1 only up to rounding

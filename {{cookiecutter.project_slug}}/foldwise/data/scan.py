@@ -51,9 +51,6 @@ def scan_items(
 
     Returns:
         The columns RECORD, one row per item, for its first image field; with masks also `pixels`, int64 (C,) per row.
-
-    Raises:
-        TableError: lists every missing file and every problem of images and masks.
     """
     table = items.table if table is None else table
     record = Path(data["prepared"]) / f"{name}.csv"
