@@ -32,6 +32,7 @@ def repository(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Path
 def train_teacher(folder: Path) -> None:
     """Leave the model of a short baseline in weights/teacher, and nothing else."""
     options = ["experiment=baseline", "data=competition", "data.image_size=32", "data.folds=2", "fold=full"]
+    run_command([sys.executable, "prepare.py", "--data", "competition", "data.folds=2"], folder)
     run = made(folder, ["train.py", *options, *SMALL])
     shutil.copytree(run / "full" / "model", folder / "weights" / "teacher")
     shutil.rmtree(run)
@@ -79,10 +80,10 @@ def test_an_example_goes_the_whole_way(choices: list[str], repository: Path, tmp
         assert (source / "evaluation.html").exists() and (work / f"{source.name}.csv").exists()
     assert len(list((work / "submissions").iterdir())) >= len(sources)
 
-    rows = pd.read_csv(work / "data/competition/train.csv")["id"]
-    plain = pd.read_parquet(run / "oof" / "predictions.parquet")["id"].isin(rows).all()
+    # The baseline beside it, where each row is a picture of one class; else the example with another seed.
+    oof, rows = run / "oof" / "predictions.parquet", pd.read_csv(work / "data/competition/train.csv")["id"]
+    plain = oof.exists() and pd.read_parquet(oof)["id"].isin(rows).all()
     plain = plain and not any("data.columns.image" in word for word in choices)
-    # The baseline beside it, where the items are pictures, one a row; else the example with another seed.
     other = ["experiment=baseline", *data] if plain else [*own, "seed=1"]
     run_command([sys.executable, "train.py", "data=competition", *other, *SMALL], work)
     (second,) = {*(work / "runs").glob("[!.]*")} - {run}

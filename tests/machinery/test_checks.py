@@ -81,6 +81,13 @@ def test_all_mistakes_are_told_at_once(data: Path):
     assert len(str(error.value).splitlines()) == len(wrong)
 
 
+@pytest.mark.parametrize("other", ["phases=cycles epochs=3", "phases=best_restarts epochs=3", "top_k=2"])
+def test_snapshots_of_raw_weights_are_refused_beside_an_ema(other: str, data: Path):
+    check_config(tiny_config(data, "multiclass", *other.split()))
+    with pytest.raises(Refusal, match="^ema and .* exclude each other: set ema=null"):
+        check_config(tiny_config(data, "multiclass", *other.split(), "ema=0.9"))
+
+
 @pytest.mark.parametrize("task", ["multiclass", "multilabel", "segmentation"])
 @pytest.mark.parametrize("experiment", [name for name in list_choices("experiment") if "/" not in name])
 def test_no_experiment_is_refused_for_its_settings(experiment: str, task: str, data: Path):

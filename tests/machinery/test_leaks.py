@@ -28,11 +28,11 @@ from foldwise.training.averaging import choose_counts
 
 # All that may look at labels: weights of classes, balancing, averages, restarts with snapshots.
 CHOICES = {
-    "multiclass": ["loss.class_weights=balanced", "data.sampling=balanced"],
-    "multilabel": ["loss.class_weights=sqrt_balanced", "data.sampling=balanced"],
-    "segmentation": ["loss=ce_dice", "loss.terms.0.loss.class_weights=balanced"],
+    "multiclass": ["loss.class_weights=balanced", "data.sampling=balanced", "phases=cycles"],
+    "multilabel": ["loss.class_weights=sqrt_balanced", "data.sampling=balanced", "ema=0.9"],
+    "segmentation": ["loss=ce_dice", "loss.terms.0.loss.class_weights=balanced", "phases=cycles"],
 }
-COMMON = ["ema=0.9", "phases=cycles", "epochs=3", "augmentation=flip", "optimizer.lr=0.01"]
+COMMON = ["epochs=3", "augmentation=flip", "optimizer.lr=0.01"]
 
 
 def decided(run, fold):
@@ -50,7 +50,7 @@ def test_a_model_and_its_predictions(task, tmp_path):
         root = write_world(tmp_path / str(flipped), flipped)
         runs.append(train_folds(config_of(root, task, *CHOICES[task], *COMMON), root / "runs"))
     first, second = (decided(run, 0) for run in runs)
-    assert len(first) > 8 and first == second
+    assert len(first) >= 4 and first == second
     assert decided(runs[0], 1) != decided(runs[1], 1)  # the labels do matter
     scores = [json.loads((run / "fold0" / "metrics.json").read_text())["score"] for run in runs]
     assert scores[0] != scores[1]

@@ -20,7 +20,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import f1_score, fbeta_score, log_loss
 from sklearn.utils.class_weight import compute_class_weight
 from stopping import watched
@@ -204,8 +204,6 @@ def same_weights(before: Trained, after: Trained) -> bool:
 
 
 def started_from_file(before: Trained, after: Trained) -> None:
-    from safetensors.torch import load_file
-
     stored = load_file(after.config["model"]["weights"])
     for name, tensor in after.witness.start.items():
         if not name.startswith("net.fc"):
@@ -312,7 +310,9 @@ def flipped_only_in(phase: int) -> Callable[[Trained, Trained], None]:
     return check
 
 
-def mixed(_: Trained, after: Trained) -> None:
+def mixed(whole_pixels: bool, _: Trained, after: Trained) -> None:
+    images = torch.cat([each["image"] for step in after.steps for each in step.passes]) * 255
+    assert torch.allclose(images, images.round(), atol=1e-3) == whole_pixels
     targets = torch.cat([each["target"] for step in after.steps for each in step.passes])
     assert ((targets > 0.01) & (targets < 0.99)).any() and torch.allclose(targets.sum(1), torch.ones(len(targets)))
 
@@ -402,6 +402,10 @@ def second_phase_begins_at_the_best(_: Trained, after: Trained) -> None:
 def snapshots(*names: str) -> Callable[[Trained, Trained], None]:
     def check(_: Trained, after: Trained) -> None:
         assert sorted(path.name for path in (after.fold / "snapshots").iterdir()) == sorted(names)
+        ends = np.array_split(np.arange(len(after.steps)), len(names))  # phases of equal length
+        for name, steps in zip(names, ends, strict=True):
+            saved = load_file(after.fold / "snapshots" / name / "model.safetensors")
+            assert torch.equal(saved["net.fc.bias"], after.steps[steps[-1]].weights["net.fc.bias"])
 
     return check
 
@@ -579,8 +583,8 @@ SETTINGS: dict[str, Changes | Same] = {
     "data.pseudo_share": Changes("data.pseudo_share=0.25", pseudo_rows({0: 0.25, 1: 0.25}), PSEUDO),
     # augmentation
     "augmentation.transforms": Changes(f"augmentation.transforms={FLIP}", images_are(lambda x: x[:, :, ::-1])),
-    "augmentation.mixup": Changes("augmentation.mixup=1.0", mixed),
-    "augmentation.cutmix": Changes("augmentation.cutmix=1.0", mixed),
+    "augmentation.mixup": Changes("augmentation.mixup=1.0", partial(mixed, False)),
+    "augmentation.cutmix": Changes("augmentation.cutmix=1.0", partial(mixed, True)),
     # networks
     "model._target_": Same("test_solution trains networks of its own"),
     "model.library": Changes("model=tiny_unet", spec_has(network__library="smp"), task=MASKS),
@@ -695,8 +699,10 @@ SETTINGS: dict[str, Changes | Same] = {
         "+phases.head.snapshot=true +phases.train.snapshot=true", snapshots("head", "train"), TWO
     ),
     # callbacks
-    "callbacks": Same(
-        "none by default; those of callbacks=ema are below, others are made as `_target_`s: test_solution"
+    "callbacks": Changes(
+        "+callbacks.timer={_target_:pytorch_lightning.callbacks.Timer}",
+        ensures(lambda a, b: b.witness.callbacks - a.witness.callbacks == {"Timer"}),
+        "epochs=1",
     ),
     "ema": Changes("ema=0.999", ema_by_hand(0.999), "epochs=4 optimizer.lr=0.01"),
     "ema of another decay": Changes("ema=0.6", ema_by_hand(0.6), "ema=0.999 epochs=4 optimizer.lr=0.01"),

@@ -81,6 +81,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         *_value_problems(config),
         *_scheduler_problems("scheduler", config["scheduler"]),
         *_phase_problems(config["phases"]),
+        *_ema_problems(config),
         *task_problems(config["task"], config["loss"]),
         *_file_problems(config["data"], config["model"]["weights"]),
     ]
@@ -144,6 +145,16 @@ def _phase_problems(phases: Mapping[str, Any]) -> list[str]:
         return [str(error)]
     own = [(f"phases.{phase.name}.scheduler", phase.scheduler) for phase in built if phase.scheduler is not None]
     return [problem for where, scheduler in own for problem in _scheduler_problems(where, scheduler)]
+
+
+def _ema_problems(config: Mapping[str, Any]) -> list[str]:
+    """Snapshots and restarts keep the raw weights, which validation does not score when there is an EMA."""
+    if not config.get("ema"):  # older runs have no such setting
+        return []
+    kept = [f"phases.{name}.snapshot" for name, phase in config["phases"].items() if phase.get("snapshot")]
+    kept += [f"phases.{name}.start=best" for name, phase in config["phases"].items() if phase.get("start") == "best"]
+    kept += ["top_k"] if config["top_k"] else []
+    return [f"ema and {name} exclude each other: set ema=null, or choose phases without snapshots" for name in kept[:1]]
 
 
 def _file_problems(data: Mapping[str, Any], weights: str | None) -> list[str]:
