@@ -1,10 +1,10 @@
-"""From a run with snapshots to a run with one model a fold, the average of their weights (tools/average_weights.py).
+"""Averages the weights of each fold's snapshots into a new run (tools/average_weights.py).
 
 <out>/
-    fold<k>/model/         the average that the rule of fold k gives; metrics.json
-    oof/                   each row by its fold's model
-    averaging.json         which snapshots are averaged, and the scores of all candidates
-    metrics.json  identity.json  config.yaml  environment.json     as in the run it was made from
+    fold<k>/model/         the chosen average of fold k; metrics.json beside it
+    oof/                   out-of-fold predictions of the averages
+    averaging.json         the averaged snapshots and the scores of all candidates
+    metrics.json  identity.json  config.yaml  environment.json     as in a trained run
 """
 
 import shutil
@@ -47,14 +47,14 @@ console = Console(highlight=False, markup=False)
 
 @dataclass(frozen=True)
 class Averaging:
-    """Scores of averaging the weights of a run, in the competition's metric.
+    """Scores of averaged weights, in the competition's metric.
 
     Attributes:
-        scores: by n and fold, of the mean of n snapshots.
-        chosen: the n of each fold; `per_fold` and `overall` are their scores.
-        run: overall, of the run as it is: the probabilities of all snapshots averaged.
-        newest: overall, of the newest snapshot alone (with top_k, the best).
-        followed: settings by which the training followed the folds that are scored.
+        scores: of the mean of n snapshots, by n and fold.
+        chosen: n by fold; `per_fold` and `overall` are the resulting scores.
+        run: overall score of the original run, which averages the probabilities of all snapshots.
+        newest: overall score of the newest snapshot alone (with top_k, the best).
+        followed: settings by which training depended on the scored folds.
     """
 
     metric: str
@@ -68,13 +68,12 @@ class Averaging:
 
 
 def average_weights(run: Path, out: Path, device: str = "auto") -> Averaging:
-    """Average the snapshots of a finished run, and write a run of one model a fold into the new folder `out`.
+    """Average the snapshots of a finished run and write a run with one model per fold to the new folder `out`.
 
-    Candidates lie in a hidden folder beside `out` until the run is whole; interrupted, the same call resumes.
+    Candidates are kept in a hidden folder beside `out`, so that an interrupted call can be repeated to resume.
 
     Raises:
-        Refusal: `out` exists, the run cannot be averaged, with everything that is wrong with it, or an average has
-            NaN.
+        Refusal: `out` exists, the run cannot be averaged, or an average has NaN.
     """
     check_new(out)
     target = torch.device(choose_device(device))
@@ -88,7 +87,7 @@ def average_weights(run: Path, out: Path, device: str = "auto") -> Averaging:
     oof = read_predictions(run / "oof")
     items = TableItems.of(prepared.source, prepared.samples)
     check_predictions(oof, GroundTruth(prepared.table, folds, prepared.folds_hash, metric, config, items))
-    # Named like the run that is made of them, since predictions carry that name.
+    # Named like `out`: predictions record the name of their run.
     folder = _open_partial(out, run, config, snapshots, prepared.images_hash) / out.name
     scores: dict[int, dict[int, float]] = {}
     oofs: dict[tuple[int, int], Predictions] = {}
@@ -141,7 +140,7 @@ def average_weights(run: Path, out: Path, device: str = "auto") -> Averaging:
 
 
 def print_averaging(averaging: Averaging) -> None:
-    """Print the score of each n on each fold, which was chosen, and its value."""
+    """Print the score of each n on each fold, the choices, and the overall scores."""
     table = RichTable(title=f"{averaging.metric} by the number of snapshots averaged", title_justify="left")
     for name in ("fold", *map(str, averaging.scores), "chosen on the other folds"):
         table.add_column(name, justify="right")
@@ -167,10 +166,10 @@ def _make_candidates(
     folder: Path,
     device: torch.device,
 ) -> None:
-    """Make the means of the first 1, 2, ... snapshots of a fold: model-<n> and, last, oof-<n> in `folder`/<part>/.
+    """Average the first n = 1, 2, ... snapshots of a fold; write model-<n>, then oof-<n>, to `folder`/<part>/.
 
     Raises:
-        Refusal: an average or its BatchNorm statistics have NaN or infinite values.
+        Refusal: weights or BatchNorm statistics of an average are not finite.
     """
     missing = [n for n in range(1, len(names) + 1) if not (folder / part.name / f"oof-{n}").exists()]
     if not missing:
@@ -191,7 +190,7 @@ def _make_candidates(
                 "BatchNorm statistics that are NaN or infinite: train again with a lower optimizer.lr"
             )
         save_model(folder / part.name / f"model-{n}", network, spec)
-        models = {"last": newest}  # as find_models calls the model of a fold without snapshots
+        models = {"last": newest}  # find_models names a fold's only model so
         where = device, folder, part, f"oof-{n}"
         predict_held_out(config, prepared, models, held_out, *where, created_by="average_weights.py")
 
@@ -199,13 +198,13 @@ def _make_candidates(
 def _plain_batches(
     config: dict[str, Any], prepared: Prepared, part: Holdout, state: Mapping[str, Any]
 ) -> torch.utils.data.DataLoader:
-    """The items of the newest weights' training, not augmented, like the images that will be predicted."""
+    """Training batches of the last phase without augmentation, as images are predicted."""
     plain = {"augmentation": {**config["augmentation"], "transforms": []}}
     phases = {name: phase | {"augmentation": None, "image_size": None} for name, phase in config["phases"].items()}
     joined, pseudo = with_pseudo(prepared, part.fold)
     rows = part.trained(prepared.fold_of_items)
     loader, _ = training_loader(config | plain | {"phases": phases}, joined, state, rows, pseudo, Rank())
-    # Past the last epoch, the sampler keeps to the last phase's share of pseudo rows.
+    # Past the last epoch, the sampler keeps the last phase's share of pseudo rows.
     epochs = sum(phase.epochs for phase in build_phases(phases))
     loader.sampler.set_epoch(epochs)  # type: ignore[attr-defined]  # an EpochSampler
     return loader
@@ -214,7 +213,7 @@ def _plain_batches(
 def _open_partial(
     out: Path, run: Path, config: Mapping[str, Any], snapshots: Mapping[int, list[str]], images_hash: str
 ) -> Path:
-    """The hidden folder of candidates; those of other snapshots, settings or images are dropped."""
+    """Open the hidden folder of candidates; clear it if snapshots, settings or images have changed."""
     partial = out.with_name(f".{out.name}.partial")
     specs = [run / f"fold{fold}" / "snapshots" / name / SPEC for fold, names in snapshots.items() for name in names]
     request = {

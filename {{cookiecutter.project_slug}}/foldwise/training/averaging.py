@@ -1,15 +1,13 @@
-"""Averages of a fold's snapshots, and the rule by which one of them is chosen.
+"""Averages the weights of a fold's snapshots, and chooses how many to average.
 
-Networks at the ends of annealing cycles often lie in one basin of the loss, and the mean of their weights is then
-about as good as the mean of their probabilities, at the cost of one network (Izmailov et al., arXiv:1803.05407).
-Where they do not, the mean of their weights is no good network at all. So how many are averaged is chosen, and like
-everything that is chosen, it is chosen out of fold:
+Snapshots at the ends of annealing cycles often lie in one basin of the loss. The mean of their weights is then about as
+good as the mean of their probabilities, at the cost of one network (Izmailov et al., arXiv:1803.05407). Otherwise the
+mean is useless. So the number n is chosen out of fold:
 
-- candidates are the means of the newest n snapshots, n = 1, 2, ... (with `top_k`, of the best n epochs); for n = 1
-  that is the snapshot as it was trained;
-- each is made for every fold, and scored on the rows that this fold's networks have not seen;
-- the n of fold k is the one with the best mean score on the other folds. The other folds' networks were trained on
-  fold k's labels, as always when folds are crossed, but what was measured on fold k's rows takes no part.
+- The candidates are the means of the newest n snapshots, n = 1, 2, ... (with `top_k`: of the best n epochs).
+- Each candidate is scored on the held-out rows of its fold.
+- Fold k uses the n with the best mean score on the other folds. Their networks were trained on fold k's labels, as
+  always in cross-validation, but no score on fold k's rows is used.
 """
 
 import math
@@ -31,11 +29,10 @@ from foldwise.schedule.phases import build_phases
 def find_snapshots(
     run: Path, config: Mapping[str, Any], folds: Sequence[int], greater_is_better: bool
 ) -> dict[int, list[str]]:
-    """The names of each fold's snapshots: the newest first, or with `top_k` the best epochs, the best first.
+    """Names of each fold's snapshots, newest first; with `top_k`, of the best epochs, best first.
 
     Raises:
-        PredictionsError: fewer than two folds, fewer than two snapshots, folds that are not finished, snapshots that
-            are not there; all are listed.
+        PredictionsError: fewer than two folds or snapshots, unfinished folds, missing snapshots; lists all problems.
     """
     problems = []
     if len(folds) < 2:
@@ -63,7 +60,7 @@ def find_snapshots(
 
 
 def _snapshot_names(fold: Path, config: Mapping[str, Any], greater_is_better: bool) -> list[str]:
-    """As `training.snapshots` chooses and names them."""
+    """The names that `training.snapshots` gives."""
     if not config.get("top_k", 0):
         return [phase.name for phase in reversed(build_phases(config["phases"])) if phase.snapshot]
     history = pd.read_csv(fold / "history.csv")
@@ -73,7 +70,7 @@ def _snapshot_names(fold: Path, config: Mapping[str, Any], greater_is_better: bo
 
 
 def average_states(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The uniform mean of network states: floats in float32, counters from the first state, which is the newest."""
+    """Uniform mean of network states, computed in float32; integer counters come from the first state."""
     return {
         name: torch.stack([state[name].float() for state in states]).mean(dim=0).to(newest.dtype)
         if newest.is_floating_point()
@@ -83,10 +80,7 @@ def average_states(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def frozen_norms(states: Sequence[Mapping[str, Tensor]]) -> set[str]:
-    """Names of BatchNorms whose statistics are the same in all states, because training kept them.
-
-    The weights were trained for these statistics, so the average keeps them. A single state keeps its own.
-    """
+    """Names of BatchNorms with equal statistics in all states: training froze them, so the average keeps them."""
     return {
         name.removesuffix(".running_mean")
         for name in states[0]
@@ -95,15 +89,15 @@ def frozen_norms(states: Sequence[Mapping[str, Tensor]]) -> set[str]:
 
 
 def choose_counts(scores: Mapping[int, Mapping[int, float]], greater_is_better: bool) -> dict[int, int]:
-    """For each fold the n with the best mean score on the other folds; of equals the smallest.
+    """For each fold, the n with the best mean score on the other folds; of equals the smallest.
 
     Args:
-        scores: by n, ascending from 1, and fold. Folds without a score (NaN) do not count.
+        scores: by n (ascending from 1) and fold; NaN does not count.
     """
     sign = 1 if greater_is_better else -1
 
-    def elsewhere(n: int, fold: int) -> float:
+    def mean_of_others(n: int, fold: int) -> float:
         others = [sign * score for other, score in scores[n].items() if other != fold and not math.isnan(score)]
         return fmean(others) if others else -math.inf
 
-    return {fold: max(scores, key=lambda n: elsewhere(n, fold)) for fold in scores[1]}
+    return {fold: max(scores, key=lambda n: mean_of_others(n, fold)) for fold in scores[1]}

@@ -1,4 +1,4 @@
-"""From a configuration and the prepared data to the parts of a training: network, module, loader, trainer."""
+"""Builds network, module, loader and trainer from a configuration and the prepared data."""
 
 import copy
 import logging
@@ -34,16 +34,16 @@ from foldwise.schedule.phases import Schedule, build_phases
 from foldwise.training.ema import EMA
 from foldwise.training.loaders import sample_fields, training_loader, with_pseudo
 
-# Lightning greets every process with the hardware and advertisements; one fold after another, that is noise.
+# Lightning logs the hardware and advertisements in every process.
 for name in ("pytorch_lightning", "lightning_fabric"):
     logging.getLogger(name).setLevel(logging.WARNING)
 
-# Settings of the group `model` for the training of a network, which are no arguments of it.
+# Settings of the group `model` that are not arguments of the network.
 TRAINING_ONLY = ("_target_", "pretrained", "weights", "channels_last", "compile", "gradient_checkpointing")
 
 
 class Training(NamedTuple):
-    """The parts of one model's training; `ema` is None where the last weights are scored."""
+    """What trains one model; without `ema`, the last weights are scored."""
 
     spec: ModelSpec
     network: Normalized
@@ -53,7 +53,7 @@ class Training(NamedTuple):
 
 
 def build_training(config: Mapping[str, Any], prepared: Prepared, part: Holdout, rank: Rank) -> Training:
-    """Build the training of a model for one of its processes; a Refusal names a setting that cannot be used."""
+    """Build one rank's share of a model's training; raise a Refusal for unusable settings."""
     alias, rows = prepared.alias, part.trained(prepared.fold_of_items)
     state = prepared.samples.fit(Rows(prepared.source, prepared.samples), [prepared.items[row] for row in rows])
     spec = build_spec(config, prepared, state)
@@ -90,7 +90,7 @@ def build_training(config: Mapping[str, Any], prepared: Prepared, part: Holdout,
 
 
 def build_spec(config: Mapping[str, Any], prepared: Prepared, state: Mapping[str, Any]) -> ModelSpec:
-    """The description that is saved with the model, and from which its network is built."""
+    """The description saved with the model; inference rebuilds the network from it."""
     model, data = config["model"], config["data"]
     maps = any(output.meaning.field.spatial for output in prepared.outputs)
     if data["fit"] not in FITS or (data["fit"] == "crop" and maps) or (data["fit"] == "tiles" and not maps):
@@ -127,7 +127,7 @@ def build_spec(config: Mapping[str, Any], prepared: Prepared, state: Mapping[str
 
 
 def build_network(config: Mapping[str, Any], prepared: Prepared, spec: ModelSpec) -> Normalized:
-    """The network with its normalisation and initial weights, on the CPU."""
+    """The network on the CPU, with normalisation and initial weights."""
     model = config["model"]
     kind = resolve(spec.network["_target_"], prepared.alias)
     if not (isinstance(kind, type) and issubclass(kind, Network)):
@@ -149,7 +149,7 @@ def build_network(config: Mapping[str, Any], prepared: Prepared, spec: ModelSpec
 
 
 def image_sizes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """Every (height, width) of the training images, by its setting."""
+    """Every (height, width) of the training images, by the setting that gives it."""
     return {"data.image_size": image_hw(config["data"]["image_size"])} | {
         f"phases.{phase.name}.image_size": image_hw(phase.image_size)
         for phase in build_phases(config["phases"])
@@ -158,7 +158,7 @@ def image_sizes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def _build_loss(config: Mapping[str, Any], prepared: Prepared, part: Holdout) -> torch.nn.Module:
-    """The loss, with named `class_weights` (see `BALANCES`) replaced by numbers from the trained items."""
+    """The loss; a named `class_weights` (see `BALANCES`) is computed from the training items."""
     loss = copy.deepcopy(config["loss"])
     for term in [loss, *(term["loss"] for term in loss.get("terms", []))]:
         name = term.get("class_weights")
@@ -174,18 +174,18 @@ def _build_loss(config: Mapping[str, Any], prepared: Prepared, part: Holdout) ->
 
 
 def build_trainer(config: Mapping[str, Any], rank: Rank, epochs: int, **arguments: Any) -> pl.Trainer:
-    """Lightning's Trainer from configs/trainer, for this process."""
+    """Lightning's Trainer for this rank, from the group `trainer`."""
     settings = dict(config["trainer"]) | {"devices": rank.devices, "num_nodes": rank.nodes}
     if settings["strategy"] == "ddp" and any(phase.trainable != "all" for phase in build_phases(config["phases"])):
-        # What a phase freezes gets no gradient, and plain DDP would wait for it.
+        # Plain DDP would wait for the gradients of frozen parameters.
         settings["strategy"] = "ddp_find_unused_parameters_true"
     try:
         return pl.Trainer(
             **settings,
             max_epochs=epochs,
-            limit_val_batches=0,  # validation is a callback of ours, see training/validation.py
+            limit_val_batches=0,  # validation is a callback, see training/validation.py
             num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # EpochSampler divides the rows by itself
+            use_distributed_sampler=False,  # EpochSampler splits the rows among the ranks
             enable_model_summary=False,
             **arguments,
         )

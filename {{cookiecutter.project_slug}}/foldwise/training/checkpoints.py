@@ -1,4 +1,4 @@
-"""The resumable state of a fold: `last.ckpt`, written at the end of each epoch."""
+"""Resumable state of a fold: `last.ckpt`, written after each epoch."""
 
 import os
 import pickle
@@ -16,34 +16,34 @@ NAME = "last.ckpt"
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps the state after the newest whole epoch; a kill while it is written leaves the one before.
+    """Saves the state after each epoch; a kill while writing leaves the previous file.
 
-    Only epoch boundaries are kept: a resume in the middle of an epoch is not exact. As a `Checkpoint` it runs after
-    all other callbacks, so that their state at the epoch's end is in the file.
+    Mid-epoch resumes would not be exact. As a `Checkpoint` it runs after all other callbacks and so saves their state
+    at the end of the epoch.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
-        # In the same folder: Lightning's own write is a rename across filesystems where TMPDIR is another one.
+        # Lightning's own write is not atomic if TMPDIR is on another filesystem.
         temporary = self.path.with_name(f".{NAME}")
         try:
-            trainer.save_checkpoint(temporary)  # by all ranks: it gathers and waits for each other
+            trainer.save_checkpoint(temporary)  # collective: every rank must call it
             if trainer.is_global_zero:
                 with temporary.open("rb") as file:
                     os.fsync(file.fileno())
                 os.replace(temporary, self.path)
-        except OSError as error:  # a failed write does not name its file
+        except OSError as error:  # a failed write has no file name
             temporary.unlink(missing_ok=True)
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
 def find_checkpoint(folder: Path) -> tuple[Path | None, int]:
-    """The `last.ckpt` of a fold and how many epochs it has behind it; None and 0 where no epoch was finished.
+    """The `last.ckpt` of a fold and its number of finished epochs; None and 0 if there is none.
 
     Raises:
-        Refusal: it is damaged, or holds more than tensors and plain values.
+        Refusal: damaged, or more than tensors and plain values.
     """
     path = folder / NAME
     if not path.exists():
@@ -56,8 +56,7 @@ def find_checkpoint(folder: Path) -> tuple[Path | None, int]:
 
 
 def remove_leftovers(folder: Path, world_size: int) -> None:
-    """Delete half-written files of a killed process, and out-of-fold predictions that were shared out among another
-    number of processes than `world_size`: some rows would come twice."""
+    """Delete half-written files of a killed process, and OOF shards of another world size, which would repeat rows."""
     shards = set(folder.glob("oof-*-of-*")) - set(folder.glob(f"oof-*-of-{world_size}"))
     for path in [*folder.glob(".*"), *folder.glob("model/.*"), *folder.glob("snapshots/*/.*"), *shards]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,4 +1,4 @@
-"""Devices of this machine for a fold, and for the folds beside it."""
+"""Divides the devices of this machine among folds."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from foldwise.errors import Refusal
 
 
 def count_processes(trainer: Mapping[str, Any], hardware: Mapping[str, Any]) -> int:
-    """Processes that train one fold on this machine, one a device; a Refusal if they are not there."""
+    """Number of devices, and so processes, per fold on this machine; raise a Refusal if there are fewer."""
     accelerator, devices = trainer["accelerator"], trainer["devices"]
     if accelerator in ("gpu", "cuda") and hardware["accelerator"] != "gpu":
         raise Refusal("trainer.accelerator=gpu, but torch sees no GPU here: use trainer=auto or trainer=cpu")
@@ -22,17 +22,17 @@ def count_processes(trainer: Mapping[str, Any], hardware: Mapping[str, Any]) -> 
 
 
 def count_gpus(trainer: Mapping[str, Any], hardware: Mapping[str, Any]) -> int:
-    """The GPUs of this machine that may train; 0 for a training on another device."""
+    """Number of GPUs that may train; 0 when training on another device."""
     return len(hardware["devices"]) if trainer["accelerator"] != "cpu" and hardware["accelerator"] == "gpu" else 0
 
 
 def share_gpus(workers: int, devices: int, gpus: int, visible: str | None) -> list[str | None]:
-    """CUDA_VISIBLE_DEVICES of each of the `fold_workers` that train folds at once; None leaves it as it is.
+    """CUDA_VISIBLE_DEVICES of each fold worker; None leaves it unchanged.
 
     Args:
-        devices: of one fold.
-        gpus: of this machine; 0: a training on another device.
-        visible: CUDA_VISIBLE_DEVICES of this process, numbers or UUIDs; None or empty: all.
+        devices: per fold.
+        gpus: from `count_gpus`.
+        visible: CUDA_VISIBLE_DEVICES of this process, numbers or UUIDs; None or empty means all.
     """
     if not isinstance(workers, int) or workers < 1:
         raise Refusal(f"fold_workers is {workers!r}; give the number of folds that train at once")

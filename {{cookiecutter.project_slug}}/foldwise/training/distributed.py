@@ -1,4 +1,4 @@
-"""The little that a fold's processes exchange outside of Lightning."""
+"""Communication between the ranks of a fold, outside of Lightning."""
 
 from typing import TypeVar
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def gather(value: T) -> list[T]:
-    """The `value` of every rank, in the order of ranks, on every rank; alone, a list of one."""
+    """The values of all ranks in rank order; a list of one without DDP."""
     values: list[T] = [value] * _world_size()
     if len(values) > 1:
         distributed.all_gather_object(values, value)
@@ -17,9 +17,9 @@ def gather(value: T) -> list[T]:
 
 
 def share_norms(network: nn.Module, average: bool = False) -> None:
-    """Give all ranks the BatchNorm statistics of rank 0, which are saved, or the mean of all ranks'.
+    """Copy the BatchNorm statistics of rank 0, or the mean over ranks, to all ranks.
 
-    DDP hands them out before a forward pass; after it, each rank has those of its own rows.
+    DDP synchronises them before a forward pass; after it, each rank has statistics of its own rows.
     """
     if _world_size() > 1:
         distribute_bn(network, _world_size(), reduce=average)

@@ -1,4 +1,4 @@
-"""Exponential moving average (EMA) of the weights, and the BatchNorm statistics of averaged weights."""
+"""Exponential moving average (EMA) of the weights; BatchNorm statistics of averaged weights."""
 
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -15,11 +15,11 @@ from foldwise.training.distributed import share_norms
 
 
 class EMA(pl.Callback):
-    """Averages the weights that validation and prediction use in place of the last ones.
+    """EMA of the weights, used for validation and prediction instead of the last weights.
 
     Args:
-        decay: share of the average kept at each optimizer step, reached by warm-up 1 - (1 + step) ** (-2/3): a short
-            training is not dominated by its random start.
+        decay: share of the average kept at each optimizer step, warmed up as 1 - (1 + step) ** (-2/3) so that the
+            random start does not dominate a short training.
     """
 
     def __init__(self, network: Normalized, decay: float) -> None:
@@ -33,7 +33,7 @@ class EMA(pl.Callback):
         self.average.to(module.device)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, step: int) -> None:
-        if trainer.global_step > self.updates:  # with accumulated gradients, not every batch is a step
+        if trainer.global_step > self.updates:  # with gradient accumulation, not every batch is a step
             self.updates = trainer.global_step
             self.average.update(module.network, step=self.updates)
 
@@ -49,11 +49,10 @@ class EMA(pl.Callback):
 def reestimate_batch_norm(
     network: Normalized, batches: Iterable[Packed], device: torch.device, frozen: Collection[str] = ()
 ) -> None:
-    """Set the BatchNorm statistics of averaged weights from training images; without BatchNorm, nothing is read.
+    """Re-estimate the BatchNorm statistics of averaged weights on training images; without BatchNorm, read nothing.
 
-    The average of statistics is not the statistics of the average: each network of the average saw other features.
-    (Izmailov et al., arXiv:1803.05407, section 3.2.) Under DDP all ranks call it, each with as many batches of its own
-    rows, and get the same statistics.
+    The mean of statistics is not right for the mean of weights (Izmailov et al., arXiv:1803.05407, section 3.2). Under
+    DDP, every rank must call it with equally many batches; all ranks end up with the same statistics.
 
     Args:
         frozen: names in `network.net` of BatchNorms that keep their statistics.

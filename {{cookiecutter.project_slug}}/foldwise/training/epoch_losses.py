@@ -1,4 +1,4 @@
-"""Losses of the training batches: checked, averaged, and handed to a sampling that draws by them."""
+"""Checks and averages the training losses, and passes per-sample losses to the sampling."""
 
 from typing import Any
 
@@ -16,14 +16,13 @@ ADVICE = "lower optimizer.lr, set trainer.gradient_clip_val=1.0, or train in tra
 
 
 class EpochLosses(pl.Callback):
-    """Raises FloatingPointError at a loss or weights that are not finite, with the ids of the batch.
+    """Averages the losses of an epoch in `means`; raises FloatingPointError if a loss or weight is not finite.
 
-    At the end of an epoch it has the `means`, and hands the (B,) entries of the module's losses to the sampling, whose
-    state it keeps.
+    Passes the (B,) entries of the losses to the sampling at the end of an epoch, and checkpoints its state.
 
     Args:
         part: the model's name in messages.
-        pool: the real training items; pseudo items are not observed.
+        pool: real training items; pseudo items are not observed.
     """
 
     def __init__(self, part: str, pool: Pool) -> None:
@@ -37,8 +36,7 @@ class EpochLosses(pl.Callback):
         self.batches = 0
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, step: int) -> None:
-        # Each loss is read one step late, while the device works on the next: else the device would wait. Totals stay
-        # on the device.
+        # Read each loss one step late, so that the device does not wait. Totals stay on the device.
         self._check(trainer)
         self.unread = step, outputs["loss"].detach(), batch["row"]
         for name, value in scalars(outputs).items():
@@ -49,15 +47,15 @@ class EpochLosses(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         self._check(trainer)
-        trainer.strategy.barrier()  # the rank whose loss was not finite names its batch before others see the weights
-        # A finite loss can have an infinite gradient: the last step of an epoch is seen in the weights alone.
+        trainer.strategy.barrier()  # the rank with the bad loss reports its batch first
+        # A finite loss can have an infinite gradient; after the last step only the weights show it.
         if not torch.stack([value.isfinite().all() for value in module.network.state_dict().values()]).all():
             raise FloatingPointError(
                 f"the weights are no longer finite after epoch {trainer.current_epoch + 1} of {self.part}; "
                 f"the state before that epoch is kept; {ADVICE}"
             )
         own = {name: float(total) / self.batches for name, total in self.totals.items()}
-        own["loss"] *= trainer.accumulate_grad_batches  # by which Lightning has divided it
+        own["loss"] *= trainer.accumulate_grad_batches  # Lightning divided the loss by it
         shares = gather(own)
         self.means = {name: sum(share[name] for share in shares) / len(shares) for name in own}
         if self.seen:
@@ -78,7 +76,7 @@ class EpochLosses(pl.Callback):
         own = {name: torch.cat([values[name] for _, values in self.seen]) for name in self.seen[0][1]}
         seen = torch.cat([rows for rows, _ in self.seen])
         shares = gather((seen.cpu(), {name: value.float().cpu() for name, value in own.items()}))
-        # The sampler deals items out to the ranks in turn: interleaved, they are in the order of a single process.
+        # Rank r has every n-th item: interleaving restores the order of a single process.
         rows = torch.stack([rows for rows, _ in shares], 1).flatten().numpy()
         values = {name: torch.stack([each[name] for _, each in shares], 1).flatten().numpy() for name in own}
         number_of = {row: number for number, row in enumerate(self.pool.rows.tolist())}

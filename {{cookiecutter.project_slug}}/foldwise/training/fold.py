@@ -1,12 +1,12 @@
 """Trains the model of one fold: one Trainer, one fit, then its weights and its out-of-fold predictions.
 
-In a process of its own, under DDP in several, which leave in `<run>/fold<k>/` (or another, see data/holdout.py):
+Runs in one process per device, which write to `<run>/fold<k>/` (other names: data/holdout.py):
 
-    last.ckpt         the state after the newest epoch, for a resume
+    last.ckpt         state after the newest epoch, to resume from
     history.csv       losses, score and learning rate of each epoch
     model/            weights and model.json: all that inference needs
-    snapshots/<name>/ the same for each snapshot; where there are some, they predict and not model/
-    oof-<r>-of-<n>/   predictions of rank r's share of the held-out rows
+    snapshots/<name>/ the same for each snapshot; if there are any, they predict instead of model/
+    oof-<r>-of-<n>/   rank r's predictions of its held-out rows
 """
 
 import shutil
@@ -48,18 +48,18 @@ from foldwise.training.snapshots import Snapshots
 from foldwise.training.validation import Validation
 
 warnings.filterwarnings("ignore", module="pytorch_lightning.utilities._pytree")  # a deprecation of torch inside it
-warnings.filterwarnings("ignore", ".*does not have many workers.*")  # data.workers is the user's choice
-warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # train.py starts the processes of a fold itself
+warnings.filterwarnings("ignore", ".*does not have many workers.*")  # data.workers is up to the user
+warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # train.py starts the ranks itself
 warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
-warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # they are gathered before they are logged
+warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # values are gathered before they are logged
 
 
 def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: Prepared, rank: Rank) -> None:
-    """Train a model of the run in the folder `run`, by the run's copy of the code; resume where there is a last.ckpt.
+    """Train one model with the run's copy of the code, resuming from last.ckpt if it exists.
 
     Args:
-        part: the folds that it is trained without, and scored on: as a rule one.
-        config: resolved, plain values, which train.py has checked, as it has `prepared` the data.
+        part: its held-out folds, usually one.
+        config: resolved and checked by train.py.
     """
     torch.set_num_threads(config["threads"] or max(1, torch.get_num_threads() // rank.sharing))
     folder = run / part.name
@@ -67,12 +67,12 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: Pr
     if rank.index == 0:
         remove_leftovers(folder, rank.world_size)
     else:
-        warnings.simplefilter("ignore")  # those of one rank are enough
+        warnings.simplefilter("ignore")  # one rank's warnings are enough
     alias = run_code(run).alias
     pl.seed_everything(initial_seed(config["seed"], part), verbose=False)
     spec, network, module, loader, ema = build_training(config, prepared, part, rank)
     sampler = cast(EpochSampler, loader.sampler)
-    rows = part.held(prepared.fold_of_items)[rank.index :: rank.world_size]  # each item in one rank, none repeated
+    rows = part.held(prepared.fold_of_items)[rank.index :: rank.world_size]  # each item on exactly one rank
     metric = build_metric(config["metric"], config["task"], spec.classes, prepared.table, alias)
     held_out = evaluation_loader(config, prepared, spec.state, rows, rank)
     every = config["validate_every"] if part.folds else 0
@@ -85,7 +85,7 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: Pr
         default_root_dir=folder,
         logger=rank.index == 0 and make(config["logger"], alias, run=run.name, part=part.name, folder=folder),
         callbacks=[
-            # Lightning sets handlers of its own before training; under DDP, its one for SIGTERM waits for other ranks.
+            # Replaces Lightning's handlers: under DDP, its SIGTERM handler waits for the other ranks.
             LambdaCallback(on_train_start=lambda *_: leave_on_signals()),
             losses,
             *([ema] if ema else []),
@@ -116,14 +116,14 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: Pr
         reestimate_batch_norm(scored.eval(), loader, device, frozen)
     if trainer.is_global_zero:
         save_model(folder / "model", scored, spec)
-    trainer.strategy.barrier()  # the models are there for all ranks
+    trainer.strategy.barrier()  # every rank loads the saved model
     models = {name: load_model(path) for name, path in find_models(folder).items()}
     predict_held_out(config, prepared, models, rows, device, run, part, f"oof-{rank.index}-of-{rank.world_size}")
     check_covered(alias)
 
 
 def initial_seed(seed: int, part: Holdout) -> int:
-    """The seed of the initial weights, another one for each model of a run."""
+    """Seed of the initial weights, different for each model of a run."""
     return sample_seed(seed, part.fold, "initial weights" + "".join(f" and {fold}" for fold in part.folds[1:]))
 
 
@@ -138,12 +138,13 @@ def predict_held_out(
     name: str,
     created_by: str = "train.py",
 ) -> None:
-    """Predict items with the networks of a fold, as predict.py would, into new prediction folders, one an output.
+    """Predict items with a fold's networks as predict.py would, and write one prediction folder per output.
+
+    The folders are `<run>/<part>/<name>`, for further outputs in `<run>/outputs/<output>`. Does nothing if the first
+    exists.
 
     Args:
-        models: by the names of the snapshots.
-        run: the folders are `<run>/<part>/<name>`, of further outputs in `<run>/outputs/<output>`; where they exist,
-            nothing is done.
+        models: by snapshot name.
     """
     outputs = prepared.outputs
     folders = [output_folder(run, output) / part.name / name for output in outputs]
@@ -162,7 +163,7 @@ def predict_held_out(
     )
     with ExitStack() as stack:
         writers = []
-        for output, folder in zip(outputs, folders, strict=True):  # the main output's is closed last: all is done then
+        for output, folder in zip(outputs, folders, strict=True):  # main output closes last: done
             shutil.rmtree(folder, ignore_errors=True)
             header = Header(
                 split="oof",

@@ -1,4 +1,4 @@
-"""The identity of a run: everything that can change its result, hashed, and the differences between two runs."""
+"""Identity of a run: everything that can change its result. Hashes and compares identities."""
 
 import hashlib
 import json
@@ -16,13 +16,13 @@ from foldwise.config import followers
 from foldwise.data.prepare import Prepared
 from foldwise.files import sha256_file
 
-# Settings that the result does not depend on: where files lie, how a run is logged, which folds are trained now. Paths
-# are left out because the contents behind them are hashed instead; phases have the epochs.
+# Settings that do not change the result: logging, which folds train now, and paths, whose contents are hashed instead.
+# `epochs` is contained in the phases.
 IRRELEVANT = (
     "fold", "fold_workers", "run", "experiment_name", "epochs", "logger", "project", "data.name", "data.root",
     "data.table", "data.test_table", "data.prepared", "data.pseudo", "data.workers", "model.weights",
 )  # fmt: skip
-# The module where a training begins, and those that never change its result; metrics do if it follows the validation.
+# Entry point of a training; reporting never changes the result, metrics only if training follows the validation.
 ENTRY = "foldwise.training.fold"
 METRICS, REPORTING = "foldwise.predictions.metrics", "foldwise.reporting"
 
@@ -30,13 +30,13 @@ METRICS, REPORTING = "foldwise.predictions.metrics", "foldwise.reporting"
 def make_identity(
     config: Mapping[str, Any], world: int, contents: Mapping[str, str], code: Code = NO_CODE
 ) -> dict[str, str]:
-    """A flat description of a run; two runs with the same one give the same numbers.
+    """Flat description of a run; equal identities give equal results.
 
     Args:
-        config: the resolved configuration.
-        world: processes that train one fold.
-        contents: as from `hash_contents`.
-        code: that the configuration reaches in `solution/`.
+        config: resolved.
+        world: processes per fold.
+        contents: from `hash_contents`.
+        code: what the configuration reaches in `solution/`.
     """
     settings = {key: json.dumps(value) for key, value in _flatten(config)}
     targets = trained_targets(config)
@@ -51,12 +51,12 @@ def make_identity(
 
 
 def hash_identity(identity: Mapping[str, str]) -> str:
-    """The eight hexadecimal digits of an identity, for the run's folder."""
+    """Eight hexadecimal digits for the name of the run folder."""
     return hash_text(json.dumps(sorted(identity.items())))[:8]
 
 
 def describe_differences(new: Mapping[str, str], old: Mapping[str, str]) -> list[str]:
-    """One line for each thing in which two identities differ, as "name: old -> new"; hashes are not shown."""
+    """One line per difference, as "name: old -> new"; hashes are not shown."""
     lines = []
     for name in sorted(name for name in new.keys() | old.keys() if new.get(name) != old.get(name)):
         if name.startswith(("content ", "code ")):
@@ -67,18 +67,18 @@ def describe_differences(new: Mapping[str, str], old: Mapping[str, str]) -> list
 
 
 def trained_targets(config: Mapping[str, Any]) -> list[str]:
-    """The targets in a configuration that can change what is trained; a metric only if the training follows it."""
+    """The `_target_`s that can change the trained weights; the metric only if training follows it."""
     others = {"logger", *(() if followers(config) else ("metric",))}
     return all_targets({key: value for key, value in config.items() if key not in others})
 
 
 def hash_code(targets: Iterable[str] = (), followed: bool = False, root: Path | None = None) -> dict[str, str]:
-    """A hash of the syntax tree of each file of foldwise that a training reaches by imports, docstrings left out.
+    """Hash the syntax tree, without docstrings, of each foldwise file that a training imports.
 
     Args:
-        targets: modules that it reaches besides, or names in them; those of other packages are ignored.
-        followed: the training follows the validation, so metrics count.
-        root: the folder that foldwise is in.
+        targets: further modules, or names in modules, to start from; other packages are ignored.
+        followed: training follows the validation, so metrics count.
+        root: the folder that contains foldwise.
     """
     root = root or Path(foldwise.__file__).parents[1]
     names = [ENTRY, *(target.replace(":", ".") for target in targets)]
@@ -87,7 +87,7 @@ def hash_code(targets: Iterable[str] = (), followed: bool = False, root: Path | 
 
 
 def hash_contents(prepared: Prepared, weights: str | None) -> dict[str, str]:
-    """Hashes of what a run reads, by name: the table, folds, images, pseudo labels and initial weights."""
+    """Hashes of the table, folds, images, pseudo labels and initial weights."""
     return {
         "table": hash_data(prepared),
         "folds": prepared.folds_hash,
@@ -98,7 +98,7 @@ def hash_contents(prepared: Prepared, weights: str | None) -> dict[str, str]:
 
 
 def hash_data(prepared: Prepared) -> str:
-    """A hash of what training reads of tables: rows in their order, the reader's columns, items, targets, weights."""
+    """Hash what training reads of the tables: row order, the reader's columns, items, targets, weights."""
     frame, samples = prepared.source.frame, prepared.samples
     columns = dict.fromkeys(["id", "image", "unit", "weight", *samples.columns, *samples.target_columns])
     present = [name for name in columns if name in frame]

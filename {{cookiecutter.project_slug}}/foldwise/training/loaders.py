@@ -1,4 +1,4 @@
-"""What a training reads: reader, augmentation, sampler and data loaders, from configuration and prepared data."""
+"""Builds readers, samplers and data loaders for training and validation."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,7 +23,7 @@ from foldwise.schedule.phases import build_phases, pseudo_shares
 
 
 def with_pseudo(prepared: Prepared, fold: int) -> tuple[Prepared, np.ndarray | None]:
-    """The prepared data with the pseudo rows of the student of a fold, and their numbers; None: there are none."""
+    """Append the pseudo rows of a fold's student to the prepared data; also their indices, or None."""
     if not prepared.pseudo:
         return prepared, None
     samples = prepared.samples
@@ -34,7 +34,7 @@ def with_pseudo(prepared: Prepared, fold: int) -> tuple[Prepared, np.ndarray | N
 
 
 def make_reader(prepared: Prepared, state: Mapping[str, Any]) -> Reader:
-    """A reader of the items with their targets, by the state that was fitted on the trained ones."""
+    """A reader of items with targets; `state` was fitted on the training items."""
     return Reader(
         prepared.samples,
         Rows(prepared.source, prepared.samples, targets=True),
@@ -46,7 +46,7 @@ def make_reader(prepared: Prepared, state: Mapping[str, Any]) -> Reader:
 
 
 def sample_fields(prepared: Prepared) -> dict[str, Field]:
-    """The fields of a training sample."""
+    """Fields of a training sample, targets included."""
     return target_fields(prepared.tables) | dict(prepared.samples.fields)
 
 
@@ -58,10 +58,10 @@ def training_loader(
     pseudo: np.ndarray | None,
     rank: Rank,
 ) -> tuple[DataLoader, int]:
-    """This process's share of the training items, augmented, and the optimizer steps of an epoch.
+    """A loader of this rank's augmented training items, and the optimizer steps per epoch.
 
     Args:
-        rows, pseudo: numbers of real and pseudo items, as `with_pseudo` gives them.
+        rows, pseudo: indices of real and pseudo items; pseudo as from `with_pseudo`.
     """
     data, weights = config["data"], prepared.table.weights
     share = data["pseudo_share"] if data.get("pseudo") else None
@@ -84,7 +84,7 @@ def training_loader(
 def evaluation_loader(
     config: Mapping[str, Any], prepared: Prepared, state: Mapping[str, Any], rows: np.ndarray, rank: Rank
 ) -> DataLoader:
-    """These items as they are, in their order; whole pictures, whose sizes differ, one by one."""
+    """A loader of items without augmentation, in order; uncropped images (fit=tiles) one by one."""
     data = config["data"]
     whole = data["fit"] == "tiles"
     transform = EpochTransform(None, None if whole else image_hw(data["image_size"]))
@@ -95,7 +95,7 @@ def evaluation_loader(
 
 
 def _build_transforms(config: Mapping[str, Any], prepared: Prepared) -> list[EpochTransform]:
-    """The augmentation and image size of each epoch; a Refusal names every transform that cannot take the images."""
+    """Augmentation and image size of each epoch; raise a Refusal for transforms that cannot take the images."""
     data = config["data"]
     kinds = {
         (image["channels"], np.uint8 if image["dtype"] == "uint8" and image["scale"] == 255 else np.float32)
@@ -120,7 +120,7 @@ def _build_transforms(config: Mapping[str, Any], prepared: Prepared) -> list[Epo
 
 
 def _pool(config: Mapping[str, Any], prepared: Prepared, rows: np.ndarray) -> Pool:
-    """Items to train on, drawn by data.sampling."""
+    """Training items with the sampling of `data.sampling`."""
     chosen = config["data"]["sampling"]
     sampling = make(chosen, prepared.alias, "data.sampling") if isinstance(chosen, Mapping) else SAMPLINGS[chosen]()
     if not isinstance(sampling, Sampling):
@@ -133,7 +133,7 @@ def _pool(config: Mapping[str, Any], prepared: Prepared, rows: np.ndarray) -> Po
 
 
 def _local_batch_size(config: Mapping[str, Any], rank: Rank) -> int:
-    """Items in one pass of one process; `batch_size` is all of an optimizer step."""
+    """Items per forward pass of one rank; `batch_size` counts a whole optimizer step."""
     accumulate = config["trainer"]["accumulate_grad_batches"]
     size, rest = divmod(config["batch_size"], rank.world_size * accumulate)
     if rest or not size:

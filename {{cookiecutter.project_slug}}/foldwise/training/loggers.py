@@ -1,4 +1,4 @@
-"""Experiment loggers, one function a choice of configs/logger: a Lightning logger, or False for none."""
+"""Experiment loggers, one function per choice of the group `logger`."""
 
 import netrc
 import os
@@ -13,11 +13,11 @@ from foldwise.reachable import connection_problem
 
 
 class FoldWandbLogger(WandbLogger):
-    """Ends the wandb run with the training: a fold's process lacks the exit handlers by which wandb would do it."""
+    """Finishes the wandb run with the training: forked processes do not run wandb's exit handlers."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._wandb_init.pop("anonymous", None)  # wandb warns of an argument that Lightning still hands over
+        self._wandb_init.pop("anonymous", None)  # deprecated in wandb, and Lightning still passes it
 
     def finalize(self, status: str) -> None:
         super().finalize(status)
@@ -26,15 +26,14 @@ class FoldWandbLogger(WandbLogger):
 
 
 def wandb_logger(run: str, part: str, folder: Path, project: str) -> Logger:
-    """Weights & Biases: the run `<run>-<part>`, such as `<run>-fold0`, in the group `<run>`.
+    """Weights & Biases: run `<run>-fold<k>` in the group `<run>`; a resumed fold continues the same wandb run.
 
-    The id is fixed, so a resumed fold continues its own curve. Without a key or an answer of the server within seconds
-    (unless the environment sets wandb's limits), the run is logged offline, and the command to upload it is printed.
+    Without a key, or if the server does not answer in time, logs offline and prints the command to upload.
     """
-    import wandb  # here: the other loggers need not wait for it
+    import wandb  # slow to import
 
     os.environ.setdefault("WANDB_INIT_TIMEOUT", "20")
-    os.environ.setdefault("WANDB_FINISH_TIMEOUT", "30")  # the rest stays on disk, and wandb warns
+    os.environ.setdefault("WANDB_FINISH_TIMEOUT", "30")  # what is not uploaded by then stays on disk
     name = f"{run}-{part}"
     make = partial(FoldWandbLogger, project=project, name=name, id=name, group=run, save_dir=folder, resume="allow")
     if os.environ.get("WANDB_MODE", "online") != "online":
@@ -43,12 +42,12 @@ def wandb_logger(run: str, part: str, folder: Path, project: str) -> Logger:
     if problem is None:
         logger = make()
         try:
-            _ = logger.experiment  # made here, so that a refusal is met here
+            _ = logger.experiment  # connects now, so that errors are caught here
             return logger
         except wandb.Error as error:
-            wandb.teardown()  # else the failed run keeps its id and its mode
+            wandb.teardown()  # otherwise the failed run keeps its id and mode
             problem = str(error).partition("\n")[0]
-    os.environ.setdefault("WANDB_SILENT", "true")  # the line below is enough
+    os.environ.setdefault("WANDB_SILENT", "true")  # the message below is enough
     print(f"wandb: {problem}, so this run is logged offline; later: wandb sync {folder}/wandb/offline-run-*")
     return make(offline=True)
 
@@ -59,18 +58,18 @@ def tensorboard_logger(run: str, part: str, folder: Path) -> Logger:
 
 
 def csv_logger(run: str, part: str, folder: Path) -> Logger:
-    """Lightning's CSV file in the fold's folder: `csv/`, after a resume `csv-2/`, since it would delete the first."""
+    """Lightning's CSV file in `csv/` of the fold; after a resume in `csv-2/`, since it would delete the first."""
     attempts = len(list(folder.glob("csv*/metrics.csv")))
     return CSVLogger(save_dir=folder, name=None, version=f"csv-{attempts + 1}" if attempts else "csv")
 
 
 def no_logger(run: str, part: str, folder: Path) -> bool:
-    """Only what every run writes."""
+    """No logger; history.csv is always written."""
     return False
 
 
 def _has_wandb_key() -> bool:
-    """Whether wandb could log in without asking: from the environment or from the netrc file."""
+    """True if the environment or the netrc file has a key, so that wandb does not prompt."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:

@@ -1,4 +1,4 @@
-"""The plan of a training, checked as a whole before a run exists."""
+"""Plans and checks a training before its run exists."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """A training that can begin.
+    """A checked training, ready to start.
 
     Attributes:
-        parts: the models to be trained, finished or not, by their held-out folds.
-        hardware: what torch sees here, see `inspect_config`.
-        picture: of their phases, as a PNG.
-        devices: of this machine that train one fold, with one process each.
-        world: processes that train one fold, on all machines.
-        visible: CUDA_VISIBLE_DEVICES of each worker that trains folds at once.
-        identity: see `make_identity`.
+        parts: held-out folds of the requested models, finished or not.
+        hardware: from `inspect_config`.
+        picture: PNG of the phases.
+        devices: devices (and processes) per fold on this machine.
+        world: processes per fold on all machines.
+        visible: CUDA_VISIBLE_DEVICES of each fold worker.
+        identity: from `make_identity`.
     """
 
     config: dict[str, Any]
@@ -44,18 +44,17 @@ class Plan:
 
 
 def make_plan(context: "Context", config: dict[str, Any], nodes: int, make_folds: bool, code: Code) -> Plan:
-    """Check the data, the configuration and the devices; refuse what cannot be used.
+    """Check data, configuration and devices; raise a Refusal for what cannot be used.
 
     Args:
-        nodes: machines that train each fold.
-        make_folds: rows without a fold get one.
-        code: the owner's, which the training reaches.
+        nodes: machines per fold.
+        make_folds: assign a fold to rows that have none.
     """
     trainer, workers = config["trainer"], config["fold_workers"]
     prepared = prepare(config, code.alias, make_folds)
     parts = choose_parts(config["fold"], followers(config), prepared)
     contents = hash_contents(prepared, config["model"]["weights"])
-    identity = make_identity(config, 0, contents, code)  # while the server imports torch
+    identity = make_identity(config, 0, contents, code)  # hashed while the server imports torch
     hardware, picture = call(context, _inspect, config, prepared, parts[0])
     devices = count_processes(trainer, hardware)
     if nodes > 1 and workers != 1:
@@ -66,10 +65,10 @@ def make_plan(context: "Context", config: dict[str, Any], nodes: int, make_folds
 
 
 def choose_parts(chosen: Any, followed: Sequence[str], prepared: Prepared) -> list[Holdout]:
-    """The models that `fold=` asks for, or a Refusal if they cannot be had by this configuration.
+    """The models that `fold=` requests; raise a Refusal if this configuration cannot train them.
 
     Args:
-        followed: settings by which a training follows the validation on its fold, see `config.followers`.
+        followed: settings by which training depends on validation, from `config.followers`.
     """
     parts = choose_holdouts(chosen, sorted(set(prepared.folds.values()) - {-1}))
     problems = []
@@ -84,7 +83,7 @@ def choose_parts(chosen: Any, followed: Sequence[str], prepared: Prepared) -> li
     return parts
 
 
-# Imported in the child only: the calling process stays without torch.
+# Imports torch, so only a child process calls it.
 def _inspect(config: Mapping[str, Any], prepared: Prepared, part: Holdout) -> tuple[dict[str, Any], bytes]:
     from foldwise.reporting.figures import to_png
     from foldwise.reporting.phases import phases_figure

@@ -15,9 +15,9 @@ from foldwise.training.validation import Validation
 
 
 class Progress(pl.Callback):
-    """Prints, logs and keeps the losses, score and learning rate of each epoch.
+    """Prints and logs each epoch, and writes history.csv.
 
-    The history is part of the checkpoint, so after a kill and a resume no epoch appears twice.
+    The history is part of the checkpoint, so a resume does not repeat an epoch.
     """
 
     def __init__(self, folder: Path, part: str, losses: EpochLosses, validation: Validation) -> None:

@@ -1,4 +1,4 @@
-"""From the out-of-fold predictions of finished folds to the score and the report."""
+"""Scores and reports the out-of-fold predictions of finished folds."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -28,9 +28,9 @@ from foldwise.tasks.outputs import Output
 
 @dataclass(frozen=True)
 class Scores:
-    """The competition's metric of each fold, and overall: pooled or the mean of the folds, by the metric.
+    """The competition's metric per fold and overall (pooled or the mean of folds, as the metric defines).
 
-    `counts` are the (N, C, 3) pixel counts of the images, for segmentation.
+    `counts`: (N, C, 3) pixel counts of the images, for segmentation.
     """
 
     metric: Any
@@ -40,14 +40,14 @@ class Scores:
 
 
 def finish_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: Prepared, world_size: int) -> None:
-    """Write the metrics.json of a model all of whose processes have ended well. Doing it twice is harmless."""
+    """Write metrics.json for a model once all its processes have succeeded. Safe to repeat."""
     folder = run / part.name
     shards = [read_predictions(shard) for shard in sorted(folder.glob("oof-*-of-*"))]
     history = pd.read_csv(folder / "history.csv")
     record = {
         "held_out": list(part.folds),
         "metric": type(_metric(config, prepared)).__name__,
-        # Nothing measures a full fit.
+        # A full fit has no held-out rows.
         "score": plain_number(score_predictions(shards, config, prepared).overall if part.folds else math.nan),
         "epochs": len(history),
         "seconds": round(float(history["seconds"].sum()), 1),
@@ -62,7 +62,7 @@ def _metric(config: Mapping[str, Any], prepared: Prepared) -> Any:
 
 
 def score_predictions(parts: Sequence[Predictions], config: Mapping[str, Any], prepared: Prepared) -> Scores:
-    """The competition's metric over predictions of different rows together, averaged over the snapshots."""
+    """Score the predictions of disjoint rows together, averaged over snapshots."""
     table = prepared.table
     metric = _metric(config, prepared)
     if prepared.outputs[0].meaning.kind == "maps":
@@ -81,7 +81,7 @@ def score_predictions(parts: Sequence[Predictions], config: Mapping[str, Any], p
 
 
 def finish_run(run: Path, config: Mapping[str, Any], prepared: Prepared) -> None:
-    """Merge the folds where all are finished, and print the scores. Doing it twice is harmless."""
+    """Merge the folds if all are finished, and print the scores. Safe to repeat."""
     existing = sorted(set(prepared.folds.values()) - {-1})
     finished = [fold for fold in existing if (run / f"fold{fold}" / "metrics.json").exists()]
     if finished == existing and not (run / "metrics.json").exists():
@@ -97,7 +97,7 @@ def finish_run(run: Path, config: Mapping[str, Any], prepared: Prepared) -> None
 
 
 def _finish_output(run: Path, config: Mapping[str, Any], prepared: Prepared, output: Output) -> None:
-    """Make a further output of a finished run a source of its own: predictions out of fold, score, configuration."""
+    """Write predictions, score and configuration of a further output, so that it is a source like a run."""
     folder, own_config = output_folder(run, output), output_config(config, output)
     own = replace(prepared, table=prepared.tables[output.target], outputs=(replace(output, name=""),))
     write_config(folder, own_config)
@@ -105,7 +105,7 @@ def _finish_output(run: Path, config: Mapping[str, Any], prepared: Prepared, out
 
 
 def output_config(config: Mapping[str, Any], output: Output) -> dict[str, Any]:
-    """A run's configuration as if this output were its only one."""
+    """A run's configuration as if this were the only output."""
     entry, data = config["outputs"][output.name], config["data"]
     columns = {**data["columns"], "target": entry["target"]}
     data = {**data, "columns": columns, "classes": list(output.columns)}
@@ -113,7 +113,7 @@ def output_config(config: Mapping[str, Any], output: Output) -> dict[str, Any]:
 
 
 def merge_oof(source: Path, prepared: Prepared) -> Predictions:
-    """The out-of-fold predictions of a source whose folds are all finished, merged in `oof`."""
+    """Merge the out-of-fold predictions of a finished source into `oof`, and read them."""
     if not (source / "oof").exists():
         shards = sorted(source.glob("fold*/oof-*-of-*"))
         merge_folders(shards, source / "oof", [id for id in prepared.table.ids if prepared.folds[id] >= 0])
@@ -121,7 +121,7 @@ def merge_oof(source: Path, prepared: Prepared) -> Predictions:
 
 
 def write_scores(run: Path, config: Mapping[str, Any], scores: Scores) -> None:
-    """Write the metrics.json of a run, which marks it as finished."""
+    """Write metrics.json, which marks the run as finished."""
     values = list(scores.per_fold.values())
     record = {
         "metric": type(scores.metric).__name__,
@@ -135,5 +135,5 @@ def write_scores(run: Path, config: Mapping[str, Any], scores: Scores) -> None:
 
 
 def plain_scores(scores: Mapping[int, float]) -> dict[str, float | None]:
-    """Scores by fold, for JSON."""
+    """Scores by fold as JSON values."""
     return {str(fold): plain_number(score) for fold, score in scores.items()}

@@ -1,14 +1,14 @@
-"""Trains a run: all folds of one configuration, from the checked data to the out-of-fold score.
+"""Trains a run: all folds of one configuration, from checked data to the out-of-fold score.
 
     runs/<experiment>-<hash>/
         config.yaml  identity.json  environment.json  plan.png
-        fold<k>/     see training/fold.py; metrics.json when it is finished
-        full/        the same, of a full fit; without-<j>-<k>/ of a teacher without two folds
-        oof/         the out-of-fold predictions of all folds
+        fold<k>/     see training/fold.py; has metrics.json when finished
+        full/        the same for a full fit; without-<j>-<k>/ for a teacher that holds out two folds
+        oof/         out-of-fold predictions of all folds
         metrics.json report.html
 
-The parent process does all of this without torch; the folds are trained in processes of their own. Of several machines,
-the first does it, and the others only train.
+The parent process never imports torch; each fold trains in a separate process. With several machines, node 0 does all
+of this and the others only train.
 """
 
 import os
@@ -43,25 +43,21 @@ console = Console()
 
 
 def train(config: dict[str, Any], runs: Path = Path("runs")) -> Path:
-    """Train the folds that are asked for and not finished yet; the folder of the run.
+    """Train the requested folds that are not finished, and return the run folder.
 
-    Other jobs may train other folds of the run at the same time, and whoever finishes the last one puts them together.
-
-    Args:
-        config: resolved, plain values.
+    Other jobs may train other folds of the run at the same time; the job that finishes the last fold merges them.
 
     Raises:
-        Refusal: the data or the configuration cannot be used, or a fold is trained by another job; nothing has been
-            trained then.
-        ProcessFailed: a fold failed; the others' results and the state before the failure are kept.
-        Stopped: a signal ended a fold's processes; the same holds.
+        Refusal: unusable data or configuration, or another job trains a fold; nothing was trained.
+        ProcessFailed: a fold failed; finished folds and the last checkpoint are kept.
+        Stopped: a signal ended a fold; the same is kept.
     """
     if config["run"] is not None:
         config = resumed_config(config)
     check_config(config)
     node = check_nodes(config["trainer"]["num_nodes"], find_node(os.environ))
-    context = start_server()  # it imports torch in the background, while the data is checked here
-    # A run that is resumed trains its own code.
+    context = start_server()  # it imports torch while this process checks the data
+    # A resumed run uses the code saved with it.
     owned = working_code(config) if config["run"] is None else nullcontext(run_code(Path(config["run"])))
     with gather(node) as team, owned as code:
         lead = _lead if node.rank == 0 else _follow
@@ -69,11 +65,11 @@ def train(config: dict[str, Any], runs: Path = Path("runs")) -> Path:
 
 
 def _lead(context: "Context", config: dict[str, Any], runs: Path, node: Node, team: Team, code: Code) -> Path:
-    """Do all that is to be done once, and train on this machine what the others train on theirs."""
+    """Node 0: plan, create the run folder, train this node's share, write the results."""
     plan = make_plan(context, config, node.count, is_sample(config["data"]), code)
     team.send(identity=plan.identity)
     team.barrier()
-    with lock(runs / ".lock"):  # jobs that begin together make one folder
+    with lock(runs / ".lock"):  # jobs that start together share one folder
         run = create_or_resume_run(config, plan.identity, plan.hardware, runs, code)
     if not (run / "plan.png").exists():
         with write_atomic(run / "plan.png") as path:
@@ -85,13 +81,13 @@ def _lead(context: "Context", config: dict[str, Any], runs: Path, node: Node, te
         else:
             train_in_turn(context, run, parts, plan, node, team)
     team.send(run=str(run))
-    with lock(run / ".lock"):  # and jobs that end together put the folds together once
+    with lock(run / ".lock"):  # jobs that end together merge the folds once
         finish_run(run, config, plan.prepared)
     return run
 
 
 def _follow(context: "Context", config: dict[str, Any], runs: Path, node: Node, team: Team, code: Code) -> Path:
-    """Train what node 0 says, once it has checked the data and this machine has found the same."""
+    """Other nodes: check that data, code and configuration match node 0, then train what it sends."""
     leader = team.receive()["identity"]
     plan = make_plan(context, config, node.count, False, code)
     differences = describe_differences(plan.identity, leader)
@@ -102,7 +98,7 @@ def _follow(context: "Context", config: dict[str, Any], runs: Path, node: Node, 
 
 
 def _claim(run: Path, parts: Sequence[Holdout], claims: ExitStack) -> list[Holdout]:
-    """The unfinished models, which are this job's until `claims` is closed; refuse those that another job trains."""
+    """Lock the unfinished models until `claims` closes; refuse those that another job trains."""
     unfinished, problems = [], []
     for part in parts:
         finished = run / part.name / "metrics.json"
@@ -111,7 +107,7 @@ def _claim(run: Path, parts: Sequence[Holdout], claims: ExitStack) -> list[Holdo
                 claims.enter_context(lock(run / f".{part.name}.lock", wait=False))
             except Refusal as holder:
                 problems.append(f"{part.title} of {run} is being trained by {holder}")
-        if finished.exists():  # now, or since somebody else gave the claim up
+        if finished.exists():  # checked after locking: another job may just have finished it
             console.print(f"{part.title} is finished")
         else:
             unfinished.append(part)

@@ -1,4 +1,4 @@
-"""The folder of a run: found by the run's identity, or created; and how it differs from the others."""
+"""Finds a run folder by its identity or creates it, and compares runs."""
 
 import importlib.metadata
 import platform
@@ -35,10 +35,10 @@ def create_or_resume_run(
     runs: Path,
     code: Code = NO_CODE,
 ) -> Path:
-    """The folder of the run with this identity; if it is new, print how it differs from the nearest other one.
+    """Find or create the folder of the run with this identity; for a new run, print how it differs from the nearest.
 
     Args:
-        hardware: as from `inspect_config`, for environment.json.
+        hardware: from `inspect_config`, for environment.json.
     """
     environment = _describe_environment(hardware)
     if config["run"] is not None:
@@ -54,13 +54,13 @@ def create_or_resume_run(
     write_config(run, config)
     keep_code(code, run)
     write_json(run / "environment.json", {"created": environment, "continued": []})
-    # Last, since a run is recognised by it.
+    # Last: a folder with identity.json is a run.
     write_json(run / "identity.json", {"format_version": FORMAT_VERSION, "identity": identity})
     return run
 
 
 def resumed_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration in force for `run=<path>`: the run's own, and of the command line only what is trained now."""
+    """The configuration for `run=<path>`: the run's, with run, fold and fold_workers from the command line."""
     run = Path(config["run"])
     read_identity(run)
     console.print(f"{run} resumes by its own config.yaml; of this command line, run=, fold= and fold_workers= count")
@@ -68,7 +68,7 @@ def resumed_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_identity(run: Path) -> dict[str, str]:
-    """The identity of a run, or a Refusal if it is no run, or of another version of this code."""
+    """Read the identity of a run; raise a Refusal if it is not a run or has another format version."""
     path = run / "identity.json"
     if not path.is_file():
         raise Refusal(f"{run} is not a run: it has no identity.json; runs are the folders that train.py makes in runs/")
@@ -83,7 +83,7 @@ def read_identity(run: Path) -> dict[str, str]:
 
 
 def describe_changes(old: Path, new: Path) -> list[str]:
-    """One line for each thing in which a run differs from an older one: configuration, data, code, packages."""
+    """One line per difference from an older run: configuration, data, code, packages."""
     lines = describe_differences(read_identity(new), read_identity(old))
     first, second = (read_json(run / "environment.json")["created"]["packages"] for run in (old, new))
     return lines + [
@@ -105,13 +105,13 @@ def _resume_run(run: Path, identity: Mapping[str, str], environment: dict[str, A
 
 
 def _nearest_run(identity: Mapping[str, str], runs: Path, experiment: str) -> tuple[Path, list[str]] | None:
-    """The run of the same experiment with the fewest differences, the newest of equals."""
+    """The run of the experiment with the fewest differences; of equals, the newest."""
     others = []
     for path in runs.glob(f"{experiment}-*/identity.json"):
         try:
             differences = describe_differences(identity, read_identity(path.parent))
         except Refusal:
-            continue  # of another version; it takes no part
+            continue  # another format version
         others.append((len(differences), -path.stat().st_mtime, path.parent, differences))
     return min(others, key=lambda other: other[:2])[2:] if others else None
 
@@ -123,7 +123,7 @@ def _print_lines(title: str, lines: list[str]) -> None:
 
 
 def _describe_environment(hardware: Mapping[str, Any]) -> dict[str, Any]:
-    """Where and with what a run is made: command, code, packages, hardware; no environment variables."""
+    """Command, code, packages and hardware of a run; no environment variables."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
@@ -145,7 +145,7 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """The output of a git command, or None without git, outside a repository, or before the first commit."""
+    """Output of a git command; None without git, a repository or a commit."""
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):

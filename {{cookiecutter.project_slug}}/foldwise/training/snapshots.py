@@ -1,4 +1,4 @@
-"""Weights kept along the way: at the ends of annealing cycles, of the best epochs, and the best to restart from."""
+"""Saves snapshots at the ends of phases and of the best epochs, and restarts phases from the best weights."""
 
 import math
 import shutil
@@ -14,19 +14,18 @@ from foldwise.training.validation import Validation
 
 
 class Snapshots(pl.Callback):
-    """Saves a model at the end of each phase with `snapshot: true`, where its learning rate is lowest (Huang et al.,
-    arXiv:1704.00109), or of each of the best epochs.
+    """Saves a model to `<folder>/snapshots/<name>` at the end of each phase with `snapshot: true`, where the learning
+    rate is lowest (Huang et al., arXiv:1704.00109), and for the best epochs.
 
     Args:
-        folder: of the fold; models go to `<folder>/snapshots/<name>`.
-        validation: it must run before this callback.
-        top_k: keep so many of the best epochs; 0: none. They are chosen by the fold that they are scored on.
+        validation: must run before this callback.
+        top_k: number of best epochs to keep, chosen on the fold that is scored; 0 for none.
     """
 
     def __init__(self, folder: Path, spec: ModelSpec, validation: Validation, top_k: int = 0) -> None:
         self.folder, self.spec, self.validation, self.top_k = folder / "snapshots", spec, validation, top_k
-        self.top: list[tuple[float, int]] = []  # (score, epoch), the best first
-        self.best_score, self.best_of = -math.inf, ""  # among the epochs that train what the last one trained
+        self.top: list[tuple[float, int]] = []  # (score, epoch), best first
+        self.best_score, self.best_of = -math.inf, ""  # since `trainable` last changed
         self.best: dict[str, torch.Tensor] = {}
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
@@ -34,7 +33,7 @@ class Snapshots(pl.Callback):
         if phase.start == "best" and trainer.current_epoch == start and self.best:
             module.network.load_state_dict(self.best)
             for optimizer in trainer.optimizers:
-                optimizer.state.clear()  # the momentum of other weights would carry these away
+                optimizer.state.clear()  # it belongs to other weights
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         epoch = trainer.current_epoch
@@ -43,7 +42,7 @@ class Snapshots(pl.Callback):
         if phase.snapshot and epoch == start + phase.epochs - 1:
             self._save(trainer, module, phase.name)
         if self.top_k and math.isfinite(score):
-            # Of equal scores the earlier epoch stays: Python's sort keeps the order.
+            # The sort is stable: of equal scores the earlier epoch stays.
             ranked = sorted([*self.top, (score, epoch)], key=lambda pair: -pair[0])
             self.top = ranked[: self.top_k]
             if (score, epoch) in self.top:
@@ -52,8 +51,8 @@ class Snapshots(pl.Callback):
                 for _, dropped in ranked[self.top_k :]:
                     shutil.rmtree(self.folder / _epoch_name(dropped), ignore_errors=True)
         if phase.trainable != self.best_of:
-            # A head fits the network as it came. With everything in training, BatchNorms take other statistics, and
-            # a restart from such a head has lost it within a few steps (measured).
+            # A head trained on frozen features does not fit once BatchNorm statistics change: restarts from it lost
+            # the score within a few steps (measured).
             self.best_score, self.best_of = -math.inf, phase.trainable
         if score > self.best_score and any(phase.start == "best" for phase in module.schedule.phases):
             self.best_score = score

@@ -1,4 +1,4 @@
-"""The check of a training before its run exists: everything is built once and tried on a small batch."""
+"""Dry run of a training: builds everything once and tries a small batch before the run folder exists."""
 
 import copy
 import inspect
@@ -36,18 +36,17 @@ from foldwise.tasks.outputs import Output, activate
 from foldwise.training.build import build_training, image_sizes
 
 FIRST = Holdout((0,))
-ITEMS = 2  # of the batch that is tried
-STEPS = 20  # points of the learning rate in an epoch of the preview
+ITEMS = 2  # batch size of the trial
+STEPS = 20  # points an epoch in the learning-rate preview
 
 
 def inspect_config(
     config: Mapping[str, Any], prepared: Prepared, part: Holdout = FIRST
 ) -> tuple[dict[str, Any], list[PhasePreview]]:
-    """Build the training of a model once and try a batch, so that a mistake is found before a run exists.
+    """Build a training once and try a batch, to catch mistakes before the run exists.
 
     Returns:
-        The hardware that torch sees, {"accelerator": gpu | mps | cpu, "devices": [names], "cpus": count}, and the
-        phases of the training.
+        The hardware, {"accelerator": gpu | mps | cpu, "devices": [names], "cpus": count}, and the phases.
     """
     known = list(inspect.signature(pl.Trainer).parameters)
     unknown = [
@@ -107,7 +106,7 @@ def _attached_trainer(module: TrainingModule) -> Iterator[None]:
 def _try_batch(
     config: Mapping[str, Any], module: TrainingModule, dataset: ItemDataset, outputs: Sequence[Output]
 ) -> None:
-    """Put a batch through the network at every image size of the training, through the losses and through mixing."""
+    """Run a batch through mixing, the losses and, at every image size of the training, the network."""
     network = module.network.eval()
     problems = []
     for key, size in image_sizes(config).items():
@@ -134,7 +133,7 @@ def _try_batch(
 
 
 def _in_library(error: BaseException) -> bool:
-    """Whether a network of timm's or smp's raised it, which most often means a size that it cannot take."""
+    """True if timm or smp raised the error: most often the network cannot take the image size."""
     frames = traceback.extract_tb(error.__traceback__)
     return any({"timm", "segmentation_models_pytorch"} & set(Path(frame.filename).parts) for frame in frames)
 
@@ -149,12 +148,12 @@ def _check_outputs(found: Batch, outputs: Sequence[Output]) -> None:
 
 
 def _output_problem(output: Output, value: Tensor) -> str | None:
-    """Description of a wrong shape of an output, with a fix to type; None: it is right."""
+    """What is wrong with the shape of an output and how to fix it; None if it is right."""
     task, columns = output.meaning, len(output.columns)
-    wanted = _axes(task, columns)
+    expected = _axes(task, columns)
     shape = f"the network gives {output.key!r} in the shape {tuple(value.shape)}"
-    needs = f"the task {task.name} needs ({', '.join(map(str, wanted))})"
-    if value.ndim != len(wanted):
+    needs = f"the task {task.name} needs ({', '.join(map(str, expected))})"
+    if value.ndim != len(expected):
         others = [other for other in TASKS.values() if len(_axes(other, columns)) == value.ndim]
         advice = "correct its `forward`"
         if others and output.name:
@@ -168,7 +167,7 @@ def _output_problem(output: Output, value: Tensor) -> str | None:
 
 
 def _axes(task: Task, columns: int) -> tuple[object, ...]:
-    """The shape of the values of a batch."""
+    """Shape of the predictions for a batch."""
     return ("B", columns, "H", "W") if task.kind == "maps" else ("B", columns)
 
 
@@ -184,7 +183,7 @@ def _check_losses(losses: Any, items: int) -> None:
 
 
 def _preview_phases(config: Mapping[str, Any], module: TrainingModule, lrs: Sequence[float]) -> list[PhasePreview]:
-    """The phases for plan.png, by the learning rates of the optimizer's groups."""
+    """The phases for plan.png; `lrs` are those of the parameter groups."""
     schedule = replace(module.schedule, steps_per_epoch=STEPS)
     previews, first = [], 0
     for phase in schedule.phases:
@@ -206,7 +205,7 @@ def _preview_phases(config: Mapping[str, Any], module: TrainingModule, lrs: Sequ
 
 
 def _names(transforms: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The last part of each `_target_`; of compositions, those inside."""
+    """Class names of transforms; for a composition, those of its members."""
     for transform in transforms:
         if "transforms" in transform:
             yield from _names(transform["transforms"])

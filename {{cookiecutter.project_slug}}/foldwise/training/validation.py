@@ -1,4 +1,4 @@
-"""Validation at the end of epochs: the loss and the competition's metric over the fold's held-out rows."""
+"""Validation loss and metric on the held-out rows at the end of epochs."""
 
 import math
 import warnings
@@ -25,14 +25,13 @@ from foldwise.training.ema import EMA
 
 
 class Validation(pl.Callback):
-    """Watches the training at the network's own resolution, without TTA; the score of record is the OOF's.
+    """Monitors training at the network's resolution, without TTA; the reported score comes from the OOF predictions.
 
-    A plain loop over this rank's share of the rows and not Lightning's validation loop, which repeats rows under DDP
-    to make the shares equal.
+    Not Lightning's validation loop, which repeats rows under DDP to pad the shards.
 
     Args:
         loader: this rank's held-out items, without augmentation.
-        every: epochs from one validation to the next; the last epoch always has one. 0: never, nothing is held out.
+        every: epochs between validations; the last epoch is always validated. 0 for never (nothing is held out).
     """
 
     def __init__(
@@ -40,7 +39,7 @@ class Validation(pl.Callback):
     ) -> None:
         self.loader, self.outputs, self.metric, self.every, self.ema = loader, spec.outputs, metric, every, ema
         self.table, self.spatial = prepared.table, seen_spatial(prepared.samples.fields)
-        self.tile = spec.image_size if spec.fit == "tiles" else None  # of whole pictures
+        self.tile = spec.image_size if spec.fit == "tiles" else None  # for fit=tiles, which reads whole images
         self.loss = self.score = math.nan
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
@@ -49,20 +48,20 @@ class Validation(pl.Callback):
             self.loss = self.score = math.nan
             return
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of classes that a fold lacks: logged once, with the score of record
+            warnings.simplefilter("ignore")  # classes missing in a fold: reported once, with the OOF score
             self.loss, self.score = self.evaluate(module)
         module.schedule.observe(trainer.current_epoch, self.loss)
 
     def on_fit_end(self, trainer: pl.Trainer, module: Any) -> None:
-        del self.loader  # its workers end here, and do not stay beside those of the predictor
+        del self.loader  # ends its workers before the predictor starts others
 
     @torch.no_grad()
     def evaluate(self, module: TrainingModule) -> tuple[float, float]:
-        """Mean loss an item and the metric of the main output, over the items of all ranks."""
+        """Mean loss per item and the metric of the main output, over all ranks."""
         network = self.ema.network if self.ema else module.network
         share_norms(network)
         network.eval()
-        module.training = False  # `losses` can ask
+        module.training = False  # `losses` may check it
         output, task = self.outputs[0], self.outputs[0].meaning
         predict: Callable[[Batch], Batch] = network
         if self.tile:
@@ -72,7 +71,7 @@ class Validation(pl.Callback):
             batch = to_device(packed, module.device)
             with module.trainer.precision_plugin.forward_context():
                 outputs = {name: value.float() for name, value in predict(batch).items()}
-            # Items count alike here: batch losses such as Dice take no weights.
+            # Unweighted: batch losses such as Dice take no weights.
             losses = module.losses(outputs, batch | {"weight": torch.ones_like(batch["weight"])})
             total += losses["loss"] * len(batch["row"])
             values = activate(outputs, [output])[output.name].cpu().numpy()

@@ -1,4 +1,4 @@
-"""Trains the models of a run, one a fold, in processes of their own: one after another, or several at a time."""
+"""Trains the folds of a run in child processes, one after another or several at a time."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from foldwise.processes.server import Context
 
 console = Console()
-TAIL = 5  # lines of the log of a failed fold that are shown
+TAIL = 5  # log lines shown for a failed fold
 
 
 def train_in_turn(context: "Context", run: Path, parts: Sequence[Holdout], plan: Plan, node: Node, team: Team) -> None:
-    """Train one fold after another, each on all devices of all nodes. Called on node 0, which the others `follow`.
+    """Train one fold after another, each on all devices of all nodes. Runs on node 0; the others `follow`.
 
-    Raises ProcessFailed if a fold fails, Stopped if a signal ends it; what is finished and its last state are kept.
+    Raises ProcessFailed if a fold fails and Stopped if a signal ends it; finished folds and the last checkpoint stay.
     """
     for part in parts:
         console.rule(f"{run.name}  {part.title}", style="dim")
@@ -40,9 +40,9 @@ def train_in_turn(context: "Context", run: Path, parts: Sequence[Holdout], plan:
 
 
 def follow(context: "Context", plan: Plan, node: Node, team: Team) -> Path:
-    """Train this node's share of every fold that node 0 announces; the folder of the run.
+    """Train this node's share of every fold that node 0 announces, and return the run folder.
 
-    Raises as `train_in_turn`, and if another node ends or this one does not see the run's folder.
+    Raises like `train_in_turn`; also LostNodeError, and a Refusal if the run folder is not on a shared file system.
     """
     while "without" in (order := team.receive()):
         run = Path(order["run"])
@@ -54,7 +54,7 @@ def follow(context: "Context", plan: Plan, node: Node, team: Team) -> Path:
 
 
 def _train_part(context: "Context", run: Path, part: Holdout, plan: Plan, node: Node, team: Team) -> None:
-    """Train this node's share of a fold, while the others do theirs; rank 0 listens at the node's port."""
+    """Train this node's share of a fold; rank 0 listens at the node's port."""
     with Group(context, _train_fold, (run, part, plan.config, plan.prepared), plan.devices, node) as group:
         code = team.run(group)
     raise_stopped(code)
@@ -65,10 +65,10 @@ def _train_part(context: "Context", run: Path, part: Holdout, plan: Plan, node: 
 
 
 def train_at_once(context: "Context", run: Path, parts: Sequence[Holdout], plan: Plan) -> None:
-    """Train as many folds at a time as the plan has workers; a fold that fails leaves the others alone.
+    """Train several folds at a time, one per worker of the plan; the others continue if one fails.
 
-    Output of a fold goes to `<run>/fold<k>/log.txt`; its epochs are shown on the console too. At the end raises
-    ProcessFailed with the folds that failed and the ends of their logs. A signal that stops one stops all.
+    A fold logs to `<run>/fold<k>/log.txt`, its epochs also to the console. At the end raises ProcessFailed with the
+    last log lines of the failed folds. A signal that stops one fold stops all.
     """
     pending, running, failed = deque(parts), dict[int, tuple[Holdout, Group]](), dict[Holdout, int]()
     workers = min(len(plan.visible), len(parts))
@@ -96,7 +96,7 @@ def train_at_once(context: "Context", run: Path, parts: Sequence[Holdout], plan:
                         console.print(f"{part.title} is finished")
         except Stopped as stop:
             for _, group in running.values():
-                group.signal(stop.number)  # all at once; each is waited for in its turn
+                group.signal(stop.number)  # all first; leaving the block waits for each
             raise
     if failed:
         raise ProcessFailed(
@@ -106,7 +106,7 @@ def train_at_once(context: "Context", run: Path, parts: Sequence[Holdout], plan:
         )
 
 
-# Imported in the child only: this process stays without torch.
+# Imports torch, so only a child process calls it.
 def _train_fold(*arguments: Any) -> None:
     from foldwise.training.fold import train_fold
 
