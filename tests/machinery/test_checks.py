@@ -32,10 +32,10 @@ ROOT = Path(__file__).parents[1]
             "there is no experiment=amazon/alba; did you mean amazon/albu? (experiment is one of",
         ),
         ("model=qqqqq", "there is no model=qqqqq (model is one of convnext, "),
-        ("+epochs=1", "the setting 'epochs' is there already: leave out the +"),
+        ("+epochs=1", "the setting 'epochs' already exists: leave out the +"),
         ("outputs={age: {}}", "outputs has no such keys: write +outputs=... to add them"),
-        ("fold=[1", "'fold=[1' is no override: write key=value"),
-        ("baseline", "'baseline' is no override: write key=value"),
+        ("fold=[1", "'fold=[1' is not an override: write key=value"),
+        ("baseline", "'baseline' is not an override: write key=value"),
     ],
 )
 def test_an_override_that_does_not_compose_is_named_with_what_may_have_been_meant(override: str, sentence: str):

@@ -522,7 +522,7 @@ def test_what_a_constructor_raises_is_passed_on(built):
     with pytest.raises(ValueError, match="negative") as error:
         make({"_target_": "solution.build.Loss", "weight": -1}, built, "loss")
     assert error.traceback[-1].path.name == "build.py" and error.traceback[-1].name == "__init__"
-    assert error.value.__notes__ == ["while solution.build.Loss was made, as loss._target_ says"]
+    assert error.value.__notes__ == ["while solution.build.Loss was built (loss._target_)"]
     with pytest.raises(Refusal, match="^weight is too large$") as error:
         make({"_target_": "solution.build.Loss", "weight": 10}, built, "loss")
     assert not hasattr(error.value, "__notes__")
@@ -542,7 +542,7 @@ def test_files_from_anybody_name_only_classes_of_a_base(built):
         ("foldwise:os", object),
         (None, object),
     ]:
-        with pytest.raises(Refusal, match=r"is not of the form|is no \w+ of foldwise or solution"):
+        with pytest.raises(Refusal, match=r"is not of the form|is not a \w+ of foldwise or solution"):
             resolve_strict(target, built, base)
     with pytest.raises(Refusal, match="solution code is needed"):
         resolve_strict("solution.build:Loss", None, object)

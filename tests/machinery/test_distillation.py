@@ -118,7 +118,7 @@ def test_teachers_learn_from_labels_alone_and_a_student_of_every_row_needs_targe
     distill([run], tmp_path / "pairs.csv")
     config = config_of(world, f"data.pseudo={tmp_path}/pairs.csv")
     prepared = prepare_tiny(config)
-    for fold, message in (("pairs", "made by models that saw the other"), ("full", "no rows for a full fit")):
+    for fold, message in (("pairs", "models that saw the other made it"), ("full", "no rows for a full fit")):
         with pytest.raises(Refusal, match=f"fold={fold}: .*{message}"):
             choose_parts(fold, followers(config), prepared)
     assert len(choose_parts(config["fold"], followers(config), prepared)) == 3

@@ -345,7 +345,7 @@ def test_shown_images_are_not_scored(place, tmp_path):
     with pytest.raises(Refusal, match="1 ids that are not in .*: stranger"):
         evaluate([run], show=str(tmp_path / "ids.txt"))
     (tmp_path / "ids.txt").write_bytes("é".encode("latin-1"))
-    with pytest.raises(Refusal, match=r"ids\.txt is no text in UTF-8"):
+    with pytest.raises(Refusal, match=r"ids\.txt is not UTF-8 text"):
         evaluate([run], show=str(tmp_path / "ids.txt"))
 
 

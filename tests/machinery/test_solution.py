@@ -284,7 +284,7 @@ def test_two_processes_draw_as_one(data, tmp_path):
 def test_a_loss_of_another_shape_is_refused(data):
     config = own_config(data, module="Vague")
     prepared = prepare_tiny(config)
-    with pytest.raises(Refusal, match=r"gives means in another shape: a scalar is logged, and \(B,\)"):
+    with pytest.raises(Refusal, match=r"returns means in a wrong shape: give a scalar, which is logged, or \(B,\)"):
         inspect_config(config, prepared)
 
 

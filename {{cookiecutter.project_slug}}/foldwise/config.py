@@ -74,7 +74,7 @@ def _explain(error: Exception) -> str:
 
     text = " ".join(str(error).split())
     if isinstance(error, OverrideParseException):
-        return f"{error.override!r} is no override: write key=value, and a value with commas or spaces in quotes"
+        return f"{error.override!r} is not an override: write key=value, and a value with commas or spaces in quotes"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.partition("/")
         return unknown_choice(group, choice)
@@ -83,7 +83,7 @@ def _explain(error: Exception) -> str:
             return f"{unknown[1]} has no such keys: write +{unknown[1]}=... to add them"
         return unknown_setting(unknown[1])
     if there := re.match(r"Could not append to config. An item is already at '([^']+)'", text):
-        return f"the setting {there[1]!r} is there already: leave out the +"
+        return f"the setting {there[1]!r} already exists: leave out the +"
     return text
 
 
@@ -113,7 +113,7 @@ def resolve_config(config: "DictConfig") -> dict[str, Any]:
     plain["outputs"] = {name: _output(name, entry, data) for name, entry in (plain.get("outputs") or {}).items()}
     keys = ["logits", *(entry["key"] for entry in plain["outputs"].values())]
     if len(set(keys)) < len(keys):
-        raise Refusal(f"outputs have the keys {', '.join(keys)} of the network's outputs: each needs one of its own")
+        raise Refusal(f"outputs use the keys {', '.join(keys)} of the network's outputs: each output needs a different key")
     plain["phases"] |= _with_epochs(plain["epochs"], phases)
     for name in phases:
         phase = plain["phases"][name]
@@ -148,7 +148,7 @@ def _with_epochs(epochs: Any, phases: Mapping[str, dict[str, Any]]) -> dict[str,
     from foldwise.schedule.phases import share_epochs
 
     old = [name for name, phase in phases.items() if "epochs" in phase]
-    lines = [f"phases.{name}.epochs: set epochs= for the whole, and phases.{name}.share" for name in old]
+    lines = [f"there is no phases.{name}.epochs: set epochs= for the whole training, and phases.{name}.share" for name in old]
     if lines:
         raise Refusal("\n".join(lines))
     if type(epochs) is not int:

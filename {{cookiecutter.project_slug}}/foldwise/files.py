@@ -91,7 +91,7 @@ def read_text(path: Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise Refusal(f"{path} is no text in UTF-8 ({error}): save it as UTF-8") from error
+        raise Refusal(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -104,7 +104,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise Refusal(f"{path} is not valid JSON ({error}); delete it and make it again") from error
+        raise Refusal(f"{path} is not valid JSON ({error}); delete it and create it again") from error
 
 
 def plain_number(value: float) -> float | None:

@@ -1,9 +1,9 @@
-"""Imports a run's copy of `solution/` under a name of its own, `solution_<hash>`, beside other versions of it.
+"""Imports a run's copy of `solution/` as the package `solution_<hash>`, so that several versions can coexist.
 
-Importing foldwise installs a finder for such names in every process. It learns where the code is from an entry in
-`sys.path`, <folder>/solution_<hash>, which is no folder: multiprocessing hands this one list to every process that it
-starts, in whichever way, also to those of a server that runs since before the code was opened. So objects of such
-modules can be pickled. The code is read once a process, and checked against the hash; no bytecode is written.
+Importing foldwise installs a finder for these names in every process. It finds the code through an entry in `sys.path`,
+<folder>/solution_<hash>, which does not exist as a folder. multiprocessing passes `sys.path` to every process that it
+starts, also through a fork server that started earlier, so objects of these modules can be pickled. Each process reads
+the code once and checks its hash; no bytecode is written.
 """
 
 import ast
@@ -24,16 +24,16 @@ _opened: dict[str, Code] = {}  # by alias
 
 
 def open_code(source: Path | Code) -> str:
-    """Make code importable, here and in processes that multiprocessing starts, if it is trusted; its package's name.
+    """Make trusted code importable here and in child processes, and return its package name.
 
     Args:
-        source: a folder with `solution/` in it, as <run>/code; or code that was just collected, which child processes
-            see if they are forked, and whose tracebacks show the files that it was collected from.
+        source: a folder that contains `solution/`, such as <run>/code; or collected code, which only forked children
+            can import, with tracebacks that show the original files.
     """
     code = source if isinstance(source, Code) else read_code(Path(source).resolve())
     alias = f"{PACKAGE}_{code.hash}"
     entry = str(code.root / alias)
-    if not isinstance(source, Code) and entry not in sys.path:  # else who started this process has opened it
+    if not isinstance(source, Code) and entry not in sys.path:  # otherwise the parent process opened it
         require_trust(code)
         sys.path.append(entry)
     known = _opened.setdefault(alias, code)
@@ -43,7 +43,7 @@ def open_code(source: Path | Code) -> str:
 
 
 def check_covered(alias: str | None) -> None:
-    """Refuse modules of the working copy of `solution/` that were imported: they are not what the run keeps."""
+    """Raise a Refusal if modules were imported from the working copy of `solution/` instead of the run's copy."""
     here = (Path.cwd() / PACKAGE).resolve()
     names = []
     for name, module in sorted(sys.modules.items()):
@@ -61,29 +61,29 @@ def check_covered(alias: str | None) -> None:
 
 
 class Finder:
-    """Finds the modules of opened code; in `sys.meta_path`."""
+    """Meta path finder for modules of opened code."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
-        """The spec of `solution_<hash>` or a module of it; None if there is none, or no such code is open."""
+        """The spec of `solution_<hash>` or a module in it; None if not found or not open."""
         alias, *rest = name.split(".")
         code = _find_code(alias) if ALIAS.fullmatch(alias) else None
         if code is None:
             return None
-        place = "/".join([PACKAGE, *rest])
-        is_package = any(file.startswith(f"{place}/") for file in code.files)
-        place = f"{place}/__init__.py" if is_package else f"{place}.py"
-        if not is_package and place not in code.files:
+        stem = "/".join([PACKAGE, *rest])
+        is_package = any(file.startswith(f"{stem}/") for file in code.files)
+        path_in_code = f"{stem}/__init__.py" if is_package else f"{stem}.py"
+        if not is_package and path_in_code not in code.files:
             return None
-        loader = _Loader(name, str(code.root / place), alias, code.files.get(place, b""))
-        # A package without a search path: what is not in `files` must not be found in the folder.
+        loader = _Loader(name, str(code.root / path_in_code), alias, code.files.get(path_in_code, b""))
+        # No search path: only `files` may be imported, not other content of the folder.
         spec = ModuleSpec(name, loader, origin=loader.path, is_package=is_package)
         spec.has_location = True
         return spec
 
 
 def _find_code(alias: str) -> Code | None:
-    """Opened code; in a process that was started by another, read now."""
+    """Find opened code; a child process reads it here."""
     if alias not in _opened:
         for entry in sys.path:
             if isinstance(entry, str) and entry.endswith(f"{os.sep}{alias}"):
@@ -96,7 +96,7 @@ def _find_code(alias: str) -> Code | None:
 
 
 class _Loader(SourceFileLoader):
-    """Compiles source that is in memory, with imports of `solution` changed to the alias."""
+    """Compiles source from memory, with imports of `solution` renamed to the alias."""
 
     def __init__(self, name: str, path: str, alias: str, source: bytes) -> None:
         super().__init__(name, path)
@@ -106,7 +106,7 @@ class _Loader(SourceFileLoader):
         return self.source if path == self.path else super().get_data(path)
 
     def path_stats(self, path: Any) -> Any:
-        raise OSError("no bytecode is kept")  # so the import system neither looks for it nor writes it
+        raise OSError("no bytecode is kept")  # so the import system neither reads nor writes any
 
     def source_to_code(self, data: Any, path: Any, *, _optimize: int = -1) -> CodeType:  # type: ignore[override]
         tree = _Rename(self.alias).visit(ast.parse(data, path))
@@ -114,7 +114,7 @@ class _Loader(SourceFileLoader):
 
 
 class _Rename(ast.NodeTransformer):
-    """Changes imports of `solution` to imports of the alias; the names that they bind stay."""
+    """Renames imports of `solution` to the alias; bound names stay."""
 
     def __init__(self, alias: str) -> None:
         self.alias = alias

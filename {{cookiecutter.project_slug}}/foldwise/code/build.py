@@ -1,4 +1,4 @@
-"""From a name in a configuration, or in model.json, to the class or function, and to objects made from them."""
+"""Resolves a `_target_` of a configuration or model.json, and builds the object that it describes."""
 
 import importlib
 import inspect
@@ -20,11 +20,11 @@ def resolve(target: str, alias: str | None = None, setting: str = "_target_") ->
 
     Args:
         target: as package.module.Name or package.module:Name.
-        alias: the package that stands for `solution`, from `open_code`.
-        setting: where the target comes from, for messages.
+        alias: the package to use for `solution`, from `open_code`.
+        setting: where the target is written, for messages.
 
     Raises:
-        Refusal: there is no such thing. What a module itself raises while it is imported is passed on.
+        Refusal: not found. Errors that a module raises at import are passed on.
     """
     where = f"{setting}: {target}"
     if not isinstance(target, str) or not TARGET.fullmatch(target):
@@ -33,7 +33,7 @@ def resolve(target: str, alias: str | None = None, setting: str = "_target_") ->
     first, *rest = module_name.split(".")
     root = alias if first == PACKAGE else first
     if root is None:
-        raise Refusal(f"{where}: solution code is needed, and there is none here")
+        raise Refusal(f"{where}: it needs code of solution/, and there is none here")
     found: Any = _import(root, where)
     for number, part in enumerate([*rest, *(name.split(".") if colon else [])]):
         must_be_module = colon and number < len(rest)
@@ -47,13 +47,10 @@ def resolve(target: str, alias: str | None = None, setting: str = "_target_") ->
 
 
 def resolve_strict(target: str, alias: str | None, base: type, setting: str = "_target_") -> type:
-    """The class that a file from anybody names: one of foldwise or of the run's own code, derived from `base`.
+    """Resolve a target from an untrusted file: only subclasses of `base` in foldwise or the run's own code.
 
     Args:
-        target: as foldwise.module:Class or solution.module:Class.
-
-    Raises:
-        Refusal: anything else.
+        target: as foldwise.module:Class or solution.module:Class; a Refusal for anything else.
     """
     if not isinstance(target, str) or not STRICT.fullmatch(target):
         raise Refusal(f"{setting}: {target!r} is not of the form foldwise.module:Class or {PACKAGE}.module:Class")
@@ -63,20 +60,20 @@ def resolve_strict(target: str, alias: str | None, base: type, setting: str = "_
         or not issubclass(found, base)
         or found.__module__.split(".")[0] not in ("foldwise", alias)
     ):
-        raise Refusal(f"{setting}: {target} is no {base.__name__} of foldwise or {PACKAGE}")
+        raise Refusal(f"{setting}: {target} is not a {base.__name__} of foldwise or {PACKAGE}")
     return found
 
 
 def make(config: Any, alias: str | None = None, setting: str = "", **arguments: Any) -> Any:
-    """Make what a configuration describes: mappings with `_target_` become what that gives for the rest of them.
+    """Build what a configuration describes: call each `_target_` with the other keys of its mapping.
 
     Args:
-        config: plain values; mappings and lists may be nested, and become dicts and lists.
-        alias, setting: as for `resolve`; the setting of `config` itself.
-        arguments: passed beside those of the outermost mapping.
+        config: plain values, possibly nested.
+        alias, setting: as for `resolve`; `setting` is that of `config` itself.
+        arguments: further arguments for the outermost target.
 
     Raises:
-        Refusal: a target that is not there, or arguments that it does not take. What it raises itself is passed on.
+        Refusal: unknown target or wrong arguments. Errors of the target itself are passed on.
     """
     if isinstance(config, Mapping):
         path = f"{setting}." if setting else ""
@@ -100,14 +97,14 @@ def _call(target: str, alias: str | None, setting: str, arguments: dict[str, Any
     except Refusal:
         raise
     except Exception as error:
-        error.add_note(f"while {target} was made, as {setting} says")
+        error.add_note(f"while {target} was built ({setting})")
         raise
 
 
 def _argument_problems(function: Callable[..., Any], arguments: Mapping[str, Any]) -> list[str]:
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # of a function that is not written in Python
+    except (TypeError, ValueError):  # not written in Python
         return []
     known = [item for item in parameters if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)]
     names = [item.name for item in known]
@@ -120,11 +117,11 @@ def _argument_problems(function: Callable[..., Any], arguments: Mapping[str, Any
 
 
 def _import(name: str, where: str, package: ModuleType | None = None) -> ModuleType:
-    """A module by its name, for messages in `package`."""
+    """Import a module; `package` is its parent, for the message."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name != name:  # the module is there, and what it imports is not
+        if error.name != name:  # the module exists, but something that it imports does not
             raise
         if package is not None:
             raise Refusal(f"{where}: {_describe_missing(name.rpartition('.')[2], package)}") from None

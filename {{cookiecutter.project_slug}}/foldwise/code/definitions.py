@@ -1,14 +1,14 @@
-"""The definitions of `solution/` that a training reaches, and a hash of each: what counts for the identity of a run.
+"""The definitions in `solution/` that a training reaches, and a hash of each for the identity of the run.
 
-A definition is a top-level statement. From the targets on, every name that it uses leads to the statements that bind
-it, through the imports between the files. Also counted, of each file that is loaded on the way:
+A definition is a top-level statement. Starting at the targets, every name that it uses leads to the statements that
+bind that name, across imports between files. In each file that is loaded on the way, these also count:
 
-    statements that do more than to bind names, such as calls and loops
-    statements that call something as the file loads (`X = f()`, decorators, base classes with hooks), if what they
-    reach includes something with a state that counts: they may change it
+    statements that do more than bind names, such as calls and loops
+    statements that call something when the file loads (`X = f()`, decorators, base classes with hooks), if they may
+    change a mutable object that counts
 
-Comments, docstrings, the annotations of functions, blocks under TYPE_CHECKING or `__main__`, the order of independent
-definitions, and whatever else is in the files do not count.
+Comments, docstrings, annotations of functions, blocks under TYPE_CHECKING or `__main__`, the order of independent
+definitions, and everything else in the files do not count.
 """
 
 import ast
@@ -27,11 +27,11 @@ from foldwise.code.syntax import hash_text, hash_tree
 
 @dataclass
 class _Found:
-    """The statements and names that references lead to.
+    """What following references has found.
 
     Attributes:
-        references: those that were followed.
-        names: dotted, of modules of solution/, bound or not.
+        references: those already followed.
+        names: dotted names in modules of solution/, bound or not.
         outside: references to other packages.
     """
 
@@ -45,13 +45,13 @@ class Definitions:
     """The statements that targets reach.
 
     Attributes:
-        modules: their statements, by dotted name; of a package without `__init__.py`, none.
-        loaded: modules that are loaded when the targets are used.
-        acting: those that do more then than to bind names.
+        modules: statements by dotted module name; empty for a package without `__init__.py`.
+        loaded: modules that load when the targets are used.
+        acting: modules that do more than bind names when they load.
     """
 
     def __init__(self, code: Code, targets: Iterable[str]) -> None:
-        """Follow targets such as solution.module.Module or solution.networks:Network; ignore those elsewhere."""
+        """Follow targets such as solution.module.Module or solution.networks:Network; ignore other packages."""
         self.paths = {module_name(path): path for path in code.files}
         self.modules: dict[str, list[Statement]] = {}
         for name, path in self.paths.items():
@@ -62,8 +62,8 @@ class Definitions:
         self.found = _Found()
         self.loaded: set[str] = set()
         self.effects: dict[Statement, set[str]] = {}
-        wanted = {target.replace(":", ".") for target in targets}
-        for target in sorted(name for name in wanted if inside(name, PACKAGE)):
+        dotted = {target.replace(":", ".") for target in targets}
+        for target in sorted(name for name in dotted if inside(name, PACKAGE)):
             self.load(target, self.loaded)
             self.follow({target}, self.found)
         while new := self._what_runs():
@@ -74,19 +74,19 @@ class Definitions:
         self.acting = {item.module for item in self.found.statements if item.active or self._effects(item)}
 
     def hashes(self) -> dict[str, str]:
-        """A hash of each definition, by file and name, as solution/module.py:Module.
+        """Hashes by file and name, such as solution/module.py:Module.
 
-        The hash of a file, as solution/module.py, stands for its imports that are used, for the statements that bind
-        no name, and for the order of what depends on the order.
+        A file's own entry, such as solution/module.py, covers the imports in use, statements that bind no name, and
+        the order of whatever depends on order.
         """
         return {name: value for module in sorted(self.loaded) for name, value in self._hash_module(module).items()}
 
     def foldwise(self) -> list[str]:
-        """The dotted names of foldwise that they use: of modules, or of something in them."""
+        """Dotted names of foldwise modules, or of something in them, that the definitions use."""
         return sorted(reference for reference in self.found.outside if inside(reference, "foldwise"))
 
     def load(self, name: str, loaded: set[str]) -> set[str]:
-        """Add a module, or the one that a name is in, with its packages and what they import as they load."""
+        """Add the module of a name, with its packages and everything that they import when they load."""
         for module in _prefixes(name):
             if module in self.modules and module not in loaded:
                 loaded.add(module)
@@ -97,7 +97,7 @@ class Definitions:
         return loaded
 
     def follow(self, references: Iterable[str], found: _Found) -> None:
-        """Add what references lead to, and what that refers to in turn."""
+        """Add what references lead to, recursively."""
         waiting = set(references)
         while waiting:
             for statement in self.resolve(waiting.pop(), found):
@@ -106,11 +106,11 @@ class Definitions:
                     waiting |= self._references(statement)
 
     def _references(self, statement: Statement) -> set[str]:
-        """The references of a statement, also by strings."""
+        """References of a statement; a dynamic one can reach every module."""
         return statement.reads | set(self.modules) if statement.dynamic else statement.reads
 
     def resolve(self, reference: str, found: _Found) -> Iterator[Statement]:
-        """The statements that bind what a reference names; imports are followed."""
+        """The statements that bind what a reference names, following imports."""
         if reference in found.references:
             return
         found.references.add(reference)
@@ -120,11 +120,11 @@ class Definitions:
             if reference == "importlib" or any(inside(reference, name) for name in DYNAMIC - {"importlib"}):
                 for module in self.modules:
                     yield from self.resolve(module, found)
-        elif within[-1] == reference or reference == f"{within[-1]}.__dict__":  # the module as such: anything in it
+        elif within[-1] == reference or reference == f"{within[-1]}.__dict__":  # the module object: anything in it
             for module, statements in self.modules.items():
                 for statement in statements if inside(module, within[-1]) else []:
                     yield from self._resolve_import(statement, [], found)
-        for module in within:  # of the packages too, since a name in __init__.py can hide a module
+        for module in within:  # packages too: a name in __init__.py can hide a module
             rest = reference.removeprefix(module)[1:].split(".")
             if module == reference:
                 break
@@ -134,10 +134,10 @@ class Definitions:
                 yield from self._resolve_import(statement, rest, found)
 
     def _resolve_import(self, statement: Statement, rest: list[str], found: _Found) -> Iterator[Statement]:
-        """The statement, or those that an import leads to.
+        """The statement itself, or what an import leads to.
 
         Args:
-            rest: the name of its module that is wanted, and what is taken from that; empty: whatever there is.
+            rest: the name to look up in its module, then attributes; empty for everything.
         """
         if statement.imported is None:
             yield statement
@@ -149,7 +149,7 @@ class Definitions:
             yield from self.resolve(f"{statement.imported}.__all__", found)
 
     def _what_runs(self) -> list[Statement]:
-        """The statements that are not reached yet, and count because of what they do as their modules load."""
+        """Statements not reached yet that count because of what they do when their modules load."""
         for statement in self.found.statements:
             for name in (statement.module, *(item.path for item in statement.loads)):
                 self.load(name, self.loaded)
@@ -162,13 +162,13 @@ class Definitions:
         ]
 
     def _effects(self, statement: Statement) -> set[str]:
-        """The names whose state a statement may change as its module loads."""
+        """Names whose objects a statement may change when its module loads."""
         if statement not in self.effects:
             found = _Found()
             self.follow(statement.runs, found)
             own = {item for item in found.statements if item.imported is None}
             hooks = isinstance(statement.node, ast.ClassDef) and any(has_hooks(item.node) for item in own)
-            if hooks or (own and getattr(statement.node, "decorator_list", [])):  # may call what is in it
+            if hooks or (own and getattr(statement.node, "decorator_list", [])):  # may call anything in it
                 self.follow(statement.reads, found)
                 own = {item for item in found.statements if item.imported is None}
             own -= {statement}
@@ -204,11 +204,11 @@ class Definitions:
         return hashes | ({path: hash_text(repr((sorted(imports), order)))} if imports or order else {})
 
     def _orders_imports(self, statement: Statement) -> bool:
-        """True if an import loads one of several modules that do something as they load: its place matters."""
+        """True if an import loads one of several acting modules, so that import order matters."""
         loading = {name for item in statement.loads if item.eager for name in self.load(item.path, set())}
         return len(self.acting) > 1 and bool(loading & self.acting - {statement.module})
 
 
 def _prefixes(name: str) -> list[str]:
-    """a, a.b and a.b.c for a.b.c."""
+    """Return a, a.b and a.b.c for a.b.c."""
     return list(accumulate(name.split("."), "{}.{}".format))

@@ -1,11 +1,11 @@
-"""The effects of statements as a module loads, by their syntax alone."""
+"""What statements do when a module loads, judged by syntax alone."""
 
 import ast
 from collections.abc import Iterator
 
 from foldwise.code.syntax import Function, is_type_checking, parameters
 
-# Decorators that wrap a function and look at nothing but its behaviour.
+# Decorators that ignore annotations.
 PLAIN = {
     "staticmethod", "classmethod", "property", "cached_property", "setter", "abstractmethod", "override", "final",
     "no_grad", "inference_mode", "wraps", "cache", "lru_cache",
@@ -16,9 +16,9 @@ IMMUTABLE = (ast.Constant, ast.Tuple, ast.UnaryOp, ast.BinOp, ast.operator, ast.
 
 
 class Plain(ast.NodeTransformer):
-    """Leaves out what changes no behaviour: annotations of functions and variables, blocks that an import never runs.
+    """Removes what cannot change behaviour: annotations of functions and variables, blocks that an import never runs.
 
-    Annotations of a class's own attributes stay, since dataclasses read them, and those of decorated functions.
+    Annotations of class attributes and of decorated functions stay: dataclasses and decorators may read them.
     """
 
     in_class = False
@@ -50,7 +50,7 @@ class Plain(ast.NodeTransformer):
 
 
 def is_active(node: ast.stmt) -> bool:
-    """True if a statement does more than to bind names and to call what it needs for their values."""
+    """True if a statement does more than bind names and compute their values."""
     match node:
         case ast.Expr():
             return not isinstance(node.value, ast.Constant)
@@ -66,7 +66,7 @@ def is_active(node: ast.stmt) -> bool:
 
 
 def is_mutable(node: ast.stmt) -> bool:
-    """True if what a statement binds has a state that code can change without binding the name again."""
+    """True if a statement binds an object that can change without rebinding the name."""
     match node:
         case ast.Assign() | ast.AnnAssign():
             return not _is_immutable(node.value)
@@ -83,7 +83,7 @@ def is_mutable(node: ast.stmt) -> bool:
 
 
 def is_fixed(node: ast.stmt) -> bool:
-    """True if a statement binds the same wherever it stands in its module."""
+    """True if a statement binds the same at any position in its module."""
     if is_mutable(node):
         return False
     if isinstance(node, ast.ClassDef):
@@ -95,13 +95,13 @@ def is_fixed(node: ast.stmt) -> bool:
 
 
 def has_hooks(node: ast.stmt) -> bool:
-    """True if a class does something to classes that inherit from it."""
+    """True if a class runs code when it is subclassed."""
     names = {inner.name for inner in ast.walk(node) if isinstance(inner, Function)}
     return isinstance(node, ast.ClassDef) and ("__init_subclass__" in names or bool(node.keywords))
 
 
 def _blocks(node: ast.AST) -> Iterator[ast.stmt]:
-    """The statements directly in a compound statement, of all its branches."""
+    """The direct statements of all branches of a compound statement."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ExceptHandler | ast.match_case):
             yield from _blocks(child)
@@ -110,12 +110,12 @@ def _blocks(node: ast.AST) -> Iterator[ast.stmt]:
 
 
 def _is_immutable(value: ast.expr | None) -> bool:
-    """True if a value is made of numbers, strings, None and tuples of them alone."""
+    """True if a value consists of constants and tuples."""
     return value is None or all(isinstance(part, IMMUTABLE) for part in ast.walk(value))
 
 
 def _is_active_target(target: ast.expr) -> bool:
-    """True if it is more than names; `_ = f()` is a call."""
+    """True if a target is more than names; `_ = f()` counts as a call."""
     return any(not isinstance(part, NAMES) or getattr(part, "id", "") == "_" for part in ast.walk(target))
 
 

@@ -1,4 +1,4 @@
-"""Which files of a package are reached by imports, and what is wrong with them. Nothing is imported or executed."""
+"""Finds the files of a package that imports reach, and checks them. Imports and executes nothing."""
 
 import ast
 from collections.abc import Collection, Iterable, Iterator
@@ -9,7 +9,7 @@ from foldwise.code.source import PACKAGE, Code
 from foldwise.code.syntax import Bindings, Import, find_imports, parse
 from foldwise.errors import Refusal, did_you_mean
 
-# Modules and functions that import by names made while the code runs.
+# Modules and functions for imports by computed names.
 DYNAMIC = {
     "importlib", "importlib.import_module", "importlib.reload", "importlib.util", "importlib.machinery", "pkgutil",
     "runpy", "sys.modules",
@@ -21,7 +21,7 @@ class File(NamedTuple):
 
     Attributes:
         module: its dotted name.
-        problem: the syntax error, as "line 3: invalid syntax"; the tree is empty then.
+        problem: a syntax error, as "line 3: invalid syntax"; the tree is then empty.
     """
 
     path: Path
@@ -33,12 +33,12 @@ class File(NamedTuple):
 
     @property
     def package(self) -> str:
-        """Where its relative imports start."""
+        """Base of its relative imports."""
         return self.module if self.path.name == "__init__.py" else self.module.rpartition(".")[0]
 
 
 class Located(NamedTuple):
-    """Where a dotted name leads: the files that importing it runs, outermost first; the module, and what follows it."""
+    """A dotted name on disk: the files that its import runs, outermost first; its module; the rest of the name."""
 
     files: list[Path]
     module: str
@@ -46,33 +46,33 @@ class Located(NamedTuple):
 
 
 def collect_code(targets: Iterable[str], root: Path) -> Code:
-    """The files of `root/solution` that targets reach by imports.
+    """Collect the files of `root/solution` that targets reach by imports.
 
-    A reached file that imports by names made while it runs (importlib, exec) reaches every file.
+    A file with dynamic imports (importlib, exec) reaches every file.
 
     Args:
-        targets: such as solution.module.Module or solution.networks:Network; those of packages are ignored.
+        targets: such as solution.module.Module or solution.networks:Network; other packages are ignored.
 
     Raises:
-        Refusal: what is not there, syntax errors, and uses of files beside `solution/`; each with file and line.
+        Refusal: missing names, syntax errors, and imports of files beside `solution/`, with file and line.
     """
     names = {target: target.replace(":", ".") for target in sorted(targets)}
-    wanted = {target: name for target, name in names.items() if inside(name, PACKAGE)}
-    files = {file.path: file for file in walk(wanted.values(), root, PACKAGE)}
+    in_solution = {target: name for target, name in names.items() if inside(name, PACKAGE)}
+    files = {file.path: file for file in walk(in_solution.values(), root, PACKAGE)}
     if any(map(_is_dynamic, files.values())):
         files = {path: read_file(path, root) for path in (root / PACKAGE).rglob("*.py")}
     problems = [f"{target}: {problem}" for target, name in names.items() if (problem := _loose_problem(name, root))]
-    for target, name in wanted.items():
+    for target, name in in_solution.items():
         found = locate(name, root)
         if not found.rest:
             problems.append(f"{target} is a module; name what is in it, as {target}.Name")
         elif problem := _missing(found.module, found.rest[0], root):
             problems.append(f"{target}: {problem}")
     for path, file in sorted(files.items()):
-        place = path.relative_to(root).as_posix()
-        problems += [f"{place}, {file.problem}"] if file.problem else []
-        found_here = [(item.line, _import_problem(item, root)) for item in file.imports]
-        problems += [f"{place}, line {line}: {problem}" for line, problem in found_here if problem]
+        name = path.relative_to(root).as_posix()
+        problems += [f"{name}, {file.problem}"] if file.problem else []
+        checked = [(item.line, _import_problem(item, root)) for item in file.imports]
+        problems += [f"{name}, line {line}: {problem}" for line, problem in checked if problem]
     if problems:
         raise Refusal("\n".join(dict.fromkeys(problems)))
     sources = {path.relative_to(root).as_posix(): file.source for path, file in sorted(files.items())}
@@ -80,13 +80,13 @@ def collect_code(targets: Iterable[str], root: Path) -> Code:
 
 
 def walk(names: Iterable[str], root: Path, package: str, excluded: Collection[str] = ()) -> Iterator[File]:
-    """The files of `root/package` that modules, or names in them, reach by imports, also by those within functions.
+    """Yield the files of `root/package` that names reach by imports, also by imports within functions.
 
-    The `__init__.py` of each package on the way is reached, too; imports for type checkers alone are ignored.
+    Includes the `__init__.py` of each package on the way; ignores imports under TYPE_CHECKING.
 
     Args:
-        names: dotted, such as foldwise.training.fold; those of other packages are ignored.
-        excluded: modules and packages that are not entered.
+        names: dotted modules, or names in modules, such as foldwise.training.fold; other packages are ignored.
+        excluded: modules and packages to skip.
     """
     waiting, seen = list(names), set[Path]()
     while waiting:
@@ -102,12 +102,12 @@ def walk(names: Iterable[str], root: Path, package: str, excluded: Collection[st
 
 
 def read_file(path: Path, root: Path) -> File:
-    """A file with its syntax tree and imports."""
+    """Read and parse a file."""
     return to_file(path.read_bytes(), path, module_name(path.relative_to(root).as_posix()))
 
 
 def to_file(source: bytes, path: Path, module: str) -> File:
-    """A file from its content."""
+    """Parse a file from its content."""
     try:
         file = File(path, module, source, parse(source), [])
     except SyntaxError as error:
@@ -117,7 +117,7 @@ def to_file(source: bytes, path: Path, module: str) -> File:
 
 
 def locate(name: str, root: Path) -> Located:
-    """Follow a dotted name through the packages and modules in `root`."""
+    """Locate a dotted name below `root`."""
     parts, files = name.split("."), list[Path]()
     for count in range(1, len(parts) + 1):
         path = root.joinpath(*parts[:count])
@@ -131,12 +131,12 @@ def locate(name: str, root: Path) -> Located:
 
 
 def module_name(path: str) -> str:
-    """a.b for a/b.py and a for a/__init__.py."""
+    """Return a.b for a/b.py, and a for a/__init__.py."""
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 def inside(name: str, package: str) -> bool:
-    """True if a dotted name is a package or something in it."""
+    """True if a dotted name is the package or inside it."""
     return name == package or name.startswith(f"{package}.")
 
 
@@ -155,7 +155,7 @@ def _import_problem(item: Import, root: Path) -> str:
 
 
 def _loose_problem(name: str, root: Path) -> str:
-    """The sentence that a module lies in the working folder; "" for one of a package."""
+    """The problem of a module in the working folder, outside of solution/; "" if it is elsewhere."""
     first = name.split(".")[0]
     if first in (PACKAGE, "foldwise") or not locate(name, root).files:
         return ""
@@ -163,7 +163,7 @@ def _loose_problem(name: str, root: Path) -> str:
 
 
 def _missing(module: str, name: str, root: Path, must_be_module: bool = False) -> str:
-    """The sentence that a module has no such name; "" if it has, or can have it when it runs."""
+    """The problem of a name missing in a module; "" if it exists or may exist at run time."""
     if not module:
         return f"there is no folder {PACKAGE}/ in {root.resolve()}"
     folder = root.joinpath(*module.split("."))

@@ -1,4 +1,4 @@
-"""The owner's code that a run carries: copied when the run starts, opened by whatever uses the run."""
+"""The copy of the owner's code in a run: written when the run starts, opened by every command that uses the run."""
 
 import re
 import tempfile
@@ -12,12 +12,12 @@ from foldwise.code.imports import collect_code
 from foldwise.code.source import NO_CODE, PACKAGE, Code, read_code, trust, write_code
 from foldwise.errors import Refusal
 
-SOLUTION = re.compile(rf"{PACKAGE}(\.\w+)+(:\w+)?")  # something in solution/
-FOLDER = "code"  # of a run; of a bundle, with a folder for each hash
+SOLUTION = re.compile(rf"{PACKAGE}(\.\w+)+(:\w+)?")  # a name in solution/
+FOLDER = "code"  # in a run; in a bundle, with one folder per hash
 
 
 def all_targets(config: Any) -> list[str]:
-    """Every target in a configuration: what `_target_` names, and other texts that name something in `solution/`."""
+    """Every `_target_` in a configuration, and every other string that names something in `solution/`."""
     if isinstance(config, Mapping):
         own = [config["_target_"]] if isinstance(config.get("_target_"), str) else []
         return sorted({*own, *(target for value in config.values() for target in all_targets(value))})
@@ -27,18 +27,18 @@ def all_targets(config: Any) -> list[str]:
 
 
 def module_target(target: str) -> str:
-    """A target as package.module:Name."""
+    """Write a target as package.module:Name."""
     return target if ":" in target else ":".join(target.rpartition(".")[::2])
 
 
 @contextmanager
 def working_code(config: Mapping[str, Any], root: Path | None = None) -> Iterator[Code]:
-    """The code that a configuration reaches in `root/solution` as it is now, importable within the block.
+    """Copy the code that a configuration reaches in `root/solution`, and make it importable within the block.
 
-    It is copied first, so that what is edited meanwhile changes nothing, also in processes that are started.
+    Later edits do not affect this process or its children.
 
     Args:
-        root: the folder that `solution/` is in; None: the current one.
+        root: the folder that contains `solution/`; None for the current one.
     """
     code = collect_code(all_targets(config), root or Path.cwd())
     with tempfile.TemporaryDirectory(prefix="foldwise-") as scratch:
@@ -50,7 +50,7 @@ def working_code(config: Mapping[str, Any], root: Path | None = None) -> Iterato
 
 
 def current_code(config: Mapping[str, Any]) -> Code:
-    """The working copy's code that a configuration reaches, opened, for commands that start no processes with it."""
+    """Open the working copy's code that a configuration reaches, for commands without child processes."""
     code = collect_code(all_targets(config), Path.cwd())
     if code.files:
         open_code(code)
@@ -58,13 +58,13 @@ def current_code(config: Mapping[str, Any]) -> Code:
 
 
 def keep_code(code: Code, run: Path) -> None:
-    """Give a new run its copy."""
+    """Copy the code into a new run."""
     if code.files:
         write_code(code, run / FOLDER)
 
 
 def run_code(run: Path) -> Code:
-    """The copy that a run carries, opened, if it is trusted."""
+    """Open the run's copy of the code, if it is trusted."""
     folder = run / FOLDER
     if not (folder / PACKAGE).is_dir():
         return NO_CODE
@@ -73,12 +73,12 @@ def run_code(run: Path) -> Code:
 
 
 def find_code(model: Path, hash: str | None) -> str | None:
-    """The alias of the code with a hash that a model folder needs, from the run or the bundle that it is in, opened."""
+    """Open the code that a model folder needs, from its run or bundle, and return its alias; None without a hash."""
     return None if hash is None else open_code(find_code_folder(model, hash))
 
 
 def find_code_folder(model: Path, hash: str) -> Path:
-    """The folder with the `solution/` that a model folder needs, or a Refusal if it is not there."""
+    """Find the folder of the `solution/` that a model folder needs, or raise a Refusal."""
     for parent in model.resolve().parents:
         for folder in (parent / FOLDER, parent / FOLDER / hash):
             if (folder / PACKAGE).is_dir() and read_code(folder).hash == hash:

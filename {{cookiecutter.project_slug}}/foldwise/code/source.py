@@ -1,7 +1,7 @@
-"""Files of `solution/`, in memory and in folders, and whose code may be imported.
+"""Files of `solution/` in memory and in folders, and which code may be imported.
 
-Code is trusted by its content, so a run can be moved: what this user's own trainings wrote, and what the user has
-looked at. A run from somebody else, or one whose code was edited, is not trusted.
+Trust is by content, so runs can be moved. Trusted is code from this user's own trainings and code that the user
+approved; not a run from somebody else, nor one whose code was edited.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from foldwise.files import new_folder
 
 PACKAGE = "solution"
 OPTION = "--trust-code"
-ALL, SOME = "FOLDWISE_TRUST_CODE", "FOLDWISE_TRUSTED"  # variables that processes started from here inherit
+ALL, SOME = "FOLDWISE_TRUST_CODE", "FOLDWISE_TRUSTED"  # environment variables, inherited by child processes
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Code:
 
     Attributes:
         files: contents by path, as solution/module.py.
-        root: the folder that `solution/` was read in, for messages and tracebacks.
+        root: the folder that contained `solution/`, for messages and tracebacks.
     """
 
     files: Mapping[str, bytes]
@@ -47,7 +47,7 @@ class Code:
 
     @property
     def alias(self) -> str | None:
-        """The name of the package under which this code is imported; None if there are no files."""
+        """Package name under which this code is imported; None without files."""
         return f"{PACKAGE}_{self.hash}" if self.files else None
 
 
@@ -55,7 +55,7 @@ NO_CODE = Code({}, Path())
 
 
 def read_code(folder: Path) -> Code:
-    """Every Python file in `folder/solution`, or a Refusal if there is none."""
+    """Read every Python file in `folder/solution`; raise a Refusal if there is none."""
     paths = sorted(path for path in (folder / PACKAGE).rglob("*.py") if path.is_file())
     if not paths:
         raise Refusal(f"there is no code in {folder / PACKAGE}")
@@ -63,10 +63,7 @@ def read_code(folder: Path) -> Code:
 
 
 def write_code(code: Code, folder: Path) -> None:
-    """Write `folder` with `solution` in it, whole or not at all, and refuse if other code is there.
-
-    Twice is harmless, also by another process at once.
-    """
+    """Write `folder/solution` atomically; raise a Refusal if it has other code. Safe to repeat, also concurrently."""
     if not folder.exists():
         try:
             with new_folder(folder) as temporary:
@@ -82,7 +79,7 @@ def write_code(code: Code, folder: Path) -> None:
 
 
 def trust(digest: str) -> None:
-    """Trust code from now on; if nothing can be written at home, in this process and those that it starts."""
+    """Trust code permanently; without a writable home, in this process and its children."""
     if digest in _trusted():
         return
     os.environ[SOME] = f"{os.environ.get(SOME, '')} {digest}".strip()
@@ -90,24 +87,24 @@ def trust(digest: str) -> None:
         path = _trusted_path()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(0o600)
-        with path.open("ab", buffering=0) as file:  # a line at once, so that those of several processes do not mix
+        with path.open("ab", buffering=0) as file:  # one write per line, so that processes do not interleave
             file.write(f"{digest}\n".encode())
     except (OSError, RuntimeError):
         pass
 
 
 def trust_all() -> None:
-    """Trust any code in this process and those that it starts, as --trust-code says."""
+    """Trust any code in this process and its children (--trust-code)."""
     os.environ[ALL] = "1"
 
 
 def is_trusted(digest: str) -> bool:
-    """True if code may be imported, by all digits of its digest: other code with the first eight is easily made."""
+    """True if code may be imported, by its full digest: the first eight digits are easily forged."""
     return os.environ.get(ALL) == "1" or digest in _trusted()
 
 
 def require_trust(code: Code) -> None:
-    """Refuse code that was read from a folder, as <run>/code, and is not trusted."""
+    """Raise a Refusal for untrusted code."""
     if not is_trusted(code.digest):
         here = Path.cwd()
         folder = code.root.relative_to(here) if code.root.is_relative_to(here) else code.root
@@ -121,13 +118,13 @@ def require_trust(code: Code) -> None:
 def _trusted() -> list[str]:
     try:
         text = _trusted_path().read_text(encoding="utf-8", errors="replace")
-    except (OSError, RuntimeError):  # there is no such file, or no home
+    except (OSError, RuntimeError):  # no such file, or no home
         text = ""
     return f"{os.environ.get(SOME, '')} {text}".split()
 
 
 def _trusted_path() -> Path:
-    """The file of this user's digests, one a line."""
+    """The file of trusted digests, one per line."""
     if state := os.environ.get("FOLDWISE_STATE"):
         return Path(state) / "trusted"
     home = os.environ.get("XDG_STATE_HOME")

@@ -1,4 +1,4 @@
-"""The top-level statements of a module, with what each binds and uses by Python's rules of scope."""
+"""The top-level statements of a module: what each binds and uses by Python's scoping rules."""
 
 import ast
 import copy
@@ -10,23 +10,23 @@ from typing import NamedTuple
 from foldwise.code.effects import Plain, is_active
 from foldwise.code.syntax import Bindings, Comprehension, Function, Import, find_imports, parameters
 
-# Functions that leave their arguments as they are.
+# Functions that do not change their arguments.
 PURE = {
     "abs", "all", "any", "bool", "bytes", "dict", "enumerate", "float", "frozenset", "int", "isinstance",
     "issubclass", "len", "list", "max", "min", "range", "repr", "reversed", "round", "set", "slice", "sorted", "str",
     "sum", "tuple", "zip",
 }  # fmt: skip
-WITH_STRINGS = {"globals", "exec", "eval", "__import__"}  # functions that find names by strings
+WITH_STRINGS = {"globals", "exec", "eval", "__import__"}  # look up names by strings
 TARGET = re.compile(r"(solution|foldwise)(\.\w+)+(:\w+)?")
 
 
 class _Scope(NamedTuple):
-    """A function, lambda or comprehension, or the body of a class.
+    """The scope of a function, lambda, comprehension or class body.
 
     Attributes:
-        names: what it binds, with what a name stands for where one import binds it.
+        names: what it binds; the value is the import target if a single import binds the name, else None.
         globals: names declared `global` in it.
-        is_class: its names are seen from its own statements alone.
+        is_class: nested functions do not see its names.
     """
 
     names: dict[str, str | None]
@@ -35,20 +35,20 @@ class _Scope(NamedTuple):
 
 
 class Statement(ast.NodeVisitor):
-    """A top-level statement; of an import, one name. References are dotted: solution.module.NAME.attribute.
+    """A top-level statement, or one name of an import. References are dotted: solution.module.NAME.attribute.
 
     Attributes:
-        module: the dotted name of the module that it is in.
-        node: without what changes no behaviour, see `Plain`.
-        loads: the imports in it.
-        binds: names of the module.
-        imported: what the name of an import stands for; None: it is another statement.
-        star: it imports everything from `imported`.
-        reads, runs: references in all of it, and in what runs as the module loads.
-        writes: it assigns to globals, items of globals, or attributes of anything but `self`: of whatever it reaches.
-        calls: as the module loads, something is called that may change what it reaches.
-        active: it does more than to bind names, see `is_active`.
-        dynamic: it can reach anything by strings.
+        module: dotted name of its module.
+        node: simplified by `Plain`.
+        loads: imports in it.
+        binds: names that it binds in the module.
+        imported: what an import binds its name to; None for other statements.
+        star: `from imported import *`.
+        reads, runs: references in the whole statement, and in the part that runs when the module loads.
+        writes: assigns to globals, items of globals, or attributes of anything but `self`.
+        calls: when the module loads, calls something that may change what it reaches.
+        active: see `is_active`.
+        dynamic: can reach anything by strings.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Statement(ast.NodeVisitor):
 
     @property
     def names(self) -> set[str]:
-        """The names that it binds, dotted."""
+        """The bound names, dotted."""
         return {f"{self.module}.{name}" for name in self.binds}
 
     def visit_all(self, *nodes: ast.AST | Iterable[ast.AST | None] | None) -> None:
@@ -121,7 +121,7 @@ class Statement(ast.NodeVisitor):
     def visit_Import(self, node: ast.Import | ast.ImportFrom) -> None:
         for item in find_imports(node, self.package):
             scope = self._scopes[-1] if self._scopes else _Scope({})
-            if scope.is_class or scope.names.get(item.bound) is None:  # its uses are not known by the name
+            if scope.is_class or scope.names.get(item.bound) is None:  # uses of the name cannot be tracked
                 self._read(item.path)
 
     visit_ImportFrom = visit_Import  # noqa: N815
@@ -146,7 +146,7 @@ class Statement(ast.NodeVisitor):
         self.visit_all(node.args.defaults, node.args.kw_defaults)
         arguments = [item.arg for item in parameters(node.args)]
         with self._inside(_Scope(dict.fromkeys([*arguments, *Bindings([node.body]).names]))):
-            self.visit(node.body)  # as if it were called where it stands
+            self.visit(node.body)  # as if called here
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
         self.visit_all(node.decorator_list, node.bases, node.keywords, getattr(node, "type_params", []))
@@ -156,7 +156,7 @@ class Statement(ast.NodeVisitor):
         with self._inside(scope):
             for item in node.body:
                 self.visit(item)
-                sure = isinstance(item, ast.Assign | ast.ClassDef | Function)  # others may not bind
+                sure = isinstance(item, ast.Assign | ast.ClassDef | Function)  # other statements may not bind
                 if sure or (isinstance(item, ast.AnnAssign) and item.value):
                     scope.names.update(dict.fromkeys(Bindings([item]).names))
 
@@ -172,7 +172,7 @@ class Statement(ast.NodeVisitor):
     visit_SetComp = visit_DictComp = visit_GeneratorExp = visit_ListComp  # noqa: N815
 
     def _resolve(self, name: str, *attributes: str) -> str | None:
-        """The reference of a name and what is taken from it; None for a local variable."""
+        """The reference of a name with attributes; None for a local variable."""
         for depth, scope in enumerate(reversed(self._scopes)):
             if name in scope.globals:
                 break
@@ -200,12 +200,7 @@ class Statement(ast.NodeVisitor):
 
 
 def read_statements(tree: ast.Module, module: str, package: str) -> list[Statement]:
-    """The statements of a module in their order.
-
-    Args:
-        module: its dotted name.
-        package: from which its relative imports start.
-    """
+    """The statements of a module in order; relative imports start at `package`."""
     plain = Plain().visit(copy.deepcopy(tree))
     names = Bindings(plain.body).names.keys()
     statements = []
@@ -217,14 +212,14 @@ def read_statements(tree: ast.Module, module: str, package: str) -> list[Stateme
 
 
 def _root(node: ast.expr) -> ast.expr:
-    """The start of a chain of attributes and items."""
+    """The base of a chain of attributes and subscripts."""
     while isinstance(node, ast.Attribute | ast.Subscript):
         node = node.value
     return node
 
 
 def _split(node: ast.expr) -> tuple[ast.expr, list[str]]:
-    """The start of a chain of attributes, and their names."""
+    """The base of a chain of attributes, and their names."""
     names: list[str] = []
     while isinstance(node, ast.Attribute):
         names.insert(0, node.attr)
@@ -233,5 +228,5 @@ def _split(node: ast.expr) -> tuple[ast.expr, list[str]]:
 
 
 def _type_parameters(node: ast.AST) -> list[str]:
-    """The T of `def f[T](x)`, from Python 3.12 on."""
+    """T of `def f[T](x)`, since Python 3.12."""
     return [item.name for item in getattr(node, "type_params", [])]

@@ -1,4 +1,4 @@
-"""The syntax of a file: its tree, a hash that Python versions agree on, its imports and the names it binds."""
+"""Syntax of a file: tree, hash (equal on all Python versions), imports and bound names."""
 
 import ast
 import hashlib
@@ -16,11 +16,11 @@ class Import(NamedTuple):
     """`import a.b`, or one name of `from a import b`.
 
     Attributes:
-        module: what must be a module: a.b, or a; "" for a relative import that leaves the outermost package.
-        name: what is taken from it, perhaps a module too, "*" for everything; "" for a plain import.
-        bound, target: the name that it binds ("" for "*"), and to what: `import a.b` binds a, `import a.b as c` a.b.
-        eager: loading the file imports it, not only a call of a function.
-        optional: an ImportError is caught around it.
+        module: a.b, or a of `from a`; "" for a relative import beyond the top-level package.
+        name: b of `from a import b`, possibly a module; "*" for everything; "" for a plain import.
+        bound, target: the bound name ("" for "*") and its object: `import a.b` binds a, `import a.b as c` binds a.b.
+        eager: runs when the file loads, not only when a function is called.
+        optional: within a `try` that catches ImportError.
     """
 
     module: str
@@ -33,13 +33,13 @@ class Import(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Everything that is imported, as a.b; a for everything of a."""
+        """The dotted name of what is imported: a.b, or a for `from a import *`."""
         return f"{self.module}.{self.name}" if self.name and self.name != "*" else self.module
 
 
 @cache
 def parse(source: bytes) -> ast.Module:
-    """The syntax tree of a file, shared: copy it to change it. SyntaxError also for bytes that are no text."""
+    """Parse a file; raise SyntaxError also for bytes that are not text. The tree is cached: copy it before changes."""
     try:
         return ast.parse(source)
     except ValueError as error:  # null bytes, up to Python 3.11
@@ -48,12 +48,12 @@ def parse(source: bytes) -> ast.Module:
 
 @cache
 def hash_source(source: bytes) -> str:
-    """A hash of a file's syntax tree, docstrings left out."""
+    """Hash a file's syntax tree without docstrings."""
     return hash_tree(parse(source))
 
 
 def hash_tree(node: ast.AST) -> str:
-    """A hash of a syntax tree, docstrings left out."""
+    """Hash a syntax tree without docstrings."""
     return hash_text(" ".join(tokens(node)))
 
 
@@ -63,7 +63,7 @@ def hash_text(text: str) -> str:
 
 
 def tokens(node: ast.AST) -> Iterator[str]:
-    """The syntax tree as text that is the same on every Python version (ast.dump is not), docstrings left out."""
+    """Yield a syntax tree without docstrings as text, equal on all Python versions (unlike ast.dump)."""
     yield type(node).__name__
     for name, value in ast.iter_fields(node):
         if name == "body" and isinstance(node, ast.Module | ast.ClassDef | Function):
@@ -73,16 +73,16 @@ def tokens(node: ast.AST) -> Iterator[str]:
                 yield f"{name}("
                 yield from tokens(item)
                 yield ")"
-            elif item is not None:  # absent fields are left out: newer versions of Python have more of them
+            elif item is not None:  # newer Python versions have more fields
                 yield f"{name}={item!r}"
 
 
 def find_imports(node: ast.AST, package: str = "", eager: bool = True, optional: bool = False) -> Iterator[Import]:
-    """The imports in a syntax tree, except those for type checkers alone.
+    """Yield the imports in a syntax tree, except those under TYPE_CHECKING.
 
     Args:
-        package: the dotted package of the file, from which relative imports start.
-        eager, optional: what holds around `node`.
+        package: dotted base of relative imports.
+        eager, optional: inherited from around `node`, see `Import`.
     """
     match node:
         case ast.Import():
@@ -112,14 +112,14 @@ def parameters(node: ast.arguments) -> list[ast.arg]:
 
 
 def is_type_checking(test: ast.expr) -> bool:
-    """True if the test of an `if` is TYPE_CHECKING."""
+    """True if a test is TYPE_CHECKING."""
     return "TYPE_CHECKING" in (getattr(test, "id", ""), getattr(test, "attr", ""))
 
 
 def _absolute(node: ast.ImportFrom, package: str) -> str:
     try:
         return resolve_name("." * node.level + (node.module or ""), package)
-    except ImportError:  # it leaves the outermost package
+    except ImportError:  # beyond the top-level package
         return ""
 
 
@@ -129,11 +129,11 @@ def _catches_imports(handler: ast.ExceptHandler) -> bool:
 
 
 class Bindings(ast.NodeVisitor):
-    """The names that statements bind in their own scope.
+    """The names that statements bind in their scope.
 
     Attributes:
-        names: with what a name stands for where a single import binds it, else None.
-        globals, outer: the names declared `global`; and those declared `global` or `nonlocal`.
+        names: the value is the import target if a single import binds the name, else None.
+        globals, outer: names declared `global`; names declared `global` or `nonlocal`.
     """
 
     def __init__(self, nodes: Iterable[ast.AST], package: str = "") -> None:
@@ -144,12 +144,12 @@ class Bindings(ast.NodeVisitor):
             self.visit(node)
 
     def bind(self, name: str | None, target: str | None = None) -> None:
-        """Note a name; bound twice, it stands for nothing certain."""
+        """Record a name; its target is unknown if it is bound twice."""
         if name:
             self.names[name] = None if name in self.names else target
 
     def visit(self, node: ast.AST) -> None:
-        """Note what a node binds, and visit what is in it and of the same scope."""
+        """Record what a node binds, and visit its children of the same scope."""
         children: Iterable[ast.AST | None] = ast.iter_child_nodes(node)
         match node:
             case ast.Name():

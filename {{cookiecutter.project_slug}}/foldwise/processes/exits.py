@@ -1,19 +1,19 @@
-"""How processes end: exit codes in words, and the signals by which a scheduler asks for its machine.
+"""Exit codes and signals of schedulers.
 
-On SIGTERM and SIGUSR1 a process exits at once: the disk always has the state after the last whole epoch.
+On SIGTERM and SIGUSR1 a process exits at once: the state after the last finished epoch is always on disk.
 """
 
 import os
 import signal
 from types import FrameType
 
-# 128 + 15, as a shell shows a process that SIGTERM ended; and EX_TEMPFAIL of sysexits.h: try again, as requeueing does.
+# 128 + 15, as shells report SIGTERM; EX_TEMPFAIL of sysexits.h, which means "try again", for requeueing.
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGUSR1: 75}
-received: list[int] = []  # the signal that asked this process to exit
+received: list[int] = []  # the first stop signal of this process
 
 
 class Stopped(BaseException):
-    """A signal asked this process to exit. Like KeyboardInterrupt no Exception: nothing takes it for an error."""
+    """Raised by a stop signal. No Exception, like KeyboardInterrupt, so that `except Exception` does not catch it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -22,17 +22,17 @@ class Stopped(BaseException):
 
 
 def raise_stopped(code: int) -> None:
-    """Raise `Stopped` if this is the exit code of a process that was stopped."""
+    """Raise `Stopped` if the exit code means that a signal stopped the process."""
     for number, meaning in EXIT_CODES.items():
         if code == meaning:
             raise Stopped(number)
 
 
 def leave_on_signals() -> None:
-    """Let the first SIGTERM or SIGUSR1 raise `Stopped` in the main thread.
+    """Raise `Stopped` in the main thread on the first SIGTERM or SIGUSR1.
 
-    A second one, as when a scheduler signals all processes and the parent its children, would interrupt the cleanup.
-    Processes forked from this one, such as the workers of a data loader, are ended by it and ignore the signals.
+    Later signals are ignored: a scheduler may signal all processes and the parent its children too, which would
+    interrupt the cleanup. Forked processes such as data loader workers ignore them all; this process ends them.
     """
     owner = os.getpid()
 
@@ -46,11 +46,11 @@ def leave_on_signals() -> None:
 
 
 def describe_exit(code: int, where: str = "above") -> str:
-    """How a process ended.
+    """Describe how a process ended.
 
     Args:
-        code: as `multiprocessing` gives it: negative after a signal.
-        where: the process printed its error.
+        code: from `multiprocessing`: negative after a signal.
+        where: where the process printed its error.
     """
     if code >= 0:
         return f"ended with exit code {code}, see {where}"
@@ -59,6 +59,6 @@ def describe_exit(code: int, where: str = "above") -> str:
 
 
 def how_to_resume(*codes: int) -> str:
-    """The advice after these exit codes: an error that was shown would only come again."""
+    """Advice to resume; positive exit codes mean that an error was printed, which needs a fix first."""
     shown = any(code > 0 for code in codes)
     return f"{'Fix the error above, then run' if shown else 'Run'} the same command to resume"

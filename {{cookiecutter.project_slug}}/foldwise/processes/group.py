@@ -1,4 +1,4 @@
-"""Processes that do one thing together, such as training a fold: they begin, fail and end as one."""
+"""Groups of processes that work together, such as the ranks of a fold: they start, fail and end together."""
 
 import io
 import multiprocessing
@@ -24,21 +24,21 @@ from foldwise.processes.nodes import Node
 if TYPE_CHECKING:
     from foldwise.processes.server import Context
 
-# Seconds that processes have to exit before they are killed; and that a rank waits for the parent to end it, when its
-# error may only be that another rank is gone.
+# Seconds: until processes that do not exit are killed; until a failed rank prints its traceback, since its error may
+# only be that another rank has died, and then the parent ends it first.
 PATIENCE, AFTERMATH = 20.0, 5.0
-# Variables of srun and torchrun for train.py, not for the processes that it starts: Lightning would take Slurm's number
-# of processes for its own and requeue the job by itself, and torch.distributed would look for torchrun's store.
+# Variables of srun and torchrun that child processes must not see: Lightning would use Slurm's world size and requeue
+# the job itself, and torch.distributed would look for torchrun's store.
 LAUNCHER = re.compile("SLURM_|TORCHELASTIC_|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)$")
 
 
 @dataclass(frozen=True)
 class Rank:
-    """Which process of a group of `world_size` this is.
+    """Rank and world size of a process.
 
     Attributes:
-        nodes: machines that the group runs on, `world_size / nodes` processes on each, in the order of ranks.
-        sharing: processes of this and of other groups that share the cores of this machine.
+        nodes: machines of the group, with `world_size / nodes` consecutive ranks each.
+        sharing: processes, of all groups, that share this machine's cores.
     """
 
     index: int = 0
@@ -48,21 +48,21 @@ class Rank:
 
     @property
     def devices(self) -> int:
-        """Processes of the group on this machine, each with a device of its own."""
+        """Processes of the group on this machine, one per device."""
         return self.world_size // self.nodes
 
 
 class Group:
-    """Starts `target(*arguments, rank)` in `devices` processes on this machine.
+    """Runs `target(*arguments, rank)` in `devices` processes on this machine.
 
-    When one of them fails, the others are ended: they would wait for it for ever. None outlives the `with` block: a
-    signal that `Stopped` this process is passed on to them; Ctrl-C reaches them by itself.
+    If one fails, the others are ended, as they would wait for it forever. None outlives the `with` block. A signal
+    that `Stopped` this process is passed on; Ctrl-C reaches all processes anyway.
 
     Args:
-        node: this one of several; rank 0 listens at its address and port, 0: a free one, for a single machine.
+        node: rank 0 listens at its address and port; port 0 picks a free one, on a single machine.
         sharing: groups that run on this machine at once.
-        visible: CUDA_VISIBLE_DEVICES of the processes; None: as it is.
-        log: file for their errors and progress, while lines for the user go to the console too; None: all to it.
+        visible: CUDA_VISIBLE_DEVICES of the processes; None leaves it unchanged.
+        log: file for their output; stdout goes to the console too. None: console only.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Group:
         world_size = devices * node.count
         environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
         if world_size > 1:
-            # Names that Lightning and torch.distributed read. Lightning then starts no processes of its own.
+            # Read by Lightning, which then starts no processes itself, and by torch.distributed.
             port = str(node.port or free_port())
             environment |= {"NODE_RANK": str(node.rank), "MASTER_ADDR": node.address, "MASTER_PORT": port}
         method = multiprocessing.get_start_method()
@@ -104,11 +104,11 @@ class Group:
 
     @property
     def sentinels(self) -> list[int]:
-        """Ready, for `multiprocessing.connection.wait`, when a process ends."""
+        """Objects that `multiprocessing.connection.wait` returns when a process ends."""
         return [process.sentinel for process in self.running]
 
     def poll(self) -> int | None:
-        """0 when all have ended well; the first other exit code, once the rest is ended too; None while they run."""
+        """None while processes run; 0 if all succeeded; else the first other exit code, after ending the rest."""
         for process in list(self.running):
             code = process.exitcode
             if code is None:
@@ -120,14 +120,14 @@ class Group:
         return None if self.running else 0
 
     def signal(self, number: int) -> None:
-        """Send a signal to the processes that run."""
+        """Send a signal to the running processes."""
         for process in self.running:
             if process.pid is not None:
                 with suppress(ProcessLookupError):
                     os.kill(process.pid, number)
 
     def end(self, number: int | None = None) -> None:
-        """Signal the processes, wait for them, and kill those that do not exit, as one that waits for another rank."""
+        """Signal the processes, wait, and kill those that do not exit in time."""
         if number is not None:
             self.signal(number)
         deadline = time.monotonic() + PATIENCE
@@ -140,7 +140,7 @@ class Group:
 
 
 def run_processes(context: "Context", target: Callable[..., None], arguments: tuple[Any, ...], world_size: int) -> int:
-    """Call `target(*arguments, rank)` in `world_size` processes at once; the first exit code that is not 0, or 0."""
+    """Run `target(*arguments, rank)` in `world_size` processes; return the first nonzero exit code, or 0."""
     with Group(context, target, arguments, world_size) as group:
         while (code := group.poll()) is None:
             wait(group.sentinels)
@@ -148,11 +148,11 @@ def run_processes(context: "Context", target: Callable[..., None], arguments: tu
 
 
 def call(context: "Context", function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function in a process of its own and return its result.
+    """Call a function in a new process and return its result.
 
     Raises:
-        Refusal: the function raised one; the message is the same.
-        ProcessFailed: it failed in another way, and its traceback has been printed.
+        Refusal: with the message of a Refusal in the process.
+        ProcessFailed: any other failure; the process has printed its traceback.
     """
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(sender, function, arguments))
@@ -174,7 +174,7 @@ def call(context: "Context", function: Callable[..., Any], *arguments: Any) -> A
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens at now."""
+    """A free TCP port."""
     with socket.socket() as listener:
         listener.bind(("", 0))
         return int(listener.getsockname()[1])
@@ -184,7 +184,7 @@ def _answer(sender: Connection, function: Callable[..., Any], arguments: tuple[A
     try:
         sender.send((function(*arguments), None))
     except Refusal as error:
-        sender.send((None, str(error)))  # the text, since not every exception survives pickling
+        sender.send((None, str(error)))  # as text: not every exception can be pickled
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -197,10 +197,10 @@ def _start(
     log: Path | None,
     method: str,
 ) -> None:
-    """In the new process: end with the parent, call the target, exit with a code."""
+    """Entry point of a new process."""
     leave_on_signals()
-    # A child takes over the server's way to start processes: each data loader would start a server of its own and
-    # import everything once more.
+    # The fork server's start method would be inherited: each data loader would start another server and import
+    # everything again.
     multiprocessing.set_start_method(method, force=True)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     for name in filter(LAUNCHER.match, list(os.environ)):
@@ -217,12 +217,12 @@ def _start(
 
 
 def _run(target: Callable[..., None], arguments: tuple[Any, ...], rank: Rank) -> None:
-    """Call the target; exit with 2 and a message where data, settings or machine are to blame."""
+    """Call the target; exit with code 2 and a message if data, settings or machine are to blame."""
     many = rank.world_size > 1
     try:
         target(*arguments, rank)
     except Exception as error:
-        if received:  # the error comes from leaving: a signal to the whole group ends the workers of the loaders too
+        if received:  # the signal also ended data loader workers, which raised the error
             raise Stopped(received[0]) from None
         message = explain(error)
         if message is None:
@@ -233,7 +233,7 @@ def _run(target: Callable[..., None], arguments: tuple[Any, ...], rank: Rank) ->
 
 
 def _end_with_parent() -> None:
-    """A killed parent must not leave processes that train on unseen."""
+    """Exit when the parent is killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -241,7 +241,7 @@ def _end_with_parent() -> None:
 
 
 class _Tee(io.TextIOBase):
-    """A text stream that writes to several, line by line."""
+    """A text stream that writes to several."""
 
     def __init__(self, *streams: TextIO) -> None:
         self.streams = streams
@@ -253,8 +253,8 @@ class _Tee(io.TextIOBase):
 
 
 def _log_to(path: Path) -> None:
-    """Append errors, warnings and progress to the file; print to it and to the console."""
+    """Redirect stderr to the file, and stdout to the file and the console."""
     path.parent.mkdir(exist_ok=True)
     file = path.open("a", buffering=1, encoding="utf-8")
     sys.stdout = _Tee(os.fdopen(os.dup(1), "w", buffering=1), file)
-    os.dup2(file.fileno(), 2)  # of libraries in C too
+    os.dup2(file.fileno(), 2)  # also for C libraries

@@ -1,4 +1,4 @@
-"""The machines of a run: each has one train.py, started by torchrun or by Slurm's srun."""
+"""The machines (nodes) of a run. Each runs one train.py, started by torchrun or srun."""
 
 import subprocess
 from collections.abc import Mapping
@@ -12,9 +12,9 @@ class Node:
     """One of the `count` machines of a run.
 
     Attributes:
-        rank: 0 leads the others.
-        address, port: where node 0 listens for the others.
-        job: identifies this start of the run; node 0 refuses connections of others.
+        rank: node 0 leads the others.
+        address, port: where node 0 listens.
+        job: identifies this launch; node 0 rejects connections from others.
     """
 
     rank: int = 0
@@ -25,12 +25,12 @@ class Node:
 
 
 def find_node(environment: Mapping[str, str]) -> Node | None:
-    """This node, from the environment variables of torchrun or srun; None where neither started this process.
+    """Find this node from the variables of torchrun or srun; None if neither started this process.
 
     Variables: https://pytorch.org/docs/stable/elastic/run.html, and srun's manual (OUTPUT ENVIRONMENT VARIABLES).
 
     Raises:
-        Refusal: several copies were started on a machine, or the first machine is not known.
+        Refusal: several copies on one machine, or an unknown first host.
     """
     if "TORCHELASTIC_RUN_ID" in environment:  # first, since srun can start torchrun
         if environment["LOCAL_WORLD_SIZE"] != "1":
@@ -39,7 +39,7 @@ def find_node(environment: Mapping[str, str]) -> Node | None:
             rank=int(environment["GROUP_RANK"]),
             count=int(environment["GROUP_WORLD_SIZE"]),
             address=environment["MASTER_ADDR"],
-            port=int(environment["MASTER_PORT"]) + 1,  # at MASTER_PORT torchrun listens itself
+            port=int(environment["MASTER_PORT"]) + 1,  # torchrun itself listens at MASTER_PORT
             job=f"{environment['TORCHELASTIC_RUN_ID']}.{environment['TORCHELASTIC_RESTART_COUNT']}",
         )
     if "SLURM_STEP_ID" in environment:
@@ -53,28 +53,24 @@ def find_node(environment: Mapping[str, str]) -> Node | None:
             rank=int(environment["SLURM_NODEID"]),
             count=count,
             address=environment.get("MASTER_ADDR") or _first_host(environment["SLURM_STEP_NODELIST"]),
-            # Jobs that share a machine have different numbers, so different ports; above those of the system.
+            # Jobs on one machine have different ids, so different ports; above the system ports.
             port=int(environment.get("MASTER_PORT") or 15000 + int(job) % 10000),
             job=f"{job}.{environment['SLURM_STEP_ID']}",
         )
     return None
 
 
-def check_nodes(wanted: int | str, node: Node | None) -> Node:
-    """The node, or the only one, if there are as many as `trainer.num_nodes` wants.
-
-    Raises:
-        Refusal: another number was started.
-    """
-    if wanted == "auto" and node is None:
+def check_nodes(expected: int | str, node: Node | None) -> Node:
+    """Return the node, or a single one; raise a Refusal if the number of nodes is not `trainer.num_nodes`."""
+    if expected == "auto" and node is None:
         raise Refusal(
             "trainer.num_nodes=auto, and neither torchrun nor srun started this process: docs/scale.md has the "
             "commands; for one machine, trainer=ddp"
         )
     found = node or Node()
-    if wanted not in ("auto", found.count):
+    if expected not in ("auto", found.count):
         raise Refusal(
-            f"trainer.num_nodes={wanted}, but train.py was started on {found.count} nodes: "
+            f"trainer.num_nodes={expected}, but train.py was started on {found.count} nodes: "
             "trainer=ddp_nodes takes all of them"
         )
     return found
@@ -88,7 +84,7 @@ def _copies(launcher: str, number: str, option: str) -> Refusal:
 
 
 def _first_host(hosts: str) -> str:
-    """The first name of a list in Slurm's notation, such as gpu[03-05,09]."""
+    """The first host of a Slurm node list such as gpu[03-05,09]."""
     try:
         done = subprocess.run(["scontrol", "show", "hostnames", hosts], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:

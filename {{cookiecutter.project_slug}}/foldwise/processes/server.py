@@ -1,8 +1,8 @@
-"""The fork server: imports torch and Lightning once; the processes that train are forks of it.
+"""The fork server: imports torch and Lightning once and forks the training processes.
 
-Folds in one process leak state into each other (seeds, deterministic mode, loggers), so each has a process of its own.
-Importing torch takes longer than a small fold, so these fork from a server that has imported it and has no other
-state. The command itself stays free of torch.
+Each fold has its own process, since folds in one process leak state (seeds, deterministic mode, loggers). Importing
+torch takes longer than a small fold, so processes fork from a server that has imported it. The command itself never
+imports torch.
 """
 
 import multiprocessing
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
     Context = ForkServerContext | SpawnContext
 
-# For processes/preload.py, which only the server imports: modules by comma, and the process that the server is for.
+# Variables for processes/preload.py: comma-separated modules, and the process id of the command.
 NAMES, COMMAND = "FOLDWISE_PRELOAD", "FOLDWISE_COMMAND"
 PRELOAD = ("torch", "torchvision", "pytorch_lightning", "timm", "albumentations", "foldwise.training.fold")
 
 
 def start_server(preload: Sequence[str] = PRELOAD) -> "Context":
-    """The context to start processes from; the server begins to import `preload` in the background.
+    """Start the server, which imports `preload` in the background, and return its multiprocessing context.
 
-    Called again, it gives the server that runs.
+    Later calls return the running server.
     """
-    # Threads that spin while they wait take the cores from whatever else trains or reads images: on a shared CPU a
-    # small network trained four times slower. The price: alone on two cores, two waiting threads took a tiny network
-    # nearly twice as long, hence `threads: 1` in experiment=baseline.
+    # OpenMP threads that spin while waiting take cores from other training and image reading: on a shared CPU a small
+    # network trained four times slower. But alone on two cores, a tiny network took nearly twice as long with two
+    # passive threads, hence `threads: 1` in experiment=baseline.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -39,7 +39,7 @@ def start_server(preload: Sequence[str] = PRELOAD) -> "Context":
     context.set_forkserver_preload(["foldwise.processes.preload"])
     from multiprocessing.forkserver import ensure_running
 
-    # A signal to the whole process group must not end the server, which reports how its children end.
+    # Signals to the process group must not end the server, which reports the exit codes of its children.
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in EXIT_CODES}
     ensure_running()
     for number, handler in handlers.items():

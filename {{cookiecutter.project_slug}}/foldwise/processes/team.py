@@ -1,7 +1,7 @@
-"""Messages between the nodes of a run: orders of node 0, exit codes of all; a lost node is detected.
+"""Messages between the nodes of a run: orders from node 0, exit codes from all; detects lost nodes.
 
-One TCP connection from each node to node 0 carries short JSON messages. As between the ranks of torch.distributed there
-are no passwords: the network between the machines must be one to trust.
+Each node has one TCP connection to node 0 for short JSON messages. There is no authentication, as in
+torch.distributed: the network between the machines must be trusted.
 """
 
 import json
@@ -18,35 +18,35 @@ from foldwise.processes.exits import describe_exit, raise_stopped
 from foldwise.processes.group import Group
 from foldwise.processes.nodes import Node
 
-# Seconds until all nodes have started; of silence until a probe, between probes, and how many may stay unanswered: a
-# machine that lost its power is detected after half a minute.
+# Seconds to wait for all nodes; TCP keepalive: seconds of silence before a probe, seconds between probes, and probes
+# without answer. A machine that lost power is detected after half a minute.
 GATHERING = 300
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
-LONGEST = 2**20  # bytes of a message
+LONGEST = 2**20  # bytes per message
 
 
 class LostNodeError(ProcessFailed):
-    """Another node has ended, and with it the run."""
+    """Another node has ended, so the run ends."""
 
 
 class Team:
-    """The other nodes as this one sees them: all of them from node 0, node 0 from the others, none on one machine."""
+    """Connections of this node: node 0 to all others, the others to node 0; none on a single machine."""
 
     def __init__(self, *links: Connection) -> None:
         self.links = list(links)
 
     def send(self, **message: Any) -> None:
-        """Send a message to all; `receive` detects one that is gone."""
+        """Send a message over all connections; lost nodes are only detected by `receive`."""
         for link in self.links:
             with suppress(OSError):
                 link.send_bytes(json.dumps(message).encode())
 
     def receive(self, link: Connection | None = None) -> dict[str, Any]:
-        """Wait for the next message, from node 0 or over the `link`.
+        """Wait for the next message, from node 0 or over `link`.
 
         Raises:
-            LostNodeError: the node is gone, or sent that it ends.
-            Stopped: a signal ends it, and so all.
+            LostNodeError: the node is gone or failed.
+            Stopped: a signal stopped the node.
         """
         try:
             message = json.loads((link or self.links[0]).recv_bytes(LONGEST))
@@ -59,15 +59,15 @@ class Team:
         return message
 
     def barrier(self) -> None:
-        """Wait until all have come to this point, or raise as `receive`."""
+        """Wait until all nodes get here; raises like `receive`."""
         self.send(code=0)
         for link in self.links:
             self.receive(link)
 
     def run(self, group: Group) -> int:
-        """Wait until the group has ended here and on all nodes; its first exit code that is not 0, or 0.
+        """Wait for the group on all nodes; return the exit code of this node's part.
 
-        Raises as `receive` when another node's part of the group fails.
+        Raises like `receive` if another node's part fails.
         """
         silent, code = list(self.links), None
         try:
@@ -81,21 +81,21 @@ class Team:
                     self.receive(link)
                     silent.remove(link)
         except BaseException as error:
-            self.leave(error)  # before the group is ended here, which takes its time
+            self.leave(error)  # before ending the group, which takes a while
             raise
         return 0
 
     def leave(self, error: BaseException) -> None:
-        """Send the exit code with which this node will end."""
+        """Send the exit code of this node."""
         self.send(code=getattr(error, "exit_code", None) or (exit_code(error) if isinstance(error, Exception) else 130))
 
 
 @contextmanager
 def gather(node: Node) -> Iterator[Team]:
-    """Connect this node with the others; when it ends early, they learn its exit code.
+    """Connect the nodes; if this one fails, send its exit code to the others.
 
     Raises:
-        Refusal: they have not all come within five minutes.
+        Refusal: not all nodes connected within five minutes.
     """
     links = [] if node.count == 1 else _accept(node) if node.rank == 0 else [_connect(node)]
     team = Team(*links)
@@ -110,7 +110,7 @@ def gather(node: Node) -> Iterator[Team]:
 
 
 def _accept(node: Node) -> list[Connection]:
-    """The connections of the other nodes, on node 0."""
+    """Accept the other nodes, on node 0."""
     print(f"waiting for the other nodes ({node.count - 1}) at {node.address}:{node.port}", file=sys.stderr)
     links: dict[int, Connection] = {}
     deadline = time.monotonic() + GATHERING
@@ -121,25 +121,25 @@ def _accept(node: Node) -> list[Connection]:
                 link = _link(server.accept()[0])
             except TimeoutError:
                 missing = sorted(set(range(1, node.count)) - links.keys())
-                raise Refusal(f"the nodes {missing} did not come within {GATHERING} seconds") from None
+                raise Refusal(f"the nodes {missing} did not connect within {GATHERING} seconds") from None
             try:
                 job, rank = json.loads(link.recv_bytes(LONGEST))
             except (EOFError, OSError, ValueError):
                 job = None
             if job == node.job:
                 links[int(rank)] = link
-            else:  # a stranger at an open port
+            else:  # not of this run
                 link.close()
     return list(links.values())
 
 
 def _connect(node: Node) -> Connection:
-    """The connection to node 0, on another node."""
+    """Connect to node 0."""
     deadline = time.monotonic() + GATHERING
     while True:
         try:
             link = _link(socket.create_connection((node.address, node.port), timeout=10))
-        except OSError as error:  # node 0 does not listen yet
+        except OSError as error:  # node 0 is not listening yet
             if time.monotonic() > deadline:
                 raise Refusal(f"node 0 does not answer at {node.address}:{node.port} ({error})") from None
             time.sleep(0.5)
@@ -149,10 +149,10 @@ def _connect(node: Node) -> Connection:
 
 
 def _link(peer: socket.socket) -> Connection:
-    """A connection for whole messages, which ends when the other machine does."""
+    """A message connection with keepalive."""
     peer.settimeout(None)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in KEEPALIVE.items():
-        if hasattr(socket, name):  # macOS has other names, and defaults of hours
+        if hasattr(socket, name):  # macOS has other names
             peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return Connection(peer.detach())

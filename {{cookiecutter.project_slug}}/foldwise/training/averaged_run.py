@@ -80,7 +80,7 @@ def average_weights(run: Path, out: Path, device: str = "auto") -> Averaging:
     config = read_config(run)
     prepared = prepare(config, run_code(run).alias, make_folds=False)
     if len(prepared.outputs) > 1:
-        raise Refusal(f"{run} has several outputs, whose snapshots are not averaged: average their predictions instead")
+        raise Refusal(f"{run} has several outputs, which cannot be averaged: average their predictions instead")
     metric = build_metric(config["metric"], config["task"], prepared.table.classes, prepared.table, prepared.alias)
     folds = prepared.fold_of_items
     snapshots = find_snapshots(run, config, sorted(set(folds.tolist()) - {-1}), metric.greater_is_better)

@@ -36,7 +36,7 @@ def find_snapshots(
     """
     problems = []
     if len(folds) < 2:
-        problems.append("it has one fold; how many snapshots are averaged is chosen on other folds, so 2 are the least")
+        problems.append("it has one fold; the number of averaged snapshots is chosen on other folds, so it takes two")
     unfinished = [fold for fold in folds if not (run / f"fold{fold}" / "metrics.json").is_file()]
     if unfinished or not (run / "metrics.json").is_file():
         subject = f"its folds {unfinished} are" if unfinished else "it is"

@@ -80,7 +80,7 @@ def build_training(config: Mapping[str, Any], prepared: Prepared, part: Holdout,
     module = make(config["module"], alias, setup=setup)
     if not isinstance(module, TrainingModule):
         raise Refusal(
-            f"module._target_ is {config['module']['_target_']}, which is no subclass of "
+            f"module._target_ is {config['module']['_target_']}, which is not a subclass of "
             "foldwise.models.module.TrainingModule"
         )
     if config["model"]["channels_last"]:
@@ -96,10 +96,10 @@ def build_spec(config: Mapping[str, Any], prepared: Prepared, state: Mapping[str
     if data["fit"] not in FITS or (data["fit"] == "crop" and maps) or (data["fit"] == "tiles" and not maps):
         raise Refusal(
             f"data.fit is {data['fit']!r}; it must be one of {', '.join(FITS)}: stretch or tiles for segmentation, "
-            "where every pixel is predicted, and stretch or crop else"
+            "where every pixel is predicted, otherwise stretch or crop"
         )
     if data["fit"] == "tiles" and TTA.from_config(config["tta"]).names != ["identity"]:
-        raise Refusal("data.fit=tiles predicts in tiles, which have one view: choose tta=none")
+        raise Refusal("data.fit=tiles predicts without TTA: choose tta=none")
     network = {name: value for name, value in model.items() if name not in TRAINING_ONLY and value is not None}
     images = {}
     for name, image in prepared.statistics["images"].items():
@@ -131,7 +131,7 @@ def build_network(config: Mapping[str, Any], prepared: Prepared, spec: ModelSpec
     model = config["model"]
     kind = resolve(spec.network["_target_"], prepared.alias)
     if not (isinstance(kind, type) and issubclass(kind, Network)):
-        raise Refusal(f"model._target_ is {model['_target_']}, which is no subclass of foldwise.models.network.Network")
+        raise Refusal(f"model._target_ is {model['_target_']}, which is not a subclass of foldwise.models.network.Network")
     net = make(spec.network, prepared.alias, weights=model["weights"], pretrained=bool(model["pretrained"]))
     problems = []
     for key, size in image_sizes(config).items():

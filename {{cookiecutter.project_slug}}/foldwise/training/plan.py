@@ -73,9 +73,9 @@ def choose_parts(chosen: Any, followed: Sequence[str], prepared: Prepared) -> li
     parts = choose_holdouts(chosen, sorted(set(prepared.folds.values()) - {-1}))
     problems = []
     if chosen in ("full", "pairs"):
-        problems += [f"{name} follows the validation on one fold, and there is none" for name in followed]
+        problems += [f"{name} depends on the validation of a fold, and there is none" for name in followed]
     if prepared.pseudo and chosen == "pairs":
-        problems.append("data.pseudo has targets for students without one fold, made by models that saw the other")
+        problems.append("data.pseudo is for students with one held-out fold; models that saw the other made it")
     if prepared.pseudo and chosen == "full" and not len(prepared.pseudo.of(FULL)):
         problems.append(f"{prepared.pseudo.table.path} has no rows for a full fit (student full)")
     if problems:

@@ -63,7 +63,7 @@ def resumed_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration for `run=<path>`: the run's, with run, fold and fold_workers from the command line."""
     run = Path(config["run"])
     read_identity(run)
-    console.print(f"{run} resumes by its own config.yaml; of this command line, run=, fold= and fold_workers= count")
+    console.print(f"{run} resumes with its config.yaml; of this command line only run=, fold= and fold_workers= count")
     return read_config(run) | {name: config[name] for name in ("run", "fold", "fold_workers")}
 
 

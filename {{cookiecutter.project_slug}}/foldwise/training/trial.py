@@ -140,7 +140,7 @@ def _in_library(error: BaseException) -> bool:
 
 def _check_outputs(found: Batch, outputs: Sequence[Output]) -> None:
     if not isinstance(found, dict):
-        raise Refusal("`forward` of the network must return a dict of outputs, as {'logits': tensor}")
+        raise Refusal("`forward` of the network must return a dict of outputs, such as {'logits': tensor}")
     values = activate(found, outputs)
     problems = [_output_problem(output, values[output.name]) for output in outputs]
     if any(problems):
@@ -173,12 +173,12 @@ def _axes(task: Task, columns: int) -> tuple[object, ...]:
 
 def _check_losses(losses: Any, items: int) -> None:
     if not isinstance(losses, dict) or "loss" not in losses or losses["loss"].ndim:
-        raise Refusal("`losses` of the module must return a dict with a scalar 'loss', as {'loss': value}")
+        raise Refusal("`losses` of the module must return a dict with a scalar 'loss', such as {'loss': value}")
     wrong = [name for name, value in losses.items() if value.ndim and value.shape != (items,)]
     if wrong:
         raise Refusal(
-            f"`losses` of the module gives {', '.join(wrong)} in another shape: a scalar is logged, and (B,), one "
-            "number a sample, goes to the sampling"
+            f"`losses` of the module returns {', '.join(wrong)} in a wrong shape: give a scalar, which is logged, or "
+            "(B,), one value per sample, for the sampling"
         )
 
 

@@ -47,7 +47,7 @@ def follow(context: "Context", plan: Plan, node: Node, team: Team) -> Path:
     while "without" in (order := team.receive()):
         run = Path(order["run"])
         if not (run / "identity.json").exists():
-            raise Refusal(f"node {node.rank} does not see {run}, which node 0 made: all need one shared file system")
+            raise Refusal(f"node {node.rank} cannot find {run}, which node 0 created: put it on a shared file system")
         part = Holdout(tuple(order["without"]))
         _train_part(context, run, part, plan, replace(node, port=order["port"]), team)
     return Path(order["run"])
