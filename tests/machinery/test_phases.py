@@ -126,7 +126,7 @@ def test_epochs_are_those_of_the_whole_training(data):
     config = tiny_config(data, "multiclass", "phases=frozen_warmup", "epochs=6", "phases.train.share=2")
     assert {name: phase["epochs"] for name, phase in config["phases"].items()} == {"head": 2, "train": 4}
     assert not any("share" in phase for phase in config["phases"].values())
-    with pytest.raises(Refusal, match=r"phases.train.epochs: set epochs= for the whole training, and phases.train.share"):
+    with pytest.raises(Refusal, match=r"phases.train.epochs: set epochs= for the whole run, and phases.train.share"):
         tiny_config(data, "multiclass", "+phases.train.epochs=2")
     with pytest.raises(Refusal, match=r"epochs is 1.5; it must be a whole number"):
         tiny_config(data, "multiclass", "epochs=1.5")

@@ -113,7 +113,7 @@ def resolve_config(config: "DictConfig") -> dict[str, Any]:
     plain["outputs"] = {name: _output(name, entry, data) for name, entry in (plain.get("outputs") or {}).items()}
     keys = ["logits", *(entry["key"] for entry in plain["outputs"].values())]
     if len(set(keys)) < len(keys):
-        raise Refusal(f"outputs use the keys {', '.join(keys)} of the network's outputs: each output needs a different key")
+        raise Refusal(f"outputs use the keys {', '.join(keys)}: each output needs a different key")
     plain["phases"] |= _with_epochs(plain["epochs"], phases)
     for name in phases:
         phase = plain["phases"][name]
@@ -148,7 +148,7 @@ def _with_epochs(epochs: Any, phases: Mapping[str, dict[str, Any]]) -> dict[str,
     from foldwise.schedule.phases import share_epochs
 
     old = [name for name, phase in phases.items() if "epochs" in phase]
-    lines = [f"there is no phases.{name}.epochs: set epochs= for the whole training, and phases.{name}.share" for name in old]
+    lines = [f"phases.{name}.epochs: set epochs= for the whole run, and phases.{name}.share" for name in old]
     if lines:
         raise Refusal("\n".join(lines))
     if type(epochs) is not int:

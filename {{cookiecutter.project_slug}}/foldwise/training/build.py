@@ -80,8 +80,7 @@ def build_training(config: Mapping[str, Any], prepared: Prepared, part: Holdout,
     module = make(config["module"], alias, setup=setup)
     if not isinstance(module, TrainingModule):
         raise Refusal(
-            f"module._target_ is {config['module']['_target_']}, which is not a subclass of "
-            "foldwise.models.module.TrainingModule"
+            f"module._target_={config['module']['_target_']} is not a subclass of foldwise.models.module.TrainingModule"
         )
     if config["model"]["channels_last"]:
         network.to(memory_format=torch.channels_last)
@@ -131,7 +130,7 @@ def build_network(config: Mapping[str, Any], prepared: Prepared, spec: ModelSpec
     model = config["model"]
     kind = resolve(spec.network["_target_"], prepared.alias)
     if not (isinstance(kind, type) and issubclass(kind, Network)):
-        raise Refusal(f"model._target_ is {model['_target_']}, which is not a subclass of foldwise.models.network.Network")
+        raise Refusal(f"model._target_={model['_target_']} is not a subclass of foldwise.models.network.Network")
     net = make(spec.network, prepared.alias, weights=model["weights"], pretrained=bool(model["pretrained"]))
     problems = []
     for key, size in image_sizes(config).items():

@@ -125,7 +125,7 @@ def _pool(config: Mapping[str, Any], prepared: Prepared, rows: np.ndarray) -> Po
     sampling = make(chosen, prepared.alias, "data.sampling") if isinstance(chosen, Mapping) else SAMPLINGS[chosen]()
     if not isinstance(sampling, Sampling):
         raise Refusal(
-            f"data.sampling._target_ is {chosen['_target_']}, which is not a subclass of foldwise.data.sampling.Sampling"
+            f"data.sampling._target_={chosen['_target_']} is not a subclass of foldwise.data.sampling.Sampling"
         )
     target = prepared.table.target
     sampling.start(None if target is None else target[rows], prepared.table.weights[rows])
