@@ -4,9 +4,8 @@
     python train.py experiment=finetune_cnn data=competition model.weights=weights/my.safetensors
     python train.py experiment=baseline fold=0 optimizer.lr=3e-4
 
-The same command again resumes where it stopped, or reports that it is done. Exit codes: 2 for what is wrong, in a
-sentence; 1 for a bug, with its traceback; 130 after Ctrl-C; 143 after SIGTERM; 75 after SIGUSR1, for schedulers that
-requeue (docs/faults.md).
+The same command resumes where it stopped, or reports that it is done. Exit codes: 2 with an error message; 1 with the
+traceback of a bug; 130 after Ctrl-C; 143 after SIGTERM; 75 after SIGUSR1, for schedulers that requeue (docs/faults.md).
 """
 
 import sys
@@ -26,7 +25,7 @@ RESUME = "the same command resumes after the last finished epoch"
 
 
 def main(config: "DictConfig") -> None:
-    """Compose, check, train."""
+    """Resolve the configuration and train."""
     leave_on_signals()
     if edits := describe_edits():
         print(edits, file=sys.stderr)
@@ -46,10 +45,10 @@ if __name__ == "__main__":
         sys.exit()
     sys.argv[1:] = take_trust(sys.argv[1:])
     if not any(argument.startswith("-") for argument in sys.argv[1:]):
-        start_server()  # it imports torch, while the configuration is composed and the data is checked here
+        start_server()  # imports torch while this process composes and checks
     with exit_on_error(RESUME):
         check_overrides(sys.argv[1:])
-        import hydra  # here: the processes that train import this file too, and need no Hydra
+        import hydra  # here: child processes import this file too and need no Hydra
 
         register_resolvers()
         hydra.main(version_base=None, config_path=str(OWNER), config_name="train")(main)()

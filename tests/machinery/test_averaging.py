@@ -185,7 +185,7 @@ def test_whatever_is_missing_is_listed_at_once(run, tmp_path):
 
 def test_runs_without_snapshots_or_other_folds_are_refused(run):
     config = averaged_run.read_config(run)
-    with pytest.raises(Refusal, match="2 are the least"):
+    with pytest.raises(Refusal, match="so it takes two"):
         find_snapshots(run, config, [0], False)
     config["phases"] = {"train": {"epochs": 2}}
     with pytest.raises(Refusal, match="phases=cycles or top_k=3"):

@@ -470,7 +470,7 @@ def test_errors_of_the_owners_imports_are_bugs(built):
 
 
 def test_solution_needs_its_code():
-    with pytest.raises(Refusal, match=r"solution\.build\.Loss: solution code is needed"):
+    with pytest.raises(Refusal, match=r"solution\.build\.Loss: it needs code of solution/"):
         resolve("solution.build.Loss")
 
 
@@ -544,5 +544,5 @@ def test_files_from_anybody_name_only_classes_of_a_base(built):
     ]:
         with pytest.raises(Refusal, match=r"is not of the form|is not a \w+ of foldwise or solution"):
             resolve_strict(target, built, base)
-    with pytest.raises(Refusal, match="solution code is needed"):
+    with pytest.raises(Refusal, match="it needs code of solution/"):
         resolve_strict("solution.build:Loss", None, object)

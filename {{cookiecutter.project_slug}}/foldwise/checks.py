@@ -1,7 +1,4 @@
-"""Mistakes in a configuration that are seen without reading data and without torch: names, values, files.
-
-They are looked for before any process is started, and listed together.
-"""
+"""Checks a configuration without data or torch: names, values, files. Lists all problems at once."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -17,15 +14,15 @@ from foldwise.schedule.phases import build_phases
 from foldwise.settings import known_settings, unknown_setting
 from foldwise.tasks import TASKS, Task, find_task
 
-# What the targets of a task must be for a loss, by the last part of its `_target_`.
+# Which tasks a loss supports, by its class name.
 LOSSES: dict[str, Callable[[Task], bool]] = {
     "BinaryCrossEntropy": lambda task: task.kind == "rows" and not task.exclusive,
     "CrossEntropy": lambda task: task.exclusive,
     "Dice": lambda task: task.kind == "maps",
     "Lovasz": lambda task: task.kind == "maps",
 }
-# Groups whose settings are all in their files. What the others take is known to what is built from them: a network, an
-# optimizer, a loss, a metric, Lightning's Trainer and callbacks, which refuse names that they do not have.
+# Groups whose files list every setting. In other groups, further keys are arguments of a network, optimizer, loss,
+# metric, Trainer or callback, which reject unknown names themselves.
 CLOSED = ("augmentation", "data", "logger", "tta")
 
 Fits = Callable[[Any], bool]
@@ -55,7 +52,7 @@ def _is_size(value: Any) -> bool:
     return True
 
 
-# Values by what they must be: whether one is, and the settings.
+# By description: the check of a value, and the settings that it applies to.
 VALUES: dict[str, tuple[Fits, str]] = {
     "a whole number from 0": (_whole(0), "seed top_k data.workers"),
     "a whole number from 1": (_whole(1), "batch_size epochs validate_every data.folds trainer.accumulate_grad_batches"),
@@ -75,7 +72,7 @@ VALUES: dict[str, tuple[Fits, str]] = {
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Refuse a resolved configuration with unknown settings, wrong values, parts of another task, or missing files."""
+    """Raise a Refusal for unknown settings, wrong values, a loss of another task, or missing files."""
     problems = [
         *map(unknown_setting, _unknown(config)),
         *_value_problems(config),
@@ -90,7 +87,7 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def task_problems(task_name: str, loss: Mapping[str, Any]) -> list[str]:
-    """A loss of another task, with what to add."""
+    """Losses that do not fit the task, each with what to add."""
     task = find_task(task_name)
     names = [part["_target_"].rpartition(".")[2] for part in [loss, *(term["loss"] for term in loss.get("terms", []))]]
     problems = []
@@ -105,7 +102,7 @@ def task_problems(task_name: str, loss: Mapping[str, Any]) -> list[str]:
 
 
 def _unknown(config: Mapping[str, Any]) -> list[str]:
-    """Settings that no file knows: added by +key=value, or misspelt in an experiment's file."""
+    """Settings that no file has: added by +key=value, or misspelt in an experiment."""
     known = {*known_settings(), "project"}
     names = [name for name in config if name not in known]
     return names + [f"{group}.{name}" for group in CLOSED for name in config[group] if f"{group}.{name}" not in known]
@@ -117,7 +114,7 @@ def _value_problems(config: Mapping[str, Any]) -> list[str]:
         for name in names.split():
             group, _, key = name.rpartition(".")
             section = config[group] if group else config
-            if key in section and not fits(section[key]):  # a setting can be newer than a run that is resumed
+            if key in section and not fits(section[key]):  # a resumed run can lack newer settings
                 problems.append(f"{name} is {section[key]!r}; it must be {meaning}")
     return problems
 
@@ -125,7 +122,7 @@ def _value_problems(config: Mapping[str, Any]) -> list[str]:
 def _scheduler_problems(where: str, scheduler: Mapping[str, Any]) -> list[str]:
     target, problems = scheduler["_target_"], list[str]()
     if not target.startswith("foldwise."):
-        return problems  # what it takes is seen when it is made
+        return problems  # its arguments are checked when it is built
     try:
         known = [item.name for item in fields(resolve(target, setting=f"{where}._target_")) if item.init]
     except Refusal as error:
@@ -159,8 +156,8 @@ def _ema_problems(config: Mapping[str, Any]) -> list[str]:
 
 def _file_problems(data: Mapping[str, Any], weights: str | None) -> list[str]:
     problems = []
-    for key, there, kind in (("root", Path.is_dir, "folder"), ("table", Path.is_file, "file")):
-        if not is_sample(data) and not there(Path(data[key])):
+    for key, exists, kind in (("root", Path.is_dir, "folder"), ("table", Path.is_file, "file")):
+        if not is_sample(data) and not exists(Path(data[key])):
             problems.append(
                 f"data.{key} is {data[key]}, and there is no such {kind}: put the data there, or correct data.{key}"
             )

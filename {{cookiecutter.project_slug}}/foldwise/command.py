@@ -1,4 +1,4 @@
-"""Pieces that the commands share: help that shows examples, exit codes."""
+"""Shared by the commands: argument parsers and exit codes."""
 
 import argparse
 import re
@@ -13,10 +13,10 @@ from foldwise.errors import exit_code, explain
 
 
 def make_parser(text: str | None, opens_runs: bool = False) -> argparse.ArgumentParser:
-    """A parser whose help is a docstring: its first line, then the options, then the rest as it is written.
+    """Make a parser with a docstring as its help: first line, options, then the rest verbatim.
 
     Args:
-        opens_runs: the command may import the code of a run, see `add_trust`.
+        opens_runs: add the option of `add_trust`.
     """
     first, _, rest = (text or "").partition("\n\n")
     parser = argparse.ArgumentParser(
@@ -28,27 +28,27 @@ def make_parser(text: str | None, opens_runs: bool = False) -> argparse.Argument
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
-    """Let a command import the code of runs that were not made here, after its user has looked at it."""
+    """Add the option to import the code of runs that were trained elsewhere."""
     text = "import code that arrived with a run, after you have looked at it"
     parser.add_argument(OPTION, action=_Trust, nargs=0, help=text)
 
 
 class _Trust(argparse.Action):
-    """Trusts as soon as the option is read: whatever the command does comes later."""
+    """Takes effect while parsing, before the command does anything."""
 
     def __call__(self, *_: Any) -> None:
         trust_all()
 
 
 def take_trust(arguments: Sequence[str]) -> list[str]:
-    """A command line that Hydra reads without the option, which takes effect."""
+    """Apply the trust option of a Hydra command line, and remove it."""
     if OPTION in arguments:
         trust_all()
     return [argument for argument in arguments if argument != OPTION]
 
 
 def whole_number(least: int) -> Callable[[str], int]:
-    """A type of an argument: a whole number from `least` on."""
+    """An argument type: a whole number >= `least`."""
 
     def convert(text: str) -> int:
         if not re.fullmatch(r"-?\d+", text) or int(text) < least:
@@ -60,12 +60,10 @@ def whole_number(least: int) -> Callable[[str], int]:
 
 @contextmanager
 def exit_on_error(after: str = "nothing was written") -> Iterator[None]:
-    """Exit with 2 and a sentence on a refusal, with 1 and the traceback on a bug, and with 130 on Ctrl-C.
-
-    A bug in a process that the command started has shown its traceback there; it ends with 1 too.
+    """Exit with 2 and a message on a refusal, with 1 and the traceback on a bug, and with 130 on Ctrl-C.
 
     Args:
-        after: what is left and how to resume, printed after a traceback and after Ctrl-C.
+        after: what is kept and how to resume, printed after a traceback and after Ctrl-C.
     """
     try:
         yield

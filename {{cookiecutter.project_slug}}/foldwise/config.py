@@ -1,4 +1,4 @@
-"""Configurations: composing them by Hydra, resolving them, the one that a run keeps, and what it implies."""
+"""Configurations: composes them with Hydra, resolves them, reads and writes the one in a run."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -22,12 +22,12 @@ from foldwise.settings import (
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-# Schedulers and callbacks that follow a fold's own validation, by the last part of their `_target_`.
+# Schedulers and callbacks that use the validation of the scored fold, by class name.
 FOLLOWERS = ("Plateau", "EarlyStopping")
 
 
 def register_resolvers() -> None:
-    """Make `${image_hw:${data.image_size}}` mean [height, width]; call it before a configuration is resolved."""
+    """Register `${image_hw:...}`, which turns an image size into [height, width]; call before resolving."""
     from omegaconf import OmegaConf
 
     from foldwise.data.images import image_hw
@@ -36,7 +36,7 @@ def register_resolvers() -> None:
 
 
 def compose_config(overrides: Sequence[str], name: str = "train") -> "DictConfig":
-    """The configuration that `train.py` would have with these overrides, or a Refusal if they do not compose."""
+    """Compose the configuration of `train.py` with overrides; raise a Refusal if they do not compose."""
     from hydra import compose, initialize_config_dir
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
@@ -51,7 +51,7 @@ def compose_config(overrides: Sequence[str], name: str = "train") -> "DictConfig
             config = compose(name, list(overrides), return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise Refusal(_explain(error)) from error
-    HydraConfig.instance().set_config(config)  # `${hydra:...}` means the last configuration, so use it at once
+    HydraConfig.instance().set_config(config)  # `${hydra:...}` refers to the last composed configuration
     with flag_override(config, ["struct", "readonly"], False):
         del config["hydra"]
         if "experiment_name" in config:
@@ -60,16 +60,16 @@ def compose_config(overrides: Sequence[str], name: str = "train") -> "DictConfig
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
-    """Refuse a command line of `train.py` that does not compose, before Hydra does: its errors name no alternatives.
+    """Refuse overrides that do not compose before Hydra does, whose errors name no alternatives.
 
-    A command line with flags, such as --help, is left to Hydra.
+    Command lines with flags are left to Hydra.
     """
     if not any(argument.startswith("-") for argument in arguments):
         compose_config(arguments)
 
 
 def _explain(error: Exception) -> str:
-    """Hydra's error in a sentence."""
+    """Reword Hydra's error."""
     from hydra.errors import MissingConfigException, OverrideParseException
 
     text = " ".join(str(error).split())
@@ -79,20 +79,19 @@ def _explain(error: Exception) -> str:
         group, _, choice = error.missing_cfg_file.partition("/")
         return unknown_choice(group, choice)
     if unknown := re.match(r"Could not override '([^']+)'", text):
-        if unknown[1] in known_settings():  # a mapping, and the value has keys that it has not
+        if unknown[1] in known_settings():  # a mapping without the keys of the value
             return f"{unknown[1]} has no such keys: write +{unknown[1]}=... to add them"
         return unknown_setting(unknown[1])
-    if there := re.match(r"Could not append to config. An item is already at '([^']+)'", text):
-        return f"the setting {there[1]!r} already exists: leave out the +"
+    if existing := re.match(r"Could not append to config. An item is already at '([^']+)'", text):
+        return f"the setting {existing[1]!r} already exists: leave out the +"
     return text
 
 
 def resolve_config(config: "DictConfig") -> dict[str, Any]:
-    """A composed configuration as plain values, in which each phase has its epochs, and what it names.
+    """Resolve a composed configuration to plain values.
 
-    `augmentation: flip` and `scheduler: constant` of a phase are replaced by the contents of those files, so that a
-    run keeps what it was made from; in a phase with its own `image_size`, `${data.image_size}` in the augmentation
-    stands for that one.
+    Phases get their epochs, and names such as `augmentation: flip` are replaced by the contents of the file. In a phase
+    with an `image_size`, `${data.image_size}` in the augmentation means that size.
     """
     from omegaconf import OmegaConf
 
@@ -126,13 +125,13 @@ def resolve_config(config: "DictConfig") -> dict[str, Any]:
 
 
 def _output(name: str, entry: Any, data: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry of an output with its metric as the content of a file of the group."""
+    """Check and complete the entry of an output; a metric name is replaced by the content of its file."""
     from omegaconf import OmegaConf
 
     from foldwise.tasks import find_task
 
-    wanted = {"key", "task", "target"}
-    if not isinstance(entry, Mapping) or not wanted <= entry.keys() <= wanted | {"classes", "metric"}:
+    required = {"key", "task", "target"}
+    if not isinstance(entry, Mapping) or not required <= entry.keys() <= required | {"classes", "metric"}:
         raise Refusal(f"outputs.{name} is {entry!r}; it has key, task and target, and may have classes and metric")
     if not name.isidentifier():
         raise Refusal(f"outputs.{name}: a name is made of letters, digits and underscores")
@@ -144,7 +143,7 @@ def _output(name: str, entry: Any, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_epochs(epochs: Any, phases: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The phases with their numbers of epochs in place of their shares."""
+    """Replace the shares of phases by numbers of epochs."""
     from foldwise.schedule.phases import share_epochs
 
     old = [name for name, phase in phases.items() if "epochs" in phase]
@@ -158,7 +157,7 @@ def _with_epochs(epochs: Any, phases: Mapping[str, dict[str, Any]]) -> dict[str,
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """The configuration of a run, as plain values, or a Refusal if the folder is not a run."""
+    """Read the configuration of a run as plain values; raise a Refusal if the folder is not a run."""
     path = run / "config.yaml"
     if not path.is_file():
         raise Refusal(f"{run} is not a run: it has no config.yaml; runs are the folders that train.py makes in runs/")
@@ -166,13 +165,12 @@ def read_config(run: Path) -> dict[str, Any]:
 
 
 def write_config(run: Path, config: dict[str, Any]) -> None:
-    """Write the configuration of a run."""
     write_text(run / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
 def followers(config: Mapping[str, Any]) -> list[str]:
-    """The settings by which the training of a fold follows the labels that it is scored on."""
-    found = [f"top_k={config['top_k']}"] if config.get("top_k", 0) > 0 else []  # older runs have no such choice
+    """The settings that make training depend on the labels of the scored fold."""
+    found = [f"top_k={config['top_k']}"] if config.get("top_k", 0) > 0 else []  # older runs lack it
     running = [(name, phase) for name, phase in config["phases"].items() if phase["epochs"] > 0]
     found += [f"phases.{name}.start=best" for name, phase in running if phase.get("start") == "best"]
     parts = [("scheduler", config["scheduler"])]

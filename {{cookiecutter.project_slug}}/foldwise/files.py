@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent: written beside their target, flushed, then renamed; plain values."""
+"""Atomic writes (temporary file in the same folder, fsync, rename), JSON and hashes."""
 
 import hashlib
 import json
@@ -16,9 +16,9 @@ from foldwise.errors import Refusal
 
 @contextmanager
 def write_atomic(path: Path) -> Iterator[Path]:
-    """Give a temporary path in the folder of `path`; on success it becomes `path`, on an error it is removed.
+    """Yield a temporary path in the same folder; on success rename it to `path`, on an error remove it.
 
-    A rename is atomic only within one filesystem. The suffix is kept, since writers choose their format by it.
+    The suffix is kept, since writers choose their format by it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,14 +32,14 @@ def write_atomic(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno is None or error.filename not in (None, name):
             raise
-        raise OSError(error.errno, error.strerror, str(path)) from error  # "disk full" does not say where
+        raise OSError(error.errno, error.strerror, str(path)) from error  # "disk full" names no file
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder beside a new `folder`; on success it becomes `folder`, on an error it is removed."""
+    """Yield a temporary folder beside a new `folder`; on success rename it to `folder`, on an error remove it."""
     folder = Path(folder)
     check_new(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def publish(temporary: Path, folder: Path) -> None:
-    """Give a complete temporary folder its name, or raise a Refusal if somebody else was faster."""
+    """Rename a complete temporary folder; raise a Refusal if the folder exists by now."""
     _complete(temporary, 0o777)
     try:
         temporary.rename(folder)
@@ -62,7 +62,7 @@ def publish(temporary: Path, folder: Path) -> None:
 
 
 def _complete(path: Path, mode: int) -> None:
-    """Flush a file, or those in a folder, to the disk, and share it: what tempfile makes is private."""
+    """Flush a file or folder to disk, and set normal permissions: tempfile creates private ones."""
     for file in [path] if path.is_file() else path.rglob("*"):
         if file.is_file():
             with file.open("rb") as opened:
@@ -73,21 +73,21 @@ def _complete(path: Path, mode: int) -> None:
 
 
 def check_new(*paths: Path) -> None:
-    """Raise a Refusal that names those of the paths that exist."""
-    there = [str(path) for path in paths if path.exists()]
-    if there:
-        exist = "exists and is" if len(there) == 1 else "exist and are"
-        raise Refusal(f"{', '.join(there)} {exist} not overwritten: choose another name, or delete it first")
+    """Raise a Refusal if any of the paths exists."""
+    existing = [str(path) for path in paths if path.exists()]
+    if existing:
+        exist = "exists and is" if len(existing) == 1 else "exist and are"
+        raise Refusal(f"{', '.join(existing)} {exist} not overwritten: choose another name, or delete it first")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` atomically as UTF-8."""
+    """Write UTF-8 text atomically."""
     with write_atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def read_text(path: Path) -> str:
-    """Read a text file; raise a Refusal if it is not UTF-8."""
+    """Read UTF-8 text; raise a Refusal for other encodings."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -95,12 +95,12 @@ def read_text(path: Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` atomically as indented JSON; NaN and infinity are refused, since JSON has none."""
+    """Write JSON atomically; raise ValueError for NaN and infinity, which JSON does not have."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; raise a Refusal if it is not valid."""
+    """Read JSON; raise a Refusal if it is not valid."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -108,16 +108,16 @@ def read_json(path: Path) -> Any:
 
 
 def plain_number(value: float) -> float | None:
-    """A float for JSON, which has no NaN: None stands for a score that does not exist."""
+    """A float for JSON; None for NaN and infinity."""
     return float(value) if math.isfinite(value) else None
 
 
 def is_number(value: Any) -> bool:
-    """True if a plain value is a number; true and false are none."""
+    """True for an int or float that is not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """Hexadecimal SHA-256 of a file."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

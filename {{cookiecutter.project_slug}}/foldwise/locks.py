@@ -1,7 +1,7 @@
-"""Locks between processes, also of several machines: a file of which only one at a time is the holder.
+"""File locks between processes, also across machines.
 
-flock(2): the lock ends with the process that holds it, so that nothing has to be cleaned up after a kill. Linux passes
-it on over NFS. The files stay, since deleting one that others wait for would let two hold it.
+flock(2) releases the lock when its process ends, so a kill leaves nothing to clean up; on Linux it works over NFS. Lock
+files are never deleted: if others wait for a deleted file, two processes could hold the lock.
 """
 
 import errno
@@ -14,22 +14,19 @@ from foldwise.errors import Refusal
 
 try:
     import fcntl
-except ImportError:  # Windows, which is for a single job here
+except ImportError:  # Windows: one job at a time only
     fcntl = None  # type: ignore[assignment]
 
-# What a file system without locks says, as Lustre mounted without `flock`. A run there works as long as only one job
-# trains a fold and jobs do not end in the same second.
+# Errors of file systems without locks, such as Lustre mounted without `flock`. Runs work there as long as only one job
+# trains a fold and no two jobs end in the same second.
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def lock(path: Path, wait: bool = True) -> TextIO:
-    """Lock the file `path`, made if it is new, until the file that is returned is closed.
-
-    Args:
-        wait: for the holder to end.
+    """Lock `path`, creating it if needed, until the returned file is closed.
 
     Raises:
-        Refusal: somebody else holds it and `wait` is False; the message says who, as "process 12 on host n1".
+        Refusal: another process holds it and `wait` is False; the message is the holder, as "process 12 on host n1".
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a+")
@@ -45,7 +42,7 @@ def lock(path: Path, wait: bool = True) -> TextIO:
         if error.errno not in UNSUPPORTED:
             file.close()
             raise
-    if not wait:  # for the message of others
+    if not wait:  # shown to others
         file.truncate(0)
         file.write(f"process {os.getpid()} on host {socket.gethostname()}\n")
         file.flush()

@@ -1,17 +1,17 @@
-"""Edits of the machinery: the files of foldwise/ that differ from those that the template rendered."""
+"""Finds files of foldwise/ that differ from the template."""
 
 import hashlib
 import json
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-MANIFEST = FOLDER / "manifest.json"  # written by the template's hooks/post_gen_project.py; a wheel has none
+MANIFEST = FOLDER / "manifest.json"  # written by hooks/post_gen_project.py; wheels have none
 
 
 def edited_files() -> list[str]:
-    """The files of foldwise/ that were changed, removed or added since rendering, as foldwise/...; sorted.
+    """Sorted paths (foldwise/...) of files changed, removed or added since rendering.
 
-    Of the added ones only code and choices count. Empty without a manifest, or with one that cannot be read.
+    Added files count if they are Python or YAML. Empty without a readable manifest.
     """
     try:
         rendered = json.loads(MANIFEST.read_text(encoding="utf-8"))
@@ -28,12 +28,12 @@ def edited_files() -> list[str]:
 
 
 def describe_edits() -> str | None:
-    """A sentence on the edited files; None when there are none."""
+    """A warning about edited files; None if there are none."""
     edited = edited_files()
     names = ", ".join(edited[:3]) + (f" and {len(edited) - 3} more" if len(edited) > 3 else "")
     return f"machinery edited: {names}; put your own code in solution/" if edited else None
 
 
 def _hash(path: Path) -> str:
-    """SHA-256 of a file with the line ends that it was rendered with: git may write others when it checks out."""
+    """SHA-256 of a file with LF line ends: git may check out others."""
     return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()

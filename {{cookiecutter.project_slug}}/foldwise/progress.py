@@ -1,4 +1,4 @@
-"""Progress of long work: what it calls, and the bar that the commands show."""
+"""Progress callbacks of long work, and a progress bar."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-Progress = Callable[[str, int, int], None]  # what is being done, how many steps are done, of how many
+Progress = Callable[[str, int, int], None]  # description, steps done, total steps
 
 
 def silent(text: str, done: int, total: int) -> None:
@@ -15,7 +15,7 @@ def silent(text: str, done: int, total: int) -> None:
 
 
 def stepping(progress: Progress, text: str, total: int, done: int = 0) -> Callable[..., None]:
-    """A function to be called after each step, or with a number of steps."""
+    """A function to call after each step, or with a number of steps."""
 
     def step(count: int = 1) -> None:
         nonlocal done
@@ -28,7 +28,7 @@ def stepping(progress: Progress, text: str, total: int, done: int = 0) -> Callab
 
 @contextmanager
 def progress_bar(text: str, console: "Console | None" = None) -> Iterator[Progress]:
-    """A bar that is removed at the end; `text` is its first description."""
+    """Show a bar until the block ends; `text` is its first description."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))

@@ -1,7 +1,7 @@
-"""The choices of all groups, the names of all settings, and `python train.py --help`; without Hydra and torch.
+"""The choices of each group, the names of all settings, and `python train.py --help`; without Hydra and torch.
 
-A choice is a file `<group>/<choice>.yaml`. The owner's, in `configs/` where the command is started, come before the
-library's in `foldwise/configs/`: a file in both places counts once, the owner's.
+A choice is a file `<group>/<choice>.yaml`. The owner's in `configs/` (of the current folder) take precedence over the
+library's in `foldwise/configs/`.
 """
 
 import shutil
@@ -17,27 +17,27 @@ from foldwise.errors import Refusal, did_you_mean
 
 OWNER = Path.cwd() / "configs"
 LIBRARY = Path(__file__).with_name("configs")
-# In the order of Hydra's search path, which configs/train.yaml extends by the library.
+# In the order of Hydra's search path, which configs/train.yaml extends.
 CONFIGS = tuple(folder for folder in (OWNER, LIBRARY) if folder.is_dir())
 HELP = """
 usage: python train.py [group=choice | setting=value | +setting=value] ...    (--hydra-help: Hydra's own flags)
 
-Everything is an override: group=choice takes another file, group.setting=value changes one value, +group.setting=value
-adds one that the file does not have, such as an argument of a network, optimizer, loss, Trainer or callback.
-experiment=<name> is a tested combination; what is written after it on the command line counts more.
-* marks yours, in configs/<group>/. The others are the library's, in foldwise/configs/<group>/: to change one, copy its
-file to configs/<group>/ under its own name, where it takes the place of the library's, or under a new one.
+Everything is an override: group=choice selects a file, group.setting=value changes one value, +group.setting=value adds
+one that the file does not have, such as an argument of a network, optimizer, loss, Trainer or callback.
+experiment=<name> selects a tested combination; other overrides on the command line take precedence over it.
+* marks your files in configs/<group>/. The others are the library's in foldwise/configs/<group>/. To change one, copy
+it to configs/<group>/, under the same name to replace it or under a new name.
 """
 
 
 @cache
 def list_groups() -> list[str]:
-    """All groups, sorted."""
+    """Names of all groups, sorted."""
     return sorted({path.parent.name for folder in CONFIGS for path in folder.glob("*/*.yaml")})
 
 
 def list_choices(group: str) -> dict[str, Path]:
-    """The file of each choice of a group, sorted by name; those in its folders as amazon/albu."""
+    """Files of a group's choices by name, sorted; in subfolders as amazon/albu."""
     files: dict[str, Path] = {}
     for folder in CONFIGS:
         for path in (folder / group).rglob("*.yaml"):
@@ -46,7 +46,7 @@ def list_choices(group: str) -> dict[str, Path]:
 
 
 def find_choice(group: str, choice: str) -> Path:
-    """The file of a choice, the owner's where there is one, else the library's; or a Refusal with the choices."""
+    """The file of a choice; raise a Refusal that lists the choices if there is none."""
     path = list_choices(group).get(choice)
     if path is None:
         raise Refusal(unknown_choice(group, choice))
@@ -54,13 +54,13 @@ def find_choice(group: str, choice: str) -> Path:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The content of a choice, or of another YAML file."""
+    """Read a YAML file; {} if it is empty."""
     return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
 
 
 @cache
 def known_settings() -> tuple[str, ...]:
-    """Every setting of every choice of every group, as it is written on the command line, and the groups themselves."""
+    """Every setting of all choices as written on the command line, and the groups."""
     names = dict.fromkeys(run_settings())
     for group in list_groups():
         names[group] = None
@@ -71,13 +71,13 @@ def known_settings() -> tuple[str, ...]:
 
 
 def run_settings() -> list[str]:
-    """The settings of a run that are in no group, from the owner's train.yaml."""
+    """Settings outside of groups, from the owner's train.yaml."""
     path = OWNER / "train.yaml"
     return [name for name in read_yaml(path) if name not in ("defaults", "hydra")] if path.is_file() else []
 
 
 def unknown_setting(name: str, known: Sequence[str] = ()) -> str:
-    """A sentence for a setting that does not exist, with the one of the `known` (all) that may have been meant."""
+    """Message for a setting that does not exist, with the most similar of `known` (default: all)."""
     known = known or known_settings()
     same_end = [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]
     hint = did_you_mean(name, same_end, 0.0) or did_you_mean(name, known) or ": python train.py --help lists all"
@@ -85,13 +85,13 @@ def unknown_setting(name: str, known: Sequence[str] = ()) -> str:
 
 
 def unknown_choice(group: str, choice: str) -> str:
-    """A sentence for a choice that a group does not have."""
+    """Message for a choice that a group does not have."""
     known = list_choices(group)
     return f"there is no {group}={choice}{did_you_mean(choice, known)} ({group} is one of {', '.join(known)})"
 
 
 def train_help(text: str) -> str:
-    """The help of `train.py`: its docstring, and every group with its choices."""
+    """The help of `train.py`: `text`, then every group with its choices."""
     width = max(80, shutil.get_terminal_size((120, 0)).columns)
     rest = textwrap.fill(", ".join(run_settings()), width, initial_indent="  ", subsequent_indent="  ")
     groups = [_describe_group(group, width) for group in list_groups()]
@@ -99,7 +99,7 @@ def train_help(text: str) -> str:
 
 
 def first_comment(path: Path) -> str:
-    """The first comment line of a file, which says what it is; Hydra's `# @package` left out."""
+    """The first comment line of a file, except `# @package`."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return next((line[2:] for line in lines if line.startswith("# ") and not line.startswith("# @")), "")
 

@@ -1,1 +1,1 @@
-"""The library of choices, a folder a group; the owner's `configs/` come first. A package, so that Hydra finds it."""
+"""The library of choices, one folder per group. A package, so that Hydra finds it."""
