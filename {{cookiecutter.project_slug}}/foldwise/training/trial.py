@@ -37,7 +37,7 @@ from foldwise.training.build import build_training, image_sizes
 
 FIRST = Holdout((0,))
 ITEMS = 2  # batch size of the trial
-STEPS = 20  # points an epoch in the learning-rate preview
+STEPS = 20  # points per epoch in the learning-rate preview
 
 
 def inspect_config(
