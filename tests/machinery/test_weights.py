@@ -239,10 +239,10 @@ def test_a_stranger_s_reader_names_no_file(tmp_path, net, spec, arguments):
         ("network", "foldwise.models.normalized:Normalized", "no Network of foldwise"),
         ("network", "foldwise.data.samples:Samples", "no Network of foldwise"),
         ("network", "foldwise.models.nothing:Network", "no nothing in foldwise.models"),
-        ("network", "solution.networks:Network", "solution code is needed"),
+        ("network", "solution.networks:Network", "it needs code of solution/"),
         ("samples", "foldwise.models.networks:ImageNetwork", "no Samples of foldwise"),
         ("samples", "builtins:open", "not of the form"),
-        ("samples", "solution.samples:Samples", "solution code is needed"),
+        ("samples", "solution.samples:Samples", "it needs code of solution/"),
     ],
 )
 def test_a_stranger_s_spec_names_no_class_but_networks_and_readers(tmp_path, net, spec, part, target, message):

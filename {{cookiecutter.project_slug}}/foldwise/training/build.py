@@ -163,7 +163,7 @@ def _build_loss(config: Mapping[str, Any], prepared: Prepared, part: Holdout) ->
         name = term.get("class_weights")
         if isinstance(name, str):
             if name not in BALANCES:
-                raise Refusal(f"class_weights is {name!r}; give {', '.join(BALANCES)}, or one number a class")
+                raise Refusal(f"class_weights is {name!r}; give {', '.join(BALANCES)}, or one number per class")
             by_fold = prepared.statistics["class_counts"]
             counts = [values for key, values in by_fold.items() if int(key) not in part.folds]
             total = np.sum(counts, axis=0).tolist()
