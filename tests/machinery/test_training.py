@@ -288,5 +288,5 @@ def test_masks_by_crops_are_validated_and_predicted_as_whole_pictures(data, tmp_
     history = pd.read_csv(run / "fold0" / "history.csv")
     score = json.loads((run / "fold0" / "metrics.json").read_text())["score"]
     assert history["score"].iat[-1] == pytest.approx(score, abs=0.01)  # maps are kept in 8 bits
-    with pytest.raises(Refusal, match="tiles, which have one view: choose tta=none"):
+    with pytest.raises(Refusal, match="tiles predicts without TTA: choose tta=none"):
         build_spec(tiny_config(data, "segmentation", "data.fit=tiles", "tta=flips"), prepare_tiny(config), {})
