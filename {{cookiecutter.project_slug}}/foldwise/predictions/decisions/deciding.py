@@ -109,7 +109,7 @@ def choose_decision(
     if exclusive is not None and not any(isinstance(rule, ExpectedF) for rule in rules):
         raise Refusal(f"--exclusive is for the rule {ExpectedF.name}, which {type(metric).__name__} does not use")
     if ranks and not takes_values(metric):
-        raise Refusal(f"mean ranks are not probabilities, which {type(metric).__name__} needs for its threshold")
+        raise Refusal(f"mean ranks are not probabilities, which {type(metric).__name__} needs")
     calibrators = CALIBRATORS[metric.task.exclusive] if metric.task.probabilities and not ranks else (Calibrator(),)
     methods = [Method(calibrator, rule) for calibrator in calibrators for rule in rules]
     check_decision(forced, [method.name for method in methods])

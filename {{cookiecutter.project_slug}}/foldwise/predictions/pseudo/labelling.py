@@ -120,18 +120,18 @@ def pseudo_label(
 
 
 def _label_rows(teachers: Teachers, rule: Rule, fold: int) -> tuple[Student, pd.DataFrame]:
-    """Return the counts and rows of a fold's student: id, image, student, confidence, one column per class."""
+    """Return the counts and rows of a fold's student."""
     probability, held_out = teachers.probability(fold), teachers.held_out(fold)
-    taken, target = rule.label(probability, teachers.classes, teachers.task)
-    sure, rows = confidence(probability, teachers.task.exclusive), np.flatnonzero(taken & ~held_out)
+    confident, target = rule.label(probability, teachers.classes, teachers.task)
+    certainty, rows = confidence(probability, teachers.task.exclusive), np.flatnonzero(confident & ~held_out)
     frame = teachers.table.frame.iloc[rows][["id", "image"]].reset_index(drop=True)
-    frame = frame.assign(**{STUDENT: fold, "confidence": sure[rows].astype(np.float32)})
+    frame = frame.assign(**{STUDENT: fold, "confidence": certainty[rows].astype(np.float32)})
     student = Student(
         student=fold,
         rows=len(rows),
         held_out=int(held_out.sum()),
-        unsure=int((~taken & ~held_out).sum()),
-        surest=float(sure[~held_out].max(initial=0)),
+        unsure=int((~confident & ~held_out).sum()),
+        surest=float(certainty[~held_out].max(initial=0)),
         classes=dict(zip(teachers.classes, target[rows].sum(axis=0).tolist(), strict=True)),
     )
     return student, frame.join(pd.DataFrame(target[rows].astype(np.float32), columns=teachers.classes))
