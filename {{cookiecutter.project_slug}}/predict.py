@@ -42,7 +42,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     options = vars(parse())
     runs, table, out, _ = (options.pop(name) for name in ("runs", "table", "out", "trust_code"))
-    with exit_on_error("the same command resumes"):
+    with exit_on_error("run the same command again to resume"):
         from foldwise.config import read_config
         from foldwise.settings import find_choice
 

@@ -37,7 +37,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     begun = time.monotonic()
     options = vars(parse())
-    with exit_on_error("the same command resumes from there"):
+    with exit_on_error("run the same command again to resume"):
         from foldwise.bundle.host import check_host
         from foldwise.code.source import trust_all
 

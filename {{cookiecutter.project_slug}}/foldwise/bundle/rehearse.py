@@ -26,7 +26,7 @@ from foldwise.inference.weights import load_samples
 DATA = "data"  # link to the table's images, next to the planted ones
 # Allowed differences from predict.py: of a probability, and of the answers (rounding can tip them).
 EXACT, ROUNDED = (1e-4, 0.01), (0.02, 0.05)  # full precision, half precision
-KEPT = ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")  # environment variables
+KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")  # of the environment
 # Python imports it as sitecustomize before anything else. Unix sockets stay, since workers need them.
 NO_SOCKETS = """import socket
 
@@ -195,7 +195,7 @@ def run_sandboxed(command: Sequence[str], read_only: Path, work: Path) -> subpro
     home = work / "home"
     home.mkdir()
     (home / "sitecustomize.py").write_text(NO_SOCKETS, encoding="utf-8")
-    environment = {name: os.environ[name] for name in KEPT if name in os.environ}
+    environment = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
     environment |= {"HOME": str(home), "LANG": "C.UTF-8", "PYTHONPATH": str(home)}
     _protect(read_only, 0o555, 0o444)
     try:

@@ -151,8 +151,8 @@ def build_network(
     if weights is not None:
         _check_loaded(net, Path(weights), shown)
     if library == "timm" and (pretrained or weights is not None):
-        # Start with equal probabilities: some of timm's classifiers start with logits of tens when classes are few, and
-        # such gradients would damage the pretrained features.
+        # Start with equal probabilities: with few classes, some of timm's classifiers start with logits of tens, whose
+        # gradients would damage the pretrained features.
         for module in (inner for head in head_modules(net) for inner in head.modules()):
             for parameter in module.parameters() if isinstance(module, nn.Linear | nn.Conv2d) else ():
                 nn.init.zeros_(parameter)
