@@ -27,13 +27,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     build.add_argument("--half", action="store_true", help="store weights in half precision, at half the size")
     build.add_argument("--budget-mb", type=float, metavar="MB", help="refuse a larger bundle")
-    build.add_argument("--wheels", type=Path, metavar="FREEZE", help="add wheels missing from the host's pip freeze")
+    build.add_argument(
+        "--wheels", type=Path, metavar="FREEZE", help="the host's pip freeze: add wheels of what it lacks"
+    )
     add_decision_options(build)
     add_format_options(parser)
     rehearse = parser.add_argument_group("to rehearse a bundle")
     rehearse.add_argument("--rehearse", action="store_true", help="run the bundle as the host would")
     rehearse.add_argument("--table", type=Path, help="rows to draw from")
-    rehearse.add_argument("--images", type=Path, help="folder of its image paths (default: the run's data.root)")
+    rehearse.add_argument("--images", type=Path, help="folder of its images (default: the run's data.root)")
     rehearse.add_argument("--rows", type=int, default=5000, help="rows of the rehearsal (default: 5000)")
     rehearse.add_argument("--hidden", type=int, help="rows of the hidden test, to forecast its time (default: --rows)")
     rehearse.add_argument("--workers", type=int, default=2, help="processes that read images (default: 2)")
