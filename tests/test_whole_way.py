@@ -98,4 +98,4 @@ def test_an_example_goes_the_whole_way(choices: list[str], repository: Path, tmp
     if oof.exists():
         assert "answers by 0.0000%" in done.stdout and done.returncode == 0, done.stderr
     else:  # of masks after so few steps many pixels lie at the threshold, and predict.py rounds to 8 bits
-        assert re.search(r"7 were planted[^$]*answers by [0-4]\.", done.stdout), done.stdout + done.stderr
+        assert re.search(r"answers by [0-4]\.", done.stdout), done.stdout + done.stderr
