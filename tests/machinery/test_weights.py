@@ -234,13 +234,13 @@ def test_a_stranger_s_reader_names_no_file(tmp_path, net, spec, arguments):
         ("network", "foldwise.models.networks.ImageNetwork", "not of the form"),
         ("network", "foldwise.models.networks:nn.Linear", "not of the form"),
         ("network", "foldwise.models.networks:ImageNetwork.__init__", "not of the form"),
-        ("network", "foldwise.files:shutil", "no Network of foldwise"),
-        ("network", "foldwise.inference.spec:Path", "no Network of foldwise"),
-        ("network", "foldwise.models.normalized:Normalized", "no Network of foldwise"),
-        ("network", "foldwise.data.samples:Samples", "no Network of foldwise"),
+        ("network", "foldwise.files:shutil", "not a Network of foldwise"),
+        ("network", "foldwise.inference.spec:Path", "not a Network of foldwise"),
+        ("network", "foldwise.models.normalized:Normalized", "not a Network of foldwise"),
+        ("network", "foldwise.data.samples:Samples", "not a Network of foldwise"),
         ("network", "foldwise.models.nothing:Network", "no nothing in foldwise.models"),
         ("network", "solution.networks:Network", "it needs code of solution/"),
-        ("samples", "foldwise.models.networks:ImageNetwork", "no Samples of foldwise"),
+        ("samples", "foldwise.models.networks:ImageNetwork", "not a Samples of foldwise"),
         ("samples", "builtins:open", "not of the form"),
         ("samples", "solution.samples:Samples", "it needs code of solution/"),
     ],
@@ -328,9 +328,9 @@ def test_code_that_was_edited_is_not_that_of_the_model(own):
 def test_a_class_of_the_run_that_is_no_network_is_refused(own):
     _, folder, _, _ = own
     for name, message in (
-        ("Other", "no Network of foldwise or solution"),
-        ("Path", "no Network"),
-        ("nn", "no Network"),
+        ("Other", "not a Network of foldwise or solution"),
+        ("Path", "not a Network"),
+        ("nn", "not a Network"),
     ):
         rewrite(folder, network={"_target_": f"solution.networks:{name}"})
         with pytest.raises(Refusal, match=message):
