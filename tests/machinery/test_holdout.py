@@ -48,7 +48,7 @@ def test_what_does_not_exist_is_refused(chosen):
 
 def test_what_follows_a_validation_cannot_be_trained_without_one(data):
     config = tiny_config(data, "multiclass", "fold=full", "top_k=2", "scheduler=plateau")
-    with pytest.raises(Refusal, match="fold=full: top_k=2 follows.*\nfold=full: scheduler follows"):
+    with pytest.raises(Refusal, match="fold=full: top_k=2 depends.*\nfold=full: scheduler depends"):
         choose_parts(config["fold"], followers(config), prepare_tiny(config))
 
 
