@@ -23,6 +23,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add, least_0, least_1 = parser.add_argument, whole_number(0), whole_number(1)
     add("runs", nargs="+", type=Path, help="run folders of train.py; every finished fold is used")
     add("--table", type=Path, help="CSV or parquet file to predict (default: the run's data.test_table)")
+    add("--root", type=Path, help="folder that the paths in the table are relative to (default: the run's data.root)")
     add("--tta", default="none", help="a choice of the config group tta, or a YAML file (default: none)")
     add("--out", type=Path, help="folder to write (default: <run>/predictions/<table>-<tta>)")
     add("--batch-size", type=least_1, default=32, help="images per forward pass, counting every view (default: 32)")
@@ -31,6 +32,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--devices", type=least_1, metavar="N", help="number of GPUs, or of CPU processes (default: all GPUs, or 1)")
     add("--precision", default="32", choices=["32", "16-mixed", "bf16-mixed"], help="(default: 32)")
     add("--oof", action="store_true", help="predict each training row with the model that did not see it")
+    add("--fallback", action="store_true", help="go on if images cannot be read: they get the class shares, or no mask")
     add("--keep-views", action="store_true", help="store each view; average them later with tools/average.py")
     add("--tiles", action="store_true", help="segmentation: overlapping tiles at the stored resolution")
     add("--overlay", type=least_0, default=0, metavar="N", help="segmentation: also write N overlays", dest="overlays")
@@ -39,7 +41,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     options = vars(parse())
-    runs, table, out, _ = (options.pop(name) for name in ("runs", "table", "out", "trust_code"))
+    runs, table, out, root, _ = (options.pop(name) for name in ("runs", "table", "out", "root", "trust_code"))
     with exit_on_error("run the same command again to resume"):
         from foldwise.config import read_config
         from foldwise.settings import find_choice
@@ -50,7 +52,7 @@ def main() -> None:
             options["tta"] = find_choice("tta", options["tta"])
         from foldwise.inference.predicting import Choices, predict_runs
 
-        predict_runs(runs, Choices(**options | {"tta": Path(options["tta"])}), table, out)
+        predict_runs(runs, Choices(**options | {"tta": Path(options["tta"])}), table, out, root=root)
 
 
 if __name__ == "__main__":

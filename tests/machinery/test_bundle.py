@@ -25,13 +25,14 @@ from foldwise.bundle import rehearse as rehearsing
 from foldwise.bundle.build import build_bundle, write_notebook
 from foldwise.bundle.engine import Engine
 from foldwise.bundle.host import MANIFEST, check_host
-from foldwise.bundle.inferring import BAD, SHARDS, infer
-from foldwise.bundle.inputs import read_inputs, stored_size
+from foldwise.bundle.inferring import SHARDS, infer
+from foldwise.bundle.inputs import read_inputs
 from foldwise.bundle.rehearse import rehearse, run_sandboxed
 from foldwise.bundle.sources import open_sources
 from foldwise.bundle.spec import from_plain, read_bundle, to_plain
 from foldwise.bundle.time_limit import Active, Pace, keep_time
 from foldwise.bundle.wheels import download_wheels, required_packages
+from foldwise.data.decoding import stored_size
 from foldwise.data.folds import write_folds
 from foldwise.data.samples import Samples
 from foldwise.data.table import Columns, read_table
@@ -44,6 +45,7 @@ from foldwise.predictions.decisions.submission import difference
 from foldwise.predictions.decisions.submit import make_submission
 from foldwise.predictions.ensembles.ensembling import ensemble
 from foldwise.predictions.metrics import FBeta, MacroF1
+from foldwise.predictions.writers import BAD
 from foldwise.settings import find_choice
 
 ROOT = Path(__file__).parents[1]

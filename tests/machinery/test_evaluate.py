@@ -376,6 +376,21 @@ def test_test_predictions_of_anybody_with_a_labelled_table(place, tmp_path):
         evaluate([tmp_path / "friend"])
 
 
+def test_a_labelled_table_needs_no_group_column(place, tmp_path):
+    """Its images are drawn then, which is noted; the scores are the same."""
+    make_config(tmp_path / "a", place, "multiclass")
+    make_predictions(tmp_path / "a" / "predictions" / "test-none", place, "multiclass", split="test")
+    pd.read_csv(place / "labelled.csv", dtype=str).drop(columns="scene").to_csv(tmp_path / "bare.csv", index=False)
+    grouped, bare = (
+        evaluate([tmp_path / "a"], labelled=path, resamples=100, by=[])
+        for path in (place / "labelled.csv", tmp_path / "bare.csv")
+    )
+    assert (grouped.groups, grouped.drawn) == (20, "groups") and (bare.groups, bare.drawn) == (ROWS, "images")
+    assert grouped.scores["score"].tolist() == bare.scores["score"].tolist()
+    (note,) = [note for note in bare.notes if note not in grouped.notes]
+    assert "no column 'scene' (data.columns.group): images are resampled instead" in note
+
+
 def test_metric_and_columns_of_predictions_without_a_configuration(place, tmp_path):
     make_predictions(tmp_path / "friend", place, "multilabel", split="test")
     overrides = ["task=multilabel", "metric=macro_f1", f"data.root={place}", "data.columns.group=scene"]

@@ -27,6 +27,7 @@ from foldwise.inference.predictor import Predictor
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import load_model
 from foldwise.predictions.store import iter_maps, read_predictions
+from foldwise.predictions.writers import PredictionWriter
 from foldwise.settings import find_choice
 
 ROOT = Path(__file__).parents[1]
@@ -72,10 +73,10 @@ def make_run(folder, data, task="multiclass", folds=(0, 1), classes=CLASSES, see
     return folder
 
 
-def predict(runs, tta="none", table=None, out=None, **choices):
+def predict(runs, tta="none", table=None, out=None, root=None, **choices):
     """`predict_runs` on the CPU, reading images in this process."""
     return predict_runs(
-        runs, Choices(tta=find_choice("tta", tta), **{"workers": 0, "device": "cpu", **choices}), table, out
+        runs, Choices(tta=find_choice("tta", tta), **{"workers": 0, "device": "cpu", **choices}), table, out, root=root
     )
 
 
@@ -133,6 +134,92 @@ def test_a_broken_image_leaves_nothing(tmp_path, data):
     with pytest.raises(ImageError, match=r"3\.png"):
         predict([run], "none", batch_size=1)
     assert not (run / "predictions" / "test-none").exists()
+
+
+@pytest.mark.parametrize(("processes", "keep_views", "tta"), [(None, False, "none"), (2, True, "flips")])
+@pytest.mark.parametrize("task", ["multiclass", "segmentation"])
+def test_bad_images_get_the_fallback_and_are_listed(task, processes, keep_views, tta, tmp_path, data, forks, capsys):
+    """All others are predicted as without them; a bad one has the class shares, or zeros of the size that it had."""
+    options = {"keep_views": keep_views, "devices": processes, "batch_size": 2 if keep_views else 1}
+    labels = ["cat", "cat", "dog", "cat", "ground"]
+    table = pd.read_csv(data / "test.csv", dtype=str)
+    table.assign(label=labels).to_csv(data / "train.csv", index=False)
+    train = tmp_path / "train"  # the training table is intact
+    shutil.copytree(data, train)
+    places = {"root": str(train), "table": str(train / "train.csv"), "name": "competition"}
+    run = make_run(tmp_path / "run", data, task, **places)
+    (whole,) = predict([run], tta, data / "test.csv", tmp_path / "whole", data, **options)
+    (data / "1.png").write_bytes(b"no picture")
+    cv2.imwrite(str(data / "2.png"), np.zeros((64, 33), np.uint8))
+    with pytest.raises((ImageError, ProcessFailed), match=None if processes else "add --fallback") as error:
+        predict([run], tta, data / "test.csv", tmp_path / "none", data, **options)
+    assert processes or "1.png" in str(error.value)
+    (found,) = predict([run], tta, data / "test.csv", tmp_path / "found", data, fallback=True, **options)
+    bad = pd.read_csv(found / "bad_images.csv", dtype=str)
+    assert bad["id"].tolist() == ["001", "002"] and bad["image"].tolist() == [str(data / f"{n}.png") for n in (1, 2)]
+    assert "cannot be decoded" in bad["problem"][0] and "has 1 channels" in bad["problem"][1]
+    console = capsys.readouterr().out.replace("\n", " ")
+    assert "2 of 5 images could not be read and got the fallback" in console and "002: " in console
+    before, after = read_predictions(whole), read_predictions(found)
+    keys = ["id", "fold", "snapshot", "view"]
+    pd.testing.assert_frame_equal(before.frame[keys], after.frame[keys])
+    broken = after.frame["id"].isin(bad["id"]).to_numpy()
+    if task == "multiclass":
+        assert np.allclose(after.frame.loc[broken, list(CLASSES)], [1 / 5, 3 / 5, 1 / 5])
+        same = [each.frame.loc[~broken, list(CLASSES)] for each in (before, after)]
+        np.testing.assert_allclose(*same, atol=1e-5)
+    else:
+        maps = [list(iter_maps(each)) for each in (before, after)]
+        for is_bad, old, new in zip(broken, *maps, strict=True):
+            if is_bad:
+                shape = (64, 33) if new.id == "002" else (32, 32)  # unknown: that of the first image
+                assert new.probability.shape == (3, *shape) and not new.probability.any()
+            else:
+                np.testing.assert_allclose(old.probability, new.probability, atol=1.01 / 255)
+
+
+def test_nothing_is_written_if_no_image_can_be_read(tmp_path, data):
+    run = make_run(tmp_path / "run", data, "segmentation", folds=(0,))
+    for path in data.glob("*.png"):
+        path.write_bytes(b"no picture")
+    with pytest.raises(Refusal, match=r"no image of .*test\.csv could be read; the first problem is: .*0\.png"):
+        predict([run], fallback=True)
+    assert not (run / "predictions" / "test-none").exists()
+
+
+def test_with_no_bad_image_the_fallback_changes_nothing(tmp_path, data):
+    run = make_run(tmp_path / "run", data, "segmentation", folds=(0,))
+    folders = [predict([run], out=tmp_path / str(number), fallback=number > 0)[0] for number in (0, 1)]
+    files = [{path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")} for folder in folders]
+    assert files[0] == files[1] and len(files[0]) > 5
+
+
+def test_fallbacks_of_an_interrupted_command_are_not_kept(tmp_path, data, monkeypatch):
+    """The image is mended before the command is given again."""
+    run = make_run(tmp_path / "run", data, "segmentation", folds=(0,))
+    (expected,) = predict([run], out=tmp_path / "expected")
+    intact = (data / "3.png").read_bytes()
+    (data / "3.png").write_bytes(b"no picture")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(PredictionWriter, "__exit__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        predict([run], out=tmp_path / "found", fallback=True)
+    (data / "3.png").write_bytes(intact)
+    (found,) = predict([run], out=tmp_path / "found", fallback=True)
+    assert not (found / "bad_images.csv").exists()
+    for old, new in zip(iter_maps(read_predictions(expected)), iter_maps(read_predictions(found)), strict=True):
+        assert old.id == new.id and np.array_equal(old.probability, new.probability)
+
+
+def test_a_table_of_pictures_that_lie_elsewhere(tmp_path, data):
+    run = make_run(tmp_path / "run", data, "segmentation", folds=(0,))
+    (expected,) = predict([run], out=tmp_path / "expected")
+    elsewhere = tmp_path / "elsewhere"
+    data.rename(elsewhere)
+    with pytest.raises(Refusal, match="data root"):
+        predict([run], table=elsewhere / "test.csv")
+    (found,) = predict([run], table=elsewhere / "test.csv", root=elsewhere, overlays=1)
+    pd.testing.assert_frame_equal(read_predictions(expected).frame, read_predictions(found).frame)
+    assert len(list((found / "overlays").iterdir())) == 1
 
 
 def test_runs_that_do_not_go_together_or_are_none(tmp_path, data):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+import yaml
 from PIL import Image
 
 from foldwise.audit.findings import audit_table
@@ -272,6 +273,70 @@ def test_masks_of_0_and_255_are_not_silently_ignored(tmp_path):
     make(tmp_path, images, mask=write_masks(tmp_path, masks))
     with pytest.raises(TableError, match="no two classes to learn"):
         prepare(config(tmp_path, classes=["a", "b"]), "segmentation")
+
+
+@pytest.mark.parametrize("ignored", [255, 7])
+@pytest.mark.parametrize(
+    ("stored", "numbers", "classes", "line"),
+    [
+        ([0, 255], [0, 1], "ab", "mask_values: {0: 0, 255: 1}"),
+        ([0, 128, 255], [0, 1, 2], "abc", "mask_values: {0: 0, 128: 1, 255: 2}"),
+    ],
+)
+def test_stored_mask_values_are_mapped_as_the_error_says(stored, numbers, classes, line, ignored, tmp_path):
+    """The line of the error prepares what rewritten masks prepare, and everything reads the same masks."""
+    rng = np.random.default_rng(0)
+    images = noise(6, 3)
+    masks = [rng.choice(numbers, image.shape[:2]).astype(np.uint8) for image in images]
+    tables = {}
+    for name, values in (("stored", np.array(stored, np.uint8)), ("numbers", np.arange(len(numbers), dtype=np.uint8))):
+        (tmp_path / name).mkdir()
+        make(tmp_path / name, images, mask=write_masks(tmp_path / name, [values[mask] for mask in masks]))
+        tables[name] = {"classes": list(classes), "ignore_index": ignored}
+    with pytest.raises(TableError) as error:
+        prepare(config(tmp_path / "stored", **tables["stored"]), "segmentation")
+    assert error.value.problems[-1].endswith(line)
+    tables["stored"] |= yaml.safe_load(line)
+    prepared = {name: prepare(config(tmp_path / name, **each), "segmentation") for name, each in tables.items()}
+    assert prepared["stored"].statistics == prepared["numbers"].statistics
+    assert prepared["stored"].folds == prepared["numbers"].folds
+    for number in range(6):
+        mask = prepared["stored"].table.read_mask(number)
+        assert mask.dtype == np.uint8
+        np.testing.assert_array_equal(mask, masks[number])
+
+
+def test_every_other_value_is_a_problem_of_the_mapping(tmp_path):
+    images = noise(4, 3)
+    masks = [np.where(image[..., 0] > 99, 255, 0).astype(np.uint8) for image in images]
+    masks[2][0, 0], masks[3][0, :2] = 7, 128
+    make(tmp_path, images, mask=write_masks(tmp_path, masks))
+    values = {"classes": ["a", "b"], "mask_values": {0: 0, 255: 1, 128: 255}}
+    with pytest.raises(TableError) as error:
+        prepare(config(tmp_path, **values), "segmentation")
+    assert error.value.problems == ["value 7 in masks/2.png is not in data.mask_values: add its class"]
+    values["mask_values"][7] = 9
+    with pytest.raises(TableError, match=r"data\.mask_values: 7 becomes 9, which is neither a class"):
+        prepare(config(tmp_path, **values), "segmentation")
+    values["mask_values"][7] = 1
+    prepared = prepare(config(tmp_path, **values), "segmentation")
+    assert prepared.table.read_mask(3)[0, :2].tolist() == [255, 255] and prepared.table.read_mask(2)[0, 0] == 1
+    counts = np.array(list(prepared.statistics["class_counts"].values())).sum(axis=0)
+    assert counts.tolist() == [sum((m == 0).sum() for m in masks), sum(np.isin(m, (7, 255)).sum() for m in masks)]
+    for wrong in ({0: "a"}, [0, 255], {}, {0: True}, {-1: 0}):
+        with pytest.raises(Refusal, match=r"data\.mask_values is .* such as \{0: 0, 255: 1\}"):
+            prepare(config(tmp_path, classes=["a", "b"], mask_values=wrong), "segmentation")
+
+
+def test_some_masks_of_0_and_255_are_noted(tmp_path):
+    images = noise(4, 3)
+    masks = [np.where(image[..., 0] > 99, 255, 0).astype(np.uint8) for image in images]
+    masks[0] //= 255
+    make(tmp_path, images, mask=write_masks(tmp_path, masks))
+    (note,) = [n for n in prepare(config(tmp_path, classes=["a", "b"]), "segmentation").notes if "255" in n]
+    assert note.startswith("3 masks have only the values 0 and 255") and "mask_values: {0: 0, 1: 1, 255: 1}" in note
+    values = {"classes": ["a", "b"], "mask_values": {0: 0, 1: 1, 255: 1}}
+    assert not any("255" in note for note in prepare(config(tmp_path, **values), "segmentation").notes)
 
 
 def test_the_test_images_must_be_like_the_training_images(tmp_path):

@@ -7,11 +7,14 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from pseudo_world import LABELLED, UNLABELLED, config_of, make_map_run, write_world
 from tiny import CLASSES, prepare_tiny
 
 from foldwise.data.batches import unpack
 from foldwise.data.images import read_mask
+from foldwise.data.pseudo import join_tables
+from foldwise.data.table import Table
 from foldwise.errors import Refusal
 from foldwise.predictions.pseudo.labelling import list_uncertain, pseudo_label
 from foldwise.predictions.pseudo.rules import Confident, Soft
@@ -151,3 +154,16 @@ def test_the_command(world, command):
     assert "left out: not confident" in said and str(Path(out).with_suffix("")) in said.splitlines()[-5].strip()
     code, _, error = command("tools/pseudo_label.py", world.runs[0], "--soft", "--out", world.root / "soft.csv")
     assert code == 2 and error.startswith("error: masks cannot store probabilities")
+
+
+def test_masks_of_pseudo_labels_are_not_mapped(tmp_path):
+    """Those of the table are, by `data.mask_values`; those of pseudo labels store class numbers."""
+    for name, values in (("real", [[0, 255]]), ("pseudo", [[1, 255]])):
+        Image.fromarray(np.array(values, np.uint8)).save(tmp_path / f"{name}.png")
+    frames = [pd.DataFrame({"id": [n], "image": "i", "mask": f"{n}.png", "weight": 1.0}) for n in ("real", "pseudo")]
+    real, pseudo = (
+        Table(frame, "segmentation", ("a", "b"), tmp_path, None, tmp_path, values)
+        for frame, values in zip(frames, ({0: 0, 255: 1}, None), strict=True)
+    )
+    joined = join_tables(real, pseudo)
+    assert [joined.read_mask(row).tolist() for row in (0, 1)] == [[[0, 1]], [[1, 255]]]

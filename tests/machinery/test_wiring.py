@@ -483,6 +483,12 @@ def ignored_as_before(before: Trained, after: Trained) -> None:
     assert {int(value) for value in torch.cat(corners)} == {255}
 
 
+def mapped_as_before(before: Trained, after: Trained) -> None:
+    """The masks differ in the stored number alone that the setting maps to what is ignored."""
+    assert same_weights(before, after) and before.score == after.score
+    losses_are(masks)(before, after)
+
+
 def targets_are(column: str) -> Callable[[Trained, Trained], None]:
     def check(_: Trained, after: Trained) -> None:
         labels = [after.prepared.table.classes[best] for best in after.prepared.table.target.argmax(1)]
@@ -567,6 +573,9 @@ SETTINGS: dict[str, Changes | Same] = {
         "data.classes=[red,blue,green]", ensures(lambda a, b: list(b.oof.columns) == ["red", "blue", "green"])
     ),
     "data.ignore_index": Changes("data.ignore_index=7 data.columns.target=mask7", ignored_as_before, task=MASKS),
+    "data.mask_values": Changes(
+        "++data.mask_values={0:0,1:1,2:2,3:3,7:255} data.columns.target=mask7", mapped_as_before, task=MASKS
+    ),
     "data.image_size": Changes(
         "data.image_size=16", ensures(lambda a, b: b.steps[0].passes[0]["image"].shape[-2:] == (16, 16))
     ),

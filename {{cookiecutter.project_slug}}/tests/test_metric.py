@@ -9,7 +9,6 @@ from conftest import World
 
 from foldwise.code.runs import working_code
 from foldwise.config import compose_config, resolve_config
-from foldwise.data.images import read_mask
 from foldwise.predictions.metrics import MapMetric
 from foldwise.predictions.metrics.base import row_records
 from foldwise.predictions.metrics.building import build_metric
@@ -32,7 +31,7 @@ def scored(request, config, whole, world: World) -> tuple[Score, np.ndarray, Any
     if not isinstance(metric, MapMetric):
         rows = row_records(table.frame.drop(columns="unit", errors="ignore"))
         return lambda values: sign * metric(table.target, values, rows=rows), table.target.astype(float), metric
-    masks = [read_mask(world.prepared.table.mask_path(item)) for item in range(len(world.prepared.items))]
+    masks = [world.prepared.table.read_mask(item) for item in range(len(world.prepared.items))]
     size = min(mask.shape[0] for mask in masks), min(mask.shape[1] for mask in masks)
     masks = np.stack([mask[: size[0], : size[1]] for mask in masks])
     truth = np.moveaxis(np.eye(len(table.classes))[np.where(masks == config["data"]["ignore_index"], 0, masks)], -1, 1)

@@ -17,21 +17,24 @@ import torch
 
 from foldwise.bundle.engine import Engine
 from foldwise.bundle.host import MANIFEST
-from foldwise.bundle.inputs import Inputs, read_inputs, stored_size
+from foldwise.bundle.inputs import Inputs, read_inputs
 from foldwise.bundle.shards import Shards, read_rows
 from foldwise.bundle.spec import BundleSpec, read_bundle, to_plain
 from foldwise.bundle.time_limit import Pace, keep_time
+from foldwise.data.decoding import stored_size
 from foldwise.data.problems import some
 from foldwise.data.samples import Rows
 from foldwise.errors import Refusal
-from foldwise.files import check_new, sha256_file, write_atomic, write_json
+from foldwise.files import check_new, sha256_file, write_json
 from foldwise.inference.device import choose_device
+from foldwise.inference.reading import write_bad_images
 from foldwise.inference.weights import load_samples
 from foldwise.predictions.decisions.submission import check_columns, read_sample, write_masks, write_table
+from foldwise.predictions.writers import BAD
 
 BAD_SHARE = 0.01  # of the images: warn if more could not be used
 PRINT_SECONDS = 30
-SHARDS, BAD, REPORT = "shards", "bad_images.csv", "inference.json"
+SHARDS, REPORT = "shards", "inference.json"
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,7 @@ def infer(
     problems = dict.fromkeys(range(len(requested)), "no time was left") | shards.done()
     bad = [(requested[number].id, requested[number].path, problem) for number, problem in problems.items() if problem]
     _write_submission(inference, shards)
-    with write_atomic(out / BAD) as temporary:
-        pd.DataFrame(bad, columns=["id", "image", "problem"]).to_csv(temporary, index=False)
+    write_bad_images(out / BAD, bad)
     main_kb, worker_kb = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     seconds = time.monotonic() - begun
     report = {

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from foldwise.data.decoding import TIFF_MAGIC
+from foldwise.data.decoding import stored_size
 from foldwise.data.problems import some
 from foldwise.data.samples import Samples, TableItems
 from foldwise.data.table import Table, text_column
@@ -108,22 +108,3 @@ class CarefulItems(Items):
             return super().__getitem__(index)
         except Exception as error:  # whatever a reader raises must not cost the submission
             return Read(index, [], (0, 0), f"{self.first.items[number].id}: {type(error).__name__}: {error}")
-
-
-def stored_size(path: Path) -> tuple[int, int]:
-    """Read (height, width) from the header of an image file; (0, 0) if that fails."""
-    import tifffile
-    from PIL import Image
-
-    Image.MAX_IMAGE_PIXELS = None  # only the header is read, and LARGEST is the limit
-    try:
-        with path.open("rb") as file:
-            is_tiff = file.read(4) in TIFF_MAGIC
-        if is_tiff:
-            with tifffile.TiffFile(path) as tiff:
-                sizes = dict(zip(tiff.series[0].axes, tiff.series[0].shape, strict=True))
-            return sizes["Y"], sizes["X"]
-        with Image.open(path) as picture:
-            return picture.height, picture.width
-    except Exception:  # damaged files raise all kinds of errors; reading the file reports the problem
-        return 0, 0

@@ -15,13 +15,14 @@ import tifffile
 from PIL import Image
 
 from foldwise.bundle.comparison import Comparison, compare_with_runs
-from foldwise.bundle.inferring import BAD, REPORT
+from foldwise.bundle.inferring import REPORT
 from foldwise.bundle.inputs import LARGEST, Inputs, read_inputs
 from foldwise.bundle.spec import BundleSpec, read_bundle
 from foldwise.errors import Refusal
 from foldwise.files import read_json
 from foldwise.inference.runs import load_run
 from foldwise.inference.weights import load_samples
+from foldwise.predictions.writers import BAD
 
 DATA = "data"  # link to the table's images, next to the planted ones
 # Allowed differences from predict.py: of a probability, and of the answers (rounding can tip them).

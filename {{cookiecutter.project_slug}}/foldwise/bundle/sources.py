@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from foldwise.bundle.spec import blend_folds
-from foldwise.data.images import read_mask
 from foldwise.errors import Refusal
 from foldwise.files import read_json
 from foldwise.inference.runs import TrainedRun, check_together, load_run
@@ -163,7 +162,7 @@ def blended_maps(sources: Sources, truth: GroundTruth) -> Iterator[tuple[str, np
         maps = zip(*(iter_average_maps(sources.runs[run].oof, ids) for run in runs), strict=True)
         for row, id, of_runs in zip(rows, ids, maps, strict=True):
             blended = _blend(sources, truth, fold, np.stack([probability for _, probability in of_runs]))
-            yield id, read_mask(truth.table.mask_path(row)), blended, fold
+            yield id, truth.table.read_mask(row), blended, fold
 
 
 def _runs_of_fold(sources: Sources, fold: int) -> list[int]:

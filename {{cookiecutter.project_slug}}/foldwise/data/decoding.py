@@ -176,3 +176,22 @@ def _channels_last(path: Path, image: np.ndarray, axes: str) -> np.ndarray:
     if axes.startswith("YX") or (axes[0] == "Q" and image.shape[2] < min(image.shape[:2])):
         return image
     return np.ascontiguousarray(np.moveaxis(image, 0, -1))
+
+
+def stored_size(path: Path) -> tuple[int, int]:
+    """Read (height, width) from the header of an image file; (0, 0) if that fails."""
+    import tifffile
+    from PIL import Image
+
+    Image.MAX_IMAGE_PIXELS = None  # only the header is read
+    try:
+        with path.open("rb") as file:
+            is_tiff = file.read(4) in TIFF_MAGIC
+        if is_tiff:
+            with tifffile.TiffFile(path) as tiff:
+                sizes = dict(zip(tiff.series[0].axes, tiff.series[0].shape, strict=True))
+            return sizes["Y"], sizes["X"]
+        with Image.open(path) as picture:
+            return picture.height, picture.width
+    except Exception:  # damaged files raise all kinds of errors; reading the file reports the problem
+        return 0, 0

@@ -3,7 +3,7 @@
 An image is (H, W, C) uint8, uint16 or float32 in RGB order. data/decoding.py handles the file formats.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from foldwise.data.decoding import ImageError, decode_image, decode_mask
+from foldwise.data.problems import some
 from foldwise.errors import Refusal
 
 MODES = ("stored", "gray", "rgb")
@@ -64,6 +65,17 @@ def read_mask(path: Path | str) -> np.ndarray:
     if not np.issubdtype(mask.dtype, np.integer) or mask.min() < 0 or mask.max() > 65535:
         raise ImageError(f"{path}: mask values must be integers from 0 to 65535 (its dtype is {mask.dtype})")
     return mask.astype(np.uint16)
+
+
+def map_mask(mask: np.ndarray, values: Mapping[int, int], path: Path) -> np.ndarray:
+    """Replace the stored values of a mask by their class numbers; refuse a value without one."""
+    numbers = np.full(65536, -1, np.int32)
+    numbers[list(values)] = list(values.values())
+    mapped = numbers[mask]
+    if mapped.min(initial=0) < 0:
+        unknown = np.unique(mask[mapped < 0]).tolist()
+        raise ImageError(f"{path}: the values {some(list(map(str, unknown)))} are not in data.mask_values")
+    return mapped.astype(np.uint8 if max(values.values()) < 256 else np.uint16)
 
 
 def resize(image: np.ndarray, size: int | Sequence[int]) -> np.ndarray:

@@ -11,6 +11,7 @@ import pandas as pd
 from foldwise.code.build import make
 from foldwise.data.fields import Item
 from foldwise.data.folds import fold_array, folds_hash, update_folds
+from foldwise.data.image_problems import mask_notes
 from foldwise.data.pseudo import Pseudo, read_pseudo
 from foldwise.data.sample import provide_classes
 from foldwise.data.samples import Samples, TableItems, item_table
@@ -79,6 +80,7 @@ def prepare(config: Mapping[str, Any], alias: str | None, make_folds: bool = Tru
     _check_ignore_index(data["ignore_index"], outputs)
     scan = scan_items(items, data, progress=progress)
     folds, notes = update_folds(table, present_classes(table, scan), data, config["seed"], make_folds)
+    notes = [*notes, *mask_notes(scan, len(table.classes), data["ignore_index"], table.mask_values)]
     statistics = compute_statistics(scan, items, fold_array(folds, table.ids), data["scale"])
     scans = [scan]
     for output in outputs[1:]:
@@ -113,7 +115,8 @@ def prepare(config: Mapping[str, Any], alias: str | None, make_folds: bool = Tru
 
 def read_items(data: Mapping[str, Any], task: str, samples: Samples) -> TableItems:
     classes = provide_classes(data, task)
-    source = read_table(data["table"], task, data["root"], Columns.from_config(data["columns"]), classes)
+    columns, values = Columns.from_config(data["columns"]), data.get("mask_values")
+    source = read_table(data["table"], task, data["root"], columns, classes, mask_values=values)
     return TableItems.of(source, samples, targets=True)
 
 
@@ -126,7 +129,8 @@ def read_outputs(
     data = config["data"]
     for name, entry in (config.get("outputs") or {}).items():
         columns = Columns.from_config({**data["columns"], "target": entry["target"]})
-        source = read_table(data["table"], entry["task"], data["root"], columns, entry.get("classes"))
+        classes, values = entry.get("classes"), data.get("mask_values")
+        source = read_table(data["table"], entry["task"], data["root"], columns, classes, mask_values=values)
         outputs.append(Output.other(name, entry, source.classes))
         tables[outputs[-1].target] = item_table(source, items)
     return tuple(outputs), tables

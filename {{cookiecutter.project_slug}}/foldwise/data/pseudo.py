@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from foldwise.data.holdout import FULL
+from foldwise.data.images import read_mask
 from foldwise.data.samples import require_columns
 from foldwise.data.table import Columns, Table, TableError, read_table
 from foldwise.files import read_json
@@ -40,12 +41,18 @@ class Pseudo:
         return replace(self.table, frame=self.table.frame.iloc[rows].reset_index(drop=True), target=target)
 
 
+@dataclass(frozen=True)
 class JoinedTable(Table):
-    """Real rows, then pseudo rows; their weights are used as they are, not rescaled to mean 1."""
+    """`real` rows, then pseudo rows, whose masks store class numbers; weights are not rescaled to mean 1."""
+
+    real: int = 0
 
     @property
     def weights(self) -> np.ndarray:
         return self.frame["weight"].to_numpy(np.float32)
+
+    def read_mask(self, row: int) -> np.ndarray:
+        return super().read_mask(row) if row < self.real else read_mask(self.mask_path(row))
 
 
 def provenance_path(table: Path | str) -> Path:
@@ -94,4 +101,4 @@ def join_tables(real: Table, pseudo: Table, columns: Sequence[str] = ()) -> Join
     names = ["id", "image", "weight", *(["mask"] if target is None else []), *columns]
     require_columns(pseudo, columns)
     frame = pd.concat([real.frame.assign(weight=real.weights)[names], pseudo.frame[names]], ignore_index=True)
-    return JoinedTable(frame, real.task, real.classes, real.root, target, pseudo.path)
+    return JoinedTable(frame, real.task, real.classes, real.root, target, pseudo.path, real.mask_values, len(real))

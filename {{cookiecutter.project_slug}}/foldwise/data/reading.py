@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from foldwise.data.fields import Field, Item
-from foldwise.data.images import ImageError, fit_image, read_mask, resize, resize_mask, to_unit
+from foldwise.data.images import ImageError, fit_image, resize, resize_mask, to_unit
 from foldwise.data.samples import Rows, Sample, Samples
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
@@ -52,7 +52,7 @@ class Reader:
             for name, table in self.targets.items():
                 if name not in sample and name not in self.samples.fields:
                     target = table.target
-                    sample[name] = read_mask(table.mask_path(index)) if target is None else target[index]
+                    sample[name] = table.read_mask(index) if target is None else target[index]
         except ImageError as error:
             raise ImageError(f"{error} (id {item.id!r})") from error
         wrong = [name for name in fields if name not in sample] + [name for name in sample if name not in fields]

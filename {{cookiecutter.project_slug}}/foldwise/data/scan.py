@@ -61,11 +61,11 @@ def scan_items(
     scan = current[KEY].merge(known, on=KEY, how="left", validate="many_to_one")
     problems = image_problems(scan, failures, data["scale"])
     if "mask" in table.frame:
-        problems += mask_problems(scan, table.classes, data["ignore_index"])
+        problems += mask_problems(scan, table.classes, data["ignore_index"], table.mask_values)
     if problems:
         raise TableError(table.path, problems)
     if "mask" in table.frame:
-        scan["pixels"] = [_class_pixels(values, len(table.classes)) for values in scan["values"]]
+        scan["pixels"] = [_class_pixels(values, table) for values in scan["values"]]
     return scan
 
 
@@ -186,7 +186,7 @@ def _measure(items: TableItems, table: Table, number: int, state: Mapping[str, A
     first = figures[0][1] if figures else _image_figures(np.zeros((1, 1, 1), np.uint8), where)
     row = first | {"mask_height": 0, "mask_width": 0, "values": "", "others": json.dumps(dict(figures[1:]))}
     if "mask" in table.frame:
-        mask = read_mask(table.mask_path(number))
+        mask = read_mask(table.mask_path(number))  # as stored: the record does not depend on data.mask_values
         counts = np.bincount(mask.ravel())
         values = " ".join(f"{value}:{counts[value]}" for value in np.flatnonzero(counts))
         row |= {"mask_height": mask.shape[0], "mask_width": mask.shape[1], "values": values}
@@ -222,11 +222,12 @@ def _text(value: float) -> str:
     return repr(int(value) if value.is_integer() else float(value))
 
 
-def _class_pixels(values: str, classes: int) -> np.ndarray:
+def _class_pixels(values: str, table: Table) -> np.ndarray:
     """Parse `value:pixels` pairs to the pixels of each class, int64 (C,)."""
-    pixels = np.zeros(classes, np.int64)
+    pixels = np.zeros(len(table.classes), np.int64)
     for pair in values.split():
         value, count = map(int, pair.split(":"))
-        if value < classes:
-            pixels[value] = count
+        number = value if table.mask_values is None else table.mask_values[value]
+        if number < len(pixels):
+            pixels[number] += count
     return pixels

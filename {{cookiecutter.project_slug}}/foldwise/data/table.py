@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from foldwise.data.images import map_mask, read_mask
 from foldwise.data.problems import Check, TableError, has_stray_spaces
 from foldwise.data.targets import check_class_names, check_units
 from foldwise.errors import Refusal
@@ -54,6 +55,7 @@ class Table:
             `weight` (float) and `fold` (int); index 0 to N - 1. Undeclared columns with these names are dropped, so
             that they are not used by accident.
         target: float32 (N, C), one-hot, multi-hot or soft; None for masks and for tables without target.
+        mask_values: class number of each stored mask value, `data.mask_values`; None: masks store class numbers.
     """
 
     frame: pd.DataFrame
@@ -62,6 +64,7 @@ class Table:
     root: Path
     target: np.ndarray | None
     path: Path
+    mask_values: Mapping[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -80,6 +83,12 @@ class Table:
     def mask_path(self, row: int) -> Path:
         return self.root / self.frame["mask"].iat[row]
 
+    def read_mask(self, row: int) -> np.ndarray:
+        """Read a mask as (H, W) class numbers, uint8 or uint16; ImageError for a value without a class."""
+        path = self.mask_path(row)
+        mask = read_mask(path)
+        return mask if self.mask_values is None else map_mask(mask, self.mask_values, path)
+
     @property
     def weights(self) -> np.ndarray:
         """Sample weights, float32 (N,), with mean 1; ones without a weight column."""
@@ -96,6 +105,8 @@ def read_table(
     columns: Columns,
     classes: Sequence[str] | None = None,
     has_target: bool = True,
+    needs_group: bool = True,
+    mask_values: Mapping[Any, Any] | None = None,
 ) -> Table:
     """Read a table and check it as a whole, including that image and mask files exist.
 
@@ -104,6 +115,8 @@ def read_table(
         classes: ordered class names; None takes those found, sorted (as numbers if all are integers). Required for
             segmentation: class i is pixel value i.
         has_target: False for a test table: target, weight and fold are not read, and the group column is optional.
+        needs_group: False makes the group column optional with targets too.
+        mask_values: see `Table`.
 
     Raises:
         TableError: lists every problem with its line.
@@ -116,10 +129,10 @@ def read_table(
 
     declared = {"id": columns.id, "image": columns.image, "unit": columns.unit}
     if has_target:
-        declared |= {"group": columns.group, "weight": columns.weight, "fold": columns.fold}
+        declared |= {"weight": columns.weight, "fold": columns.fold}
         if meaning.field.spatial:  # a target is a file
             declared["mask"] = target_columns[0]
-    elif columns.group in raw.columns:
+    if (has_target and needs_group) or columns.group in raw.columns:
         declared["group"] = columns.group
     declared = {canonical: name for canonical, name in declared.items() if name is not None}
     check.problems += [
@@ -158,7 +171,22 @@ def read_table(
     if target is not None and "unit" in declared:
         check_units(frame["unit"], target, check)
     check.stop_if_bad()
-    return Table(frame, task, tuple(names or ()), root, target, path)
+    return Table(frame, task, tuple(names or ()), root, target, path, check_mask_values(mask_values))
+
+
+def check_mask_values(values: Any) -> dict[int, int] | None:
+    """Check `data.mask_values`; refuse anything but stored values and class numbers, each 0 to 65535."""
+    if values is None:
+        return None
+    pairs = dict(values) if isinstance(values, Mapping) else {}
+    keys = [int(key) if str(key).isdecimal() else key for key in pairs]  # JSON has them as text
+    numbers = [*keys, *pairs.values()]
+    if not numbers or not all(type(number) is int and 0 <= number <= 65535 for number in numbers):
+        raise Refusal(
+            f"data.mask_values is {values!r}; it must be null or map stored values to class numbers, such as "
+            "{0: 0, 255: 1}"
+        )
+    return dict(zip(keys, pairs.values(), strict=True))
 
 
 def text_column(column: pd.Series) -> pd.Series:

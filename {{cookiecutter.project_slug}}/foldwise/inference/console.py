@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -13,12 +13,14 @@ from rich.table import Table as RichTable
 from foldwise.data.samples import TableItems
 from foldwise.data.table import Columns, Table, read_table
 from foldwise.files import sha256_file, write_atomic
+from foldwise.inference.reading import BadImage
 from foldwise.inference.runs import TrainedRun
 from foldwise.inference.sharing import Choices
 from foldwise.predictions.store import class_shares, iter_average_maps, read_predictions
+from foldwise.predictions.writers import BAD
 from foldwise.tasks import Classes
 
-SHOWN_CLASSES = 50
+SHOWN_CLASSES, SHOWN_BAD = 50, 20
 
 
 def print_notes(console: Console, runs: Sequence[TrainedRun], table: Table, oof: bool) -> None:
@@ -78,13 +80,22 @@ def print_shares(console: Console, folders: Sequence[Path]) -> None:
         console.print(f"and {len(classes) - SHOWN_CLASSES} more classes")
 
 
-def write_overlays(folder: Path, items: TableItems, count: int) -> None:
-    """Paint the predicted masks over `count` evenly spaced images, into `<folder>/overlays`."""
+def print_bad(console: Console, bad: Sequence[BadImage], total: int, folders: Sequence[Path]) -> None:
+    for line in [f"{len(bad)} of {total} images could not be read and got the fallback:"] if bad else []:
+        console.print(f"[yellow]{line}[/yellow]")
+    for id, _, problem in bad[:SHOWN_BAD]:
+        console.print(f"  {id}: {problem}", soft_wrap=True, highlight=False, markup=False)
+    for folder in folders if bad else ():
+        console.print(f"bad       {folder / BAD}", soft_wrap=True, highlight=False, markup=False)
+
+
+def write_overlays(folder: Path, items: TableItems, count: int, bad: Collection[str] = ()) -> None:
+    """Paint the predicted masks over `count` evenly spaced images, but for `bad` ids, into `<folder>/overlays`."""
     from foldwise.reporting.figures import to_png
     from foldwise.reporting.pictures import overlay
 
     predictions = read_predictions(folder)
-    ids = predictions.frame["id"].drop_duplicates().tolist()
+    ids = [id for id in predictions.frame["id"].drop_duplicates() if id not in bad]
     shown = [ids[index] for index in np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(int)]
     for id, probability in iter_average_maps(predictions, shown):
         row, safe = items.table.row_of[id], re.sub(r"[^\w.-]+", "_", id)[:80]

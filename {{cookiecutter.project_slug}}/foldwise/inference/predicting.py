@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -13,8 +14,10 @@ from foldwise.data.folds import table_folds
 from foldwise.data.samples import TableItems
 from foldwise.data.table import Columns, Table, read_table
 from foldwise.errors import Refusal
-from foldwise.inference.console import print_notes, print_shares, print_written, write_overlays
+from foldwise.inference.console import print_bad, print_notes, print_shares, print_written, write_overlays
 from foldwise.inference.device import choose_devices
+from foldwise.inference.fallback import add_fallback, fallback_values, find_bad
+from foldwise.inference.reading import write_bad_images
 from foldwise.inference.runs import TrainedRun, check_together, load_run
 from foldwise.inference.sharing import Choices, PredictionJob, Work, predict_work
 from foldwise.inference.spec import read_spec
@@ -22,7 +25,7 @@ from foldwise.inference.tta import TTA, load_tta
 from foldwise.inference.weights import load_samples
 from foldwise.predictions.schema import Header
 from foldwise.predictions.sources import output_folder, source_name
-from foldwise.predictions.writers import PredictionWriter
+from foldwise.predictions.writers import BAD, PredictionWriter
 from foldwise.progress import progress_bar, stepping
 from foldwise.tasks.outputs import Output
 
@@ -35,11 +38,13 @@ def predict_runs(
     table_path: Path | None = None,
     out: Path | None = None,
     console: Console | None = None,
+    root: Path | None = None,
 ) -> list[Path]:
     """Predict a table with every model of the runs into a new folder per run; if interrupted, call again to resume.
 
     Args:
         table_path: default: the runs' `data.test_table`, or with `oof` their `data.table`.
+        root: folder that the paths of the table are relative to; default: the runs' `data.root`.
         out: folder to write, or the parent folder if there are several runs; default: see `output_folders`.
 
     Returns:
@@ -52,11 +57,12 @@ def predict_runs(
     first = trained[0]
     if first.spec.main.meaning.kind != "maps" and (choices.overlays or choices.tiles):
         raise Refusal(f"--overlay and --tiles are for masks, and {first.folder} is a {first.spec.task} run")
-    source = _read_table(first, choices.oof, table_path)
+    source = _read_table(first, choices.oof, table_path, root)
     items = TableItems.of(source, load_samples(next(iter(first.models.values()))))
     table = items.table
     folders = output_folders(trained, "oof" if choices.oof else table.path.stem, choices, out)
     print_notes(console, trained, table, choices.oof)
+    fallback = fallback_values(first) if choices.fallback else {}
     jobs = oof_jobs(first, table) if choices.oof else [PredictionJob(list(range(len(table))), None)]
     devices = choose_devices(choices.device, choices.devices)
     writers = [
@@ -76,9 +82,20 @@ def predict_runs(
         with progress_bar("predicting", console) as progress:
             step = stepping(progress, "predicting", total, len(done))
             predict_work(Work(trained, remaining, table, source, tta, choices), devices, shards, step)
+        bad: dict[int, Any] = {}
+        if choices.fallback:
+            work, finished = Work(trained, jobs, table, source, tta, choices), [each.finished() for each in opened]
+            done = set.intersection(*finished)
+            left = [PredictionJob([row for row in job.rows if table.ids[row] not in done], job.fold) for job in jobs]
+            bad = find_bad(work, left)
+            for writer in opened if bad else ():
+                write_bad_images(writer.temporary / BAD, [image for image, _ in bad.values()])
+            fallbacks = [{name: one.new_shard() for name, one in of_run.items()} for of_run in writers]
+            add_fallback(work, left, fallback, {row: size for row, (_, size) in bad.items()}, fallbacks)
     main = [of_run[""] for of_run in folders]
     for folder in main if choices.overlays else ():
-        write_overlays(folder, items, choices.overlays)
+        write_overlays(folder, items, choices.overlays, {table.ids[row] for row in bad})
+    print_bad(console, [image for image, _ in bad.values()], total, main)
     print_shares(console, main)
     print_written(console, trained, folders, choices)
     return main
@@ -133,14 +150,14 @@ def beside(folder: Path, output: str) -> Path:
     return folder.with_name(f"{folder.name}-{output}") if output else folder
 
 
-def _read_table(run: TrainedRun, oof: bool, table_path: Path | None) -> Table:
+def _read_table(run: TrainedRun, oof: bool, table_path: Path | None, root: Path | None) -> Table:
     if oof and table_path is not None:
         raise Refusal("--oof predicts the training table of the runs: remove --table")
     path = run.data["table"] if oof else table_path or run.data["test_table"]
     if path is None:
         raise Refusal(f"{run.folder} was trained without data.test_table: add --table <file>")
     columns, spec = Columns.from_config(run.data["columns"]), run.spec
-    return read_table(Path(path), spec.task, run.data["root"], columns, spec.classes, has_target=oof)
+    return read_table(Path(path), spec.task, root or run.data["root"], columns, spec.classes, has_target=oof)
 
 
 def _writer(
@@ -162,6 +179,7 @@ def _writer(
         "tiles": choices.tiles,
         "precision": choices.precision,
         "ids": ids,
+        **({} if table.root == Path(run.data["root"]) else {"root": str(table.root.resolve())}),
         "members": len(jobs[0].members(run)) * views,
     }
     header = Header(

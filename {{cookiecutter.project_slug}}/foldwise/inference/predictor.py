@@ -38,6 +38,7 @@ class Predictor:
         batch_size: images per forward pass, counting every view.
         keep_views: return the values of each view instead of their mean.
         tiles: segmentation: predict in tiles at the stored resolution. Models with fit "tiles" always do.
+        skip_bad: leave out items that cannot be read, instead of an ImageError.
     """
 
     def __init__(
@@ -50,7 +51,9 @@ class Predictor:
         precision: str = "32",
         keep_views: bool = False,
         tiles: bool = False,
+        skip_bad: bool = False,
     ) -> None:
+        self.skip_bad = skip_bad
         self.models, self.tta, self.workers = models, tta, workers
         self.outputs = models[0].spec.outputs
         self.tasks = {output.name: output.meaning for output in self.outputs}
@@ -114,8 +117,10 @@ class Predictor:
             return
         read = Items(table, dict(zip(self.inputs, self.models, strict=True)), self.tta, items, self.tiles)
         for batch in load_batches(read, self.batch_size, self.workers, self.device):
-            if batch.bad:
+            if batch.bad and not self.skip_bad:
                 raise ImageError("\n".join(item.problem for item in batch.bad))
+            if not batch.numbers:
+                continue
             results = self._predict_tiles(batch) if self.tiles else self._predict_batch(batch)
             yield from zip(batch.numbers, results, strict=True)
 

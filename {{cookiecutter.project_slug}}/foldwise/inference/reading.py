@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -18,8 +20,16 @@ from foldwise.data.samples import Rows, Sample
 from foldwise.data.sampling import sample_seed
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
+from foldwise.files import write_atomic
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import Model
+
+BadImage = tuple[str, Path, str]  # id, first file, problem
+
+
+def write_bad_images(path: Path, bad: Sequence[BadImage]) -> None:
+    with write_atomic(path) as temporary:
+        pd.DataFrame(bad, columns=["id", "image", "problem"]).to_csv(temporary, index=False)
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
+from foldwise.data.images import ImageError
 from foldwise.data.table import Table
 from foldwise.errors import ProcessFailed
-from foldwise.inference.predictor import Predictor
+from foldwise.inference.predictor import Predictor, Values
 from foldwise.inference.runs import TrainedRun
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import load_model
-from foldwise.predictions.writers import Shard
+from foldwise.predictions.writers import BAD, Shard
 from foldwise.processes.exits import describe_exit, how_to_resume
 from foldwise.processes.group import Group, Rank
 from foldwise.processes.server import start_server
@@ -41,6 +42,7 @@ class Choices:
     device: str = "auto"
     devices: int | None = None
     precision: str = "32"
+    fallback: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,11 +118,18 @@ def _predict_share(work: Work, shards: Shards, device: str, rank: Rank) -> Itera
                 (of_run, *member) for run, of_run in zip(work.runs, shards, strict=True) for member in job.members(run)
             ]
             models = [load_model(run.models[member]) for run in work.runs for member in job.members(run)]
-            predictor = Predictor(models, work.tta, device, **options)
-            for index, predicted in predictor.predict(work.source, rows):
+            predictor = Predictor(models, work.tta, device, **options, skip_bad=work.choices.fallback)
+            for index, predicted in _predict_readable(predictor, work.source, rows):
                 id = work.table.ids[rows[index]]
                 for name, of_models in predicted.items():
                     for (of_run, fold, snapshot), views in zip(members, of_models, strict=True):
                         for view, values in zip(predictor.views, views, strict=True):
                             of_run[name].add(id, fold, snapshot, view, values)
                 yield
+
+
+def _predict_readable(predictor: Predictor, source: Table, rows: list[int]) -> Iterator[tuple[int, Values]]:
+    try:
+        yield from predictor.predict(source, rows)
+    except ImageError as error:
+        raise ImageError(f"{error}\nPredict all others: add --fallback, which lists such images in {BAD}") from error

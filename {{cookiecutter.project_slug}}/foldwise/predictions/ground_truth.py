@@ -66,11 +66,17 @@ def read_ground_truth(source: Path, data: str | None = None, overrides: Sequence
 def read_labelled_table(
     path: Path, header: Header, source: Path, data: str | None = None, overrides: Sequence[str] = ()
 ) -> GroundTruth:
-    """Read a labelled table without folds; `header` gives task and classes, other arguments as `read_ground_truth`."""
+    """Read a labelled table, without folds and perhaps without a group column, for the task and classes of `header`.
+
+    Other arguments as `read_ground_truth`.
+    """
     config, samples, code = _open(source, data, overrides)
     section = config["data"]
     columns = replace(Columns.from_config(section["columns"]), fold=None, weight=None)
-    source_table = read_table(path, header.task, section["root"], columns, header.columns)
+    values = section.get("mask_values")
+    source_table = read_table(
+        path, header.task, section["root"], columns, header.columns, needs_group=False, mask_values=values
+    )
     items = TableItems.of(source_table, samples)
     table = items.table
     metric = build_metric(config["metric"], header.task, table.classes, table, code.alias)

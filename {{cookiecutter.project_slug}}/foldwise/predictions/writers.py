@@ -34,7 +34,7 @@ from foldwise.predictions.schema import (
 from foldwise.predictions.store import read_map, read_predictions, sort_rows, write_predictions
 from foldwise.tasks.classes import ROUNDING
 
-REQUEST = "request.json"
+REQUEST, BAD = "request.json", "bad_images.csv"
 BLOCK = 4096  # rows per file of a shard
 
 
@@ -183,13 +183,18 @@ class PredictionWriter:
 
     def _resume(self, request: dict[str, Any]) -> None:
         path = self.temporary / REQUEST
-        if not path.is_file() or read_json(path) != request:
+        # with a list of bad images the shards already have fallbacks, which are not predictions to keep
+        if not path.is_file() or read_json(path) != request or (self.temporary / BAD).exists():
             shutil.rmtree(self.temporary, ignore_errors=True)
             self.temporary.mkdir()
             write_json(path, request)
             return
+        self.done = self.finished()
+
+    def finished(self) -> set[str]:
+        """Ids with all members in the closed shards; needs a request."""
         counts = self._read()["id"].value_counts()
-        self.done = set(counts.index[counts == request["members"]])
+        return set(counts.index[counts == self.request["members"]]) if self.request else set()
 
     def _read(self) -> pd.DataFrame:
         frame = self.kind.read_all(self.temporary)

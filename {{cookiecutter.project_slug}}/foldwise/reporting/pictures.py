@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foldwise.data.images import default_scale, read_mask, resize, resize_mask
+from foldwise.data.images import default_scale, resize, resize_mask
 from foldwise.data.prepare import Prepared, present_classes
 from foldwise.data.samples import TableItems
 from foldwise.data.table import Table
@@ -88,7 +88,7 @@ def compare_masks(
     maps = iter_average_maps(predictions, [table.ids[row] for row in rows])
     for row, (id, probability) in zip(rows, maps, strict=True):
         image = items.picture(row)
-        for name, mask in (("predicted", probability.argmax(0)), ("ground truth", read_mask(table.mask_path(row)))):
+        for name, mask in (("predicted", probability.argmax(0)), ("ground truth", table.read_mask(row))):
             figures.append((f"{caption}: {id}, {name}", overlay(image, mask, table.classes, ignore_index=ignore_index)))
     return figures
 
@@ -138,7 +138,7 @@ def draw_samples(data: Mapping[str, Any], prepared: Prepared) -> Path:
 
     def picture(row: int) -> np.ndarray:
         image = _fit(displayable(items.picture(row)), THUMBNAIL, THUMBNAIL)
-        return paint(image, read_mask(table.mask_path(row)), count, data["ignore_index"]) if masks else image
+        return paint(image, table.read_mask(row), count, data["ignore_index"]) if masks else image
 
     rows = choose_samples(present_classes(table, prepared.scan), SAMPLES)
     names = table.classes[:MOST_NAMES] if masks else ()

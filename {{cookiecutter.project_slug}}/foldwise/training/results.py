@@ -11,7 +11,6 @@ import pandas as pd
 
 from foldwise.config import followers, write_config
 from foldwise.data.holdout import Holdout
-from foldwise.data.images import read_mask
 from foldwise.data.prepare import Prepared
 from foldwise.data.samples import TableItems
 from foldwise.files import plain_number, write_json
@@ -69,7 +68,7 @@ def score_predictions(parts: Sequence[Predictions], config: Mapping[str, Any], p
         evidence, counts, folds = [], [], []
         for part in parts:
             for id, probability in iter_average_maps(part):
-                mask, predicted = read_mask(table.mask_path(table.row_of[id])), probability.argmax(axis=0)
+                mask, predicted = table.read_mask(table.row_of[id]), probability.argmax(axis=0)
                 counts.append(pixel_counts(pixel_confusion(mask, predicted, len(table.classes), metric.ignore_index)))
                 evidence.append(counts[-1] if metric.of_counts else metric.measure(mask, probability))
                 folds.append(prepared.folds[id])

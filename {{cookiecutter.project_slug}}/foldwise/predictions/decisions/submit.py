@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from foldwise.data.images import read_mask
 from foldwise.errors import Refusal
 from foldwise.files import check_new
 from foldwise.predictions.decisions.deciding import Chosen, Decision, bayes_notes, choose_decision
@@ -139,7 +138,7 @@ def _write_masks(material: Material, out: Path, decision: str | None, progress: 
         done = stepping(progress, "cleaning masks out of fold", material.oof.frame["id"].nunique())
         for id, probability in iter_average_maps(material.oof):
             row = truth.table.row_of[id]
-            yield id, read_mask(truth.table.mask_path(row)), probability, truth.folds[row]
+            yield id, truth.table.read_mask(row), probability, truth.folds[row]
             done()
 
     chosen = choose_cleaning(truth.metric, images(), decision)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from foldwise.data.images import read_mask
 from foldwise.predictions.ensembles.blending import (
     GEOMETRIC,
     MEAN,
@@ -134,7 +133,7 @@ class MapEnsemble(Ensemble):
     def _images(self, fold: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Iterate over a fold's images: the true mask (H, W) and the sources' maps (M, C, H, W)."""
         for id, maps in iter_side_by_side(self.oof, self.ids[fold], fold):
-            yield read_mask(self.truth.table.mask_path(self.truth.table.row_of[id])), maps
+            yield self.truth.table.read_mask(self.truth.table.row_of[id]), maps
 
     def _measure(self, fold: int) -> MapExamples:
         metric = self.truth.metric

@@ -106,6 +106,10 @@ def evaluate(
         for one in evidence
         if one.predictions.header.ranks
     }
+    group = truth.config["data"]["columns"]["group"]
+    if group is not None and "group" not in truth.table.frame:
+        text = f"{truth.table.path} has no column {group!r} (data.columns.group): {drawn} are resampled instead"
+        notes[f"{text}, so the intervals are too narrow if the images of a group are alike"] = None
     for column, value, units in subsets:
         subset, count = f"{column} {value}".strip(), len(np.unique(groups[units]))
         for one in evidence:

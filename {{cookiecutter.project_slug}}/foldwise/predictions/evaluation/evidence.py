@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise.data.images import read_mask
 from foldwise.errors import Refusal
 from foldwise.predictions.ground_truth import GroundTruth
 from foldwise.predictions.metrics import confusion_matrix, cross_entropy, is_correct, pixel_confusion, pixel_counts
@@ -117,7 +116,7 @@ def _gather_maps(
     confusion, sums = np.zeros((len(table.classes),) * 2, np.int64), np.zeros((3, BINS))
     maps = iter_average_maps(predictions, table.frame["id"].iloc[rows].tolist())
     for row, (id, probability) in zip(rows, maps, strict=True):
-        mask, predicted = read_mask(table.mask_path(row)), probability.argmax(axis=0)
+        mask, predicted = table.read_mask(row), probability.argmax(axis=0)
         try:
             pixels = pixel_confusion(mask, predicted, len(table.classes), ignore_index)
             counts.append(pixel_counts(pixels))
