@@ -1,5 +1,6 @@
 """evaluate.py: intervals against brute force and closed forms, and the command on predictions written by hand."""
 
+import shutil
 import subprocess
 import sys
 import warnings
@@ -374,6 +375,29 @@ def test_test_predictions_of_anybody_with_a_labelled_table(place, tmp_path):
     assert overall(evaluation, "Accuracy")["score"].tolist() == [pytest.approx(right.mean())] * 2
     with pytest.raises(Refusal, match="friend has test predictions: name a labelled table with --table"):
         evaluate([tmp_path / "friend"])
+
+
+def test_mapped_masks_are_scored_as_rewritten_ones(place, tmp_path):
+    """Out of fold, and on a labelled table: every metric, and the counts of pixels."""
+    stored = tmp_path / "data"
+    shutil.copytree(place, stored)
+    for number in range(4):
+        mask = cv2.imread(str(stored / f"mask{number}.png"), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(stored / f"mask{number}.png"), np.where(mask == 255, 7, mask * 100).astype(np.uint8))
+    runs = [make_run(tmp_path / "numbers", place, "segmentation"), tmp_path / "stored"]
+    make_config(runs[1], stored, "segmentation")
+    shutil.copytree(runs[0] / "oof", runs[1] / "oof")
+    config = yaml.safe_load((runs[1] / "config.yaml").read_text())
+    config["data"]["mask_values"] = {0: 0, 100: 1, 200: 2, 7: 255}
+    (runs[1] / "config.yaml").write_text(yaml.safe_dump(config))
+    for run in runs:
+        make_predictions(run / "predictions" / "test-none", place, "segmentation", split="test")
+    for names in ((None, None), ("labelled.csv", "labelled.csv")):
+        paths = [root / name if name else None for root, name in zip((place, stored), names, strict=True)]
+        found = [evaluate([run], labelled=path, resamples=100) for run, path in zip(runs, paths, strict=True)]
+        columns = ["column", "value", "metric", "score", "low", "high"]
+        pd.testing.assert_frame_equal(*(each.scores[columns] for each in found))
+        np.testing.assert_array_equal(*(each.evidence[0].classes.confusion for each in found))
 
 
 def test_a_labelled_table_needs_no_group_column(place, tmp_path):
