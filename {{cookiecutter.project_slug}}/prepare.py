@@ -55,7 +55,7 @@ def run(name: str, overrides: list[str], weights: Path | None, network: str) -> 
     data = config["data"]
     describe = make_describer(weights, network)
     prepared = prepare(config, current_code(config).alias)
-    notes = [*prepared.notes, *audit_table(prepared)]
+    notes = [*prepared.notes, *audit_table(data, prepared)]
     path, test = data["test_table"], None
     if path is None or not Path(path).exists():
         notes.append(f"there is no test table ({path or 'data.test_table is null'})")

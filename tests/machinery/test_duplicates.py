@@ -280,9 +280,47 @@ def test_what_prepare_says(tmp_path):
     for part in ("4 rows have duplicates in another fold (pairs: 1 exact, 1 copy)", "a5 = same", "a7 = t7",
                  "only pixels were compared", "a classifier tells train from test", "image mean"):  # fmt: skip
         assert any(part in note for note in notes), part
+    labels = {row.id_b: (row.label_a, row.label_b) for row in pairs.fillna("").itertuples()}
+    assert labels == {"same": ("y", "y"), "copy": ("y", "x"), "t7": ("y", "")}
+    assert any("1 pairs of copies (1 copy) have different labels" in note and "a3 (y) = copy (x)" in note
+               for note in notes)  # fmt: skip
     likeness = pd.read_csv(tmp_path / "prepared/adversarial.csv")
     assert sorted(likeness["id"]) == sorted(train) and likeness["test_likeness"].is_monotonic_decreasing
     properties = image_properties(prepared.scan)
     image = train["a4"].astype(np.float64)
     assert properties["image mean"].iat[4] == pytest.approx(image.mean())
     assert properties["image std"].iat[4] == pytest.approx(image.std())
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel", "segmentation", "soft"])
+def test_copies_with_another_target_are_counted(task, tmp_path):
+    """Rows 0 to 5 twice, the copies of 0, 1 and 4 with another target; what the note counts is what was planted."""
+    pictures = [scene(seed) for seed in range(12)]
+    numbers = [*range(12), *range(6)]
+    classes = [[number % 2, number // 2 % 2] for number in numbers]
+    for copy in (12, 13, 16):
+        classes[copy] = [1 - classes[copy][0], classes[copy][1]]
+    columns: dict[str, Any] = {"columns": {}, "classes": ["x", "y"]}
+    given: dict[str, list[Any]] = {"label": ["xy"[first] for first, _ in classes]}
+    if task == "multilabel":
+        given = {"labels": [" ".join(name for name, one in zip("xy", row, strict=True) if one) for row in classes]}
+    elif task == "soft":
+        given = {"x": [0.25 + 0.5 * row[0] for row in classes], "y": [0.75 - 0.5 * row[0] for row in classes]}
+        columns["columns"] = {"target": ["x", "y"]}
+    elif task == "segmentation":
+        (tmp_path / "masks").mkdir()
+        for number, (first, _) in enumerate(classes):
+            mask = np.full((150, 190), first, np.uint8)
+            # The same mask is other bytes: what is compared are its pixels.
+            cv2.imwrite(str(tmp_path / f"masks/{number}.png"), mask, [cv2.IMWRITE_PNG_COMPRESSION, number % 9])
+        given = {"mask": [f"masks/{number}.png" for number in range(18)]}
+    write(tmp_path, {f"p{place}": pictures[number] for place, number in enumerate(numbers)}, **given)
+    data = config(tmp_path, **columns)
+    prepared = prepare(data, "multiclass" if task == "soft" else task)
+    notes = audit_images(data, prepared, None, PixelDescriber(), progress=False)
+    assert any("3 pairs of copies (3 exact) have different labels" in note for note in notes)
+    pairs = pd.read_csv(tmp_path / "prepared/duplicates.csv", keep_default_na=False)
+    shown = {row.id_a: (row.label_a, row.label_b) for row in pairs.itertuples()}
+    expected = {"multiclass": ("x", "y"), "multilabel": ("", "x"), "soft": ("x=0.25 y=0.75", "x=0.75 y=0.25"),
+                "segmentation": ("masks/0.png", "masks/12.png")}  # fmt: skip
+    assert len(shown) == 6 and shown["p0"] == expected[task]

@@ -92,6 +92,25 @@ def test_a_declared_scale_and_mode(tmp_path):
     np.testing.assert_allclose(gray["mean"], [pixels.mean(axis=0) @ [0.299, 0.587, 0.114]], atol=1e-3)
 
 
+@pytest.mark.parametrize(("top", "scale"), [(255, 255), (256, 1023), (4095, 4095), (4096, 16383), (16384, None)])
+def test_few_bits_in_16_bit_files_are_noted_with_their_scale(top, scale, tmp_path):
+    images = [np.minimum(image, top) for image in noise(4, 3, np.uint16)]
+    images[2][0, 0, 1] = top
+    make(tmp_path, images, label=list("abab"))
+    prepared = prepare(config(tmp_path))
+    notes = [note for note in audit_table(config(tmp_path), prepared) if "data.scale=" in note]
+    assert [note.endswith(f"set data.scale={scale}") for note in notes] == [True] * (scale is not None)
+    # A scale that was set is a decision, also if it is that of 16 bits.
+    assert not any("data.scale=" in note for note in audit_table(config(tmp_path, scale=65535), prepared))
+
+
+def test_no_bits_are_missing_from_8_bit_and_float_images(tmp_path):
+    for name, dtype in (("bytes", np.uint8), ("floats", np.float32)):
+        make(tmp_path / name, noise(4, 1, dtype), label=list("abab"))
+        data = config(tmp_path / name)
+        assert not any("data.scale=" in note for note in audit_table(data, prepare(data)))
+
+
 def test_large_images_are_added_up_in_blocks(tmp_path, monkeypatch):
     images = noise(2, 2, np.uint16)
     make(tmp_path / "a", images, label=["a", "b"])
@@ -108,7 +127,9 @@ def test_constant_channels_are_named_and_do_not_divide_by_zero(tmp_path):
     make(tmp_path, images, label=list("abab"))
     prepared = prepare(config(tmp_path))
     assert prepared.image["std"][3] == 1 / 255
-    assert any("channel 3 is constant" in note and "data.mode=rgb" in note for note in audit_table(prepared))
+    assert any(
+        "channel 3 is constant" in note and "data.mode=rgb" in note for note in audit_table(config(tmp_path), prepared)
+    )
 
 
 def test_a_second_call_reads_no_image_and_writes_nothing(tmp_path, monkeypatch):
@@ -176,8 +197,8 @@ def test_given_folds_are_taken_as_they_are(tmp_path):
     prepared = prepare(config(tmp_path, columns=columns), make_folds=False)
     assert list(prepared.folds.values()) == [1, 1, 0, -1, 0]
     assert prepared.statistics["class_counts"] == {"-1": [0, 1], "0": [2, 0], "1": [1, 1]}
-    assert any("class 'b' does not occur in fold 0" in note for note in audit_table(prepared))
-    assert any("2 groups are in more than one fold" in note for note in audit_table(prepared))
+    assert any("class 'b' does not occur in fold 0" in note for note in audit_table(config(tmp_path), prepared))
+    assert any("2 groups are in more than one fold" in note for note in audit_table(config(tmp_path), prepared))
     with pytest.raises(TableError, match=r"\[0, 1\], but data.folds=3 needs 0 to 2"):
         prepare(config(tmp_path, columns=columns, folds=3))
 
@@ -207,7 +228,7 @@ def test_float_images_need_a_scale_beyond_one(tmp_path):
     with pytest.raises(TableError, match=r"set data\.scale to"):
         prepare(config(tmp_path))
     prepared = prepare(config(tmp_path, scale=250.0))
-    assert any("values range from" in note for note in audit_table(prepared))
+    assert any("values range from" in note for note in audit_table(config(tmp_path, scale=250.0), prepared))
     images = noise(4, 1, np.float32)
     images[1][3, 3] = np.nan
     make(tmp_path / "nan", images, label=list("abab"))

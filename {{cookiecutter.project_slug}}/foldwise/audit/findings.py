@@ -1,5 +1,6 @@
 """Notes on the data to read before training: classes, folds, duplicates, train/test shift."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pandas as pd
 from foldwise.audit.adversarial import FEWEST, adversarial_validation, column_aucs, image_properties
 from foldwise.audit.descriptors import Describer, describe_images
 from foldwise.audit.duplicates import BETWEEN_FOLDS, SAME_FOLD, TRAIN_AND_TEST, find_duplicates
+from foldwise.data.images import read_mask
 from foldwise.data.prepare import Prepared, scan_alike
 from foldwise.data.problems import some
 from foldwise.data.samples import TableItems
@@ -17,13 +19,15 @@ from foldwise.data.statistics import SMALLEST_STD
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
 from foldwise.files import write_atomic
+from foldwise.tasks import find_task
 
 SHOWN = 3
 NOTABLE_AUC = 0.6  # columns above it are reported
+BITS = (8, 10, 12, 14)  # of sensors whose values are stored in 16 bits
 
 
-def audit_table(prepared: Prepared) -> list[str]:
-    """Note missing classes, constant channels, groups split by folds, and values beyond the scale."""
+def audit_table(data: Mapping[str, Any], prepared: Prepared) -> list[str]:
+    """Note missing classes, constant channels, groups split by folds, and values beyond or far below the scale."""
     notes = []
     counts = prepared.statistics["class_counts"]
     for number, name in enumerate(prepared.table.classes):
@@ -49,7 +53,23 @@ def audit_table(prepared: Prepared) -> list[str]:
             f"values range from {scan['minimum'].min():.4g} to {scan['maximum'].max():.4g}, "
             f"outside 0 to data.scale ({image['scale']:.4g})"
         )
-    return notes
+    return notes + (_low_bits_notes(prepared) if data["scale"] is None else [])
+
+
+def _low_bits_notes(prepared: Prepared) -> list[str]:
+    """Note 16-bit images with the values of fewer bits; none if another image field has another dtype."""
+    images = prepared.statistics["images"]
+    if {image["dtype"] for image in images.values()} != {"uint16"}:
+        return []
+    others = (figures["maximum"] for text in prepared.scan["others"] for figures in json.loads(text).values())
+    maximum = max(prepared.scan["maximum"].max(), *others, 0)
+    bits = next((bits for bits in BITS if 0 < maximum < 2**bits), None)
+    if bits is None:
+        return []
+    return [
+        f"the 16-bit images never exceed {maximum:.0f}, as if they had {bits} bits, and 65535 stands for 1.0, so the "
+        f"network and the augmentation see them almost black: if they have {bits} bits, set data.scale={2**bits - 1}"
+    ]
 
 
 def audit_images(
@@ -62,9 +82,10 @@ def audit_images(
     ids = [id for items in tables for id in items.table.ids]
     files = [items.table.image_path(row) for items in tables for row in range(len(items.table))]
     pairs = find_duplicates(ids, files, prepared.fold_of_items, descriptors)
+    pairs, conflicts = _compare_targets(pairs, prepared.table)
     with write_atomic(folder / "duplicates.csv") as temporary:
         pairs.to_csv(temporary, index=False)
-    notes = _duplicate_notes(pairs, folder / "duplicates.csv")
+    notes = _conflict_notes(conflicts, folder / "duplicates.csv") + _duplicate_notes(pairs, folder / "duplicates.csv")
     if not descriptors.learned:
         notes.append(
             "only pixels were compared, which misses most other views of a scene (such as neighbouring frames of a "
@@ -73,6 +94,52 @@ def audit_images(
     if test is not None:
         notes += _shift_notes(data, prepared, tables[1], descriptors.vectors, folder / "adversarial.csv")
     return notes
+
+
+def _compare_targets(pairs: pd.DataFrame, train: Table) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Add the targets as text, label_a and label_b (empty for test images); also return the conflicting pairs.
+
+    A conflict is an exact or re-encoded copy with another target; of masks only exact copies are compared.
+    """
+    a = np.array([train.row_of[id] for id in pairs["id_a"]], int)
+    labelled = (pairs["where"] != TRAIN_AND_TEST).to_numpy(bool)
+    b = np.array([train.row_of[id] if known else 0 for id, known in zip(pairs["id_b"], labelled, strict=True)], int)
+    texts = np.array(_target_texts(train), object)
+    compared = labelled & pairs["kind"].isin(["exact"] if train.target is None else ["exact", "copy"]).to_numpy(bool)
+    if train.target is None:
+        differs = compared.copy()
+        for pair in np.flatnonzero(compared):
+            first, second = (read_mask(train.mask_path(row)) for row in (a[pair], b[pair]))
+            differs[pair] = not np.array_equal(first, second)
+    else:
+        differs = (train.target[a] != train.target[b]).any(axis=1)
+    pairs = pairs.assign(label_a=texts[a], label_b=np.where(labelled, texts[b], ""))
+    return pairs, pairs[compared & differs]
+
+
+def _target_texts(table: Table) -> list[str]:
+    """Targets as text: names of classes, `name=value` of soft targets, or the path of the mask."""
+    if table.target is None:
+        return table.frame["mask"].tolist()
+    if find_task(table.task).probabilities and np.isin(table.target, (0, 1)).all():
+        names = np.array(table.classes, object)
+        return [" ".join(names[row == 1]) for row in table.target]
+    return [
+        " ".join(f"{name}={value:.6g}" for name, value in zip(table.classes, row, strict=True)) for row in table.target
+    ]
+
+
+def _conflict_notes(conflicts: pd.DataFrame, path: Path) -> list[str]:
+    if conflicts.empty:
+        return []
+    counts = ", ".join(f"{count} {kind}" for kind, count in conflicts.groupby("kind", sort=False).size().items())
+    first = ", ".join(
+        f"{row.id_a} ({row.label_a}) = {row.id_b} ({row.label_b})" for row in conflicts[:SHOWN].itertuples()
+    )
+    return [
+        f"warning: {len(conflicts)} pairs of copies ({counts}) have different labels, so one of the two is wrong: "
+        f"correct the label, or drop both; first pairs: {first}; all: label_a and label_b in {path}"
+    ]
 
 
 def _duplicate_notes(pairs: pd.DataFrame, path: Path) -> list[str]:
