@@ -1,6 +1,7 @@
 """Metrics against scikit-learn, brute force and cases by hand."""
 
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import sklearn.metrics as oracle
 import yaml
 from tiny import code_of
 
-from foldwise.errors import Refusal
+from foldwise.errors import Refusal, show_notes
 from foldwise.predictions.metrics import (
     METRICS,
     Accuracy,
@@ -147,6 +148,28 @@ def test_score_folds_pools_or_averages():
     assert overall == pytest.approx((40 * per_fold[0] + 10 * per_fold[1]) / 50)
     per_fold, overall = score_folds(auc, target, probability, folds)
     assert overall == pytest.approx((per_fold[0] + per_fold[1]) / 2)
+
+
+@pytest.mark.parametrize("kind", [RocAuc, Accuracy])
+def test_one_fold_is_scored_and_noted_once(kind, capsys):
+    """As all rows at once; its notes have no source line, and those of a later call are not repeated."""
+    target = np.eye(3)[[0, 1, 0, 1]]
+    probability = np.random.default_rng(0).dirichlet(np.ones(3), 4)
+    metric = kind().for_task("multiclass", ["a", "b", "c"])
+    with show_notes():
+        scores = [score_folds(metric, target, probability, np.full(4, 2)) for _ in range(2)]
+    with pytest.warns(UserWarning) if kind is RocAuc else nullcontext():
+        expected = metric(target, probability)
+    assert scores == [({2: expected}, expected)] * 2
+    said = capsys.readouterr().err
+    assert said.startswith("note: fold 2: RocAuc leaves out 1 of 3 classes") == (kind is RocAuc)
+    assert said.count("\n") == (kind is RocAuc)
+
+
+def test_other_warnings_stay_as_they_are(capsys):
+    with show_notes(), pytest.warns(DeprecationWarning, match="old"):
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_fold_without_a_score_is_named_and_left_out():

@@ -1,6 +1,7 @@
 """Phases: what they train, on which images, at which rates; and that a resume in any of them changes nothing."""
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import pytorch_lightning as pl
+import timm
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -280,6 +282,61 @@ def test_an_image_size_that_the_network_cannot_take_is_refused(data):
     config = tiny_config(data, "multiclass", *fixed)
     with pytest.raises(Refusal, match=r"phases.small.image_size: .* 16 x 16"):
         inspect(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "size"),
+    [
+        ("test_vit", {"img_size": 64, "dynamic_img_size": False}, (48, 48)),
+        ("test_vit", {"img_size": 64, "dynamic_img_size": True}, (52, 52)),
+        ("test_vit", {"img_size": 64, "dynamic_img_size": True}, (40, 72)),
+        ("test_maxvit", {}, (100, 100)),
+    ],
+)
+def test_the_nearest_sizes_that_a_network_takes_are_advised(name, options, size, data):
+    """Against timm's own forward pass at every even size up to 160."""
+
+    def takes(side: int) -> bool:
+        try:
+            net(torch.zeros(1, 3, side, side))
+        except (AssertionError, RuntimeError):
+            return False
+        return True
+
+    net = timm.create_model(name, **options).eval()
+    with torch.no_grad():
+        taken = [side for side in range(2, 161, 2) if takes(side)]
+    given = [f"+model.options.{option}={value}" for option, value in options.items()]
+    height, width = size
+    overrides = [f"model.name={name}", *given, f"data.image_size=[{height},{width}]", "augmentation=none"]
+    with pytest.raises(Refusal) as error:
+        inspect(tiny_config(data, "multiclass", *overrides))
+    message = str(error.value)
+    assert message.startswith(f"data.image_size: the network cannot take {height} x {width} (")
+    advised = [tuple(map(int, found)) for found in re.findall(r"data\.image_size=\[(\d+),(\d+)\]", message)]
+    down = tuple(max((side for side in taken if side <= given), default=0) for given in size)
+    up = tuple(min((side for side in taken if side >= given), default=0) for given in size)
+    assert advised == [sizes for sizes in (down, up) if all(sizes)] and advised
+    for advice in re.findall(r"\+\+model\.options\.\S+\b\]?", message):
+        inspect(tiny_config(data, "multiclass", *overrides, advice))
+    assert ("dynamic_img_size=true" in message) == (options.get("dynamic_img_size") is False)
+
+
+def test_one_image_for_batch_norm_is_refused_before_there_is_a_run(data):
+    """A residual network halves 32 pixels to one: the oracle is torch, which refuses it in training."""
+    net = timm.create_model("test_resnet", num_classes=3).train()
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        net(torch.zeros(1, 3, 32, 32))
+    overrides = ["model=tiny", "batch_size=1", "augmentation=none"]
+    with pytest.raises(Refusal, match=r"batch_size=1 is one image .*\(phase train\).*batch_size=2 or more") as error:
+        inspect(tiny_config(data, "multiclass", *overrides))
+    assert "++phases.train.freeze_bn=true" in str(error.value)
+    shared = [*overrides[::2], "batch_size=4", "trainer.accumulate_grad_batches=2", "trainer.devices=2"]
+    with pytest.raises(Refusal, match=r"over 2 processes and 2 accumulated batches is .* batch_size=8 or more"):
+        inspect(tiny_config(data, "multiclass", *shared))
+    for works in ("batch_size=2", "++phases.train.freeze_bn=true", "data.image_size=64"):
+        inspect(tiny_config(data, "multiclass", *overrides, works))
+    inspect(tiny_config(data, "multiclass", *shared, "batch_size=8"))
 
 
 def test_the_picture_of_a_run_shows_what_the_phases_do(data):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from foldwise.code.source import OPTION, trust_all
-from foldwise.errors import exit_code, explain
+from foldwise.errors import exit_code, explain, show_notes
 
 
 def make_parser(text: str | None, opens_runs: bool = False) -> argparse.ArgumentParser:
@@ -66,7 +66,8 @@ def exit_on_error(after: str = "nothing was written") -> Iterator[None]:
         after: what is kept and how to resume, printed after a traceback and after Ctrl-C.
     """
     try:
-        yield
+        with show_notes():
+            yield
     except KeyboardInterrupt:
         print(f"\nstopped; {after}", file=sys.stderr)
         sys.exit(130)

@@ -1,8 +1,12 @@
 """Refusals, reported by their message, and bugs, reported by their traceback."""
 
 import re
-from collections.abc import Iterable
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import Any
 
 # Errors in data loader workers arrive as the text of a traceback; only its end is for the user.
 WORKER_ERROR = re.compile(r"\ACaught \w+ in DataLoader worker process.*\n(?=\S)[\w.]+: (.+)\Z", re.DOTALL)
@@ -25,6 +29,28 @@ class ProcessFailed(Refusal):
     def __init__(self, message: str, *codes: int | None) -> None:
         super().__init__(message)
         self.exit_code = 1 if 1 in codes else 2
+
+
+class Note(UserWarning):
+    """A warning that is about the user's data, not about code."""
+
+
+@contextmanager
+def show_notes() -> Iterator[None]:
+    """Print each `Note` once and without the source line that Python adds."""
+    shown = set[str]()
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+        if not issubclass(category, Note):
+            other(message, category, *rest)
+        elif str(message) not in shown:
+            shown.add(str(message))
+            print(f"note: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", Note)
+        other, warnings.showwarning = warnings.showwarning, show  # type: ignore[assignment]
+        yield
 
 
 def refuse_all(problems: Iterable[str]) -> None:

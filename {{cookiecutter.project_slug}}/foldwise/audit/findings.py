@@ -67,8 +67,8 @@ def _low_bits_notes(prepared: Prepared) -> list[str]:
     if bits is None:
         return []
     return [
-        f"the 16-bit images never exceed {maximum:.0f}, as if they had {bits} bits, and 65535 stands for 1.0, so the "
-        f"network and the augmentation see them almost black: if they have {bits} bits, set data.scale={2**bits - 1}"
+        f"the 16-bit images never exceed {maximum:.0f}, as if they had {bits} bits, and 65535 stands for 1.0, so "
+        f"augmentation sees them almost black: if they have {bits} bits, set data.scale={2**bits - 1}"
     ]
 
 

@@ -77,7 +77,7 @@ def training_loader(
         pseudo=None if pseudo is None else _pool(config, prepared, pseudo),
         pseudo_shares=pseudo_shares(build_phases(config["phases"]), share),
     )
-    loader = make_loader(dataset, sampler, _local_batch_size(config, rank), data["workers"])
+    loader = make_loader(dataset, sampler, local_batch_size(config, rank), data["workers"])
     return loader, len(sampler) * rank.world_size // config["batch_size"]
 
 
@@ -90,7 +90,7 @@ def evaluation_loader(
     transform = EpochTransform(None, None if whole else image_hw(data["image_size"]))
     reader = make_reader(prepared, state)
     dataset = ItemDataset(reader, prepared.table.weights, [transform], data["fit"], None, data["ignore_index"])
-    size = 1 if whole else _local_batch_size(config, rank)
+    size = 1 if whole else local_batch_size(config, rank)
     return make_loader(dataset, [(int(row), 0) for row in rows], size, data["workers"])
 
 
@@ -132,7 +132,7 @@ def _pool(config: Mapping[str, Any], prepared: Prepared, rows: np.ndarray) -> Po
     return Pool(rows, sampling)
 
 
-def _local_batch_size(config: Mapping[str, Any], rank: Rank) -> int:
+def local_batch_size(config: Mapping[str, Any], rank: Rank) -> int:
     """Items per forward pass of one rank; `batch_size` counts a whole optimizer step."""
     accumulate = config["trainer"]["accumulate_grad_batches"]
     size, rest = divmod(config["batch_size"], rank.world_size * accumulate)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,29 @@ from foldwise.data.holdout import Holdout
 from foldwise.data.images import image_hw
 from foldwise.data.prepare import Prepared
 from foldwise.errors import Refusal
+from foldwise.inference.spec import ModelSpec
+from foldwise.inference.weights import normalize
 from foldwise.models.module import TrainingModule
 from foldwise.models.network import Batch
-from foldwise.models.normalized import set_trainable, trainable_share
+from foldwise.models.normalized import Normalized, set_trainable, trainable_share
 from foldwise.predictions.metrics.building import build_metric
 from foldwise.processes.group import Rank
 from foldwise.reporting.phases import PhasePreview
+from foldwise.schedule.phases import Phase
 from foldwise.schedule.schedulers import Plateau
 from foldwise.settings import unknown_setting
 from foldwise.tasks import TASKS, Task
 from foldwise.tasks.outputs import Output, activate
 from foldwise.training.build import build_training, image_sizes
+from foldwise.training.devices import count_processes
+from foldwise.training.loaders import local_batch_size
 
 FIRST = Holdout((0,))
 ITEMS = 2  # batch size of the trial
 STEPS = 20  # points per epoch in the learning-rate preview
+LARGEST = 1024  # image size to try for networks that cannot take the given one
+UNFIT = (AssertionError, RuntimeError, ValueError)  # what networks raise for such an image size
+ONE_VALUE = "more than 1 value per channel"  # in torch's error
 
 
 def inspect_config(
@@ -65,7 +74,7 @@ def inspect_config(
     module, dataset = training.module, training.loader.dataset
     assert isinstance(dataset, ItemDataset)
     with _attached_trainer(module):
-        _try_batch(config, module, dataset, prepared.outputs)
+        _try_batch(config, module, dataset, prepared, training.spec)
     optimizer = module.make_optimizer(training.network)
     if config.get("lr_batch_size"):
         print(
@@ -76,7 +85,9 @@ def inspect_config(
     previews = _preview_phases(config, module, [group["lr"] for group in optimizer.param_groups])
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     kind = "gpu" if gpus else "mps" if torch.backends.mps.is_available() else "cpu"
-    return {"accelerator": kind, "devices": gpus or [kind], "cpus": os.cpu_count()}, previews
+    hardware = {"accelerator": kind, "devices": gpus or [kind], "cpus": os.cpu_count()}
+    _check_batch_norm(config, module, dataset, hardware)
+    return hardware, previews
 
 
 @contextmanager
@@ -104,32 +115,115 @@ def _attached_trainer(module: TrainingModule) -> Iterator[None]:
 
 @torch.no_grad()
 def _try_batch(
-    config: Mapping[str, Any], module: TrainingModule, dataset: ItemDataset, outputs: Sequence[Output]
+    config: Mapping[str, Any], module: TrainingModule, dataset: ItemDataset, prepared: Prepared, spec: ModelSpec
 ) -> None:
     """Run a batch through mixing, the losses and, at every image size of the training, the network."""
     network = module.network.eval()
-    problems = []
-    for key, size in image_sizes(config).items():
-        tried = copy.copy(dataset)
-        tried.transforms = [EpochTransform(dataset.transforms[-1].augmentation, size)]
-        batch = unpack(collate([tried[number, 0] for number in range(min(ITEMS, len(tried)))], tried.fields))
+    sizes, problems = image_sizes(config), []
+    for key, size in sizes.items():
+        batch = _first_items(dataset, size, ITEMS)
         try:
             found = network(batch)
-        except (AssertionError, RuntimeError, ValueError) as error:
+        except UNFIT as error:
             if not _in_library(error):
                 raise
-            problems.append(
-                f"{key}: the network cannot take {size[0]} x {size[1]} ({error}); many of timm's transformers can with "
-                "++model.options.dynamic_img_size=true"
-            )
+            advice = [f"{key}=[{height},{width}]" for height, width in _nearest_sizes(network, batch, size)]
+            if len(sizes) == 1:  # an option must suit all
+                advice += _fitting_options(prepared, spec, batch, size)
+            choices = f": try {', or '.join(advice)}" if advice else ""
+            problems.append(f"{key}: the network cannot take {size[0]} x {size[1]} ({str(error).rstrip('.')}){choices}")
             continue
         if key == "data.image_size":
-            _check_outputs(found, outputs)
+            _check_outputs(found, prepared.outputs)
             _check_losses(module.losses(found, batch), len(batch["row"]))
     if problems:
         raise Refusal("\n".join(problems))
     for mix in module.mixes.values():
         mix(batch)
+
+
+def _first_items(dataset: ItemDataset, size: tuple[int, int], count: int) -> Batch:
+    """A batch of the first items, augmented as in the last epoch, at an image size."""
+    tried = copy.copy(dataset)
+    tried.transforms = [EpochTransform(dataset.transforms[-1].augmentation, size)]
+    return unpack(collate([tried[number, 0] for number in range(min(count, len(tried)))], tried.fields))
+
+
+def _nearest_sizes(network: Normalized, batch: Batch, size: tuple[int, int]) -> list[tuple[int, int]]:
+    """The next smaller and the next larger image size that the network takes."""
+    shapes = copy.deepcopy(network).to("meta")  # computes shapes only
+    meta = {name: value.to("meta") for name, value in batch.items()}
+
+    @cache
+    def fits(height: int, width: int) -> bool:
+        resized = {
+            name: value.new_empty((*value.shape[:-2], height, width)) if value.shape[-2:] == size else value
+            for name, value in meta.items()
+        }
+        return _takes(shapes, resized)
+
+    def nearest(sides: range) -> int:
+        return next((side for side in sides if fits(side, side)), 0)
+
+    # The sides that networks take are even.
+    down = [nearest(range(side - side % 2, 0, -2)) for side in size]
+    up = [nearest(range(side + side % 2, max(LARGEST, 2 * side), 2)) for side in size]
+    return [(height, width) for height, width in (down, up) if height and width and fits(height, width)]
+
+
+def _fitting_options(prepared: Prepared, spec: ModelSpec, batch: Batch, size: tuple[int, int]) -> list[str]:
+    """Options of timm's networks with which this one takes the batch."""
+    found = []
+    for name, value in (("dynamic_img_size", True), ("img_size", list(size))):
+        options = {**(spec.network.get("options") or {}), name: value}
+        try:
+            net = make({**spec.network, "options": options}, prepared.alias)
+        except (Refusal, *UNFIT):  # the network has no such option
+            continue
+        if _takes(normalize(net, spec).eval(), batch):
+            found.append(f"++model.options.{name}={str(value).replace(' ', '').lower()}")
+    return found
+
+
+def _takes(network: Normalized, batch: Batch) -> bool:
+    try:
+        network(batch)
+    except UNFIT:
+        return False
+    return True
+
+
+@torch.no_grad()
+def _check_batch_norm(
+    config: Mapping[str, Any], module: TrainingModule, dataset: ItemDataset, hardware: Mapping[str, Any]
+) -> None:
+    """Refuse one image per forward pass if a BatchNorm in training then gets a single value per channel."""
+    trainer = config["trainer"]
+    world = count_processes(trainer, hardware) * trainer["num_nodes"]
+    if local_batch_size(config, Rank(0, world)) > 1 or (world > 1 and trainer.get("sync_batchnorm")):
+        return
+
+    def works(phase: Phase, freeze_bn: bool) -> bool:
+        set_trainable(module.network, phase.trainable, freeze_bn)
+        try:
+            module.network.train()(batch)
+        except ValueError as error:
+            if ONE_VALUE not in str(error):
+                raise
+            return False
+        return True
+
+    for phase in module.schedule.phases:
+        batch = _first_items(dataset, image_hw(phase.image_size or config["data"]["image_size"]), 1)
+        if not works(phase, phase.freeze_bn):
+            accumulate = trainer["accumulate_grad_batches"]
+            least = f"batch_size={2 * world * accumulate} or more"
+            frozen = f", or ++phases.{phase.name}.freeze_bn=true" if works(phase, True) else ""
+            share = "" if world * accumulate == 1 else f" over {world} processes and {accumulate} accumulated batches"
+            raise Refusal(
+                f"batch_size={config['batch_size']}{share} is one image per forward pass, which BatchNorm cannot train "
+                f"on (phase {phase.name}): set {least}{frozen}"
+            )
 
 
 def _in_library(error: BaseException) -> bool:

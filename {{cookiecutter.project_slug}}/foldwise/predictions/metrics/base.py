@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from foldwise.data.problems import some
-from foldwise.errors import Refusal
+from foldwise.errors import Note, Refusal
 from foldwise.tasks import ForTasks, Task, find_task
 
 if TYPE_CHECKING:
@@ -174,4 +174,4 @@ def undefined(message: str) -> float:
 
 
 def warn(message: str) -> None:
-    warnings.warn(message, stacklevel=2)
+    warnings.warn(message, Note, stacklevel=2)

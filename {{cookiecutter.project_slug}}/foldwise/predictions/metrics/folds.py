@@ -75,7 +75,10 @@ def _score(score: Callable[[np.ndarray], float], pooled: bool, folds: np.ndarray
     folds = np.asarray(folds)
     numbers = sorted(int(fold) for fold in np.unique(folds) if fold >= 0)
     per_fold = _each_fold({fold: partial(score, folds == fold) for fold in numbers})
-    return per_fold, score(folds >= 0) if pooled else _mean(per_fold)
+    if not pooled:
+        return per_fold, _mean(per_fold)
+    # The same rows again would give the same score, and its warnings twice.
+    return per_fold, per_fold[numbers[0]] if len(numbers) == 1 else score(folds >= 0)
 
 
 def _each_fold(scores: Mapping[int, Callable[[], float]]) -> dict[int, float]:
