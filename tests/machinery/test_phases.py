@@ -332,7 +332,7 @@ def test_one_image_for_batch_norm_is_refused_before_there_is_a_run(data):
         inspect(tiny_config(data, "multiclass", *overrides))
     assert "++phases.train.freeze_bn=true" in str(error.value)
     shared = [*overrides[::2], "batch_size=4", "trainer.accumulate_grad_batches=2", "trainer.devices=2"]
-    with pytest.raises(Refusal, match=r"over 2 processes and 2 accumulated batches is .* batch_size=8 or more"):
+    with pytest.raises(Refusal, match=r"=4 on 2 devices with trainer.accumulate_grad_batches=2 is .* batch_size=8 or"):
         inspect(tiny_config(data, "multiclass", *shared))
     for works in ("batch_size=2", "++phases.train.freeze_bn=true", "data.image_size=64"):
         inspect(tiny_config(data, "multiclass", *overrides, works))

@@ -188,7 +188,7 @@ def _fitting_options(prepared: Prepared, spec: ModelSpec, batch: Batch, size: tu
 def _takes(network: Normalized, batch: Batch) -> bool:
     try:
         network(batch)
-    except UNFIT:
+    except Exception:  # of a probe, such as a division by 0 for few pixels
         return False
     return True
 
@@ -219,10 +219,11 @@ def _check_batch_norm(
             accumulate = trainer["accumulate_grad_batches"]
             least = f"batch_size={2 * world * accumulate} or more"
             frozen = f", or ++phases.{phase.name}.freeze_bn=true" if works(phase, True) else ""
-            share = "" if world * accumulate == 1 else f" over {world} processes and {accumulate} accumulated batches"
+            devices = f" on {world} devices" if world > 1 else ""
+            batches = f" with trainer.accumulate_grad_batches={accumulate}" if accumulate > 1 else ""
             raise Refusal(
-                f"batch_size={config['batch_size']}{share} is one image per forward pass, which BatchNorm cannot train "
-                f"on (phase {phase.name}): set {least}{frozen}"
+                f"batch_size={config['batch_size']}{devices}{batches} is one image per forward pass, which BatchNorm "
+                f"cannot train on (phase {phase.name}): set {least}{frozen}"
             )
 
 
