@@ -11,7 +11,6 @@ import pandas as pd
 from foldwise.audit.adversarial import FEWEST, adversarial_validation, column_aucs, image_properties
 from foldwise.audit.descriptors import Describer, describe_images
 from foldwise.audit.duplicates import BETWEEN_FOLDS, SAME_FOLD, TRAIN_AND_TEST, find_duplicates
-from foldwise.data.images import read_mask
 from foldwise.data.prepare import Prepared, scan_alike
 from foldwise.data.problems import some
 from foldwise.data.samples import TableItems
@@ -109,7 +108,7 @@ def _compare_targets(pairs: pd.DataFrame, train: Table) -> tuple[pd.DataFrame, p
     if train.target is None:
         differs = compared.copy()
         for pair in np.flatnonzero(compared):
-            first, second = (read_mask(train.mask_path(row)) for row in (a[pair], b[pair]))
+            first, second = (train.read_mask(row) for row in (a[pair], b[pair]))
             differs[pair] = not np.array_equal(first, second)
     else:
         differs = (train.target[a] != train.target[b]).any(axis=1)
