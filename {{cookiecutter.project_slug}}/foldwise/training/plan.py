@@ -55,7 +55,7 @@ def make_plan(context: "Context", config: dict[str, Any], nodes: int, make_folds
     parts = choose_parts(config["fold"], followers(config), prepared)
     contents = hash_contents(prepared, config["model"]["weights"])
     identity = make_identity(config, 0, contents, code)  # hashed while the server imports torch
-    hardware, picture = call(context, _inspect, config, prepared, parts[0])
+    hardware, picture = call(context, _inspect, config, prepared, parts[0], nodes)
     devices = count_processes(trainer, hardware)
     if nodes > 1 and workers != 1:
         raise Refusal("fold_workers is for one machine: on several, each fold has all devices of all of them")
@@ -84,10 +84,10 @@ def choose_parts(chosen: Any, followed: Sequence[str], prepared: Prepared) -> li
 
 
 # Imports torch, so only a child process calls it.
-def _inspect(config: Mapping[str, Any], prepared: Prepared, part: Holdout) -> tuple[dict[str, Any], bytes]:
+def _inspect(config: Mapping[str, Any], prepared: Prepared, part: Holdout, nodes: int) -> tuple[dict[str, Any], bytes]:
     from foldwise.reporting.figures import to_png
     from foldwise.reporting.phases import phases_figure
     from foldwise.training.trial import inspect_config
 
-    hardware, phases = inspect_config(config, prepared, part)
+    hardware, phases = inspect_config(config, prepared, part, nodes)
     return hardware, to_png(phases_figure(phases))

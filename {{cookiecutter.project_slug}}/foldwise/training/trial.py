@@ -50,7 +50,7 @@ ONE_VALUE = "more than 1 value per channel"  # in torch's error
 
 
 def inspect_config(
-    config: Mapping[str, Any], prepared: Prepared, part: Holdout = FIRST
+    config: Mapping[str, Any], prepared: Prepared, part: Holdout = FIRST, nodes: int = 1
 ) -> tuple[dict[str, Any], list[PhasePreview]]:
     """Build a training once and try a batch, to catch mistakes before the run exists.
 
@@ -86,7 +86,7 @@ def inspect_config(
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     kind = "gpu" if gpus else "mps" if torch.backends.mps.is_available() else "cpu"
     hardware = {"accelerator": kind, "devices": gpus or [kind], "cpus": os.cpu_count()}
-    _check_batch_norm(config, module, dataset, hardware)
+    _check_batch_norm(config, module, dataset, count_processes(config["trainer"], hardware) * nodes)
     return hardware, previews
 
 
@@ -194,12 +194,9 @@ def _takes(network: Normalized, batch: Batch) -> bool:
 
 
 @torch.no_grad()
-def _check_batch_norm(
-    config: Mapping[str, Any], module: TrainingModule, dataset: ItemDataset, hardware: Mapping[str, Any]
-) -> None:
+def _check_batch_norm(config: Mapping[str, Any], module: TrainingModule, dataset: ItemDataset, world: int) -> None:
     """Refuse one image per forward pass if a BatchNorm in training then gets a single value per channel."""
     trainer = config["trainer"]
-    world = count_processes(trainer, hardware) * trainer["num_nodes"]
     if local_batch_size(config, Rank(0, world)) > 1 or (world > 1 and trainer.get("sync_batchnorm")):
         return
 
