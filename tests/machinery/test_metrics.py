@@ -4,11 +4,13 @@ import warnings
 from contextlib import nullcontext
 
 import numpy as np
+import pandas as pd
 import pytest
 import sklearn.metrics as oracle
 import yaml
 from tiny import code_of
 
+from foldwise.data.table import Columns, read_table
 from foldwise.errors import Refusal, show_notes
 from foldwise.predictions.metrics import (
     METRICS,
@@ -102,6 +104,36 @@ def test_kappa_keeps_the_distance_over_a_class_that_does_not_occur():
 def test_kappa_refuses_grades_sorted_as_text():
     with pytest.raises(Refusal, match=r'order of the grades.*"2", "10"'):
         QuadraticKappa().for_task("multiclass", ["1", "10", "2"])
+    with pytest.raises(Refusal, match=r'order of the grades.*"2.0", "10.0"'):
+        QuadraticKappa().for_task("multiclass", ["1.0", "10.0", "2.0"])
+
+
+def test_kappa_of_grades_in_a_table(tmp_path):
+    """By number; words need an order that is given."""
+    rng = np.random.default_rng(0)
+    true = np.append(np.arange(12), rng.integers(0, 12, 88))
+    answer = np.clip(true + rng.integers(-2, 3, 100), 0, 11)
+
+    def table(names, classes=None):
+        frame = pd.DataFrame({"id": range(100), "image": "a.png", "label": [names[grade] for grade in true]})
+        frame.to_csv(tmp_path / "t.csv", index=False)
+        return read_table(tmp_path / "t.csv", "multiclass", tmp_path, Columns(), classes)
+
+    (tmp_path / "a.png").touch()
+    for text in ("{}", "{}.0", "{:03}", "-{}"):
+        names = [text.format(grade) for grade in range(12)]
+        read = table(names)
+        metric = QuadraticKappa().for_task("multiclass", read.classes, read)
+        expected = oracle.cohen_kappa_score(true, answer, weights="quadratic")
+        predicted = np.eye(12)[[read.classes.index(names[grade]) for grade in answer]]
+        assert metric(read.target, predicted) == pytest.approx(expected)
+    words = list("lkjihgfedcba")
+    read = table(words)
+    with pytest.raises(Refusal, match=r'from the lowest to the highest: classes: \["a", "b"'):
+        QuadraticKappa().for_task("multiclass", read.classes, read)
+    read = table(words, words)
+    metric = QuadraticKappa().for_task("multiclass", read.classes, read)
+    assert metric(read.target, np.eye(12)[answer]) == pytest.approx(expected)
 
 
 def test_soft_targets():

@@ -415,3 +415,29 @@ def test_the_next_command_is_about_the_same_data(tmp_path: Path, command: Any) -
         name: settings[name] for name in ("root", "table", "prepared", "folds")
     }
     assert trained.task == "multiclass"
+
+
+def test_many_classes_are_one_note(tmp_path):
+    labels = [f"c{number % 40}" for number in range(80)]
+    make(tmp_path, noise(1, 3) * 80, label=labels, fold=[number // 40 for number in range(80)])
+    data = config(tmp_path, columns={"fold": "fold"})
+    assert not any("class" in note for note in audit_table(data, prepare(data)))
+    make(tmp_path, noise(1, 3) * 80, label=labels, fold=[number % 2 for number in range(80)])
+    (note,) = [note for note in audit_table(data, prepare(data)) if "class" in note]
+    assert note.startswith(
+        "40 of 40 classes do not occur in every fold: class 'c0' does not occur in fold 1; class 'c1'"
+    )
+    data["classes"] = [f"c{number}" for number in range(100)]
+    assert [note[:28] for note in audit_table(data, prepare(data)) if "class" in note] == [
+        "60 of 100 classes never occu", "40 of 100 classes do not occ"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [["cat", "Cat"], ["1", "01"], ["2.0", "2"], ["caf\u00e9", "cafe\u0301"]])
+def test_spellings_of_one_name_are_noted(tmp_path, names):
+    make(tmp_path, noise(1, 3) * 8, label=[*names, "dog", "12"] * 2)
+    data = config(tmp_path)
+    (note,) = [note for note in audit_table(data, prepare(data)) if "spellings" in note]
+    assert all(repr(name) in note for name in names) and "dog" not in note and note.startswith("1 names")
+    data["classes"] = [*names, "dog", "12"]
+    assert not any("spellings" in note for note in audit_table(data, prepare(data)))

@@ -354,6 +354,17 @@ def test_predictions_need_no_torch():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.filterwarnings("error")
+def test_thousands_of_classes_without_a_warning(tmp_path):
+    names = [f"class{number}" for number in range(2500)]
+    values = np.random.default_rng(0).dirichlet(np.ones(2500), 5).astype(np.float32)
+    writer = PredictionWriter(tmp_path / "p", replace(header(), columns=names))
+    with writer as shard:
+        for row, value in enumerate(values):
+            shard.add(f"i{row}", 0, "last", "identity", value)
+    assert np.array_equal(read_predictions(tmp_path / "p").frame[names].to_numpy(), values)
+
+
 def test_forty_thousand_rows_are_read_and_averaged(tmp_path):
     ids = [f"image-{n:06d}" for n in range(40_000)]
     frame = pd.concat([rows(ids, fold, seed=fold) for fold in range(5)])

@@ -62,6 +62,7 @@ def test_labels_and_columns():
     answers = np.array([[1, 0, 1], [0, 0, 0]], bool)
     text = Labels(classes=CLASSES, id_column="image", value_column="tags", empty="none").table(["a", "b"], answers)
     assert text.to_dict("list") == {"image": ["a", "b"], "tags": ["cat newt", "none"]}
+    assert Labels(classes=CLASSES, separator="|").table(["a"], answers[:1])["label"].tolist() == ["cat|newt"]
     numbers = ColumnPerClass(classes=CLASSES).table(["a", "b"], answers)
     assert numbers.to_csv(index=False) == "id,cat,dog,newt\na,1,0,1\nb,0,0,0\n"
     one = ColumnPerClass(classes=CLASSES, positive="dog", value_column="target").table(

@@ -1,10 +1,12 @@
 """Tables: what is read, and that every problem is listed with its line."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.preprocessing import MultiLabelBinarizer
 
 from foldwise.data.table import Columns, TableError, read_table
 from foldwise.errors import Refusal
@@ -54,6 +56,82 @@ def test_empty_labels_are_no_labels(root):
                        "multilabel", root, Columns())  # fmt: skip
     assert table.classes == ("x", "y")
     assert table.target.tolist() == [[0, 0], [1, 1], [1, 0]]
+
+
+def test_numbers_of_all_kinds_sort_as_numbers(root):
+    labels = ["10.0", "-1.5", "9.0", "2", "02", ".5"]
+    rows = "".join(f"{row},images/a.png,{label}\n" for row, label in enumerate(labels))
+    path = write(root, f"id,image,label\n{rows}")
+    assert read_table(path, "multiclass", root, Columns()).classes == ("-1.5", ".5", "02", "2", "9.0", "10.0")
+    path = write(root, f"id,image,label\n{rows}7,images/a.png,x\n")
+    assert read_table(path, "multiclass", root, Columns()).classes == tuple(sorted([*labels, "x"]))
+
+
+SETS = [set(), {"cat"}, {"dog"}, {"cat", "dog"}, {"bird", "cat"}, {"bird", "cat", "dog"}]
+WRITTEN = {
+    "comma": (",", ",".join),
+    "comma and space": (",", ", ".join),
+    "bar": ("|", "|".join),
+    "semicolon": (";", "; ".join),
+    "Python": (",", lambda names: str(list(names))),
+    "JSON": (",", json.dumps),
+    "numpy": (" ", lambda names: str(np.array(list(names), object))),
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+@pytest.mark.parametrize("names", [None, ["dog", "cat", "bird"]])
+def test_another_separator_is_found_and_read_when_declared(root, kind, names):
+    separator, text = WRITTEN[kind]
+    frame = pd.DataFrame({"id": range(6), "image": "images/a.png", "labels": [text(sorted(labels)) for labels in SETS]})
+    frame.to_csv(root / "train.csv", index=False)
+    (problem,) = problems(root, (root / "train.csv").read_text(), "multilabel", classes=names)
+    assert f'label_separator: "{separator}"' in problem
+    table = read_table(root / "train.csv", "multilabel", root, Columns(), names, separator=separator)
+    assert table.classes == tuple(names or ["bird", "cat", "dog"])
+    expected = MultiLabelBinarizer(classes=table.classes).fit_transform(SETS)
+    assert np.array_equal(table.target, expected) and table.target.dtype == np.float32
+
+
+def test_lists_of_a_parquet_table_are_sets_of_labels(root):
+    frame = pd.DataFrame({"id": range(7), "image": "images/a.png", "labels": [*map(sorted, SETS), None]})
+    frame.to_parquet(root / "train.parquet")
+    for separator in (None, ","):
+        table = read_table(root / "train.parquet", "multilabel", root, Columns(), separator=separator)
+        assert table.classes == ("bird", "cat", "dog")
+        assert np.array_equal(table.target, MultiLabelBinarizer().fit_transform([*SETS, set()]))
+    pd.DataFrame({"id": [1, 2], "image": "images/a.png", "labels": [["a b", "c"], ["c", "c"]]}).to_parquet(
+        root / "train.parquet"
+    )
+    with pytest.raises(TableError, match="a label occurs twice"):
+        read_table(root / "train.parquet", "multilabel", root, Columns())
+    with pytest.raises(TableError, match="is a list: is the task multilabel"):
+        read_table(root / "train.parquet", "multiclass", root, Columns(target="labels"))
+
+
+def test_names_with_spaces_need_another_separator(root):
+    path = write(root, "id,image,labels\n1,images/a.png,No Finding\n2,images/b.png,Mass|No Finding\n")
+    table = read_table(path, "multilabel", root, Columns(), separator="|")
+    assert table.classes == ("Mass", "No Finding") and table.target.tolist() == [[0, 1], [1, 1]]
+    text = "id,image,labels\n1,images/a.png,a||b\n"
+    assert "a label is empty" in problems(root, text, "multilabel", separator="|")[0]
+
+
+@pytest.mark.parametrize(
+    "cells", [["n/a", "n/a cat", "cat"], ["a,b", "c,d"], ["road clear", "haze road", ""], ["R&B jazz", "jazz", "R&B"]]
+)
+def test_other_signs_in_labels_are_part_of_them(root, cells):
+    rows = "".join(f'{row},images/a.png,"{cell}"\n' for row, cell in enumerate(cells))
+    table = read_table(write(root, "id,image,labels\n" + rows), "multilabel", root, Columns())
+    assert set(table.classes) == {name for cell in cells for name in cell.split()}
+
+
+def test_a_space_declares_that_other_signs_are_part_of_labels(root):
+    rows = "".join(f"{row},images/a.png,{cell}\n" for row, cell in enumerate(["a/b", "a", "b"]))
+    text = "id,image,labels\n" + rows
+    assert 'label_separator: " "' in problems(root, text, "multilabel")[0]
+    table = read_table(write(root, text), "multilabel", root, Columns(), separator=" ")
+    assert table.classes == ("a", "a/b", "b")
 
 
 def test_soft_targets(root):

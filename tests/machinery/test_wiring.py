@@ -572,6 +572,9 @@ SETTINGS: dict[str, Changes | Same] = {
     "data.classes": Changes(
         "data.classes=[red,blue,green]", ensures(lambda a, b: list(b.oof.columns) == ["red", "blue", "green"])
     ),
+    "data.label_separator": Changes(
+        'data.label_separator="|" data.columns.target=tags', same_weights, task="multilabel"
+    ),
     "data.ignore_index": Changes("data.ignore_index=7 data.columns.target=mask7", ignored_as_before, task=MASKS),
     "data.mask_values": Changes(
         "++data.mask_values={0:0,1:1,2:2,3:3,7:255} data.columns.target=mask7", mapped_as_before, task=MASKS

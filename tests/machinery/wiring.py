@@ -42,7 +42,7 @@ def write_world(root: Path) -> Path:
         thing=[f"thing{row // 2}-{label}" for row, label in zip(places, table["label"], strict=True)],
         part=(table.groupby("label").cumcount() + (table["label"] == "red")) % 2,
     )
-    table = table.assign(whole_mask=table["mask"])
+    table = table.assign(whole_mask=table["mask"], tags=table["labels"].str.replace(" ", "|"))
     for name, ignored in (("mask", 255), ("mask7", 7)):  # a corner of another size in each is ignored
         table[name] = [f"{name}/{row}.png" for row in places]
         (root / name).mkdir()

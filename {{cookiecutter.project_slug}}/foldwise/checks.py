@@ -67,6 +67,7 @@ VALUES: dict[str, tuple[Fits, str]] = {
     "one of shuffle, balanced, or has the _target_ of your own": (_is_sampling, "data.sampling"),
     f"one of {', '.join(MODES)}": (lambda value: value in MODES, "data.mode"),
     "one of dataset, weights": (lambda value: value in ("dataset", "weights"), "data.normalize"),
+    "text, or null": (lambda value: value is None or (isinstance(value, str) and value != ""), "data.label_separator"),
     "a whole number above 0, or [height,width]": (_is_size, "data.image_size"),
 }
 

@@ -1,6 +1,7 @@
 """Notes on the data to read before training: classes, folds, duplicates, train/test shift."""
 
 import json
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from foldwise.data.problems import some
 from foldwise.data.samples import TableItems
 from foldwise.data.statistics import SMALLEST_STD
 from foldwise.data.table import Table
+from foldwise.data.targets import as_numbers
 from foldwise.errors import Refusal
 from foldwise.files import write_atomic
 from foldwise.tasks import find_task
@@ -26,15 +28,19 @@ BITS = (8, 10, 12, 14)  # of sensors whose values are stored in 16 bits
 
 
 def audit_table(data: Mapping[str, Any], prepared: Prepared) -> list[str]:
-    """Note missing classes, constant channels, groups split by folds, and values beyond or far below the scale."""
-    notes = []
+    """Note missing and similarly named classes, constant channels, split groups, values beyond or far below the scale."""
     counts = prepared.statistics["class_counts"]
+    never, missing = [], []
     for number, name in enumerate(prepared.table.classes):
         empty = [fold for fold, of_class in counts.items() if fold != "-1" and of_class[number] == 0]
         if sum(of_class[number] for of_class in counts.values()) == 0:
-            notes.append(f"class {name!r} never occurs")
+            never.append(f"class {name!r} never occurs")
         elif empty:
-            notes.append(f"class {name!r} does not occur in fold {', '.join(empty)}")
+            missing.append(f"class {name!r} does not occur in fold {', '.join(empty)}")
+    notes = [note for table in prepared.tables.values() for note in _similar_names(table)]
+    for found, what in ((never, "never occur"), (missing, "do not occur in every fold")):
+        summary = f"{len(found):,} of {len(prepared.table.classes):,} classes {what}: {'; '.join(found[:SHOWN])}; ..."
+        notes += found if len(found) <= SHOWN else [summary]
     frame, scan = prepared.table.frame, prepared.scan
     for column in frame.columns.intersection(["image", "group", "unit"], sort=False):
         spread = pd.Series(prepared.fold_of_items).groupby(frame[column]).nunique()
@@ -68,6 +74,19 @@ def _low_bits_notes(prepared: Prepared) -> list[str]:
     return [
         f"the 16-bit images never exceed {maximum:.0f}, as if they had {bits} bits, and 65535 stands for 1.0, so "
         f"augmentation sees them almost black: if they have {bits} bits, set data.scale={2**bits - 1}"
+    ]
+
+
+def _similar_names(table: Table) -> list[str]:
+    """Note classes found in the table whose names differ only in case, or in how a character or number is written."""
+    names = pd.Series([] if table.ordered else table.classes, dtype=object)
+    keys = names.map(lambda name: (as_numbers([name]) or [unicodedata.normalize("NFKC", name).casefold()])[0])
+    similar = [" and ".join(map(repr, group)) for _, group in names.groupby(keys, sort=False) if len(group) > 1]
+    if not similar:
+        return []
+    return [
+        f"{len(similar):,} names have several spellings, each a class of its own: {some(similar, SHOWN)}; if they "
+        "mean the same, correct the table, else list them in data.classes"
     ]
 
 

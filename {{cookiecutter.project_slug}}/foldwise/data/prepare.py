@@ -115,8 +115,15 @@ def prepare(config: Mapping[str, Any], alias: str | None, make_folds: bool = Tru
 
 def read_items(data: Mapping[str, Any], task: str, samples: Samples) -> TableItems:
     classes = provide_classes(data, task)
-    columns, values = Columns.from_config(data["columns"]), data.get("mask_values")
-    source = read_table(data["table"], task, data["root"], columns, classes, mask_values=values)
+    source = read_table(
+        data["table"],
+        task,
+        data["root"],
+        Columns.from_config(data["columns"]),
+        classes,
+        mask_values=data.get("mask_values"),  # older runs lack it, and the next
+        separator=data.get("label_separator"),
+    )
     return TableItems.of(source, samples, targets=True)
 
 
@@ -129,8 +136,15 @@ def read_outputs(
     data = config["data"]
     for name, entry in (config.get("outputs") or {}).items():
         columns = Columns.from_config({**data["columns"], "target": entry["target"]})
-        classes, values = entry.get("classes"), data.get("mask_values")
-        source = read_table(data["table"], entry["task"], data["root"], columns, classes, mask_values=values)
+        source = read_table(
+            data["table"],
+            entry["task"],
+            data["root"],
+            columns,
+            entry.get("classes"),
+            mask_values=data.get("mask_values"),
+            separator=data.get("label_separator"),
+        )
         outputs.append(Output.other(name, entry, source.classes))
         tables[outputs[-1].target] = item_table(source, items)
     return tuple(outputs), tables

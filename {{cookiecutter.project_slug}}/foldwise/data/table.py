@@ -16,7 +16,7 @@ import pandas as pd
 
 from foldwise.data.images import map_mask, read_mask
 from foldwise.data.problems import Check, TableError, has_stray_spaces
-from foldwise.data.targets import check_class_names, check_units
+from foldwise.data.targets import check_class_names, check_units, split_cells
 from foldwise.errors import Refusal
 from foldwise.tasks import Task, find_task
 
@@ -54,6 +54,7 @@ class Table:
         frame: the file's columns, plus `id` and `image` (text) and, if declared, `mask`, `group`, `unit` (text),
             `weight` (float) and `fold` (int); index 0 to N - 1. Undeclared columns with these names are dropped, so
             that they are not used by accident.
+        ordered: the order of `classes` was given, not found by sorting.
         target: float32 (N, C), one-hot, multi-hot or soft; None for masks and for tables without target.
         mask_values: class number of each stored mask value, `data.mask_values`; None: masks store class numbers.
     """
@@ -65,6 +66,7 @@ class Table:
     target: np.ndarray | None
     path: Path
     mask_values: Mapping[int, int] | None = None
+    ordered: bool = True
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -107,16 +109,18 @@ def read_table(
     has_target: bool = True,
     needs_group: bool = True,
     mask_values: Mapping[Any, Any] | None = None,
+    separator: str | None = None,
 ) -> Table:
     """Read a table and check it as a whole, including that image and mask files exist.
 
     Args:
         root: folder of the image and mask paths, which must not leave it.
-        classes: ordered class names; None takes those found, sorted (as numbers if all are integers). Required for
+        classes: ordered class names; None takes those found, sorted (as numbers if all are numbers). Required for
             segmentation: class i is pixel value i.
         has_target: False for a test table: target, weight and fold are not read, and the group column is optional.
         needs_group: False makes the group column optional with targets too.
         mask_values: see `Table`.
+        separator: of the labels in a cell of a multilabel table; None: whitespace.
 
     Raises:
         TableError: lists every problem with its line.
@@ -167,11 +171,14 @@ def read_table(
     target = None
     if has_target:
         soft = not isinstance(columns.target, str | None)
+        if separator is not None and not soft and meaning.kind == "rows" and not meaning.exclusive:
+            raw = raw.assign(**{name: split_cells(raw[name], separator) for name in target_columns})
         names, target = meaning.read_target(raw, target_columns, soft, names, check)
     if target is not None and "unit" in declared:
         check_units(frame["unit"], target, check)
     check.stop_if_bad()
-    return Table(frame, task, tuple(names or ()), root, target, path, check_mask_values(mask_values))
+    ordered = classes is not None or not isinstance(columns.target, str | None)
+    return Table(frame, task, tuple(names or ()), root, target, path, check_mask_values(mask_values), ordered)
 
 
 def check_mask_values(values: Any) -> dict[int, int] | None:

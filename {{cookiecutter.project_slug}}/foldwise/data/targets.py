@@ -1,16 +1,25 @@
 """Read class names and targets from a table; targets have one float32 column per class."""
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from foldwise.data.problems import Check, TableError, has_stray_spaces, some
+from foldwise.data.problems import Check, TableError, some
 from foldwise.tasks.base import Task
 
 # Other columns of a prediction file, next to those of the classes.
 RESERVED_CLASSES = ("id", "fold", "snapshot", "view")
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)", re.ASCII)
+SEPARATORS = ",;|/+&: "  # that are looked for; spaces only in brackets
+BRACKETED = re.compile(r"\[.*\]|\(.*\)|\{.*\}", re.DOTALL)
+LISTS = (list, tuple, set, frozenset, np.ndarray)
+NEARLY_ALL = 0.9  # of the cells with a separator must split into names of other cells
 
 SOFT_SUM_TOLERANCE = 1e-3  # probabilities are often rounded to three or four digits
 
@@ -30,25 +39,95 @@ def check_class_names(classes: Sequence[Any] | None, task: Task, check: Check) -
     return names
 
 
+def as_numbers(names: Sequence[str]) -> list[Decimal] | None:
+    """Convert names such as 3, 03 or 3.0 to numbers; None if one is no number."""
+    return list(map(Decimal, names)) if all(map(NUMBER.fullmatch, names)) else None
+
+
+def split_cells(column: pd.Series, separator: str) -> pd.Series:
+    """Split the texts of a column into tuples of names; lists stay."""
+    texts = column.astype(object).where(column.notna(), "")
+    return texts.map(lambda cell: cell if isinstance(cell, LISTS) else _split(str(cell), separator))
+
+
+def _split(cell: str, separator: str) -> tuple[str, ...]:
+    """Split a cell into names; one in brackets also loses these and the quotes, as in "['cat', 'dog']"."""
+    bracketed = BRACKETED.fullmatch(cell.strip()) is not None
+    text = cell.strip()[1:-1] if bracketed else cell
+    parts = [part.strip() for part in (text.split() if separator.isspace() else text.split(separator))]
+    if bracketed:
+        return tuple(part.strip("'\"") for part in parts if part)
+    return () if parts == [""] else tuple(parts)
+
+
+def _find_separator(cells: Sequence[str], names: Sequence[str]) -> tuple[str, str] | None:
+    """Find a separator other than spaces, and an example; None unless nearly all cells with it split into known names.
+
+    Known are `names` and what other cells have too.
+    """
+    best, most = None, 0
+    bracketed = {cell for cell in cells if BRACKETED.fullmatch(cell.strip()) and _split(cell, " ")}
+    for separator in SEPARATORS:
+        split = {cell: _split(cell, separator) for cell in cells}
+        times = Counter([*names, *names, *(part for parts in split.values() for part in set(parts))])
+        combined = [cell for cell in cells if cell in bracketed or (separator in cell.strip() and separator != " ")]
+        good = 0
+        for cell in combined:
+            single = len(split[cell]) == 1 and not re.search(r"[\s'\"]", split[cell][0])
+            good += bool(split[cell]) and (
+                (single and cell in bracketed) or all(times[part] > 1 for part in split[cell])
+            )
+        if good > most and good >= NEARLY_ALL * len(combined):
+            best, most = (separator, max(combined, key=lambda cell: len(split[cell]))), good
+    return best
+
+
+def _label_names(value: str | tuple[str, ...], multilabel: bool) -> list[str]:
+    if isinstance(value, tuple):
+        return list(value)
+    return value.split() if multilabel else [" ".join(value.split())]
+
+
 def hard_targets(
-    labels: pd.Series, task: Task, names: list[str] | None, check: Check
+    column: pd.Series, task: Task, names: list[str] | None, check: Check
 ) -> tuple[list[str], np.ndarray | None]:
-    """Return class names and targets: one-hot from `label`, or multi-hot from `labels`, separated by spaces."""
+    """Return class names and targets: one-hot from `label`, or multi-hot from `labels`, text with spaces or lists."""
     multilabel = not task.exclusive
-    stray = has_stray_spaces(labels)
-    check.rows(stray, lambda row: f"the label {labels.iat[row]!r} has whitespace at its ends or two spaces in a row")
+    labels = column.astype(object).where(column.notna(), "")
+    labels = labels.map(lambda cell: tuple(map(_as_text, cell)) if isinstance(cell, LISTS) else str(cell))
+    codes, unique = pd.factorize(labels.to_numpy(object))  # parse each distinct value only once
+    parsed = [_label_names(value, multilabel) for value in unique]
+    texts = [value for value in unique if isinstance(value, str)]
+
+    def rows(bad: Callable[[Any, list[str]], bool], message: str) -> None:
+        of_value = [bad(value, parts) for value, parts in zip(unique, parsed, strict=True)]
+        check.rows(np.array(of_value, dtype=bool)[codes], lambda row: message.format(labels.iat[row]))
+
+    new = multilabel and not {part for text in texts for part in text.split()} <= set(names or ())
+    if new and (found_separator := _find_separator(texts, names or ())):
+        separator, example = found_separator
+        text = f"cells such as {example!r} seem to hold several labels: write in configs/data: "
+        keep = "" if example[0] in "[({" else '; or label_separator: " " if each is one label'
+        check.problems.append(f'{text}label_separator: "{separator}"{keep}')
+        return names or [], None
+    rows(
+        lambda value, _: any(part != " ".join(part.split()) for part in ([value] if isinstance(value, str) else value)),
+        "the label {!r} has whitespace at its ends or two spaces in a row",
+    )
+    rows(lambda value, parts: isinstance(value, tuple) and "" in parts, "a label is empty in {!r}")
     if not multilabel:
-        check.rows((labels == "") & ~stray, "the label is empty")
-    # Parse each distinct value only once.
-    codes, unique = pd.factorize(labels)
-    parsed = [value.split() if multilabel else [" ".join(value.split())] for value in unique]
-    repeated = np.array([len(set(parts)) < len(parts) for parts in parsed], dtype=bool)[codes]
-    check.rows(repeated, lambda row: f"a label occurs twice in {labels.iat[row]!r}")
+        rows(lambda value, _: value == "", "the label is empty")
+        rows(
+            lambda value, _: isinstance(value, tuple),
+            f"the label {{!r}} is a list: is the task multilabel, not {task.name}?",
+        )
+    rows(lambda _, parts: len(set(parts)) < len(parts), "a label occurs twice in {!r}")
     found = {part for parts in parsed for part in parts if part}
     if names is None:
-        # Integers sort as numbers: metrics like kappa depend on the order of grades.
-        numeric = all(name.isascii() and name.isdigit() for name in found)
-        names = sorted(found, key=lambda name: (int(name) if numeric else 0, name))
+        # Numbers sort as numbers: metrics like kappa depend on the order of grades.
+        names = sorted(found)
+        if numbers := as_numbers(names):
+            names = [name for _, name in sorted(zip(numbers, names, strict=True))]
         if len(names) < task.fewest:
             check.problems.append(f"the table has {len(names)} classes; {task.name} needs {task.fewest} or more")
     else:
@@ -65,9 +144,11 @@ def hard_targets(
             for name in unknown:
                 affected = np.array([name in parts for parts in parsed])[codes]
                 check.rows(affected, f"unknown label {name!r}; {listed}: correct it, or add it to data.classes")
-        if multilabel:
+        if multilabel and any(texts):
             for name in (name for name in names if len(name.split()) != 1):
-                check.problems.append(f"the class {name!r} has a space, but spaces separate labels; rename it")
+                check.problems.append(
+                    f"the class {name!r} has a space, but spaces separate labels: rename it or set data.label_separator"
+                )
     for name in (name for name in names if name in RESERVED_CLASSES):
         check.problems.append(f"a class cannot be called {name!r}: prediction files already have a column of that name")
     if check.problems:
@@ -77,6 +158,10 @@ def hard_targets(
     for row, parts in enumerate(parsed):
         rows[row, [column[part] for part in parts]] = 1
     return names, rows[codes]
+
+
+def _as_text(value: Any) -> str:
+    return "" if value is None or value != value else str(value)  # NaN differs from itself
 
 
 def soft_targets(

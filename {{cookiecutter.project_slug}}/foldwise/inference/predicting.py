@@ -157,7 +157,9 @@ def _read_table(run: TrainedRun, oof: bool, table_path: Path | None, root: Path 
     if path is None:
         raise Refusal(f"{run.folder} was trained without data.test_table: add --table <file>")
     columns, spec = Columns.from_config(run.data["columns"]), run.spec
-    return read_table(Path(path), spec.task, root or run.data["root"], columns, spec.classes, has_target=oof)
+    separator = run.data.get("label_separator")
+    root = root or run.data["root"]
+    return read_table(Path(path), spec.task, root, columns, spec.classes, has_target=oof, separator=separator)
 
 
 def _writer(

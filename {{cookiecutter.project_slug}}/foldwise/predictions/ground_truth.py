@@ -73,9 +73,15 @@ def read_labelled_table(
     config, samples, code = _open(source, data, overrides)
     section = config["data"]
     columns = replace(Columns.from_config(section["columns"]), fold=None, weight=None)
-    values = section.get("mask_values")
     source_table = read_table(
-        path, header.task, section["root"], columns, header.columns, needs_group=False, mask_values=values
+        path,
+        header.task,
+        section["root"],
+        columns,
+        header.columns,
+        needs_group=False,
+        mask_values=section.get("mask_values"),
+        separator=section.get("label_separator"),
     )
     items = TableItems.of(source_table, samples)
     table = items.table

@@ -59,8 +59,9 @@ class RowShard:
         """Write pending rows to disk."""
         if not self.pending:
             return
-        frame = pd.DataFrame([key for key, _ in self.pending], columns=["id", *MEMBER])
-        frame[self.columns] = np.stack([values for _, values in self.pending]).astype(np.float32)
+        keys = pd.DataFrame([key for key, _ in self.pending], columns=["id", *MEMBER])
+        values = np.stack([values for _, values in self.pending]).astype(np.float32)
+        frame = keys.join(pd.DataFrame(values, columns=self.columns))  # at once: there may be thousands of columns
         with write_atomic(self.folder / f"{self.name}-{self.blocks:06d}.parquet") as temporary:
             frame.to_parquet(temporary, index=False)
         self.blocks += 1

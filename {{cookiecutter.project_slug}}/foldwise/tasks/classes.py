@@ -28,12 +28,11 @@ class Classes(Task):
     def read_target(
         self, raw: "pd.DataFrame", columns: Sequence[str], soft: bool, names: list[str] | None, check: "Check"
     ) -> tuple[list[str] | None, np.ndarray | None]:
-        from foldwise.data.table import text_column
         from foldwise.data.targets import hard_targets, soft_targets
 
         if soft:
             return soft_targets(raw, list(columns), self, names, check)
-        return hard_targets(text_column(raw[columns[0]]), self, names, check)
+        return hard_targets(raw[columns[0]], self, names, check)
 
     def activate(self, raw: "Tensor") -> "Tensor":
         return raw.float().softmax(1) if self.exclusive else raw.float().sigmoid()

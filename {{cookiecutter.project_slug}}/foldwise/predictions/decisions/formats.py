@@ -1,6 +1,6 @@
 """Submission formats: columns, rows, and a distance between answers.
 
-labels     id and one column: the class, or labels separated by spaces
+labels     id and one column: the class, or labels with a separator
 columns    id and one column a class: probabilities or other values, or 0 and 1; or one column for one class
 rle        id and run-length encoded masks, a row for each image and class
 masks      a zip of PNG masks <id>.png, whose pixel values are the class numbers
@@ -55,14 +55,16 @@ class Format(ForTasks):
 
 @dataclass(frozen=True, kw_only=True)
 class Labels(Format):
-    """One column of class names, separated by spaces."""
+    """One column of class names."""
+
+    separator: str = " "
 
     name: ClassVar[str] = "labels"
 
     def table(self, ids: Sequence[str], answers: np.ndarray) -> pd.DataFrame:
         """Build the table of answers (N, C) bool."""
         names = np.array(self.classes, object)
-        text = [" ".join(names[row]) or self.empty for row in answers.astype(bool)]
+        text = [self.separator.join(names[row]) or self.empty for row in answers.astype(bool)]
         return pd.DataFrame({self.id_column: list(ids), self.value_column: text})
 
     @staticmethod

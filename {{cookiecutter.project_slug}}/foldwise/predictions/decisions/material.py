@@ -97,6 +97,13 @@ def choose_layout(
         problems.append(f"{option} is for {' and '.join(chosen.tasks())}, but the task is {task.name}")
     elif chosen.name == "labels" and values:
         problems.append(f"{option}: {type(truth.metric).__name__} scores probabilities, so use --format columns")
+    if chosen.name == "labels":
+        options = {"separator": truth.config["data"].get("label_separator") or " ", **options}
+        problems += [
+            f"the class {name!r} contains the separator {options['separator']!r}: choose another with --separator"
+            for name in classes
+            if not task.exclusive and options["separator"] in name
+        ]
     if chosen.name == "columns" and "positive" not in options and sample is not None and not several:
         if len(classes) > 1:
             problems.append(f"{sample_path} has only one column beside the ids: name its class with --positive")

@@ -26,6 +26,7 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
         help="format of the file (default: by sample and metric)",
     )
     add("--empty", help="text for no labels or an empty mask (default: nothing)")
+    add("--separator", help="labels: text between them (default: data.label_separator, or a space)")
     add("--positive", metavar="CLASS", help="columns: write only the column of this class")
     rows = "rle: classes with rows (default: all but the first)"
     add("--classes", nargs="+", dest="painted", metavar="CLASS", help=rows)
@@ -36,5 +37,5 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
 
 def format_options(options: argparse.Namespace) -> dict[str, Any]:
     """Return the given options of the format, by field name."""
-    names = ("empty", "positive", "painted", "row_id", "by_row")
+    names = ("empty", "separator", "positive", "painted", "row_id", "by_row")
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}

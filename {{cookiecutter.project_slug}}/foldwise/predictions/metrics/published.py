@@ -44,6 +44,9 @@ class Published(RowMetric):
         It gets uniform predictions of the table, or else of four made-up rows per class.
         """
         ready = super().for_task(task, classes, table)
+        spaced = [name for name in ready.classes if " " in name]
+        if self.column is not None and spaced and not (ready.task and ready.task.exclusive):
+            raise Refusal(f"metric.column separates labels by spaces, but {some(spaced)} have spaces: rename them")
         target, rows, what = np.tile(np.eye(len(classes)), (4, 1)), None, "a made-up table"
         if table is not None:
             from foldwise.predictions.scoring import by_unit

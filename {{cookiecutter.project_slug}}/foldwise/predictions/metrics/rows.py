@@ -1,11 +1,14 @@
 """Row metrics: of predicted classes, of probabilities, and of rankings."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from foldwise.data.targets import as_numbers
 from foldwise.errors import Refusal
 from foldwise.predictions.metrics.base import RowMetric, Score, confusion_matrix, ratio, undefined, weighted_mean
 
@@ -104,15 +107,21 @@ class QuadraticKappa(RowMetric):
     exclusive = True
 
     def for_task(self, task: str, classes: Sequence[str], table: "Table | None" = None) -> Self:
-        """As `Metric.for_task`; also refuse numbered classes that are out of order, such as 1, 10, 2."""
-        numbers = [int(name) for name in map(str, classes) if name.lstrip("-").isdigit()]
-        if len(numbers) == len(classes) and numbers != sorted(numbers):
-            ordered = ", ".join(f'"{number}"' for number in sorted(numbers))
+        """As `Metric.for_task`; also refuse numbers out of order (1, 10, 2), and words without a given order."""
+        names = list(map(str, classes))
+        numbers = as_numbers(names)
+        if numbers is not None and numbers != sorted(numbers):
             raise Refusal(
-                f"quadratic kappa needs classes in the order of the grades, not {', '.join(map(str, classes))}; "
-                f"set in configs/data: classes: [{ordered}]"
+                f"quadratic kappa needs classes in the order of the grades, not {', '.join(names)}; set in "
+                f"configs/data: classes: {json.dumps(sorted(names, key=Decimal), ensure_ascii=False)}"
             )
-        return super().for_task(task, classes, table)
+        ready = super().for_task(task, classes, table)
+        if numbers is None and table is not None and not table.ordered:
+            raise Refusal(
+                f"quadratic kappa needs the order of the grades, and their names are not numbers; list them in "
+                f"configs/data from the lowest to the highest: classes: {json.dumps(names, ensure_ascii=False)}"
+            )
+        return ready
 
     def prepare(self, target: np.ndarray, probability: np.ndarray) -> Score:
         true, predicted, count = target.argmax(axis=1), probability.argmax(axis=1), target.shape[1]
