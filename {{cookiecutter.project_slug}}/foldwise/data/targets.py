@@ -74,9 +74,7 @@ def _find_separator(cells: Sequence[str], names: Sequence[str]) -> tuple[str, st
         good = 0
         for cell in combined:
             single = len(split[cell]) == 1 and not re.search(r"[\s'\"]", split[cell][0])
-            good += bool(split[cell]) and (
-                (single and cell in bracketed) or all(times[part] > 1 for part in split[cell])
-            )
+            good += (single and cell in bracketed) or all(times[part] > 1 for part in split[cell])
         if good > most and good >= NEARLY_ALL * len(combined):
             best, most = (separator, max(combined, key=lambda cell: len(split[cell]))), good
     return best
