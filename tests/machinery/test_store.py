@@ -362,7 +362,9 @@ def test_thousands_of_classes_without_a_warning(tmp_path):
     with writer as shard:
         for row, value in enumerate(values):
             shard.add(f"i{row}", 0, "last", "identity", value)
-    assert np.array_equal(read_predictions(tmp_path / "p").frame[names].to_numpy(), values)
+    frame = read_predictions(tmp_path / "p").frame
+    assert np.array_equal(frame[names].to_numpy(), values)
+    assert np.array_equal(average_members(frame.assign(part=0), names)[names].to_numpy(), values)
 
 
 def test_forty_thousand_rows_are_read_and_averaged(tmp_path):

@@ -79,6 +79,13 @@ def row_columns(frame: pd.DataFrame, header: Header, where: Path) -> list[str]:
     return expected
 
 
+def clip_values(frame: pd.DataFrame, header: Header, dtype: Any = None) -> pd.DataFrame:
+    """Clip rows to the task's range; the values become one block, because pandas is slow with thousands of columns."""
+    values = header.meaning.clip(frame[header.columns].to_numpy(dtype))
+    rest = frame.drop(columns=header.columns)
+    return pd.concat([rest, pd.DataFrame(values, frame.index, header.columns)], axis=1)
+
+
 def header_problems(values: Any) -> list[str]:
     if not isinstance(values, dict):
         return [f"{HEADER} is not a JSON object"]

@@ -43,6 +43,7 @@ from foldwise.predictions.schema import (
     MEMBER,
     Header,
     PredictionsError,
+    clip_values,
     frame_problems,
     header_problems,
     listed,
@@ -86,7 +87,7 @@ def write_predictions(folder: Path, frame: pd.DataFrame, header: Header) -> None
     raise_problems(folder, header_problems(asdict(header)))
     frame = frame[row_columns(frame, header, folder)].reset_index(drop=True)
     raise_problems(folder, frame_problems(frame, header))
-    frame[header.columns] = header.meaning.clip(frame[header.columns].to_numpy(np.float32))
+    frame = clip_values(frame, header, np.float32)
     with new_folder(folder) as temporary:
         frame.to_parquet(temporary / FILES["rows"], index=False)
         write_json(temporary / HEADER, asdict(with_members(header, frame)))
@@ -128,7 +129,7 @@ def read_predictions(folder: Path) -> Predictions:
     if header.kind == "maps":
         raise_problems(folder, map_file_problems(folder, frame))
     else:
-        frame[header.columns] = header.meaning.clip(frame[header.columns].to_numpy())
+        frame = clip_values(frame, header)
     return Predictions(folder, header, frame)
 
 

@@ -25,6 +25,7 @@ from foldwise.predictions.schema import (
     MEMBER,
     Header,
     PredictionsError,
+    clip_values,
     frame_problems,
     header_problems,
     listed,
@@ -75,8 +76,7 @@ class RowShard:
 
     @staticmethod
     def finish(folder: Path, frame: pd.DataFrame, header: Header) -> None:
-        frame[header.columns] = header.meaning.clip(frame[header.columns].to_numpy())
-        frame.to_parquet(folder / FILES["rows"], index=False)
+        clip_values(frame, header).to_parquet(folder / FILES["rows"], index=False)
 
 
 class MapShard:
