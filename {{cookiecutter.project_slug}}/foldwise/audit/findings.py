@@ -28,7 +28,7 @@ BITS = (8, 10, 12, 14)  # of sensors whose values are stored in 16 bits
 
 
 def audit_table(data: Mapping[str, Any], prepared: Prepared) -> list[str]:
-    """Note missing and similarly named classes, constant channels, split groups, values beyond or far below the scale."""
+    """Note missing or similar classes, constant channels, split groups, and values that do not fit the scale."""
     counts = prepared.statistics["class_counts"]
     never, missing = [], []
     for number, name in enumerate(prepared.table.classes):
