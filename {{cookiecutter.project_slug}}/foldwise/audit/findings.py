@@ -77,10 +77,15 @@ def _low_bits_notes(prepared: Prepared) -> list[str]:
     ]
 
 
+def _spelling_key(name: str) -> Any:
+    numbers = as_numbers([name])
+    return numbers[0] if numbers else unicodedata.normalize("NFKC", name).casefold()
+
+
 def _similar_names(table: Table) -> list[str]:
     """Note classes found in the table whose names differ only in case, or in how a character or number is written."""
     names = pd.Series([] if table.ordered else table.classes, dtype=object)
-    keys = names.map(lambda name: (as_numbers([name]) or [unicodedata.normalize("NFKC", name).casefold()])[0])
+    keys = names.map(_spelling_key)
     similar = [" and ".join(map(repr, group)) for _, group in names.groupby(keys, sort=False) if len(group) > 1]
     if not similar:
         return []

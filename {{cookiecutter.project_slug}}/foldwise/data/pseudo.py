@@ -101,4 +101,5 @@ def join_tables(real: Table, pseudo: Table, columns: Sequence[str] = ()) -> Join
     names = ["id", "image", "weight", *(["mask"] if target is None else []), *columns]
     require_columns(pseudo, columns)
     frame = pd.concat([real.frame.assign(weight=real.weights)[names], pseudo.frame[names]], ignore_index=True)
-    return JoinedTable(frame, real.task, real.classes, real.root, target, pseudo.path, real.mask_values, len(real))
+    values, rows = real.mask_values, len(real)
+    return JoinedTable(frame, real.task, real.classes, real.root, target, pseudo.path, values, real=rows)

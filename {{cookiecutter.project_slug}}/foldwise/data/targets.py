@@ -97,7 +97,7 @@ def hard_targets(
     parsed = [_label_names(value, multilabel) for value in unique]
     texts = [value for value in unique if isinstance(value, str)]
 
-    def rows(bad: Callable[[Any, list[str]], bool], message: str) -> None:
+    def report(bad: Callable[[Any, list[str]], bool], message: str) -> None:
         of_value = [bad(value, parts) for value, parts in zip(unique, parsed, strict=True)]
         check.rows(np.array(of_value, dtype=bool)[codes], lambda row: message.format(labels.iat[row]))
 
@@ -108,18 +108,18 @@ def hard_targets(
         keep = "" if example[0] in "[({" else '; or label_separator: " " if each is one label'
         check.problems.append(f'{text}label_separator: "{separator}"{keep}')
         return names or [], None
-    rows(
+    report(
         lambda value, _: any(part != " ".join(part.split()) for part in ([value] if isinstance(value, str) else value)),
         "the label {!r} has whitespace at its ends or two spaces in a row",
     )
-    rows(lambda value, parts: isinstance(value, tuple) and "" in parts, "a label is empty in {!r}")
+    report(lambda value, parts: isinstance(value, tuple) and "" in parts, "a label is empty in {!r}")
     if not multilabel:
-        rows(lambda value, _: value == "", "the label is empty")
-        rows(
+        report(lambda value, _: value == "", "the label is empty")
+        report(
             lambda value, _: isinstance(value, tuple),
             f"the label {{!r}} is a list: is the task multilabel, not {task.name}?",
         )
-    rows(lambda _, parts: len(set(parts)) < len(parts), "a label occurs twice in {!r}")
+    report(lambda _, parts: len(set(parts)) < len(parts), "a label occurs twice in {!r}")
     found = {part for parts in parsed for part in parts if part}
     if names is None:
         # Numbers sort as numbers: metrics like kappa depend on the order of grades.
