@@ -106,7 +106,7 @@ def evaluate(
         for one in evidence
         if one.predictions.header.ranks
     }
-    group = truth.config["data"]["columns"]["group"]
+    group = truth.config["data"]["columns"].get("group")
     if group is not None and "group" not in truth.table.frame:
         text = f"{truth.table.path} has no column {group!r} (data.columns.group): {drawn} are resampled instead"
         notes[f"{text}, so the intervals are too narrow if the images of a group are alike"] = None
