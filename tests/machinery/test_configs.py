@@ -176,10 +176,12 @@ def test_every_choice_trains_a_step(task: str, overrides: list[str], few: Path, 
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setenv("WANDB_SILENT", "true")
     phases = content("phases", dict(value.split("=", 1) for value in overrides)["phases"])
+    graded = ["data.classes=[blue,green,red]"] if "metric=quadratic_kappa" in overrides else []  # words, in their order
     config = tiny_config(
         few,
         task,
         *overrides,
+        *graded,
         *small_network(overrides),
         "model.pretrained=false",
         "fold=0",
