@@ -195,7 +195,7 @@ def test_with_no_bad_image_the_fallback_changes_nothing(tmp_path, data):
 
 
 def test_fallbacks_of_an_interrupted_command_are_not_kept(tmp_path, data, monkeypatch):
-    """The image is mended before the command is given again."""
+    """The image is fixed before the command runs again."""
     run = make_run(tmp_path / "run", data, "segmentation", folds=(0,))
     (expected,) = predict([run], out=tmp_path / "expected")
     intact = (data / "3.png").read_bytes()
