@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
         ("epochz=1", "there is no setting 'epochz'; did you mean epochs?"),
         ("optimizr=sgd", "there is no setting 'optimizr'; did you mean optimizer?"),
         ("optimizer.lrr=1", "there is no setting 'optimizer.lrr'; did you mean optimizer.lr?"),
+        ("augmentation.mixup=0.4", "there is no setting 'augmentation.mixup'; did you mean mixing.mixup?"),
         ("lr=1", "there is no setting 'lr'; did you mean optimizer.lr?"),
         ("qqqqq=1", "there is no setting 'qqqqq': python train.py --help lists all"),
         (
@@ -55,6 +56,7 @@ def test_an_override_that_does_not_compose_is_named_with_what_may_have_been_mean
             "scheduler._target_=foldwise.schedule.schedulers.Cosin",
             "scheduler._target_: foldwise.schedule.schedulers.Cosin: there is no Cosin in foldwise.schedule",
         ),
+        ("+augmentation.mixup=0.4", "augmentation has mixup; its only key is transforms: for mixup and CutMix choose"),
         ("optimizer.lr=abc", "optimizer.lr is 'abc'; it must be a number above 0"),
         ("optimizer.lr=true", "optimizer.lr is True; it must be a number above 0"),
         ("batch_size=0", "batch_size is 0; it must be a whole number from 1"),

@@ -90,7 +90,7 @@ FLAGS = [
     ["trainer=auto", "trainer.precision=bf16-mixed"],
     ["trainer=debug"],
     ["trainer.gradient_clip_val=1.0", "trainer.accumulate_grad_batches=2", "ema=0.9"],
-    ["data.sampling=balanced", "augmentation.mixup=0.4", "augmentation.cutmix=1.0"],
+    ["data.sampling=balanced", "mixing.mixup=0.4", "mixing.cutmix=1.0"],
     ["trainer.deterministic=true"],
 ]
 UNVARIED = [pair for pair in ALL if pair[0] not in VARIED]

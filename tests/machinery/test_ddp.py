@@ -197,7 +197,7 @@ def test_processes_agree_and_go_on_where_they_stopped(data, tmp_path):
         "fold=0",
         "ema=0.9",
         "+model.options.drop_rate=0.3",
-        "augmentation.mixup=0.4",
+        "mixing.mixup=0.4",
     ]
     run, epochs = train(data, tmp_path / "whole", "multiclass", 2, *choices)
     for (_, first), (_, second) in epochs:

@@ -28,7 +28,7 @@ STATEFUL = [
     "ema=0.9",
     "data.sampling=balanced",
     "augmentation=light",
-    "augmentation.mixup=0.4",
+    "mixing.mixup=0.4",
     "+model.options.drop_rate=0.3",
 ]
 SNAPSHOTS = ["phases=cycles", "phases.cycle3.share=0", "epochs=2", "top_k=1", "fold=0"]

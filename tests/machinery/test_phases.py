@@ -158,12 +158,13 @@ PHASES = [
     "epochs=6",
     "phases.train.share=0",
     "+phases.head={share: 1, trainable: head, lr: 2.0}",
-    "+phases.last={share: 1, trainable: last1, image_size: 16, augmentation: flip, scheduler: constant}",
+    "+phases.last={share: 1, trainable: last1, image_size: 16, augmentation: flip, mixing: none,"
+    " scheduler: constant}",
     "+phases.drop={share: 2, image_size: [24, 40], freeze_bn: true,"
     " scheduler: {_target_: foldwise.schedule.schedulers.Plateau, patience: 0, min_delta: 10}}",
     "+phases.again={share: 2, augmentation: heavy, lr: 0.5, start: best, snapshot: true}",
 ]
-OTHERS = ["fold=0", "optimizer.layer_decay=0.5", "augmentation.mixup=0.4", "optimizer.lr=0.01"]
+OTHERS = ["fold=0", "optimizer.layer_decay=0.5", "mixing.mixup=0.4", "optimizer.lr=0.01"]
 
 
 class Witness(pl.Callback):
@@ -249,15 +250,15 @@ def test_a_resume_within_any_phase_equals_a_run_never_stopped(stop, whole, tmp_p
 
 
 def test_a_phases_names_are_replaced_by_what_they_stand_for(data):
-    config = tiny_config(data, "multiclass", "augmentation=photo", "augmentation.mixup=0.4", *PHASES)
+    config = tiny_config(data, "multiclass", "augmentation=photo", *PHASES, "phases.last.mixing=cutmix")
     phases = config["phases"]
     assert [transform["_target_"] for transform in phases["last"]["augmentation"]["transforms"]] == [
         "albumentations.HorizontalFlip"
     ]
-    assert phases["last"]["augmentation"]["mixup"] == 0.0  # that of the file, where the run's own has its override
+    assert phases["last"]["mixing"] == {"mixup": 0.0, "cutmix": 1.0}
     # What is written for the size of the images is for that of the phase.
     assert phases["drop"]["augmentation"]["transforms"][0]["size"] == [24, 40]
-    assert phases["drop"]["augmentation"]["mixup"] == 0.4
+    assert "mixing" not in phases["drop"]  # as in the run
     assert phases["again"]["augmentation"]["transforms"][0]["size"] == [32, 32]
     assert phases["last"]["scheduler"] == {"_target_": "foldwise.schedule.schedulers.Constant"}
     with pytest.raises(Refusal, match=r"phases.a: there is no augmentation=flop; .* flip(.|\n)*phases.b: .*steep"):

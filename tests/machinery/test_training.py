@@ -50,7 +50,7 @@ RESUMED = [
     "ema=0.9",
     "+model.options.drop_rate=0.3",
     "augmentation=light",
-    "augmentation.mixup=0.4",
+    "mixing.mixup=0.4",
     "data.sampling=balanced",
 ]
 SCHEDULERS = {

@@ -317,6 +317,17 @@ def mixed(whole_pixels: bool, _: Trained, after: Trained) -> None:
     assert ((targets > 0.01) & (targets < 0.99)).any() and torch.allclose(targets.sum(1), torch.ones(len(targets)))
 
 
+def mixed_only_in(phase: int) -> Callable[[Trained, Trained], None]:
+    """One of two epochs has mixed targets."""
+
+    def check(_: Trained, after: Trained) -> None:
+        for epoch in (0, 1):
+            passes = [each for step in after.steps if step.epoch == epoch for each in step.passes]
+            assert any("lam" in each for each in passes) == (epoch == phase)
+
+    return check
+
+
 def score_is(oracle: Callable[..., float]) -> Callable[[Trained, Trained], None]:
     """That of the fold, by targets and predictions."""
 
@@ -595,8 +606,9 @@ SETTINGS: dict[str, Changes | Same] = {
     "data.pseudo_share": Changes("data.pseudo_share=0.25", pseudo_rows({0: 0.25, 1: 0.25}), PSEUDO),
     # augmentation
     "augmentation.transforms": Changes(f"augmentation.transforms={FLIP}", images_are(lambda x: x[:, :, ::-1])),
-    "augmentation.mixup": Changes("augmentation.mixup=1.0", partial(mixed, False)),
-    "augmentation.cutmix": Changes("augmentation.cutmix=1.0", partial(mixed, True)),
+    # mixing
+    "mixing.mixup": Changes("mixing.mixup=1.0", partial(mixed, False)),
+    "mixing.cutmix": Changes("mixing.cutmix=1.0", partial(mixed, True)),
     # networks
     "model._target_": Same("test_solution trains networks of its own"),
     "model.library": Changes("model=tiny_unet", spec_has(network__library="smp"), task=MASKS),
@@ -690,10 +702,11 @@ SETTINGS: dict[str, Changes | Same] = {
         "+phases.train.scheduler=constant", ensures(lambda a, b: b.lr[6:] == [LR] * 6 and b.lr[:6] == a.lr[:6]), TWO
     ),
     "phases.*.augmentation": Changes(
-        f"+phases.train.augmentation={{transforms:{FLIP},mixup:0.0,cutmix:0.0}}",
+        f"+phases.train.augmentation={{transforms:{FLIP}}}",
         flipped_only_in(1),
         TWO.replace("epochs=4", "epochs=2"),
     ),
+    "phases.*.mixing": Changes("+phases.train.mixing=both", mixed_only_in(1), TWO.replace("epochs=4", "epochs=2")),
     "phases.*.image_size": Changes(
         "+phases.train.image_size=16",
         ensures(lambda a, b: [step.passes[0]["image"].shape[-1] for step in b.steps] == [32] * 6 + [16] * 6),

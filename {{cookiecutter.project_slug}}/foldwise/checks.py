@@ -23,7 +23,7 @@ LOSSES: dict[str, Callable[[Task], bool]] = {
 }
 # Groups whose files list every setting. In other groups, further keys are arguments of a network, optimizer, loss,
 # metric, Trainer or callback, which reject unknown names themselves.
-CLOSED = ("augmentation", "data", "logger", "tta")
+CLOSED = ("data", "logger", "mixing", "tta")
 
 Fits = Callable[[Any], bool]
 
@@ -59,7 +59,7 @@ VALUES: dict[str, tuple[Fits, str]] = {
     "a whole number from 1, or null": (_or_null(_whole(1)), "threads"),
     "a number above 0": (_number(0, above=True), "optimizer.lr"),
     "a number above 0, or null": (_or_null(_number(0, above=True)), "optimizer.layer_decay"),
-    "a number from 0": (_number(0), "optimizer.weight_decay augmentation.mixup augmentation.cutmix"),
+    "a number from 0": (_number(0), "optimizer.weight_decay mixing.mixup mixing.cutmix"),
     "true or false": (
         lambda value: isinstance(value, bool),
         "model.pretrained model.channels_last model.compile model.gradient_checkpointing",
@@ -76,6 +76,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     """Raise a Refusal for unknown settings, wrong values, a loss of another task, or missing files."""
     problems = [
         *map(unknown_setting, _unknown(config)),
+        *_augmentation_problems(config["augmentation"]),
         *_value_problems(config),
         *_scheduler_problems("scheduler", config["scheduler"]),
         *_phase_problems(config["phases"]),
@@ -107,6 +108,12 @@ def _unknown(config: Mapping[str, Any]) -> list[str]:
     known = {*known_settings(), "project"}
     names = [name for name in config if name not in known]
     return names + [f"{group}.{name}" for group in CLOSED for name in config[group] if f"{group}.{name}" not in known]
+
+
+def _augmentation_problems(augmentation: Mapping[str, Any]) -> list[str]:
+    extra = ", ".join(key for key in augmentation if key != "transforms")
+    advice = "for mixup and CutMix choose mixing=mixup, cutmix or both"
+    return [f"augmentation has {extra}; its only key is transforms: {advice}"] if extra else []
 
 
 def _value_problems(config: Mapping[str, Any]) -> list[str]:

@@ -98,7 +98,7 @@ def resolve_config(config: "DictConfig") -> dict[str, Any]:
     plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     raw = cast(dict[str, Any], OmegaConf.to_container(config))
     data, phases = plain["data"], {name: phase for name, phase in plain["phases"].items() if isinstance(phase, dict)}
-    named = [(phase, group) for phase in phases for group in ("augmentation", "scheduler")]
+    named = [(phase, group) for phase in phases for group in ("augmentation", "mixing", "scheduler")]
     named = [(phase, group) for phase, group in named if isinstance(phases[phase].get(group), str)]
     problems = [
         f"phases.{phase}: {unknown_choice(group, phases[phase][group])}"

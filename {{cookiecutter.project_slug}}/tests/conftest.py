@@ -40,7 +40,7 @@ SMALL = [
     *("trainer.limit_train_batches=null", "batch_size=4", "epochs=20"),
     *("model.pretrained=false", "model.weights=null", "model.compile=false"),
     *("logger=none", "data.workers=0", "data.folds=2", "data.columns.fold=null", "data.pseudo=null"),
-    *("augmentation.mixup=0", "augmentation.cutmix=0", "experiment_name=test"),
+    *("mixing=none", "experiment_name=test"),
 ]  # fmt: skip
 # In place of the configuration's phases, an epoch each.
 PHASES: dict[str, dict[str, Any]] = {"head": {"trainable": "head"}, "frozen": {"freeze_bn": True}, "train": {}}

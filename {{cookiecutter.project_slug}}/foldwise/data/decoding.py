@@ -5,11 +5,15 @@ EXIF orientation is ignored, so that an image and its mask cannot end up rotated
 
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from foldwise.errors import Refusal
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 TIFF_MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 PIXELS = 1 << 30  # of one image; OpenCV's own limit
@@ -38,11 +42,8 @@ def decode_mask(path: Path) -> np.ndarray:
     if data[:4] in TIFF_MAGIC:
         mask = _decode_tiff(path, data, True)
         return mask[:, :, 0] if mask.shape[2] == 1 else mask
-    from PIL import Image
-
-    Image.MAX_IMAGE_PIXELS = PIXELS  # masks may be as large as images
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with _open(io.BytesIO(data)) as picture:
             if picture.format == "JPEG":
                 raise ImageError(f"{path} is a JPEG, which changes mask values; save masks as PNG")
             _check_pixels(path, picture.width * picture.height)
@@ -153,13 +154,18 @@ def _decode_tiff(path: Path, data: bytes, mask: bool) -> np.ndarray:
 
 def _by_pillow(path: Path, data: bytes) -> np.ndarray:
     """Decode a YCbCr TIFF to (H, W, 3); libtiff handles subsampled chroma."""
-    from PIL import Image
-
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with _open(io.BytesIO(data)) as picture:
             return np.array(picture.convert("RGB"))
     except Exception as error:  # Pillow's plugins raise many types
         raise ImageError(f"{path} cannot be decoded ({error})") from error
+
+
+def _open(file: Path | io.BytesIO) -> "Image.Image":
+    from PIL import Image
+
+    Image.MAX_IMAGE_PIXELS = None  # `_check_pixels` has our limit
+    return Image.open(file)
 
 
 def _channels_last(path: Path, image: np.ndarray, axes: str) -> np.ndarray:
@@ -181,9 +187,7 @@ def _channels_last(path: Path, image: np.ndarray, axes: str) -> np.ndarray:
 def stored_size(path: Path) -> tuple[int, int]:
     """Read (height, width) from the header of an image file; (0, 0) if that fails."""
     import tifffile
-    from PIL import Image
 
-    Image.MAX_IMAGE_PIXELS = None  # only the header is read
     try:
         with path.open("rb") as file:
             is_tiff = file.read(4) in TIFF_MAGIC
@@ -191,7 +195,7 @@ def stored_size(path: Path) -> tuple[int, int]:
             with tifffile.TiffFile(path) as tiff:
                 sizes = dict(zip(tiff.series[0].axes, tiff.series[0].shape, strict=True))
             return sizes["Y"], sizes["X"]
-        with Image.open(path) as picture:
+        with _open(path) as picture:
             return picture.height, picture.width
     except Exception:  # damaged files raise all kinds of errors; reading the file reports the problem
         return 0, 0

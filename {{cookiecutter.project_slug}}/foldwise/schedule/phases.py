@@ -33,7 +33,7 @@ class Phase:
         trainable: "head", "last<n>" (the head and the n layers before it) or "all"; see `normalized.set_trainable`.
         freeze_bn: freeze BatchNorm outside the head.
         lr: factor of optimizer.lr.
-        scheduler, augmentation: content of a file in configs/scheduler, configs/augmentation.
+        scheduler, augmentation, mixing: content of a file of that group in configs/.
         image_size: of training images, one number or [height, width]; validation and prediction use data.image_size.
         rows: "real", "pseudo" or "both"; None: all there are.
         start: "best" starts from the epoch with the best validation score since the trained layers last changed.
@@ -47,6 +47,7 @@ class Phase:
     lr: float = 1.0
     scheduler: Mapping[str, Any] | None = None
     augmentation: Mapping[str, Any] | None = None
+    mixing: Mapping[str, Any] | None = None
     image_size: int | Sequence[int] | None = None
     rows: str | None = None
     start: str = "last"
@@ -178,8 +179,12 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lr": (lambda value: is_number(value) and value > 0, "a factor of optimizer.lr above 0"),
     "scheduler": (lambda value: isinstance(value, Mapping) and "_target_" in value, "a choice of configs/scheduler"),
     "augmentation": (
-        lambda value: isinstance(value, Mapping) and set(value) == {"transforms", "mixup", "cutmix"},
-        "a choice of configs/augmentation, or a mapping with the keys transforms, mixup, cutmix",
+        lambda value: isinstance(value, Mapping) and set(value) == {"transforms"},
+        "a choice of configs/augmentation, or a mapping with the key transforms",
+    ),
+    "mixing": (
+        lambda value: isinstance(value, Mapping) and set(value) == {"mixup", "cutmix"},
+        "a choice of configs/mixing, or a mapping with the keys mixup and cutmix",
     ),
     "image_size": (_is_size, "a whole number or [height, width]"),
     "rows": (lambda value: value in ROWS, f"one of {', '.join(ROWS)}"),

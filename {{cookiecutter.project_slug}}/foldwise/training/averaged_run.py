@@ -199,7 +199,7 @@ def _plain_batches(
     config: dict[str, Any], prepared: Prepared, part: Holdout, state: Mapping[str, Any]
 ) -> torch.utils.data.DataLoader:
     """Training batches of the last phase without augmentation, as images are predicted."""
-    plain = {"augmentation": {**config["augmentation"], "transforms": []}}
+    plain = {"augmentation": {"transforms": []}}
     phases = {name: phase | {"augmentation": None, "image_size": None} for name, phase in config["phases"].items()}
     joined, pseudo = with_pseudo(prepared, part.fold)
     rows = part.trained(prepared.fold_of_items)

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from foldwise.inference.weights import find_models
 from foldwise.predictions.schema import raise_problems
-from foldwise.schedule.phases import build_phases
 
 
 def find_snapshots(
@@ -62,7 +61,7 @@ def find_snapshots(
 def _snapshot_names(fold: Path, config: Mapping[str, Any], greater_is_better: bool) -> list[str]:
     """The names that `training.snapshots` gives."""
     if not config.get("top_k", 0):
-        return [phase.name for phase in reversed(build_phases(config["phases"])) if phase.snapshot]
+        return [name for name, phase in reversed(config["phases"].items()) if phase["epochs"] and phase.get("snapshot")]
     history = pd.read_csv(fold / "history.csv")
     history = history[np.isfinite(history["score"])]
     best = history.sort_values("score", ascending=not greater_is_better, kind="stable")["epoch"][: config["top_k"]]

@@ -64,10 +64,10 @@ def build_training(config: Mapping[str, Any], prepared: Prepared, part: Holdout,
     phases = build_phases(config["phases"])
     schedulers = {phase.name: make(phase.scheduler or config["scheduler"], alias) for phase in phases}
     lr = scale_lr(config["optimizer"]["lr"], config["batch_size"], config.get("lr_batch_size"))
-    mixes = {}
-    for phase in phases:
-        augmentation = phase.augmentation or config["augmentation"]
-        mixes[phase.name] = Mix(augmentation["mixup"], augmentation["cutmix"], sample_fields(prepared), list(targets))
+    fields = sample_fields(prepared)
+    mixes = {
+        phase.name: Mix(**(phase.mixing or config["mixing"]), fields=fields, targets=list(targets)) for phase in phases
+    }
     setup = Setup(
         network=network,
         loss=_build_loss(config, prepared, part),

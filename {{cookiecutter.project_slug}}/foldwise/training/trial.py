@@ -282,13 +282,14 @@ def _preview_phases(config: Mapping[str, Any], module: TrainingModule, lrs: Sequ
         set_trainable(module.network, phase.trainable, phase.freeze_bn)
         factors = [schedule.factor(step) for step in range(first, first + phase.epochs * STEPS)]
         first += len(factors)
-        augmentation = phase.augmentation or config["augmentation"]
+        transforms = (phase.augmentation or config["augmentation"])["transforms"]
+        mixing = phase.mixing or config["mixing"]
         previews.append(
             PhasePreview(
                 phase,
                 trainable_share(module.network),
                 image_hw(phase.image_size or config["data"]["image_size"]),
-                [*_names(augmentation["transforms"]), *(key for key in ("mixup", "cutmix") if augmentation[key])],
+                [*_names(transforms), *(name for name, alpha in mixing.items() if alpha)],
                 [(factor * min(lrs), factor * max(lrs)) for factor in factors],
                 isinstance(schedule.schedulers[phase.name], Plateau),
             )
