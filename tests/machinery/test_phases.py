@@ -158,8 +158,7 @@ PHASES = [
     "epochs=6",
     "phases.train.share=0",
     "+phases.head={share: 1, trainable: head, lr: 2.0}",
-    "+phases.last={share: 1, trainable: last1, image_size: 16, augmentation: flip, mixing: none,"
-    " scheduler: constant}",
+    "+phases.last={share: 1, trainable: last1, image_size: 16, augmentation: flip, mixing: none, scheduler: constant}",
     "+phases.drop={share: 2, image_size: [24, 40], freeze_bn: true,"
     " scheduler: {_target_: foldwise.schedule.schedulers.Plateau, patience: 0, min_delta: 10}}",
     "+phases.again={share: 2, augmentation: heavy, lr: 0.5, start: best, snapshot: true}",

@@ -32,12 +32,12 @@ class Mix:
         ragged = [name for name, field in fields.items() if field.ragged]
         if mixup and masks:
             raise Refusal(
-                f"mixup cannot mix the masks {', '.join(masks)}: choose mixing=none, or mixing=cutmix, which works with masks"
+                f"mixup cannot mix the masks {', '.join(masks)}: "
+                "choose mixing=none, or mixing=cutmix, which works with masks"
             )
         if (mixup or cutmix) and ragged:
             raise Refusal(
-                f"{', '.join(ragged)} differ in length between samples and cannot be mixed: "
-                "choose mixing=none"
+                f"{', '.join(ragged)} differ in length between samples and cannot be mixed: choose mixing=none"
             )
         if cutmix and not any(field.spatial for field in fields.values()):
             raise Refusal("cutmix needs images, and the samples have none: choose mixing=none or mixing=mixup")
