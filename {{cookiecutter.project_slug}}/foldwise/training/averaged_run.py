@@ -199,11 +199,11 @@ def _plain_batches(
     config: dict[str, Any], prepared: Prepared, part: Holdout, state: Mapping[str, Any]
 ) -> torch.utils.data.DataLoader:
     """Training batches of the last phase without augmentation, as images are predicted."""
-    plain = {"augmentation": {"transforms": []}}
     phases = {name: phase | {"augmentation": None, "image_size": None} for name, phase in config["phases"].items()}
     joined, pseudo = with_pseudo(prepared, part.fold)
     rows = part.trained(prepared.fold_of_items)
-    loader, _ = training_loader(config | plain | {"phases": phases}, joined, state, rows, pseudo, Rank())
+    plain = config | {"augmentation": {"transforms": []}, "phases": phases}
+    loader, _ = training_loader(plain, joined, state, rows, pseudo, Rank())
     # Past the last epoch, the sampler keeps the last phase's share of pseudo rows.
     epochs = sum(phase.epochs for phase in build_phases(phases))
     loader.sampler.set_epoch(epochs)  # type: ignore[attr-defined]  # an EpochSampler
