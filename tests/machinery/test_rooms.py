@@ -11,7 +11,7 @@ import foldwise
 PACKAGE = Path(foldwise.__file__).parent
 # From the bottom up: a room imports from its own floor and from those below, nothing from above.
 FLOORS = [
-    {"errors", "files", "locks", "progress", "reachable", "settings", "machinery"},
+    {"errors", "files", "locks", "progress", "reachable", "settings", "shell", "machinery"},
     {"code", "processes"},
     {"data", "tasks"},
     {"schedule", "command"},

@@ -129,7 +129,7 @@ def test_everything_wrong_is_said_at_once_and_nothing_is_written(tmp_path):
 @pytest.mark.parametrize("text", ["", "id\n1\n", "id,label\n"])
 def test_samples_that_are_none(tmp_path, text):
     (tmp_path / "sample.csv").write_text(text)
-    with pytest.raises(PredictionsError, match="sample.csv"):
+    with pytest.raises(Refusal, match="sample.csv"):
         read_sample(tmp_path / "sample.csv")
 
 

@@ -10,6 +10,7 @@ from foldwise.data.decoding import stored_size
 from foldwise.data.problems import some
 from foldwise.data.samples import Samples, TableItems
 from foldwise.data.table import Table, text_column
+from foldwise.data.table_file import read_file
 from foldwise.errors import Refusal
 from foldwise.inference.reading import Items, Read
 
@@ -71,13 +72,7 @@ def read_inputs(
 
 def _read_table(path: Path, root: Path, columns: Mapping[str, str | None]) -> pd.DataFrame:
     """Read id, image, unit and group as text, and all other columns; a CSV as text only."""
-    try:
-        if path.suffix == ".parquet":
-            frame = pd.read_parquet(path)
-        else:
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (ValueError, OSError, ImportError) as error:
-        raise Refusal(f"{path} cannot be read as a table ({str(error).strip()})") from error
+    frame = read_file(path).reset_index(drop=True)
     missing = [columns[name] for name in ("id", "unit") if columns[name] not in (None, *frame)]
     if missing:
         raise Refusal(f"{path} has no column {', '.join(map(str, missing))}; its columns are {', '.join(frame)}")

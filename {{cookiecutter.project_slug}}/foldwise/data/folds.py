@@ -11,21 +11,20 @@ import pandas as pd
 from foldwise.data.problems import TableError, some
 from foldwise.data.splitting import make_folds
 from foldwise.data.table import Table
+from foldwise.data.table_file import read_file
 from foldwise.errors import Refusal
 from foldwise.files import write_atomic
+from foldwise.shell import prepare_command
 
 
 def read_folds(path: Path | str) -> dict[str, int]:
     """Read a `folds.csv` (`id,fold`); refuses repeated ids and folds below -1."""
-    try:
-        frame = pd.read_csv(path, dtype=str, na_filter=False)
-    except ValueError as error:  # includes pandas' errors and UnicodeDecodeError
-        raise Refusal(f"{path} cannot be read as CSV ({str(error).strip()})") from error
+    frame = read_file(Path(path))
     if list(frame.columns) != ["id", "fold"]:
         raise Refusal(f"{path} has the columns {', '.join(frame.columns)}; they must be id,fold")
     bad = ~frame["fold"].str.fullmatch(r"-1|\d+") | frame["id"].duplicated(keep=False)
     if bad.any():
-        lines = ", ".join(str(row + 2) for row in np.flatnonzero(bad)[:20])
+        lines = some(frame.index[bad].tolist(), 20)
         raise Refusal(f"{path} has a repeated id or a fold that is not a whole number of -1 or more: lines {lines}")
     return dict(zip(frame["id"].tolist(), frame["fold"].astype(int).tolist(), strict=True))
 
@@ -51,7 +50,7 @@ def table_folds(table: Table, data: Mapping[str, Any]) -> dict[str, int]:
     """Read the fold of each id (-1: always train) from the table's fold column, else from a complete folds.csv."""
     if "fold" in table.frame:
         return dict(zip(table.ids, table.frame["fold"].tolist(), strict=True))
-    path, command = Path(data["prepared"]) / "folds.csv", f"python prepare.py --data {data['name']}"
+    path, command = Path(data["prepared"]) / "folds.csv", prepare_command(data["name"])
     if not path.exists():
         raise Refusal(f"{path} does not exist; make it with: {command}")
     stored = read_folds(path)
@@ -84,7 +83,7 @@ def update_folds(
     if stored and max(stored.values()) + 1 != n_folds:
         raise Refusal(
             f"{path} has {max(stored.values()) + 1} folds, but data.folds is {n_folds}; "
-            f"to make new folds, delete it and run: python prepare.py --data {data['name']}"
+            f"to make new folds, delete it and run: {prepare_command(data['name'])}"
         )
     new = [name for name in table.ids if name not in stored]
     if not new:

@@ -27,12 +27,14 @@ class TableError(Refusal):
 class Check:
     """Collects problems; names rows by line in a CSV, by number from 1 in a parquet file."""
 
+    each = 3  # values of one cause that are problems of their own; more are one
+
     def __init__(self, path: Path):
         self.path = path
         self.problems: list[str] = []
         self.lines = np.arange(0)
         self.ids = np.arange(0)
-        self.noun = "line" if path.suffix == ".csv" else "row"
+        self.noun = "row" if path.suffix == ".parquet" else "line"
 
     def rows(self, bad: Any, message: str | Callable[[int], str]) -> None:
         """Add a problem for the rows where `bad` is true, one for all rows with the same message."""
@@ -44,6 +46,18 @@ class Check:
             if len(rows) > 1:
                 where = f"{len(rows):,} rows, {self.name_lines(rows)} (the first id is {self.ids[rows[0]]!r})"
             self.problems.append(f"{where}: {text}")
+
+    def cells(self, bad: Any, values: Any, message: str) -> None:
+        """As `rows`, for values that share a cause: `{}` in the message stands for the value, or for some of many."""
+        bad = np.asarray(bad, dtype=bool)
+        if not bad.any():
+            return
+        values = np.asarray(values, dtype=object)
+        distinct = list(dict.fromkeys(map(repr, values[bad])))
+        if len(distinct) > self.each:
+            self.rows(bad, message.replace("{}", some(distinct, self.each)))
+        else:
+            self.rows(bad, lambda row: message.replace("{}", repr(values[row])))
 
     def name_lines(self, rows: Any) -> str:
         return f"{self.noun}s {some(self.lines[rows])}"

@@ -5,8 +5,9 @@ numbers.
 """
 
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,36 +15,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from foldwise.data.columns import Columns, missing_columns
 from foldwise.data.images import map_mask, read_mask
-from foldwise.data.problems import Check, TableError, has_stray_spaces
+from foldwise.data.problems import Check, TableError, has_stray_spaces, some
+from foldwise.data.table_file import read_file
 from foldwise.data.targets import check_class_names, check_units, split_cells
 from foldwise.errors import Refusal
 from foldwise.tasks import Task, find_task
 
-
-@dataclass(frozen=True)
-class Columns:
-    """Column names in the file; None: the table has no such column.
-
-    `target` defaults to `label` (multiclass), `labels` (multilabel) or `mask` (segmentation). A list of columns means
-    soft targets, one column of probabilities per class.
-    """
-
-    id: str = "id"
-    image: str = "image"
-    target: str | Sequence[str] | None = None
-    group: str | None = None
-    unit: str | None = None
-    weight: str | None = None
-    fold: str | None = None
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "Columns":
-        known = [field.name for field in fields(cls)]
-        unknown = [key for key in config if key not in known]
-        if unknown:
-            raise Refusal(f"data.columns has no key {', '.join(unknown)}; its keys are {', '.join(known)}")
-        return cls(**config)
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+MISSING = ("", "nan", "NaN", "None", "NULL", "null", "<NA>")  # texts of missing values, which are no group
 
 
 @dataclass(frozen=True)
@@ -129,7 +110,9 @@ def read_table(
     meaning = find_task(task)
     target_columns = _target_columns(columns, meaning) if has_target else []
     check = Check(path)
-    raw = _read_file(path, check)
+    raw = read_file(path)
+    check.lines = raw.index.to_numpy()
+    raw = raw.reset_index(drop=True)
 
     declared = {"id": columns.id, "image": columns.image, "unit": columns.unit}
     if has_target:
@@ -139,11 +122,8 @@ def read_table(
     if (has_target and needs_group) or columns.group in raw.columns:
         declared["group"] = columns.group
     declared = {canonical: name for canonical, name in declared.items() if name is not None}
-    check.problems += [
-        f"there is no column {name!r}; the columns are {', '.join(map(str, raw.columns))}"
-        for name in dict.fromkeys([*declared.values(), *target_columns])
-        if name not in raw.columns
-    ]
+    targets = [("target", name) for name in target_columns if name not in declared.values()]
+    check.problems += missing_columns([*declared.items(), *targets], raw, root)
     if not root.is_dir():
         check.problems.append(f"the data root {root} is not a folder")
     if raw.empty and not check.problems:
@@ -155,10 +135,11 @@ def read_table(
         if canonical in declared:
             frame[canonical] = text_column(raw[declared[canonical]])
     check.ids = frame["id"].to_numpy(object)
-    _check_ids(frame["id"], check)
+    _check_ids(frame["id"], raw[declared["id"]], check)
     for canonical in ("group", "unit"):
         if canonical in declared:
-            check.rows(frame[canonical] == "", f"column {declared[canonical]!r} is empty")
+            text = f"column {declared[canonical]!r} is empty, or says so: give each such row a {canonical} of its own"
+            check.rows(frame[canonical].isin(MISSING), text)
     for canonical in ("image", "mask"):
         if canonical in declared:
             _check_paths(frame[canonical], root, canonical, check)
@@ -211,44 +192,24 @@ def _target_columns(columns: Columns, task: Task) -> list[str]:
     return list(columns.target)
 
 
-def _read_file(path: Path, check: Check) -> pd.DataFrame:
-    """Read the columns as stored (CSV: as text), and set `check.lines`."""
-    if not path.is_file():
-        raise TableError(path, ["the file does not exist"])
-    if path.suffix == ".parquet":
-        try:
-            frame = pd.read_parquet(path)
-        except (OSError, ValueError) as error:
-            raise TableError(path, [f"it cannot be read as parquet ({error})"]) from error
-        check.lines = np.arange(1, len(frame) + 1)
-        return frame.reset_index(drop=True)
-    if path.suffix != ".csv":
-        raise TableError(path, [f"the suffix is {path.suffix!r}; a table is a .csv or a .parquet file"])
-    try:
-        # Without a header, so that rows longer than the header are an error and repeated names are noticed.
-        frame = pd.read_csv(
-            path, dtype=str, header=None, na_filter=False, skip_blank_lines=False, encoding="utf-8-sig", quotechar='"'
-        )
-    except pd.errors.EmptyDataError as error:
-        raise TableError(path, ["the file is empty"]) from error
-    except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise TableError(path, [f"it cannot be read as CSV in UTF-8 ({str(error).strip()})"]) from error
-    header = frame.iloc[0].tolist()
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        raise TableError(path, [f"the column {name!r} occurs more than once" for name in repeated])
-    frame = frame.iloc[1:].set_axis(header, axis=1)
-    frame = frame[(frame != "").any(axis=1)]  # skipped, but counted in line numbers
-    check.lines = frame.index.to_numpy() + 1
-    return frame.reset_index(drop=True)
-
-
-def _check_ids(ids: pd.Series, check: Check) -> None:
+def _check_ids(ids: pd.Series, stored: pd.Series, check: Check) -> None:
     check.rows(ids == "", "the id is empty")
-    check.rows(has_stray_spaces(ids), "the id has whitespace at its ends or two spaces in a row")
+    check.cells(has_stray_spaces(ids), ids, "the id {} has whitespace at its ends or two spaces in a row")
+    check.cells(ids.str.contains(CONTROL), ids, "the id {} has a control character")
+    if pd.api.types.is_float_dtype(stored):
+        check.problems.append(
+            f"the ids are decimals, such as {ids.iat[0]}, most often because one was missing when the table was made: "
+            f'write them as text, with frame["{stored.name}"].astype("Int64").astype(str)'
+        )
     repeated = ids[ids.duplicated(keep=False) & (ids != "")]
-    for name, rows in repeated.groupby(repeated, sort=False).indices.items():
-        check.problems.append(f"the id {name!r} occurs more than once: {check.name_lines(repeated.index[rows])}")
+    rows_of = repeated.groupby(repeated, sort=False).indices
+    each = [f"{name!r} ({check.name_lines(repeated.index[rows])})" for name, rows in rows_of.items()]
+    if each:
+        what = "1 id occurs" if len(each) == 1 else f"{len(each):,} ids occur"
+        check.problems.append(
+            f"{what} more than once: {some(each, 3)}. A table has one row per image: join the labels of several rows, "
+            "and give images of one thing their own ids, with the thing in data.columns.unit"
+        )
 
 
 def _check_paths(paths: pd.Series, root: Path, what: str, check: Check) -> None:
@@ -283,7 +244,8 @@ def _check_paths(paths: pd.Series, root: Path, what: str, check: Check) -> None:
 def _weight_column(column: pd.Series, check: Check) -> pd.Series:
     weight = pd.to_numeric(column, errors="coerce").astype(float)
     bad = ~np.isfinite(weight) | (weight < 0)
-    check.rows(bad, lambda row: f"the weight {column.iat[row]!r} is not a number of 0 or more")
+    comma = "; write decimals with a point" if column[bad].astype(str).str.contains(",").any() else ""
+    check.cells(bad, column, "the weight {} is not a number of 0 or more" + comma)
     if not bad.any() and weight.sum() == 0:
         check.problems.append("all weights are 0")
     return weight
@@ -292,5 +254,5 @@ def _weight_column(column: pd.Series, check: Check) -> pd.Series:
 def _fold_column(column: pd.Series, check: Check) -> pd.Series:
     fold = pd.to_numeric(column, errors="coerce").astype(float)
     bad = ~np.isfinite(fold) | (fold < -1) | (fold != np.floor(fold))
-    check.rows(bad, lambda row: f"the fold {column.iat[row]!r} is not a whole number of -1 (always train) or more")
+    check.cells(bad, column, "the fold {} is not a whole number of -1 (always train) or more")
     return fold.where(~bad, -1).astype(int)

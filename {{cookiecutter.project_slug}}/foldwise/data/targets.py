@@ -99,7 +99,7 @@ def hard_targets(
 
     def report(bad: Callable[[Any, list[str]], bool], message: str) -> None:
         of_value = [bad(value, parts) for value, parts in zip(unique, parsed, strict=True)]
-        check.rows(np.array(of_value, dtype=bool)[codes], lambda row: message.format(labels.iat[row]))
+        check.cells(np.array(of_value, dtype=bool)[codes], labels, message)
 
     new = multilabel and not {part for text in texts for part in text.split()} <= set(names or ())
     if new and (found_separator := _find_separator(texts, names or ())):
@@ -110,16 +110,16 @@ def hard_targets(
         return names or [], None
     report(
         lambda value, _: any(part != " ".join(part.split()) for part in ([value] if isinstance(value, str) else value)),
-        "the label {!r} has whitespace at its ends or two spaces in a row",
+        "the label {} has whitespace at its ends or two spaces in a row",
     )
-    report(lambda value, parts: isinstance(value, tuple) and "" in parts, "a label is empty in {!r}")
+    report(lambda value, parts: isinstance(value, tuple) and "" in parts, "a label is empty in {}")
     if not multilabel:
         report(lambda value, _: value == "", "the label is empty")
         report(
             lambda value, _: isinstance(value, tuple),
-            f"the label {{!r}} is a list: is the task multilabel, not {task.name}?",
+            f"the label {{}} is a list: is the task multilabel, not {task.name}?",
         )
-    report(lambda _, parts: len(set(parts)) < len(parts), "a label occurs twice in {!r}")
+    report(lambda _, parts: len(set(parts)) < len(parts), "a label occurs twice in {}")
     found = {part for parts in parsed for part in parts if part}
     if names is None:
         # Numbers sort as numbers: metrics like kappa depend on the order of grades.
@@ -175,16 +175,14 @@ def soft_targets(
         return names, None
     numbers = raw[names].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     outside = ~((numbers >= 0) & (numbers <= 1))
-
-    def message(row: int) -> str:
-        bad = [f"{name} is {raw[name].iat[row]!r}" for name, wrong in zip(names, outside[row], strict=True) if wrong]
-        return f"{', '.join(bad)}, not within 0 to 1"
-
-    check.rows(outside.any(axis=1), message)
+    percent = (numbers >= 0).all() and np.allclose(numbers.sum(axis=1), 100, atol=1) and task.exclusive
+    advice = ": they are percentages, divide them by 100" if percent else ""
+    for number, name in enumerate(names):
+        check.cells(outside[:, number], raw[name], f"{name} is {{}}, not within 0 to 1{advice}")
     if task.exclusive:
-        sums = numbers.sum(axis=1)
-        wrong = ~outside.any(axis=1) & (np.abs(sums - 1) > SOFT_SUM_TOLERANCE)
-        check.rows(wrong, lambda row: f"the class probabilities sum to {sums[row]:.4g}, not to 1")
+        sums = np.array([float(f"{value:.4g}") for value in numbers.sum(axis=1)], dtype=object)
+        wrong = ~outside.any(axis=1) & (np.abs(numbers.sum(axis=1) - 1) > SOFT_SUM_TOLERANCE)
+        check.cells(wrong, sums, "the class probabilities sum to {}, not to 1")
     return names, numbers.astype(np.float32)
 
 

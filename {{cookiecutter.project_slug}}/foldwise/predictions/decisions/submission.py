@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from foldwise.data.problems import some
+from foldwise.data.table_file import read_file
 from foldwise.files import check_new, write_atomic
 from foldwise.predictions.decisions.formats import FORMATS, Masks, RunLengths
 from foldwise.predictions.schema import PredictionsError, raise_problems
@@ -26,12 +27,7 @@ def read_sample(path: Path) -> pd.DataFrame:
 
 def read_text_table(path: Path) -> pd.DataFrame:
     """Read a CSV as text; refuse one that cannot be read."""
-    if not path.is_file():
-        raise PredictionsError(path, ["there is no such file"])
-    try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise PredictionsError(path, [f"it cannot be read as CSV ({str(error).strip()})"]) from error
+    return read_file(path).reset_index(drop=True).astype(str)
 
 
 def check_columns(layout: Any, sample: pd.DataFrame | None, path: Path | None) -> None:

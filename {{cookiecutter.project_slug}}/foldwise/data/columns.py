@@ -1,0 +1,86 @@
+"""Which column of a table is which, and which could be meant if one is missing."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from foldwise.errors import Refusal
+from foldwise.shell import command, override
+
+MOST_OFFERED = 3
+LOOKED_AT = 20  # rows whose paths are tried
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Column names in the file; None: the table has no such column.
+
+    `target` defaults to `label` (multiclass), `labels` (multilabel) or `mask` (segmentation). A list of columns means
+    soft targets, one column of probabilities per class.
+    """
+
+    id: str = "id"
+    image: str = "image"
+    target: str | Sequence[str] | None = None
+    group: str | None = None
+    unit: str | None = None
+    weight: str | None = None
+    fold: str | None = None
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Columns":
+        known = [field.name for field in fields(cls)]
+        unknown = [key for key in config if key not in known]
+        if unknown:
+            raise Refusal(f"data.columns has no key {', '.join(unknown)}; its keys are {', '.join(known)}")
+        return cls(**config)
+
+
+def missing_columns(names: Iterable[tuple[str, str]], raw: pd.DataFrame, root: Path) -> list[str]:
+    """Describe the columns that a table lacks, each with the ones that could be meant.
+
+    Args:
+        names: (key of `data.columns`, or mask; name) of all columns that are used.
+        root: of the paths.
+    """
+    pairs = list(dict.fromkeys(names))
+    used = {name for _, name in pairs}
+    free = [name for name in raw if name not in used]
+    problems = []
+    for key, name in pairs:
+        if name not in raw.columns:
+            found = ", ".join(name or "(without a name)" for name in raw)
+            offered = [column for column in free if _plain(column) == _plain(name)]
+            offered = offered or [column for column in free if _could_be(key, raw[column], root)]
+            setting = f"data.columns.{'target' if key == 'mask' else key}"
+            advice = " or ".join(_advice(setting, name, column) for column in offered[:MOST_OFFERED])
+            problems.append(f"there is no column {name!r}; the columns are {found}" + (advice and f": {advice}"))
+    return problems
+
+
+def _advice(setting: str, name: str, column: str) -> str:
+    if column == "":
+        return f"write {name} over the column that has no name"
+    return f"set {command(override(setting, column))}"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.casefold())
+
+
+def _could_be(key: str, column: pd.Series, root: Path) -> bool:
+    """Whether a column has what is looked for: unique values, paths of files, or values that repeat."""
+    texts = column.astype(object).where(column.notna(), "").map(str)
+    if (texts == "").all():
+        return False
+    files = [(root / text).is_file() for text in texts.iloc[:LOOKED_AT] if 0 < len(text) < 200 and "\0" not in text]
+    are_files = bool(files) and all(files)
+    if key == "id":
+        return texts.is_unique and (texts != "").all() and not are_files
+    if key in ("image", "mask"):
+        return are_files
+    return not are_files and texts.nunique() > 1 and not texts.is_unique
