@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from sklearn.preprocessing import MultiLabelBinarizer
 
-from foldwise.data.table import Columns, TableError, read_table
+from foldwise.data.problems import TableError
+from foldwise.data.table import Columns, read_table
 from foldwise.errors import Refusal
 
 

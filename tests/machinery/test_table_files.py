@@ -1,5 +1,6 @@
 """Files of tables as people have them: read where only one reading makes sense, else the cause and the way out."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from foldwise.data.table import Columns, Table, TableError, read_table
+from foldwise.data.problems import TableError
+from foldwise.data.table import Columns, Table, read_table
 
 FRAME = pd.DataFrame(
     {"id": ["007", "08", "9"], "image": ["images/a.png", "images/b.png", "images/c.png"], "label": ["é", "no", "é"]}
@@ -72,8 +74,10 @@ def test_ends_of_spreadsheets(root):
     assert problems(root / "t.csv") == ["the columns 4, 5 have no name in the header: name them, or delete them"]
 
 
-def command_of(problem: str) -> str:
-    return problem.splitlines()[1].replace("python ", f"{sys.executable} ", 1)
+def run_command_of(problem: str) -> None:
+    words = shlex.split(problem.splitlines()[1])
+    assert words[0] == "python"
+    subprocess.run([sys.executable, *words[1:]], check=True)
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "utf-16"])
@@ -81,7 +85,7 @@ def test_another_encoding_is_rewritten_by_the_printed_command(root, encoding):
     (root / "t.csv").write_bytes(FRAME.to_csv(sep=";", index=False).encode(encoding))
     (problem,) = problems(root / "t.csv")
     assert "UTF-16" in problem if encoding == "utf-16" else "line 2 is not UTF-8" in problem and "'007;" in problem
-    subprocess.run(command_of(problem), shell=True, check=True)
+    run_command_of(problem)
     assert is_frame(read(root / "t-utf8.csv"))
 
 
@@ -90,7 +94,7 @@ def test_json_is_rewritten_by_the_printed_command(root, lines):
     FRAME.to_json(root / "t.jsonl", orient="records", lines=lines)
     (problem,) = problems(root / "t.jsonl")
     assert problem.startswith("it is JSON")
-    subprocess.run(command_of(problem), shell=True, check=True)
+    run_command_of(problem)
     assert is_frame(read(root / "t.parquet"))
 
 

@@ -12,12 +12,13 @@ from foldwise.code.build import make
 from foldwise.data.fields import Item
 from foldwise.data.folds import fold_array, folds_hash, update_folds
 from foldwise.data.image_problems import mask_notes
+from foldwise.data.problems import TableError
 from foldwise.data.pseudo import Pseudo, read_pseudo
 from foldwise.data.sample import provide_classes
 from foldwise.data.samples import Samples, TableItems, item_table
 from foldwise.data.scan import images_hash, scan_items
 from foldwise.data.statistics import compute_statistics
-from foldwise.data.table import Columns, Table, TableError, read_table
+from foldwise.data.table import Columns, Table, read_table
 from foldwise.errors import Refusal
 from foldwise.files import read_json, write_json
 from foldwise.tasks import find_task

@@ -16,8 +16,9 @@ import pandas as pd
 
 from foldwise.data.holdout import FULL
 from foldwise.data.images import read_mask
+from foldwise.data.problems import TableError
 from foldwise.data.samples import require_columns
-from foldwise.data.table import Columns, Table, TableError, read_table
+from foldwise.data.table import Columns, Table, read_table
 from foldwise.files import read_json
 from foldwise.tasks import find_task
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 from foldwise.data.columns import Columns, missing_columns
 from foldwise.data.images import map_mask, read_mask
-from foldwise.data.problems import Check, TableError, has_stray_spaces, some
+from foldwise.data.problems import Check, has_stray_spaces, some
 from foldwise.data.table_file import read_file
 from foldwise.data.targets import check_class_names, check_units, split_cells
 from foldwise.errors import Refusal
