@@ -18,7 +18,7 @@ from foldwise.data import scan
 from foldwise.data.folds import read_folds
 from foldwise.data.prepare import Prepared, check_test_table
 from foldwise.data.prepare import prepare as prepare_data
-from foldwise.data.table import TableError
+from foldwise.data.problems import TableError
 from foldwise.errors import Refusal
 from foldwise.reporting.pictures import choose_samples, draw_samples
 

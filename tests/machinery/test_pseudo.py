@@ -16,9 +16,9 @@ from tiny import CLASSES, prepare_tiny, train_folds, train_scored
 from foldwise.data.batches import unpack
 from foldwise.data.folds import folds_hash
 from foldwise.data.holdout import FULL
+from foldwise.data.problems import TableError
 from foldwise.data.pseudo import join_tables, provenance_path
 from foldwise.data.sampling import EpochSampler, Pool, Sampling
-from foldwise.data.table import TableError
 from foldwise.errors import Refusal
 from foldwise.files import read_json, write_json
 from foldwise.inference.predicting import Choices, predict_runs

@@ -114,14 +114,14 @@ def read_table(
     check.lines = raw.index.to_numpy()
     raw = raw.reset_index(drop=True)
 
-    declared = {"id": columns.id, "image": columns.image, "unit": columns.unit}
+    optional = {"id": columns.id, "image": columns.image, "unit": columns.unit}
     if has_target:
-        declared |= {"weight": columns.weight, "fold": columns.fold}
+        optional |= {"weight": columns.weight, "fold": columns.fold}
         if meaning.field.spatial:  # a target is a file
-            declared["mask"] = target_columns[0]
+            optional["mask"] = target_columns[0]
     if (has_target and needs_group) or columns.group in raw.columns:
-        declared["group"] = columns.group
-    declared = {canonical: name for canonical, name in declared.items() if name is not None}
+        optional["group"] = columns.group
+    declared = {canonical: name for canonical, name in optional.items() if name is not None}
     targets = [("target", name) for name in target_columns if name not in declared.values()]
     check.problems += missing_columns([*declared.items(), *targets], raw, root)
     if not root.is_dir():
