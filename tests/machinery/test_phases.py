@@ -226,7 +226,7 @@ def test_layer_decay_reaches_every_curve(whole):
     assert np.allclose(rates / rates[:, -1:], rates[0] / rates[0, -1]) and rates[0, 0] < 0.1 * rates[0, -1]
     highest = rates[:, -1].reshape(6, 3)  # three steps an epoch
     assert np.allclose(highest[1], 0.01)
-    # An observation reaches the rate one step later: the scheduler has set that of the next step by then.
+    # The first validation sets the best loss; the drop of the second one comes after the phase.
     assert np.allclose(highest[3], [0.01, 0.01, 0.01]) and highest[4, 0] == pytest.approx(0.005 * highest[0, 0] / 0.02)
 
 

@@ -89,6 +89,11 @@ class TrainingModule(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         # Depends on the epoch alone and is re-applied each epoch, so that a resumed run freezes the same layers.
         self.prepare_training()
+        # Lightning has set the lr of this step before the last validation, which a Plateau follows.
+        scheduler: Any = self.lr_schedulers()
+        factor = self.schedule.factor(scheduler.last_epoch)
+        for group, lr in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+            group["lr"] = lr * factor
 
     def prepare_training(self) -> None:
         """Set training mode and freeze what the current phase does not train."""
