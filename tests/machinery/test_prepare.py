@@ -13,6 +13,9 @@ import yaml
 from PIL import Image
 
 from foldwise.audit.findings import audit_table
+from foldwise.code.alias import open_code
+from foldwise.code.build import make as make_object
+from foldwise.code.source import Code
 from foldwise.config import compose_config
 from foldwise.data import scan
 from foldwise.data.folds import read_folds
@@ -166,6 +169,20 @@ def test_a_changed_image_is_read_again_and_changes_the_hash(tmp_path):
     pixels = np.concatenate([image.reshape(-1, 3) for image in images]) / 255
     np.testing.assert_allclose(second.image["mean"], pixels.mean(axis=0), rtol=1e-9)
     assert len(pd.read_csv(tmp_path / "prepared/images.csv")) == 4
+
+
+def test_only_a_change_of_what_reads_reads_all_images_again(tmp_path):
+    source = (
+        "from foldwise.data import samples\nGAIN = 1\nclass Samples(samples.Samples):\n"
+        "    def read(self, *a):\n        return GAIN\n"
+    )
+
+    def key(text: str) -> str:
+        alias = open_code(Code({"solution/samples.py": text.encode()}, tmp_path))
+        return scan.reader_key(make_object({"_target_": "solution.samples.Samples"}, alias))
+
+    assert key(source) == key(f"# why\n{source}other = 3\n")
+    assert len({key(source), key(source.replace("GAIN = 1", "GAIN = 2")), key(source.replace("*a", "*b"))}) == 3
 
 
 def test_new_rows_join_and_rows_that_left_are_not_forgotten(tmp_path):

@@ -46,7 +46,7 @@ def check_covered(alias: str | None) -> None:
     """Raise a Refusal if modules were imported from the working copy of `solution/` instead of the run's copy."""
     here = (Path.cwd() / PACKAGE).resolve()
     names = []
-    for name, module in sorted(sys.modules.items()):
+    for name, module in sorted(sys.modules.copy().items()):  # other threads import
         package = name.split(".")[0]
         file = vars(module).get("__file__") if isinstance(module, ModuleType) else None
         below = isinstance(file, str) and Path(file).resolve().is_relative_to(here)
@@ -67,7 +67,7 @@ class Finder:
     def find_spec(name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
         """The spec of `solution_<hash>` or a module in it; None if not found or not open."""
         alias, *rest = name.split(".")
-        code = _find_code(alias) if ALIAS.fullmatch(alias) else None
+        code = opened_code(alias)
         if code is None:
             return None
         stem = "/".join([PACKAGE, *rest])
@@ -82,17 +82,17 @@ class Finder:
         return spec
 
 
-def _find_code(alias: str) -> Code | None:
-    """Find opened code; a child process reads it here."""
-    if alias not in _opened:
+def opened_code(package: str) -> Code | None:
+    """The code of a package that `open_code` returned, which a child process reads here; None for other packages."""
+    if package not in _opened and ALIAS.fullmatch(package):
         for entry in sys.path:
-            if isinstance(entry, str) and entry.endswith(f"{os.sep}{alias}"):
+            if isinstance(entry, str) and entry.endswith(f"{os.sep}{package}"):
                 code = read_code(Path(entry).parent)
-                if code.alias != alias:
+                if code.alias != package:
                     raise Refusal(f"{code.root / PACKAGE} was changed while it was in use: start again")
-                _opened[alias] = code
+                _opened[package] = code
                 break
-    return _opened.get(alias)
+    return _opened.get(package)
 
 
 class _Loader(SourceFileLoader):

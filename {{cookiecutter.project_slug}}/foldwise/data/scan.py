@@ -18,6 +18,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from foldwise.code.alias import opened_code
+from foldwise.code.definitions import Definitions
+from foldwise.code.source import PACKAGE
 from foldwise.data.image_problems import image_problems, mask_problems
 from foldwise.data.images import ImageError, read_mask
 from foldwise.data.problems import TableError, some
@@ -70,9 +73,14 @@ def scan_items(
 
 
 def reader_key(samples: Samples) -> str:
-    """Hash the reader's class, arguments and source: measurements depend on them as well as on the files."""
+    """Hash the reader's class, arguments and code: measurements depend on them as well as on the files."""
     kind = type(samples)
-    source = "" if kind.__module__.startswith("foldwise.") else inspect.getsource(inspect.getmodule(kind) or kind)
+    package, _, module = kind.__module__.partition(".")
+    source: Any = None  # of foldwise: fixed
+    if code := opened_code(package):
+        source = Definitions(code, [f"{PACKAGE}.{module}.{kind.__qualname__}"]).hashes()
+    elif package != "foldwise":
+        source = inspect.getsource(inspect.getmodule(kind) or kind)
     text = json.dumps([kind.__qualname__, vars(samples), source], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
