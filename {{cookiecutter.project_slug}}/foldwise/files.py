@@ -6,8 +6,10 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +123,14 @@ def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def equal_files(files: Sequence[Path]) -> list[list[int]]:
+    """Indices of files with equal bytes, a sorted list of two or more per content; reads only files of equal size."""
+    sizes, digest = [file.stat().st_size for file in files], cache(sha256_file)
+    files_of_size = Counter(sizes)
+    found: dict[str, list[int]] = defaultdict(list)
+    for index, (file, size) in enumerate(zip(files, sizes, strict=True)):
+        if files_of_size[size] > 1:
+            found[digest(file)].append(index)
+    return [same for same in found.values() if len(same) > 1]

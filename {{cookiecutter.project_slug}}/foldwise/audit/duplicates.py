@@ -36,7 +36,7 @@ import numpy as np
 import pandas as pd
 
 from foldwise.audit.descriptors import Descriptors
-from foldwise.files import sha256_file
+from foldwise.files import equal_files
 
 COLUMNS = ["id_a", "id_b", "kind", "similarity", "where"]
 SAME_FOLD, BETWEEN_FOLDS, TRAIN_AND_TEST = "same fold", "between folds", "train and test"
@@ -86,12 +86,8 @@ def find_duplicates(
 
 def exact_pairs(files: Sequence[Path], part: np.ndarray) -> list[tuple[int, int]]:
     """Pair rows whose files have equal bytes: each row with the first equal one of every `part` (a fold, or test)."""
-    sizes = pd.Series([file.stat().st_size for file in files])
-    rows = np.flatnonzero(sizes.duplicated(keep=False)).tolist()  # only files of equal size are read
-    digests = {file: sha256_file(file) for file in {files[row] for row in rows}}
     pairs = set()
-    for _, same in pd.Series(rows, index=[digests[files[row]] for row in rows], dtype=int).groupby(level=0):
-        members = same.to_numpy()
+    for members in map(np.array, equal_files(files)):
         firsts = members[np.unique(part[members], return_index=True)[1]]
         pairs |= {(int(min(a, b)), int(max(a, b))) for a in members for b in firsts if a != b}
     return sorted(pairs)

@@ -3,16 +3,16 @@
 import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from foldwise.data.problems import some
 from foldwise.data.samples import TableItems
 from foldwise.data.table import Columns, Table, read_table
-from foldwise.files import sha256_file, write_atomic
+from foldwise.files import equal_files, write_atomic
 from foldwise.inference.reading import BadImage
 from foldwise.inference.runs import TrainedRun
 from foldwise.inference.sharing import Choices
@@ -40,25 +40,21 @@ def print_notes(console: Console, runs: Sequence[TrainedRun], table: Table, oof:
         columns = Columns.from_config(data["columns"])
         training = read_table(data["table"], spec.task, data["root"], columns, spec.classes, has_target=False)
         pairs = _equal_images(table, training)
-        shown = ", ".join(f"{id} = {other}" for id, other in pairs[:5]) + (", …" if len(pairs) > 5 else "")
         if pairs:
-            notes.append(f"{len(pairs)} images are identical to a training image with a known label: {shown}")
+            notes.append(f"{len(pairs)} images are identical to a training image with a known label: {some(pairs)}")
     for note in notes:
         console.print(f"[yellow]{note}[/yellow]")
 
 
-def _equal_images(table: Table, training: Table) -> list[tuple[str, str]]:
-    """(id, training id) of images whose files are byte-identical."""
-    digest = cache(sha256_file)
-    of_size: dict[int, list[int]] = {}
-    for row in range(len(training)):
-        of_size.setdefault(training.image_path(row).stat().st_size, []).append(row)
-    return [
-        (table.ids[row], training.ids[other])
-        for row in range(len(table))
-        for other in of_size.get(table.image_path(row).stat().st_size, [])
-        if digest(table.image_path(row)) == digest(training.image_path(other))
-    ]
+def _equal_images(table: Table, training: Table) -> list[str]:
+    """Images whose files are byte-identical to a training image, as "id = training id"."""
+    files, ids, count = [table.image_path(row) for row in range(len(table))], [*table.ids], len(table)
+    sizes = {file.stat().st_size for file in files}
+    for row, id in enumerate(training.ids):
+        if (file := training.image_path(row)).stat().st_size in sizes:
+            files.append(file)
+            ids.append(id)
+    return [f"{ids[row]} = {ids[same[-1]]}" for same in equal_files(files) for row in same if row < count <= same[-1]]
 
 
 def print_shares(console: Console, folders: Sequence[Path]) -> None:

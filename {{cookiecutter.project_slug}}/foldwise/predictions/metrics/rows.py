@@ -144,16 +144,7 @@ class RocAuc(RowMetric):
     pooled = False
 
     def prepare(self, target: np.ndarray, probability: np.ndarray) -> Score:
-        levels = _levels(self.hard(target), probability)
-
-        def area(positive: np.ndarray, every: np.ndarray) -> float:
-            negative = every - positive
-            pairs = positive.sum() * negative.sum()  # ties count half
-            return float(positive @ (np.cumsum(negative) - negative / 2) / pairs) if pairs else float("nan")
-
-        return lambda weight: self.mean_of_classes(
-            np.array([area(*of_class(weight)) for of_class in levels]), "all rows have it, or none"
-        )
+        return _mean_by_levels(self, target, probability, _area, "all rows have it, or none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,32 +154,41 @@ class MeanAveragePrecision(RowMetric):
     pooled = False
 
     def prepare(self, target: np.ndarray, probability: np.ndarray) -> Score:
-        levels = _levels(self.hard(target), probability)
-
-        def average_precision(positive: np.ndarray, every: np.ndarray) -> float:
-            if not positive.sum():
-                return float("nan")
-            found, predicted = np.cumsum(positive[::-1]), np.cumsum(every[::-1])  # from the highest level down
-            precision = np.divide(found, predicted, out=np.zeros(len(found)), where=predicted > 0)
-            return float(positive[::-1] @ precision / positive.sum())
-
-        return lambda weight: self.mean_of_classes(
-            np.array([average_precision(*of_class(weight)) for of_class in levels]), "no row has it"
-        )
+        return _mean_by_levels(self, target, probability, _average_precision, "no row has it")
 
 
-def _levels(true: np.ndarray, probability: np.ndarray) -> list[Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]]:
-    """For each class, return a function from row weights to (positive, every).
+def _mean_by_levels(
+    metric: RowMetric,
+    target: np.ndarray,
+    probability: np.ndarray,
+    value: Callable[[np.ndarray, np.ndarray], float],
+    reason: str,
+) -> Score:
+    """Mean over the classes of `value(positive, every)`; NaN is left out with a warning that gives the `reason`.
 
-    Both sum the weights at each distinct probability, in ascending order: of the positive rows and of every row.
+    Both arguments sum the weights at each distinct probability, in ascending order: of positive rows and of every row.
     """
 
-    def of_class(true: np.ndarray, values: np.ndarray) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    def of_class(true: np.ndarray, values: np.ndarray) -> Score:
         order = np.argsort(values, kind="stable")
         starts = np.flatnonzero(np.diff(values[order], prepend=-np.inf))
-        return lambda weight: (
-            np.add.reduceat((weight * true)[order], starts),
-            np.add.reduceat(weight[order], starts),
+        return lambda weight: value(
+            np.add.reduceat((weight * true)[order], starts), np.add.reduceat(weight[order], starts)
         )
 
-    return [of_class(*columns) for columns in zip(true.T, np.asarray(probability).T, strict=True)]
+    classes = [of_class(*columns) for columns in zip(metric.hard(target).T, np.asarray(probability).T, strict=True)]
+    return lambda weight: metric.mean_of_classes(np.array([score(weight) for score in classes]), reason)
+
+
+def _area(positive: np.ndarray, every: np.ndarray) -> float:
+    negative = every - positive
+    pairs = positive.sum() * negative.sum()  # ties count half
+    return float(positive @ (np.cumsum(negative) - negative / 2) / pairs) if pairs else float("nan")
+
+
+def _average_precision(positive: np.ndarray, every: np.ndarray) -> float:
+    if not positive.sum():
+        return float("nan")
+    found, predicted = np.cumsum(positive[::-1]), np.cumsum(every[::-1])  # from the highest level down
+    precision = np.divide(found, predicted, out=np.zeros(len(found)), where=predicted > 0)
+    return float(positive[::-1] @ precision / positive.sum())
