@@ -13,7 +13,7 @@ PACKAGE = Path(foldwise.__file__).parent
 FLOORS = [
     {"errors", "files", "locks", "progress", "reachable", "settings", "shell", "machinery"},
     {"code", "processes"},
-    {"data", "tasks"},
+    {"data", "tasks", "unpacking"},
     {"schedule", "command"},
     {"config", "checks"},
     {"predictions"},

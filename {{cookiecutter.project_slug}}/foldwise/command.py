@@ -58,6 +58,17 @@ def whole_number(least: int) -> Callable[[str], int]:
     return convert
 
 
+def positive_number(text: str) -> float:
+    """An argument type: a number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
+
+
 @contextmanager
 def exit_on_error(after: str = "nothing was written") -> Iterator[None]:
     """Exit with 2 and a message on a refusal, with 1 and the traceback on a bug, and with 130 on Ctrl-C.
