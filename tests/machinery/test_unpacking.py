@@ -83,7 +83,7 @@ def test_bad_files_are_listed_and_damage_costs_its_frames(tmp_path):
     assert bad["file"].tolist() == ["empty.mp4", "text.mp4"] == sorted(result.bad)
     assert bad["problem"].str.startswith("it cannot be decoded").all()
     counts = table(tmp_path / "out").groupby("file").size()
-    assert counts["good.mp4"] == 20 and 5 < counts["cut.mkv"] < 20 and 15 < counts["hurt.mkv"]
+    assert counts["good.mp4"] == 20 and 5 < counts["cut.mkv"] < 20 and counts["hurt.mkv"] > 15
 
 
 def test_a_kill_is_resumed_to_the_same_bytes_and_other_settings_are_refused(tmp_path):
