@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from foldwise.code.build import resolve
-from foldwise.data.images import MODES, image_hw
+from foldwise.data.images import MODES, is_image_size
 from foldwise.data.sample import is_sample
 from foldwise.errors import Refusal
 from foldwise.files import is_number
@@ -44,14 +44,6 @@ def _is_sampling(value: Any) -> bool:
     return value in ("shuffle", "balanced") or (isinstance(value, Mapping) and "_target_" in value)
 
 
-def _is_size(value: Any) -> bool:
-    try:
-        image_hw(value)
-    except (TypeError, Refusal):
-        return False
-    return True
-
-
 # By description: the check of a value, and the settings that it applies to.
 VALUES: dict[str, tuple[Fits, str]] = {
     "a whole number from 0": (_whole(0), "seed top_k data.workers"),
@@ -68,7 +60,7 @@ VALUES: dict[str, tuple[Fits, str]] = {
     f"one of {', '.join(MODES)}": (lambda value: value in MODES, "data.mode"),
     "one of dataset, weights": (lambda value: value in ("dataset", "weights"), "data.normalize"),
     "text, or null": (lambda value: value is None or (isinstance(value, str) and value != ""), "data.label_separator"),
-    "a whole number above 0, or [height,width]": (_is_size, "data.image_size"),
+    "a whole number above 0, or [height,width]": (is_image_size, "data.image_size"),
 }
 
 

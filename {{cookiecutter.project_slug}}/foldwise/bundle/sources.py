@@ -155,7 +155,7 @@ def blended_rows(sources: Sources, truth: GroundTruth) -> tuple[np.ndarray, np.n
 
 def blended_maps(sources: Sources, truth: GroundTruth) -> Iterator[tuple[str, np.ndarray, np.ndarray, int]]:
     """Yield (id, mask (H, W), blended out-of-fold probability (C, H, W), fold), one image at a time."""
-    for fold in sorted(set(truth.folds.tolist()) - {-1}):
+    for fold in truth.scored_folds:
         rows = np.flatnonzero(truth.folds == fold).tolist()
         ids = [truth.table.ids[row] for row in rows]
         runs = _runs_of_fold(sources, fold)

@@ -19,11 +19,10 @@ from foldwise.predictions.decisions.deciding import Decision
 from foldwise.predictions.decisions.expected_f import Group
 from foldwise.predictions.decisions.formats import FORMATS
 from foldwise.predictions.decisions.masks import Cleaning
-from foldwise.predictions.ensembles.blending import arithmetic, geometric, rank_mean
+from foldwise.predictions.ensembles.blending import MAP_EDGE, arithmetic, geometric, rank_mean
 from foldwise.tasks import Task, find_task
 
 SPEC = "bundle.json"
-MAP_EDGE = 0.5 / 255  # an 8-bit 0 means a probability below this, as in ensemble.py
 
 
 @dataclass(frozen=True, kw_only=True)

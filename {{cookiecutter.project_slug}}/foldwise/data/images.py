@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -116,6 +117,14 @@ def image_hw(size: int | Sequence[int]) -> tuple[int, int]:
     if len(values) != 2 or not all(isinstance(value, int) and value > 0 for value in values):
         raise Refusal(f"image_size is {size!r}; it must be a whole number above 0, or [height, width]")
     return values[0], values[1]
+
+
+def is_image_size(value: Any) -> bool:
+    try:
+        image_hw(value)
+    except (Refusal, TypeError):
+        return False
+    return True
 
 
 def default_scale(dtype: np.dtype | str | type) -> float:

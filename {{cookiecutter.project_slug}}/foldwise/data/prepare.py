@@ -62,6 +62,10 @@ class Prepared:
     def fold_of_items(self) -> np.ndarray:
         return fold_array(self.folds, self.table.ids)
 
+    @property
+    def scored_folds(self) -> list[int]:
+        return sorted(set(self.folds.values()) - {-1})
+
 
 def prepare(config: Mapping[str, Any], alias: str | None, make_folds: bool = True, progress: bool = True) -> Prepared:
     """Check the data of a config and update `folds.csv`, `images.csv` and `statistics.json`.

@@ -45,7 +45,7 @@ def distill(runs: Sequence[Path], out: Path, weight: float = 1.0) -> list[dict[s
     check_probabilities(truth)
     if truth.task.kind == "maps":
         raise Refusal("masks have no soft targets: distill.py is only for classes of whole images")
-    folds = sorted(set(truth.folds.tolist()) - {-1})
+    folds = truth.scored_folds
     students = folds + [FULL] * all((run / "oof").is_dir() for run in runs)
     shards = {(run, student): _shards(run, student, folds) for run in runs for student in students}
     problems = class_problems(list(truth.table.classes), COLUMNS)

@@ -43,6 +43,10 @@ class GroundTruth:
     def task(self) -> Task:
         return find_task(self.table.task)
 
+    @property
+    def scored_folds(self) -> list[int]:
+        return sorted(set(self.folds.tolist()) - {-1})
+
 
 def read_ground_truth(source: Path, data: str | None = None, overrides: Sequence[str] = ()) -> GroundTruth:
     """Read the competition's table and folds for a source of predictions.

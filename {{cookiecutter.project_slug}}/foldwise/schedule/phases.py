@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from foldwise.data.images import image_hw
+from foldwise.data.images import is_image_size
 from foldwise.errors import Refusal
 from foldwise.files import is_number
 from foldwise.schedule.schedulers import Plateau, Scheduler
@@ -156,14 +156,6 @@ def _find_problems(name: str, values: Any) -> list[str]:
     return problems
 
 
-def _is_size(value: Any) -> bool:
-    try:
-        image_hw(value)
-    except (Refusal, TypeError):
-        return False
-    return True
-
-
 def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)
 
@@ -186,7 +178,7 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: isinstance(value, Mapping) and set(value) == {"mixup", "cutmix"},
         "a choice of configs/mixing, or a mapping with the keys mixup and cutmix",
     ),
-    "image_size": (_is_size, "a whole number or [height, width]"),
+    "image_size": (is_image_size, "a whole number or [height, width]"),
     "rows": (lambda value: value in ROWS, f"one of {', '.join(ROWS)}"),
     "start": (lambda value: value in STARTS, f"one of {', '.join(STARTS)}"),
     "snapshot": (_is_flag, "true or false"),

@@ -82,11 +82,12 @@ def average_weights(run: Path, out: Path, device: str = "auto") -> Averaging:
     if len(prepared.outputs) > 1:
         raise Refusal(f"{run} has several outputs, which cannot be averaged: average their predictions instead")
     metric = build_metric(config["metric"], config["task"], prepared.table.classes, prepared.table, prepared.alias)
-    folds = prepared.fold_of_items
-    snapshots = find_snapshots(run, config, sorted(set(folds.tolist()) - {-1}), metric.greater_is_better)
+    snapshots = find_snapshots(run, config, prepared.scored_folds, metric.greater_is_better)
     oof = read_predictions(run / "oof")
     items = TableItems.of(prepared.source, prepared.samples)
-    check_predictions(oof, GroundTruth(prepared.table, folds, prepared.folds_hash, metric, config, items))
+    check_predictions(
+        oof, GroundTruth(prepared.table, prepared.fold_of_items, prepared.folds_hash, metric, config, items)
+    )
     # Named like `out`: predictions record the name of their run.
     folder = _open_partial(out, run, config, snapshots, prepared.images_hash) / out.name
     scores: dict[int, dict[int, float]] = {}

@@ -70,7 +70,7 @@ def choose_parts(chosen: Any, followed: Sequence[str], prepared: Prepared) -> li
     Args:
         followed: settings by which training depends on validation, from `config.followers`.
     """
-    parts = choose_holdouts(chosen, sorted(set(prepared.folds.values()) - {-1}))
+    parts = choose_holdouts(chosen, prepared.scored_folds)
     problems = []
     if chosen in ("full", "pairs"):
         problems += [f"{name} depends on the validation of a fold, and there is none" for name in followed]

@@ -81,7 +81,7 @@ def score_predictions(parts: Sequence[Predictions], config: Mapping[str, Any], p
 
 def finish_run(run: Path, config: Mapping[str, Any], prepared: Prepared) -> None:
     """Merge the folds if all are finished, and print the scores. Safe to repeat."""
-    existing = sorted(set(prepared.folds.values()) - {-1})
+    existing = prepared.scored_folds
     finished = [fold for fold in existing if (run / f"fold{fold}" / "metrics.json").exists()]
     if finished == existing and not (run / "metrics.json").exists():
         for output in prepared.outputs[1:]:

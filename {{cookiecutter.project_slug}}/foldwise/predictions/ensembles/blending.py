@@ -19,6 +19,7 @@ from foldwise.predictions.scoring import by_unit
 from foldwise.tasks import find_task
 
 EDGE = 2.0**-20  # probabilities are clipped to [EDGE, 1 - EDGE]; float32 represents both bounds exactly
+MAP_EDGE = 0.5 / 255  # the same for maps, which are stored in 8 bits: 0 means below this
 GREEDY_CANDIDATES = 10
 GREEDY_STEPS = 30
 GREEDY_ROWS = 10_000  # each step scores every candidate; more rows hardly change the ranking

@@ -136,7 +136,7 @@ class Ensemble:
 
     def __init__(self, names: Sequence[str], truth: GroundTruth) -> None:
         self.names, self.truth = list(names), truth
-        self.folds: list[int] = sorted(set(truth.folds.tolist()) - {-1})
+        self.folds = truth.scored_folds
         self._fitted: dict[tuple[str, frozenset[int]], Fitted] = {}
 
     def examples(self, folds: Sequence[int]) -> Any:

@@ -67,7 +67,7 @@ def ensemble(
     sources = find_sources(folders, oof, test)
     names = check_sources(sources)
     truth = read_ground_truth(sources[0].folder, data, overrides)
-    count, least = len(set(truth.folds.tolist()) - {-1}), 3 if strict else 2
+    count, least = len(truth.scored_folds), 3 if strict else 2
     if count < least:
         raise Refusal(
             f"cross-fitting {'with --strict ' if strict else ''}needs {least} folds, and there are only {count}"

@@ -53,7 +53,7 @@ def iter_checked(sources: Sequence[Source], truth: GroundTruth, test: bool = Fal
 
 
 def _test_problems(predictions: Predictions, truth: GroundTruth, first: Predictions) -> list[str]:
-    folds = sorted(set(truth.folds.tolist()) - {-1})
+    folds = truth.scored_folds
     problems = mismatches(predictions.header, truth, "test")
     found = test_folds(predictions)
     if found not in (folds, [FULL, *folds]):

@@ -9,6 +9,7 @@ import numpy as np
 
 from foldwise.predictions.ensembles.blending import (
     GEOMETRIC,
+    MAP_EDGE,
     MEAN,
     SIMPLEX,
     SINGLE,
@@ -30,7 +31,6 @@ from foldwise.predictions.writers import PredictionWriter
 from foldwise.progress import Progress
 
 PIXELS = 400  # per image, to fit weights; neighbouring pixels are so similar that more add little
-MAP_EDGE = 0.5 / 255  # maps are stored in 8 bits: 0 means below this
 
 
 @dataclass(frozen=True)

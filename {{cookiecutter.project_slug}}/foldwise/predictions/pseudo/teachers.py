@@ -53,7 +53,7 @@ class Teachers:
 
     @property
     def folds(self) -> list[int]:
-        return sorted(set(self.truth.folds.tolist()) - {-1})
+        return self.truth.scored_folds
 
     def probability(self, fold: int | None = None) -> np.ndarray:
         """Average the predictions of the fold's models over runs, snapshots and views, (N, C) float64.
@@ -175,7 +175,7 @@ def _prediction_problems(predictions: Predictions, truth: GroundTruth, table: Ta
         )
     if header.ranks:
         problems.append("they are mean ranks, not probabilities")
-    missing = sorted(set(truth.folds.tolist()) - {-1} - set(frame["fold"].tolist()))
+    missing = sorted({*truth.scored_folds} - set(frame["fold"].tolist()))
     if missing:
         problems.append(f"the models of the folds {missing} are missing; each student needs those of its held-out fold")
     predicted, expected = set(frame["id"]), set(table.ids)
