@@ -23,7 +23,8 @@ from foldwise.predictions.decisions.ledger import (
     record,
     record_score,
 )
-from foldwise.predictions.decisions.submission import difference, read_sample, write_table
+from foldwise.predictions.decisions.sample import fit_layout, locate, read_sample
+from foldwise.predictions.decisions.submission import check_rows, difference, write_masks, write_table
 from foldwise.predictions.decisions.submit import make_submission
 from foldwise.predictions.schema import Header, PredictionsError
 from foldwise.predictions.store import write_predictions
@@ -101,28 +102,35 @@ def test_how_much_answers_differ():
 def test_a_table_takes_the_order_of_the_sample(tmp_path):
     (tmp_path / "sample.csv").write_text("id,dog,cat\n010,0,0\n2,0,0\n")
     frame = pd.DataFrame({"id": ["2", "010"], "cat": [0.5, 1 / 3], "dog": [0, 1]})
-    write_table(tmp_path / "s.csv", frame, read_sample(tmp_path / "sample.csv"), tmp_path / "sample.csv")
+    write_table(tmp_path / "s.csv", frame, read_sample(tmp_path / "sample.csv"))
     assert (tmp_path / "s.csv").read_text() == "id,dog,cat\n010,1,0.33333333\n2,0,0.5\n"
     with pytest.raises(Refusal, match="not overwritten"):
-        write_table(tmp_path / "s.csv", frame, None, None)
+        write_table(tmp_path / "s.csv", frame, None)
 
 
 def test_everything_wrong_is_said_at_once_and_nothing_is_written(tmp_path):
     (tmp_path / "sample.csv").write_text("id,dog,cow\n1,0,0\n2,0,0\n2,0,0\n")
     frame = pd.DataFrame({"id": ["2", "3", "3"], "cat": 0.5, "dog": [0.1, np.nan, 0]})
+    sample = read_sample(tmp_path / "sample.csv")
     with pytest.raises(PredictionsError) as caught:
-        write_table(tmp_path / "s.csv", frame, read_sample(tmp_path / "sample.csv"), tmp_path / "sample.csv")
+        write_table(tmp_path / "s.csv", frame, sample)
+    assert caught.value.problems == [
+        "1 ids would be written more than once: 3",
+        "1 of its ids have no prediction: 1",
+    ]
+    layout = ColumnPerClass(classes=["cat", "dog"])
+    with pytest.raises(PredictionsError) as caught:
+        check_rows(layout, frame["id"].tolist(), sample)
     assert caught.value.problems == [
         "1 ids would be written more than once: 3",
         "1 ids come more than once in the sample submission: 2",
-        "1 of its columns would be missing: cow",
-        "1 columns are not in it: cat",
-        "1 of its ids have no prediction: 1",
-        "2 predicted ids are not in it: 3, 3",
+        "1 of its 2 ids have no prediction: 1",
     ]
+    with pytest.raises(PredictionsError, match="in this order with --names cat=dog dog=cow"):
+        fit_layout(layout, sample)
     frame["id"] = ["1", "2", "3"]
     with pytest.raises(PredictionsError, match="1 rows have NaN or infinite values: 2"):
-        write_table(tmp_path / "s.csv", frame, None, None)
+        write_table(tmp_path / "s.csv", frame, None)
     assert [path.name for path in tmp_path.iterdir()] == ["sample.csv"]
 
 
@@ -131,6 +139,96 @@ def test_samples_that_are_none(tmp_path, text):
     (tmp_path / "sample.csv").write_text(text)
     with pytest.raises(Refusal, match="sample.csv"):
         read_sample(tmp_path / "sample.csv")
+
+
+# sample submissions of other kinds: 4 images, 3 classes
+
+IMAGES = ["0001", "0002", "003", "12"]
+SAMPLES_OF = {
+    "plain": ("id,label", "{id},0", "labels", {}),
+    "a file name": ("image,labels", "{id}.jpg,healthy", "labels", {"row_id": "{id}.jpg"}),
+    "columns of classes": ("image_id,cat,dog,newt", "{id},0,0,0", "columns", {}),
+    "another order": ("newt,id,dog,cat", "0.3,{id},0.3,0.3", "columns", {}),
+    "a common start": ("id,prob_Cat,prob_Dog,prob_Newt", "{id},0.3,0.3,0.3", "columns",
+                       {"names": ["prob_Cat", "prob_Dog", "prob_Newt"]}),
+    "a row a class": ("ID,Label", "{id}_{class},0.5", "columns", {"row_id": "{id}_{class}"}),
+    "a file name and a class": ("Image_Label,EncodedPixels", "{id}.jpg_{class},1 1", "rle",
+                                {"row_id": "{id}.jpg_{class}"}),
+    "a file name and a number": ("ImageId_ClassId,EncodedPixels", "{id}.jpg_{index},1 1", "rle",
+                                 {"row_id": "{id}.jpg_{index}"}),
+    "an index": (",id,label", "{row},{id},0", "labels", {}),
+    "row numbers": ("row,id,label", "{row},{id},0", "labels", {}),
+    "semicolons": ("id;cat;dog;newt", "{id};0;0;0", "columns", {}),
+    "tabs": ("id\tlabel", "{id}\t0", "labels", {}),
+    "masks": ("id,rle_mask", "{id},1 1", "rle", {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SAMPLES_OF)
+@pytest.mark.parametrize("order", [1, -1])
+def test_sample_submissions_of_every_shape(tmp_path, kind, order):
+    header, line, name, expected = SAMPLES_OF[kind]
+    path = tmp_path / "sample.csv"
+    classes = ["sky", *CLASSES] if name == "rle" else CLASSES
+    painted = [2] if kind == "masks" else range(name == "rle", len(classes))
+    rows = [
+        line.format(**{"id": id, "class": classes[index], "index": index, "row": 0})
+        for id in IMAGES[::order]
+        for index in painted
+    ]
+    rows = [row if row[:2] != "0," else f"{number},{row[2:]}" for number, row in enumerate(dict.fromkeys(rows))]
+    path.write_text("\n".join([header, *rows]) + "\n")
+    sample = locate(read_sample(path), [*IMAGES, "extra"], classes)
+    options = {"painted": ["dog"]} if kind == "masks" else {}
+    layout = fit_layout(FORMATS[name](classes=classes, **options), sample)
+    for option in ("row_id", "names"):
+        assert (getattr(layout, option) or None) == expected.get(option)
+    notes = check_rows(layout, [*IMAGES, "extra"], sample)
+    assert len(notes) == 1 and "not in" in notes[0] and "extra" in notes[0]
+    out = tmp_path / "s.csv"
+    if name == "rle":
+        codes = [(id, layout.encode(np.zeros((2, 2), int))) for id in [*IMAGES, "extra"]]
+        write_masks(out, layout, codes, sample)
+    else:
+        answers = np.eye(3)[[0, 1, 2, 0, 1]] * 0.75
+        write_table(out, layout.table([*IMAGES, "extra"], answers if name == "columns" else answers > 0), sample)
+        if "{class}" not in (layout.row_id or ""):  # the values are those of the ids
+            written = pd.read_csv(out, sep=sample.separator, dtype=str).set_index(sample.id_column)
+            for id, chosen in zip(IMAGES, [0, 1, 2, 0], strict=True):
+                row = written.loc[id + (layout.row_id or "{id}").removeprefix("{id}")]
+                one = row[layout.written].astype(float).to_numpy() if name == "columns" else row[layout.value_column]
+                assert one == CLASSES[chosen] if name == "labels" else (one == answers[chosen]).all()
+    kept, new = path.read_text().splitlines(), out.read_text().splitlines()
+    where = kept[0].split(sample.separator).index(sample.id_column)
+    assert new[0] == kept[0] and len(new) == len(kept)
+    assert [row.split(sample.separator)[where] for row in new] == [row.split(sample.separator)[where] for row in kept]
+    if kind in ("an index", "row numbers"):
+        assert [row.split(",")[0] for row in new[1:]] == list("0123")
+
+
+@pytest.mark.parametrize(
+    ("rows", "cause"),
+    [
+        (["1", "2", "3", "12"], "leading zeros"),
+        (["0001.0", "0002.0", "003.0", "12.1"], "1 of its 4 ids have no prediction: 12.1"),
+        (["test/0001", "test/0002", "test/003", "test/12"], "they differ only by folders"),
+    ],
+)
+def test_the_cause_of_other_ids_is_named(tmp_path, rows, cause):
+    (tmp_path / "sample.csv").write_text("id,label\n" + "".join(f"{row},x\n" for row in rows))
+    sample = locate(read_sample(tmp_path / "sample.csv"), IMAGES, CLASSES)
+    with pytest.raises(PredictionsError, match=cause):
+        check_rows(fit_layout(Labels(classes=CLASSES), sample), IMAGES, sample)
+
+
+@pytest.mark.parametrize(
+    "id", ["../../x", "/x", "a//b", "a/../b", "x" * 300, "é" * 130, "a\\b", "a\0b", "a./b", "C:x", "x /y"]
+)
+def test_ids_that_are_no_names_of_files_are_not_in_a_zip(id):
+    layout = FORMATS["masks"](classes=CLASSES)
+    assert layout.id_problems(["a", "a/b", "a.png", id])
+    assert not layout.id_problems(["a", "a/b", "a.png", "x" * 250, "a b", "é.x"])
+    assert layout.file_name("a.PNG") == "a.PNG" and layout.file_name("a/b") == "a/b.png"
 
 
 # from a source to a submission

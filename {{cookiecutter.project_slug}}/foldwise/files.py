@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter, defaultdict
@@ -80,6 +81,20 @@ def check_new(*paths: Path) -> None:
     if existing:
         exist = "exists and is" if len(existing) == 1 else "exist and are"
         raise Refusal(f"{', '.join(existing)} {exist} not overwritten: choose another name, or delete it first")
+
+
+def name_problem(name: str) -> str | None:
+    """Why a relative path cannot be a file on every system, to follow the path; None if it can."""
+    parts = name.split("/")
+    if any(part in ("", ".", "..") for part in parts) or re.match("[A-Za-z]:", name):
+        return "leads out of its folder, or has an empty part"
+    if any(len(part.encode("utf-8", "replace")) > 255 for part in parts):
+        return "is longer than 255 bytes"
+    if re.search(r"[\x00-\x1f\x7f\\]", name):
+        return "has a backslash or a control character"
+    if any(part[-1] in ". " for part in parts):
+        return "ends with a dot or a space"
+    return None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +17,12 @@ from foldwise.bundle.wheels import download_wheels
 from foldwise.code.runs import FOLDER as CODE_FOLDER
 from foldwise.code.source import write_code
 from foldwise.data.holdout import fold_name
-from foldwise.errors import Refusal
+from foldwise.errors import Note, Refusal
 from foldwise.files import check_new, new_folder, write_json
 from foldwise.inference.spec import read_spec
 from foldwise.predictions.decisions.deciding import Chosen
 from foldwise.predictions.decisions.material import choose_layout
-from foldwise.predictions.decisions.submission import check_columns, read_sample
+from foldwise.predictions.decisions.sample import read_sample
 from foldwise.predictions.ground_truth import GroundTruth, read_ground_truth
 
 CODE = Path(__file__).parents[2]
@@ -63,8 +64,9 @@ def build_bundle(
     opened = open_sources(sources, oof)
     truth = read_ground_truth(sources[0])
     sample_table = None if sample is None else read_sample(sample)
-    layout = choose_layout(truth, sample_table, sample, kind, options)
-    check_columns(layout, sample_table, sample)
+    layout, notes = choose_layout(truth, sample_table, kind, options)
+    for note in notes:
+        warnings.warn(note, Note, stacklevel=2)
     chosen = choose_post_processing(opened, truth, decision, exclusive)
     score = chosen.outcome.overall
     names = [source.run.folder.resolve().name for source in opened.runs]

@@ -53,14 +53,14 @@ def compare_with_runs(
     layout = spec.layout
     submission, expected = out / f"submission{layout.suffix}", work / f"expected{layout.suffix}"
     if spec.maps:
-        write_masks(expected, layout, _masks(spec, predictions, ids), None, None)
+        write_masks(expected, layout, _masks(spec, predictions, ids), None)
         return Comparison(len(ids), None, difference(expected, submission, layout.name, common=True))
     frames = [each.frame.drop(columns=MEMBER[1:]).groupby(["fold", "id"]).mean() for each in predictions]
     values = np.stack([frames[run].loc[fold].loc[ids].to_numpy() for run, fold in spec.members], axis=1)
     probability = float(np.abs(read_rows(out / SHARDS, spec, len(inputs.images))[numbers] - values).max())
     if spec.columns["unit"] is not None or spec.blend == "rank":
         return Comparison(len(ids), probability, None)
-    write_table(expected, layout.table(ids, spec.decide_rows(values, ids)), None, None)
+    write_table(expected, layout.table(ids, spec.decide_rows(values, ids)), None)
     return Comparison(len(ids), probability, difference(expected, submission, layout.name, common=True))
 
 

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from foldwise.files import check_new, sha256_file, write_json
 from foldwise.inference.device import choose_device
 from foldwise.inference.reading import write_bad_images
 from foldwise.inference.weights import load_samples
-from foldwise.predictions.decisions.submission import check_columns, read_sample, write_masks, write_table
+from foldwise.predictions.decisions.sample import Sample, fit_layout, locate, read_sample
+from foldwise.predictions.decisions.submission import write_masks, write_table
 from foldwise.predictions.writers import BAD
 
 BAD_SHARE = 0.01  # of the images: warn if more could not be used
@@ -44,8 +45,7 @@ class Inference:
     spec: BundleSpec
     layout: Any
     inputs: Inputs
-    sample: pd.DataFrame | None
-    sample_path: Path | None
+    sample: Sample | None
     submission: Path
 
 
@@ -130,36 +130,37 @@ def open_inference(bundle: Path, test: Path, images: Path | None, sample_path: P
     submission = out / f"submission{layout.suffix}"
     check_new(submission)
     sample = None if sample_path is None else read_sample(sample_path)
-    names = set() if sample is None else set(sample.iloc[:, 0])
+    names = set() if sample is None else set(sample.frame.to_numpy().ravel())
     readers = [load_samples(bundle / run.models[0].folder) for run in spec.runs]
     inputs = read_inputs(test, images, spec.columns, names, readers[0])
     for reader in readers[1:]:
         Rows(inputs.test.source, reader)  # refuses a missing column
     if sample is not None:
-        layout = replace(layout, id_column=sample.columns[0], value_column=sample.columns[1])
-        check_columns(layout, sample, sample_path)
-        inputs = _select_requested(inputs, layout, names, sample_path)
+        sample = locate(sample, [image.unit for image in inputs.images], spec.classes)
+        layout = fit_layout(layout, sample)
+        inputs = _select_requested(inputs, layout, sample)
     values = np.full((len(spec.members), len(spec.classes), 4, 4), 1 / len(spec.classes), np.float32)
     try:  # a dry run of the post-processing, which would otherwise miss a package only after hours
         _answer(spec, layout, spec.members, values) if spec.maps else spec.decide_rows(values[None, :, :, 0, 0], [""])
     except ImportError as error:
         raise Refusal(f"{error.name} cannot be imported here, but this bundle's post-processing needs it") from error
-    return Inference(spec, layout, inputs, sample, sample_path, submission)
+    return Inference(spec, layout, inputs, sample, submission)
 
 
-def _select_requested(inputs: Inputs, layout: Any, names: set[str], sample_path: Path | None) -> Inputs:
+def _select_requested(inputs: Inputs, layout: Any, sample: Sample) -> Inputs:
     """Keep the images that the sample submission has rows for."""
+    names = set(sample.ids)
     rows = {image.unit: layout.row_ids([image.unit]) for image in inputs.images}
     images = [image for image in inputs.images if names.intersection(rows[image.unit])]
     if not images:
         raise Refusal(
-            f"no row of {sample_path} belongs to an image of the test: its first ids are {some(sorted(names), 3)}, "
+            f"no row of {sample.path} belongs to an image of the test: its first ids are {some(sorted(names), 3)}, "
             f"those of the test are {some(layout.row_ids(list(rows)[:3]), 3)}"
         )
     extra, missing = len(inputs.images) - len(images), sorted(names.difference(*rows.values()))
-    notes = [f"{extra} images are not in {sample_path} and are left out"] if extra else []
+    notes = [f"{extra} images are not in {sample.path} and are left out"] if extra else []
     if missing:
-        notes.append(f"{len(missing)} rows of {sample_path} have no image and get the fallback: {some(missing)}")
+        notes.append(f"{len(missing)} rows of {sample.path} have no image and get the fallback: {some(missing)}")
     return inputs._replace(images=images, notes=[*inputs.notes, *notes])
 
 
@@ -208,15 +209,15 @@ def _write_submission(inference: Inference, shards: Shards) -> None:
     of_images = [image.unit for image in inference.inputs.images]
     units = list(dict.fromkeys(of_images))
     known = set(layout.row_ids(units))
-    missing = [] if sample is None else [row for row in sample.iloc[:, 0] if row not in known]
+    missing = [] if sample is None else [row for row in sample.ids if row not in known]
     if spec.maps:
         masks = _masks(inference, shards)
-        write_masks(inference.submission, layout, masks, sample, inference.sample_path, missing)
+        write_masks(inference.submission, layout, masks, sample, missing)
         return
     answers = spec.decide_rows(read_rows(shards.folder, spec, len(of_images)), of_images)
-    fallback = spec.decision.rule.decide(np.tile(spec.fallback, (len(missing), 1)))
-    table = layout.table([*units, *missing], np.concatenate([answers, fallback]))
-    write_table(inference.submission, table, sample, inference.sample_path)
+    fallback = spec.decision.rule.decide(np.asarray(spec.fallback)[None])
+    table = pd.concat([layout.table(units, answers), layout.fill(missing, fallback)], ignore_index=True)
+    write_table(inference.submission, table, sample)
 
 
 def _masks(inference: Inference, shards: Shards) -> Iterator[tuple[str, bytes]]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise.data.problems import TableError, some
+from foldwise.data.problems import TableError, explain_ids, some
 from foldwise.data.splitting import make_folds
 from foldwise.data.table import Table
 from foldwise.data.table_file import read_file
@@ -56,7 +56,8 @@ def table_folds(table: Table, data: Mapping[str, Any]) -> dict[str, int]:
     stored = read_folds(path)
     missing = [id for id in table.ids if id not in stored]
     if missing:
-        raise Refusal(f"{len(missing)} rows have no fold in {path}: {some(missing)}; {command} adds them")
+        why = explain_ids(stored, table.ids)
+        raise Refusal(f"{len(missing)} rows have no fold in {path}{why}: {some(missing)}; {command} adds them")
     return {id: stored[id] for id in table.ids}
 
 

@@ -1,6 +1,6 @@
 """Collect all problems of a table, to report them in one error."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,27 @@ class Check:
     def stop_if_bad(self) -> None:
         if self.problems:
             raise TableError(self.path, self.problems)
+
+
+# How the ids of two files often differ, by what to ignore.
+WRITINGS: dict[str, Callable[[str], str]] = {
+    "leading zeros": lambda id: id.lstrip("0"),
+    "a .0 at the end": lambda id: id.removesuffix(".0"),
+    "a suffix such as .jpg": lambda id: id.rpartition(".")[0] or id,
+    "folders": lambda id: id.rpartition("/")[2],
+    "the case": str.casefold,
+    "spaces": lambda id: "".join(id.split()),
+}
+
+
+def explain_ids(first: Iterable[str], second: Iterable[str]) -> str:
+    """Say what most ids of two files differ by, as " (they differ only by leading zeros)"; "" if by nothing known."""
+    one, two = set(first), set(second)
+    for name, plain in WRITINGS.items():
+        alike = {plain(id) for id in one} & {plain(id) for id in two}
+        if len(alike) > 2 * len(one & two) and len(alike) >= 0.9 * min(len(one), len(two)):
+            return f" (they differ only by {name})"
+    return ""
 
 
 def has_stray_spaces(values: pd.Series) -> np.ndarray:

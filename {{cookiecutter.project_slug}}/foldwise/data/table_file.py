@@ -52,6 +52,14 @@ def read_file(path: Path, suffixes: tuple[str, ...] = (*CSV, ".parquet")) -> pd.
     return _read_csv(path, start)
 
 
+def read_header(path: Path) -> tuple[str, list[str]]:
+    """Return the separator of a CSV and the cells of its first line."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = file.readline()
+    separator = find_separator(header)
+    return separator, [name.strip() for name in next(csv.reader([header], delimiter=separator))]
+
+
 def find_separator(header: str) -> str:
     """The separator that splits a header into the most columns; the comma if none splits it."""
     return max(SEPARATORS, key=lambda separator: len(next(csv.reader([header], delimiter=separator), [])))

@@ -7,11 +7,14 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from foldwise.data.problems import some
 from foldwise.data.table import Columns
+from foldwise.data.targets import as_numbers
 from foldwise.errors import Refusal
 from foldwise.predictions.decisions.formats import FORMATS
 from foldwise.predictions.decisions.rules import takes_values
-from foldwise.predictions.decisions.submission import check_rows, read_sample
+from foldwise.predictions.decisions.sample import Sample, fit_layout, locate, match_names, read_sample
+from foldwise.predictions.decisions.submission import check_rows
 from foldwise.predictions.ground_truth import (
     GroundTruth,
     check_predictions,
@@ -33,12 +36,12 @@ class Material(NamedTuple):
     test: Predictions
     units: pd.Series | None
     layout: Any
-    sample: pd.DataFrame | None
-    sample_path: Path | None
+    sample: Sample | None
+    found: list[str]  # notes on the sample submission
 
     @property
     def notes(self) -> list[str]:
-        notes = []
+        notes = list(self.found)
         if self.sample is None:
             notes.append("Columns and ids are unchecked: pass the competition's sample submission with --sample.")
         if self.oof.header.tta != self.test.header.tta:
@@ -67,29 +70,31 @@ def open_material(
     of_oof, of_test = read_predictions(source.oof), read_predictions(source.test)
     check_predictions(of_oof, truth)
     raise_problems(of_test.folder, mismatches(of_test.header, truth, "test"))
-    sample = None if sample_path is None else read_sample(sample_path)
-    layout = choose_layout(truth, sample, sample_path, kind, options)
     units = _units(truth, of_test)
     ids = (of_test.frame["id"] if units is None else units).unique().tolist()
-    check_rows(layout.row_ids(ids), layout.columns, sample, sample_path)
-    return Material(source, truth, of_oof, of_test, units, layout, sample, sample_path)
+    sample = None if sample_path is None else locate(read_sample(sample_path), ids, truth.table.classes)
+    layout, notes = choose_layout(truth, sample, kind, options)
+    notes += check_rows(layout, ids, sample)
+    return Material(source, truth, of_oof, of_test, units, layout, sample, notes)
 
 
 def choose_layout(
     truth: GroundTruth,
-    sample: pd.DataFrame | None,
-    sample_path: Path | None = None,
+    sample: Sample | None,
     kind: str | None = None,
     options: Mapping[str, Any] | None = None,
-) -> Any:
-    """Choose the format; column names come from the sample submission, or else from the table.
+) -> tuple[Any, list[str]]:
+    """Choose the format, with notes on it; column names come from the sample submission, or else from the table.
 
     `kind` is a name in `formats.FORMATS`, or None to go by sample, task and metric; `options` are fields of the format.
     """
     task, classes, options = truth.task, truth.table.classes, dict(options or {})
+    notes = [] if sample is None else sample.notes
     values = task.kind == "rows" and takes_values(truth.metric)
-    several = sample is not None and len(sample.columns) > 2
-    of_rows = "columns" if values or several or "positive" in options else "labels"
+    template = options.get("row_id") or (sample and sample.row_id) or ""
+    by_class = "{class}" in template or "{index}" in template
+    several = sample is not None and len(sample.values) > 1
+    of_rows = "columns" if values or several or by_class or "positive" in options else "labels"
     chosen = FORMATS[kind or ("rle" if task.kind == "maps" else of_rows)]
     option = f"--format {chosen.name}"
     problems = [f"{option} has no {name}" for name in sorted(options.keys() - {item.name for item in fields(chosen)})]
@@ -97,23 +102,59 @@ def choose_layout(
         problems.append(f"{option} is for {' and '.join(chosen.tasks())}, but the task is {task.name}")
     elif chosen.name == "labels" and values:
         problems.append(f"{option}: {type(truth.metric).__name__} scores probabilities, so use --format columns")
+    if "names" in options:
+        named = options["names"]
+        problems += [f"--names: there is no class {name}" for name in named if name not in classes]
+        options["names"] = [named.get(name, name) for name in classes]
     if chosen.name == "labels":
         options = {"separator": truth.config["data"].get("label_separator") or " ", **options}
         problems += [
             f"the class {name!r} contains the separator {options['separator']!r}: choose another with --separator"
-            for name in classes
+            for name in options.get("names", classes)
             if not task.exclusive and options["separator"] in name
         ]
-    if chosen.name == "columns" and "positive" not in options and sample is not None and not several:
-        if len(classes) > 1:
-            problems.append(f"{sample_path} has only one column beside the ids: name its class with --positive")
-        options |= {"positive": classes[0]}
+        notes += _number_notes(sample, options.get("names", classes))
+    if chosen.name == "columns" and "positive" not in options and sample is not None and not several and not by_class:
+        positive = _positive(truth, sample.values[0])
+        if positive is None:
+            problems.append(f"{sample.path} has only one column beside the ids: name its class with --positive")
+        elif len(classes) > 1:
+            notes.append(f"Column {sample.values[0]} has the probabilities of {positive}; for another, --positive.")
+        options |= {"positive": positive or classes[0]}
     raise_problems("the format", problems)
     columns = Columns.from_config(truth.config["data"]["columns"])
-    names = [columns.id, columns.target if isinstance(columns.target, str) else task.column]
-    if sample is not None:
-        names = sample.columns[:2].tolist()
-    return chosen(classes=classes, id_column=names[0], value_column=names[1], **options)
+    value = columns.target if isinstance(columns.target, str) else task.column
+    layout = chosen(classes=classes, id_column=columns.id, value_column=value, **options)
+    if sample is None:
+        return layout, notes
+    fitted = fit_layout(layout, sample)
+    if fitted.written != layout.written:
+        pairs = [f"{name} for {old}" for name, old in zip(fitted.written, layout.written, strict=True) if name != old]
+        notes.append(f"Sample submission: the columns are called {some(pairs)}.")
+    return fitted, notes
+
+
+def _positive(truth: GroundTruth, column: str) -> str | None:
+    """The class of a single column: of its name, the metric's, or the second of two; None if it is open."""
+    classes = truth.table.classes
+    alike = [name for name in classes if match_names([name], [column])]
+    if alike:
+        return alike[0]
+    return getattr(truth.metric, "positive", None) or (classes[-1] if len(classes) < 3 else None)
+
+
+def _number_notes(sample: Sample | None, names: Sequence[str]) -> list[str]:
+    """Note that a sample submission has numbers where names of classes will be written."""
+    if sample is None or as_numbers(list(names)) or len(sample.values) != 1:
+        return []
+    texts = [text for text in sample.frame[sample.values[0]].unique() if text]
+    if not texts or not as_numbers(texts):
+        return []
+    pairs = " ".join(f"{name}={number}" for number, name in enumerate(names[:3]))
+    return [
+        f"The sample submission has numbers such as {texts[0]} in column {sample.values[0]}, and the file has names of "
+        f"classes: for numbers give --names {pairs}{' ...' if len(names) > 3 else ''}."
+    ]
 
 
 def _units(truth: GroundTruth, test: Predictions) -> pd.Series | None:

@@ -30,7 +30,9 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
     add("--positive", metavar="CLASS", help="columns: write only the column of this class")
     rows = "rle: classes with rows (default: all but the first)"
     add("--classes", nargs="+", dest="painted", metavar="CLASS", help=rows)
-    add("--row-id", help="rle: with {id}, {class}, {index} (default: {id}_{class}; for one class {id})")
+    add("--row-id", help="ids of the rows, with {id}, {class}, {index} (default: by the sample; rle: {id}_{class})")
+    names = "names of classes in the file, if others, such as cat=0 dog=1"
+    add("--names", nargs="+", type=_pair, metavar="CLASS=NAME", help=names)
     order = "rle: count pixels along rows (default: down columns)"
     add("--by-row", action="store_const", const=True, help=order)
 
@@ -38,4 +40,12 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
 def format_options(options: argparse.Namespace) -> dict[str, Any]:
     """Return the given options of the format, by field name."""
     names = ("empty", "separator", "positive", "painted", "row_id", "by_row")
-    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return given | ({"names": dict(options.names)} if options.names else {})
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, written = text.rpartition("=")
+    if not (name and equals and written):
+        raise argparse.ArgumentTypeError(f"{text!r} is not CLASS=NAME")
+    return name, written

@@ -9,20 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise.data.problems import some
+from foldwise.data.problems import explain_ids, some
 from foldwise.data.table_file import read_file
 from foldwise.files import check_new, write_atomic
 from foldwise.predictions.decisions.formats import FORMATS, Masks, RunLengths
+from foldwise.predictions.decisions.sample import Sample
 from foldwise.predictions.schema import PredictionsError, raise_problems
-
-
-def read_sample(path: Path) -> pd.DataFrame:
-    """Read and check a sample submission, as text; the first column has the ids."""
-    sample = read_text_table(path)
-    problems = [] if len(sample.columns) > 1 else ["it has no column beside the ids"]
-    problems += [] if len(sample) else ["it has no rows; a sample submission has one for every expected answer"]
-    raise_problems(path, problems)
-    return sample
 
 
 def read_text_table(path: Path) -> pd.DataFrame:
@@ -30,51 +22,52 @@ def read_text_table(path: Path) -> pd.DataFrame:
     return read_file(path).reset_index(drop=True).astype(str)
 
 
-def check_columns(layout: Any, sample: pd.DataFrame | None, path: Path | None) -> None:
-    """Raise PredictionsError if the sample submission in `path` has other columns than the format."""
-    if sample is not None and set(sample) != set(layout.columns):
-        theirs, ours = ", ".join(sample), ", ".join(layout.columns)
-        raise PredictionsError(path or "the sample", [f"it has the columns {theirs}, but the format writes {ours}"])
-
-
-def check_rows(row_ids: Sequence[str], columns: Sequence[str], sample: pd.DataFrame | None, path: Path | None) -> None:
-    """Refuse duplicate ids, and rows or columns that differ from the sample submission in `path`, in any order."""
-    found: list[tuple[str, list[str]]] = [("ids would be written more than once", _duplicates(row_ids))]
+def check_rows(layout: Any, ids: Sequence[str], sample: Sample | None) -> list[str]:
+    """Refuse duplicate row ids, and ids of the sample submission without a prediction; return notes on other ids."""
+    rows = layout.row_ids(ids)
+    found = [("ids would be written more than once", _duplicates(rows))]
+    notes = []
+    problems = layout.id_problems(ids)
     if sample is not None:
-        ids = sample.iloc[:, 0].tolist()
-        ours, theirs = set(row_ids), set(ids)
+        ours, theirs = set(rows), set(sample.ids)
+        missing, extra = [id for id in sample.ids if id not in ours], [id for id in rows if id not in theirs]
         found += [
-            ("ids come more than once in the sample submission", _duplicates(ids)),
-            ("of its columns would be missing", [name for name in sample if name not in columns]),
-            ("columns are not in it", [name for name in columns if name not in sample]),
-            ("of its ids have no prediction", [id for id in ids if id not in ours]),
-            ("predicted ids are not in it", [id for id in row_ids if id not in theirs]),
+            ("ids come more than once in the sample submission", _duplicates(sample.ids)),
+            (f"of its {len(theirs):,} ids have no prediction{explain_ids(ours, theirs)}", missing),
         ]
-    problems = [f"{len(names)} {what}: {some(names)}" for what, names in found if names]
-    raise_problems(path or "the submission", problems)
+        notes += [f"{len(extra):,} predicted rows are not in {sample.path} and are left out: {some(extra)}."] * bool(
+            extra
+        )
+    problems += [f"{len(names):,} {what}: {some(names)}" for what, names in found if names]
+    raise_problems("the submission" if sample is None else sample.path, problems)
+    return notes
 
 
-def write_table(path: Path, frame: pd.DataFrame, sample: pd.DataFrame | None, sample_path: Path | None) -> None:
-    """Write a new CSV in the order of the sample submission; refuse what `check_rows` does, and NaN or infinity."""
+def write_table(path: Path, frame: pd.DataFrame, sample: Sample | None) -> None:
+    """Write a new CSV, in the rows, columns and separator of the sample submission; refuse NaN and infinity."""
     check_new(path)
     key = frame.columns[0]
-    check_rows(frame[key].tolist(), list(frame), sample, sample_path)
+    found = [("ids would be written more than once", _duplicates(frame[key].tolist()))]
     if sample is not None:
-        frame = frame.set_index(key).loc[sample.iloc[:, 0]].reset_index()[list(sample)]
+        found.append(("of its ids have no prediction", sorted(set(sample.ids) - set(frame[key]))))
+    raise_problems(path, [f"{len(names):,} {what}: {some(names)}" for what, names in found if names])
+    if sample is not None:
+        frame = frame.set_index(key).loc[sample.ids].reset_index(names=key)
+        frame = frame.assign(**{name: sample.frame[name].to_numpy() for name in sample.copied})[list(sample.frame)]
     bad = ~np.isfinite(frame.select_dtypes("number").to_numpy(np.float64)).all(axis=1) | frame.isna().any(axis=1)
     if bad.any():
-        names = some(frame[key][bad].tolist())
-        raise PredictionsError(path, [f"{bad.sum()} rows have NaN or infinite values: {names}"])
+        text = f"{bad.sum()} rows have NaN or infinite values: {some(frame[key][bad].tolist())}"
+        raise PredictionsError(path, [text])
+    numbered, separator = (False, ",") if sample is None else (sample.numbered, sample.separator)
     with write_atomic(path) as temporary:
-        frame.to_csv(temporary, index=False, float_format="%.8g")
+        frame.to_csv(temporary, index=numbered, sep=separator, float_format="%.8g")
 
 
 def write_masks(
     path: Path,
     layout: RunLengths | Masks,
     masks: Iterable[tuple[str, bytes]],
-    sample: pd.DataFrame | None,
-    sample_path: Path | None,
+    sample: Sample | None,
     absent: Sequence[str] = (),
 ) -> None:
     """Write masks one at a time as a new submission.
@@ -89,9 +82,9 @@ def write_masks(
         check_new(path)
         with write_atomic(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
             for id, png in masks:
-                archive.writestr(f"{id}.png", png)
+                archive.writestr(layout.file_name(id), png)
         return
-    expected = None if sample is None else set(sample.iloc[:, 0])
+    expected = None if sample is None else set(sample.ids)
     rows = [
         row
         for id, codes in masks
@@ -99,7 +92,7 @@ def write_masks(
         if expected is None or row[0] in expected
     ]
     rows += [(name, layout.empty) for name in absent]
-    write_table(path, pd.DataFrame(rows, columns=layout.columns), sample, sample_path)
+    write_table(path, pd.DataFrame(rows, columns=layout.columns), sample)
 
 
 def difference(first: Path, second: Path, kind: str, common: bool = False) -> float:

@@ -113,7 +113,7 @@ def _write_rows(
     ids, models = _models(material)
     answers = fitted.rule.decide(fitted.average(models))
     single = [fitted.rule.decide(fitted.calibrate(*model)).mean(axis=0) for model in models.items()]
-    write_table(out, material.layout.table(ids, answers), material.sample, material.sample_path)
+    write_table(out, material.layout.table(ids, answers), material.sample)
     of_test = {"test, one model": np.mean(single, axis=0), f"test, mean of {len(models)}": answers.mean(axis=0)}
     return chosen._replace(shares=chosen.shares | of_test)
 
@@ -153,6 +153,6 @@ def _write_masks(material: Material, out: Path, decision: str | None, progress: 
             yield id, layout.encode(mask)
             done()
 
-    write_masks(out, layout, answers(), material.sample, material.sample_path)
+    write_masks(out, layout, answers(), material.sample)
     shares = dict(zip(("test", "test, cleaned"), pixels / pixels.sum(axis=1, keepdims=True), strict=True))
     return chosen._replace(shares=chosen.shares | shares)
