@@ -16,7 +16,7 @@ import pytest
 from tiny import write_data
 
 
-@pytest.fixture(scope="session", params=["multiclass", "multilabel", "segmentation"])
+@pytest.fixture(scope="session", params=["multiclass", "multilabel", "regression", "segmentation"])
 def task(request: pytest.FixtureRequest) -> str:
     """Each of the tasks."""
     return request.param

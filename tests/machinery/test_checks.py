@@ -90,7 +90,7 @@ def test_snapshots_of_raw_weights_are_refused_beside_an_ema(other: str, data: Pa
         check_config(tiny_config(data, "multiclass", *other.split(), "ema=0.9"))
 
 
-@pytest.mark.parametrize("task", ["multiclass", "multilabel", "segmentation"])
+@pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression", "segmentation"])
 @pytest.mark.parametrize("experiment", [name for name in list_choices("experiment") if "/" not in name])
 def test_no_experiment_is_refused_for_its_settings(experiment: str, task: str, data: Path):
     try:

@@ -20,6 +20,10 @@ ALL = [(group, choice) for group, choices in CHOICES.items() for choice in choic
 # Groups whose choices fit some tasks only; every other choice is tried with all tasks.
 TASKS = {
     "bce": ["multilabel"],
+    "mse": ["regression"],
+    "mae": ["regression"],
+    "huber": ["regression"],
+    "focal": ["multiclass", "multilabel", "segmentation"],
     "cross_entropy": ["multiclass", "segmentation"],
     "dice": ["segmentation"],
     "lovasz": ["segmentation"],
@@ -27,7 +31,7 @@ TASKS = {
     "segmentation_binary": ["segmentation"],
     "segmentation_large": ["segmentation"],
     "segmentation_multiclass": ["segmentation"],
-    "baseline": ["multiclass", "multilabel", "segmentation"],
+    "baseline": ["multiclass", "multilabel", "regression", "segmentation"],
     "amazon": ["multilabel"],  # all of that folder
 }
 
@@ -94,7 +98,7 @@ FLAGS = [
     ["trainer.deterministic=true"],
 ]
 UNVARIED = [pair for pair in ALL if pair[0] not in VARIED]
-MASK_FLAGS = [flags for flags in FLAGS if "data.sampling=balanced" not in flags]
+UNBALANCED = [flags for flags in FLAGS if "data.sampling=balanced" not in flags]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +116,7 @@ def test_parts_of_another_task_are_refused_without_data(overrides: list[str], me
     assert re.match(message, "\n".join(task_problems(config.task, config.loss)))
 
 
-@pytest.mark.parametrize("task", ["multiclass", "multilabel", "segmentation"])
+@pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression", "segmentation"])
 def test_every_loss_is_for_the_tasks_that_its_file_says(task: str):
     for choice in CHOICES["loss"]:
         problems = task_problems(task, content("loss", choice))
@@ -149,11 +153,11 @@ def small_network(overrides: list[str]) -> list[str]:
 def mixtures() -> list[tuple[str, list[str]]]:
     rows: list[tuple[str, list[str]]] = []
     used: set[str] = set()
-    for task in ("multiclass", "multilabel", "segmentation"):
+    for task in ("multiclass", "multilabel", "regression", "segmentation"):
         fitting = {group: [f"{group}={name}" for name in CHOICES[group] if fits(group, name, task)] for group in VARIED}
         new = {group: [name for name in names if name not in used] for group, names in fitting.items()}
         new["loss"] = fitting["loss"]
-        flags = MASK_FLAGS if task == "segmentation" else FLAGS
+        flags = UNBALANCED if task in ("regression", "segmentation") else FLAGS
         columns = [new[group] or names for group, names in fitting.items()]
         for index in range(max(map(len, new.values()))):
             rows.append((task, [column[index % len(column)] for column in columns] + flags[index % len(flags)]))

@@ -154,7 +154,7 @@ def test_an_existing_folder_is_not_touched(tmp_path):
         ({"schema_version": 99}, "schema version 99.*update the code"),
         ({"split": "train"}, "split is 'train'"),
         ({"kind": "maps"}, "kind is 'maps', but multiclass has rows"),
-        ({"task": "captions"}, "task is 'captions', not one of multiclass, multilabel, segmentation"),
+        ({"task": "captions"}, "task is 'captions', not one of multiclass, multilabel, regression, segmentation"),
         ({"schema_version": 1}, 'reads 2: .* rename "kind" to "split" and "classes" to "columns", add "kind": "rows"'),
         ({"columns": ["cat", "cat", "newt"]}, "are duplicated: cat"),
         ({"columns": "cat"}, "not a list of names"),

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file, save_file
+from scipy.stats import norm, rankdata
 from sklearn.metrics import f1_score, fbeta_score, log_loss
 from sklearn.utils.class_weight import compute_class_weight
 from stopping import watched
@@ -161,6 +162,24 @@ def balanced(logits: torch.Tensor, target: torch.Tensor, after: Trained) -> torc
     labels = table.target[~held].argmax(axis=1)
     weights = compute_class_weight("balanced", classes=np.arange(3), y=labels)
     return cross_entropy(logits, target, weight=torch.tensor(weights, dtype=torch.float32))
+
+
+def huber(logits: torch.Tensor, target: torch.Tensor, _: Any = None, delta: float = 1.0) -> torch.Tensor:
+    return F.huber_loss(logits, target, reduction="none", delta=delta).mean(1)
+
+
+def squares(logits: torch.Tensor, target: torch.Tensor, _: Any = None) -> torch.Tensor:
+    """Of two columns, of which the second counts three times."""
+    return ((logits - target) ** 2 * torch.tensor([0.25, 0.75])).sum(1)
+
+
+def normal_scores(_: Trained, after: Trained) -> None:
+    """The loss sees the normal scores of the training rows' ranks."""
+    numbers, held = after.prepared.table.target[:, 0], after.prepared.fold_of_items == 0
+    scores = np.full(len(numbers), np.nan)
+    scores[~held] = norm.ppf((rankdata(numbers[~held]) - 0.5) / (~held).sum())
+    for each in after.steps[0].passes:
+        np.testing.assert_allclose(each["target"][:, 0], scores[each["row"]], rtol=1e-5)
 
 
 def masks(logits: torch.Tensor, target: torch.Tensor, _: Any = None, ignored: int = 255) -> torch.Tensor:
@@ -584,6 +603,7 @@ SETTINGS: dict[str, Changes | Same] = {
     "data.label_separator": Changes(
         'data.label_separator="|" data.columns.target=tags', same_weights, task="multilabel"
     ),
+    "data.transform": Changes("data.transform=rank", normal_scores, task="regression"),
     "data.ignore_index": Changes("data.ignore_index=7 data.columns.target=mask7", ignored_as_before, task=MASKS),
     "data.mask_values": Changes(
         "++data.mask_values={0:0,1:1,2:2,3:3,7:255} data.columns.target=mask7", mapped_as_before, task=MASKS
@@ -642,6 +662,10 @@ SETTINGS: dict[str, Changes | Same] = {
     "loss.task": Same("the default is task, and the loss is of another kind with another"),
     "loss.ignore_index": Changes("loss.ignore_index=1", losses_are(partial(masks, ignored=1)), WHOLE, MASKS),
     "loss.terms": Changes("loss.terms.0.weight=0", dice, "loss=ce_dice", MASKS),
+    "loss.delta": Changes("loss.delta=0.1", losses_are(partial(huber, delta=0.1)), "loss=huber", "regression"),
+    "loss.target_weights": Changes(
+        "loss.target_weights=[1,3]", losses_are(squares), "data.columns.target=[value,part]", "regression"
+    ),
     "loss.class_weights of dice": Changes(
         "loss.class_weights=[1,2,3,4]", partial(dice, weights=(1.0, 2.0, 3.0, 4.0)), "loss=dice", MASKS
     ),

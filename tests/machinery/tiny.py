@@ -17,6 +17,7 @@ from foldwise.code.runs import all_targets
 from foldwise.code.source import Code, trust
 from foldwise.config import compose_config, followers, resolve_config
 from foldwise.data.prepare import Prepared, prepare
+from foldwise.tasks import find_task
 from foldwise.training.identity import hash_contents, make_identity
 from foldwise.training.plan import choose_parts
 from foldwise.training.results import finish_fold, finish_run, merge_oof, score_predictions, write_scores
@@ -57,6 +58,7 @@ def write_data(root: Path, rows: int = 24, shuffled: bool = False) -> Path:
                 "label": CLASSES[label],
                 "labels": " ".join(CLASSES[: row % 4]),
                 "mask": f"masks/{row}.png",
+                "value": label * 1000 + top + row / 64,
             }
         )
     frame = pd.DataFrame(table)
@@ -79,7 +81,7 @@ def _composed(task: str, overrides: tuple[str, ...]) -> str:
     config = compose_config(
         [
             f"task={task}",
-            f"metric={ {'multiclass': 'accuracy', 'multilabel': 'f_beta', 'segmentation': 'mean_iou'}[task] }",
+            f"metric={find_task(task).metric}",
             "data=competition",
             "data.root=/world",
             "data.table=/world/train.csv",
@@ -140,6 +142,7 @@ MEANS, STDS = [0.31, 0.42, 0.53, 0.37], [0.2, 0.24, 0.28, 0.22]  # of channels, 
 NETWORKS: dict[str, dict[str, Any]] = {
     "multiclass": {"library": "timm", "name": "test_resnet"},
     "multilabel": {"library": "timm", "name": "test_resnet"},
+    "regression": {"library": "timm", "name": "test_resnet"},
     "segmentation": {
         "library": "smp",
         "name": "Unet",

@@ -224,6 +224,7 @@ class Trained:
 DEFAULTS: dict[str, tuple[str, ...]] = {
     "multiclass": ("fold=0", "augmentation=none", "data.columns.fold=part"),
     "multilabel": ("fold=0", "augmentation=none", "data.columns.fold=part"),
+    "regression": ("fold=0", "augmentation=none", "data.columns.fold=part"),
     "segmentation": (
         "fold=0",
         "augmentation=none",

@@ -13,13 +13,18 @@ from foldwise.files import is_number
 from foldwise.schedule.phases import build_phases
 from foldwise.settings import known_settings, unknown_setting
 from foldwise.tasks import TASKS, Task, find_task
+from foldwise.tasks.transforms import NAMES as TRANSFORMS
 
 # Which tasks a loss supports, by its class name.
 LOSSES: dict[str, Callable[[Task], bool]] = {
-    "BinaryCrossEntropy": lambda task: task.kind == "rows" and not task.exclusive,
+    "AbsoluteError": lambda task: task.transforms,
+    "BinaryCrossEntropy": lambda task: task.probabilities and task.kind == "rows" and not task.exclusive,
     "CrossEntropy": lambda task: task.exclusive,
     "Dice": lambda task: task.kind == "maps",
+    "Focal": lambda task: task.probabilities,
+    "Huber": lambda task: task.transforms,
     "Lovasz": lambda task: task.kind == "maps",
+    "SquaredError": lambda task: task.transforms,
 }
 # Groups whose files list every setting. In other groups, further keys are arguments of a network, optimizer, loss,
 # metric, Trainer or callback, which reject unknown names themselves.
@@ -57,6 +62,7 @@ VALUES: dict[str, tuple[Fits, str]] = {
         "model.pretrained model.channels_last model.compile model.gradient_checkpointing",
     ),
     "one of shuffle, balanced, or has the _target_ of your own": (_is_sampling, "data.sampling"),
+    f"one of {', '.join(TRANSFORMS)}": (lambda value: value in TRANSFORMS, "data.transform"),
     f"one of {', '.join(MODES)}": (lambda value: value in MODES, "data.mode"),
     "one of dataset, weights": (lambda value: value in ("dataset", "weights"), "data.normalize"),
     "text, or null": (lambda value: value is None or (isinstance(value, str) and value != ""), "data.label_separator"),

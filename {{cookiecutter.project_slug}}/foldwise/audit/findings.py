@@ -135,7 +135,7 @@ def _compare_targets(pairs: pd.DataFrame, train: Table) -> tuple[pd.DataFrame, p
             first, second = (train.read_mask(row) for row in (a[pair], b[pair]))
             differs[pair] = not np.array_equal(first, second)
     else:
-        differs = (train.target[a] != train.target[b]).any(axis=1)
+        differs = ~np.isclose(train.target[a], train.target[b], rtol=0, atol=0, equal_nan=True).all(axis=1)
     pairs = pairs.assign(label_a=texts[a], label_b=np.where(labelled, texts[b], ""))
     return pairs, pairs[compared & differs]
 

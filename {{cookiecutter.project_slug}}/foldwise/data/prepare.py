@@ -179,12 +179,10 @@ def scan_alike(
 
 
 def present_classes(table: Table, scan: pd.DataFrame) -> np.ndarray:
-    """Return the classes of each item, (N, C) of 0 and 1, to balance folds by; soft targets count as their argmax."""
+    """Return the memberships (N, K) of items, 0 and 1, to balance folds by: classes in masks, else `Task.strata`."""
     if table.target is None:
         return (np.stack(scan["pixels"].tolist()) > 0).astype(np.float64)
-    if find_task(table.task).exclusive:
-        return np.eye(len(table.classes))[table.target.argmax(axis=1)]
-    return (table.target >= 0.5).astype(np.float64)
+    return find_task(table.task).strata(table.target)
 
 
 def _check_names(samples: Samples) -> None:

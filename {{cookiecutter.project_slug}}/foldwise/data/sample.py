@@ -5,11 +5,12 @@ once, so nothing leaks between folds.
 
 It is built to expose pipeline bugs. Sixes are red, nines are blue, and half of both are upside down: without the right
 colour channels they look the same. Mask strokes are about five pixels wide: a shift of two pixels costs a third of the
-IoU. Images differ in size and are not square.
+IoU. The number of a picture is the share that its digit covers, in percent, and negative if the digit is blue: swapped
+channels turn the sign around. Images differ in size and are not square.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class SampleSpec:
     Attributes:
         at_most: limits on how many drawings of a digit are used.
         per_image: probabilities of 0, 1, 2... digits in an image.
+        hues: in degrees, of the digits that have one.
         size, height, width: smallest and largest, in pixels, of a digit and of the image.
         test: number of test images.
     """
@@ -45,12 +47,17 @@ class SampleSpec:
     height: tuple[int, int]
     width: tuple[int, int]
     test: int
+    hues: Mapping[int, float] = field(default_factory=lambda: HUES)
 
 
 SPECS = {
     "multiclass": SampleSpec("label", tuple(range(10)), {}, (0, 1), (48, 52), (56, 72), (56, 72), 200),
     "multilabel": SampleSpec(
         "labels", tuple(range(10)), {3: 70, 7: 45, 8: 25}, (0.08, 0.5, 0.34, 0.08), (26, 30), (64, 72), (64, 72), 200
+    ),
+    "regression": SampleSpec(
+        *("value", tuple(range(10)), dict.fromkeys(range(10), 70), (0, 1), (24, 52), (56, 72), (56, 72), 100),
+        hues={digit: 240.0 * (digit % 2) for digit in range(10)},
     ),
     "segmentation": SampleSpec("mask", (0, 1, 4, 6, 9), {}, (0, 0.5, 0.4, 0.1), (28, 32), (64, 72), (72, 88), 100),
 }
@@ -74,6 +81,8 @@ def provide_classes(data: Mapping[str, Any], task: str) -> Sequence[str] | None:
 
 def sample_classes(task: str) -> tuple[str, ...]:
     names = tuple(DIGITS[digit] for digit in SPECS[task].digits)
+    if task == "regression":
+        return (SPECS[task].target,)
     return ("background", *names) if task == "segmentation" else names
 
 
@@ -99,6 +108,8 @@ def write_sample(root: Path, task: str) -> None:
         if task == "segmentation":
             target = f"masks/{name}.png"
             cv2.imencode(".png", mask)[1].tofile(root / target)
+        if task == "regression":
+            target = round((-1) ** labels[0] * 100 * (mask > 0).mean(), 2)
         rows.append({"id": name, "image": f"images/{name}.png", spec.target: target, "background": background})
     table = pd.DataFrame(rows)
     test, train = table[: spec.test], table[spec.test :]
@@ -141,7 +152,7 @@ def _draw(
             row, column = divmod(int(quarters[number]), 2)
             box = (row * height / 2, column * width / 2, height / 2, width / 2)
         ink = _ink(drawing, digit, size, box, (height, width), rng)
-        hue = rng.uniform(0, 360) if digit not in HUES else HUES[digit] + rng.uniform(-20, 20)
+        hue = rng.uniform(0, 360) if digit not in spec.hues else spec.hues[digit] + rng.uniform(-20, 20)
         # Brighter than the background in red, green and blue.
         color = _rgb(hue, rng.uniform(0.4, 0.6), rng.uniform(0.9, 1.0))
         image = image * (1 - ink[:, :, None]) + color * ink[:, :, None]

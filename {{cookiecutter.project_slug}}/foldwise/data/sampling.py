@@ -61,6 +61,8 @@ class Balanced(Sampling):
     def start(self, target: np.ndarray | None, weight: np.ndarray) -> None:
         if target is None:
             raise Refusal("data.sampling=balanced is for classification; for masks use loss.class_weights=balanced")
+        if not ((target >= 0) & (target <= 1)).all():
+            raise Refusal("data.sampling=balanced is for classes, and the targets are numbers: take shuffle")
         self._chances = balanced_weights(target, weight)
 
     def chances(self, epoch: int) -> np.ndarray:

@@ -9,6 +9,7 @@ import pandas as pd
 from foldwise.data.images import default_scale
 from foldwise.data.samples import TableItems
 from foldwise.data.scan import image_fields
+from foldwise.tasks import find_task
 
 # Smallest std, in [0, 1] units, so that a constant channel does not divide by zero.
 SMALLEST_STD = 1 / 255
@@ -19,10 +20,10 @@ def compute_statistics(scan: pd.DataFrame, items: TableItems, folds: np.ndarray,
 
     Returns:
         images: channels, dtype, scale, and mean and std per channel in [0, 1] units (std at least 1/255), by field.
-        items: their number. class_counts: items (soft targets are summed) or pixels per class, by fold as text.
+        items: their number. class_counts: items (`Task.count`) or pixels per class, by fold as text.
     """
-    target = items.table.target
-    counts = np.stack(scan["pixels"].tolist()) if target is None else target.astype(np.float64)
+    target, task = items.table.target, find_task(items.table.task)
+    counts = np.stack(scan["pixels"].tolist()) if target is None else task.count(target)
     others = [json.loads(text) for text in scan["others"]]
     images = {}
     for number, name in enumerate(image_fields(items.samples)):

@@ -190,6 +190,6 @@ def check_units(units: pd.Series, target: np.ndarray, check: Check) -> None:
     """Check that all images of a unit have the same target, because they get one prediction."""
     codes, names = pd.factorize(units)
     first = pd.Series(np.arange(len(codes))).groupby(codes).first().to_numpy()
-    differs = (target != target[first[codes]]).any(axis=1)
+    differs = ~np.isclose(target, target[first[codes]], rtol=0, atol=0, equal_nan=True).all(axis=1)
     for code in np.unique(codes[differs]):
         check.problems.append(f"the unit {names[code]!r} has different targets: {check.name_lines(codes == code)}")

@@ -17,6 +17,7 @@ from foldwise.errors import Refusal
 from foldwise.files import is_number, read_json
 from foldwise.tasks import TASKS
 from foldwise.tasks.outputs import Output
+from foldwise.tasks.transforms import is_transform
 
 WEIGHTS, SPEC = "model.safetensors", "model.json"
 # Arguments that make timm or smp read a file or ask the hub. "path" counts only as the whole name or its last word,
@@ -97,7 +98,10 @@ def read_spec(folder: Path) -> ModelSpec:
     raise_problems(path, _problems(values))
     known = {item.name: values[item.name] for item in fields(ModelSpec)}
     outputs = tuple(
-        Output(output["name"], output["key"], output["target"], tuple(output["columns"]), output["task"])
+        Output(
+            *(output["name"], output["key"], output["target"], tuple(output["columns"]), output["task"]),
+            transform=output.get("transform"),  # older models lack it
+        )
         for output in known["outputs"]
     )
     return ModelSpec(**known | {"outputs": outputs, "image_size": tuple(known["image_size"])})
@@ -177,6 +181,9 @@ REQUIRED: dict[str, Callable[[dict[str, Any]], object]] = {
     "columns of outputs must be lists of different names": lambda v: all(
         _is_texts(output["columns"]) and len(set(output["columns"])) == len(output["columns"]) > 0
         for output in v["outputs"]
+    ),
+    "transform of outputs must be null, or the state of one of foldwise.tasks.transforms": lambda v: all(
+        is_transform(output.get("transform"), len(output["columns"])) for output in v["outputs"]
     ),
     "network.outputs must have the number of columns of each output": lambda v: all(
         v["network"]["outputs"].get(output["key"]) == len(output["columns"]) for output in v["outputs"]

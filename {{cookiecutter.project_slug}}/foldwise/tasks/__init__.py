@@ -3,10 +3,14 @@
 from foldwise.errors import Refusal
 from foldwise.tasks.base import ForTasks, Kind, Task
 from foldwise.tasks.classes import Classes, Multiclass, Multilabel, Segmentation
+from foldwise.tasks.numbers import Regression
 
-TASKS: dict[str, Task] = {task.name: task for task in (Multiclass(), Multilabel(), Segmentation())}
+TASKS: dict[str, Task] = {task.name: task for task in (Multiclass(), Multilabel(), Regression(), Segmentation())}
 
-__all__ = ["TASKS", "Classes", "ForTasks", "Kind", "Multiclass", "Multilabel", "Segmentation", "Task", "find_task"]
+__all__ = [
+    "TASKS", "Classes", "ForTasks", "Kind", "Multiclass", "Multilabel", "Regression", "Segmentation", "Task",
+    "find_task",
+]  # fmt: skip
 
 
 def find_task(name: str) -> Task:

@@ -32,6 +32,7 @@ class Task:
         fewest: minimum number of columns.
         metric: default metric, a file in configs/metric.
         metrics: further metrics of an evaluation, by name.
+        transforms: `data.transform` applies to the targets.
     """
 
     name: ClassVar[str]
@@ -43,6 +44,7 @@ class Task:
     fewest: ClassVar[int] = 1
     metric: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]] = ()
+    transforms: ClassVar[bool] = False
 
     def read_target(
         self, raw: "pd.DataFrame", columns: Sequence[str], soft: bool, names: list[str] | None, check: "Check"
@@ -77,6 +79,14 @@ class Task:
         """Clip values (N, C) to the task's range, which rounding can exceed."""
         return values
 
+    def count(self, target: np.ndarray) -> np.ndarray:
+        """How often each row of targets (N, C) has each column, (N, C) float64; here 1 for a known value."""
+        return np.isfinite(target).astype(np.float64)
+
+    def strata(self, target: np.ndarray) -> np.ndarray:
+        """Memberships (N, K), 0 or 1, of targets (N, C), to balance folds by; here none."""
+        return np.zeros((len(target), 0))
+
     def fallback(self, target: np.ndarray | None, columns: int) -> np.ndarray:
         """Values (C,) for an item that cannot be read, from the training targets (N, C), or None if these are files."""
         raise NotImplementedError
@@ -97,17 +107,17 @@ class ForTasks:
 
     Attributes:
         kind, exclusive: as in `Task`; exclusive None: both.
-        probabilities: only for tasks that predict probabilities.
+        probabilities: only for tasks that predict probabilities; False: only for others; None: both.
     """
 
     kind: ClassVar[Kind] = "rows"
     exclusive: ClassVar[bool | None] = None
-    probabilities: ClassVar[bool] = True
+    probabilities: ClassVar[bool | None] = True
 
     @classmethod
     def suits(cls, task: Task) -> bool:
-        probable = task.probabilities or not cls.probabilities
-        return task.kind == cls.kind and cls.exclusive in (None, task.exclusive) and probable
+        fits = cls.exclusive in (None, task.exclusive) and cls.probabilities in (None, task.probabilities)
+        return task.kind == cls.kind and fits
 
     @classmethod
     def tasks(cls) -> list[str]:

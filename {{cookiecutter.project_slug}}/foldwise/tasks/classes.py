@@ -59,6 +59,16 @@ class Classes(Task):
     def clip(self, values: np.ndarray) -> np.ndarray:
         return values.clip(0, 1)
 
+    def count(self, target: np.ndarray) -> np.ndarray:
+        """The targets; soft ones are shares."""
+        return target.astype(np.float64)
+
+    def strata(self, target: np.ndarray) -> np.ndarray:
+        """The classes; soft targets count as their argmax, or from 0.5 on."""
+        if self.exclusive:
+            return np.eye(target.shape[1])[target.argmax(axis=1)]
+        return (target >= 0.5).astype(np.float64)
+
     def fallback(self, target: np.ndarray | None, columns: int) -> np.ndarray:
         """Share of each class in the training table."""
         return np.zeros(columns) if target is None else target.mean(axis=0, dtype=np.float64)

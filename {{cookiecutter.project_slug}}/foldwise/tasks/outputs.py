@@ -1,12 +1,13 @@
 """Outputs of a run: what a network predicts under which name."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foldwise.errors import Refusal
 from foldwise.tasks import Task, find_task
+from foldwise.tasks.transforms import undo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +26,7 @@ class Output:
         target: sample field with the target.
         columns: class names.
         task: name of the task.
+        transform: state of `tasks.transforms`, which is fitted when a training starts; None: none.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Output:
     target: str
     columns: tuple[str, ...]
     task: str
+    transform: Mapping[str, Any] | None = field(default=None, repr=False, hash=False)
 
     @property
     def meaning(self) -> Task:
@@ -48,14 +51,14 @@ class Output:
 
 
 def activate(raw: "Mapping[str, Tensor]", outputs: Sequence[Output]) -> "dict[str, Tensor]":
-    """Apply each output's activation to the raw outputs of a network; refuse missing ones."""
+    """Apply each output's activation to the raw outputs of a network, and undo its transform; refuse missing ones."""
     missing = [output.key for output in outputs if output.key not in raw]
     if missing:
         raise Refusal(
             f"the network returns {', '.join(raw)} but not {', '.join(missing)}: `forward` must return a dict with the "
             "key of each output"
         )
-    return {output.name: output.meaning.activate(raw[output.key]) for output in outputs}
+    return {output.name: undo(output.transform, output.meaning.activate(raw[output.key])) for output in outputs}
 
 
 def run_of(source: Path) -> tuple[Path, str]:

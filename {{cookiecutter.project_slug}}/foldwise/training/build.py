@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ from foldwise.processes.group import Rank
 from foldwise.schedule.phases import Schedule, build_phases
 from foldwise.training.ema import EMA
 from foldwise.training.loaders import sample_fields, training_loader, with_pseudo
+from foldwise.training.targets import fit_outputs, transform_targets
 
 # Lightning logs the hardware and advertisements in every process.
 for name in ("pytorch_lightning", "lightning_fabric"):
@@ -56,9 +58,10 @@ def build_training(config: Mapping[str, Any], prepared: Prepared, part: Holdout,
     """Build one rank's share of a model's training; raise a Refusal for unusable settings."""
     alias, rows = prepared.alias, part.trained(prepared.fold_of_items)
     state = prepared.samples.fit(Rows(prepared.source, prepared.samples), [prepared.items[row] for row in rows])
-    spec = build_spec(config, prepared, state)
+    spec = replace(build_spec(config, prepared, state), outputs=fit_outputs(config["data"], prepared, rows))
     network = build_network(config, prepared, spec)
     joined, pseudo = with_pseudo(prepared, part.fold)
+    joined = transform_targets(joined, spec.outputs)
     loader, steps_per_epoch = training_loader(config, joined, state, rows, pseudo, rank)
     targets = {name: table.target for name, table in joined.tables.items() if table.target is not None}
     phases = build_phases(config["phases"])

@@ -45,6 +45,7 @@ from foldwise.training.epoch_losses import EpochLosses
 from foldwise.training.loaders import evaluation_loader
 from foldwise.training.progress import Progress
 from foldwise.training.snapshots import Snapshots
+from foldwise.training.targets import transform_targets
 from foldwise.training.validation import Validation
 
 warnings.filterwarnings("ignore", module="pytorch_lightning.utilities._pytree")  # a deprecation of torch inside it
@@ -74,7 +75,7 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: Pr
     sampler = cast(EpochSampler, loader.sampler)
     rows = part.held(prepared.fold_of_items)[rank.index :: rank.world_size]  # each item on exactly one rank
     metric = build_metric(config["metric"], config["task"], spec.classes, prepared.table, alias)
-    held_out = evaluation_loader(config, prepared, spec.state, rows, rank)
+    held_out = evaluation_loader(config, transform_targets(prepared, spec.outputs), spec.state, rows, rank)
     every = config["validate_every"] if part.folds else 0
     validation = Validation(held_out, spec, prepared, metric, every, ema)
     losses = EpochLosses(part.title, sampler.real)

@@ -144,7 +144,7 @@ class ColumnPerClass(Format):
     positive: str | None = None
 
     name: ClassVar[str] = "columns"
-    probabilities: ClassVar[bool] = False
+    probabilities: ClassVar[bool | None] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,6 +21,7 @@ Declare its tasks as in `tasks.ForTasks`. It may ignore weights: the bootstrap o
 from foldwise.predictions.metrics.base import Metric, RowMetric, confusion_matrix
 from foldwise.predictions.metrics.folds import fold_score, score_fold_evidence, score_folds
 from foldwise.predictions.metrics.maps import CountMetric, Dice, MapMetric, MeanIoU, pixel_confusion, pixel_counts
+from foldwise.predictions.metrics.numbers import R2, Mae, Mape, Pearson, Rmse, Rmsle, Spearman
 from foldwise.predictions.metrics.published import Published
 from foldwise.predictions.metrics.rows import (
     Accuracy,
@@ -41,15 +42,23 @@ METRICS: dict[str, type[Metric]] = {
     "f_beta": FBeta,
     "log_loss": LogLoss,
     "macro_f1": MacroF1,
+    "mae": Mae,
+    "mape": Mape,
     "mean_average_precision": MeanAveragePrecision,
     "mean_iou": MeanIoU,
+    "pearson": Pearson,
     "published": Published,
     "quadratic_kappa": QuadraticKappa,
+    "r2": R2,
+    "rmse": Rmse,
+    "rmsle": Rmsle,
     "roc_auc": RocAuc,
+    "spearman": Spearman,
 }
 
 __all__ = [
-    "METRICS", "Accuracy", "CountMetric", "Dice", "FBeta", "LogLoss", "MacroF1", "MapMetric", "MeanAveragePrecision",
-    "MeanIoU", "Metric", "Published", "QuadraticKappa", "RocAuc", "RowMetric", "confusion_matrix", "cross_entropy",
-    "fold_score", "is_correct", "pixel_confusion", "pixel_counts", "score_fold_evidence", "score_folds",
+    "METRICS", "R2", "Accuracy", "CountMetric", "Dice", "FBeta", "LogLoss", "MacroF1", "Mae", "MapMetric", "Mape",
+    "MeanAveragePrecision", "MeanIoU", "Metric", "Pearson", "Published", "QuadraticKappa", "Rmse", "Rmsle", "RocAuc",
+    "RowMetric", "Spearman", "confusion_matrix", "cross_entropy", "fold_score", "is_correct", "pixel_confusion",
+    "pixel_counts", "score_fold_evidence", "score_folds",
 ]  # fmt: skip

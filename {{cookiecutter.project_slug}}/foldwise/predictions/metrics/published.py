@@ -36,7 +36,7 @@ class Published(RowMetric):
     threshold: float = 0.5
     greater_is_better: bool = True
     pooled: bool = True
-    probabilities = False
+    probabilities = None
 
     def for_task(self, task: str, classes: Sequence[str], table: "Table | None" = None) -> Self:
         """As `Metric.for_task`; also try the function, so that it fails before training.
