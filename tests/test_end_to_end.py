@@ -25,7 +25,7 @@ def predicted_ids(folder: Path) -> list[str]:
     return sorted(pd.read_parquet(folder / name)["id"])
 
 
-@pytest.mark.parametrize("task", ["multiclass", "multilabel", "segmentation"])
+@pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression", "segmentation"])
 def test_task(task: str, render: Render, tmp_path: Path) -> None:
     repository = render(tmp_path, task=task, folds="2")
     data = repository / "data" / "sample" / task

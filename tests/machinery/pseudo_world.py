@@ -25,6 +25,7 @@ def write_world(root, flipped=False):
         train.loc[held, "labels"] = [
             " ".join(name for name in CLASSES if name not in text.split()) for text in train.loc[held, "labels"]
         ]
+        train.loc[held, "value"] = 5000 - train.loc[held, "value"]
         for name in train.loc[held, "mask"]:
             mask = cv2.imread(str(root / name), cv2.IMREAD_UNCHANGED)
             cv2.imwrite(str(root / name), (mask + 1) % 4)

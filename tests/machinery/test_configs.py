@@ -31,6 +31,7 @@ TASKS = {
     "segmentation_binary": ["segmentation"],
     "segmentation_large": ["segmentation"],
     "segmentation_multiclass": ["segmentation"],
+    "regression": ["regression"],
     "baseline": ["multiclass", "multilabel", "regression", "segmentation"],
     "amazon": ["multilabel"],  # all of that folder
 }

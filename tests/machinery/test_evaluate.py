@@ -169,6 +169,12 @@ def test_expected_calibration_error():
     assert expected_calibration_error(sums) == pytest.approx(1 / 6, abs=0.03)  # the integral of x - x²
 
 
+@pytest.fixture(params=["multiclass", "multilabel", "segmentation"])
+def task(request):
+    """The tasks of classes; numbers: test_open_tasks."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A data root with tables of 60 rows in 20 groups and 2 folds, for each task."""

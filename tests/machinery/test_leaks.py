@@ -30,6 +30,7 @@ from foldwise.training.averaging import choose_counts
 CHOICES = {
     "multiclass": ["loss.class_weights=balanced", "data.sampling=balanced", "phases=cycles"],
     "multilabel": ["loss.class_weights=sqrt_balanced", "data.sampling=balanced", "ema=0.9"],
+    "regression": ["data.transform=rank", "phases=cycles"],
     "segmentation": ["loss=ce_dice", "loss.terms.0.loss.class_weights=balanced", "phases=cycles"],
 }
 COMMON = ["epochs=3", "augmentation=flip", "optimizer.lr=0.01"]

@@ -32,6 +32,7 @@ from foldwise.data.samples import Rows
 from foldwise.processes.group import Rank
 from foldwise.training.build import build_trainer, build_training
 from foldwise.training.loaders import make_reader
+from foldwise.training.targets import fit_outputs, transform_targets
 
 ITEMS, BATCH = 32, 8
 FOLD = Holdout((0,))  # that is not trained
@@ -89,8 +90,9 @@ class World:
 
     def reader(self, targets: bool = False, root: Path | None = None) -> Reader:
         """Reads items as training does, or as prediction, which sees no targets; files under another `root`."""
-        moved = {"root": root or self.prepared.source.root}
-        source, tables = self.prepared.source, self.prepared.tables
+        moved, trained = {"root": root or self.prepared.source.root}, FOLD.trained(self.prepared.fold_of_items)
+        fitted = fit_outputs(self.config["data"], self.prepared, trained)
+        source, tables = self.prepared.source, transform_targets(self.prepared, fitted).tables
         source, tables = replace(source, **moved), {name: replace(table, **moved) for name, table in tables.items()}
         reader = make_reader(replace(self.prepared, source=source, tables=tables), self.state)
         rows = Rows(source, self.prepared.samples)

@@ -29,6 +29,10 @@ class Losses:
         predicted = dict(self.given)
         for output in self.outputs:
             target, exclusive = self.batch[output.target].clone(), output.meaning.exclusive
+            if not output.meaning.probabilities:
+                target[list(wrong)] += 3
+                predicted[output.key] = target.nan_to_num()
+                continue
             if output.meaning.kind == "maps":
                 target[target == self.ignored] = 0
                 target = torch.nn.functional.one_hot(target, len(output.columns)).movedim(-1, 1).float()
