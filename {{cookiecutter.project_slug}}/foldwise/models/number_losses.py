@@ -22,9 +22,7 @@ class NumberLoss(nn.Module):
         super().__init__()
         weights = None if target_weights is None else torch.tensor([float(value) for value in target_weights])
         if weights is not None and (not bool((weights >= 0).all()) or not bool(weights.any())):
-            raise Refusal(
-                f"target_weights is {list(target_weights or ())}; give numbers from 0, not all of them 0"
-            )
+            raise Refusal(f"target_weights is {list(target_weights or ())}; give numbers from 0, not all of them 0")
         self.register_buffer("target_weights", weights, persistent=False)
 
     def values(self, output: Tensor, target: Tensor) -> Tensor:
