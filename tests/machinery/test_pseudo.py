@@ -346,7 +346,7 @@ def test_the_contents_of_the_table_are_part_of_the_identity(labelled, tmp_path):
     identities = []
     for table in (None, labelled.table, other):
         config = config_of(labelled.root, "multiclass", pseudo=table)
-        identities.append(make_identity(config, 1, hash_contents(prepare_tiny(config), config["model"]["weights"])))
+        identities.append(make_identity(config, 1, hash_contents(prepare_tiny(config), config)))
     assert len({identity["content pseudo"] for identity in identities}) == 3
     assert identities[0]["content images"] != identities[1]["content images"] == identities[2]["content images"]
 

@@ -640,6 +640,7 @@ SETTINGS: dict[str, Changes | Same] = {
     ),
     "model.pretrained": Same("asks the hub: test_pretrained_weights_are_asked_for"),
     "model.weights": Changes("model.weights=WORLD/weights.safetensors", started_from_file),
+    "init": Same("starts from another run: test_initial"),
     "model.channels_last": Changes(
         "model.channels_last=false",
         ensures(lambda a, b: [t.witness.seen["channels_last"] for t in (a, b)] == [True, False]),

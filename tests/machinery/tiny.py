@@ -117,9 +117,7 @@ def code_of(config: dict[str, Any]) -> Code:
 def open_tiny(config: dict[str, Any], folder: Path, prepared: Prepared | None = None, world: int = 1) -> Path:
     """The folder of the run that `train.py` would open, in `folder`."""
     code = code_of(config)
-    identity = make_identity(
-        config, world, hash_contents(prepared or prepare_tiny(config), config["model"]["weights"]), code
-    )
+    identity = make_identity(config, world, hash_contents(prepared or prepare_tiny(config), config), code)
     run = create_or_resume_run(config, identity, {"accelerator": "cpu", "devices": ["cpu"], "cpus": 1}, folder, code)
     trust(code.digest)
     return run

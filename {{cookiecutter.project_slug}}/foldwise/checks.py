@@ -81,6 +81,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         *_ema_problems(config),
         *task_problems(config["task"], config["loss"]),
         *_file_problems(config["data"], config["model"]["weights"]),
+        *_initial_problems(config),
     ]
     if problems:
         raise Refusal("\n".join(problems))
@@ -158,6 +159,15 @@ def _ema_problems(config: Mapping[str, Any]) -> list[str]:
     kept += [f"phases.{name}.start=best" for name, phase in config["phases"].items() if phase.get("start") == "best"]
     kept += ["top_k"] if config["top_k"] else []
     return [f"ema and {name} exclude each other: set ema=null, or choose phases without snapshots" for name in kept[:1]]
+
+
+def _initial_problems(config: Mapping[str, Any]) -> list[str]:
+    init = config.get("init")  # older runs lack it
+    if init is None:
+        return []
+    if not isinstance(init, str) or not (Path(init) / "identity.json").is_file():
+        return [f"init is {init!r}, which is not a run: name a folder in runs/ that train.py made"]
+    return ["init and model.weights exclude each other: set one of them to null"] if config["model"]["weights"] else []
 
 
 def _file_problems(data: Mapping[str, Any], weights: str | None) -> list[str]:

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +34,7 @@ from foldwise.models.optimization import build_optimizer, scale_lr
 from foldwise.processes.group import Rank
 from foldwise.schedule.phases import Schedule, build_phases
 from foldwise.training.ema import EMA
+from foldwise.training.initial import find_initial, load_initial
 from foldwise.training.loaders import sample_fields, training_loader, with_pseudo
 from foldwise.training.targets import fit_outputs, transform_targets
 
@@ -60,6 +62,8 @@ def build_training(config: Mapping[str, Any], prepared: Prepared, part: Holdout,
     state = prepared.samples.fit(Rows(prepared.source, prepared.samples), [prepared.items[row] for row in rows])
     spec = replace(build_spec(config, prepared, state), outputs=fit_outputs(config["data"], prepared, rows))
     network = build_network(config, prepared, spec)
+    if config.get("init"):
+        load_initial(network.net, find_initial(Path(config["init"]), prepared.folds_hash, part))
     joined, pseudo = with_pseudo(prepared, part.fold)
     joined = transform_targets(joined, spec.outputs)
     loader, steps_per_epoch = training_loader(config, joined, state, rows, pseudo, rank)
@@ -134,7 +138,8 @@ def build_network(config: Mapping[str, Any], prepared: Prepared, spec: ModelSpec
     kind = resolve(spec.network["_target_"], prepared.alias)
     if not (isinstance(kind, type) and issubclass(kind, Network)):
         raise Refusal(f"model._target_={model['_target_']} is not a subclass of foldwise.models.network.Network")
-    net = make(spec.network, prepared.alias, weights=model["weights"], pretrained=bool(model["pretrained"]))
+    pretrained = bool(model["pretrained"]) and not config.get("init")
+    net = make(spec.network, prepared.alias, weights=model["weights"], pretrained=pretrained)
     problems = []
     for key, size in image_sizes(config).items():
         if any(side % net.multiple for side in size):

@@ -14,13 +14,14 @@ from foldwise.code.source import NO_CODE, Code
 from foldwise.code.syntax import hash_source, hash_text
 from foldwise.config import followers
 from foldwise.data.prepare import Prepared
-from foldwise.files import sha256_file
+from foldwise.errors import Refusal
+from foldwise.files import read_json, sha256_file
 
 # Settings that do not change the result: logging, which folds train now, and paths, whose contents are hashed instead.
 # `epochs` is contained in the phases.
 IRRELEVANT = (
     "fold", "fold_workers", "run", "experiment_name", "epochs", "logger", "project", "data.name", "data.root",
-    "data.table", "data.test_table", "data.prepared", "data.pseudo", "data.workers", "model.weights",
+    "data.table", "data.test_table", "data.prepared", "data.pseudo", "data.workers", "model.weights", "init",
 )  # fmt: skip
 # Entry point of a training; reporting never changes the result, metrics only if training follows the validation.
 ENTRY = "foldwise.training.fold"
@@ -55,6 +56,21 @@ def hash_identity(identity: Mapping[str, str]) -> str:
     return hash_text(json.dumps(sorted(identity.items())))[:8]
 
 
+def read_identity(run: Path) -> dict[str, str]:
+    """Read the identity of a run; raise a Refusal if it is not a run or has another format version."""
+    path = run / "identity.json"
+    if not path.is_file():
+        raise Refusal(f"{run} is not a run: it has no identity.json; runs are the folders that train.py makes in runs/")
+    content = read_json(path)
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != foldwise.FORMAT_VERSION:
+        raise Refusal(
+            f"{run} has the format version {version}, and this code reads {foldwise.FORMAT_VERSION}: "
+            "use the code that the run was made with (its commit is in environment.json), or train again"
+        )
+    return content["identity"]
+
+
 def describe_differences(new: Mapping[str, str], old: Mapping[str, str]) -> list[str]:
     """One line per difference, as "name: old -> new"; hashes are not shown."""
     lines = []
@@ -86,9 +102,12 @@ def hash_code(targets: Iterable[str] = (), followed: bool = False, root: Path | 
     return {file.path.relative_to(root).as_posix(): hash_source(file.source) for file in files}
 
 
-def hash_contents(prepared: Prepared, weights: str | None) -> dict[str, str]:
-    """Hashes of the table, folds, images, pseudo labels and initial weights."""
+def hash_contents(prepared: Prepared, config: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of the table, folds, images, pseudo labels, initial weights and the run that training starts from."""
+    weights, init = config["model"]["weights"], config.get("init")
+    started = {"init": hash_identity(read_identity(Path(init)))} if init else {}
     return {
+        **started,
         "table": hash_data(prepared),
         "folds": prepared.folds_hash,
         "images": prepared.images_hash,

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foldwise.code.source import Code
@@ -13,6 +14,7 @@ from foldwise.errors import Refusal
 from foldwise.processes.group import call
 from foldwise.training.devices import count_gpus, count_processes, share_gpus
 from foldwise.training.identity import hash_contents, make_identity
+from foldwise.training.initial import check_initial
 
 if TYPE_CHECKING:
     from foldwise.processes.server import Context
@@ -53,7 +55,9 @@ def make_plan(context: "Context", config: dict[str, Any], nodes: int, make_folds
     trainer, workers = config["trainer"], config["fold_workers"]
     prepared = prepare(config, code.alias, make_folds)
     parts = choose_parts(config["fold"], followers(config), prepared)
-    contents = hash_contents(prepared, config["model"]["weights"])
+    if config.get("init"):  # older runs lack it
+        check_initial(Path(config["init"]), prepared, parts)
+    contents = hash_contents(prepared, config)
     identity = make_identity(config, 0, contents, code)  # hashed while the server imports torch
     hardware, picture = call(context, _inspect, config, prepared, parts[0], nodes)
     devices = count_processes(trainer, hardware)

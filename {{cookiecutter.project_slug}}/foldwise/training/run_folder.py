@@ -19,7 +19,7 @@ from foldwise.config import read_config, write_config
 from foldwise.errors import Refusal
 from foldwise.files import read_json, write_json
 from foldwise.machinery import edited_files
-from foldwise.training.identity import describe_differences, hash_identity
+from foldwise.training.identity import describe_differences, hash_identity, read_identity
 
 console = Console()
 PACKAGES = (
@@ -65,21 +65,6 @@ def resumed_config(config: Mapping[str, Any]) -> dict[str, Any]:
     read_identity(run)
     console.print(f"{run} resumes with its config.yaml; of this command line only run=, fold= and fold_workers= count")
     return read_config(run) | {name: config[name] for name in ("run", "fold", "fold_workers")}
-
-
-def read_identity(run: Path) -> dict[str, str]:
-    """Read the identity of a run; raise a Refusal if it is not a run or has another format version."""
-    path = run / "identity.json"
-    if not path.is_file():
-        raise Refusal(f"{run} is not a run: it has no identity.json; runs are the folders that train.py makes in runs/")
-    content = read_json(path)
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
-        raise Refusal(
-            f"{run} has the format version {version}, and this code reads {FORMAT_VERSION}: "
-            "use the code that the run was made with (its commit is in environment.json), or train again"
-        )
-    return content["identity"]
 
 
 def describe_changes(old: Path, new: Path) -> list[str]:
