@@ -3,11 +3,11 @@
     make test                                                  # the sample; data=competition once its table is there
     make test CHOICES="experiment=metadata data=competition"   # as for train.py
 
-A test that finds a bug says in its first line what most often causes it.
+The first line of each test says what most often makes it fail.
 """
 
 import shlex
-from copy import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,20 +28,20 @@ from foldwise.data.holdout import Holdout
 from foldwise.data.images import image_hw
 from foldwise.data.prepare import Prepared, prepare, read_items
 from foldwise.data.reading import Reader
-from foldwise.data.samples import Rows
+from foldwise.data.samples import Rows, TableItems
+from foldwise.data.table_file import read_file
 from foldwise.processes.group import Rank
 from foldwise.training.build import build_trainer, build_training
 from foldwise.training.loaders import make_reader
 from foldwise.training.targets import fit_outputs, transform_targets
 
 ITEMS, BATCH = 32, 8
-FOLD = Holdout((0,))  # that is not trained
+HELD_OUT = Holdout((0,))
 SMALL = [
     *("trainer=cpu", "trainer.precision=32-true", "trainer.accumulate_grad_batches=1"),
-    *("trainer.limit_train_batches=null", "batch_size=4", "epochs=20"),
-    *("model.pretrained=false", "model.weights=null", "model.compile=false"),
-    *("logger=none", "data.workers=0", "data.folds=2", "data.columns.fold=null", "data.pseudo=null"),
-    *("mixing=none", "experiment_name=test"),
+    *("trainer.limit_train_batches=null", "batch_size=4", "epochs=20", "mixing=none", "logger=none"),
+    *("model.pretrained=false", "model.weights=null", "model.compile=false", "experiment_name=test"),
+    *("data.workers=0", "data.folds=2", "data.columns.fold=null", "data.pseudo=null"),
 ]  # fmt: skip
 # In place of the configuration's phases, an epoch each.
 PHASES: dict[str, dict[str, Any]] = {"head": {"trainable": "head"}, "frozen": {"freeze_bn": True}, "train": {}}
@@ -51,58 +51,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--choices", default="", help='as for train.py, such as "experiment=metadata data=competition"')
 
 
-@pytest.fixture(scope="session")
-def config(request) -> dict[str, Any]:
-    """The resolved configuration of a training of seconds."""
-    choices = shlex.split(request.config.getoption("--choices"))
-    own = compose_config(["data=competition", "experiment_name=test"]).data.table
-    if Path(own).exists() and not any(choice.startswith("data=") for choice in choices):
-        choices.append("data=competition")
-    found = resolve_config(compose_config([*choices, *SMALL]))
-    found["phases"] = {name: {"epochs": 1} | phase for name, phase in PHASES.items()}
-    found["ema"] = found["ema"] or 0.9
-    return found
-
-
-@pytest.fixture(scope="session")
-def code(config):
-    """The owner's code, imported from a copy as a run has it."""
-    with pytest.MonkeyPatch.context() as patch, working_code(config) as found:
-        patch.setenv("FOLDWISE_TRUSTED", found.digest)
-        yield found
-
-
-@pytest.fixture(scope="session")
-def whole(config, code):
-    """The whole table with its items; of the files only the names are looked at."""
-    data = config["data"]
-    return read_items(data, config["task"], make(config["samples"], code.alias, "samples"))
-
-
 @dataclass(frozen=True)
 class World:
-    """`ITEMS` of the owner's items in a table of their own; the files are where they are."""
+    """`whole`: your table; `prepared`: `ITEMS` of its items in a table of their own, with the same files."""
 
     config: dict[str, Any]
     code: Code
+    whole: TableItems
     prepared: Prepared
-    state: dict[str, Any]
 
     def reader(self, targets: bool = False, root: Path | None = None) -> Reader:
-        """Reads items as training does, or as prediction, which sees no targets; files under another `root`."""
-        moved, trained = {"root": root or self.prepared.source.root}, FOLD.trained(self.prepared.fold_of_items)
-        fitted = fit_outputs(self.config["data"], self.prepared, trained)
-        source, tables = self.prepared.source, transform_targets(self.prepared, fitted).tables
-        source, tables = replace(source, **moved), {name: replace(table, **moved) for name, table in tables.items()}
-        reader = make_reader(replace(self.prepared, source=source, tables=tables), self.state)
-        rows = Rows(source, self.prepared.samples)
-        return reader if targets else replace(reader, rows=rows, targets={})
+        """Reads items as training does, or without targets as prediction does; files under another `root`."""
+        samples, source = self.prepared.samples, self.prepared.source
+        trained = HELD_OUT.trained(self.prepared.fold_of_items)
+        state = samples.fit(Rows(source, samples), [self.prepared.items[row] for row in trained])
+        outputs = fit_outputs(self.config["data"], self.prepared, trained)
+        reader = make_reader(transform_targets(self.prepared, outputs), state)
+        rows = Rows(replace(source, root=root or source.root), samples, targets)
+        return replace(reader, rows=rows, targets=reader.targets if targets else {})
 
     def samples(self, reader: Reader) -> ItemDataset:
         """Samples as a network gets them, without augmentation."""
         data = self.config["data"]
-        plain = EpochTransform(None, image_hw(data["image_size"]))
         fit = "stretch" if data["fit"] == "tiles" else data["fit"]
+        plain = EpochTransform(None, image_hw(data["image_size"]))
         return ItemDataset(reader, self.prepared.table.weights, [plain], fit, None, data["ignore_index"])
 
     def batch(self) -> dict[str, torch.Tensor]:
@@ -112,61 +84,51 @@ class World:
 
 
 @pytest.fixture(scope="session")
-def world(config, code, whole, tmp_path_factory) -> World:
-    """Items of the classes in turn."""
-    path, folder = Path(config["data"]["table"]), tmp_path_factory.mktemp("world")
+def world(request, tmp_path_factory) -> Iterator[World]:
+    """A training of seconds, with the code from a copy as a run has it."""
+    choices = shlex.split(request.config.getoption("--choices"))
+    own = compose_config(["data=competition", "experiment_name=test"]).data.table
+    if Path(own).exists() and not any(choice.startswith("data=") for choice in choices):
+        choices.append("data=competition")
+    config = resolve_config(compose_config([*choices, *SMALL]))
+    config |= {"phases": {name: {"epochs": 1} | phase for name, phase in PHASES.items()}, "ema": config["ema"] or 0.9}
+    with pytest.MonkeyPatch.context() as patch, working_code(config) as code:
+        patch.setenv("FOLDWISE_TRUSTED", code.digest)
+        whole = read_items(config["data"], config["task"], make(config["samples"], code.alias, "samples"))
+        small = {"name": "test", "prepared": str(tmp_path_factory.mktemp("world")), "classes": [*whole.table.classes]}
+        small["table"] = write_some(whole, Path(config["data"]["table"]), Path(small["prepared"]))
+        config["data"] |= small
+        yield World(config, code, whole, prepare(config, code.alias, progress=False))
+
+
+def write_some(whole: TableItems, path: Path, folder: Path) -> str:
+    """Write the rows of `ITEMS` items, of the classes in turn."""
     order = np.random.default_rng(0).permutation(len(whole.items))
     if whole.table.target is not None:
         classes = pd.Series(whole.table.target[order].argmax(axis=1))
         order = order[np.lexsort([classes, classes.groupby(classes).cumcount()])]
     rows = sorted({row for item in order[:ITEMS] for row in whole.items[item].rows})
-    table = folder / f"train{path.suffix}"
-    if path.suffix == ".parquet":
-        pd.read_parquet(path).iloc[rows].to_parquet(table)
-    else:
-        raw = pd.read_csv(path, dtype=str, na_filter=False, encoding="utf-8-sig")
-        raw[(raw != "").any(axis=1)].iloc[rows].to_csv(table, index=False)
-    own = {"name": "test", "table": str(table), "prepared": str(folder), "classes": list(whole.table.classes)}
-    config = config | {"data": config["data"] | own}
-    prepared = prepare(config, code.alias, progress=False)
-    trained = [prepared.items[row] for row in FOLD.trained(prepared.fold_of_items)]
-    return World(config, code, prepared, prepared.samples.fit(Rows(prepared.source, prepared.samples), trained))
+    some, table = read_file(path).iloc[rows], folder / ("train.parquet" if path.suffix == ".parquet" else "train.csv")
+    (some.to_parquet if table.suffix == ".parquet" else some.to_csv)(table, index=False)
+    return str(table)
 
 
 class Training(pl.Callback):
-    """A training of the items outside fold 0 through `PHASES`; it keeps the network's states: at first, of each epoch.
-
-    Attributes:
-        least, most: of each weight, after any step.
-    """
+    """A training through `PHASES`; `states` of the network: at first, then after each epoch."""
 
     def __init__(self, world: World) -> None:
         config = world.config
         pl.seed_everything(0, verbose=False)
-        self.spec, _, self.module, self.loader, self.ema = build_training(config, world.prepared, FOLD, Rank())
-        callbacks = [self.ema, *(make(callback, world.code.alias) for callback in config["callbacks"].values())]
+        self.spec, _, self.module, self.loader, self.ema = build_training(config, world.prepared, HELD_OUT, Rank())
+        callbacks = [self.ema, *(make(callback, world.code.alias) for callback in config["callbacks"].values()), self]
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-        epochs = self.module.schedule.epochs
-        self.module.trainer = build_trainer(config, Rank(), epochs, callbacks=[*callbacks, self], **quiet)
-        self.states, self.least, self.most = [self.state()], self.state(), self.state()
+        self.module.trainer = build_trainer(config, Rank(), len(PHASES), callbacks=callbacks, **quiet)
+        self.states: list[dict[str, torch.Tensor]] = []
+        self.on_train_epoch_end()
 
     def run(self) -> "Training":
         self.module.trainer.fit(self.module, self.loader)
         return self
 
-    def state(self) -> dict[str, torch.Tensor]:
-        return {name: tensor.clone() for name, tensor in self.module.network.net.state_dict().items()}
-
-    def augmented(self, reader: Reader) -> ItemDataset:
-        """The samples of the training, read by another reader."""
-        samples = copy(self.loader.dataset)
-        samples.reader = reader
-        return samples
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        for name, tensor in self.state().items():
-            self.least[name] = torch.minimum(self.least[name], tensor)
-            self.most[name] = torch.maximum(self.most[name], tensor)
-
     def on_train_epoch_end(self, *_: Any) -> None:
-        self.states.append(self.state())
+        self.states.append({name: tensor.clone() for name, tensor in self.module.network.net.state_dict().items()})
