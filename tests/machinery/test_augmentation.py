@@ -55,7 +55,7 @@ def test_choices_take_any_channels(path: Path, channels: int, dtype: type) -> No
     assert image.dtype == dtype and image.shape[2] == channels and mask is not None and mask.shape == image.shape[:2]
 
 
-def test_light_mirrors_nothing() -> None:
+def test_light_does_not_flip() -> None:
     """Digits and letters lose their meaning in a mirror: a bright left half stays on the left."""
     light = load(next(path for path in CONFIGS if path.stem == "light"))
     image = np.zeros((*SIZE, 1), np.uint8)
@@ -294,7 +294,7 @@ def test_maps_are_interpolated_and_nothing_where_geometry_exposes_them() -> None
     np.testing.assert_allclose(half[0, :, 0], expected, atol=1e-4)  # between two pixels, their mean
 
 
-def test_pictures_of_a_stack_move_alike() -> None:
+def test_images_of_a_stack_move_alike() -> None:
     fields = {"stack": Field("image", ragged=True), "seen": Field("mask"), "image": Field("image")}
     augmentation = Augmentation([A.D4(p=1), A.RandomResizedCrop(size=(30, 30), p=1)], fields)
     ramp = places()
@@ -347,7 +347,7 @@ def test_images_of_different_channels_and_depths_are_drawn_alike() -> None:
         assert np.abs(out["image"] / 255 - out["other"]).max() < 0.02
 
 
-def test_pictures_of_different_sizes_are_drawn_alike() -> None:
+def test_images_of_different_sizes_are_augmented_alike() -> None:
     """A small one beside a large one is turned as that is, after noise of as many numbers as each has values."""
     ramp = places()
     augmentation = Augmentation([A.GaussNoise(std_range=(0.001, 0.001), p=1), A.D4(p=1)], MANY)

@@ -73,7 +73,7 @@ def test_norms_are_frozen_whose_statistics_no_snapshot_moved():
     assert frozen_norms([first, second]) == {"net.bn1"}
 
 
-def test_a_fold_has_no_say_in_its_own_rule():
+def test_a_fold_does_not_influence_its_own_rule():
     scores = {1: {0: 0.9, 1: 0.2, 2: 0.3}, 2: {0: 0.1, 1: 0.4, 2: 0.8}, 3: {0: 0.5, 1: 0.3, 2: 0.7}}
     assert choose_counts(scores, True) == {0: 2, 1: 1, 2: 1}
     assert choose_counts(scores, False) == {0: 1, 1: 2, 2: 2}
@@ -135,7 +135,7 @@ def test_models_are_averages_of_the_snapshots_that_the_record_names(run, average
                 np.testing.assert_allclose(value, sum(part[name].numpy() for part in parts) / len(parts), atol=1e-6)
 
 
-def test_predict_takes_it_as_a_run_and_says_the_same(averaged, tmp_path):
+def test_predict_takes_it_as_a_run_and_predicts_the_same(averaged, tmp_path):
     _, out = averaged
     tta = find_choice("tta", "none")
     (again,) = predict_runs([out], Choices(tta=tta, oof=True, workers=0, device="cpu"), out=tmp_path / "oof")
@@ -145,7 +145,7 @@ def test_predict_takes_it_as_a_run_and_says_the_same(averaged, tmp_path):
     pd.testing.assert_frame_equal(*frames, check_exact=False, atol=1e-5)
 
 
-def test_interrupted_it_goes_on_and_ends_the_same(run, averaged, tmp_path, monkeypatch):
+def test_interrupted_it_resumes_and_ends_the_same(run, averaged, tmp_path, monkeypatch):
     made, predict = [], averaged_run.predict_held_out
 
     def predict_four(*arguments, **named):
@@ -220,7 +220,7 @@ def test_masks_and_the_best_epochs(data, tmp_path, capsys):
     assert "optimistic" in capsys.readouterr().out
 
 
-def test_the_command_says_what_was_written_or_what_is_wrong(run, command):
+def test_the_command_prints_what_was_written_or_what_is_wrong(run, command):
     code, said, _ = command("tools/average_weights.py", run, "--device", "cpu", "--out", run.with_name("by-command"))
     assert code == 0 and "out of fold, the averaged weights" in said and "next      python evaluate.py" in said
     code, _, error = command("tools/average_weights.py", run, "--out", run.with_name("by-command"))

@@ -242,7 +242,7 @@ def test_half_precision_takes_half_the_room(masks):
     assert 0.4 < half / whole < 0.6
 
 
-def test_what_cannot_be_bundled_is_said_and_leaves_nothing(tmp_path, runs, bundle, capsys):
+def test_what_cannot_be_bundled_is_refused_and_leaves_nothing(tmp_path, runs, bundle, capsys):
     stack = tmp_path / "stack"
     stack.mkdir()
     (stack / "ensemble.json").write_text(json.dumps({"method": "logistic", "weights": None, "sources": []}))
@@ -318,7 +318,7 @@ def test_other_rows_missing_ones_and_a_folder(tmp_path, data, bundle):
         assert not (out / SHARDS).exists()
 
 
-def test_what_is_wrong_with_the_test_is_said_before_anything_is_run_infer(tmp_path, data, bundle):
+def test_what_is_wrong_with_the_test_is_refused_before_anything_is_run(tmp_path, data, bundle):
     pd.DataFrame({"id": ["x"], "labels": ""}).to_csv(tmp_path / "other.csv", index=False)
     pd.DataFrame({"id": ["row1"], "cat": 0}).to_csv(tmp_path / "columns.csv", index=False)
     for values, message in (
@@ -378,7 +378,7 @@ def test_out_of_memory_halves_the_batch_and_an_image_that_never_fits_is_left_out
     assert [each for _, each in predict_nine()] == [None] * 9
 
 
-def test_killed_it_goes_on_where_it_stopped(tmp_path, data, bundle, monkeypatch):
+def test_killed_it_resumes_where_it_stopped(tmp_path, data, bundle, monkeypatch):
     whole = run_infer(bundle, data, tmp_path / "whole").read_text()
     predicted: list[int] = []
     predict_batch = Engine.predict
@@ -403,7 +403,7 @@ def test_killed_it_goes_on_where_it_stopped(tmp_path, data, bundle, monkeypatch)
     assert len(again) == 24 - len(predicted)
 
 
-def test_when_time_is_over_the_rest_gets_the_fallback_and_that_is_said_loudly(tmp_path, data, bundle, capsys):
+def test_when_time_is_over_the_rest_gets_the_fallback_with_a_loud_warning(tmp_path, data, bundle, capsys):
     whole = pd.read_csv(run_infer(bundle, data, tmp_path / "whole"), dtype=str, keep_default_na=False)
     path = run_infer(bundle, data, tmp_path / "out", batch_size=8, time_limit=1e-3)
     late = pd.read_csv(path, dtype=str, keep_default_na=False)

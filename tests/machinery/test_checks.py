@@ -76,7 +76,7 @@ def test_a_setting_that_cannot_be_meant_is_named(override: str, sentence: str, d
     assert str(error.value).startswith(sentence)
 
 
-def test_all_mistakes_are_told_at_once(data: Path):
+def test_all_mistakes_are_listed_at_once(data: Path):
     wrong = ["+seeds=1", "batch_size=x", "threads=0", "loss=dice", "data.table=gone.csv"]
     with pytest.raises(Refusal) as error:
         check_config(tiny_config(data, "multiclass", *wrong))

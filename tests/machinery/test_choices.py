@@ -37,7 +37,7 @@ def test_owner_has_few_files_and_the_library_the_rest():
         find_choice("tta", "flip")
 
 
-def test_owners_file_takes_the_place_of_the_librarys(tmp_path: Path):
+def test_an_owners_file_replaces_the_librarys(tmp_path: Path):
     """For `find_choice`, for Hydra, and for a choice that a phase names."""
     configs = tmp_path / "configs"
     shutil.copytree(ROOT / "configs", configs)

@@ -141,7 +141,7 @@ def test_without_a_solution_folder():
         collect_code(["solution.a.A"], Path())
 
 
-def test_names_that_only_running_can_tell_are_accepted():
+def test_names_known_only_at_run_time_are_accepted():
     write({"a": "from torch.nn import *", "b": "def __getattr__(name): ...", "c": "if x:\n    for C in y: ..."})
     assert collected("solution.a.Linear", "solution.b.B", "solution.c.C") == ["a.py", "b.py", "c.py"]
 
@@ -241,7 +241,7 @@ def test_code_in_memory_shows_the_files_that_it_was_read_from(tmp_path):
     check_covered(code.alias)
 
 
-def test_modules_of_the_working_copy_are_noticed(tmp_path, monkeypatch):
+def test_modules_of_the_working_copy_are_refused(tmp_path, monkeypatch):
     write({"__init__": "", "plain": "", "other": ""})
     alias = open_code(make_run(tmp_path / "run", {"a": "import importlib\nimportlib.import_module('solution.plain')"}))
     monkeypatch.syspath_prepend(tmp_path)

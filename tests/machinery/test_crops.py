@@ -32,7 +32,7 @@ def crop(image: np.ndarray, mask: np.ndarray, size: tuple[int, int], ignore: int
     return found["image"], found["target"]
 
 
-def test_a_crop_is_a_piece_of_the_picture_with_its_own_mask():
+def test_a_crop_is_a_part_of_the_image_with_its_mask():
     image, mask = scene(50, 70)
     corners = set()
     for seed in range(200):
@@ -56,7 +56,7 @@ def test_a_rare_class_is_seen_more_often_than_by_chance_and_ignored_pixels_are_n
 
 
 @pytest.mark.parametrize("ignore", [IGNORE, 300])
-def test_a_smaller_picture_is_mirrored_and_what_is_mirrored_is_not_trained(ignore: int):
+def test_a_smaller_image_is_mirror_padded_and_the_padding_is_not_trained(ignore: int):
     image, mask = scene(10, 40)
     piece, cut = crop(image, mask, (33, 32), ignore, 0)
     left = piece[11, 0, 1]
@@ -66,13 +66,13 @@ def test_a_smaller_picture_is_mirrored_and_what_is_mirrored_is_not_trained(ignor
     assert (cut[11:21] == mask[:, left : left + 32]).all() and (np.delete(cut, np.s_[11:21], axis=0) == ignore).all()
 
 
-def test_nothing_but_ignored_pixels_still_gives_a_crop():
+def test_a_mask_of_ignored_pixels_alone_gives_a_crop():
     image, mask = scene(40, 40)
     for seed in range(4):
         assert crop(image, np.full_like(mask, IGNORE), (16, 16), IGNORE, seed)[0].shape == (16, 16, 2)
 
 
-def test_the_dataset_crops_for_training_and_gives_whole_pictures_else(tmp_path: Path):
+def test_the_dataset_crops_for_training_alone(tmp_path: Path):
     image, mask = scene(40, 60)
     image = np.dstack([image, image[:, :, :1]]).astype(np.uint8)
     cv2.imwrite(str(tmp_path / "a.png"), image[:, :, ::-1])

@@ -216,7 +216,7 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
     assert {draw.epoch for draw in order(1, 4)} == {4}
 
 
-def test_too_large_batch_says_the_numbers() -> None:
+def test_a_batch_that_cannot_be_divided_is_refused_with_its_numbers() -> None:
     with pytest.raises(Refusal, match=r"batch of 8 on each of 2 devices .* 10 training rows.*batch_size=10"):
         EpochSampler(Pool(range(10)), 0, batch_size=8, world=2)
 

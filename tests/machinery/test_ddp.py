@@ -191,7 +191,7 @@ class Stop(pl.Callback):
 
 
 @pytest.mark.slow
-def test_processes_agree_and_go_on_where_they_stopped(data, tmp_path):
+def test_processes_agree_and_resume_where_they_stopped(data, tmp_path):
     """With what differs from one process: batch norm, dropout, mixup. All processes have one network all the same."""
     choices = [
         "fold=0",

@@ -186,7 +186,7 @@ def test_exclusive_labels_are_found_where_exactly_one_is_always_true():
     ]
 
 
-def test_named_groups_are_always_true_only_if_the_labels_say_so():
+def test_named_groups_hold_only_if_the_labels_agree():
     target = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 1]], float)
     rule = ExpectedF(2.0, 1.0, exclusive=[(0, 1), (0, 2)]).fit(f_beta(3), target, target)
     assert [group.always for group in rule.groups] == [False, False]
@@ -222,7 +222,7 @@ def test_platt_as_logistic_regression_of_the_logits():
     assert np.abs(fitted(sharp) - probability).max() < 0.05
 
 
-def test_platt_of_classes_that_tell_nothing():
+def test_platt_of_uninformative_classes():
     target = np.zeros((100, 4))
     target[:, 1] = 1
     target[:10, 2] = 1

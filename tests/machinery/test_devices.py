@@ -26,7 +26,7 @@ SRUN = {
 }
 
 
-def test_the_launcher_says_which_node_this_is():
+def test_the_launcher_gives_the_node_of_this_process():
     assert find_node({"SLURM_JOB_ID": "1", "SLURM_NNODES": "2", "SLURM_NTASKS": "2"}) is None  # sbatch without srun
     assert find_node(TORCHRUN) == Node(1, 3, "gpu-a", 29501, "none.0")
     assert find_node(SRUN | TORCHRUN) == find_node(TORCHRUN)

@@ -84,7 +84,7 @@ def test_each_image_is_labelled_by_the_models_without_it_and_the_students_fold(w
             np.testing.assert_allclose(target, expected, atol=1e-6)
 
 
-def test_whatever_cannot_teach_is_said_before_anything_is_written(world, tmp_path):
+def test_unusable_teachers_are_refused_before_anything_is_written(world, tmp_path):
     out = tmp_path / "out.csv"
     run, _ = make_teacher(world, "teacher", oof=False)
     assert [student["student"] for student in distill([run], tmp_path / "first.csv")] == ["0", "1", "2"]

@@ -70,14 +70,14 @@ def descriptors_of(pictures: list[np.ndarray]) -> Descriptors:
     return Descriptors(np.stack(thumbnails), PixelDescriber()(shown), learned=False)
 
 
-def test_copies_are_found_and_unrelated_pictures_are_not():
+def test_copies_are_found_and_unrelated_images_are_not():
     originals = [scene(seed) for seed in range(60)]
     copies = [change(originals[10 + number]) for number, change in enumerate(COPIES.values())]
     found = {(a, b): kind for a, b, kind, _ in alike_pairs(descriptors_of(originals + copies), 67)}
     assert found == {(10 + number, 60 + number): "copy" for number in range(len(COPIES))}
 
 
-def test_flat_pictures_are_never_copies():
+def test_flat_images_are_never_copies():
     pictures = [np.full((60, 60, 3), 200 + number, np.uint8) for number in range(5)]
     assert alike_pairs(descriptors_of(pictures + [scene(seed) for seed in range(9)]), 14) == []
 
@@ -125,7 +125,7 @@ def test_constant_columns_and_few_pictures_do_no_harm():
         assert alike_pairs(descriptors, count) == []
 
 
-def test_equal_files_are_paired_with_each_place_and_not_with_all(tmp_path):
+def test_equal_files_are_paired_with_each_part_and_not_with_all(tmp_path):
     files = [tmp_path / str(number) for number in range(300)]
     for number, file in enumerate(files):
         file.write_bytes(b"same" if number < 200 else b"%4d" % number)  # all of the same size
@@ -159,7 +159,7 @@ def test_pairs_within_the_test_table_are_not_listed():
     assert alike_pairs(descriptors, 9) == [] and len(alike_pairs(descriptors, 10)) == 1
 
 
-def test_only_new_pictures_are_read(tmp_path):
+def test_only_new_images_are_read(tmp_path):
     write(tmp_path, {f"p{seed}": scene(seed) for seed in range(4)})
     names = [f"images/p{seed}.png" for seed in range(4)]
 
@@ -191,7 +191,7 @@ def test_any_image_becomes_a_picture(channels, dtype):
     assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8 and picture.std() > 30
 
 
-def test_a_network_describes_pictures_and_wrong_weights_are_refused(tmp_path):
+def test_a_network_describes_images_and_wrong_weights_are_refused(tmp_path):
     import timm
     from safetensors.torch import save_file
 
@@ -222,7 +222,7 @@ def test_adversarial_validation(shift, differs):
         assert likeness.argmax() in np.argsort(-train.sum(axis=1))[:5]
 
 
-def test_the_interval_covers_no_difference_about_as_often_as_it_says():
+def test_the_interval_covers_no_difference_about_as_often_as_it_claims():
     rng = np.random.default_rng(1)
     covered = 0
     for _ in range(40):
@@ -231,7 +231,7 @@ def test_the_interval_covers_no_difference_about_as_often_as_it_says():
     assert covered >= 34  # 38 expected
 
 
-def test_recognising_a_scene_does_not_tell_the_tables_apart():
+def test_recognising_a_scene_does_not_separate_the_tables():
     rng = np.random.default_rng(0)
     scenes = np.repeat(np.arange(40), 15)
     x = rng.normal(size=(40, 30))[scenes] + 0.05 * rng.normal(size=(600, 30))
@@ -239,7 +239,7 @@ def test_recognising_a_scene_does_not_tell_the_tables_apart():
     assert rows.value > 0.9 and groups.low < 0.5
 
 
-def test_columns_that_tell_train_from_test():
+def test_columns_that_separate_train_from_test():
     rng = np.random.default_rng(0)
     train = pd.DataFrame({"camera": ["a"] * 90 + ["b"] * 10, "year": [str(v) for v in rng.integers(2000, 2010, 100)]})
     test = pd.DataFrame({"camera": ["a"] * 10 + ["b"] * 90, "year": [str(v) for v in rng.integers(2000, 2010, 100)]})

@@ -428,7 +428,7 @@ def test_test_predictions_that_do_not_belong_are_refused_by_name(world, tmp_path
         ({"test": "test-d4"}, "no predictions called test-d4"),
     ],
 )
-def test_bad_choices_are_sentences(shared, tmp_path, options, message):
+def test_bad_choices_are_refused_with_a_message(shared, tmp_path, options, message):
     with pytest.raises(Refusal, match=message):
         run(shared, tmp_path, **options)
     assert not (tmp_path / "out").exists()

@@ -108,7 +108,7 @@ def test_bootstrap_of_a_share_is_binomial():
     np.testing.assert_allclose(interval(samples), binom.ppf([0.025, 0.975], rows, share) / rows, atol=0.005)
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say():
+def test_intervals_cover_the_true_value_as_often_as_they_claim():
     rng, hits = np.random.default_rng(0), 0
     for trial in range(200):
         right = (rng.random(100) < 0.7).astype(float)
@@ -431,7 +431,7 @@ def test_metric_and_columns_of_predictions_without_a_configuration(place, tmp_pa
     assert evaluation.groups == 20
 
 
-def test_ranks_are_said_not_to_be_probabilities(place, tmp_path):
+def test_ranks_are_marked_as_no_probabilities(place, tmp_path):
     make_config(tmp_path / "a", place, "multilabel")
     make_predictions(tmp_path / "a" / "oof", place, "multilabel", mean="rank")
     assert "a holds ranks, not probabilities" in evaluate([tmp_path / "a"], resamples=100, by=[]).notes[0]

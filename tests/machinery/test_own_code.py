@@ -308,7 +308,7 @@ def test_train_takes_the_option_before_hydra_reads_the_rest(stranger):
     assert take_trust(["run=runs/x", OPTION, "fold=0"]) == ["run=runs/x", "fold=0"] and is_trusted("any")
 
 
-def test_ensembles_carry_the_code_that_their_truth_is_read_by(tmp_path, runs, command):
+def test_ensembles_carry_the_code_that_reads_their_ground_truth(tmp_path, runs, command):
     out = tmp_path / "both"
     code, _, error = command("ensemble.py", *runs, "--oof", "oof-none", "--out", out, "--use", "mean")
     assert (code, error) == (0, "")

@@ -207,7 +207,7 @@ def moved(old, new):
     return {key.partition(".")[0] for key in old if not torch.equal(old[key], new[key])}
 
 
-def test_phases_train_what_they_say_on_images_of_their_size(whole):
+def test_phases_train_their_layers_on_images_of_their_size(whole):
     _, _, witness = whole
     sizes = dict.fromkeys(witness.shapes)
     assert list(sizes) == [(0, (32, 32)), (1, (16, 16)), (2, (24, 40)), (3, (24, 40)), (4, (32, 32)), (5, (32, 32))]
@@ -248,7 +248,7 @@ def test_a_resume_within_any_phase_equals_a_run_never_stopped(stop, whole, tmp_p
     assert (run / oof).read_bytes() == (resumed / oof).read_bytes()
 
 
-def test_a_phases_names_are_replaced_by_what_they_stand_for(data):
+def test_choices_named_in_a_phase_are_replaced_by_their_content(data):
     config = tiny_config(data, "multiclass", "augmentation=photo", *PHASES, "phases.last.mixing=cutmix")
     phases = config["phases"]
     assert [transform["_target_"] for transform in phases["last"]["augmentation"]["transforms"]] == [
@@ -339,7 +339,7 @@ def test_one_image_for_batch_norm_is_refused_before_there_is_a_run(data):
     inspect(tiny_config(data, "multiclass", *shared, "batch_size=8"))
 
 
-def test_the_picture_of_a_run_shows_what_the_phases_do(data):
+def test_the_plan_shows_what_the_phases_do(data):
     config = tiny_config(data, "multiclass", *PHASES, *OTHERS)
     _, previews = inspect(config)
     head, last, drop, again = previews

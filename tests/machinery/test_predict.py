@@ -210,7 +210,7 @@ def test_fallbacks_of_an_interrupted_command_are_not_kept(tmp_path, data, monkey
         assert old.id == new.id and np.array_equal(old.probability, new.probability)
 
 
-def test_a_table_of_pictures_that_lie_elsewhere(tmp_path, data):
+def test_a_table_of_images_in_another_folder(tmp_path, data):
     run = make_run(tmp_path / "run", data, "segmentation", folds=(0,))
     (expected,) = predict([run], out=tmp_path / "expected")
     elsewhere = tmp_path / "elsewhere"
@@ -247,7 +247,7 @@ def test_runs_that_do_not_go_together_or_are_none(tmp_path, data):
         predict([run], "none", device="nonsense")
 
 
-def test_the_command_line_ends_with_2_and_a_sentence(tmp_path):
+def test_the_command_line_ends_with_2_and_a_message(tmp_path):
     command = [sys.executable, str(ROOT / "predict.py")]
     shown = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert shown.returncode == 0 and "python predict.py runs/" in shown.stdout
@@ -310,7 +310,7 @@ def test_snapshots_predict_instead_of_the_last_weights(tmp_path, data):
 
 @pytest.mark.parametrize("task", ["multiclass", "segmentation"])
 @pytest.mark.parametrize("kept", [pytest.param(0, marks=pytest.mark.slow), 3])
-def test_an_interrupted_prediction_goes_on_where_it_stopped(task, kept, tmp_path, data, monkeypatch):
+def test_an_interrupted_prediction_resumes_where_it_stopped(task, kept, tmp_path, data, monkeypatch):
     runs = [make_run(tmp_path / name, data, task) for name in "ab"]
     whole = predict(runs, out=tmp_path / "whole")
     predict_batch = Predictor.predict
@@ -386,7 +386,7 @@ def test_out_of_fold_predictions_come_from_the_models_that_did_not_see_the_row(t
         np.testing.assert_allclose(row[list(CLASSES)].iloc[0], both.loc[(id, fold), list(CLASSES)], atol=1e-6)
 
 
-def test_test_images_that_equal_training_images_are_said(tmp_path, data, capsys):
+def test_test_images_that_equal_training_images_are_reported(tmp_path, data, capsys):
     shutil.copy(data / "3.png", data / "copy.png")
     pd.DataFrame({"id": ["t"], "image": ["copy.png"], "label": ["a"]}).to_csv(data / "known.csv", index=False)
     run = make_run(tmp_path / "run", data, table=str(data / "known.csv"))
@@ -431,7 +431,7 @@ def test_several_processes_write_what_one_writes(task, processes, choices, tmp_p
 
 
 @pytest.mark.parametrize("task", ["multiclass", pytest.param("segmentation", marks=pytest.mark.slow)])
-def test_an_error_names_its_process_and_another_number_of_processes_goes_on(task, tmp_path, data, forks, capfd):
+def test_an_error_names_its_process_and_another_number_of_processes_resumes(task, tmp_path, data, forks, capfd):
     run = make_run(tmp_path / "run", data, task)
     (whole,) = predict([run], out=tmp_path / "whole")
     good = (data / "3.png").read_bytes()

@@ -323,7 +323,7 @@ def test_all_fields_reach_the_network_and_all_outputs_come_back(paths, views):
         np.testing.assert_allclose(values["old"][0, 0], torch.tensor([age, 0.0, 0.0]).softmax(0), atol=1e-6)
 
 
-def test_a_picture_is_decoded_once_for_all_models(paths, monkeypatch):
+def test_an_image_is_decoded_once_for_all_models(paths, monkeypatch):
     """They differ in sizes, modes and states; fields and prediction are as those of each alone."""
     decoded = []
     decode = image_files.decode_image

@@ -289,7 +289,7 @@ def test_every_bad_mask_is_listed(tmp_path):
         prepare(config(tmp_path, classes=["a", "b"], ignore_index=1), "segmentation")
 
 
-def test_images_that_share_a_problem_are_one_sentence(tmp_path):
+def test_images_that_share_a_problem_are_one_line(tmp_path):
     images = [np.zeros((20, 30, 3 if number < 4 else 4), np.uint8) for number in range(7)]
     masks = [np.full(image.shape[:2], number % 2, np.uint8) for number, image in enumerate(images)]
     for number in (1, 3, 5):
@@ -321,7 +321,7 @@ def test_masks_of_0_and_255_are_not_silently_ignored(tmp_path):
         ([0, 128, 255], [0, 1, 2], "abc", "mask_values: {0: 0, 128: 1, 255: 2}"),
     ],
 )
-def test_stored_mask_values_are_mapped_as_the_error_says(stored, numbers, classes, line, ignored, tmp_path):
+def test_stored_mask_values_are_mapped_as_the_error_advises(stored, numbers, classes, line, ignored, tmp_path):
     """The line of the error prepares what rewritten masks prepare, and everything reads the same masks."""
     rng = np.random.default_rng(0)
     images = noise(6, 3)

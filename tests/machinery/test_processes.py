@@ -62,7 +62,7 @@ def test_one_process_needs_no_rank(tmp_path, context, monkeypatch):
     assert (tmp_path / "0").read_text() == "None of 1"
 
 
-def test_a_rank_that_fails_ends_the_others_and_says_why(context, capfd):
+def test_a_rank_that_fails_ends_the_others_and_reports_why(context, capfd):
     started = time.monotonic()
     assert run_processes(context, fail_or_wait, (Refusal("a row is bad"),), world_size=2) == 2
     assert time.monotonic() - started < 30
@@ -116,7 +116,7 @@ def double(value: int) -> int:
     return 2 * value
 
 
-def test_call_gives_the_value_the_sentence_or_the_exit_code(context, capfd):
+def test_call_returns_the_value_the_message_or_the_exit_code(context, capfd):
     assert call(context, double, 4) == 8
     with pytest.raises(Refusal, match="^-1 is below 0$"):
         call(context, double, -1)
@@ -146,7 +146,7 @@ FULL_DISK = OSError(28, "No space left on device", "last.ckpt")
         (KeyboardInterrupt(), 130, "\nstopped; the rest is kept\n"),
     ],
 )
-def test_a_command_ends_with_a_sentence_where_it_says_it_all(error, code, sentence, capsys):
+def test_a_command_ends_with_a_message_if_that_says_it_all(error, code, sentence, capsys):
     with pytest.raises(SystemExit) as stop, exit_on_error("the rest is kept"):
         raise error
     assert (stop.value.code, capsys.readouterr().err) == (code, sentence)

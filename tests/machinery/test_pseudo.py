@@ -258,7 +258,7 @@ def test_balanced_sampling_of_pseudo_rows():
     assert counts[:100].sum() == 1000 and 440 < counts[100] < 560
 
 
-def test_a_share_that_is_no_row_says_so():
+def test_a_share_below_one_row_is_refused():
     with pytest.raises(Refusal, match="share of 0.05 pseudo rows in a step of 4"):
         EpochSampler(Pool(range(10)), 0, 4, pseudo=Pool(np.arange(10, 12)), pseudo_shares=[0.05])
 

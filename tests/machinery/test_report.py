@@ -79,7 +79,7 @@ def test_figures_of_any_number_of_classes(count):
     assert len({tuple(color_of(number)) for number in range(count)}) == count
 
 
-def test_confusion_matrix_has_the_truth_in_its_rows():
+def test_confusion_matrix_has_the_true_classes_in_its_rows():
     true, answer, weight = np.array([0, 0, 1, 2]), np.array([0, 1, 1, 0]), np.array([1, 2, 0.5, 1])
     assert confusion_matrix(true, answer, 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
     assert confusion_matrix(true, answer, 3, weight).tolist() == [[1, 2, 0], [0, 0.5, 0], [1, 0, 0]]
@@ -124,7 +124,7 @@ def test_images_of_every_kind_can_be_shown():
     assert decode(gallery([], [])).ndim == 3
 
 
-def test_a_gallery_shows_every_picture_whole_in_its_place():
+def test_a_gallery_shows_every_image_whole_in_its_cell():
     """Each thumbnail is one colour, so that where it lies and how large it is can be counted."""
     colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 0, 255), (255, 255, 0), (0, 255, 255), (90, 10, 200)]
     sizes = [(10, 10), (600, 300), (30, 90), (220, 220), (7, 11), (500, 500), (1, 1)]

@@ -45,7 +45,7 @@ def test_the_same_files_every_time(samples, tmp_path):
     assert first == {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def test_some_pictures_have_no_label_and_some_labels_are_rare(samples):
+def test_some_images_have_no_label_and_some_labels_are_rare(samples):
     table = read(samples["multilabel"], "multilabel")
     counts = dict(zip(table.classes, table.target.sum(axis=0), strict=True))
     assert (table.target.sum(axis=1) == 0).mean() > 0.03 and table.target.sum(axis=1).max() >= 3

@@ -219,7 +219,7 @@ class Stack(Samples):
         return {"image": pictures, "mean": state["mean"]}
 
 
-def test_a_stack_of_pictures_of_different_sizes(table: Table) -> None:
+def test_a_stack_of_images_of_different_sizes(table: Table) -> None:
     items = Stack().items(Rows(table, Stack()))
     dataset = item_dataset(item_table(table, items), [EpochTransform(None, (6, 7))])  # only for its weights
     reader = training_reader(table, Stack())
@@ -234,7 +234,7 @@ def test_a_stack_of_pictures_of_different_sizes(table: Table) -> None:
         crop_sample(reader.read(0), reader.fields, (4, 4), 255, 0)
 
 
-def test_pictures_of_different_sizes_are_not_cropped_together(table: Table) -> None:
+def test_images_of_different_sizes_are_not_cropped_together(table: Table) -> None:
     reader = training_reader(table, Odd({"near": Field("map")}, {"near": np.zeros((9, 9, 1), np.float32)}))
     with pytest.raises(Refusal, match=r"image is \(8, 10\), near is \(9, 9\)"):
         crop_sample(reader.read(0), reader.fields, (4, 4), 255, 0)
@@ -256,7 +256,7 @@ def test_a_reader_draws_by_seed_epoch_and_id_and_not_in_validation(table: Table)
     assert len(set(drawn(3, *keys))) == 4 and set(drawn(None, *keys)) == {-1.0}
 
 
-def test_the_picture_to_look_at(table: Table) -> None:
+def test_samples_png(table: Table) -> None:
     reader = training_reader(table, Stack())
     rows = Rows(table, Stack())
     sample = Stack().read(rows, reader.items[0], {"mean": 0}, None)

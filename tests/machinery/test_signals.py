@@ -44,7 +44,7 @@ def test_a_signal_ends_everything_with_its_code(number, code, choices, whole_gro
     assert has_checkpoint(tmp_path)
 
 
-def test_a_run_that_left_goes_on_to_the_same_result(data, tmp_path):
+def test_a_stopped_run_resumes_to_the_same_result(data, tmp_path):
     """Asked to leave in the middle of the second epoch, with a worker that draws batches ahead."""
     config = tiny_config(data, "multiclass", "epochs=3", "fold=0", "data.workers=1")
 

@@ -47,7 +47,7 @@ def wait_until(job: str, *states: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_over_two_nodes_that_is_asked_to_leave_goes_on_after_its_requeue(folder):
+def test_a_stopped_run_over_two_nodes_resumes_after_its_requeue(folder):
     nodes = ["trainer=ddp_nodes", "trainer.accelerator=cpu", "trainer.devices=1"]
     choices = [*QUICK, *nodes, "epochs=3"]
     job = submit(folder, "--nodes=2", "slurm/train.sbatch", *choices)

@@ -171,7 +171,7 @@ def test_a_sidecar_that_does_not_fit(tmp_path, change, message):
         read_predictions(tmp_path / "p")
 
 
-def test_what_is_not_a_prediction_says_so(tmp_path):
+def test_what_is_not_a_prediction_is_refused(tmp_path):
     with pytest.raises(PredictionsError, match="not a prediction folder"):
         read_header(tmp_path)
     (tmp_path / "predictions.json").write_text("{")
@@ -287,7 +287,7 @@ def test_maps_that_were_interrupted_are_taken_up_in_the_order_of_the_ids(tmp_pat
     ]
 
 
-def test_a_bad_header_is_said_before_the_first_map(tmp_path):
+def test_a_bad_header_is_refused_before_the_first_map(tmp_path):
     bad = replace(header("segmentation"), columns=["cat", "fold"])
     with pytest.raises(PredictionsError, match="cannot be called fold"), PredictionWriter(tmp_path / "p", bad):
         pytest.fail("the block ran")

@@ -108,7 +108,7 @@ def test_a_table_takes_the_order_of_the_sample(tmp_path):
         write_table(tmp_path / "s.csv", frame, None)
 
 
-def test_everything_wrong_is_said_at_once_and_nothing_is_written(tmp_path):
+def test_everything_wrong_is_listed_at_once_and_nothing_is_written(tmp_path):
     (tmp_path / "sample.csv").write_text("id,dog,cow\n1,0,0\n2,0,0\n2,0,0\n")
     frame = pd.DataFrame({"id": ["2", "3", "3"], "cat": 0.5, "dog": [0.1, np.nan, 0]})
     sample = read_sample(tmp_path / "sample.csv")
@@ -375,7 +375,7 @@ def test_images_of_a_unit_are_answered_together(tmp_path):
     assert written["id"].is_unique and written["id"].str.startswith("thing").all()
 
 
-def test_masks_as_runs_and_as_pictures(tmp_path):
+def test_masks_as_run_lengths_and_as_images(tmp_path):
     source, truth = make_source(tmp_path, "segmentation", "MeanIoU", rows=24, tests=6)
     path, text = submit(source, tmp_path, options={"painted": CLASSES})
     written = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("id")["mask"]

@@ -35,7 +35,7 @@ def test_each_fold_is_scored_at_the_best_threshold_of_the_others(metric) -> None
     assert overall == pytest.approx(metric(target, answers))
 
 
-def test_a_fold_has_no_say_in_its_own_threshold() -> None:
+def test_a_fold_does_not_influence_its_own_threshold() -> None:
     metric = FBeta().for_task("multilabel", CLASSES)
     target, probability, folds = rows()
     changed = target.copy()

@@ -97,7 +97,7 @@ def test_the_middle_of_a_tile_counts_more_than_its_border():
     assert result[0, 16:-16, 16:-16].min() > 0.9 * 255
 
 
-def test_memory_does_not_hold_the_whole_picture_in_floats():
+def test_memory_does_not_hold_the_whole_image_in_floats():
     """The sums are of one row of tiles: for 5 classes, far below the picture's 4 bytes a class and pixel."""
     import tracemalloc
 

@@ -102,7 +102,7 @@ def test_runs_differ_by_what_matters(data, tmp_path):
     assert names[4] != names[0]
 
 
-def test_a_chosen_run_goes_on_by_its_own_config(data, tmp_path):
+def test_a_chosen_run_resumes_with_its_own_config(data, tmp_path):
     """`run=` with another command line, whose data and metric must take no part."""
     run = train_folds(tiny_config(data, "multiclass", "fold=0", "metric=macro_f1", "epochs=1"), tmp_path)
     other = tiny_config(data, "multilabel", f"run={run}", "epochs=3", "data.root=/nowhere")
@@ -142,7 +142,7 @@ def test_ema_is_scored_and_differs_from_the_last_weights(data, tmp_path):
     assert any("running_mean" in key for key in differs)  # estimated for the averaged weights
 
 
-def test_ema_keeps_batch_norms_that_training_held_still(data, tmp_path):
+def test_ema_keeps_frozen_batch_norms(data, tmp_path):
     choices = ["ema=0.999", "phases.train.freeze_bn=true"]
     run = train_folds(tiny_config(data, "multiclass", "fold=0", "epochs=2", "phases=frozen_warmup", *choices), tmp_path)
     means = [value for key, value in weights(run).items() if "running_mean" in key]
@@ -232,7 +232,7 @@ def test_a_setting_that_lightning_refuses_is_named(setting, data):
         build_trainer(config, Rank(), 1)
 
 
-def test_a_rate_that_is_scaled_is_said(data, capsys):
+def test_a_scaled_learning_rate_is_printed(data, capsys):
     config = tiny_config(data, "multiclass", "optimizer.lr=0.001", "lr_batch_size=16")
     prepared = prepare_tiny(config)
     inspect_config(config, prepared)
@@ -279,7 +279,7 @@ def test_a_setting_that_the_network_does_not_take_is_refused(data):
         inspect_config(config, prepared)
 
 
-def test_masks_by_crops_are_validated_and_predicted_as_whole_pictures(data, tmp_path):
+def test_masks_trained_on_crops_are_validated_and_predicted_as_whole_images(data, tmp_path):
     """Tiles of 16 pixels on pictures of 32: the last validation is measured on the maps that are written."""
     config = tiny_config(data, "segmentation", "data.fit=tiles", "data.image_size=16", "fold=0", "optimizer.lr=0.01")
     run = train_folds(config, tmp_path)

@@ -103,7 +103,7 @@ def test_the_views_are_the_eight_of_the_square_by_name():
 
 @pytest.mark.parametrize("symmetry", D4)
 @pytest.mark.parametrize("scale", [0.5, 1.5])
-def test_a_scaled_view_comes_back_to_its_place(symmetry, scale):
+def test_a_scaled_view_is_undone_to_the_image_size(symmetry, scale):
     x, view = smooth(64, 128), View(symmetry, scale)
     assert sorted(view.forward(x).shape[-2:]) == [64 * scale, 128 * scale]
     torch.testing.assert_close(view.inverse(view.forward(x), (64, 128)), x, atol=0.02, rtol=0)
@@ -111,7 +111,7 @@ def test_a_scaled_view_comes_back_to_its_place(symmetry, scale):
 
 @pytest.mark.parametrize("symmetry", D4)
 @pytest.mark.parametrize("crop", list(CROPS))
-def test_a_crop_comes_back_to_its_place_and_says_nothing_of_the_rest(symmetry, crop):
+def test_a_crop_is_undone_to_its_area_and_leaves_the_rest_empty(symmetry, crop):
     x, view = smooth(56, 72), View(symmetry, crop=crop)
     back = view.inverse(view.forward(x), (56, 72))
     seen = ~back[0, 0].isnan()
@@ -201,7 +201,7 @@ def test_geometric_mean_is_finite_at_zero_and_one(task):
     assert result[0, 2] < 1e-3
 
 
-def test_all_spatial_fields_are_turned_and_the_rest_stays_with_its_picture():
+def test_all_spatial_fields_are_turned_and_the_rest_stays_with_its_image():
     """A network that says of each pixel what the fields have there: it must be the same in every view."""
     size, batch = (5, 7), 3
     place = torch.arange(batch * 35).view(batch, 1, *size)
@@ -237,7 +237,7 @@ def test_all_spatial_fields_are_turned_and_the_rest_stays_with_its_picture():
     assert shapes == [2 * batch, batch] and torch.equal(some["map"], found["map"][:, :3])
 
 
-def test_samples_without_pictures_have_one_view_many_times():
+def test_samples_without_images_have_one_view_many_times():
     calls = []
 
     def values(batch):

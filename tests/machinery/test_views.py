@@ -65,7 +65,7 @@ def test_rows_are_averaged_view_by_view_within_each_model(mean, views, kept, tmp
 
 
 @pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
-def test_masks_are_averaged_one_picture_at_a_time(mean, tmp_path):
+def test_masks_are_averaged_one_image_at_a_time(mean, tmp_path):
     rng = np.random.default_rng(0)
     with PredictionWriter(tmp_path / "views", header("segmentation")) as writer:
         maps = {}

@@ -101,7 +101,7 @@ def test_tied_tensors_are_kept(tmp_path, spec):
     assert torch.equal(loaded.net.net.layer3[0].bn2.weight, first.weight)
 
 
-def test_saving_again_replaces_and_a_mix_is_noticed(tmp_path, net, spec):
+def test_saving_again_replaces_and_a_mix_is_refused(tmp_path, net, spec):
     save_model(tmp_path / "a", net, spec)
     save_model(tmp_path / "a", net, replace(spec, image_size=(64, 64)))
     assert read_spec(tmp_path / "a").image_size == (64, 64)
