@@ -46,7 +46,7 @@ def test_the_loss_prefers_the_ground_truth_and_heeds_the_weights(mode, world: Wo
     if any(output.meaning.kind == "maps" for output in outputs):
         assert all(loss(move=move) > loss() for move in MOVES), "a moved map is no worse"
     half = torch.arange(BATCH) < BATCH // 2
-    wrong = half.nonzero().flatten()
+    wrong = half.nonzero().flatten().tolist()
     try:
         assert loss(wrong, weight=torch.where(half, 1.9, 0.1)) > loss(wrong, weight=torch.where(half, 0.1, 1.9))
     except Refusal:  # a loss of the whole batch, such as Dice, takes equal weights alone
