@@ -19,6 +19,8 @@ ALL = [(group, choice) for group, choices in CHOICES.items() for choice in choic
 
 # Groups whose choices fit some tasks only; every other choice is tried with all tasks.
 TASKS = {
+    "arcface": ["retrieval"],
+    "retrieval": ["retrieval"],
     "bce": ["multilabel"],
     "mse": ["regression"],
     "mae": ["regression"],

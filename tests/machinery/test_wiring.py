@@ -531,6 +531,7 @@ TWO = "phases=frozen_warmup epochs=4 phases.head.share=1 phases.train.share=1"
 PSEUDO = "data.pseudo=WORLD/pseudo.csv data.pseudo_share=0.5"
 SGD = "optimizer=sgd scheduler=constant optimizer.opt=momentum optimizer.momentum=0 optimizer.weight_decay=0"
 MASKS = "segmentation"
+WHO = "experiment=retrieval batch_size=8"
 WHOLE = "data.columns.target=whole_mask"  # nothing is ignored
 
 SETTINGS: dict[str, Changes | Same] = {
@@ -567,6 +568,17 @@ SETTINGS: dict[str, Changes | Same] = {
         ensures(lambda a, b: same_weights(a, b) and b.spec["samples"]["_target_"] == "foldwise.data.samples:Samples"),
     ),
     "samples.mode": Same("the default is data.mode"),
+    "data.sampling._target_": Same("test_retrieval draws identities"),
+    "data.sampling.images": Changes("data.sampling.images=1", ensures(lambda a, b: a.ids != b.ids), WHO, "retrieval"),
+    "loss.scale": Changes("loss.scale=5", ensures(differs), WHO, "retrieval"),  # by formula: test_retrieval
+    "loss.margin": Changes("loss.margin=by_size", ensures(differs), WHO, "retrieval"),
+    "model.width": Changes(
+        "model.width=16", ensures(lambda a, b: b.saved["vector.0.weight"].shape[0] == 16), WHO, "retrieval"
+    ),
+    "model.subcentres": Changes(
+        "model.subcentres=0", ensures(lambda a, b: "identities.bias" in b.witness.start), WHO, "retrieval"
+    ),
+    "metric.k": Changes("metric.k=1", ensures(lambda a, b: b.score < a.score and same_weights(a, b)), WHO, "retrieval"),
     "module._target_": Same("test_solution trains with modules of its own"),
     # the data
     "data.name": Same("a name for messages; the embedded sample has one of its own: test_sample"),

@@ -222,6 +222,7 @@ class Trained:
 
 # Tiny data, with the columns and choices that make settings visible.
 DEFAULTS: dict[str, tuple[str, ...]] = {
+    "retrieval": ("fold=0", "augmentation=none", "data.columns.fold=part"),
     "multiclass": ("fold=0", "augmentation=none", "data.columns.fold=part"),
     "multilabel": ("fold=0", "augmentation=none", "data.columns.fold=part"),
     "regression": ("fold=0", "augmentation=none", "data.columns.fold=part"),

@@ -18,6 +18,7 @@ from foldwise.tasks.transforms import NAMES as TRANSFORMS
 # Which tasks a loss supports, by its class name.
 LOSSES: dict[str, Callable[[Task], bool]] = {
     "AbsoluteError": lambda task: task.transforms,
+    "ArcFace": lambda task: task.kind == "vectors",
     "BinaryCrossEntropy": lambda task: task.probabilities and task.kind == "rows" and not task.exclusive,
     "CrossEntropy": lambda task: task.exclusive,
     "Dice": lambda task: task.kind == "maps",

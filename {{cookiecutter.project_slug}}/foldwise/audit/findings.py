@@ -38,6 +38,8 @@ def audit_table(data: Mapping[str, Any], prepared: Prepared) -> list[str]:
         elif empty:
             missing.append(f"class {name!r} does not occur in fold {', '.join(empty)}")
     notes = [note for table in prepared.tables.values() for note in _similar_names(table)]
+    if find_task(prepared.table.task).kind == "vectors":
+        notes, missing = [*notes, identity_note(prepared.table, prepared.fold_of_items)], []
     for found, what in ((never, "never occur"), (missing, "do not occur in every fold")):
         summary = f"{len(found):,} of {len(prepared.table.classes):,} classes {what}: {'; '.join(found[:SHOWN])}; ..."
         notes += found if len(found) <= SHOWN else [summary]
@@ -59,6 +61,24 @@ def audit_table(data: Mapping[str, Any], prepared: Prepared) -> list[str]:
             f"outside 0 to data.scale ({image['scale']:.4g})"
         )
     return notes + (_low_bits_notes(prepared) if data["scale"] is None else [])
+
+
+def identity_note(table: Table, folds: np.ndarray) -> str:
+    """Describe whether folds (N,) keep the identities apart or share them."""
+    assert table.target is not None
+    scored = folds >= 0
+    spread = pd.Series(folds[scored]).groupby(table.target[scored, 0]).nunique()
+    shared = int((spread > 1).sum())
+    if not shared:
+        return (
+            f"folds keep the {len(spread)} identities apart: out of fold, an image is searched among all others, and "
+            "its model has seen none of its identity"
+        )
+    return (
+        f"folds share {shared} of {len(spread)} identities: out of fold, an image is searched among those of the other "
+        f"folds, where {len(spread) - shared} identities are new; to keep all apart, set data.columns.group to the "
+        "column of the labels, delete folds.csv and prepare again"
+    )
 
 
 def _low_bits_notes(prepared: Prepared) -> list[str]:
@@ -144,6 +164,8 @@ def _target_texts(table: Table) -> list[str]:
     """Targets as text: names of classes, `name=value` of soft targets, or the path of the mask."""
     if table.target is None:
         return table.frame["mask"].tolist()
+    if find_task(table.task).kind == "vectors":
+        return [table.classes[code] for code in table.target[:, 0]]
     if find_task(table.task).probabilities and np.isin(table.target, (0, 1)).all():
         names = np.array(table.classes, object)
         return [" ".join(names[row == 1]) for row in table.target]

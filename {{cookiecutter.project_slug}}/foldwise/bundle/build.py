@@ -63,6 +63,8 @@ def build_bundle(
     check_new(out)
     opened = open_sources(sources, oof)
     truth = read_ground_truth(sources[0])
+    if truth.task.kind == "vectors":
+        raise Refusal("a bundle of retrieval would need all training images' vectors: predict with predict.py instead")
     sample_table = None if sample is None else read_sample(sample)
     layout, notes = choose_layout(truth, sample_table, kind, options)
     for note in notes:

@@ -11,6 +11,7 @@ import pandas as pd
 from foldwise.code.build import make
 from foldwise.data.fields import Item
 from foldwise.data.folds import fold_array, folds_hash, update_folds
+from foldwise.data.holdout import Holdout
 from foldwise.data.image_problems import mask_notes
 from foldwise.data.problems import TableError
 from foldwise.data.pseudo import Pseudo, read_pseudo
@@ -65,6 +66,17 @@ class Prepared:
     @property
     def scored_folds(self) -> list[int]:
         return sorted(set(self.folds.values()) - {-1})
+
+    def predicted(self, part: Holdout) -> np.ndarray:
+        """Indices of the items that a model predicts out of fold: held-out ones; all for vectors, to search among."""
+        folds = self.fold_of_items
+        return np.arange(len(folds)) if self.outputs[0].meaning.kind == "vectors" else part.held(folds)
+
+    @property
+    def oof_ids(self) -> list[str]:
+        """Ids of the items with out-of-fold predictions."""
+        rows = [self.predicted(Holdout((fold,))) for fold in self.scored_folds]
+        return [self.table.ids[row] for row in np.unique(np.concatenate(rows))]
 
 
 def prepare(config: Mapping[str, Any], alias: str | None, make_folds: bool = True, progress: bool = True) -> Prepared:

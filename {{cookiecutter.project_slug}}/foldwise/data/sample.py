@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from foldwise.data.individuals import write_individuals
 from foldwise.files import write_atomic
 from foldwise.locks import lock
 
@@ -79,7 +80,10 @@ def provide_classes(data: Mapping[str, Any], task: str) -> Sequence[str] | None:
     return data["classes"] or sample_classes(task)
 
 
-def sample_classes(task: str) -> tuple[str, ...]:
+def sample_classes(task: str) -> tuple[str, ...] | None:
+    """Classes of the sample; None takes those in its table, as for identities."""
+    if task not in SPECS:
+        return None
     names = tuple(DIGITS[digit] for digit in SPECS[task].digits)
     if task == "regression":
         return (SPECS[task].target,)
@@ -91,6 +95,8 @@ def write_sample(root: Path, task: str) -> None:
 
     The files are the same every time. `train.csv` is written last: if it exists, the sample is complete.
     """
+    if task == "retrieval":
+        return write_individuals(root)
     spec = SPECS[task]
     rng = np.random.default_rng(SEED)
     contents = _compose(spec, rng)

@@ -6,7 +6,7 @@ rank or order, and persistent workers know the epoch.
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -41,6 +41,10 @@ class Sampling:
         """Return unnormalised probabilities (N,) of the training items in an epoch; None draws each item once."""
         return None
 
+    def draw(self, rng: np.random.Generator, count: int, epoch: int) -> np.ndarray | None:
+        """Return the positions (count,) of the training items of an epoch in order; None leaves it to `chances`."""
+        return None
+
     def observe(self, items: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
         """Receive the results of an epoch; every rank gets the same.
 
@@ -61,12 +65,42 @@ class Balanced(Sampling):
     def start(self, target: np.ndarray | None, weight: np.ndarray) -> None:
         if target is None:
             raise Refusal("data.sampling=balanced is for classification; for masks use loss.class_weights=balanced")
+        if target.dtype.kind == "i":
+            raise Refusal(f"data.sampling=balanced is for classification; for identities use {Identities.NAME}")
         if not ((target >= 0) & (target <= 1)).all():
             raise Refusal("data.sampling=balanced is for classes, and the targets are numbers: take shuffle")
         self._chances = balanced_weights(target, weight)
 
     def chances(self, epoch: int) -> np.ndarray:
         return self._chances
+
+
+class Identities(Sampling):
+    """Batches of P identities with `images` images each, drawn without replacement while an identity has enough.
+
+    All identities come equally often. (P x K batches, Hermans et al. 2017, https://arxiv.org/abs/1703.07737.)
+    """
+
+    NAME: ClassVar[str] = "data.sampling={_target_:foldwise.data.sampling.Identities,images:4}"
+
+    def __init__(self, images: int = 4) -> None:
+        if type(images) is not int or images < 1:
+            raise Refusal(f"data.sampling.images is {images!r}; it must be a whole number from 1")
+        self.images = images
+
+    def start(self, target: np.ndarray | None, weight: np.ndarray) -> None:
+        if target is None or target.dtype.kind != "i":
+            raise Refusal("data.sampling draws identities, so it is for task=retrieval: set data.sampling=balanced")
+        order = np.argsort(target[:, 0], kind="stable")
+        self.members = np.split(order, np.flatnonzero(np.diff(target[order, 0])) + 1)
+
+    def draw(self, rng: np.random.Generator, count: int, epoch: int) -> np.ndarray:
+        drawn: list[np.ndarray] = []
+        while len(drawn) * self.images < count:
+            for number in rng.permutation(len(self.members)):
+                passes = -(-self.images // len(self.members[number]))
+                drawn.append(np.hstack([rng.permutation(self.members[number]) for _ in range(passes)])[: self.images])
+        return np.hstack(drawn)[:count]
 
 
 SAMPLINGS = {"shuffle": Sampling, "balanced": Balanced}
@@ -77,7 +111,10 @@ class Pool:
         self.rows, self.sampling = np.asarray(rows, dtype=np.int64), sampling or Sampling()
 
     def draw(self, rng: np.random.Generator, count: int, epoch: int) -> np.ndarray:
-        """Draw with replacement if the sampling gives probabilities; else in passes, each over all items."""
+        """Draw as the sampling does: by itself, with replacement by its chances, or in passes over all items."""
+        drawn = self.sampling.draw(rng, count, epoch)
+        if drawn is not None:
+            return self.rows[drawn]
         chances = self.sampling.chances(epoch)
         if chances is not None:
             return rng.choice(self.rows, count, p=chances / chances.sum())

@@ -36,7 +36,8 @@ class Table:
             `weight` (float) and `fold` (int); index 0 to N - 1. Undeclared columns with these names are dropped, so
             that they are not used by accident.
         ordered: the order of `classes` was given, not found by sorting.
-        target: float32 (N, C), one-hot, multi-hot or soft; None for masks and for tables without target.
+        target: float32 (N, C), one-hot, multi-hot or soft; for retrieval int64 (N, 1), the index of the identity; None
+            for masks and for tables without target.
         mask_values: class number of each stored mask value, `data.mask_values`; None: masks store class numbers.
     """
 

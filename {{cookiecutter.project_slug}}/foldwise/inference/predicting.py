@@ -111,7 +111,11 @@ def oof_jobs(run: TrainedRun, table: Table) -> list[PredictionJob]:
             f"resume with python train.py run={run.folder}"
         )
     fold_of = table_folds(table, run.data)
-    return [PredictionJob([row for row, id in enumerate(table.ids) if fold_of[id] == fold], fold) for fold in run.folds]
+    every = run.spec.main.meaning.kind == "vectors"  # held-out images are searched among the others
+    return [
+        PredictionJob([row for row, id in enumerate(table.ids) if every or fold_of[id] == fold], fold)
+        for fold in run.folds
+    ]
 
 
 def output_folders(runs: Sequence[TrainedRun], prefix: str, choices: Choices, out: Path | None) -> list[Folders]:
@@ -182,12 +186,13 @@ def _writer(
         "precision": choices.precision,
         "ids": ids,
         **({} if table.root == Path(run.data["root"]) else {"root": str(table.root.resolve())}),
-        "members": len(jobs[0].members(run)) * views,
+        "members": sum(len(job.members(run)) for job in (jobs if output.meaning.kind == "vectors" else jobs[:1]))
+        * views,
     }
     header = Header(
         split="oof" if choices.oof else "test",
         task=output.task,
-        columns=output.columns,
+        columns=output.stored,
         run=source_name(run.folder.resolve(), output),
         folds_hash=run.folds_hash,
         tta=tta.describe(choices.tiles or run.spec.fit == "tiles"),

@@ -79,6 +79,38 @@ class CrossEntropy(SampleLoss):
         return self.pixels_to_samples(pixels, target)
 
 
+class ArcFace(SampleLoss):
+    """ArcFace (Deng et al. 2019, https://arxiv.org/abs/1801.07698) of cosines (B, C): the angle to the true class grows
+    by a margin, in radians, before the cross-entropy of `scale` * cosine.
+
+    `margin` is one number, or one per class: the setting `by_size` becomes `margins_by_size`.
+    """
+
+    margin: Tensor
+
+    def __init__(self, scale: float = 30.0, margin: float | Sequence[float] = 0.3, **common: Any) -> None:
+        super().__init__(**common)
+        self.scale = scale
+        self.register_buffer("margin", torch.as_tensor(margin, dtype=torch.float32), persistent=False)
+
+    def samples(self, logits: Tensor, target: Tensor) -> Tensor:
+        if target.shape != logits.shape:
+            raise Refusal("ArcFace needs the network and module of experiment=retrieval")
+        cosine = logits.clamp(-1 + 1e-6, 1 - 1e-6)  # the gradient of the sine is infinite at 1
+        sine = (1 - cosine**2).sqrt()
+        further = cosine * self.margin.cos() - sine * self.margin.sin()
+        # Beyond the angle of pi - margin the cosine would rise again; it goes on falling in a straight line.
+        further = torch.where(cosine > -self.margin.cos(), further, cosine - self.margin * self.margin.sin())
+        logits = self.scale * (target * further + (1 - target) * cosine)
+        return F.cross_entropy(logits, target, reduction="none", weight=self.class_weights)
+
+
+def margins_by_size(counts: Sequence[float]) -> list[float]:
+    """Margins of classes of `counts` images, larger for rare ones: 0.5 n^-0.25 + 0.05 (Ha et al. 2020, Google Landmark
+    Recognition, https://arxiv.org/abs/2010.05350, section 2.2)."""
+    return [0.5 * max(count, 1) ** -0.25 + 0.05 for count in counts]
+
+
 class BinaryCrossEntropy(SampleLoss):
     """Binary cross-entropy after a sigmoid, averaged over the classes; `class_weights` scale the positive terms."""
 

@@ -108,7 +108,7 @@ def mismatches(header: Header, truth: GroundTruth, split: str) -> list[str]:
     problems = [] if header.split == split else [f"their split is {header.split}, not {split}"]
     if header.task != truth.task.name:
         problems.append(f"their task is {header.task}, but {truth.table.path} has {truth.task.name}")
-    if header.columns != list(truth.table.classes):
+    if header.kind != "vectors" and header.columns != list(truth.table.classes):
         found, expected = some(header.columns), some(truth.table.classes)
         problems.append(f"their columns are {found}, but {truth.table.path} has {expected}")
     if truth.folds_hash and header.folds_hash not in (None, truth.folds_hash):
@@ -122,6 +122,8 @@ def check_predictions(predictions: Predictions, truth: GroundTruth) -> None:
     Out-of-fold predictions must cover exactly the scored rows. For a labelled table any split will do, and predictions
     of further ids are ignored.
     """
+    if predictions.header.kind == "vectors":
+        return _check_vectors(predictions, truth)
     labelled = not truth.folds_hash
     problems = mismatches(predictions.header, truth, predictions.header.split if labelled else "oof")
     scored = {id: fold for id, fold in zip(truth.table.ids, truth.folds.tolist(), strict=True) if fold >= 0}
@@ -131,6 +133,17 @@ def check_predictions(predictions: Predictions, truth: GroundTruth) -> None:
         problems += listed("predicted ids are not scored rows of the table", fold_of.keys() - scored.keys())
         moved = [id for id in scored.keys() & fold_of.keys() if scored[id] != fold_of[id]]
         problems += listed("ids are in another fold now", moved)
+    raise_problems(predictions.folder, problems)
+
+
+def _check_vectors(predictions: Predictions, truth: GroundTruth) -> None:
+    """Each fold's model must have embedded the whole table: the images to search, and those to search among."""
+    problems = mismatches(predictions.header, truth, "oof")
+    ids = dict(iter(predictions.frame.groupby("fold")["id"]))
+    for fold in truth.scored_folds:
+        missing = set(truth.table.ids).difference(ids.get(fold, ()))
+        problems += listed(f"rows of {truth.table.path} have no vector of fold {fold}", missing)
+    problems += listed(f"ids are not in {truth.table.path}", set(predictions.frame["id"]) - set(truth.table.ids))
     raise_problems(predictions.folder, problems)
 
 

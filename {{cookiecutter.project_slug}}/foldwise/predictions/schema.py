@@ -16,7 +16,11 @@ SCHEMA_VERSION = 2
 MEMBER = ["fold", "snapshot", "view"]
 SPLITS = ("oof", "test")
 HEADER = "predictions.json"
-FILES = {"rows": "predictions.parquet", "maps": "index.parquet"}  # kind of the task -> file
+FILES = {
+    "rows": "predictions.parquet",
+    "maps": "index.parquet",
+    "vectors": "predictions.parquet",
+}  # kind of the task -> file
 INDEX_COLUMNS = ["id", *MEMBER, "file", "height", "width"]
 
 
@@ -38,12 +42,13 @@ class Header:
         tta: {"views": [...], "mean": "arithmetic", "geometric" or "rank"}; also "tiles": True for tiled images.
         members: [{"fold": ..., "snapshot": ..., "view": ...}], filled in when the rows are written.
         created_by: the command or person.
-        kind: "rows" or "maps"; filled in from the task.
+        kind: "rows", "maps" or "vectors"; filled in from the task.
     """
 
     split: str  # "oof" or "test"
     task: str
-    columns: Sequence[str]  # names of the predicted values; the classes, if these are probabilities
+    # Names of the predicted values; the classes, if these are probabilities; of vectors filled in, if empty.
+    columns: Sequence[str]
     run: str = ""  # name of the run that predicted
     folds_hash: str | None = None  # `folds.folds_hash`, None when unknown; different hashes cannot be blended
     tta: dict[str, Any] = field(default_factory=lambda: {"views": ["identity"], "mean": "arithmetic"})
@@ -110,7 +115,11 @@ def header_problems(values: Any) -> list[str]:
         problems.append(f"the task is {task!r}, not one of {', '.join(TASKS)}")
     elif values["kind"] != TASKS[task].kind:
         problems.append(f"the kind is {values['kind']!r}, but {task} has {TASKS[task].kind}")
-    if not (isinstance(columns, list) and columns and all(isinstance(name, str) for name in columns)):
+    if not (
+        isinstance(columns, list)
+        and (columns or values["kind"] == "vectors")
+        and all(isinstance(name, str) for name in columns)
+    ):
         problems.append("columns is not a list of names")
     elif len(set(columns)) < len(columns):
         problems.append(
@@ -140,13 +149,13 @@ def frame_problems(frame: pd.DataFrame, header: Header) -> list[str]:
         problems.append(f"the column fold is {frame['fold'].dtype}, not an integer")
     if problems:
         return problems
-    if header.kind == "rows":
+    if header.kind != "maps":
         problems += _value_problems(frame, header)
     if repeated := listed("ids have several rows for one member", frame["id"][frame.duplicated(["id", *MEMBER])]):
         return problems + repeated
     members = frame[MEMBER].drop_duplicates()
     full = len(members)
-    if header.split == "oof":
+    if header.split == "oof" and header.kind != "vectors":  # a fold's model embeds its training images too
         folds = frame.groupby("id")["fold"].nunique()
         if several := listed("ids are predicted out of fold by more than one fold", folds.index[folds > 1]):
             return problems + several
@@ -174,6 +183,9 @@ def members_of(frame: pd.DataFrame) -> list[tuple[int, str, str]]:
 
 
 def with_members(header: Header, frame: pd.DataFrame) -> Header:
+    """Fill in the members, and the columns of vectors."""
+    if header.kind == "vectors":
+        header = replace(header, columns=[name for name in frame if name not in ("id", *MEMBER)])
     return replace(header, members=[dict(zip(MEMBER, member, strict=True)) for member in members_of(frame)])
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 
 from foldwise.data.table import Table
-from foldwise.predictions.metrics import RowMetric, score_folds
+from foldwise.predictions.metrics import RankMetric, RowMetric, score_folds
 from foldwise.predictions.metrics.base import row_records
+from foldwise.predictions.search import search
 
 
 class Scored(NamedTuple):
@@ -43,8 +44,12 @@ def by_unit(table: Table, rows: np.ndarray, probability: np.ndarray, folds: np.n
     return Scored(mean(target), mean(probability), folds[first], records)
 
 
-def score_rows(metric: RowMetric, table: Table, rows: np.ndarray, probability: np.ndarray) -> float:
-    """Score predictions (N, C) of these table rows; images of a unit are averaged first."""
+def score_rows(metric: RowMetric | RankMetric, table: Table, rows: np.ndarray, probability: np.ndarray) -> float:
+    """Score predictions (N, C) of these table rows; images of a unit are averaged first, vectors searched among all."""
+    if isinstance(metric, RankMetric):
+        assert table.target is not None
+        identity = table.target[rows, 0]
+        return metric.reduce(search(probability, probability, identity, 1, identity, np.arange(len(rows))).rank)
     scored = by_unit(table, rows, probability, np.zeros(len(rows), int))
     return metric(scored.target, scored.probability, rows=scored.rows)
 

@@ -6,12 +6,13 @@ averaged). Averaging over members comes last, because calibration and stacking a
 member separately.
 
     predictions.json      the sidecar, see `Header`
-    predictions.parquet   rows: id (text), fold (integer), snapshot (text), view (text), and one float column per value
+    predictions.parquet   rows, vectors: id (text), fold (integer), snapshot (text), view (text), float columns
     index.parquet         maps: id, fold, snapshot, view, file, height, width
     maps/000000.npz       maps: one array "probability" (C, H, W) uint8, probability = value / 255
 
-The `task` (see `foldwise.tasks`) defines the values, and whether they are rows (multiclass, multilabel) or maps
-(segmentation). With split `oof`, each id is predicted only by its held-out fold; with split `test`, by every member.
+The `task` (see `foldwise.tasks`) defines the values, and whether they are rows (multiclass, multilabel), maps
+(segmentation) or vectors (retrieval). With split `oof`, each id is predicted only by its held-out fold, or vectors by
+every fold, to be searched among; with split `test`, by every member.
 
 Any pipeline can write a prediction folder with pandas alone:
 

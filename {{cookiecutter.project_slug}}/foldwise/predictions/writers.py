@@ -36,6 +36,7 @@ from foldwise.predictions.store import read_map, read_predictions, sort_rows, wr
 from foldwise.tasks.classes import ROUNDING
 
 REQUEST, BAD = "request.json", "bad_images.csv"
+ONCE = ("id", "snapshot", "view")  # what an out-of-fold prediction has once; vectors have it of each fold
 BLOCK = 4096  # rows per file of a shard
 
 
@@ -62,7 +63,8 @@ class RowShard:
             return
         keys = pd.DataFrame([key for key, _ in self.pending], columns=["id", *MEMBER])
         values = np.stack([values for _, values in self.pending]).astype(np.float32)
-        frame = keys.join(pd.DataFrame(values, columns=self.columns))  # at once: there may be thousands of columns
+        columns = self.columns or [f"e{index}" for index in range(values.shape[1])]  # vectors
+        frame = keys.join(pd.DataFrame(values, columns=columns))  # at once: there may be thousands of columns
         with write_atomic(self.folder / f"{self.name}-{self.blocks:06d}.parquet") as temporary:
             frame.to_parquet(temporary, index=False)
         self.blocks += 1
@@ -211,9 +213,10 @@ class PredictionWriter:
             self.shard.close()
             if kind is None:
                 frame = self._read()
-                self.kind.finish(self.temporary, frame, self.header)
-                raise_problems(self.folder, frame_problems(frame, self.header))
-                write_json(self.temporary / HEADER, asdict(with_members(self.header, frame)))
+                header = with_members(self.header, frame)
+                self.kind.finish(self.temporary, frame, header)
+                raise_problems(self.folder, frame_problems(frame, header))
+                write_json(self.temporary / HEADER, asdict(header))
                 for path in _shard_files(self.temporary):
                     path.unlink()
                 (self.temporary / REQUEST).unlink(missing_ok=True)
@@ -234,8 +237,9 @@ def merge_folders(shards: Sequence[Path], folder: Path, ids: Sequence[str]) -> N
         for name in ("split", "task", "columns", "run", "folds_hash", "tta"):
             if getattr(part.header, name) != getattr(header, name):
                 raise PredictionsError(part.folder, [f"its {name} differs from {parts[0].folder}"])
-    frame = merge([part.frame.assign(part=index) for index, part in enumerate(parts)], ids)
-    if header.kind == "rows":
+    key = ("id", *MEMBER) if header.kind == "vectors" else ONCE
+    frame = merge([part.frame.assign(part=index) for index, part in enumerate(parts)], ids, key)
+    if header.kind != "maps":
         return write_predictions(folder, frame.drop(columns="part"), header)
     with PredictionWriter(folder, header) as writer:
         for row in frame.itertuples():
@@ -243,13 +247,13 @@ def merge_folders(shards: Sequence[Path], folder: Path, ids: Sequence[str]) -> N
             writer.add(row.id, row.fold, row.snapshot, row.view, probability)
 
 
-def merge(frames: Sequence[pd.DataFrame], ids: Sequence[str]) -> pd.DataFrame:
+def merge(frames: Sequence[pd.DataFrame], ids: Sequence[str], key: Sequence[str] = ONCE) -> pd.DataFrame:
     """Merge the rows of several ranks or folds, in the order of `ids`; refuse missing, unknown and duplicate ids."""
     frame = pd.concat(frames, ignore_index=True)
     order = {id: index for index, id in enumerate(ids)}
     problems = ["the requested ids are not unique"] if len(order) != len(ids) else []
     problems += listed("ids are missing", order.keys() - set(frame["id"]))
-    problems += listed("ids are duplicated", frame["id"][frame.duplicated(["id", "snapshot", "view"])])
+    problems += listed("ids are duplicated", frame["id"][frame.duplicated(list(key))])
     problems += listed("ids were not requested", set(frame["id"]) - order.keys())
     raise_problems("merging predictions", problems)
     return sort_rows(frame, frame["id"].map(order))

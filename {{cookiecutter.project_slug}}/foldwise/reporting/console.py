@@ -49,7 +49,7 @@ def format_interval(low: float, high: float) -> str:
     return "(too few)" if math.isnan(low) else f"[{low:.4f}, {high:.4f}]"
 
 
-def print_run(run: Path, folds: Sequence[int], greater_is_better: bool) -> None:
+def print_run(run: Path, folds: Sequence[int], greater_is_better: bool, can_train_full: bool = True) -> None:
     """Print the scores of a run's finished models and of all `folds`, and the next commands."""
     console = Console()
     names = [*map(fold_name, folds), "full", *(path.name for path in sorted(run.glob("without-*")))]
@@ -78,7 +78,7 @@ def print_run(run: Path, folds: Sequence[int], greater_is_better: bool) -> None:
         console.print(f"models and history   {run}/fold<k>/\nout-of-fold          {run}/oof/")
         console.print(f"report               {run}/report.html")
         console.print(f"epochs               {_describe_epochs(run, folds, greater_is_better)}")
-        if "full" not in models:
+        if can_train_full and "full" not in models:
             console.print(f"to train every row   python train.py run={run} fold=full")
     if not missing or "full" in models:
         console.print(f"next                 python predict.py {run}")

@@ -181,7 +181,9 @@ def _patches(named: Sequence[tuple[str, Any]]) -> list[Any]:
 
 
 def _describe(classes: Sequence[str], values: np.ndarray, task: Task) -> str:
-    """Format the argmax with its probability, or labels from 0.5 on, or all values that are not probabilities."""
+    """Format the argmax with its probability, labels from 0.5 on, a name with its similarity, or all other values."""
+    if task.kind == "vectors":
+        return " ".join([classes[int(values[0])], *(f"{value:.2f}" for value in values[1:])])
     if not task.probabilities:
         return " ".join(f"{name} {value:.4g}" for name, value in zip(classes, values, strict=True))
     if not task.exclusive:

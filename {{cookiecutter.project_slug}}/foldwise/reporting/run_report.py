@@ -11,11 +11,12 @@ from foldwise.config import followers
 from foldwise.data.samples import TableItems
 from foldwise.data.table import Table
 from foldwise.predictions.metrics import Dice, MeanIoU, confusion_matrix, cross_entropy, is_correct
+from foldwise.predictions.search import Found
 from foldwise.predictions.store import Predictions, average_members
 from foldwise.reporting.figures import confusion, nothing_to_show, per_class
 from foldwise.reporting.pictures import compare_masks, compare_values
 from foldwise.reporting.report import write_report
-from foldwise.tasks import Task
+from foldwise.tasks import Task, find_task
 
 GALLERY = 24  # pictures
 OVERLAYS = 4
@@ -31,11 +32,13 @@ def report_run(
     overall: float,
     oof: Predictions,
     counts: np.ndarray | None,
+    found: Found | None = None,
 ) -> None:
     """Write `report.html` of a finished run.
 
     Args:
         counts: (N, C, 3) pixel counts of the images in the order of `oof`; None unless the task has maps.
+        found: names of the images; None unless the task is retrieval.
     """
     name = type(metric).__name__
     summary = {
@@ -54,7 +57,10 @@ def report_run(
         scores += [{"fold": "mean", name: float(np.mean(values))}, {"fold": "std", name: float(np.std(values))}]
     scores.append({"fold": "OOF overall", name: overall})
     history = {fold: pd.read_csv(run / f"fold{fold}" / "history.csv") for fold in per_fold}
-    figures = _map_figures(table, items, metric, oof, counts) if counts is not None else _row_figures(table, items, oof)
+    if found is not None:
+        figures = _name_figures(table, items, metric, found)
+    else:
+        figures = _row_figures(table, items, oof) if counts is None else _map_figures(table, items, metric, oof, counts)
     if (run / "plan.png").exists():  # missing if the run averages the weights of another
         figures.insert(0, ("Plan", (run / "plan.png").read_bytes()))
     write_report(run / "report.html", run.name, summary, scores, history, figures, metric=name)
@@ -90,6 +96,25 @@ def _row_figures(table: Table, items: TableItems, oof: Predictions) -> list[tupl
     if len(worst):
         figure = compare_values(items, table, rows[worst].tolist(), values[worst], task)
     return [*figures, ("Most wrong: ground truth → predicted (look here for label errors)", figure)]
+
+
+def _name_figures(table: Table, items: TableItems, metric: Any, found: Found) -> list[tuple[str, Any]]:
+    assert table.target is not None
+    identity, known = table.target[found.rows, 0], found.rank > 0
+    support = np.bincount(identity[known], minlength=len(table.classes))
+    wrong = np.bincount(identity[known], found.rank[known] > 1, len(table.classes))
+    shown = np.flatnonzero(support)
+    share = per_class(wrong[shown] / support[shown], [table.classes[n] for n in shown], "share", support[shown], False)
+    worst = np.argsort(-found.rank, kind="stable")[:GALLERY]
+    worst = worst[found.rank[worst] > 1]
+    figure = nothing_to_show("no image has a wrong first name")
+    if len(worst):
+        values = np.stack([found.names[worst, 0], found.scores[worst, 0]], axis=1)
+        figure = compare_values(items, table, found.rows[worst].tolist(), values, find_task(table.task))
+    return [
+        ("Images with a wrong first name, per identity", share),
+        ("Worst rank of the right name: ground truth → first name, similarity (look here for label errors)", figure),
+    ]
 
 
 def worst_rows(target: np.ndarray, values: np.ndarray, count: int, task: Task) -> np.ndarray:

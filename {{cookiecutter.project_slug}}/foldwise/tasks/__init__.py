@@ -4,12 +4,15 @@ from foldwise.errors import Refusal
 from foldwise.tasks.base import ForTasks, Kind, Task
 from foldwise.tasks.classes import Classes, Multiclass, Multilabel, Segmentation
 from foldwise.tasks.numbers import Regression
+from foldwise.tasks.retrieval import Retrieval
 
-TASKS: dict[str, Task] = {task.name: task for task in (Multiclass(), Multilabel(), Regression(), Segmentation())}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (Multiclass(), Multilabel(), Regression(), Segmentation(), Retrieval())
+}
 
 __all__ = [
-    "TASKS", "Classes", "ForTasks", "Kind", "Multiclass", "Multilabel", "Regression", "Segmentation", "Task",
-    "find_task",
+    "TASKS", "Classes", "ForTasks", "Kind", "Multiclass", "Multilabel", "Regression", "Retrieval", "Segmentation",
+    "Task", "find_task",
 ]  # fmt: skip
 
 

@@ -24,8 +24,8 @@ class Task:
 
     Attributes:
         name: in configurations and prediction headers.
-        kind: what is stored per item: one row of values, or one value per pixel ("maps").
-        exclusive: the values of an item or pixel sum to 1.
+        kind: what is stored per item: one row of values, one value per pixel ("maps"), or an embedding ("vectors").
+        exclusive: an item or pixel has one class; its probabilities sum to 1.
         probabilities: values are class probabilities, so confusions, calibration and log loss apply.
         column: default target column of a table.
         field: of the target in a sample.

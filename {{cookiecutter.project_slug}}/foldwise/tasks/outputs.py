@@ -40,6 +40,11 @@ class Output:
     def meaning(self) -> Task:
         return find_task(self.task)
 
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """Columns of stored predictions; empty for vectors, whose width the network decides."""
+        return () if self.meaning.kind == "vectors" else self.columns
+
     @classmethod
     def main(cls, task: str, columns: Sequence[str]) -> "Output":
         return cls("", MAIN_KEY, MAIN_TARGET, tuple(columns), task)

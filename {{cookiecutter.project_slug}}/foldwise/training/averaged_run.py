@@ -119,8 +119,8 @@ def average_weights(run: Path, out: Path, device: str = "auto") -> Averaging:
             shutil.copytree(folder / name / f"model-{n}", temporary / name / "model")
             trained = read_json(run / name / "metrics.json")
             write_json(temporary / name / "metrics.json", trained | {"score": plain_number(averaged.per_fold[fold])})
-        ids = [id for id in prepared.table.ids if prepared.folds[id] >= 0]
-        merge_folders([folder / f"fold{fold}" / f"oof-{n}" for fold, n in chosen.items()], temporary / "oof", ids)
+        parts = [folder / f"fold{fold}" / f"oof-{n}" for fold, n in chosen.items()]
+        merge_folders(parts, temporary / "oof", prepared.oof_ids)
         write_scores(temporary, config, averaged)
         for name in ("config.yaml", "environment.json"):
             shutil.copy(run / name, temporary)
@@ -180,7 +180,7 @@ def _make_candidates(
     newest = load_model(paths[0])
     network, spec = newest.network.to(device), newest.spec
     batches = _plain_batches(config, prepared, part, spec.state)
-    held_out = part.held(prepared.fold_of_items)
+    rows = prepared.predicted(part)
     for n in missing:
         network.net.load_state_dict(average_states(states[:n]))
         shown = tqdm(batches, f"{part.title}  BatchNorm", disable=not sys.stderr.isatty(), leave=False)
@@ -193,7 +193,7 @@ def _make_candidates(
         save_model(folder / part.name / f"model-{n}", network, spec)
         models = {"last": newest}  # find_models names a fold's only model so
         where = device, folder, part, f"oof-{n}"
-        predict_held_out(config, prepared, models, held_out, *where, created_by="average_weights.py")
+        predict_held_out(config, prepared, models, rows, *where, created_by="average_weights.py")
 
 
 def _plain_batches(

@@ -24,7 +24,7 @@ from foldwise.errors import Refusal
 from foldwise.inference.spec import ModelSpec
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import normalize
-from foldwise.models.losses import BALANCES, balanced_class_weights
+from foldwise.models.losses import BALANCES, balanced_class_weights, margins_by_size
 from foldwise.models.mixing import Mix
 from foldwise.models.module import Setup, TrainingModule
 from foldwise.models.network import Network
@@ -165,18 +165,21 @@ def image_sizes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def _build_loss(config: Mapping[str, Any], prepared: Prepared, part: Holdout) -> torch.nn.Module:
-    """The loss; a named `class_weights` (see `BALANCES`) is computed from the training items."""
+    """The loss; named `class_weights` (see `BALANCES`) and `margin` are computed from the training items."""
     loss = copy.deepcopy(config["loss"])
+    by_fold = prepared.statistics["class_counts"]
+    total = np.sum([values for key, values in by_fold.items() if int(key) not in part.folds], axis=0).tolist()
     for term in [loss, *(term["loss"] for term in loss.get("terms", []))]:
         name = term.get("class_weights")
         if isinstance(name, str):
             if name not in BALANCES:
                 raise Refusal(f"class_weights is {name!r}; give {', '.join(BALANCES)}, or one number per class")
-            by_fold = prepared.statistics["class_counts"]
-            counts = [values for key, values in by_fold.items() if int(key) not in part.folds]
-            total = np.sum(counts, axis=0).tolist()
             rows = None if prepared.outputs[0].meaning.exclusive else len(part.trained(prepared.fold_of_items))
             term["class_weights"] = balanced_class_weights(total, rows, BALANCES[name])
+        if isinstance(term.get("margin"), str):
+            if term["margin"] != "by_size":
+                raise Refusal(f"margin is {term['margin']!r}; give a number, by_size, or one number per class")
+            term["margin"] = margins_by_size(total)
     return make(loss, prepared.alias)
 
 

@@ -73,7 +73,10 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: Pr
     pl.seed_everything(initial_seed(config["seed"], part), verbose=False)
     spec, network, module, loader, ema = build_training(config, prepared, part, rank)
     sampler = cast(EpochSampler, loader.sampler)
-    rows = part.held(prepared.fold_of_items)[rank.index :: rank.world_size]  # each item on exactly one rank
+    rows, predicted = (
+        each[rank.index :: rank.world_size]  # each item on exactly one rank
+        for each in (part.held(prepared.fold_of_items), prepared.predicted(part))
+    )
     metric = build_metric(config["metric"], config["task"], spec.classes, prepared.table, alias)
     held_out = evaluation_loader(config, transform_targets(prepared, spec.outputs), spec.state, rows, rank)
     every = config["validate_every"] if part.folds else 0
@@ -119,7 +122,7 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: Pr
         save_model(folder / "model", scored, spec)
     trainer.strategy.barrier()  # every rank loads the saved model
     models = {name: load_model(path) for name, path in find_models(folder).items()}
-    predict_held_out(config, prepared, models, rows, device, run, part, f"oof-{rank.index}-of-{rank.world_size}")
+    predict_held_out(config, prepared, models, predicted, device, run, part, f"oof-{rank.index}-of-{rank.world_size}")
     check_covered(alias)
 
 
@@ -169,7 +172,7 @@ def predict_held_out(
             header = Header(
                 split="oof",
                 task=output.task,
-                columns=output.columns,
+                columns=output.stored,
                 run=source_name(run, output),
                 folds_hash=prepared.folds_hash,
                 tta=tta.describe(predictor.tiles),
@@ -178,6 +181,7 @@ def predict_held_out(
             writers.append(stack.enter_context(PredictionWriter(folder, header)))
         for index, values in predictions:
             id = ids[rows[index]]
+            fold = prepared.folds[id] if outputs[0].meaning.kind != "vectors" else part.fold
             for output, writer in zip(outputs, writers, strict=True):
                 for snapshot, views in zip(models, values[output.name], strict=True):
-                    writer.add(id, prepared.folds[id], snapshot, tta.name, views[0])
+                    writer.add(id, fold, snapshot, tta.name, views[0])

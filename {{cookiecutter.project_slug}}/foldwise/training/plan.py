@@ -82,9 +82,24 @@ def choose_parts(chosen: Any, followed: Sequence[str], prepared: Prepared) -> li
         problems.append("data.pseudo is for students with one held-out fold; models that saw the other made it")
     if prepared.pseudo and chosen == "full" and not len(prepared.pseudo.of(FULL)):
         problems.append(f"{prepared.pseudo.table.path} has no rows for a full fit (student full)")
+    if prepared.outputs[0].meaning.kind == "vectors":
+        problems += _retrieval_problems(chosen, prepared)
     if problems:
         raise Refusal("\n".join(f"fold={chosen}: {problem}" for problem in problems))
     return parts
+
+
+def _retrieval_problems(chosen: Any, prepared: Prepared) -> list[str]:
+    problems = []
+    if chosen in ("full", "pairs"):
+        problems.append("retrieval needs out-of-fold vectors to search among: train the folds")
+    if prepared.pseudo:
+        problems.append("retrieval has no pseudo labels: set data.pseudo=null")
+    if len(prepared.outputs) > 1:
+        problems.append("retrieval has one output: set outputs={}")
+    if "unit" in prepared.table.frame:
+        problems.append("retrieval names each image on its own: set data.columns.unit=null")
+    return problems
 
 
 # Imports torch, so only a child process calls it.

@@ -17,6 +17,7 @@ from foldwise.files import plain_number, write_json
 from foldwise.predictions.metrics import pixel_confusion, pixel_counts, score_fold_evidence
 from foldwise.predictions.metrics.building import build_metric
 from foldwise.predictions.scoring import score_table
+from foldwise.predictions.search import Found, search_oof
 from foldwise.predictions.sources import output_folder
 from foldwise.predictions.store import Predictions, average_members, iter_average_maps, read_predictions
 from foldwise.predictions.writers import merge_folders
@@ -29,13 +30,14 @@ from foldwise.tasks.outputs import Output
 class Scores:
     """The competition's metric per fold and overall (pooled or the mean of folds, as the metric defines).
 
-    `counts`: (N, C, 3) pixel counts of the images, for segmentation.
+    `counts`: (N, C, 3) pixel counts of the images, for segmentation; `found`: their names, for retrieval.
     """
 
     metric: Any
     per_fold: dict[int, float]
     overall: float
     counts: np.ndarray | None = None
+    found: Found | None = None
 
 
 def finish_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: Prepared, world_size: int) -> None:
@@ -73,6 +75,10 @@ def score_predictions(parts: Sequence[Predictions], config: Mapping[str, Any], p
                 evidence.append(counts[-1] if metric.of_counts else metric.measure(mask, probability))
                 folds.append(prepared.folds[id])
         return Scores(metric, *score_fold_evidence(metric, np.stack(evidence), np.array(folds)), np.stack(counts))
+    if prepared.outputs[0].meaning.kind == "vectors":
+        found = search_oof(parts, table, prepared.fold_of_items, metric.k)
+        scores = score_fold_evidence(metric, found.rank, prepared.fold_of_items[found.rows])
+        return Scores(metric, *scores, found=found)
     frame = pd.concat([average_members(part.frame, part.columns) for part in parts])
     rows = np.array([table.row_of[id] for id in frame["id"]])
     probability = frame[list(table.classes)].to_numpy(np.float64)
@@ -89,10 +95,11 @@ def finish_run(run: Path, config: Mapping[str, Any], prepared: Prepared) -> None
         oof = merge_oof(run, prepared)
         scores = score_predictions([oof], config, prepared)
         items = TableItems.of(prepared.source, prepared.samples)
-        parts = scores.metric, scores.per_fold, scores.overall, oof, scores.counts
+        parts = scores.metric, scores.per_fold, scores.overall, oof, scores.counts, scores.found
         report_run(run, config, prepared.table, items, *parts)
         write_scores(run, config, scores)
-    print_run(run, existing, _metric(config, prepared).greater_is_better)
+    can_train_full = prepared.outputs[0].meaning.kind != "vectors"
+    print_run(run, existing, _metric(config, prepared).greater_is_better, can_train_full)
 
 
 def _finish_output(run: Path, config: Mapping[str, Any], prepared: Prepared, output: Output) -> None:
@@ -115,7 +122,7 @@ def merge_oof(source: Path, prepared: Prepared) -> Predictions:
     """Merge the out-of-fold predictions of a finished source into `oof`, and read them."""
     if not (source / "oof").exists():
         shards = sorted(source.glob("fold*/oof-*-of-*"))
-        merge_folders(shards, source / "oof", [id for id in prepared.table.ids if prepared.folds[id] >= 0])
+        merge_folders(shards, source / "oof", prepared.oof_ids)
     return read_predictions(source / "oof")
 
 

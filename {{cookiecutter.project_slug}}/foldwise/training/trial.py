@@ -253,13 +253,15 @@ def _output_problem(output: Output, value: Tensor) -> str | None:
         elif others:
             advice = f"add {others[0].describe_settings()}"
         return f"{shape}, and {needs}: {advice}, or choose another model"
-    if value.shape[1] != columns:
+    if value.shape[1] != columns and task.kind != "vectors":
         return f"{shape}, and {needs}: its constructor gets the number of columns in `outputs`"
     return None
 
 
 def _axes(task: Task, columns: int) -> tuple[object, ...]:
     """Shape of the predictions for a batch."""
+    if task.kind == "vectors":
+        return ("B", "any width")
     return ("B", columns, "H", "W") if task.kind == "maps" else ("B", columns)
 
 

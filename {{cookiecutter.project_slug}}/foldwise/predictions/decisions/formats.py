@@ -3,6 +3,7 @@
 labels     id and one column: the class, or labels with a separator
 columns    id and one column a class: probabilities or other values, or 0 and 1; or one column for one class
 rle        id and run-length encoded masks, a row for each image and class
+ranking    id and one column of names, the most likely first
 masks      a zip of PNG masks <id>.png (a / in the id is a folder), whose pixel values are the class numbers
 """
 
@@ -138,6 +139,38 @@ class Labels(Format):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ranking(Format):
+    """One column of names in order; `new` names an individual that is not in the training table."""
+
+    separator: str = " "
+    new: str = "new_individual"
+
+    name: ClassVar[str] = "ranking"
+    kind: ClassVar[Kind] = "vectors"
+    probabilities: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        split = [name for name in (*self.written, self.new) if self.separator in name]
+        if split:
+            raise Refusal(
+                f"the name {split[0]!r} contains the separator {self.separator!r}: choose another --separator"
+            )
+        if self.new in self.written:
+            raise Refusal(
+                f"{self.new!r} is a name in the training table: choose another for new individuals with --new"
+            )
+
+    def table(self, ids: Sequence[str], answers: Any) -> pd.DataFrame:
+        """Build the table of answers, a list of names per image."""
+        return pd.DataFrame({self.id_column: self.row_ids(ids), self.value_column: map(self.separator.join, answers)})
+
+    @staticmethod
+    def differ(first: str, second: str) -> float:
+        return _jaccard_distance(first.split(), second.split())
+
+
+@dataclass(frozen=True, kw_only=True)
 class ColumnPerClass(Format):
     """One column per class, or a row per class (`row_id`), or with `positive` the values of that class only."""
 
@@ -234,7 +267,7 @@ class Masks(Format):
         return cv2.imencode(".png", mask.astype(dtype))[1].tobytes()
 
 
-FORMATS: dict[str, Any] = {kind.name: kind for kind in (Labels, ColumnPerClass, RunLengths, Masks)}
+FORMATS: dict[str, Any] = {kind.name: kind for kind in (Labels, Ranking, ColumnPerClass, RunLengths, Masks)}
 
 
 def encode_runs(mask: np.ndarray, by_row: bool = False) -> str:

@@ -95,7 +95,7 @@ def choose_layout(
     by_class = "{class}" in template or "{index}" in template
     several = sample is not None and len(sample.values) > 1
     of_rows = "columns" if values or several or by_class or "positive" in options else "labels"
-    chosen = FORMATS[kind or ("rle" if task.kind == "maps" else of_rows)]
+    chosen = FORMATS[kind or {"maps": "rle", "vectors": "ranking"}.get(task.kind, of_rows)]
     option = f"--format {chosen.name}"
     problems = [f"{option} has no {name}" for name in sorted(options.keys() - {item.name for item in fields(chosen)})]
     if not chosen.suits(task):

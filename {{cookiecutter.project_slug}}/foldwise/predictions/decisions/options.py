@@ -22,11 +22,12 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("format").add_argument
     add(
         "--format",
-        choices=["labels", "columns", "rle", "masks"],
+        choices=["labels", "ranking", "columns", "rle", "masks"],
         help="format of the file (default: by sample and metric)",
     )
     add("--empty", help="text for no labels or an empty mask (default: nothing)")
-    add("--separator", help="labels: text between them (default: data.label_separator, or a space)")
+    add("--new", metavar="NAME", help="ranking: of a new individual (default: new_individual)")
+    add("--separator", help="labels, ranking: text between them (default: data.label_separator, or a space)")
     add("--positive", metavar="CLASS", help="columns: write only the column of this class")
     rows = "rle: classes with rows (default: all but the first)"
     add("--classes", nargs="+", dest="painted", metavar="CLASS", help=rows)
@@ -39,7 +40,7 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
 
 def format_options(options: argparse.Namespace) -> dict[str, Any]:
     """Return the given options of the format, by field name."""
-    names = ("empty", "separator", "positive", "painted", "row_id", "by_row")
+    names = ("empty", "new", "separator", "positive", "painted", "row_id", "by_row")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     return given | ({"names": dict(options.names)} if options.names else {})
 

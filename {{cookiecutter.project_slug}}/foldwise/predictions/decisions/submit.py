@@ -13,10 +13,12 @@ from foldwise.predictions.decisions.deciding import Chosen, Decision, bayes_note
 from foldwise.predictions.decisions.ledger import read_ledger, record
 from foldwise.predictions.decisions.masks import choose_cleaning
 from foldwise.predictions.decisions.material import Material, open_material
+from foldwise.predictions.decisions.naming import choose_naming, name_images, share_of_new
 from foldwise.predictions.decisions.rules import takes_values
 from foldwise.predictions.decisions.submission import write_masks, write_table
 from foldwise.predictions.ground_truth import align
 from foldwise.predictions.scoring import by_unit
+from foldwise.predictions.search import Found, search_test
 from foldwise.predictions.store import average_members, iter_average_maps
 from foldwise.progress import Progress, silent, stepping
 
@@ -77,6 +79,11 @@ def make_submission(
     if truth.task.kind == "maps":
         chosen = _write_masks(material, out, decision, progress)
         shared = "share of pixels of each class: out of fold from one model an image, test from the average of several"
+    elif truth.task.kind == "vectors":
+        chosen = _write_names(material, out, decision)
+        shared = "share of images named new first: out of fold by one model an image, test by the mean of several"
+        if not chosen.shares["ground truth"][0]:
+            notes.append("Out of fold no individual is new, so no threshold was fitted and no test image is named new.")
     else:
         chosen = _write_rows(material, out, decision, exclusive, progress)
         what = "mean value" if takes_values(metric) else "share of positives"
@@ -99,7 +106,8 @@ def make_submission(
         oof_score=repr(outcome.overall) if np.isfinite(outcome.overall) else "",
         fold_scores=" ".join(map(repr, outcome.scores)),
     )
-    return Submission(out, ledger, type(metric).__name__, list(truth.table.classes), chosen, shared, notes)
+    classes = ["new", "known"] if truth.task.kind == "vectors" else list(truth.table.classes)
+    return Submission(out, ledger, type(metric).__name__, classes, chosen, shared, notes)
 
 
 def _write_rows(
@@ -115,6 +123,22 @@ def _write_rows(
     single = [fitted.rule.decide(fitted.calibrate(*model)).mean(axis=0) for model in models.items()]
     write_table(out, material.layout.table(ids, answers), material.sample)
     of_test = {"test, one model": np.mean(single, axis=0), f"test, mean of {len(models)}": answers.mean(axis=0)}
+    return chosen._replace(shares=chosen.shares | of_test)
+
+
+def _write_names(material: Material, out: Path, decision: str | None) -> Chosen:
+    truth, test, layout = material.truth, material.test, material.layout
+    chosen = choose_naming(truth, material.oof, decision)
+    naming, ids = chosen.decision, test.frame["id"].drop_duplicates().tolist()
+
+    def find(folds: list[int] | None = None) -> Found:
+        return search_test(material.oof, test, truth.table, ids, truth.metric.k, naming.centres, folds)
+
+    found = find()
+    answers = name_images(found, naming, layout.written, layout.new)
+    write_table(out, layout.table(ids, answers), material.sample)
+    single = [share_of_new(naming.place(find([fold])) == 0) for fold in sorted(set(test.frame["fold"]))]
+    of_test = {"test, one model": np.mean(single, axis=0), "test": share_of_new(naming.place(found) == 0)}
     return chosen._replace(shares=chosen.shares | of_test)
 
 

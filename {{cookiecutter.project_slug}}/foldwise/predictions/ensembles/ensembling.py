@@ -26,6 +26,7 @@ from foldwise.predictions.ensembles.joining import check_sources
 from foldwise.predictions.ensembles.map_ensemble import MAP_BLENDS, MapEnsemble
 from foldwise.predictions.ensembles.row_ensemble import RowEnsemble
 from foldwise.predictions.ensembles.stacking import STACKERS
+from foldwise.predictions.ensembles.vector_ensemble import VectorEnsemble
 from foldwise.predictions.ground_truth import GroundTruth, read_ground_truth
 from foldwise.predictions.metrics import MeanAveragePrecision, RocAuc
 from foldwise.predictions.schema import Header
@@ -76,6 +77,8 @@ def ensemble(
     combined: RowEnsemble | MapEnsemble
     if truth.task.kind == "maps":
         combined = MapEnsemble(sources, names, truth, progress)
+    elif truth.task.kind == "vectors":
+        combined = VectorEnsemble(sources, names, truth, progress)
     else:
         combined = RowEnsemble(sources, names, truth, columns)
     comparison = combined.compare(chosen, "given" if len(weights) else use, strict, progress)
@@ -115,6 +118,8 @@ def choose_methods(
     """Select the methods to compare, simplest first; refuse those that do not suit the task or the metric."""
     maps = truth.task.kind == "maps"
     possible: tuple[Method, ...] = MAP_BLENDS if maps else BLENDS_OF_VALUES
+    if truth.task.kind == "vectors":
+        possible = MAP_BLENDS[:2]
     if truth.task.probabilities and not maps:
         possible = tuple(method for method in (*BLENDS, *STACKERS) if method is not RANK or _can_rank(truth))
     if weights is not None:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from foldwise.errors import Refusal
 from foldwise.predictions.evaluation.bootstrap import FEWEST_GROUPS, compare, interval, resample, resampled_groups
-from foldwise.predictions.evaluation.evidence import Evidence, gather_evidence
+from foldwise.predictions.evaluation.evidence import Evidence, confusion_notes, gather_evidence
 from foldwise.predictions.evaluation.subgroups import shown_rows, subgroup_columns, subgroups
 from foldwise.predictions.ground_truth import GroundTruth, check_predictions, read_ground_truth, read_labelled_table
 from foldwise.predictions.metrics import METRICS, fold_score
@@ -80,6 +80,8 @@ def evaluate(
     paths = [*sources, *against]
     predictions = [read_predictions(folder) for folder in find_predictions(paths, oof, test, labelled is not None)]
     configured = next((path for path in paths if (path / "config.yaml").is_file()), paths[0])
+    if labelled is not None and predictions[0].header.kind == "vectors":
+        raise Refusal("--table is not for retrieval, whose images are searched among those of the training table")
     if labelled is None:
         truth = read_ground_truth(configured, data, overrides)
     else:
@@ -97,6 +99,7 @@ def evaluate(
         for name, prediction in zip(_names(paths), predictions, strict=True)
     ]
     rows = evidence[0].rows
+    confused = [note for one in evidence if truth.task.kind == "vectors" for note in confusion_notes(one, truth)]
     groups, drawn = resampled_groups(truth.table, rows)
     subsets = [("", "all", np.arange(len(rows)))]
     subsets += [subset for column in columns for subset in subgroups(truth.table, column, rows)]
@@ -139,7 +142,7 @@ def evaluate(
         drawn=drawn,
         resamples=resamples,
         shown=np.flatnonzero(shown),
-        notes=list(notes),
+        notes=[*notes, *dict.fromkeys(confused)],
     )
 
 

@@ -18,6 +18,7 @@ from foldwise.predictions.metrics import confusion_matrix, cross_entropy, is_cor
 from foldwise.predictions.metrics.base import ratio
 from foldwise.predictions.schema import PredictionsError
 from foldwise.predictions.scoring import by_unit
+from foldwise.predictions.search import search_oof
 from foldwise.predictions.store import Predictions, average_members, iter_average_maps
 from foldwise.progress import Progress, silent, stepping
 
@@ -62,10 +63,12 @@ def gather_evidence(
     Args:
         rows: (N,) indices of the table rows to score; all have predictions (`ground_truth.check_predictions`).
     """
-    folds = np.zeros(len(rows), np.int64)
-    if predictions.header.split == "oof":
+    folds = truth.folds[rows]
+    if predictions.header.split == "oof" and truth.task.kind != "vectors":
         fold_of = predictions.frame.drop_duplicates("id").set_index("id")["fold"]
         folds = fold_of.loc[truth.table.frame["id"].iloc[rows]].to_numpy(np.int64)
+    if truth.task.kind == "vectors":
+        return _gather_names(name, predictions, truth, metrics, rows, folds)
     if truth.task.kind == "maps":
         return _gather_maps(name, predictions, truth, metrics, rows, folds, stepping(progress, name, len(rows)))
     table, task = truth.table, truth.task
@@ -81,6 +84,37 @@ def gather_evidence(
     wrong = cross_entropy(target, probability, task.exclusive)
     classes = _class_evidence(target, probability, task.exclusive)
     return Evidence(name, predictions, arrays, folds, rows, wrong, average, classes)
+
+
+def _gather_names(
+    name: str,
+    predictions: Predictions,
+    truth: GroundTruth,
+    metrics: Sequence[Any],
+    rows: np.ndarray,
+    folds: np.ndarray,
+) -> Evidence:
+    found = search_oof([predictions], truth.table, truth.folds, 1)
+    chosen = np.isin(found.rows, rows)
+    rank, names, scores = found.rank[chosen], found.names[chosen, 0], found.scores[chosen, 0]
+    ids = truth.table.frame["id"].iloc[rows]
+    average = pd.DataFrame({"name": names, "similarity": scores}, ids)
+    wrong = 1 - 1 / np.maximum(rank, 1)
+    return Evidence(name, predictions, [(rank,) for _ in metrics], folds, rows, wrong, average)
+
+
+def confusion_notes(one: Evidence, truth: GroundTruth, most: int = 10) -> list[str]:
+    """Describe how many images have nothing to find, and the identities that are most often confused."""
+    assert truth.table.target is not None and one.average is not None
+    rank, classes = one.arrays[0][0], truth.table.classes
+    pairs = np.stack([truth.table.target[one.rows, 0], one.average["name"].to_numpy()])[:, rank > 1]
+    found, counts = np.unique(pairs, axis=1, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:most]
+    texts = [f"{classes[a]} → {classes[b]} ({n})" for (a, b), n in zip(found.T[order], counts[order], strict=True)]
+    notes = [f"{one.name}: most confused: {', '.join(texts)}"] if texts else []
+    if new := int((rank == 0).sum()):
+        notes.append(f"{new} images are not scored: none that they are searched among has their identity")
+    return notes
 
 
 def _class_evidence(target: np.ndarray, probability: np.ndarray, exclusive: bool) -> ClassEvidence:

@@ -3,7 +3,7 @@
 Row metrics are called as `metric(target, probability, weight, rows)`: target (N, C) one-hot, multi-hot or soft;
 probability (N, C) in [0, 1]; weight (N,) or None; rows (N,) records with ids and table columns (`base.row_records`) or
 None. Tasks without probabilities pass their values. Map metrics see one image at a time: `measure(mask, probability)`
-returns its evidence, and `reduce` turns the stacked evidence into the score.
+returns its evidence, and `reduce` turns the stacked evidence into the score. Rank metrics reduce ranks (N,).
 
 Call `metric.for_task(task, classes)` first. It refuses a metric that does not suit the task, before training starts.
 After training, data never makes a metric raise. What is undefined, such as the AUC of a class that never occurs, is
@@ -23,6 +23,7 @@ from foldwise.predictions.metrics.folds import fold_score, score_fold_evidence, 
 from foldwise.predictions.metrics.maps import CountMetric, Dice, MapMetric, MeanIoU, pixel_confusion, pixel_counts
 from foldwise.predictions.metrics.numbers import R2, Mae, Mape, Pearson, Rmse, Rmsle, Spearman
 from foldwise.predictions.metrics.published import Published
+from foldwise.predictions.metrics.ranks import MapAtK, RankMetric, RecallAtK
 from foldwise.predictions.metrics.rows import (
     Accuracy,
     FBeta,
@@ -43,6 +44,7 @@ METRICS: dict[str, type[Metric]] = {
     "log_loss": LogLoss,
     "macro_f1": MacroF1,
     "mae": Mae,
+    "map_at_k": MapAtK,
     "mape": Mape,
     "mean_average_precision": MeanAveragePrecision,
     "mean_iou": MeanIoU,
@@ -50,6 +52,7 @@ METRICS: dict[str, type[Metric]] = {
     "published": Published,
     "quadratic_kappa": QuadraticKappa,
     "r2": R2,
+    "recall_at_k": RecallAtK,
     "rmse": Rmse,
     "rmsle": Rmsle,
     "roc_auc": RocAuc,
@@ -57,8 +60,8 @@ METRICS: dict[str, type[Metric]] = {
 }
 
 __all__ = [
-    "METRICS", "R2", "Accuracy", "CountMetric", "Dice", "FBeta", "LogLoss", "MacroF1", "Mae", "MapMetric", "Mape",
-    "MeanAveragePrecision", "MeanIoU", "Metric", "Pearson", "Published", "QuadraticKappa", "Rmse", "Rmsle", "RocAuc",
-    "RowMetric", "Spearman", "confusion_matrix", "cross_entropy", "fold_score", "is_correct", "pixel_confusion",
-    "pixel_counts", "score_fold_evidence", "score_folds",
+    "METRICS", "R2", "Accuracy", "CountMetric", "Dice", "FBeta", "LogLoss", "MacroF1", "Mae", "MapAtK", "MapMetric",
+    "Mape", "MeanAveragePrecision", "MeanIoU", "Metric", "Pearson", "Published", "QuadraticKappa", "RankMetric",
+    "RecallAtK", "Rmse", "Rmsle", "RocAuc", "RowMetric", "Spearman", "confusion_matrix", "cross_entropy", "fold_score",
+    "is_correct", "pixel_confusion", "pixel_counts", "score_fold_evidence", "score_folds",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ import numpy as np
 
 from foldwise.predictions.metrics.base import Metric, RowMetric, Score, repeat_records, warn
 from foldwise.predictions.metrics.maps import MapMetric
+from foldwise.predictions.metrics.ranks import RankMetric
 
 
 def score_folds(
@@ -29,8 +30,10 @@ def score_folds(
     return _score(score, metric.pooled, folds)
 
 
-def score_fold_evidence(metric: MapMetric, evidence: np.ndarray, folds: np.ndarray) -> tuple[dict[int, float], float]:
-    """As `score_folds`, from the evidence (N, ...) of a map metric."""
+def score_fold_evidence(
+    metric: MapMetric | RankMetric, evidence: np.ndarray, folds: np.ndarray
+) -> tuple[dict[int, float], float]:
+    """As `score_folds`, from the evidence (N, ...) of a map metric or the ranks (N,) of a rank metric."""
     return _score(lambda chosen: metric.reduce(evidence[chosen]), metric.pooled, folds)
 
 
@@ -51,17 +54,17 @@ def prepare_score(metric: Any, *arrays: np.ndarray) -> Score:
     For a metric without `prepare`, rows are repeated: a row of weight 2 occurs twice, under two ids.
 
     Args:
-        arrays: target (N, C), probability (N, C) and records (N,); for a map metric the evidence (N, ...).
+        arrays: target (N, C), probability (N, C) and records (N,); for other metrics the evidence (N, ...).
     """
-    maps = isinstance(metric, MapMetric)
+    evidence = not isinstance(metric, RowMetric)
     if "prepare" in vars(type(metric)):  # an inherited `prepare` may not suit a subclass
-        return metric.prepare(*arrays[: 1 if maps else 2])
+        return metric.prepare(*arrays[: 1 if evidence else 2])
 
     def score(weight: np.ndarray) -> float:
         drawn = np.repeat(np.arange(len(weight)), weight.astype(np.int64))
         if not len(drawn):
             return float("nan")
-        if maps:
+        if evidence:
             return metric.reduce(arrays[0][drawn])
         target, probability, rows = arrays
         reads_records = type(metric)._score_rows is not RowMetric._score_rows  # ten times as fast without
