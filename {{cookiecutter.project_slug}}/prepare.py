@@ -60,7 +60,8 @@ def run(name: str, overrides: list[str], weights: Path | None, network: str) -> 
     if path is None or not Path(path).exists():
         notes.append(f"there is no test table ({path or 'data.test_table is null'})")
     else:
-        test = check_test_table(data, prepared)
+        test, found = check_test_table(data, prepared)
+        notes += [f"{path}: {note}" for note in found]
         print(f"{path}: {len(test)} rows, checked")
     notes += audit_images(data, prepared, test, describe)
     draw_samples(data, prepared)

@@ -7,6 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from PIL import Image
 from rich.console import Console
 from rows import SAMPLES, scored
 from tiny import CLASSES, save_random_model, write_data
@@ -350,6 +352,64 @@ def test_sizes_are_read_from_the_head(tmp_path):
         assert stored_size(tmp_path / f"p.{suffix}") == (3, 5)
     (tmp_path / "text.png").write_bytes(b"text")
     assert stored_size(tmp_path / "text.png") == stored_size(tmp_path / "gone.png") == (0, 0)
+
+
+def with_exif(run: Path, folder: Path, exif: str | None) -> Path:
+    """A copy of a run whose models say so."""
+    copy = shutil.copytree(run, folder / run.name)
+    for path in copy.glob("fold*/model/model.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"exif": exif}))
+    return copy
+
+
+@pytest.mark.parametrize("exif", ["apply", "ignore", None])
+def test_orientations_and_grey_pictures_of_a_hidden_test(tmp_path, data, masks, exif, capsys):
+    """Turned, or not, like the same pictures stored so; bad ones get an empty mask of the size that they have."""
+    bundle = tmp_path / "bundle"
+    run = with_exif(masks[0], tmp_path, exif)
+    build_bundle([run], bundle, decision="minimum-area", kind="masks")
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    with Image.open(data / "images/3.png") as picture:
+        stored = picture.crop((0, 0, 24, 32))
+    upright = stored.transpose(Image.Transpose.ROTATE_270)
+    (tmp_path / "test").mkdir()
+    (tmp_path / "plain").mkdir()
+    stored.save(tmp_path / "test/a.png", exif=tags)
+    (stored if exif == "ignore" else upright).save(tmp_path / "plain/a.png")
+    stored.convert("L").save(tmp_path / "test/grey.png")
+    stored.convert("L").convert("RGB").save(tmp_path / "plain/grey.png")
+    stored.save(tmp_path / "test/bad.jpg", exif=tags)
+    (tmp_path / "test/bad.jpg").write_bytes((tmp_path / "test/bad.jpg").read_bytes()[:-100])
+    np.testing.assert_array_equal(stored_size(tmp_path / "test/a.png"), (24, 32))
+    found = {}
+    for name in ("test", "plain"):
+        submission = run_infer(bundle, data, tmp_path / f"out-{name}", test=tmp_path / name)
+        with zipfile.ZipFile(submission) as archive:
+            found[name] = {each: np.array(Image.open(archive.open(each))) for each in archive.namelist()}
+        console = capsys.readouterr().out
+        assert ("a.png (6)" in console) == (name == "test" and exif is None)
+        assert ("converted as with data.mode=rgb: " in console) == (name == "test")
+    empty = found["test"].pop("bad.png")
+    assert empty.shape == ((32, 24) if exif == "ignore" else (24, 32)) and not empty.any()
+    assert found["test"].keys() == found["plain"].keys() == {"a.png", "grey.png"}
+    for name, mask in found["plain"].items():
+        np.testing.assert_array_equal(found["test"][name], mask)
+
+
+def test_a_bundle_of_mapped_masks_is_that_of_plain_ones(tmp_path, data, masks):
+    """Masks that store 0, 50, 100 and 150, with `data.mask_values`: the same post-processing and score."""
+    run = shutil.copytree(masks[0], tmp_path / "unet")
+    stored = shutil.copytree(data, tmp_path / "data")
+    for path in (stored / "masks").iterdir():
+        cv2.imwrite(str(path), 50 * cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    paths = {"root": str(stored), "table": str(stored / "train.csv"), "prepared": str(stored)}
+    config["data"] |= paths | {"mask_values": {0: 0, 50: 1, 100: 2, 150: 3}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    build_bundle([run], tmp_path / "bundle", decision="minimum-area", half=True)
+    mapped, plain = (to_plain(read_bundle(folder)) for folder in (tmp_path / "bundle", masks[1]))
+    assert mapped["score"] == plain["score"] and mapped["decision"] == plain["decision"]
 
 
 # memory, time, interruptions

@@ -79,14 +79,6 @@ def test_tiff_pages_are_channels_and_unknown_axes_take_the_shortest(tmp_path):
         read_image(tmp_path / "c.tif")
 
 
-def test_exif_orientation_is_ignored(tmp_path):
-    picture = Image.fromarray(red(8, 12))
-    exif = picture.getexif()
-    exif[274] = 6  # turn by 90 degrees
-    picture.save(tmp_path / "a.jpg", exif=exif)
-    assert read_image(tmp_path / "a.jpg").shape == (8, 12, 3)
-
-
 def test_names_that_are_not_ascii(tmp_path):
     Image.fromarray(red()).save(tmp_path / "ü β 图.png")
     assert read_image(tmp_path / "ü β 图.png").shape == (8, 12, 3)

@@ -5,21 +5,24 @@ import multiprocessing
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import torch
 import yaml
+from PIL import Image
 from rows import SAMPLES
 from tiny import save_random_model
 
 from foldwise.bundle.contents import find_imports
 from foldwise.data.images import ImageError
 from foldwise.data.table import Columns, read_table
-from foldwise.errors import ProcessFailed, Refusal
+from foldwise.errors import ProcessFailed, Refusal, show_notes
 from foldwise.inference import sharing
 from foldwise.inference.device import choose_devices
 from foldwise.inference.predicting import Choices, predict_runs
@@ -136,6 +139,29 @@ def test_a_broken_image_leaves_nothing(tmp_path, data):
     assert not (run / "predictions" / "test-none").exists()
 
 
+@pytest.mark.parametrize("processes", [None, 2])
+def test_oriented_and_damaged_pictures_are_noted_once(tmp_path, data, processes, forks, capfd):
+    run = make_run(tmp_path / "run", data)
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    for number in (1, 2):
+        with Image.open(data / f"{number}.png") as picture:
+            picture.save(tmp_path / "turned.png", exif=tags)
+        shutil.move(tmp_path / "turned.png", data / f"{number}.png")
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    encoded = bytearray(cv2.imencode(".jpg", noise)[1].tobytes())
+    encoded[2000:2200] = bytes(200)
+    (data / "3.png").write_bytes(encoded)
+    with show_notes():
+        predict([run], devices=processes)
+    lines = capfd.readouterr().err.splitlines()
+    turned = [line for line in lines if line.startswith("note: these pictures have an EXIF orientation")]
+    assert sum(line.count("(6)") for line in turned) == 2 and len(turned) == (processes or 1)
+    damaged = [line for line in lines if line.startswith("note: 1 JPEGs are damaged inside")]
+    assert [str(data / "3.png") in line for line in damaged] == [True] * (find_spec("simplejpeg") is not None)
+    assert not any("Corrupt JPEG" in line for line in lines)
+
+
 @pytest.mark.parametrize(("processes", "keep_views", "tta"), [(None, False, "none"), (2, True, "flips")])
 @pytest.mark.parametrize("task", ["multiclass", "segmentation"])
 def test_bad_images_get_the_fallback_and_are_listed(task, processes, keep_views, tta, tmp_path, data, forks, capsys):
@@ -150,14 +176,14 @@ def test_bad_images_get_the_fallback_and_are_listed(task, processes, keep_views,
     run = make_run(tmp_path / "run", data, task, **places)
     (whole,) = predict([run], tta, data / "test.csv", tmp_path / "whole", data, **options)
     (data / "1.png").write_bytes(b"no picture")
-    cv2.imwrite(str(data / "2.png"), np.zeros((64, 33), np.uint8))
+    tifffile.imwrite(data / "2.png", np.zeros((64, 33, 7), np.uint8), photometric="minisblack")
     with pytest.raises((ImageError, ProcessFailed), match=None if processes else "add --fallback") as error:
         predict([run], tta, data / "test.csv", tmp_path / "none", data, **options)
     assert processes or "1.png" in str(error.value)
     (found,) = predict([run], tta, data / "test.csv", tmp_path / "found", data, fallback=True, **options)
     bad = pd.read_csv(found / "bad_images.csv", dtype=str)
     assert bad["id"].tolist() == ["001", "002"] and bad["image"].tolist() == [str(data / f"{n}.png") for n in (1, 2)]
-    assert "cannot be decoded" in bad["problem"][0] and "has 1 channels" in bad["problem"][1]
+    assert "is text ('no picture'...)" in bad["problem"][0] and "has 7 channels" in bad["problem"][1]
     console = capsys.readouterr().out.replace("\n", " ")
     assert "2 of 5 images could not be read and got the fallback" in console and "002: " in console
     before, after = read_predictions(whole), read_predictions(found)

@@ -8,7 +8,9 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import torch
+from PIL import Image
 from tiny import make_spec
 from torch import nn
 
@@ -19,6 +21,7 @@ from foldwise.data.samples import Samples, group_items
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
 from foldwise.inference.predictor import Predictor
+from foldwise.inference.reading import describe_notes
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import Model, normalize
 from foldwise.models.network import Network
@@ -198,10 +201,27 @@ def test_sixteen_bit_among_eight_bit(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+def test_grey_pictures_among_rgb_are_converted_as_data_mode_does(tmp_path, paths, workers):
+    """A model of `stored` images predicts grey, grey with alpha and RGBA as the same model of `rgb` images."""
+    grey = np.random.default_rng(0).integers(0, 255, (30, 20, 4), np.uint8)
+    others = [tmp_path / "1.png", tmp_path / "2.png", tmp_path / "4.png"]
+    for path, image in zip(others, (grey[..., 0], Image.fromarray(grey[..., :2], "LA"), grey), strict=True):
+        (image if path.stem == "2" else Image.fromarray(image)).save(path)
+    stored, rgb = model(), model(mode="rgb")
+    predictor = Predictor([stored], TTA(), workers=workers)
+    found = [values[:, 0] for values in predict(predictor, [*paths[:2], *others])]
+    (note,) = describe_notes(predictor.notes, [stored])
+    assert note.startswith("3 pictures do not have the channels of the training images")
+    assert "data.mode=rgb" in note and all(str(path) in note for path in others)
+    for one, other in zip(found, run([rgb], [*paths[:2], *others]), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
 def test_files_that_cannot_be_read_are_named(tmp_path, paths, workers):
     (tmp_path / "broken.png").write_bytes(paths[0].read_bytes()[:60])
-    cv2.imwrite(str(tmp_path / "gray.png"), np.zeros((8, 8), np.uint8))
-    for name, message in (("broken.png", "broken.png cannot be decoded"), ("gray.png", "gray.png has 1 channels")):
+    tifffile.imwrite(tmp_path / "many.tif", np.zeros((8, 8, 7), np.uint8), photometric="minisblack")
+    for name, message in (("broken.png", "broken.png cannot be decoded"), ("many.tif", "many.tif has 7 channels")):
         with pytest.raises(ImageError, match=message) as caught:
             run([model()], [*paths[:2], tmp_path / name], workers=workers)
         assert "Traceback" not in str(caught.value)

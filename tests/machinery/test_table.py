@@ -295,7 +295,7 @@ def test_units_share_a_target(root):
         ("id,image,label\n1,images/a.png,x\n2,images/b.png,x\n", "1 classes"),
         ("id,image,label\n1,images/a.png,x\n,images/b.png,y\n", "id is empty"),
         ("id,image,label\n1,images/a.png,x\n2 ,images/b.png,y\n", "whitespace"),
-        ("id,image,label\n1,images\\a.png,x\n2,images/b.png,y\n", "backslash"),
+        ("id,image,label\n1,images\\a.png,x\n2,images/b.png,y\n", "write / for"),
         ("id,image,label\n1,images,x\n2,images/b.png,y\n", "does not exist"),
         ("id,image,label\n1,images/a.png,fold\n2,images/b.png,y\n", "cannot be called 'fold'"),
     ],

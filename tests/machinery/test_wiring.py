@@ -626,6 +626,7 @@ SETTINGS: dict[str, Changes | Same] = {
     "data.sizes": Same("of the embedded sample: test_sample"),
     "data.fit": Changes("data.fit=crop data.image_size=[28,14]", images_are(lambda x: x[:, 2:30, 9:23])),
     "data.mode": Changes("data.mode=gray", spec_has(network__channels={"image": 1})),
+    "data.exif": Changes("data.exif=ignore", spec_has(exif="ignore")),
     "data.scale": Changes("data.scale=204", images_are(lambda x: x / np.float32(204))),
     "data.normalize": Changes(
         "data.normalize=weights", ensures(lambda a, b: b.spec["images"]["image"]["mean"] == [0.5, 0.5, 0.5])

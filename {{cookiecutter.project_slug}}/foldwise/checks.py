@@ -7,6 +7,7 @@ from typing import Any
 
 from foldwise.code.build import resolve
 from foldwise.data.images import MODES, is_image_size
+from foldwise.data.orientation import EXIF
 from foldwise.data.sample import is_sample
 from foldwise.errors import Refusal
 from foldwise.files import is_number
@@ -65,6 +66,7 @@ VALUES: dict[str, tuple[Fits, str]] = {
     "one of shuffle, balanced, or has the _target_ of your own": (_is_sampling, "data.sampling"),
     f"one of {', '.join(TRANSFORMS)}": (lambda value: value in TRANSFORMS, "data.transform"),
     f"one of {', '.join(MODES)}": (lambda value: value in MODES, "data.mode"),
+    f"one of {', '.join(EXIF)}, or null": (lambda value: value in (None, *EXIF), "data.exif"),
     "one of dataset, weights": (lambda value: value in ("dataset", "weights"), "data.normalize"),
     "text, or null": (lambda value: value is None or (isinstance(value, str) and value != ""), "data.label_separator"),
     "a whole number above 0, or [height,width]": (is_image_size, "data.image_size"),

@@ -72,7 +72,7 @@ def describe_images(
     Descriptors are cached in `embeddings-<hash>.npz`, also when interrupted.
     """
     root, scale = tables[0].table.root, data["scale"]
-    key = f"{describe.key} {describe.size} {reader_key(tables[0].samples)} {scale}"
+    key = f"{describe.key} {describe.size} {reader_key(tables[0].samples, tables[0].table.exif)} {scale}"
     record = Path(data["prepared"]) / f"embeddings-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     images = [(name, items, number) for items in tables for number, name in enumerate(items.table.frame["image"])]
     source_of = {name: (items, number) for name, items, number in images}

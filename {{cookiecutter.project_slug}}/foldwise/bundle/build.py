@@ -27,7 +27,8 @@ from foldwise.predictions.ground_truth import GroundTruth, read_ground_truth
 
 CODE = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("infer.py")
-READERS = ("decoding.py",)  # imports decoders only when it meets a file, too late to report a missing package
+# Import decoders only when they meet a file, too late to report a missing package.
+READERS = ("decoding.py", "jpeg.py", "png.py", "tiff.py")
 
 
 class Built(NamedTuple):

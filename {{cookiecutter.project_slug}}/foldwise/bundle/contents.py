@@ -29,7 +29,8 @@ def find_imports(
 ) -> Imports:
     """Follow the imports of a script through foldwise in `root`, also inside functions, but not for type checking only.
 
-    foldwise needs the third-party modules of its top-level imports; the owner's code needs all that are not in a `try`.
+    foldwise needs the third-party modules of its top-level imports; `whole` modules and the owner's code need all that
+    are not in a `try`.
 
     Args:
         whole: file names of foldwise modules whose imports inside functions are needed too.
@@ -42,7 +43,12 @@ def find_imports(
     ]
     used = [item.path for file in (main, *owned) for item in file.imports]
     reached = list(walk([PACKAGE, *(target.replace(":", ".") for target in targets), *used], root, PACKAGE))
-    needed = [item for file in (main, *reached) for item in file.imports if item.eager or file.path.name in whole]
+    needed = [
+        item
+        for file in (main, *reached)
+        for item in file.imports
+        if item.eager or (file.path.name in whole and not item.optional)
+    ]
     needed += [item for file in owned for item in file.imports if not item.optional]
     needs = {item.module.split(".")[0] for item in needed} - {PACKAGE, source.PACKAGE} - sys.stdlib_module_names
     return Imports(sorted(file.path for file in reached), sorted(needs))

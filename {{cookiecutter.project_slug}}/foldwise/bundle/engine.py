@@ -13,6 +13,7 @@ from foldwise.bundle.inputs import CarefulItems
 from foldwise.bundle.spec import BundleSpec
 from foldwise.bundle.time_limit import Active
 from foldwise.data.batches import unpack
+from foldwise.data.decoding import FileNote
 from foldwise.data.table import Table
 from foldwise.inference.predictor import Predictor
 from foldwise.inference.reading import InputSpec, ReadBatch, load_batches
@@ -43,6 +44,7 @@ class Engine:
         self.predictor = Predictor(loaded, TTA(), device, batch_size, precision=precision, tiles=spec.tiles)
         self.batch_size = max(1, batch_size // max(len(run.views) for run in spec.runs))
         self.notes: list[str] = []
+        self.file_notes: list[FileNote] = []
 
     def batches(self, table: Table, items: Sequence[int], workers: int) -> DataLoader[Any]:
         """Make a loader of `ReadBatch`es."""
@@ -56,6 +58,7 @@ class Engine:
         Predictions are (A, C) of the A active members, or maps (A, C, H, W) at the stored size; None for an image that
         does not fit into memory alone.
         """
+        self.file_notes += batch.notes
         start = 0
         while start < len(batch.numbers):
             part = slice(start, start + self.batch_size)

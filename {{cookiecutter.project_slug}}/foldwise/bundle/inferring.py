@@ -22,12 +22,14 @@ from foldwise.bundle.shards import Shards, read_rows
 from foldwise.bundle.spec import BundleSpec, read_bundle, to_plain
 from foldwise.bundle.time_limit import Pace, keep_time
 from foldwise.data.decoding import stored_size
+from foldwise.data.orientation import oriented
 from foldwise.data.problems import some
 from foldwise.data.samples import Rows
 from foldwise.errors import Refusal
 from foldwise.files import check_new, sha256_file, write_json
 from foldwise.inference.device import choose_device
-from foldwise.inference.reading import write_bad_images
+from foldwise.inference.reading import describe_notes, write_bad_images
+from foldwise.inference.spec import read_spec
 from foldwise.inference.weights import load_samples
 from foldwise.predictions.decisions.sample import Sample, fit_layout, locate, read_sample
 from foldwise.predictions.decisions.submission import write_masks, write_table
@@ -97,6 +99,9 @@ def infer(
     write_bad_images(out / BAD, bad)
     main_kb, worker_kb = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     seconds = time.monotonic() - begun
+    of_files = describe_notes(engine.file_notes, engine.predictor.models)
+    for note in of_files:
+        print(f"note: {note}")
     report = {
         "images": len(requested),
         "bad_images": len(bad),
@@ -105,7 +110,7 @@ def infer(
         "seconds_per_image": pace.seconds,
         "forecast_after_a_tenth": early,
         "dropped": dropped,
-        "notes": engine.notes,
+        "notes": [*engine.notes, *of_files],
         "device": str(engine.device),
         "memory_mb": round((main_kb + workers * worker_kb) / 1000),  # upper bound: counts shared memory per worker
         "gpu_memory_mb": round(torch.cuda.max_memory_allocated() / 1e6) if engine.device.type == "cuda" else None,
@@ -131,8 +136,9 @@ def open_inference(bundle: Path, test: Path, images: Path | None, sample_path: P
     check_new(submission)
     sample = None if sample_path is None else read_sample(sample_path)
     names = set() if sample is None else set(sample.frame.to_numpy().ravel())
-    readers = [load_samples(bundle / run.models[0].folder) for run in spec.runs]
-    inputs = read_inputs(test, images, spec.columns, names, readers[0])
+    folders = [bundle / run.models[0].folder for run in spec.runs]
+    readers = [load_samples(folder) for folder in folders]
+    inputs = read_inputs(test, images, spec.columns, names, readers[0], read_spec(folders[0]).exif)
     for reader in readers[1:]:
         Rows(inputs.test.source, reader)  # refuses a missing column
     if sample is not None:
@@ -220,6 +226,11 @@ def _write_submission(inference: Inference, shards: Shards) -> None:
     write_table(inference.submission, table, sample)
 
 
+def _size(inference: Inference, path: Path) -> tuple[int, int]:
+    with oriented(inference.inputs.test.source.exif):
+        return stored_size(path)
+
+
 def _masks(inference: Inference, shards: Shards) -> Iterator[tuple[str, bytes]]:
     """Yield (id, encoded mask); a missing one becomes empty, of the image's size or the first known size."""
     default: tuple[int, int] | None = None
@@ -227,9 +238,10 @@ def _masks(inference: Inference, shards: Shards) -> Iterator[tuple[str, bytes]]:
     for number, image in enumerate(images):
         mask = shards.mask(number)
         if mask is None:
-            size = stored_size(image.path) if inference.layout.name == "masks" else (1, 1)  # codes do not need the size
+            is_file = inference.layout.name == "masks"  # codes do not need the size
+            size = _size(inference, image.path) if is_file else (1, 1)
             if size == (0, 0):
-                default = default or next(filter(all, (stored_size(other.path) for other in images)), (1, 1))
+                default = default or next(filter(all, (_size(inference, other.path) for other in images)), (1, 1))
                 size = default
             mask = inference.layout.encode(np.zeros(size, np.uint8))
         yield image.id, mask

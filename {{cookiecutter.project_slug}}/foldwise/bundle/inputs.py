@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from foldwise.data.decoding import stored_size
+from foldwise.data.orientation import oriented
 from foldwise.data.problems import some
 from foldwise.data.samples import Samples, TableItems
 from foldwise.data.table import Table, text_column
@@ -37,7 +38,12 @@ class Inputs(NamedTuple):
 
 
 def read_inputs(
-    test: Path, images: Path | None, columns: Mapping[str, str | None], names: set[str], samples: Samples
+    test: Path,
+    images: Path | None,
+    columns: Mapping[str, str | None],
+    names: set[str],
+    samples: Samples,
+    exif: str | None = None,
 ) -> Inputs:
     """Find the images of a test.
 
@@ -46,6 +52,7 @@ def read_inputs(
         images: folder that image paths are relative to; default: that of `test`.
         columns: names of the id, image, unit and group column. Without an image column, the file name is the id.
         names: ids of the sample submission; if they have a suffix, ids of a folder's images get it too.
+        exif: see `Table`.
     """
     if not test.exists():
         raise Refusal(f"--test {test} does not exist")
@@ -63,7 +70,7 @@ def read_inputs(
         raise Refusal(f"there is no image in {test}")
     repeated = sorted(set(frame["id"][frame["id"].duplicated()]))
     notes = [f"{len(repeated)} ids of {test} are repeated and count once: {some(repeated)}"] if repeated else []
-    table = Table(frame.drop_duplicates("id").reset_index(drop=True), "", (), root, None, test)
+    table = Table(frame.drop_duplicates("id").reset_index(drop=True), "", (), root, None, test, exif=exif)
     items = TableItems.of(table, samples)
     rows = items.table.frame
     each = zip(rows["id"], rows["unit" if "unit" in rows else "id"], rows["image"], range(len(rows)), strict=True)
@@ -97,7 +104,8 @@ class CarefulItems(Items):
         number = self.numbers[index]
         try:
             for path in self.first.files(number):
-                height, width = size = stored_size(path)
+                with oriented("ignore"):  # which side is which does not matter
+                    height, width = size = stored_size(path)
                 if size != (0, 0) and (min(size) < SMALLEST or height * width > LARGEST):
                     return Read(index, [], size, f"{path} has {height} x {width} pixels")
             return super().__getitem__(index)

@@ -1,21 +1,32 @@
 """Find problems of images and masks in a scan; one message per problem, not per image."""
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
+from foldwise.data.orientation import SIDEWAYS
 from foldwise.data.problems import some
 
 
-def image_problems(scan: pd.DataFrame, failures: Mapping[tuple[str, str], str], scale: float | None) -> list[str]:
-    """List images that cannot be decoded, differ from most in channels or dtype, or have floats outside [0, 1].
+def file_problems(scan: pd.DataFrame, failures: Mapping[tuple[str, str], tuple[str, str]]) -> list[str]:
+    """List files that cannot be read, given (file, problem) by (image, mask); files with one problem together."""
+    files_of: dict[str, dict[str, None]] = defaultdict(dict)
+    for key in dict.fromkeys(zip(scan["image"], scan["mask"], strict=True)):
+        if key in failures:
+            file, problem = failures[key]
+            files_of[problem][file] = None
+    return [_first(list(files)) + problem for problem, files in files_of.items()]
 
-    `failures` are the errors of unreadable images by (image, mask); in `scan` these have NaN.
+
+def image_problems(scan: pd.DataFrame, scale: float | None) -> list[str]:
+    """List images that differ from most in channels or dtype, or have floats outside [0, 1].
+
+    Those that could not be read have NaN.
     """
-    keys = dict.fromkeys(zip(scan["image"], scan["mask"], strict=True))
-    problems = [failures[key] for key in keys if key in failures]
+    problems: list[str] = []
     read = scan[scan["dtype"].notna()].drop_duplicates("image")
     for column in ("channels", "dtype"):
         usual = read[column].mode().tolist()[:1]
@@ -37,7 +48,11 @@ def image_problems(scan: pd.DataFrame, failures: Mapping[tuple[str, str], str], 
 
 
 def mask_problems(
-    scan: pd.DataFrame, classes: Sequence[str], ignore_index: int | None, mask_values: Mapping[int, int] | None = None
+    scan: pd.DataFrame,
+    classes: Sequence[str],
+    ignore_index: int | None,
+    mask_values: Mapping[int, int] | None = None,
+    exif: str | None = None,
 ) -> list[str]:
     """List masks with another size than their image or values outside the classes; refuse masks of one value only."""
     mapping = {value: value for value in [*range(len(classes)), ignore_index]} if mask_values is None else mask_values
@@ -45,12 +60,14 @@ def mask_problems(
     masks_of: dict[int, dict[str, int]] = defaultdict(dict)  # value -> {mask: pixels}
     for row in scan[scan["dtype"].notna()].drop_duplicates(["image", "mask"]).itertuples():
         if (row.mask_height, row.mask_width) != (row.height, row.width):
-            sizes[row.mask_height, row.mask_width, row.height, row.width].append(f"{row.mask} of {row.image}")
+            key = row.mask_height, row.mask_width, row.height, row.width, _lies_sideways(row)
+            sizes[key].append(f"{row.mask} of {row.image}")
         for pair in row.values.split():
             value, pixels = map(int, pair.split(":"))
             masks_of[value][row.mask] = pixels
     problems = [
         f"{_first(pairs)} is {size[0]:.0f} x {size[1]:.0f} (height x width), the image {size[2]:.0f} x {size[3]:.0f}"
+        + (TURNED[exif] if size[4] and size[:2] == size[3:1:-1] else "")
         for size, pairs in sizes.items()
     ]
     unknown = sorted(masks_of.keys() - mapping.keys())
@@ -78,6 +95,54 @@ def mask_problems(
             f"with data.ignore_index={ignore_index} there are no two classes to learn"
         )
     return [*problems, cure] if cure and (unknown or problems) else problems
+
+
+TURNED = {
+    "apply": ", turned by its EXIF orientation: with data.exif=ignore both have the same size",
+    "ignore": ", and its EXIF orientation says to turn it: with data.exif=apply both have the same size",
+    None: ", turned by its EXIF orientation",
+}
+
+
+def _lies_sideways(row: Any) -> bool:
+    return any(number in SIDEWAYS for file, number in json.loads(row.turned).items() if file != row.mask)
+
+
+def exif_problems(scan: pd.DataFrame) -> list[str]:
+    """Refuse images and masks with an EXIF orientation while `data.exif` is null; propose a value, with its reason."""
+    rows = scan[scan["dtype"].notna() & ~scan["turned"].isin(["{}"])].drop_duplicates(["image", "mask"])
+    if rows.empty:
+        return []
+    turned = {file: number for text in rows["turned"] for file, number in json.loads(text).items()}
+    sideways = [row for row in rows.itertuples() if _lies_sideways(row) and row.mask and row.height != row.width]
+    upright = sum((row.mask_height, row.mask_width) == (row.height, row.width) for row in sideways)
+    stored = sum((row.mask_width, row.mask_height) == (row.height, row.width) for row in sideways)
+    named = some([f"{file} ({number})" for file, number in turned.items()], 3)
+    advice = "exif: apply  to turn them upright, as viewers do, or  exif: ignore  to keep the pixels as stored"
+    if stored > upright:
+        advice = f"exif: ignore  (of {len(sideways):,} masks, {stored:,} have the size of the image as stored)"
+    elif upright:
+        advice = f"exif: apply  (of {len(sideways):,} masks, {upright:,} have the size of the image turned upright)"
+    return [
+        f"{len(turned):,} files have an EXIF orientation, such as {named}: write under the data settings "
+        f"(configs/data):  {advice}"
+    ]
+
+
+def damage_notes(scan: pd.DataFrame) -> list[str]:
+    """Note JPEGs that are damaged inside, with libjpeg's words."""
+    texts = scan["damage"][scan["damage"].notna()]
+    return describe_damage({file: what for text in texts for file, what in json.loads(text).items()})
+
+
+def describe_damage(damage: Mapping[str, str]) -> list[str]:
+    """Name damaged JPEGs by file; part of each is lost."""
+    if not damage:
+        return []
+    named = some([f"{file} ({what})" for file, what in damage.items()], 20)
+    return [
+        f"{len(damage):,} JPEGs are damaged inside; part of each picture is lost, grey or of wrong colours: {named}"
+    ]
 
 
 def mask_notes(

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from foldwise.data.decoding import ImageError, decode_image, decode_mask
+from foldwise.data.orientation import is_ignored
 from foldwise.data.problems import some
 from foldwise.errors import Refusal
 
@@ -31,13 +32,14 @@ def read_image(path: Path | str, mode: str = "stored") -> np.ndarray:
     """
     path, cache = Path(path), _cache.get()
     if cache is None:
-        return _convert(decode_image(path), mode, path)
-    if path not in cache:
-        cache[path] = decode_image(path)
-    return _convert(cache[path], mode, path)
+        return to_mode(decode_image(path), mode, path)
+    key = path, is_ignored()
+    if key not in cache:
+        cache[key] = decode_image(path)
+    return to_mode(cache[key], mode, path)
 
 
-_cache: ContextVar[dict[Path, np.ndarray] | None] = ContextVar("_cache", default=None)
+_cache: ContextVar[dict[tuple[Path, bool], np.ndarray] | None] = ContextVar("_cache", default=None)
 
 
 @contextmanager
@@ -152,7 +154,8 @@ def _resize(image: np.ndarray, height: int, width: int, interpolation: int) -> n
     return np.concatenate([part.reshape(height, width, -1) for part in resized], axis=2)
 
 
-def _convert(image: np.ndarray, mode: str, path: Path) -> np.ndarray:
+def to_mode(image: np.ndarray, mode: str, path: Path) -> np.ndarray:
+    """Convert the channels of an image (H, W, C) by `data.mode`; ImageError if it has more than four."""
     channels = image.shape[2]
     if mode == "stored" or channels == {"gray": 1, "rgb": 3}.get(mode):
         return image

@@ -12,7 +12,7 @@ from foldwise.code.build import make
 from foldwise.data.fields import Item
 from foldwise.data.folds import fold_array, folds_hash, update_folds
 from foldwise.data.holdout import Holdout
-from foldwise.data.image_problems import mask_notes
+from foldwise.data.image_problems import damage_notes, mask_notes
 from foldwise.data.problems import TableError
 from foldwise.data.pseudo import Pseudo, read_pseudo
 from foldwise.data.sample import provide_classes
@@ -97,7 +97,11 @@ def prepare(config: Mapping[str, Any], alias: str | None, make_folds: bool = Tru
     _check_ignore_index(data["ignore_index"], outputs)
     scan = scan_items(items, data, progress=progress)
     folds, notes = update_folds(table, present_classes(table, scan), data, config["seed"], make_folds)
-    notes = [*notes, *mask_notes(scan, len(table.classes), data["ignore_index"], table.mask_values)]
+    notes = [
+        *notes,
+        *damage_notes(scan),
+        *mask_notes(scan, len(table.classes), data["ignore_index"], table.mask_values),
+    ]
     statistics = compute_statistics(scan, items, fold_array(folds, table.ids), data["scale"])
     scans = [scan]
     for output in outputs[1:]:
@@ -140,6 +144,7 @@ def read_items(data: Mapping[str, Any], task: str, samples: Samples) -> TableIte
         classes,
         mask_values=data.get("mask_values"),  # older runs lack it, and the next
         separator=data.get("label_separator"),
+        exif=data.get("exif"),
     )
     return TableItems.of(source, samples, targets=True)
 
@@ -161,17 +166,20 @@ def read_outputs(
             entry.get("classes"),
             mask_values=data.get("mask_values"),
             separator=data.get("label_separator"),
+            exif=data.get("exif"),
         )
         outputs.append(Output.other(name, entry, source.classes))
         tables[outputs[-1].target] = item_table(source, items)
     return tuple(outputs), tables
 
 
-def check_test_table(data: Mapping[str, Any], prepared: Prepared, progress: bool = True) -> Table:
+def check_test_table(data: Mapping[str, Any], prepared: Prepared, progress: bool = True) -> tuple[Table, list[str]]:
+    """Read and scan `data.test_table`; also return notes."""
     table, columns = prepared.table, Columns.from_config(data["columns"])
-    test = read_table(data["test_table"], table.task, data["root"], columns, table.classes, has_target=False)
-    scan_alike(test, data, prepared.samples, prepared.statistics, progress)
-    return test
+    test = read_table(
+        data["test_table"], table.task, data["root"], columns, table.classes, has_target=False, exif=table.exif
+    )
+    return test, damage_notes(scan_alike(test, data, prepared.samples, prepared.statistics, progress))
 
 
 def scan_alike(

@@ -94,5 +94,10 @@ def has_stray_spaces(values: pd.Series) -> np.ndarray:
     return np.array([value != " ".join(value.split()) for value in unique], dtype=bool)[codes]
 
 
+def shorten(lines: Sequence[str], most: int = 5) -> list[str]:
+    """Keep the first lines, and count the rest."""
+    return [*lines[:most], *([f"and {len(lines) - most:,} more"] if len(lines) > most else [])]
+
+
 def some(names: Sequence[Any], most: int = 5) -> str:
     return ", ".join(map(str, names[:most])) + (f" and {len(names) - most:,} more" if len(names) > most else "")

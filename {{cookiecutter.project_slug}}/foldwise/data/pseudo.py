@@ -71,7 +71,7 @@ def read_pseudo(data: Mapping[str, Any], real: Table, folds: Iterable[int], fold
     path = Path(data["pseudo"])
     target = "mask" if find_task(real.task).field.spatial else list(real.classes)
     columns = Columns(id=ROW, target=target, weight="weight")
-    table = read_table(path, real.task, real.root, columns, real.classes)
+    table = read_table(path, real.task, real.root, columns, real.classes, exif=real.exif)
     provenance = provenance_path(path)
     made_with = read_json(provenance).get("folds_hash") if provenance.is_file() else None
     problems = []
@@ -103,4 +103,6 @@ def join_tables(real: Table, pseudo: Table, columns: Sequence[str] = ()) -> Join
     require_columns(pseudo, columns)
     frame = pd.concat([real.frame.assign(weight=real.weights)[names], pseudo.frame[names]], ignore_index=True)
     values, rows = real.mask_values, len(real)
-    return JoinedTable(frame, real.task, real.classes, real.root, target, pseudo.path, values, real=rows)
+    return JoinedTable(
+        frame, real.task, real.classes, real.root, target, pseudo.path, values, exif=real.exif, real=rows
+    )

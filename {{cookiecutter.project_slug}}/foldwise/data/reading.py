@@ -10,6 +10,7 @@ import numpy as np
 
 from foldwise.data.fields import Field, Item
 from foldwise.data.images import ImageError, fit_image, resize, resize_mask, to_unit
+from foldwise.data.orientation import oriented
 from foldwise.data.samples import Rows, Sample, Samples
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
@@ -48,7 +49,8 @@ class Reader:
         """Read an item at its stored size, images as float32 in [0, 1] or uint8; refuses undeclared arrays."""
         item, fields = self.items[index], self.fields
         try:
-            sample = self.samples.read(self.rows, item, self.state, rng)
+            with oriented(self.rows.exif):
+                sample = self.samples.read(self.rows, item, self.state, rng)
             for name, table in self.targets.items():
                 if name not in sample and name not in self.samples.fields:
                     target = table.target

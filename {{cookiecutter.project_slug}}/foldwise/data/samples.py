@@ -14,6 +14,7 @@ import pandas as pd
 
 from foldwise.data.fields import Field, Item
 from foldwise.data.images import MODES, read_image
+from foldwise.data.orientation import oriented
 from foldwise.data.problems import TableError, some
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
@@ -27,7 +28,7 @@ class Rows:
     def __init__(self, table: Table, samples: "Samples", targets: bool = False) -> None:
         columns = [*samples.columns, *(samples.target_columns if targets else ())]
         require_columns(table, columns)
-        self.source, self.root, self.targets = table.path, table.root, targets
+        self.source, self.root, self.targets, self.exif = table.path, table.root, targets, table.exif
         names = ["id", "image", *columns, *(["mask"] if targets and "mask" in table.frame else [])]
         self._columns = {name: table.frame[name].to_numpy(object) for name in names}
         self._numbers: dict[str, np.ndarray] = {}
@@ -164,10 +165,12 @@ class TableItems:
 
     @cached_property
     def state(self) -> dict[str, Any]:
-        return self.samples.fit(self.rows, self.items)
+        with oriented(self.rows.exif):
+            return self.samples.fit(self.rows, self.items)
 
     def picture(self, number: int) -> np.ndarray:
-        return self.samples.picture(self.samples.read(self.rows, self.items[number], self.state, None))
+        with oriented(self.rows.exif):
+            return self.samples.picture(self.samples.read(self.rows, self.items[number], self.state, None))
 
 
 def item_table(table: Table, items: Sequence[Item]) -> Table:

@@ -21,8 +21,10 @@ import pandas as pd
 from foldwise.code.alias import opened_code
 from foldwise.code.definitions import Definitions
 from foldwise.code.source import PACKAGE
-from foldwise.data.image_problems import image_problems, mask_problems
+from foldwise.data.decoding import noting
+from foldwise.data.image_problems import exif_problems, file_problems, image_problems, mask_problems
 from foldwise.data.images import ImageError, read_mask
+from foldwise.data.orientation import oriented
 from foldwise.data.problems import TableError, some
 from foldwise.data.samples import Samples, TableItems
 from foldwise.data.table import Table
@@ -31,13 +33,15 @@ from foldwise.files import write_atomic
 from foldwise.progress import progress_bar, silent, stepping
 
 # `sums` and `squares` are space-separated, one number per channel of the stored values. `values` has the `value:pixels`
-# pairs of a mask, so the record does not depend on the classes. `others` is JSON with the other image fields.
+# pairs of a mask, so the record does not depend on the classes. `others` is JSON with the other image fields. `turned`
+# and `damage` are JSON too: the EXIF orientation, if it is not 1, and the damage of each file.
 RECORD = [
     "image", "bytes", "mask", "mask_bytes", "reader", "height", "width", "area", "channels", "dtype",
     "minimum", "maximum", "sums", "squares", "mask_height", "mask_width", "values", "others",
+    "turned", "damage",
 ]  # fmt: skip
 KEY = ["image", "bytes", "mask", "mask_bytes", "reader"]
-TEXT = {"image", "bytes", "mask", "reader", "dtype", "sums", "squares", "values", "others"}
+TEXT = {"image", "bytes", "mask", "reader", "dtype", "sums", "squares", "values", "others", "turned", "damage"}
 
 BLOCK = 1 << 20  # pixels converted to float64 at a time
 CHUNK = 256  # items per batch of the threads; Ctrl-C waits for them
@@ -62,9 +66,10 @@ def scan_items(
     todo = todo[todo["_merge"] == "left_only"]
     known, failures = _extend_record(record, known, todo, items, table, progress)
     scan = current[KEY].merge(known, on=KEY, how="left", validate="many_to_one")
-    problems = image_problems(scan, failures, data["scale"])
+    problems = file_problems(scan, failures) + image_problems(scan, data["scale"])
+    problems += exif_problems(scan) if table.exif is None else []
     if "mask" in table.frame:
-        problems += mask_problems(scan, table.classes, data["ignore_index"], table.mask_values)
+        problems += mask_problems(scan, table.classes, data["ignore_index"], table.mask_values, table.exif)
     if problems:
         raise TableError(table.path, problems)
     if "mask" in table.frame:
@@ -72,8 +77,9 @@ def scan_items(
     return scan
 
 
-def reader_key(samples: Samples) -> str:
-    """Hash the reader's class, arguments and code: measurements depend on them as well as on the files."""
+def reader_key(samples: Samples, exif: str | None) -> str:
+    """Hash the reader's class, arguments and code: measurements depend on them as well as on the files, and on whether
+    these are turned."""
     kind = type(samples)
     package, _, module = kind.__module__.partition(".")
     source: Any = None  # of foldwise: fixed
@@ -81,7 +87,8 @@ def reader_key(samples: Samples) -> str:
         source = Definitions(code, [f"{PACKAGE}.{module}.{kind.__qualname__}"]).hashes()
     elif package != "foldwise":
         source = inspect.getsource(inspect.getmodule(kind) or kind)
-    text = json.dumps([kind.__qualname__, vars(samples), source], sort_keys=True, default=str)
+    turned = ["ignore"] if exif == "ignore" else []
+    text = json.dumps([kind.__qualname__, vars(samples), source, *turned], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -125,7 +132,7 @@ def _file_sizes(items: TableItems, table: Table) -> pd.DataFrame:
             "bytes": [";".join(str(sizes[path]) for path in files) for files in files_of],
             "mask": table.frame["mask"] if masks else "",
             "mask_bytes": [sizes[path] for path in masks] if masks else 0,
-            "reader": reader_key(items.samples),
+            "reader": reader_key(items.samples, table.exif),
             "number": range(len(files_of)),
         }
     ).astype(dict.fromkeys(("image", "bytes", "mask", "reader"), object))
@@ -160,17 +167,20 @@ def _extend_record(
     items: TableItems,
     table: Table,
     progress: bool,
-) -> tuple[pd.DataFrame, dict[tuple[str, str], str]]:
-    """Read the missing items; return the extended record, and the errors by (image, mask)."""
+) -> tuple[pd.DataFrame, dict[tuple[str, str], tuple[str, str]]]:
+    """Read the missing items; return the extended record, and (file, problem) by (image, mask)."""
     rows: list[dict[str, Any]] = []
-    failures: dict[tuple[str, str], str] = {}
+    failures: dict[tuple[str, str], tuple[str, str]] = {}
     state = items.state if len(todo) else {}
 
     def measure(key: dict[str, Any]) -> dict[str, Any] | None:
         try:
             return {name: key[name] for name in KEY} | _measure(items, table, key["number"], state)
         except ImageError as error:
-            failures[key["image"], key["mask"]] = str(error)
+            files = [*items.samples.files(items.rows, items.items[key["number"]])]
+            files += [table.mask_path(key["number"])] if "mask" in table.frame else []
+            file = next((str(file) for file in files if str(error).startswith(f"{file} ")), "")
+            failures[key["image"], key["mask"]] = file, str(error)[len(file) :]
             return None
 
     try:
@@ -188,6 +198,14 @@ def _extend_record(
 
 
 def _measure(items: TableItems, table: Table, number: int, state: Mapping[str, Any]) -> dict[str, Any]:
+    with oriented(table.exif), noting() as notes:
+        row = _figures(items, table, number, state)
+    turned = {_relative(note.path, table.root): note.orientation for note in notes if note.orientation != 1}
+    damage = {_relative(note.path, table.root): note.damage for note in notes if note.damage}
+    return row | {"turned": json.dumps(turned), "damage": json.dumps(damage)}
+
+
+def _figures(items: TableItems, table: Table, number: int, state: Mapping[str, Any]) -> dict[str, Any]:
     sample = items.samples.read(items.rows, items.items[number], state, None)
     where = ", ".join(map(str, items.samples.files(items.rows, items.items[number])[:1]))
     figures = [(name, _image_figures(sample[name], where)) for name in image_fields(items.samples)]

@@ -4,12 +4,11 @@ CSVs are read as text, so ids keep leading zeros and `NA` is a valid label. All 
 numbers.
 """
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,8 @@ import pandas as pd
 
 from foldwise.data.columns import Columns, missing_columns
 from foldwise.data.images import map_mask, read_mask
+from foldwise.data.orientation import oriented
+from foldwise.data.paths import check_paths
 from foldwise.data.problems import Check, has_stray_spaces, some
 from foldwise.data.table_file import read_file
 from foldwise.data.targets import check_class_names, check_units, split_cells
@@ -35,6 +36,7 @@ class Table:
         frame: the file's columns, plus `id` and `image` (text) and, if declared, `mask`, `group`, `unit` (text),
             `weight` (float) and `fold` (int); index 0 to N - 1. Undeclared columns with these names are dropped, so
             that they are not used by accident.
+        exif: `data.exif`: "apply", "ignore", or None, which is apply.
         ordered: the order of `classes` was given, not found by sorting.
         target: float32 (N, C), one-hot, multi-hot or soft; for retrieval int64 (N, 1), the index of the identity; None
             for masks and for tables without target.
@@ -49,6 +51,7 @@ class Table:
     path: Path
     mask_values: Mapping[int, int] | None = None
     ordered: bool = True
+    exif: str | None = None
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -70,7 +73,8 @@ class Table:
     def read_mask(self, row: int) -> np.ndarray:
         """Read a mask as (H, W) class numbers, uint8 or uint16; ImageError for a value without a class."""
         path = self.mask_path(row)
-        mask = read_mask(path)
+        with oriented(self.exif):
+            mask = read_mask(path)
         return mask if self.mask_values is None else map_mask(mask, self.mask_values, path)
 
     @property
@@ -92,6 +96,7 @@ def read_table(
     needs_group: bool = True,
     mask_values: Mapping[Any, Any] | None = None,
     separator: str | None = None,
+    exif: str | None = None,
 ) -> Table:
     """Read a table and check it as a whole, including that image and mask files exist.
 
@@ -101,7 +106,7 @@ def read_table(
             segmentation: class i is pixel value i.
         has_target: False for a test table: target, weight and fold are not read, and the group column is optional.
         needs_group: False makes the group column optional with targets too.
-        mask_values: see `Table`.
+        mask_values, exif: see `Table`.
         separator: of the labels in a cell of a multilabel table; None: whitespace.
 
     Raises:
@@ -143,7 +148,7 @@ def read_table(
             check.rows(frame[canonical].isin(MISSING), text)
     for canonical in ("image", "mask"):
         if canonical in declared:
-            _check_paths(frame[canonical], root, canonical, check)
+            check_paths(frame[canonical], root, canonical, check)
     if "weight" in declared:
         frame["weight"] = _weight_column(raw[declared["weight"]], check)
     if "fold" in declared:
@@ -160,7 +165,7 @@ def read_table(
         check_units(frame["unit"], target, check)
     check.stop_if_bad()
     ordered = classes is not None or not isinstance(columns.target, str | None)
-    return Table(frame, task, tuple(names or ()), root, target, path, check_mask_values(mask_values), ordered)
+    return Table(frame, task, tuple(names or ()), root, target, path, check_mask_values(mask_values), ordered, exif)
 
 
 def check_mask_values(values: Any) -> dict[int, int] | None:
@@ -211,35 +216,6 @@ def _check_ids(ids: pd.Series, stored: pd.Series, check: Check) -> None:
             f"{what} more than once: {some(each, 3)}. A table has one row per image: join the labels of several rows, "
             "and give images of one thing their own ids, with the thing in data.columns.unit"
         )
-
-
-def _check_paths(paths: pd.Series, root: Path, what: str, check: Check) -> None:
-    """Check that every path is relative, exists, and stays under the root after resolving links."""
-    real_root = root.resolve()
-    folder_is_inside: dict[Path, bool] = {}  # each folder is resolved only once: a million files are in few folders
-
-    def problem(text: str) -> str | None:
-        if not text:
-            return f"the {what} path is empty"
-        if "\\" in text:
-            return f"the {what} path {text!r} has a backslash; write paths with /"
-        relative = PurePosixPath(text)
-        if relative.is_absolute() or ".." in relative.parts:
-            return f"the {what} path {text!r} must be relative to the data root {root}, without '..'"
-        file = root / relative
-        if not os.path.isfile(file):  # noqa: PTH113  Path.is_file raises if the name is too long
-            return f"the {what} file {file} does not exist"
-        if file.parent not in folder_is_inside:
-            folder_is_inside[file.parent] = file.parent.resolve().is_relative_to(real_root)
-        inside = folder_is_inside[file.parent]
-        if file.is_symlink():
-            inside = file.resolve().is_relative_to(real_root)
-        if inside:
-            return None
-        return f"the {what} path {text!r} is a link that leaves the data root {root}: set data.root to its target"
-
-    messages = [problem(text) for text in paths]
-    check.rows([message is not None for message in messages], lambda row: str(messages[row]))
 
 
 def _weight_column(column: pd.Series, check: Check) -> pd.Series:

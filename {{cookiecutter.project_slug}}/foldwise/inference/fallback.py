@@ -8,6 +8,7 @@ import numpy as np
 
 from foldwise.config import read_config
 from foldwise.data.decoding import stored_size
+from foldwise.data.orientation import oriented
 from foldwise.data.prepare import read_items, read_outputs
 from foldwise.errors import Refusal
 from foldwise.inference.predictor import Values
@@ -68,5 +69,6 @@ def add_fallback(
 
 def _size(work: Work, read: Read, file: Path) -> tuple[int, int]:
     """(height, width) of a bad image by its pixels or its header, else that of the first image with a known one."""
-    others = (stored_size(work.table.image_path(row)) for row in range(len(work.table)))
-    return next(filter(all, (read.size, stored_size(file))), None) or next(filter(all, others), (1, 1))
+    with oriented(work.source.exif):
+        others = (stored_size(work.table.image_path(row)) for row in range(len(work.table)))
+        return next(filter(all, (read.size, stored_size(file))), None) or next(filter(all, others), (1, 1))

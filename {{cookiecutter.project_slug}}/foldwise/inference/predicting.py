@@ -163,7 +163,9 @@ def _read_table(run: TrainedRun, oof: bool, table_path: Path | None, root: Path 
     columns, spec = Columns.from_config(run.data["columns"]), run.spec
     separator = run.data.get("label_separator")
     root = root or run.data["root"]
-    return read_table(Path(path), spec.task, root, columns, spec.classes, has_target=oof, separator=separator)
+    return read_table(
+        Path(path), spec.task, root, columns, spec.classes, has_target=oof, separator=separator, exif=spec.exif
+    )
 
 
 def _writer(

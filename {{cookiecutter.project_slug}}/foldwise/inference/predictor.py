@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from foldwise.data.batches import to_device, unpack
+from foldwise.data.decoding import FileNote
 from foldwise.data.fields import seen_spatial
 from foldwise.data.images import ImageError
+from foldwise.data.problems import shorten
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
 from foldwise.inference.device import keep_freed_memory
@@ -39,6 +41,9 @@ class Predictor:
         keep_views: return the values of each view instead of their mean.
         tiles: segmentation: predict in tiles at the stored resolution. Models with fit "tiles" always do.
         skip_bad: leave out items that cannot be read, instead of an ImageError.
+
+    Attributes:
+        notes: of the files that were read, for `describe_notes`.
     """
 
     def __init__(
@@ -53,7 +58,7 @@ class Predictor:
         tiles: bool = False,
         skip_bad: bool = False,
     ) -> None:
-        self.skip_bad = skip_bad
+        self.skip_bad, self.notes = skip_bad, list[FileNote]()
         self.models, self.tta, self.workers = models, tta, workers
         self.outputs = models[0].spec.outputs
         self.tasks = {output.name: output.meaning for output in self.outputs}
@@ -117,8 +122,9 @@ class Predictor:
             return
         read = Items(table, dict(zip(self.inputs, self.models, strict=True)), self.tta, items, self.tiles)
         for batch in load_batches(read, self.batch_size, self.workers, self.device):
+            self.notes += batch.notes
             if batch.bad and not self.skip_bad:
-                raise ImageError("\n".join(item.problem for item in batch.bad))
+                raise ImageError("\n".join(shorten([item.problem for item in batch.bad])))
             if not batch.numbers:
                 continue
             results = self._predict_tiles(batch) if self.tiles else self._predict_batch(batch)

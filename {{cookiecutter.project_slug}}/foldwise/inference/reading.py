@@ -1,7 +1,7 @@
 """Reading for prediction: a worker reads each item once and resizes it for every network."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from foldwise.data.augmentation import Augmentation, build_transforms
 from foldwise.data.batches import Packed, collate, pack_sample, start_worker
+from foldwise.data.decoding import FileNote, noting
 from foldwise.data.fields import Field
-from foldwise.data.images import ImageError, cached_images
+from foldwise.data.image_problems import describe_damage
+from foldwise.data.images import ImageError, cached_images, to_mode
+from foldwise.data.problems import some
 from foldwise.data.reading import Reader, fit_sample
 from foldwise.data.samples import Rows, Sample
 from foldwise.data.sampling import sample_seed
@@ -57,6 +60,7 @@ class Read(NamedTuple):
     samples: list[Packed]
     size: tuple[int, int]
     problem: str = ""
+    notes: Sequence[FileNote] = ()
 
 
 class ReadBatch(NamedTuple):
@@ -66,6 +70,7 @@ class ReadBatch(NamedTuple):
     batches: dict[InputSpec, Packed]
     sizes: list[tuple[int, int]]
     bad: list[Read]
+    notes: list[FileNote]
 
 
 class Items(Dataset[Read]):
@@ -83,7 +88,7 @@ class Items(Dataset[Read]):
         self.readers: dict[str, Reader] = {}
         for inputs, model in models.items():
             if inputs.reading not in self.readers:
-                samples, rows = model.samples, Rows(table, model.samples)
+                samples, rows = model.samples, Rows(replace(table, exif=model.spec.exif), model.samples)
                 reader = Reader(samples, rows, samples.items(rows), model.spec.state, model.spec.scales)
                 self.readers[inputs.reading] = reader
         self.first = next(iter(self.readers.values()))
@@ -99,6 +104,11 @@ class Items(Dataset[Read]):
         return len(self.numbers)
 
     def __getitem__(self, index: int) -> Read:
+        with noting() as notes:
+            read = self._read(index, notes)
+        return read._replace(notes=notes)
+
+    def _read(self, index: int, notes: list[FileNote]) -> Read:
         number = self.numbers[index]
         size = (0, 0)
         packed: list[Packed] = []
@@ -108,7 +118,7 @@ class Items(Dataset[Read]):
                 reader = self.readers[inputs.reading]
                 if inputs.reading not in read:
                     try:
-                        sample = reader.read(number)
+                        sample = _as_trained(reader.read(number), inputs, reader.files(number), notes)
                     except ImageError as error:
                         return Read(index, [], size, str(error))
                     size = _stored_size(sample, reader) or size
@@ -150,6 +160,19 @@ def _stored_size(sample: Sample, reader: Reader) -> tuple[int, int] | None:
     return None
 
 
+def _as_trained(sample: Sample, inputs: InputSpec, files: Sequence[Path], notes: list[FileNote]) -> Sample:
+    """Convert grey images for a model of RGB, and the reverse, as `data.mode` does; add a note."""
+    changed = {}
+    for name, channels in inputs.channels:
+        images = _images(sample[name])
+        mode = {1: "gray", 3: "rgb"}.get(channels)
+        if mode and any(image.shape[2] != channels for image in images) and all(im.shape[2] <= 4 for im in images):
+            converted = [to_mode(image, mode, files[0]) for image in images]
+            changed[name] = converted if isinstance(sample[name], list) else converted[0]
+            notes.append(FileNote(files[0], 1, "", mode))
+    return sample | changed
+
+
 def _channel_problem(sample: Sample, inputs: InputSpec, reader: Reader, number: int) -> str:
     for name, channels in inputs.channels:
         for image in _images(sample[name]):
@@ -185,5 +208,28 @@ def _collate(reads: list[Read], fields: Mapping[InputSpec, dict[str, Field]]) ->
         if good
     }
     return ReadBatch(
-        [read.number for read in good], batches, [read.size for read in good], [read for read in reads if read.problem]
+        [read.number for read in good],
+        batches,
+        [read.size for read in good],
+        [read for read in reads if read.problem],
+        [note for read in reads for note in read.notes],
     )
+
+
+def describe_notes(notes: Sequence[FileNote], models: Sequence[Model]) -> list[str]:
+    """Name damaged pictures, and those that are turned by an EXIF orientation that no training image had."""
+    turned = [f"{note.path} ({note.orientation})" for note in notes if note.orientation != 1]
+    lines = describe_damage({str(note.path): note.damage for note in notes if note.damage})
+    for mode in ("rgb", "gray"):
+        names = [str(note.path) for note in notes if note.mode == mode]
+        if names:
+            lines.append(
+                f"{len(names):,} pictures do not have the channels of the training images, and are converted as with "
+                f"data.mode={mode}: {some(names)}"
+            )
+    if turned and any(model.spec.exif is None for model in models):
+        lines.append(
+            "these pictures have an EXIF orientation, which no training image had, and are turned upright (train with "
+            f"data.exif=ignore to keep such pictures as stored): {some(turned, 20)}"
+        )
+    return lines

@@ -12,8 +12,9 @@ import torch
 
 from foldwise.data.images import ImageError
 from foldwise.data.table import Table
-from foldwise.errors import ProcessFailed
+from foldwise.errors import Note, ProcessFailed, show_notes
 from foldwise.inference.predictor import Predictor, Values
+from foldwise.inference.reading import describe_notes
 from foldwise.inference.runs import TrainedRun
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import load_model
@@ -98,14 +99,16 @@ def _predict_counting(work: Work, shards: Sequence[Shards], devices: Sequence[st
         warnings.simplefilter("ignore")  # rank 0 shows them
     if devices[rank.index].startswith("cuda"):
         torch.cuda.set_device(devices[rank.index])  # otherwise a plain "cuda" takes memory on the first GPU
-    for _ in _predict_share(work, shards[rank.index], devices[rank.index], rank):
-        counts[rank.index] += 1
+    with show_notes():  # of this rank's images
+        for _ in _predict_share(work, shards[rank.index], devices[rank.index], rank):
+            counts[rank.index] += 1
 
 
 def _predict_share(work: Work, shards: Shards, device: str, rank: Rank) -> Iterator[None]:
     """Predict this rank's rows of each job into the shards; yield after each image."""
     names = ("batch_size", "workers", "precision", "keep_views", "tiles")
     options = {name: getattr(work.choices, name) for name in names}
+    noted: dict[str, None] = {}
     with ExitStack() as stack:
         for of_run in shards:
             for shard in of_run.values():
@@ -126,6 +129,9 @@ def _predict_share(work: Work, shards: Shards, device: str, rank: Rank) -> Itera
                         for view, values in zip(predictor.views, views, strict=True):
                             of_run[name].add(id, fold, snapshot, view, values)
                 yield
+            noted |= dict.fromkeys(describe_notes(predictor.notes, models))
+    for text in noted:
+        warnings.warn(text, Note, stacklevel=2)
 
 
 def _predict_readable(predictor: Predictor, source: Table, rows: list[int]) -> Iterator[tuple[int, Values]]:

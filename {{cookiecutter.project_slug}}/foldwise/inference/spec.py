@@ -13,6 +13,7 @@ from typing import Any
 
 from foldwise import FORMAT_VERSION
 from foldwise.data.images import FITS
+from foldwise.data.orientation import EXIF
 from foldwise.errors import Refusal
 from foldwise.files import is_number, read_json
 from foldwise.tasks import TASKS
@@ -43,6 +44,8 @@ class ModelSpec:
         fit: how images get that size: "stretch", "crop" or "tiles".
         images: for each image field `scale` (the stored value that means 1.0; None: by dtype), and `mean` and `std`
             per channel, in units of [0, 1].
+        exif: "apply" turns images by their EXIF orientation, "ignore" does not; None: no training image had one, and
+            others are turned.
         code: hash of the run's own code; None if network and reader come from foldwise.
         sha256: of the weights file.
     """
@@ -54,6 +57,7 @@ class ModelSpec:
     image_size: tuple[int, ...]
     fit: str
     images: dict[str, dict[str, Any]]
+    exif: str | None = None
     code: str | None = None
     version: int = FORMAT_VERSION
     sha256: str = field(default="", compare=False)
@@ -77,7 +81,7 @@ class ModelSpec:
     @property
     def reading(self) -> str:
         """Everything that affects how an item is read; models with equal values share the samples."""
-        return json.dumps([self.samples, self.state, self.scales, self.code], sort_keys=True)
+        return json.dumps([self.samples, self.state, self.scales, self.exif, self.code], sort_keys=True)
 
     def plain(self) -> dict[str, Any]:
         """Content of `model.json`; ModelError if it is not valid."""
@@ -96,7 +100,7 @@ def read_spec(folder: Path) -> ModelSpec:
     except Refusal as error:
         raise ModelError(str(error)) from error
     raise_problems(path, _problems(values))
-    known = {item.name: values[item.name] for item in fields(ModelSpec)}
+    known = {"exif": "ignore"} | {item.name: values[item.name] for item in fields(ModelSpec) if item.name in values}
     outputs = tuple(
         Output(
             *(output["name"], output["key"], output["target"], tuple(output["columns"]), output["task"]),
@@ -160,6 +164,7 @@ def _are_statistics(image: dict[str, Any], channels: int) -> bool:
 REQUIRED: dict[str, Callable[[dict[str, Any]], object]] = {
     "image_size must be [height, width]": lambda v: [_is_count(n) for n in v["image_size"]] == [True, True],
     f"fit must be one of {', '.join(FITS)}": lambda v: v["fit"] in FITS,
+    f"exif must be one of {', '.join(EXIF)} or null": lambda v: v.get("exif") in (None, *EXIF),  # older models lack it
     "state must be an object": lambda v: isinstance(v["state"], dict),
     "code must be a hash or null": lambda v: v["code"] is None or re.fullmatch("[0-9a-f]{8}", v["code"]),
     f"sha256 must be the hash of {WEIGHTS}": lambda v: isinstance(v["sha256"], str),

@@ -86,6 +86,7 @@ def read_labelled_table(
         needs_group=False,
         mask_values=section.get("mask_values"),
         separator=section.get("label_separator"),
+        exif=section.get("exif"),
     )
     items = TableItems.of(source_table, samples)
     table = items.table

@@ -18,6 +18,7 @@ from foldwise.code.build import make, resolve
 from foldwise.code.runs import module_target
 from foldwise.data.holdout import Holdout
 from foldwise.data.images import FITS, image_hw
+from foldwise.data.orientation import oriented
 from foldwise.data.prepare import Prepared
 from foldwise.data.samples import Rows
 from foldwise.errors import Refusal
@@ -59,7 +60,8 @@ class Training(NamedTuple):
 def build_training(config: Mapping[str, Any], prepared: Prepared, part: Holdout, rank: Rank) -> Training:
     """Build one rank's share of a model's training; raise a Refusal for unusable settings."""
     alias, rows = prepared.alias, part.trained(prepared.fold_of_items)
-    state = prepared.samples.fit(Rows(prepared.source, prepared.samples), [prepared.items[row] for row in rows])
+    with oriented(prepared.source.exif):
+        state = prepared.samples.fit(Rows(prepared.source, prepared.samples), [prepared.items[row] for row in rows])
     spec = replace(build_spec(config, prepared, state), outputs=fit_outputs(config["data"], prepared, rows))
     network = build_network(config, prepared, spec)
     if config.get("init"):
@@ -128,6 +130,7 @@ def build_spec(config: Mapping[str, Any], prepared: Prepared, state: Mapping[str
         image_size=image_hw(data["image_size"]),
         fit=data["fit"],
         images=images,
+        exif=data.get("exif"),
         code=prepared.alias.rpartition("_")[2] if prepared.alias and owned else None,
     )
 
