@@ -77,7 +77,7 @@ def scan_items(
     return scan
 
 
-def reader_key(samples: Samples, exif: str | None) -> str:
+def reader_key(samples: Samples, exif: str | None = None) -> str:
     """Hash the reader's class, arguments and code: measurements depend on them as well as on the files, and on whether
     these are turned."""
     kind = type(samples)
