@@ -41,7 +41,7 @@ FILES = [
     (
         "a.dcm",
         bytes(128) + b"DICM" + b"\2\0\0\0UL",
-        "is a DICOM file: convert it to PNG",
+        "is a DICOM file: unpack it with python tools/unpack.py dicom",
     ),
     ("a.dcm", b"\x08\0\x05\0CS\x0a\0ISO_IR 100", "is a DICOM file"),
     ("a.nii", NIFTI, "is a NIfTI volume: convert it"),
@@ -49,7 +49,7 @@ FILES = [
     ("a.png.gz", gzip.compress(b"\x89PNG"), "is compressed by gzip: unpack it first"),
     ("a.heic", b"\0\0\0\x18ftypheic\0\0\0\0", "is a HEIC photo: convert it"),
     ("a.jpg", b"\0\0\0\x18ftypmif1\0\0\0\0", "is a HEIF photo"),
-    ("a.mp4", b"\0\0\0\x18ftypmp42\0\0\0\0", "is a video: extract its frames"),
+    ("a.mp4", b"\0\0\0\x18ftypmp42\0\0\0\0", "is a video: unpack it with python tools/unpack.py video"),
     ("a.avi", b"RIFF\x10\0\0\0AVI LIST", "is a video"),
     ("a.npy", array(), "is a NumPy array"),
     ("a.npz", array(True), "is a NumPy archive"),

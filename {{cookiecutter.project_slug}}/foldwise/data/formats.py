@@ -7,11 +7,12 @@ CONVERT = "convert it to PNG or TIFF first"
 READER = f"{CONVERT}, or write a reader (docs/extend.md; the template's examples/dicom has one)"
 UNPACK = "unpack it first"
 AGAIN = "download it again"
-FRAMES = "extract its frames as images first (the template's examples/clips reads them)"
+DICOM = "unpack it with python tools/unpack.py dicom (docs/data.md), or write a reader (docs/extend.md)"
+FRAMES = "unpack it with python tools/unpack.py video (docs/data.md)"
 # (offset, bytes, what the file is, what to do); the first match counts
 KINDS = [
     (0, b"version https://git-lfs", "a git-lfs pointer, not the file itself", "run git lfs pull"),
-    (128, b"DICM", "a DICOM file", READER),
+    (128, b"DICM", "a DICOM file", DICOM),
     (344, b"n+1\0", "a NIfTI volume", READER),
     (344, b"ni1\0", "a NIfTI header", READER),
     (4, b"n+2\0", "a NIfTI volume", READER),
@@ -71,7 +72,7 @@ def describe_file(path: Path, data: bytes) -> str:
     if path.name.lower().endswith(".nii.gz"):
         return f"is a NIfTI volume: {READER}"
     if path.suffix.lower() in (".dcm", ".dicom"):
-        return f"is a DICOM file: {READER}"
+        return f"is a DICOM file: {DICOM}"
     if path.suffix.lower() in RAW:
         return f"is a camera's raw file: {CONVERT}"
     for offset, start, kind, advice in KINDS:

@@ -49,9 +49,10 @@ def is_ignored() -> bool:
 def read_orientation(data: bytes) -> int:
     """Find the EXIF orientation, 1 (upright) to 8, in the bytes of a JPEG, PNG or WebP file; 1 without one."""
     mark, skipped, end = BLOCKS.get(data[:2], (b"", 0, 0))
-    start = data.find(mark, 0, end) + len(mark) + skipped if mark else 0
-    if start < len(mark) + skipped + 1:
+    found = data.find(mark, 2, end)
+    if not mark or found < 0:
         return 1
+    start = found + len(mark) + skipped
     start += 6 if data[start : start + 6] == b"Exif\0\0" else 0
     order = "<" if data[start : start + 2] == b"II" else ">"
     try:  # a TIFF header, and a list of tags of 12 bytes each
