@@ -200,6 +200,20 @@ def test_sixteen_bit_among_eight_bit(tmp_path):
     np.testing.assert_allclose(eight, sixteen, atol=1e-6)
 
 
+def test_sixteen_bit_for_a_model_of_eight_is_refused(tmp_path):
+    """A trained model has the scale of its images: 16 bits would be 257 times as bright."""
+    values = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "8.png"), values)
+    cv2.imwrite(str(tmp_path / "16.png"), values.astype(np.uint16) * 257)
+    cv2.imwrite(str(tmp_path / "8 in 16.png"), values.astype(np.uint16))
+    described = replace(spec(), images={"image": {**spec().images["image"], "scale": 255.0}})
+    trained = of(model().network.net, described)
+    eight, stored = run([trained], [tmp_path / "8.png", tmp_path / "8 in 16.png"])
+    np.testing.assert_allclose(eight, stored, atol=1e-6)
+    with pytest.raises(ImageError, match=r"16\.png has values above 255, but the model was trained on 8 bits"):
+        run([trained], [tmp_path / "16.png"])
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_grey_pictures_among_rgb_are_converted_as_data_mode_does(tmp_path, paths, workers):
     """A model of `stored` images predicts grey, grey with alpha and RGBA as the same model of `rgb` images."""

@@ -176,9 +176,11 @@ def _as_trained(sample: Sample, inputs: InputSpec, files: Sequence[Path], notes:
 def _channel_problem(sample: Sample, inputs: InputSpec, reader: Reader, number: int) -> str:
     for name, channels in inputs.channels:
         for image in _images(sample[name]):
+            where = ", ".join(map(str, reader.files(number)[:1]))
             if image.shape[2] != channels:
-                where = ", ".join(map(str, reader.files(number)[:1]))
                 return f"{where} has {image.shape[2]} channels, but the model was trained on {channels}"
+            if reader.scales.get(name) == 255 and image.dtype != np.uint8 and image.max() > 1:
+                return f"{where} has values above 255, but the model was trained on 8 bits: convert it"
     return ""
 
 
