@@ -13,7 +13,7 @@ from PIL import Image
 from test_prepare import config, prepare
 
 from foldwise.data.decoding import ImageError, decode_image, decode_mask
-from foldwise.data.table import TableError
+from foldwise.data.problems import TableError
 
 
 def archive() -> bytes:

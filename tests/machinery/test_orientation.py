@@ -14,7 +14,7 @@ from foldwise.data.decoding import decode_mask, noting, stored_size
 from foldwise.data.images import cached_images, read_image, read_mask
 from foldwise.data.orientation import oriented
 from foldwise.data.prepare import check_test_table
-from foldwise.data.table import TableError
+from foldwise.data.problems import TableError
 
 FORMATS = ["jpg", "png", "webp", "tif"]
 
