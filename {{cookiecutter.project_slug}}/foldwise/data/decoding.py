@@ -95,7 +95,7 @@ def _naming(path: Path, data: bytes) -> Iterator[None]:
     except Exception as error:  # decoders raise many types
         kind = describe_file(path, data)
         text = str(error) or type(error).__name__
-        raise ImageError(f"{path} {kind if kind.startswith('is ') else f'cannot be decoded ({text})'}") from error
+        raise ImageError(f"{path} {f'cannot be decoded ({text})' if kind.startswith('cannot') else kind}") from error
 
 
 def _turn(path: Path, data: bytes, image: np.ndarray, orientation: int) -> np.ndarray:
