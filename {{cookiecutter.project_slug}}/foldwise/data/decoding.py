@@ -93,9 +93,10 @@ def _naming(path: Path, data: bytes) -> Iterator[None]:
     except Unusable as error:
         raise ImageError(f"{path} {error}") from error
     except Exception as error:  # decoders raise many types
-        kind = describe_file(path, data)
-        text = str(error) or type(error).__name__
-        raise ImageError(f"{path} {f'cannot be decoded ({text})' if kind.startswith('cannot') else kind}") from error
+        kind, text = describe_file(path, data), str(error)
+        if kind.startswith("cannot") and text and "BytesIO" not in text and not isinstance(error, UnicodeError):
+            kind = f"cannot be decoded ({text})"
+        raise ImageError(f"{path} {kind}") from error
 
 
 def _turn(path: Path, data: bytes, image: np.ndarray, orientation: int) -> np.ndarray:
