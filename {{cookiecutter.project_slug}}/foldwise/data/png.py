@@ -18,7 +18,8 @@ def decode(data: bytes) -> np.ndarray:
     """
     from imagecodecs import png_decode
 
-    check_pixels(int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big"))
+    if data[12:16] == b"IHDR":
+        check_pixels(int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big"))
     image = np.asarray(png_decode(_pixel_chunks(data)))
     image = image.reshape(*image.shape[:2], -1)
     return image[:, :, :1] if data[25] == GREY else image  # a grey value that counts as transparent adds a channel
