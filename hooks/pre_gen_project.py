@@ -2,6 +2,8 @@
 
 cookiecutter renders this file before it runs it. The answers arrive as JSON inside a raw string: JSON escapes every
 quotation mark and backslash of an answer, and a raw string keeps those escapes, so that no answer can end the string.
+cookiecutter makes the folder of the repository before this runs. So that a slug such as ../up makes none elsewhere,
+`__slug` in cookiecutter.json keeps the answer and puts another name into its place, until it is refused here.
 Standard library only.
 """
 
@@ -150,6 +152,7 @@ def problems(answers: dict[str, str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    refused = problems(json.loads(r"""{{ cookiecutter | jsonify }}"""))
+    answers = json.loads(r"""{{ cookiecutter | jsonify }}""")
+    refused = problems({**answers, "project_slug": answers["__slug"]})
     if refused:
         sys.exit("\n".join(["", "These answers cannot be used:", *(f"  - {sentence}" for sentence in refused), ""]))

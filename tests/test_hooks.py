@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -18,7 +19,6 @@ from cookiecutter.environment import StrictEnvironment
 from cookiecutter.exceptions import CookiecutterException
 from hypothesis import given
 from hypothesis import strategies as st
-from jinja2 import UndefinedError
 
 GOOD = {
     "project_name": "My Competition",
@@ -111,14 +111,40 @@ def test_refused_answer(
     assert not hook.problems({**GOOD, key: suggestion})
 
 
-@pytest.mark.parametrize("slug", ["a/b", "../up", "..", "", "/absolute/path", "a\\b"])
-def test_slug_that_is_no_folder_name(slug: str, render: Render, tmp_path: Path) -> None:
-    """cookiecutter makes the folder before the first hook runs, so these are refused while the answers are read."""
-    inside = tmp_path / "inside"
-    inside.mkdir()
-    with pytest.raises(UndefinedError, match=r'is not the name of one folder; try "[a-z-]+"'):
-        render(inside, project_slug=slug)
-    assert list(tmp_path.iterdir()) == [inside] and not list(inside.iterdir())
+SLUGS_OF_OTHER_FOLDERS = ["a/b", "../up", "..", ".", "", "/absolute/path", "a\\b", "../../up"]
+
+
+@pytest.mark.parametrize("slug", SLUGS_OF_OTHER_FOLDERS)
+@pytest.mark.parametrize("program", ["cookiecutter", "cruft"])
+def test_slug_that_is_no_folder_name(slug: str, program: str, template: Path, tmp_path: Path) -> None:
+    """The sentence alone, and nothing is made inside or outside of the output folder."""
+    inside = tmp_path / "outer" / "inside"
+    inside.mkdir(parents=True)
+    if program == "cookiecutter":
+        words = [sys.executable, "-m", "cookiecutter", str(template), "--no-input", f"project_slug={slug}"]
+    else:
+        copy = tmp_path / "template"
+        shutil.copytree(template, copy)
+        for arguments in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "a state"]):
+            who = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+            subprocess.run(["git", *who, *arguments], cwd=copy, check=True, capture_output=True)
+        context = json.dumps({"project_slug": slug})
+        words = [sys.executable, "-m", "cruft", "create", str(copy), "--no-input", "--extra-context", context]
+    before = sorted(tmp_path.rglob("*"))
+    done = subprocess.run(words, cwd=inside, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    said = (done.stdout + done.stderr).splitlines()
+    (sentence,) = [line for line in said if line.startswith("  - ")]
+    assert "project_slug" in sentence and f'try "{hook.clean_slug(slug)}"' in sentence
+    if program == "cookiecutter":
+        assert "Traceback" not in done.stdout + done.stderr
+        assert [line for line in said if line] == [
+            "These answers cannot be used:",
+            sentence,
+            "Stopping generation because pre_gen_project hook script didn't exit successfully",
+            *[line for line in said if line.startswith("Hook script failed")],
+        ]
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_all_problems_at_once() -> None:
@@ -192,8 +218,9 @@ def test_metrics_of_a_task_are_those_of_the_code(monkeypatch: pytest.MonkeyPatch
     tasks = {}
     for path in (SOURCE / "foldwise" / "configs" / "metric").glob("*.yaml"):
         module, _, name = yaml.safe_load(path.read_text()).get("_target_", "").rpartition(".")
-        if name != "Published":
-            tasks[path.stem] = set(getattr(importlib.import_module(module), name).tasks())
+        kind = getattr(importlib.import_module(module), name)
+        if name != "Published" and "positive" not in kind.__dataclass_fields__:  # those are not asked for
+            tasks[path.stem] = set(kind.tasks())
     for task, metrics in hook.METRICS.items():
         assert set(metrics) == {metric for metric, its_tasks in tasks.items() if task in its_tasks}
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from foldwise.command import exit_on_error, make_parser
 from foldwise.errors import Refusal
 from foldwise.predictions.decisions.options import add_decision_options, add_format_options, format_options
+from foldwise.shell import command
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -81,7 +82,8 @@ def build(options: argparse.Namespace) -> None:
     print_outcomes(Console(), built.spec.metric, built.chosen.outcomes, built.chosen.chosen_index)
     print(describe_sizes(built.sizes))
     print(f"\nWritten:\n  {options.out}")
-    print(f"\nNext:\n  python bundle.py {options.out} --rehearse --table {built.truth.table.path}")
+    words = ("python", "bundle.py", options.out, "--rehearse", "--table", built.truth.table.path)
+    print(f"\nNext:\n  {command(*words)}")
 
 
 def rehearse(options: argparse.Namespace) -> None:

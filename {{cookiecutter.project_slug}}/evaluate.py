@@ -19,6 +19,7 @@ from foldwise.command import exit_on_error, make_parser, whole_number
 from foldwise.errors import Refusal
 from foldwise.files import check_new
 from foldwise.progress import progress_bar
+from foldwise.shell import command
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -74,8 +75,9 @@ def main() -> None:
     if len(options.sources) == 1:
         source = options.sources[0]
         others = [path.parent for path in source.resolve().parent.glob("*/oof") if path.parent != source.resolve()]
-        other = max(others, key=lambda path: path.stat().st_mtime).name if others else "<another run>"
-        print(f"\nNext, to compare it with another:\n  python evaluate.py {source.parent / other} {source}")
+        other = max(others, key=lambda path: path.stat().st_mtime).name if others else None
+        known = command("python", "evaluate.py", *([source.parent / other] if other else []), source)
+        print(f"\nNext, to compare it with another:\n  {known}{'' if other else ' <another run>'}")
 
 
 def describe_runs(sources: list[Path]) -> dict[int, list[str]]:

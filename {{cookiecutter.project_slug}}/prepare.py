@@ -12,11 +12,11 @@ read, existing rows keep their folds, and new rows are added to the folds.
 """
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foldwise.command import exit_on_error, make_parser
+from foldwise.shell import command, override
 
 if TYPE_CHECKING:
     from foldwise.audit.descriptors import Describer
@@ -70,7 +70,7 @@ def run(name: str, overrides: list[str], weights: Path | None, network: str) -> 
     for file in ("folds.csv", "images.csv", "statistics.json", "samples.png", "duplicates.csv", "adversarial.csv"):
         if (written := Path(data["prepared"]) / file).exists():
             print(f"  {written}")
-    print(f"\nNext:\n  {shlex.join(['python', 'train.py', 'experiment=baseline', f'data={name}', *overrides])}")
+    print(f"\nNext:\n  {command('python', 'train.py', 'experiment=baseline', override('data', name), *overrides)}")
 
 
 def make_describer(weights: Path | None, network: str) -> "Describer":

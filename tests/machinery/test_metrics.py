@@ -47,6 +47,67 @@ def case(request):
     return "multilabel", target, 1 / (1 + np.exp(-rng.normal(size=(300, 4)) - 2 * target + 1)), weight
 
 
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+@pytest.mark.parametrize("positive", ["ant", "bee"])
+def test_binary_metrics_as_scikit_learn(task, positive):
+    rng = np.random.default_rng(3)
+    weight = rng.uniform(0.2, 3, 400)
+    names = ["ant", "bee"] if task == "multiclass" else [positive]
+    true = rng.random(400) < 0.2
+    value = np.round(1 / (1 + np.exp(-rng.normal(size=400) - 2 * true + 1)), 2)  # with ties, none of them 0.5
+    value[value == 0.5] = 0.51
+    target, probability = (np.stack([1 - each, each], 1) for each in (true.astype(float), value))
+    order = [0, 1] if positive == "bee" else [1, 0]
+    target, probability = (each[:, order if task == "multiclass" else [1]] for each in (target, probability))
+    answer = value >= 0.5
+    expected = {
+        "average_precision": oracle.average_precision_score(true, value, sample_weight=weight),
+        "balanced_accuracy": oracle.balanced_accuracy_score(true, answer, sample_weight=weight),
+        "binary_f_beta": oracle.fbeta_score(true, answer, beta=2, sample_weight=weight),
+        "log_loss": oracle.log_loss(true, value, sample_weight=weight),
+        "matthews": oracle.matthews_corrcoef(true, answer, sample_weight=weight),
+        "precision": oracle.precision_score(true, answer, sample_weight=weight),
+        "recall": oracle.recall_score(true, answer, sample_weight=weight),
+        "roc_auc": oracle.roc_auc_score(true, value, sample_weight=weight),
+    }
+    for name, score in expected.items():
+        options = {"beta": 2} if name == "binary_f_beta" else {}
+        if name not in ("log_loss", "roc_auc"):
+            options["positive"] = positive if positive == "ant" else None
+        metric = METRICS[name](**options).for_task(task, names)
+        assert metric(target, probability, weight) == pytest.approx(score, rel=1e-12), name
+        assert metric.prepare(target, probability)(weight) == metric(target, probability, weight)
+        assert metric.name == (
+            f"{type(metric).__name__} of {positive}" if "positive" in options else type(metric).__name__
+        )
+
+
+def test_binary_metrics_without_a_class():
+    one, none = np.array([[0.0, 1.0]] * 3), np.array([[1.0, 0.0]] * 3)
+    for name, all_true, all_false in (
+        ("average_precision", 1, None),
+        ("balanced_accuracy", None, None),
+        ("binary_f_beta", 1, None),
+        ("matthews", 0, 0),
+        ("precision", 1, 0),
+        ("recall", 1, None),
+    ):
+        metric = METRICS[name]().for_task("multiclass", ["ant", "bee"])
+        for truth, expected in ((one, all_true), (none, all_false)):
+            with nullcontext() if expected is not None else pytest.warns(match=f"{metric.name} is undefined"):
+                assert metric(truth, truth) == pytest.approx(np.nan if expected is None else expected, nan_ok=True)
+
+
+def test_the_positive_class_is_one_of_the_classes():
+    with pytest.raises(Refusal, match="is of one class, and there are 4: set metric.positive to one of a, b, c, d"):
+        METRICS["recall"]().for_task("multiclass", NAMES)
+    with pytest.raises(Refusal, match="metric.positive is e; it must be one of a, b, c, d"):
+        METRICS["recall"](positive="e").for_task("multiclass", NAMES)
+    assert METRICS["recall"](positive=1).for_task("multiclass", ["0", "1"]).positive == "1"
+    metric = METRICS["recall"](positive="b").for_task("multiclass", NAMES)
+    assert metric(np.eye(4)[[0, 1, 1, 2]], np.eye(4)[[0, 1, 2, 1]]) == 0.5
+
+
 def test_as_scikit_learn(case):
     task, target, probability, weight = case
     one = task == "multiclass"

@@ -12,7 +12,7 @@ from foldwise.data.sample import is_sample
 from foldwise.errors import Refusal
 from foldwise.files import is_number
 from foldwise.schedule.phases import build_phases
-from foldwise.settings import known_settings, unknown_setting
+from foldwise.settings import known_settings, list_choices, read_yaml, unknown_setting
 from foldwise.tasks import TASKS, Task, find_task
 from foldwise.tasks.transforms import NAMES as TRANSFORMS
 
@@ -93,16 +93,31 @@ def check_config(config: Mapping[str, Any]) -> None:
 def task_problems(task_name: str, loss: Mapping[str, Any]) -> list[str]:
     """Losses that do not fit the task, each with what to add."""
     task = find_task(task_name)
-    names = [part["_target_"].rpartition(".")[2] for part in [loss, *(term["loss"] for term in loss.get("terms", []))]]
     problems = []
-    for name in dict.fromkeys(names):
+    for name in dict.fromkeys(_loss_names(loss)):
         if name in LOSSES and not LOSSES[name](task):
             others = [other for other in TASKS.values() if LOSSES[name](other)]
-            problems.append(
-                f"loss {name} is for {' and '.join(other.name for other in others)} and the task is {task.name}: "
-                f"add {others[0].describe_settings()}, or choose another loss"
-            )
+            advice = f"choose loss={' or loss='.join(_losses_of(task))}"
+            if task.kind == others[0].kind:  # the table could be meant for either
+                advice = f"add {others[0].describe_settings()}, or {advice}"
+            for_tasks = " and ".join(other.name for other in others)
+            problems.append(f"loss {name} is for {for_tasks} and the task is {task.name}: {advice}")
     return problems
+
+
+def _losses_of(task: Task) -> list[str]:
+    """Choices of the group loss that suit a task."""
+    losses = {choice: read_yaml(path) for choice, path in list_choices("loss").items()}
+    return [
+        choice
+        for choice, loss in losses.items()
+        if all(LOSSES.get(name, lambda _: True)(task) for name in _loss_names(loss))
+    ]
+
+
+def _loss_names(loss: Mapping[str, Any]) -> list[str]:
+    """Class names of a loss and of its terms."""
+    return [part["_target_"].rpartition(".")[2] for part in [loss, *(term["loss"] for term in loss.get("terms", []))]]
 
 
 def _unknown(config: Mapping[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from foldwise.settings import (
     unknown_choice,
     unknown_setting,
 )
+from foldwise.shell import command, override
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -74,7 +75,9 @@ def _explain(error: Exception) -> str:
 
     text = " ".join(str(error).split())
     if isinstance(error, OverrideParseException):
-        return f"{error.override!r} is not an override: write key=value, and a value with commas or spaces in quotes"
+        name, equals, value = str(error.override).partition("=")
+        advice = command(override(name, value)) if equals else "key=value"
+        return f"{error.override!r} is not an override: write {advice}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.partition("/")
         return unknown_choice(group, choice)

@@ -6,7 +6,7 @@ import sys
 
 import yaml
 
-PLAIN = re.compile(r"[\w./@%+-]+", re.ASCII)
+PLAIN = re.compile(r"(?!(inf|nan)\Z)[a-z_/][\w./@%+-]*", re.ASCII | re.IGNORECASE)  # not a number
 OF_DATA = ("data", "experiment", "outputs", "samples", "seed", "task")  # groups and settings that prepare.py uses
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root, where foldwise/ is
 
 from foldwise.command import exit_on_error, make_parser
+from foldwise.shell import command
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -42,7 +43,7 @@ def main() -> None:
 
         print_averaging(average_weights(options.run, out, options.device))
     print(f"written   {out}")
-    print(f"next      python evaluate.py {out} {options.run}")
+    print(f"next      {command('python', 'evaluate.py', out, options.run)}")
 
 
 if __name__ == "__main__":

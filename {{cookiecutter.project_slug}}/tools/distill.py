@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root, where foldwise/ is
 
 from foldwise.command import exit_on_error, make_parser
+from foldwise.shell import command, override
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -43,7 +44,8 @@ def main() -> None:
         name = "the full fit" if student["student"] == student_name(FULL) else f"fold {student['student']}"
         print(f"student of {name}: {student['rows']} images")
     print(f"\nWritten:\n  {options.out}\n  {provenance_path(options.out)}")
-    print(f"\nNext:\n  python train.py experiment=small_and_fast data={data} data.pseudo={options.out}")
+    words = ("experiment=small_and_fast", override("data", data), override("data.pseudo", str(options.out)))
+    print(f"\nNext:\n  {command('python', 'train.py', *words)}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root, where foldwise/ is
 
 from foldwise.command import exit_on_error, make_parser, whole_number
+from foldwise.shell import command, override, prepare_command
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -71,7 +72,7 @@ def list_images(options: argparse.Namespace) -> None:
     print_uncertain(list_uncertain(options.runs, options.out, options.uncertain, options.test, options.table))
     data = read_config(options.runs[0])["data"]["name"]
     print(f"\nWritten:\n  {options.out}")
-    print(f"\nNext, once they are labelled and in the training table:\n  python prepare.py --data {data}")
+    print(f"\nNext, once they are labelled and in the training table:\n  {prepare_command(data)}")
 
 
 def label(options: argparse.Namespace) -> None:
@@ -90,8 +91,9 @@ def label(options: argparse.Namespace) -> None:
     print("\nWritten:")
     for path in (options.out, provenance_path(options.out), *masks):
         print(f"  {path}")
-    experiment = f"experiment={config['experiment_name']} " if config["experiment_name"] else ""
-    print(f"\nNext:\n  python train.py {experiment}data={config['data']['name']} data.pseudo={options.out}")
+    experiment = [override("experiment", config["experiment_name"])] if config["experiment_name"] else []
+    words = [*experiment, override("data", config["data"]["name"]), override("data.pseudo", str(options.out))]
+    print(f"\nNext:\n  {command('python', 'train.py', *words)}")
     print("Add phases=both_then_train or phases=pseudo_then_train to end training on the real rows.")
 
 

@@ -91,7 +91,7 @@ def build_bundle(
         fallback=truth.task.fallback(truth.table.target, len(truth.table.classes)),
         decision=chosen.decision,
         layout=layout,
-        metric=type(truth.metric).__name__,
+        metric=truth.metric.name,
         score=float(score) if np.isfinite(score) else None,
         half=half,
         needs=needs,

@@ -1,7 +1,6 @@
 """Console output and overlays of predict.py."""
 
 import re
-import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from foldwise.inference.runs import TrainedRun
 from foldwise.inference.sharing import Choices
 from foldwise.predictions.store import class_shares, iter_average_maps, read_predictions
 from foldwise.predictions.writers import BAD
+from foldwise.shell import command
 from foldwise.tasks import Classes
 
 SHOWN_CLASSES, SHOWN_BAD = 50, 20
@@ -108,12 +108,12 @@ def print_written(
     for main, *others in (of_run.values() for of_run in folders):
         lines += [f"written   {main}", *(f"          {other}" for other in others)]
         lines += [f"overlays  {main / 'overlays'}"] if choices.overlays else []
-    sources, first = shlex.join(str(run.folder) for run in runs), folders[0][""]
+    sources, first = [run.folder for run in runs], folders[0][""]
     if choices.keep_views:
-        command = f"tools/average.py {shlex.quote(str(first))} --mean geometric"
+        words = ["tools/average.py", first, "--mean", "geometric"]
     elif choices.oof:
-        command = f"evaluate.py {sources} --oof {first.name}"
+        words = ["evaluate.py", *sources, "--oof", first.name]
     else:
-        command = f"{'ensemble.py' if len(runs) > 1 else 'submit.py make'} {sources} --test {first.name}"
-    for line in [*lines, f"next      python {command}"]:
+        words = [*(["ensemble.py"] if len(runs) > 1 else ["submit.py", "make"]), *sources, "--test", first.name]
+    for line in [*lines, f"next      {command('python', *words)}"]:
         console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,6 +26,7 @@ from foldwise.predictions.schema import Header
 from foldwise.predictions.sources import output_folder, source_name
 from foldwise.predictions.writers import BAD, PredictionWriter
 from foldwise.progress import progress_bar, stepping
+from foldwise.shell import command, override
 from foldwise.tasks.outputs import Output
 
 Folders = Mapping[str, Path]  # output name -> prediction folder, of one run
@@ -108,7 +108,7 @@ def oof_jobs(run: TrainedRun, table: Table) -> list[PredictionJob]:
     if run.missing_folds:
         raise Refusal(
             f"{run.folder}: folds {run.missing_folds} have no model yet: --oof needs every fold; "
-            f"resume with python train.py run={run.folder}"
+            f"resume with {command('python', 'train.py', override('run', str(run.folder)))}"
         )
     fold_of = table_folds(table, run.data)
     every = run.spec.main.meaning.kind == "vectors"  # held-out images are searched among the others
@@ -138,11 +138,12 @@ def output_folders(runs: Sequence[TrainedRun], prefix: str, choices: Choices, ou
     existing = [folder for of_run in folders for folder in of_run.values() if folder.exists()]
     if existing:
         new = [str(run.folder) for run, of_run in zip(runs, folders, strict=True) if not of_run[""].exists()]
-        others = f"the other runs alone:\n  python predict.py {shlex.join(new)} ...\nor " if new else ""
+        others = f"the other runs alone:\n  {command('python', 'predict.py', *new)} ...\nor " if new else ""
+        options = ("--tta", choices.tta.stem, "--out", f"predictions/{name}-2")
+        again = command("python", "predict.py", *(run.folder for run in runs), *options)
         raise Refusal(
             f"{', '.join(map(str, existing))} exists and is not overwritten. Predict {others}under another name:\n"
-            f"  python predict.py {shlex.join(str(run.folder) for run in runs)} "
-            f"--tta {choices.tta.stem} --out predictions/{name}-2"
+            f"  {again}"
         )
     if len({of_run[""] for of_run in folders}) < len(folders):
         raise Refusal("several runs have the same name: predict them in two commands")

@@ -12,6 +12,7 @@ from foldwise.errors import Refusal
 from foldwise.files import read_json
 from foldwise.inference.spec import ModelSpec, read_spec
 from foldwise.inference.weights import find_models
+from foldwise.shell import command, override
 from foldwise.tasks.outputs import run_of
 
 
@@ -61,7 +62,8 @@ def load_run(folder: Path) -> TrainedRun:
     folds[FULL] = folder / fold_name(FULL)
     models = {(fold, name): path for fold in sorted(folds) for name, path in find_models(folds[fold]).items()}
     if not models:
-        raise Refusal(f"{folder} has no model yet: no fold is finished; resume with python train.py run={folder}")
+        resume = command("python", "train.py", override("run", str(folder)))
+        raise Refusal(f"{folder} has no model yet: no fold is finished; resume with {resume}")
     snapshots = {fold: [name for other, name in models if other == fold] for fold, _ in models}
     first = next(iter(snapshots.values()))
     for fold, names in snapshots.items():

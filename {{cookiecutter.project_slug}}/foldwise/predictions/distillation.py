@@ -25,6 +25,7 @@ from foldwise.predictions.pseudo.labelling import COLUMNS
 from foldwise.predictions.pseudo.rules import check_output, class_problems, confidence, write_table
 from foldwise.predictions.pseudo.teachers import IDENTITY, check_probabilities, run_problems
 from foldwise.predictions.store import average_members, read_predictions
+from foldwise.shell import command, override
 
 
 def distill(runs: Sequence[Path], out: Path, weight: float = 1.0) -> list[dict[str, Any]]:
@@ -52,7 +53,7 @@ def distill(runs: Sequence[Path], out: Path, weight: float = 1.0) -> list[dict[s
     pairs = [pair.name for pair in choose_holdouts("pairs", folds)]
     for run in runs:
         if missing := [pair for pair in pairs if not (run / pair / "metrics.json").is_file()]:
-            advice = f"train them with python train.py run={run} fold=pairs"
+            advice = f"train them with {command('python', 'train.py', override('run', str(run)), 'fold=pairs')}"
             problems.append(f"{run} lacks the teachers {some(missing)}; {advice}")
     if not problems:
         problems = [

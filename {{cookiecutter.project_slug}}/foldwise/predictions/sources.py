@@ -15,6 +15,7 @@ from typing import TypeVar
 from foldwise.errors import Refusal
 from foldwise.predictions.schema import HEADER
 from foldwise.predictions.store import read_header
+from foldwise.shell import command
 from foldwise.tasks.outputs import FOLDER, Output
 
 T = TypeVar("T")
@@ -93,7 +94,11 @@ def _find_each(paths: Sequence[Path], find: Callable[[Path], T]) -> list[T]:
 def _find_oof(source: Path, oof: str) -> Path:
     path = source / "oof" if oof == "oof" else source / "predictions" / oof
     if not (path / HEADER).is_file():
-        fix = "train.py makes them" if oof == "oof" else f"make them: python predict.py {source} --oof --tta <name>"
+        fix = (
+            "train.py makes them"
+            if oof == "oof"
+            else f"make them: {command('python', 'predict.py', source)} --oof --tta <name>"
+        )
         raise Refusal(f"{source} has no out-of-fold predictions {path.relative_to(source)}; {fix}")
     return path
 

@@ -1,7 +1,6 @@
 """Console output of finished commands: scores, comparisons and the next command."""
 
 import math
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from foldwise.data.holdout import fold_name
 from foldwise.files import read_json
 from foldwise.predictions.evaluation.evidence import class_table
 from foldwise.predictions.selection import paired_error
+from foldwise.shell import command, override
 
 if TYPE_CHECKING:
     from foldwise.predictions.decisions.deciding import Outcome
@@ -71,7 +71,7 @@ def print_run(run: Path, folds: Sequence[int], greater_is_better: bool, can_trai
     if "full" in models:
         console.print("full                 trained on every row: no rows are left to score it")
     if any(name.startswith("without-") for name in models):
-        console.print(f"teach a student      python tools/distill.py {run} --out <table>.csv")
+        _print_line(console, f"teach a student      {command('python', 'tools/distill.py', run)} --out <table>.csv")
     if missing and len(missing) < len(folds):
         console.print(f"folds {missing} are not finished: run the same command with fold=all to train them")
     if not missing:
@@ -79,9 +79,15 @@ def print_run(run: Path, folds: Sequence[int], greater_is_better: bool, can_trai
         console.print(f"report               {run}/report.html")
         console.print(f"epochs               {_describe_epochs(run, folds, greater_is_better)}")
         if can_train_full and "full" not in models:
-            console.print(f"to train every row   python train.py run={run} fold=full")
+            full = command("python", "train.py", override("run", str(run)), "fold=full")
+            _print_line(console, f"to train every row   {full}")
     if not missing or "full" in models:
-        console.print(f"next                 python predict.py {run}")
+        _print_line(console, f"next                 {command('python', 'predict.py', run)}")
+
+
+def _print_line(console: Console, line: str) -> None:
+    """Print a line to copy from, unbroken and as it is."""
+    console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def _describe_epochs(run: Path, folds: Sequence[int], greater_is_better: bool) -> str:
@@ -179,7 +185,7 @@ def print_submission(console: Console, submission: "Submission") -> None:
         f"out of fold {metric} {chosen.outcome.overall:.4f}",
         f"submission  {path}",
         f"ledger      {ledger}",
-        f"next        upload it, then: python submit.py score {shlex.quote(str(path))} <score of the leaderboard>",
+        f"next        upload it, then: {command('python', 'submit.py', 'score', path)} <score of the leaderboard>",
     )
     console.print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def print_ensemble(comparison: Comparison) -> None:
     """Print sources, methods, the verdict, and how to read the scores."""
-    console, metric = Console(), type(comparison.metric).__name__
+    console, metric = Console(), comparison.metric.name
     better = "greater" if comparison.metric.greater_is_better else "lower"
     sources = make_table(f"sources, out of fold; {better} is better", ["source"], [metric, "fold spread"])
     for row in _source_rows(comparison):
@@ -38,7 +38,7 @@ def print_ensemble(comparison: Comparison) -> None:
 
 def report_ensemble(path: Path, title: str, comparison: Comparison) -> None:
     """Write `report.html`."""
-    metric = type(comparison.metric).__name__
+    metric = comparison.metric.name
     chosen = comparison.titles[comparison.chosen]
     summary = {
         "verdict": comparison.verdict,
@@ -83,12 +83,12 @@ def _strict_line(comparison: Comparison) -> str:
     strict = comparison.strict
     counts = {name: strict.chosen.count(name) for name in comparison.names if name in strict.chosen}
     chosen = ", ".join(f"{name} {count} times" for name, count in counts.items())
-    score = f"{type(comparison.metric).__name__} {format_score(strict.overall)}"
+    score = f"{comparison.metric.name} {format_score(strict.overall)}"
     return f"strict {score}; chosen on the other folds: {chosen}"
 
 
 def _rows(comparison: Comparison, names: list[str], scores: np.ndarray, overall: np.ndarray) -> list[dict[str, Any]]:
-    metric = type(comparison.metric).__name__
+    metric = comparison.metric.name
     return [
         {"name": name, metric: float(total), "fold spread": float(np.std(per_fold))}
         for name, per_fold, total in zip(names, scores, overall, strict=True)

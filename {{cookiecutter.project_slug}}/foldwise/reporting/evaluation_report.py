@@ -61,7 +61,7 @@ def _summary(evaluation: Evaluation) -> str:
     return summary_html(
         {
             "ground truth": f"{table.path}: {scored:,} scored, {shown:,} only shown",
-            "metric": f"{type(metric).__name__}, {'greater' if metric.greater_is_better else 'lower'} is better",
+            "metric": f"{metric.name}, {'greater' if metric.greater_is_better else 'lower'} is better",
             "predictions": ", ".join(str(one.predictions.folder) for one in evaluation.evidence),
             "intervals": f"95 %, {evaluation.resamples:,} bootstrap draws of {evaluation.groups:,} {evaluation.drawn}",
         }

@@ -40,7 +40,7 @@ def report_run(
         counts: (N, C, 3) pixel counts of the images in the order of `oof`; None unless the task has maps.
         found: names of the images; None unless the task is retrieval.
     """
-    name = type(metric).__name__
+    name = metric.name
     summary = {
         "task": config["task"],
         "data": f"{config['data']['table']}: {len(table)} images, {len(table.classes)} classes",

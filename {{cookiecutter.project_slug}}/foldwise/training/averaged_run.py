@@ -98,11 +98,11 @@ def average_weights(run: Path, out: Path, device: str = "auto") -> Averaging:
             oofs[fold, n] = read_predictions(folder / f"fold{fold}" / f"oof-{n}")
             score = score_predictions([oofs[fold, n]], config, prepared).per_fold[fold]
             scores.setdefault(n, {})[fold] = score
-            console.print(f"fold {fold}  {n} of {len(names)} snapshots  {type(metric).__name__} {score:.4f}")
+            console.print(f"fold {fold}  {n} of {len(names)} snapshots  {metric.name} {score:.4f}")
     chosen = choose_counts(scores, metric.greater_is_better)
     averaged = score_predictions([oofs[pair] for pair in chosen.items()], config, prepared)
     averaging = Averaging(
-        metric=type(metric).__name__,
+        metric=metric.name,
         scores=scores,
         chosen=chosen,
         per_fold=averaged.per_fold,

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from foldwise.inference.weights import find_models
 from foldwise.predictions.schema import raise_problems
+from foldwise.shell import command, override
 
 
 def find_snapshots(
@@ -39,7 +40,8 @@ def find_snapshots(
     unfinished = [fold for fold in folds if not (run / f"fold{fold}" / "metrics.json").is_file()]
     if unfinished or not (run / "metrics.json").is_file():
         subject = f"its folds {unfinished} are" if unfinished else "it is"
-        problems.append(f"{subject} not finished: python train.py run={run} fold=all resumes")
+        resume = command("python", "train.py", override("run", str(run)), "fold=all")
+        problems.append(f"{subject} not finished: {resume} resumes")
     snapshots = {
         fold: _snapshot_names(run / f"fold{fold}", config, greater_is_better)
         for fold in folds

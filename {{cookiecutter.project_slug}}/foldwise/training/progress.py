@@ -47,7 +47,7 @@ class Progress(pl.Callback):
         with write_atomic(self.folder / "history.csv") as temporary:
             pd.DataFrame(self.history).to_csv(temporary, index=False)
         phase, _ = module.schedule.locate(trainer.current_epoch)
-        metric = type(self.validation.metric).__name__
+        metric = self.validation.metric.name
         validated = "" if math.isnan(row["val_loss"]) else f"  validation {row['val_loss']:.4f}"
         scored = "" if math.isnan(row["score"]) else f"  {metric} {row['score']:.4f}"
         tqdm.write(  # above the bar, not through it

@@ -130,7 +130,7 @@ def write_scores(run: Path, config: Mapping[str, Any], scores: Scores) -> None:
     """Write metrics.json, which marks the run as finished."""
     values = list(scores.per_fold.values())
     record = {
-        "metric": type(scores.metric).__name__,
+        "metric": scores.metric.name,
         "overall": plain_number(scores.overall),
         "mean": plain_number(float(np.mean(values))),
         "std": plain_number(float(np.std(values))),

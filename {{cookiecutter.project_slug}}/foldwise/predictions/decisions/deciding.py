@@ -107,9 +107,9 @@ def choose_decision(
     assert metric.task is not None  # set by for_task
     rules = rules_for(metric, _columns(exclusive, metric.classes))
     if exclusive is not None and not any(isinstance(rule, ExpectedF) for rule in rules):
-        raise Refusal(f"--exclusive is for the rule {ExpectedF.name}, which {type(metric).__name__} does not use")
+        raise Refusal(f"--exclusive is for the rule {ExpectedF.name}, which {metric.name} does not use")
     if ranks and not takes_values(metric):
-        raise Refusal(f"mean ranks are not probabilities, which {type(metric).__name__} needs")
+        raise Refusal(f"mean ranks are not probabilities, which {metric.name} needs")
     calibrators = CALIBRATORS[metric.task.exclusive] if metric.task.probabilities and not ranks else (Calibrator(),)
     methods = [Method(calibrator, rule) for calibrator in calibrators for rule in rules]
     check_decision(forced, [method.name for method in methods])

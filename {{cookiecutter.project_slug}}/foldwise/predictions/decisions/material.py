@@ -25,6 +25,7 @@ from foldwise.predictions.ground_truth import (
 from foldwise.predictions.schema import listed, raise_problems
 from foldwise.predictions.sources import Source, find_sources
 from foldwise.predictions.store import Predictions, read_predictions
+from foldwise.shell import command
 
 
 class Material(NamedTuple):
@@ -65,7 +66,8 @@ def open_material(
     """Read and check the inputs; arguments as in `submit.make_submission`."""
     source = find_sources([folder], oof, test)[0]
     if source.test is None:
-        raise Refusal(f"{source.folder} has no test predictions; make them with python predict.py {source.folder}")
+        predict = command("python", "predict.py", source.folder)
+        raise Refusal(f"{source.folder} has no test predictions; make them with {predict}")
     truth = read_ground_truth(folder, data, overrides)
     of_oof, of_test = read_predictions(source.oof), read_predictions(source.test)
     check_predictions(of_oof, truth)
@@ -101,7 +103,7 @@ def choose_layout(
     if not chosen.suits(task):
         problems.append(f"{option} is for {' and '.join(chosen.tasks())}, but the task is {task.name}")
     elif chosen.name == "labels" and values:
-        problems.append(f"{option}: {type(truth.metric).__name__} scores probabilities, so use --format columns")
+        problems.append(f"{option}: {truth.metric.name} scores probabilities, so use --format columns")
     if "names" in options:
         named = options["names"]
         problems += [f"--names: there is no class {name}" for name in named if name not in classes]

@@ -100,14 +100,14 @@ def make_submission(
         test=material.test.folder.name,
         format=material.layout.name,
         decision=chosen.decision,
-        metric=type(metric).__name__,
+        metric=metric.name,
         greater_is_better=metric.greater_is_better,
         folds=truth.folds_hash,
         oof_score=repr(outcome.overall) if np.isfinite(outcome.overall) else "",
         fold_scores=" ".join(map(repr, outcome.scores)),
     )
     classes = ["new", "known"] if truth.task.kind == "vectors" else list(truth.table.classes)
-    return Submission(out, ledger, type(metric).__name__, classes, chosen, shared, notes)
+    return Submission(out, ledger, metric.name, classes, chosen, shared, notes)
 
 
 def _write_rows(

@@ -106,7 +106,7 @@ class Comparison:
         weights, strict = self.weights[self.chosen], self.strict
         return {
             "method": self.names[self.chosen],
-            "metric": type(self.metric).__name__,
+            "metric": self.metric.name,
             "greater_is_better": self.metric.greater_is_better,
             "folds": self.folds,
             "members": _table(self.sources, self.source_scores, self.source_overall),

@@ -133,7 +133,7 @@ def choose_methods(
     if impossible:
         reason = " Ranks need a ranking metric, and labels or two classes." if "rank" in impossible else ""
         raise Refusal(
-            f"there is no method {', '.join(impossible)} for {truth.task.name} and {type(truth.metric).__name__}; "
+            f"there is no method {', '.join(impossible)} for {truth.task.name} and {truth.metric.name}; "
             f"there are {', '.join(available)}.{reason}"
         )
     if metadata and not selected & set(stackers):

@@ -123,7 +123,7 @@ def evaluate(
                     warnings.simplefilter("always")
                     point = score(np.ones(len(units)))
                 notes |= {f"{subset}: {warning.message}": None for warning in caught}
-                records.append((column, value, len(units), count, one.name, type(metric).__name__, point))
+                records.append((column, value, len(units), count, one.name, metric.name, point))
         if count < FEWEST_GROUPS:
             notes |= {f"{subset}: only {count} {drawn}, too few for an interval": None}
     samples = resample(parts, groups, resamples, seed, progress)
@@ -176,5 +176,5 @@ def _differences(frame: pd.DataFrame, samples: np.ndarray, sources: int, metrics
         for number, metric in enumerate(metrics):
             both = (overall[first, number], overall[second, number], draws[:, first, number], draws[:, second, number])
             difference = compare(*both, metric.greater_is_better, enough)
-            rows.append({"what": what, "metric": type(metric).__name__, **difference._asdict()})
+            rows.append({"what": what, "metric": metric.name, **difference._asdict()})
     return pd.DataFrame(rows)

@@ -19,6 +19,15 @@ Declare its tasks as in `tasks.ForTasks`. It may ignore weights: the bootstrap o
 """
 
 from foldwise.predictions.metrics.base import Metric, RowMetric, confusion_matrix
+from foldwise.predictions.metrics.binary import (
+    AveragePrecision,
+    BalancedAccuracy,
+    BinaryFBeta,
+    BinaryMetric,
+    Matthews,
+    Precision,
+    Recall,
+)
 from foldwise.predictions.metrics.folds import fold_score, score_fold_evidence, score_folds
 from foldwise.predictions.metrics.maps import CountMetric, Dice, MapMetric, MeanIoU, pixel_confusion, pixel_counts
 from foldwise.predictions.metrics.numbers import R2, Mae, Mape, Pearson, Rmse, Rmsle, Spearman
@@ -39,6 +48,9 @@ from foldwise.predictions.metrics.rows import (
 # By the name of their file in configs/metric/.
 METRICS: dict[str, type[Metric]] = {
     "accuracy": Accuracy,
+    "average_precision": AveragePrecision,
+    "balanced_accuracy": BalancedAccuracy,
+    "binary_f_beta": BinaryFBeta,
     "dice": Dice,
     "f_beta": FBeta,
     "log_loss": LogLoss,
@@ -46,12 +58,15 @@ METRICS: dict[str, type[Metric]] = {
     "mae": Mae,
     "map_at_k": MapAtK,
     "mape": Mape,
+    "matthews": Matthews,
     "mean_average_precision": MeanAveragePrecision,
     "mean_iou": MeanIoU,
     "pearson": Pearson,
+    "precision": Precision,
     "published": Published,
     "quadratic_kappa": QuadraticKappa,
     "r2": R2,
+    "recall": Recall,
     "recall_at_k": RecallAtK,
     "rmse": Rmse,
     "rmsle": Rmsle,
@@ -60,8 +75,9 @@ METRICS: dict[str, type[Metric]] = {
 }
 
 __all__ = [
-    "METRICS", "R2", "Accuracy", "CountMetric", "Dice", "FBeta", "LogLoss", "MacroF1", "Mae", "MapAtK", "MapMetric",
-    "Mape", "MeanAveragePrecision", "MeanIoU", "Metric", "Pearson", "Published", "QuadraticKappa", "RankMetric",
-    "RecallAtK", "Rmse", "Rmsle", "RocAuc", "RowMetric", "Spearman", "confusion_matrix", "cross_entropy", "fold_score",
-    "is_correct", "pixel_confusion", "pixel_counts", "score_fold_evidence", "score_folds",
+    "METRICS", "R2", "Accuracy", "AveragePrecision", "BalancedAccuracy", "BinaryFBeta", "BinaryMetric", "CountMetric",
+    "Dice", "FBeta", "LogLoss", "MacroF1", "Mae", "MapAtK", "MapMetric", "Mape", "Matthews", "MeanAveragePrecision",
+    "MeanIoU", "Metric", "Pearson", "Precision", "Published", "QuadraticKappa", "RankMetric", "Recall", "RecallAtK",
+    "Rmse", "Rmsle", "RocAuc", "RowMetric", "Spearman", "confusion_matrix", "cross_entropy", "fold_score", "is_correct",
+    "pixel_confusion", "pixel_counts", "score_fold_evidence", "score_folds",
 ]  # fmt: skip

@@ -56,6 +56,11 @@ class Metric(ForTasks):
         examples = None if table is None else row_records(table.frame[:EXAMPLES])
         return replace(self, task=meaning, classes=tuple(str(name) for name in classes), examples=examples)
 
+    @property
+    def name(self) -> str:
+        """Name in outputs and reports."""
+        return type(self).__name__
+
     def class_name(self, index: int) -> str:
         return self.classes[index] if index < len(self.classes) else str(index)
 

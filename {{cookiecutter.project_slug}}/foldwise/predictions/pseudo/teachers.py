@@ -24,6 +24,7 @@ from foldwise.predictions.ground_truth import GroundTruth, mismatches, read_grou
 from foldwise.predictions.schema import listed
 from foldwise.predictions.sources import Source, find_sources
 from foldwise.predictions.store import Predictions, average_members, iter_side_by_side, read_predictions, size_problems
+from foldwise.shell import command
 from foldwise.tasks import Task
 
 IDENTITY = "identity.json"
@@ -123,7 +124,8 @@ def open_teachers(runs: Sequence[Path], test: str | None = None, table: Path | N
     refuse_all(problem for run in runs for problem in run_problems(Path(run)))
     sources = find_sources(runs, test=test)
     refuse_all(
-        f"{source.folder} has no predictions of unlabelled images; make them with python predict.py {source.folder}"
+        f"{source.folder} has no predictions of unlabelled images; make them with "
+        + command("python", "predict.py", source.folder)
         for source in sources
         if source.test is None
     )
