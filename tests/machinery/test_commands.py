@@ -1,6 +1,5 @@
 """Printed commands: copied to a shell, they reach the program as they were meant, also with odd names of folders."""
 
-import re
 import shlex
 import subprocess
 import sys
@@ -14,14 +13,15 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from tiny import write_data
 
-from foldwise.checks import task_problems
 from foldwise.config import compose_config
 from foldwise.errors import Refusal
-from foldwise.settings import find_choice, list_choices, read_yaml
 from foldwise.shell import command, override, prepare_command
 
-ODD = ["a=b (1)", "it's", 'say "x"', "a,b", "[a]", "{a}", "$HOME", "${x}", "a\\b", 'end\\"', "end\\", "1", "null", "no",
-       "ü", "a b", "~", "#", "runs/a=b (1)/x", "1e3", "", "true", "a:b", "*", "-1e3", "inf", ".5e1", "-a", "../x"]  # fmt: skip
+ODD = [
+    "a=b (1)", "it's", 'say "x"', "a,b", "[a]", "{a}", "$HOME", "${x}", "a\\b", 'end\\"', "end\\", "1", "null", "no",
+       "ü", "a b", "~", "#", "runs/a=b (1)/x", "1e3", "", "true", "a:b", "*", "-1e3", "inf", ".5e1", "-a",
+    "../x",
+]  # fmt: skip
 
 
 def values_of(line: str) -> list[str]:
@@ -53,20 +53,6 @@ def test_the_form_to_type_is_in_the_error(value):
         compose_config([f"data.root={value}"])
     (line,) = [str(error.value).rpartition("write ")[2]]
     assert values_of(line) == [value]
-
-
-def test_a_loss_of_another_task_names_those_that_suit():
-    def advice(loss: str, task: str) -> str:
-        (problem,) = task_problems(task, read_yaml(find_choice("loss", loss)))
-        return problem
-
-    text = advice("bce", "segmentation")
-    offered = re.findall(r"loss=(\w+)", text)
-    assert "task=" not in text and {"cross_entropy", "dice", "ce_dice", "lovasz"} <= set(offered)
-    assert "bce" not in offered and set(offered) <= set(list_choices("loss"))
-    assert not any(task_problems("segmentation", read_yaml(find_choice("loss", loss))) for loss in offered)
-    assert "add task=multilabel" in advice("bce", "multiclass") and "loss=cross_entropy" in advice("bce", "multiclass")
-    assert "loss=bce" in advice("dice", "multilabel") and "task=" not in advice("dice", "multilabel")
 
 
 def run(line: str) -> str:

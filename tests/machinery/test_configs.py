@@ -108,8 +108,9 @@ UNBALANCED = [flags for flags in FLAGS if "data.sampling=balanced" not in flags]
     ("overrides", "message"),
     [
         (["experiment=segmentation_multiclass"], "loss Dice is for segmentation and the task is multiclass: "
-         "add task=segmentation metric=mean_iou, or choose another loss"),
-        (["task=segmentation", "loss=bce"], "loss BinaryCrossEntropy is for multilabel and the task is segmentation"),
+         "choose loss=cross_entropy or loss=focal, or add task=segmentation metric=mean_iou"),
+        (["task=segmentation", "loss=bce"], "loss BinaryCrossEntropy is for multilabel and the task is segmentation: "
+         "choose loss=ce_dice or loss=cross_entropy or loss=dice or loss=focal or loss=lovasz$"),
         (["task=multilabel", "loss=lovasz"], "loss Lovasz is for segmentation and the task is multilabel"),
     ],
 )  # fmt: skip
@@ -123,7 +124,7 @@ def test_parts_of_another_task_are_refused_without_data(overrides: list[str], me
 def test_every_loss_is_for_the_tasks_that_its_file_says(task: str):
     for choice in CHOICES["loss"]:
         problems = task_problems(task, content("loss", choice))
-        assert not problems if fits("loss", choice, task) else f"and the task is {task}: add task=" in problems[0]
+        assert not problems if fits("loss", choice, task) else f"and the task is {task}: choose loss=" in problems[0]
 
 
 @pytest.mark.parametrize(("group", "choice"), UNVARIED)
@@ -184,11 +185,13 @@ def test_every_choice_trains_a_step(task: str, overrides: list[str], few: Path, 
     monkeypatch.setenv("WANDB_SILENT", "true")
     phases = content("phases", dict(value.split("=", 1) for value in overrides)["phases"])
     graded = ["data.classes=[blue,green,red]"] if "metric=quadratic_kappa" in overrides else []  # words, in their order
+    binary = [name for name in overrides if name.startswith("metric=") and "positive" in content(*name.split("="))]
     config = tiny_config(
         few,
         task,
         *overrides,
         *graded,
+        *(["metric.positive=red"] if binary else []),
         *small_network(overrides),
         "model.pretrained=false",
         "fold=0",

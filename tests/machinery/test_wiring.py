@@ -21,7 +21,7 @@ import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file, save_file
 from scipy.stats import norm, rankdata
-from sklearn.metrics import f1_score, fbeta_score, log_loss
+from sklearn.metrics import balanced_accuracy_score, f1_score, fbeta_score, log_loss
 from sklearn.utils.class_weight import compute_class_weight
 from stopping import watched
 from tiny import new_network, prepare_tiny, tiny_config, train_folds
@@ -803,6 +803,11 @@ SETTINGS: dict[str, Changes | Same] = {
         score_is(lambda t, p: f1_score(t, p >= 0.3, average="macro")),
         "metric=macro_f1",
         "multilabel",
+    ),
+    "metric.positive": Changes(
+        "metric.positive=red",
+        score_is(lambda t, p: balanced_accuracy_score(t.argmax(1) == 2, p.argmax(1) == 2)),
+        "metric=balanced_accuracy metric.positive=blue",
     ),
     "metric.per_image": Changes("metric.per_image=true", maps_score(per_image=True), "metric=dice", MASKS),
     "metric.background": Changes("metric.background=true", maps_score(background=True), "metric=dice", MASKS),

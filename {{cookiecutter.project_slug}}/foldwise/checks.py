@@ -98,8 +98,8 @@ def task_problems(task_name: str, loss: Mapping[str, Any]) -> list[str]:
         if name in LOSSES and not LOSSES[name](task):
             others = [other for other in TASKS.values() if LOSSES[name](other)]
             advice = f"choose loss={' or loss='.join(_losses_of(task))}"
-            if task.kind == others[0].kind:  # the table could be meant for either
-                advice = f"add {others[0].describe_settings()}, or {advice}"
+            if task.kind != "maps":  # a table of masks is of no other task
+                advice += f", or add {others[0].describe_settings()}"
             for_tasks = " and ".join(other.name for other in others)
             problems.append(f"loss {name} is for {for_tasks} and the task is {task.name}: {advice}")
     return problems
