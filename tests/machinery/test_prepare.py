@@ -12,7 +12,8 @@ import tifffile
 import yaml
 from PIL import Image
 
-from foldwise.audit.findings import audit_table
+from foldwise.audit.descriptors import PixelDescriber
+from foldwise.audit.findings import audit_images, audit_table
 from foldwise.code.alias import open_code
 from foldwise.code.build import make as make_object
 from foldwise.code.source import Code
@@ -458,3 +459,27 @@ def test_spellings_of_one_name_are_noted(tmp_path, names):
     assert all(repr(name) in note for name in names) and "dog" not in note and note.startswith("1 names")
     data["classes"] = [*names, "dog", "12"]
     assert not any("spellings" in note for note in audit_table(data, prepare(data)))
+
+
+def test_suspicious_ids_and_labels_are_noted(tmp_path):
+    make(tmp_path, noise(1, 3) * 8, label=["cat", "nan"] * 4)
+    data = config(tmp_path)
+    assert any("class 'nan' reads like a missing label" in note for note in audit_table(data, prepare(data)))
+    table = pd.read_csv(data["table"], dtype=str)
+    (tmp_path / "again").mkdir()
+    table.assign(id=[f"{row}.0" for row in range(8)], label=["x", "y"] * 4).to_csv(data["table"], index=False)
+    data["prepared"] = str(tmp_path / "again")
+    (note,) = [note for note in audit_table(data, prepare(data)) if " ids " in note]
+    assert note.startswith("all ids end in .0, such as 0.0")
+
+
+def test_ids_of_train_and_test_are_compared(tmp_path):
+    make(tmp_path, noise(1, 3) * 8, label=["cat", "dog"] * 4)
+    data = config(tmp_path)
+    prepared = prepare(data)
+    frame = pd.read_csv(data["table"], dtype=str)
+    frame[:3].assign(image=frame["image"][[0, 2, 1]].tolist()).to_csv(tmp_path / "test.csv", index=False)
+    data["test_table"] = str(tmp_path / "test.csv")
+    test = check_test_table(data, prepared)
+    (note,) = [note for note in audit_images(data, prepared, test, PixelDescriber()) if " ids " in note]
+    assert note.startswith("3 of 3 ids of the test table are in the training table, 1 of them with the same image")

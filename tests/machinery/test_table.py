@@ -292,7 +292,7 @@ def test_units_share_a_target(root):
         ("id,picture,label\n1,images/a.png,x\n", "no column 'image'; the columns are id, picture, label"),
         ("id,image,label,label\n1,images/a.png,x,y\n", "'label' occurs more than once"),
         ("id,image,label\n1,images/a.png,x,extra\n", "line 2"),
-        ("id,image,label\n1,images/a.png,x\n2,images/b.png,x\n", "1 classes"),
+        ("id,image,label\n1,images/a.png,x\n2,images/b.png,x\n", "the number of classes in the table is 1"),
         ("id,image,label\n1,images/a.png,x\n,images/b.png,y\n", "id is empty"),
         ("id,image,label\n1,images/a.png,x\n2 ,images/b.png,y\n", "whitespace"),
         ("id,image,label\n1,images\\a.png,x\n2,images/b.png,y\n", "write / for"),

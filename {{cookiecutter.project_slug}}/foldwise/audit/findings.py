@@ -1,8 +1,9 @@
 """Notes on the data to read before training: classes, folds, duplicates, train/test shift."""
 
 import json
+import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from foldwise.data.prepare import Prepared, scan_alike
 from foldwise.data.problems import some
 from foldwise.data.samples import TableItems
 from foldwise.data.statistics import SMALLEST_STD
-from foldwise.data.table import Table
+from foldwise.data.table import MISSING, Table
 from foldwise.data.targets import as_numbers
 from foldwise.errors import Refusal
 from foldwise.files import write_atomic
@@ -37,7 +38,8 @@ def audit_table(data: Mapping[str, Any], prepared: Prepared) -> list[str]:
             never.append(f"class {name!r} never occurs")
         elif empty:
             missing.append(f"class {name!r} does not occur in fold {', '.join(empty)}")
-    notes = [note for table in prepared.tables.values() for note in _similar_names(table)]
+    notes = _id_notes(prepared.table.ids)
+    notes += [note for table in prepared.tables.values() for note in _similar_names(table) + _missing_names(table)]
     if find_task(prepared.table.task).kind == "vectors":
         notes, missing = [*notes, identity_note(prepared.table, prepared.fold_of_items)], []
     for found, what in ((never, "never occur"), (missing, "do not occur in every fold")):
@@ -115,6 +117,31 @@ def _similar_names(table: Table) -> list[str]:
     ]
 
 
+def _id_notes(ids: Sequence[str]) -> list[str]:
+    if not all(re.fullmatch(r"\d+\.0", id) for id in ids):
+        return []
+    return [
+        f"all ids end in .0, such as {ids[0]}, as if one had been missing and the others had become decimals: write "
+        'them as whole numbers, with frame["id"].astype("Int64")'
+    ]
+
+
+def _missing_names(table: Table) -> list[str]:
+    """Note classes whose names are how a missing label is often written."""
+    found = [] if table.ordered else [name for name in table.classes if name in MISSING]
+    return [f"class {name!r} reads like a missing label: if it is one, remove its rows" for name in found]
+
+
+def _shared_ids(table: Table, test: Table) -> list[str]:
+    """Note ids of the test table that the training table has too."""
+    shared = [id for id in test.ids if id in table.row_of]
+    same = [id for id in shared if table.image_path(table.row_of[id]) == test.image_path(test.row_of[id])]
+    if not shared:
+        return []
+    files = f", {len(same):,} of them with the same image: is {test.path} the test table?" if same else ""
+    return [f"{len(shared):,} of {len(test):,} ids of the test table are in the training table{files}: {some(shared)}"]
+
+
 def audit_images(
     data: Mapping[str, Any], prepared: Prepared, test: Table | None, describe: Describer, progress: bool = True
 ) -> list[str]:
@@ -135,6 +162,7 @@ def audit_images(
             "video): add --weights FILE to find them"
         )
     if test is not None:
+        notes += _shared_ids(prepared.source, test)
         notes += _shift_notes(data, prepared, tables[1], descriptors.vectors, folder / "adversarial.csv")
     return notes
 

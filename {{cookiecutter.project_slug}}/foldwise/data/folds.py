@@ -75,6 +75,7 @@ def update_folds(
         found = sorted(set(folds.values()) - {-1})
         if found != list(range(n_folds)):
             problem = f"the fold column has the folds {found}, but data.folds={n_folds} needs 0 to {n_folds - 1}"
+            problem += ": subtract 1 from each" if found == list(range(1, n_folds + 1)) else ""
             raise TableError(table.path, [problem])
         if stored != folds:
             write_folds(path, folds)

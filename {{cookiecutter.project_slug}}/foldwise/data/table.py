@@ -200,7 +200,7 @@ def _target_columns(columns: Columns, task: Task) -> list[str]:
 
 def _check_ids(ids: pd.Series, stored: pd.Series, check: Check) -> None:
     check.rows(ids == "", "the id is empty")
-    check.cells(has_stray_spaces(ids), ids, "the id {} has whitespace at its ends or two spaces in a row")
+    check.cells(has_stray_spaces(ids), ids, "the id {} has whitespace at its ends or two spaces in a row: remove it")
     check.cells(ids.str.contains(CONTROL), ids, "the id {} has a control character")
     if pd.api.types.is_float_dtype(stored):
         check.problems.append(
@@ -221,8 +221,9 @@ def _check_ids(ids: pd.Series, stored: pd.Series, check: Check) -> None:
 def _weight_column(column: pd.Series, check: Check) -> pd.Series:
     weight = pd.to_numeric(column, errors="coerce").astype(float)
     bad = ~np.isfinite(weight) | (weight < 0)
-    comma = "; write decimals with a point" if column[bad].astype(str).str.contains(",").any() else ""
-    check.cells(bad, column, "the weight {} is not a number of 0 or more" + comma)
+    comma = column.astype(str).str.contains(",")
+    for rows, advice in ((bad & comma, ": write decimals with a point"), (bad & ~comma, "")):
+        check.cells(rows, column, "the weight {} is not a number of 0 or more" + advice)
     if not bad.any() and weight.sum() == 0:
         check.problems.append("all weights are 0")
     return weight

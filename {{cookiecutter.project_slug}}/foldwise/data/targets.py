@@ -110,7 +110,7 @@ def hard_targets(
         return names or [], None
     report(
         lambda value, _: any(part != " ".join(part.split()) for part in ([value] if isinstance(value, str) else value)),
-        "the label {} has whitespace at its ends or two spaces in a row",
+        "the label {} has whitespace at its ends or two spaces in a row: remove it",
     )
     report(lambda value, parts: isinstance(value, tuple) and "" in parts, "a label is empty in {}")
     if not multilabel:
@@ -127,7 +127,9 @@ def hard_targets(
         if numbers := as_numbers(names):
             names = [name for _, name in sorted(zip(numbers, names, strict=True))]
         if len(names) < task.fewest:
-            check.problems.append(f"the table has {len(names)} classes; {task.name} needs {task.fewest} or more")
+            check.problems.append(
+                f"the number of classes in the table is {len(names)}; {task.name} needs {task.fewest} or more"
+            )
     else:
         listed = f"the classes are {some(names, 20)}"
         unknown = sorted(found - set(names))
@@ -175,10 +177,11 @@ def soft_targets(
         return names, None
     numbers = raw[names].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     outside = ~((numbers >= 0) & (numbers <= 1))
-    percent = (numbers >= 0).all() and np.allclose(numbers.sum(axis=1), 100, atol=1) and task.exclusive
-    advice = ": they are percentages, divide them by 100" if percent else ""
+    if task.exclusive and (numbers >= 0).all() and np.allclose(numbers.sum(axis=1), 100, atol=1):
+        check.problems.append(f"the columns {some(names)} are percentages: divide them by 100")
+        return names, None
     for number, name in enumerate(names):
-        check.cells(outside[:, number], raw[name], f"{name} is {{}}, not within 0 to 1{advice}")
+        check.cells(outside[:, number], raw[name], f"{name} is {{}}, not within 0 to 1")
     if task.exclusive:
         sums = np.array([float(f"{value:.4g}") for value in numbers.sum(axis=1)], dtype=object)
         wrong = ~outside.any(axis=1) & (np.abs(numbers.sum(axis=1) - 1) > SOFT_SUM_TOLERANCE)

@@ -17,6 +17,7 @@ from foldwise.code.source import NO_CODE, Code
 from foldwise.config import compose_config, read_config, resolve_config
 from foldwise.data.folds import fold_array, folds_hash, table_folds
 from foldwise.data.prepare import read_items
+from foldwise.data.problems import explain_ids
 from foldwise.data.samples import Samples, TableItems
 from foldwise.data.table import Columns, Table, read_table
 from foldwise.errors import Refusal
@@ -129,7 +130,9 @@ def check_predictions(predictions: Predictions, truth: GroundTruth) -> None:
     problems = mismatches(predictions.header, truth, predictions.header.split if labelled else "oof")
     scored = {id: fold for id, fold in zip(truth.table.ids, truth.folds.tolist(), strict=True) if fold >= 0}
     fold_of = dict(zip(predictions.frame["id"], predictions.frame["fold"], strict=True))
-    problems += listed(f"rows of {truth.table.path} have no prediction", scored.keys() - fold_of.keys())
+    missing = scored.keys() - fold_of.keys()
+    why = explain_ids(scored, fold_of) if missing else ""
+    problems += listed(f"rows of {truth.table.path} have no prediction{why}", missing)
     if not labelled:
         problems += listed("predicted ids are not scored rows of the table", fold_of.keys() - scored.keys())
         moved = [id for id in scored.keys() & fold_of.keys() if scored[id] != fold_of[id]]
