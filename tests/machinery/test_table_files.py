@@ -153,6 +153,16 @@ def test_columns_of_another_name_are_offered(root, header, advice):
     assert is_frame(read(root / "t.csv", columns))
 
 
+def test_columns_that_are_often_called_so_are_offered_alone(root):
+    names = ["uuid", "when", "path", "camera", "day", "sky", "tags"]
+    rows = [f"{n},{n + 5},images/{'abc'[n]}.png,{n // 2},{n // 2},{n // 2},{'xyx'[n]}" for n in range(3)]
+    (root / "t.csv").write_text("\n".join([",".join(names), *rows]) + "\n")
+    found = problems(root / "t.csv")
+    assert [problem.rpartition(": ")[2] for problem in found] == [
+        "set data.columns.id=uuid", "set data.columns.image=path", "set data.columns.target=tags"
+    ]  # fmt: skip
+
+
 def test_ids_that_a_gap_made_decimals(root):
     FRAME.assign(id=[7.0, 8.0, 12.0]).to_parquet(root / "t.parquet")
     (problem,) = problems(root / "t.parquet")
@@ -173,10 +183,24 @@ def test_one_cause_is_one_line(root):
     ]
 
 
-def test_percentages(root):
-    (root / "t.csv").write_text("id,image,cat,dog\n1,images/a.png,25,75\n2,images/b.png,100,0\n")
-    found = problems(root / "t.csv", Columns(target=["cat", "dog"]))
-    assert found == ["the columns cat, dog are percentages: divide them by 100"]
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("25,75", "line 2 (id '1'): cat is '25', not within 0 to 1: divide percentages by 100"),
+        ("yes,0.5", "line 2 (id '1'): cat is 'yes', not within 0 to 1: write 0 and 1 for no and yes"),
+        ("-3,0.5", "line 2 (id '1'): cat is '-3', not within 0 to 1"),
+        (",0.5", "line 2 (id '1'): cat is '', not within 0 to 1"),
+    ],
+)
+def test_soft_targets_that_are_no_probabilities(root, values, message):
+    (root / "t.csv").write_text(f"id,image,cat,dog\n1,images/a.png,{values}\n2,images/b.png,1,0\n")
+    assert problems(root / "t.csv", Columns(target=["cat", "dog"]), "multilabel")[0] == message
+    names = [f"c{number}" for number in range(40)]
+    pd.DataFrame({"id": ["1", "2"], "image": "images/a.png"} | dict.fromkeys(names, "50")).to_csv(root / "t.csv")
+    assert problems(root / "t.csv", Columns(target=names), "multilabel") == [
+        "2 rows, lines 2, 3 (the first id is '1'): 40 columns have values not within 0 to 1: divide percentages by "
+        "100: c0, c1, c2, c3, c4 and 35 more"
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "nan", "NaN", "None", "<NA>"])

@@ -13,6 +13,11 @@ from foldwise.shell import command, override
 
 MOST_OFFERED = 3
 LOOKED_AT = 20  # rows whose paths are tried
+# Parts of names of columns that often have it; such columns are offered alone.
+OFTEN = {
+    "id": re.compile("id|name|key|image|file", re.IGNORECASE),
+    "target": re.compile("label|class|target|tag|categor|species|breed|diagnos|grade", re.IGNORECASE),
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ def missing_columns(names: Iterable[tuple[str, str]], raw: pd.DataFrame, root: P
             found = ", ".join(name or "(without a name)" for name in raw)
             offered = [column for column in free if _plain(column) == _plain(name)]
             offered = offered or [column for column in free if _could_be(key, raw[column], root)]
+            offered = [column for column in offered if key in OFTEN and OFTEN[key].search(column)] or offered
             setting = f"data.columns.{'target' if key == 'mask' else key}"
             advice = " or ".join(_advice(setting, name, column) for column in offered[:MOST_OFFERED])
             problems.append(f"there is no column {name!r}; the columns are {found}" + (advice and f": {advice}"))

@@ -177,11 +177,19 @@ def soft_targets(
         return names, None
     numbers = raw[names].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     outside = ~((numbers >= 0) & (numbers <= 1))
-    if task.exclusive and (numbers >= 0).all() and np.allclose(numbers.sum(axis=1), 100, atol=1):
-        check.problems.append(f"the columns {some(names)} are percentages: divide them by 100")
-        return names, None
-    for number, name in enumerate(names):
-        check.cells(outside[:, number], raw[name], f"{name} is {{}}, not within 0 to 1")
+    known, texts = numbers[np.isfinite(numbers)], raw[names].to_numpy(object)[np.isnan(numbers)]
+    advice = ""
+    if (known > 1).any() and (known >= 0).all() and (known <= 100).all():
+        advice = ": divide percentages by 100"
+    elif any(str(text).strip().isalpha() for text in texts):
+        advice = ": write 0 and 1 for no and yes"
+    wrong_columns = [name for name, bad in zip(names, outside.T, strict=True) if bad.any()]
+    if len(wrong_columns) > check.each:
+        what = f"{len(wrong_columns):,} columns have values not within 0 to 1{advice}: {some(wrong_columns)}"
+        check.rows(outside.any(axis=1), what)
+    else:
+        for name in wrong_columns:
+            check.cells(outside[:, names.index(name)], raw[name], f"{name} is {{}}, not within 0 to 1{advice}")
     if task.exclusive:
         sums = np.array([float(f"{value:.4g}") for value in numbers.sum(axis=1)], dtype=object)
         wrong = ~outside.any(axis=1) & (np.abs(numbers.sum(axis=1) - 1) > SOFT_SUM_TOLERANCE)
