@@ -117,7 +117,7 @@ SLUGS_OF_OTHER_FOLDERS = ["a/b", "../up", "..", ".", "", "/absolute/path", "a\\b
 @pytest.mark.parametrize("slug", SLUGS_OF_OTHER_FOLDERS)
 @pytest.mark.parametrize("program", ["cookiecutter", "cruft"])
 def test_slug_that_is_no_folder_name(slug: str, program: str, template: Path, tmp_path: Path) -> None:
-    """The sentence alone, and nothing is made inside or outside of the output folder."""
+    """The sentence of the hook, and nothing is made inside or outside of the output folder."""
     inside = tmp_path / "outer" / "inside"
     inside.mkdir(parents=True)
     if program == "cookiecutter":
@@ -133,17 +133,10 @@ def test_slug_that_is_no_folder_name(slug: str, program: str, template: Path, tm
     before = sorted(tmp_path.rglob("*"))
     done = subprocess.run(words, cwd=inside, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0
-    said = (done.stdout + done.stderr).splitlines()
-    (sentence,) = [line for line in said if line.startswith("  - ")]
+    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("  - ")]
     assert "project_slug" in sentence and f'try "{hook.clean_slug(slug)}"' in sentence
-    if program == "cookiecutter":
-        assert "Traceback" not in done.stdout + done.stderr
-        assert [line for line in said if line] == [
-            "These answers cannot be used:",
-            sentence,
-            "Stopping generation because pre_gen_project hook script didn't exit successfully",
-            *[line for line in said if line.startswith("Hook script failed")],
-        ]
+    if program == "cookiecutter":  # what it logs of a hook that fails is on standard output
+        assert done.stderr.split("\n") == ["", "These answers cannot be used:", sentence, "", ""]
     assert sorted(tmp_path.rglob("*")) == before
 
 
