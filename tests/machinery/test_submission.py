@@ -156,6 +156,9 @@ SAMPLES_OF = {
                                 {"row_id": "{id}.jpg_{class}"}),
     "a file name and a number": ("ImageId_ClassId,EncodedPixels", "{id}.jpg_{index},1 1", "rle",
                                  {"row_id": "{id}.jpg_{index}"}),
+    "a column of numbers": ("ImageId,EncodedPixels,ClassId", "{id}.jpg,1 1,{index}", "rle",
+                            {"row_id": "{id}.jpg_{index}"}),
+    "a column of names": ("id,class,predicted", "{id},{class},0.5", "columns", {"row_id": "{id}_{class}"}),
     "an index": (",id,label", "{row},{id},0", "labels", {}),
     "row numbers": ("row,id,label", "{row},{id},0", "labels", {}),
     "semicolons": ("id;cat;dog;newt", "{id};0;0;0", "columns", {}),
@@ -192,16 +195,21 @@ def test_sample_submissions_of_every_shape(tmp_path, kind, order):
     else:
         answers = np.eye(3)[[0, 1, 2, 0, 1]] * 0.75
         write_table(out, layout.table([*IMAGES, "extra"], answers if name == "columns" else answers > 0), sample)
-        if "{class}" not in (layout.row_id or ""):  # the values are those of the ids
+        if layout.by_class:
+            order_of = [(IMAGES.index(id), index) for id in IMAGES[::order] for index in range(3)]
+            assert pd.read_csv(out)[layout.value_column].tolist() == [answers[place] for place in order_of]
+        else:  # the values are those of the ids
             written = pd.read_csv(out, sep=sample.separator, dtype=str).set_index(sample.id_column)
             for id, chosen in zip(IMAGES, [0, 1, 2, 0], strict=True):
                 row = written.loc[id + (layout.row_id or "{id}").removeprefix("{id}")]
                 one = row[layout.written].astype(float).to_numpy() if name == "columns" else row[layout.value_column]
                 assert one == CLASSES[chosen] if name == "labels" else (one == answers[chosen]).all()
     kept, new = path.read_text().splitlines(), out.read_text().splitlines()
-    where = kept[0].split(sample.separator).index(sample.id_column)
     assert new[0] == kept[0] and len(new) == len(kept)
-    assert [row.split(sample.separator)[where] for row in new] == [row.split(sample.separator)[where] for row in kept]
+    for column in sample.copied if "a column of" in kind else [sample.id_column]:
+        where = kept[0].split(sample.separator).index(column)
+        each = [[row.split(sample.separator)[where] for row in rows] for rows in (new, kept)]
+        assert each[0] == each[1]
     if kind in ("an index", "row numbers"):
         assert [row.split(",")[0] for row in new[1:]] == list("0123")
 

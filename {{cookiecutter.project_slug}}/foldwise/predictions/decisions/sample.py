@@ -15,6 +15,8 @@ from foldwise.data.table_file import read_file, read_header
 from foldwise.predictions.schema import PredictionsError, raise_problems
 from foldwise.shell import command
 
+ROW = "\0row"  # column with the ids of rows that two columns name
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -22,7 +24,7 @@ class Sample:
 
     Attributes:
         row_id: template of the row ids, see `Format`; None: the ids of images.
-        copied: columns that number the rows.
+        copied: columns that number the rows, or that are in their ids.
         numbered: the first column numbers the rows and has no name; `frame` lacks it.
     """
 
@@ -33,6 +35,10 @@ class Sample:
     row_id: str | None = None
     copied: tuple[str, ...] = ()
     numbered: bool = False
+
+    @property
+    def columns(self) -> list[str]:
+        return [name for name in self.frame if name != ROW]
 
     @property
     def ids(self) -> list[str]:
@@ -46,6 +52,8 @@ class Sample:
     @property
     def notes(self) -> list[str]:
         """What was found that differs from ids in the first column, one for an image."""
+        if self.id_column == ROW:
+            return [f"Sample submission: {' and '.join(self.copied)} together name a row."]
         found = [f"the ids are in column {self.id_column}"] if self.id_column != self.frame.columns[0] else []
         found += [f"the rows are called {self.row_id}"] if self.row_id else []
         found += [f"{some(self.copied)} numbers the rows and is copied"] if self.copied else []
@@ -79,9 +87,23 @@ def locate(sample: Sample, ids: Iterable[str], classes: Sequence[str]) -> Sample
     several = len({id for id, _ in pairs}) < len(pairs)  # rows of an image
     template = _template(Counter(end for _, end in pairs), classes if several else ())
     others = [other for other in sample.frame if other != name]
+    for other in others if len(others) > 1 else ():
+        if (kind := _class_kind(sample.frame, name, other, classes)) is not None:
+            frame = sample.frame.assign(**{ROW: sample.frame[name] + "_" + sample.frame[other]})
+            row_id = f"{_template(Counter(end for _, end in pairs), ())}_{kind}"
+            return replace(sample, frame=frame, id_column=ROW, row_id=row_id, copied=(name, other))
     numbers = [list(map(str, range(first, first + len(sample.frame)))) for first in (0, 1)]
     copied = [other for other in others if len(others) > 1 and sample.frame[other].tolist() in numbers]
     return replace(sample, id_column=name, row_id=None if template == "{id}" else template, copied=tuple(copied))
+
+
+def _class_kind(frame: pd.DataFrame, name: str, other: str, classes: Sequence[str]) -> str | None:
+    """The placeholder of a column that tells the rows of an image apart by their class; None if it does not."""
+    if not frame[name].duplicated().any() or frame[[name, other]].duplicated().any():
+        return None
+    values = set(frame[other])
+    numbers = set(map(str, range(len(classes))))
+    return "{class}" if values <= set(classes) else "{index}" if values <= numbers else None
 
 
 def _template(ends: Counter[str], classes: Sequence[str]) -> str:

@@ -53,7 +53,7 @@ def write_table(path: Path, frame: pd.DataFrame, sample: Sample | None) -> None:
     raise_problems(path, [f"{len(names):,} {what}: {some(names)}" for what, names in found if names])
     if sample is not None:
         frame = frame.set_index(key).loc[sample.ids].reset_index(names=key)
-        frame = frame.assign(**{name: sample.frame[name].to_numpy() for name in sample.copied})[list(sample.frame)]
+        frame = frame.assign(**{name: sample.frame[name].to_numpy() for name in sample.copied})[sample.columns]
     bad = ~np.isfinite(frame.select_dtypes("number").to_numpy(np.float64)).all(axis=1) | frame.isna().any(axis=1)
     if bad.any():
         text = f"{bad.sum()} rows have NaN or infinite values: {some(frame[key][bad].tolist())}"
