@@ -93,8 +93,8 @@ def locate(sample: Sample, ids: Iterable[str], classes: Sequence[str]) -> Sample
             row_id = f"{_template(Counter(end for _, end in pairs), ())}_{kind}"
             return replace(sample, frame=frame, id_column=ROW, row_id=row_id, copied=(name, other))
     numbers = [list(map(str, range(first, first + len(sample.frame)))) for first in (0, 1)]
-    copied = [other for other in others if len(others) > 1 and sample.frame[other].tolist() in numbers]
-    return replace(sample, id_column=name, row_id=None if template == "{id}" else template, copied=tuple(copied))
+    copied = tuple(other for other in others if sample.frame[other].tolist() in numbers)[: len(others) - 1]
+    return replace(sample, id_column=name, row_id=None if template == "{id}" else template, copied=copied)
 
 
 def _class_kind(frame: pd.DataFrame, name: str, other: str, classes: Sequence[str]) -> str | None:
