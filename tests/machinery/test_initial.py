@@ -99,7 +99,7 @@ def test_what_is_missing_is_listed(world, tmp_path):
     ]
     (copy / "fold0/snapshots/best1").mkdir(parents=True)
     shutil.copy(copy / "fold0/model/model.json", copy / "fold0/snapshots/best1")
-    with pytest.raises(Refusal, match=f"average them with tools/average_weights.py {copy}"):
+    with pytest.raises(Refusal, match=f"average them with python tools/average_weights.py {copy}"):
         check_initial(copy, prepared, PARTS[:1])
 
 

@@ -17,6 +17,7 @@ from foldwise.data.table import Columns, Table, read_table
 from foldwise.errors import Refusal
 from foldwise.files import equal_files
 from foldwise.inference.spec import SPEC
+from foldwise.shell import command, override
 from foldwise.training.identity import read_identity
 
 if TYPE_CHECKING:
@@ -49,11 +50,13 @@ def find_initial(run: Path, folds_hash: str, part: Holdout) -> Path:
     if read_identity(run)["content folds"] != folds_hash and (run / fold_name() / "model" / SPEC).is_file():
         name = fold_name()
     if any((run / name / "snapshots").glob(f"*/{SPEC}")):
-        raise Refusal(f"init={run} has snapshots in {name}: average them with tools/average_weights.py {run}")
+        average = command("python", "tools/average_weights.py", run)
+        raise Refusal(f"init={run} has snapshots in {name}: average them with {average}")
     folder = run / name / "model"
     if not (folder / SPEC).is_file():
         chosen = "full" if name == fold_name() else part.fold if len(part.folds) == 1 else "pairs"
-        raise Refusal(f"init={run} has no model in {name}: train it with python train.py run={run} fold={chosen}")
+        train = command("python", "train.py", override("run", str(run)), f"fold={chosen}")
+        raise Refusal(f"init={run} has no model in {name}: train it with {train}")
     return folder
 
 

@@ -137,12 +137,13 @@ def choose_layout(
 
 
 def _positive(truth: GroundTruth, column: str) -> str | None:
-    """The class of a single column: of its name, the metric's, or the second of two; None if it is open."""
+    """The class of a single column: of its name, the metric's, or the second of two exclusive; None if it is open."""
     classes = truth.table.classes
     alike = [name for name in classes if match_names([name], [column])]
     if alike:
         return alike[0]
-    return getattr(truth.metric, "positive", None) or (classes[-1] if len(classes) < 3 else None)
+    usual = len(classes) == 1 or (len(classes) == 2 and truth.task.exclusive)
+    return getattr(truth.metric, "positive", None) or (classes[-1] if usual else None)
 
 
 def _number_notes(sample: Sample | None, names: Sequence[str]) -> list[str]:
