@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 from rich.console import Console
 from rows import SAMPLES
+from submit import parse as submit_options
 
 from foldwise.config import write_config
 from foldwise.data.folds import folds_hash
+from foldwise.data.table import Table
 from foldwise.errors import Refusal
 from foldwise.predictions.decisions.formats import FORMATS, ColumnPerClass, Labels, RunLengths, encode_runs
 from foldwise.predictions.decisions.ledger import (
@@ -23,9 +25,13 @@ from foldwise.predictions.decisions.ledger import (
     record,
     record_score,
 )
+from foldwise.predictions.decisions.material import choose_layout
+from foldwise.predictions.decisions.options import format_options
 from foldwise.predictions.decisions.sample import fit_layout, locate, read_sample
 from foldwise.predictions.decisions.submission import check_rows, difference, write_masks, write_table
 from foldwise.predictions.decisions.submit import make_submission
+from foldwise.predictions.ground_truth import GroundTruth
+from foldwise.predictions.metrics import METRICS
 from foldwise.predictions.schema import Header, PredictionsError
 from foldwise.predictions.store import write_predictions
 from foldwise.predictions.writers import PredictionWriter
@@ -212,6 +218,49 @@ def test_sample_submissions_of_every_shape(tmp_path, kind, order):
         assert each[0] == each[1]
     if kind in ("an index", "row numbers"):
         assert [row.split(",")[0] for row in new[1:]] == list("0123")
+
+
+@pytest.mark.parametrize(
+    ("task", "classes", "metric", "column", "positive"),
+    [
+        ("multiclass", ["ant", "bee"], METRICS["log_loss"](), "target", "bee"),
+        ("multiclass", ["ant", "bee"], METRICS["average_precision"](positive="ant"), "target", "ant"),
+        ("multiclass", ["ant", "bee", "cow"], METRICS["average_precision"](positive="bee"), "target", "bee"),
+        ("multiclass", ["ant", "bee", "cow"], METRICS["log_loss"](), "Is_Cow", None),
+        ("multiclass", ["ant", "bee", "cow"], METRICS["log_loss"](), "Cow", "cow"),
+        ("multilabel", ["ant", "bee"], METRICS["roc_auc"](), "target", None),
+        ("multilabel", ["bee"], METRICS["roc_auc"](), "target", "bee"),
+    ],
+)
+def test_a_single_column_is_of_the_positive_class(tmp_path, task, classes, metric, column, positive):
+    (tmp_path / "sample.csv").write_text(f"id,{column}\n1,0.5\n")
+    frame = pd.DataFrame({"id": ["1"], "image": ["x.png"]})
+    table = Table(frame, task, tuple(classes), tmp_path, None, tmp_path / "train.csv")
+    truth = GroundTruth(table, np.zeros(1), "", metric.for_task(task, classes), {"data": {"columns": {}}}, None)
+    sample = read_sample(tmp_path / "sample.csv")
+    if positive is None:
+        with pytest.raises(Refusal, match="name its class with --positive"):
+            choose_layout(truth, sample)
+        return
+    layout, notes = choose_layout(truth, sample)
+    assert (layout.positive, layout.columns) == (positive, ["id", column])
+    assert any(f"Column {column} has the probabilities of {positive}" in note for note in notes) == (len(classes) > 1)
+
+
+def test_other_names_of_classes_are_written(tmp_path):
+    (tmp_path / "sample.csv").write_text("id,label\n1,0\n2,0\n")
+    table = Table(pd.DataFrame({"id": ["1"]}), "multiclass", ("ant", "bee"), tmp_path, None, tmp_path / "train.csv")
+    metric = METRICS["accuracy"]().for_task("multiclass", table.classes)
+    truth = GroundTruth(table, np.zeros(1), "", metric, {"data": {"columns": {}}}, None)
+    sample = locate(read_sample(tmp_path / "sample.csv"), ["1", "2"], table.classes)
+    layout, notes = choose_layout(truth, sample)
+    assert "--names ant=0 bee=1" in notes[-1]
+    options = format_options(submit_options(["make", "x", "--names", "ant=0", "bee=1"]))
+    layout, notes = choose_layout(truth, sample, options=options)
+    write_table(tmp_path / "s.csv", layout.table(["1", "2"], np.eye(2, dtype=bool)), sample)
+    assert (tmp_path / "s.csv").read_text() == "id,label\n1,0\n2,1\n" and not notes
+    with pytest.raises(Refusal, match="there is no class cow"):
+        choose_layout(truth, sample, options={"names": {"cow": "0"}})
 
 
 @pytest.mark.parametrize(

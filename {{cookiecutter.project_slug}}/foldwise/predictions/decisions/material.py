@@ -13,7 +13,7 @@ from foldwise.data.targets import as_numbers
 from foldwise.errors import Refusal
 from foldwise.predictions.decisions.formats import FORMATS
 from foldwise.predictions.decisions.rules import takes_values
-from foldwise.predictions.decisions.sample import Sample, fit_layout, locate, match_names, read_sample
+from foldwise.predictions.decisions.sample import Sample, fit_layout, locate, plain, read_sample
 from foldwise.predictions.decisions.submission import check_rows
 from foldwise.predictions.ground_truth import (
     GroundTruth,
@@ -139,7 +139,7 @@ def choose_layout(
 def _positive(truth: GroundTruth, column: str) -> str | None:
     """The class of a single column: of its name, the metric's, or the second of two exclusive; None if it is open."""
     classes = truth.table.classes
-    alike = [name for name in classes if match_names([name], [column])]
+    alike = [name for name in classes if plain(name) == plain(column)]
     if alike:
         return alike[0]
     usual = len(classes) == 1 or (len(classes) == 2 and truth.task.exclusive)

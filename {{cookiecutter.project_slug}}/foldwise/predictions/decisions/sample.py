@@ -159,9 +159,9 @@ def match_names(classes: Sequence[str], columns: Sequence[str]) -> list[str] | N
         return None
     for first in range(_common(columns) + 1):
         for last in range(_common([name[::-1] for name in columns]) + 1):
-            column_of = {_plain(name[first : len(name) - last]): name for name in columns}
-            if set(column_of) == set(map(_plain, classes)) and len(column_of) == len(classes):
-                return [column_of[_plain(name)] for name in classes]
+            column_of = {plain(name[first : len(name) - last]): name for name in columns}
+            if set(column_of) == set(map(plain, classes)) and len(column_of) == len(classes):
+                return [column_of[plain(name)] for name in classes]
     return None
 
 
@@ -170,5 +170,6 @@ def _common(names: Sequence[str]) -> int:
     return sum(1 for _ in takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False)))
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """A name without case, spaces and punctuation."""
     return re.sub(r"[\W_]", "", name.casefold())
