@@ -77,6 +77,8 @@ def _explain(error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         name, equals, value = str(error.override).partition("=")
         advice = command(override(name, value)) if equals else "key=value"
+        if value.startswith(("[", "{")):
+            advice = f"key=value, with brackets that close; or as a text {advice}"
         return f"{error.override!r} is not an override: write {advice}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.partition("/")
