@@ -45,6 +45,13 @@ def test_an_override_that_does_not_compose_is_named_with_what_may_have_been_mean
     assert str(error.value).startswith(sentence)
 
 
+def test_a_configuration_from_before_a_group_is_refused(data: Path):
+    config = tiny_config(data, "multiclass")
+    del config["mixing"]
+    with pytest.raises(Refusal, match=r"has no mixing: add `- mixing: <choice>` to the defaults of configs/train\.yaml"):
+        check_config(config)
+
+
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [

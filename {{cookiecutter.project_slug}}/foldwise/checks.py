@@ -12,7 +12,7 @@ from foldwise.data.sample import is_sample
 from foldwise.errors import Refusal
 from foldwise.files import is_number
 from foldwise.schedule.phases import build_phases
-from foldwise.settings import known_settings, list_choices, read_yaml, unknown_setting
+from foldwise.settings import LIBRARY, known_settings, list_choices, read_yaml, unknown_setting
 from foldwise.tasks import TASKS, Task, find_task
 from foldwise.tasks.transforms import NAMES as TRANSFORMS
 
@@ -75,6 +75,12 @@ VALUES: dict[str, tuple[Fits, str]] = {
 
 def check_config(config: Mapping[str, Any]) -> None:
     """Raise a Refusal for unknown settings, wrong values, a loss of another task, or missing files."""
+    missing = sorted({path.parent.name for path in LIBRARY.glob("*/*.yaml")} - {"experiment", *config})
+    if missing:
+        raise Refusal(
+            f"the configuration has no {', '.join(missing)}: add `- {missing[0]}: <choice>` to the defaults of "
+            "configs/train.yaml; a run from before there was such a group cannot be resumed: train it again"
+        )
     problems = [
         *map(unknown_setting, _unknown(config)),
         *_augmentation_problems(config["augmentation"]),
