@@ -45,6 +45,7 @@ def test_the_loss_prefers_the_ground_truth_and_heeds_the_weights(mode, world: Wo
         assert loss([sample]) > loss(), f"sample {sample} may be predicted wrong"
     if any(output.meaning.kind == "maps" for output in outputs):
         assert all(loss(move=move) > loss() for move in MOVES), "a moved map is no worse"
+    module = Training(world).module.train(mode == "training")  # `losses` may remember samples
     half = torch.arange(BATCH) < BATCH // 2
     wrong = half.nonzero().flatten().tolist()
     try:
