@@ -24,7 +24,7 @@ def folder(tmp_path):
         pytest.skip("there is no Slurm here: no sbatch")
     if subprocess.run(["sinfo"], capture_output=True).returncode:
         pytest.skip("there is no Slurm here: sinfo reaches no controller")
-    for name in ("train.py", "configs", "slurm"):
+    for name in ("train.py", "configs", "slurm", "solution"):
         (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
 
