@@ -48,7 +48,7 @@ def test_an_override_that_does_not_compose_is_named_with_what_may_have_been_mean
 def test_a_configuration_from_before_a_group_is_refused(data: Path):
     config = tiny_config(data, "multiclass")
     del config["mixing"]
-    with pytest.raises(Refusal, match=r"has no mixing: add `- mixing: <choice>` to the defaults of configs/train\.yaml"):
+    with pytest.raises(Refusal, match=r"has no mixing: add `- mixing: <choice>` to the defaults"):
         check_config(config)
 
 
