@@ -21,18 +21,21 @@ ALL = [(group, choice) for group, choices in CHOICES.items() for choice in choic
 TASKS = {
     "arcface": ["retrieval"],
     "retrieval": ["retrieval"],
-    "bce": ["multilabel"],
+    "bce": ["multilabel", "segmentation_overlapping"],
+    "brier": ["multilabel", "segmentation_overlapping"],
+    "bce_dice": ["segmentation_overlapping"],
     "mse": ["regression"],
     "mae": ["regression"],
     "huber": ["regression"],
-    "focal": ["multiclass", "multilabel", "segmentation"],
+    "focal": ["multiclass", "multilabel", "segmentation", "segmentation_overlapping"],
     "cross_entropy": ["multiclass", "segmentation"],
-    "dice": ["segmentation"],
+    "dice": ["segmentation", "segmentation_overlapping"],
     "lovasz": ["segmentation"],
     "ce_dice": ["segmentation"],
     "segmentation_binary": ["segmentation"],
     "segmentation_large": ["segmentation"],
     "segmentation_multiclass": ["segmentation"],
+    "segmentation_overlapping": ["segmentation"],
     "regression": ["regression"],
     "baseline": ["multiclass", "multilabel", "regression", "segmentation"],
     "amazon": ["multilabel"],  # all of that folder
@@ -46,11 +49,11 @@ def content(group: str, choice: str) -> dict:
 def fits(group: str, choice: str, task: str) -> bool:
     """Whether a choice is one for the task."""
     if group == "model":
-        return (content(group, choice)["library"] == "smp") == (task == "segmentation")
+        return (content(group, choice)["library"] == "smp") == task.startswith("segmentation")
     if group == "phases":  # those that train on pseudo labels need a table of them: see test_pseudo.py
         return all(phase.get("rows", "real") == "real" for phase in content(group, choice).values())
     if group == "tta":
-        return task != "segmentation" or not content(group, choice).get("draws")
+        return not task.startswith("segmentation") or not content(group, choice).get("draws")
     if group == "metric":
         from foldwise.predictions import metrics
 
@@ -100,6 +103,7 @@ FLAGS = [
     ["data.sampling=balanced", "mixing.mixup=0.4", "mixing.cutmix=1.0"],
     ["trainer.deterministic=true"],
 ]
+VARIED_TASKS = ["multiclass", "multilabel", "regression", "segmentation", "segmentation_overlapping"]
 UNVARIED = [pair for pair in ALL if pair[0] not in VARIED]
 UNBALANCED = [flags for flags in FLAGS if "data.sampling=balanced" not in flags]
 
@@ -107,11 +111,15 @@ UNBALANCED = [flags for flags in FLAGS if "data.sampling=balanced" not in flags]
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["experiment=segmentation_multiclass"], "loss Dice is for segmentation and the task is multiclass: "
-         "choose loss=cross_entropy or loss=focal, or add task=segmentation metric=mean_iou"),
-        (["task=segmentation", "loss=bce"], "loss BinaryCrossEntropy is for multilabel and the task is segmentation: "
+        (["experiment=segmentation_multiclass"], "loss Dice is for segmentation, segmentation_overlapping and "
+         "segmentation_soft and the task is multiclass: choose loss=cross_entropy or loss=focal, or add "
+         "task=segmentation metric=mean_iou"),
+        (["task=segmentation", "loss=bce"], "loss BinaryCrossEntropy is for multilabel, segmentation_overlapping and "
+         "segmentation_soft and the task is segmentation: "
          "choose loss=ce_dice or loss=cross_entropy or loss=dice or loss=focal or loss=lovasz$"),
         (["task=multilabel", "loss=lovasz"], "loss Lovasz is for segmentation and the task is multilabel"),
+        (["task=segmentation", "data.masks=overlapping", "loss=lovasz"],
+         "loss Lovasz is for segmentation and the task is segmentation_overlapping: choose loss=bce or loss=bce_dice or "),
     ],
 )  # fmt: skip
 def test_parts_of_another_task_are_refused_without_data(overrides: list[str], message: str):
@@ -120,7 +128,7 @@ def test_parts_of_another_task_are_refused_without_data(overrides: list[str], me
     assert re.match(message, "\n".join(task_problems(config.task, config.loss)))
 
 
-@pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression", "segmentation"])
+@pytest.mark.parametrize("task", VARIED_TASKS)
 def test_every_loss_is_for_the_tasks_that_its_file_says(task: str):
     for choice in CHOICES["loss"]:
         problems = task_problems(task, content("loss", choice))
@@ -157,11 +165,11 @@ def small_network(overrides: list[str]) -> list[str]:
 def mixtures() -> list[tuple[str, list[str]]]:
     rows: list[tuple[str, list[str]]] = []
     used: set[str] = set()
-    for task in ("multiclass", "multilabel", "regression", "segmentation"):
+    for task in VARIED_TASKS:
         fitting = {group: [f"{group}={name}" for name in CHOICES[group] if fits(group, name, task)] for group in VARIED}
         new = {group: [name for name in names if name not in used] for group, names in fitting.items()}
         new["loss"] = fitting["loss"]
-        flags = UNBALANCED if task in ("regression", "segmentation") else FLAGS
+        flags = UNBALANCED if task.startswith(("regression", "segmentation")) else FLAGS
         columns = [new[group] or names for group, names in fitting.items()]
         for index in range(max(map(len, new.values()))):
             rows.append((task, [column[index % len(column)] for column in columns] + flags[index % len(flags)]))
@@ -184,6 +192,7 @@ def test_every_choice_trains_a_step(task: str, overrides: list[str], few: Path, 
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setenv("WANDB_SILENT", "true")
     phases = content("phases", dict(value.split("=", 1) for value in overrides)["phases"])
+    task, _, masks = task.partition("_")
     graded = ["data.classes=[blue,green,red]"] if "metric=quadratic_kappa" in overrides else []  # words, in their order
     binary = [name for name in overrides if name.startswith("metric=") and "positive" in content(*name.split("="))]
     config = tiny_config(
@@ -193,6 +202,7 @@ def test_every_choice_trains_a_step(task: str, overrides: list[str], few: Path, 
         *graded,
         *(["metric.positive=red"] if binary else []),
         *(["tta=none"] if "model=vit" in overrides else []),  # its input size is fixed, and some choices have scales
+        *([f"data.masks={masks}"] if masks else []),
         *small_network(overrides),
         "model.pretrained=false",
         "fold=0",

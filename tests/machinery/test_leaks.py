@@ -17,10 +17,11 @@ from foldwise.data.pseudo import provenance_path
 from foldwise.files import write_json
 from foldwise.predictions.decisions.calibration import CALIBRATORS
 from foldwise.predictions.decisions.deciding import Method, fit_decision
+from foldwise.predictions.decisions.layers import compare_cuts, measure_cuts
 from foldwise.predictions.decisions.masks import CANDIDATES, compare_cleaning, measure_candidates
 from foldwise.predictions.decisions.rules import rules_for
 from foldwise.predictions.ensembles.ensembling import ensemble
-from foldwise.predictions.metrics import FBeta, MacroF1, MeanIoU
+from foldwise.predictions.metrics import Dice, FBeta, MacroF1, MeanIoU
 from foldwise.predictions.schema import Header
 from foldwise.predictions.store import iter_maps, read_predictions
 from foldwise.predictions.writers import PredictionWriter
@@ -123,6 +124,23 @@ def test_the_cleaning_of_a_folds_masks():
         assert first.answers[folds == 1].tolist() == second.answers[folds == 1].tolist()
         assert first.per_fold[1] != second.per_fold[1]
     assert len(CANDIDATES) > 4
+
+
+def test_the_cuts_of_a_folds_masks_per_class():
+    rng = np.random.default_rng(1)
+    masks = np.kron(rng.random((18, 2, 4, 4)) < 0.4, np.ones((8, 8))).astype(np.uint8)
+    maps = np.clip(0.4 * masks + rng.normal(0.3, 0.2, masks.shape), 0, 1).astype(np.float32)
+    folds, metric = np.arange(18) % 3, Dice().for_task("segmentation_overlapping", ["a", "b"])
+    outcomes = []
+    for changed in (False, True):
+        truth = np.where(changed & (folds == 1)[:, None, None, None], 1 - masks, masks)
+        counts = np.stack([measure_cuts(metric, *pair) for pair in zip(truth, maps, strict=True)])
+        outcomes.append(compare_cuts(metric, counts, folds)[0])
+    for first, second in zip(*outcomes, strict=True):
+        assert first.answers[folds == 1].tolist() == second.answers[folds == 1].tolist()
+        assert first.per_fold[1] != second.per_fold[1]
+    moved = [a.answers.tolist() != b.answers.tolist() for a, b in zip(*outcomes, strict=True)]
+    assert moved == [False, True, True, True]  # the other folds' cuts are fitted on fold 1 too
 
 
 def test_the_blend_of_a_folds_maps(tmp_path):

@@ -216,13 +216,14 @@ def test_balanced_class_weights_equal_sklearn() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_choices_give_a_gradient(path: Path) -> None:
-    pixels = path.stem in ("dice", "lovasz", "ce_dice")
-    task = "segmentation" if pixels else "multilabel" if path.stem == "bce" else "multiclass"
+    pixels, layers = path.stem in ("dice", "lovasz", "ce_dice"), path.stem == "bce_dice"
+    task = "segmentation" if pixels else "multilabel" if path.stem in ("bce", "brier") else "multiclass"
     # Weights that are named get their numbers from the data, in training/build.py.
     config = OmegaConf.create(path.read_text().replace("class_weights: sqrt_balanced", "class_weights: null"))
     root = OmegaConf.create({"task": task, "data": {"ignore_index": IGNORE}, "loss": config})
     loss = instantiate(root.loss)
-    logits, target = segmentation() if pixels else classification()[:2]
+    logits, target = segmentation() if pixels or layers else classification()[:2]
+    target = (logits > 0).float() if layers else target
     logits.requires_grad_()
     loss(logits, target, torch.ones(len(logits))).backward()
     assert logits.grad is not None and logits.grad.isfinite().all() and (logits.grad != 0).any()

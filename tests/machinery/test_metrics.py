@@ -279,7 +279,7 @@ def test_a_fold_without_a_score_is_named_and_left_out():
 
 
 def test_another_task_is_refused_with_the_ones_that_fit():
-    with pytest.raises(Refusal, match=r"MeanIoU is for segmentation, not for multilabel; choose one of: .*f_beta, "):
+    with pytest.raises(Refusal, match=r"MeanIoU is for segmentation, .* not for multilabel; choose one of: .*f_beta, "):
         MeanIoU().for_task("multilabel", NAMES)
     with pytest.raises(Refusal, match="for_task"):
         Accuracy()(np.eye(2), np.eye(2))

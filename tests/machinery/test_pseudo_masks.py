@@ -87,7 +87,7 @@ def test_a_student_is_trained_on_its_own_masks(world, phases, shares):
         for row, target, weight in zip(batch["row"].tolist(), batch["target"], batch["weight"], strict=True):
             name = joined.table.ids[row]
             real = row < len(prepared.table)
-            path = prepared.table.mask_path(row) if real else student.mask_path(student.ids.index(name))
+            path = prepared.table.mask_files(row)[0] if real else student.mask_files(student.ids.index(name))[0]
             np.testing.assert_array_equal(target, cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
             assert weight == (1 if real else 0.5) and name.startswith("row" if real else "1/row")
     assert prepared.statistics == prepare_tiny(config_of(world.root, "segmentation")).statistics

@@ -61,7 +61,7 @@ def test_masks_are_exact_and_six_is_red_and_nine_is_blue(samples):
     table = read(samples["segmentation"], "segmentation")
     rows = range(60)
     for row in rows:
-        image, mask = read_image(table.image_path(row)), read_mask(table.mask_path(row))
+        image, mask = read_image(table.image_path(row)), read_mask(table.mask_files(row)[0])
         assert mask.shape == image.shape[:2] and mask.max() < len(table.classes)
         # Digits are brighter than any background in every channel: half covered is bright, bare is dark.
         least = image.min(axis=2)
@@ -70,12 +70,22 @@ def test_masks_are_exact_and_six_is_red_and_nine_is_blue(samples):
             pixels = image[mask == table.classes.index(name)]
             if len(pixels):
                 assert abs((hue(pixels) - expected + 180) % 360 - 180) < 30
-    assert {value for row in rows for value in np.unique(read_mask(table.mask_path(row)))} == set(range(6))
+    assert {value for row in rows for value in np.unique(read_mask(table.mask_files(row)[0]))} == set(range(6))
+
+
+def test_masks_overlap_and_soft_masks_are_the_ink(samples):
+    table = read(samples["segmentation_overlapping"], "segmentation_overlapping")
+    masks = [table.read_mask(row) for row in range(80)]
+    assert {(mask.shape[0], mask.max()) for mask in masks} == {(5, 0), (5, 1)}
+    assert np.mean([(mask.sum(axis=0) > 1).any() for mask in masks]) > 0.1
+    assert 0.02 < np.mean([not mask.any() for mask in masks]) < 0.2
+    values = read(samples["segmentation_soft"], "segmentation_soft").read_mask(0)
+    assert values.dtype == np.float32 and 0 < ((values > 0) & (values < 1)).mean() < 0.2 and values.max() == 1
 
 
 def test_a_shifted_mask_loses_a_third_of_the_iou(samples):
     table = read(samples["segmentation"], "segmentation")
-    masks = [read_mask(table.mask_path(row)) > 0 for row in range(50)]
+    masks = [read_mask(table.mask_files(row)[0]) > 0 for row in range(50)]
     shifted = [np.roll(mask, 2, axis=1) for mask in masks]
     both = sum((mask & other).sum() for mask, other in zip(masks, shifted, strict=True))
     either = sum((mask | other).sum() for mask, other in zip(masks, shifted, strict=True))

@@ -361,7 +361,7 @@ def maps_score(per_image: bool = False, background: bool = False, ignored: int =
         counts = []
         for id, *_, values in after.maps():
             mask, answer = (
-                read_mask(after.prepared.table.mask_path(after.prepared.table.ids.index(id))),
+                read_mask(after.prepared.table.mask_files(after.prepared.table.ids.index(id))[0]),
                 values.argmax(0),
             )
             valid = mask != ignored
@@ -517,6 +517,21 @@ def mapped_as_before(before: Trained, after: Trained) -> None:
     losses_are(masks)(before, after)
 
 
+def layers_as_stored(before: Trained, after: Trained) -> None:
+    """A mask per class is trained, of the same class numbers, and what is ignored in these is so in each."""
+    assert after.oof.header.task == "segmentation_overlapping"
+    for one, other in zip(before.steps, after.steps, strict=True):
+        for first, second in zip(one.passes, other.passes, strict=True):
+            numbers = first["target"][:, None]
+            expected = torch.where(numbers == 255, 255, (numbers == torch.arange(4).view(1, 4, 1, 1)).long())
+            assert torch.equal(second["target"].long(), expected)
+
+
+def targets_halve(before: Trained, after: Trained) -> None:
+    first, second = (each.steps[0].passes[0]["target"] for each in (before, after))
+    assert torch.allclose(first / 2, second) and 0.8 < float(first.max()) <= 1
+
+
 def targets_are(column: str) -> Callable[[Trained, Trained], None]:
     def check(_: Trained, after: Trained) -> None:
         labels = [after.prepared.table.classes[best] for best in after.prepared.table.target.argmax(1)]
@@ -622,6 +637,19 @@ SETTINGS: dict[str, Changes | Same] = {
     "data.ignore_index": Changes("data.ignore_index=7 data.columns.target=mask7", ignored_as_before, task=MASKS),
     "data.mask_values": Changes(
         "++data.mask_values={0:0,1:1,2:2,3:3,7:255} data.columns.target=mask7", mapped_as_before, task=MASKS
+    ),
+    "data.masks": Changes("data.masks=overlapping loss=bce metric=dice", layers_as_stored, task=MASKS),
+    "data.mask_encoding": Changes(
+        "data.mask_encoding=rle data.columns.target=[code0,code1,code2,code3]",
+        same_weights,
+        f"data.masks=overlapping loss=bce metric=dice {WHOLE}",
+        MASKS,
+    ),
+    "data.mask_scale": Changes(
+        "data.mask_scale=510",
+        targets_halve,
+        "data.masks=soft loss=bce metric=pixel_mae data.classes=[ink] data.columns.target=soft",
+        MASKS,
     ),
     "data.image_size": Changes(
         "data.image_size=16", ensures(lambda a, b: b.steps[0].passes[0]["image"].shape[-2:] == (16, 16))

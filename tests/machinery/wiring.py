@@ -50,6 +50,14 @@ def write_world(root: Path) -> Path:
             mask = cv2.imread(str(root / whole), cv2.IMREAD_UNCHANGED)
             mask[: 9 + row % 3, : 12 + row % 5] = ignored
             cv2.imwrite(str(root / path), mask)
+    table["soft"] = [f"soft/{row}.png" for row in places]
+    (root / "soft").mkdir()
+    codes: list[list[str]] = []
+    for image, soft, whole in table[["image", "soft", "whole_mask"]].itertuples(index=False):
+        cv2.imwrite(str(root / soft), cv2.imread(str(root / image))[:, :, 1])
+        mask = cv2.imread(str(root / whole), cv2.IMREAD_UNCHANGED)
+        codes.append([" ".join(f"{pixel + 1} 1" for pixel in np.flatnonzero(value == mask.T)) for value in range(4)])
+    table = table.assign(**{f"code{value}": of_class for value, of_class in enumerate(zip(*codes, strict=True))})
     table.to_csv(root / "train.csv", index=False)
     rest = frame[~frame["id"].isin(table["id"])][:LEFT_OUT]
     values = rng.dirichlet([0.5] * len(CLASSES), (2, LEFT_OUT)).round(6)

@@ -8,6 +8,7 @@ from typing import Any
 from foldwise.code.build import resolve
 from foldwise.data.images import MODES, is_image_size
 from foldwise.data.orientation import EXIF
+from foldwise.data.problems import enumerated
 from foldwise.data.sample import is_sample
 from foldwise.errors import Refusal
 from foldwise.files import is_number
@@ -20,12 +21,13 @@ from foldwise.tasks.transforms import NAMES as TRANSFORMS
 LOSSES: dict[str, Callable[[Task], bool]] = {
     "AbsoluteError": lambda task: task.transforms,
     "ArcFace": lambda task: task.kind == "vectors",
-    "BinaryCrossEntropy": lambda task: task.probabilities and task.kind == "rows" and not task.exclusive,
+    "BinaryCrossEntropy": lambda task: task.probabilities and not task.exclusive,
+    "Brier": lambda task: task.probabilities and not task.exclusive,
     "CrossEntropy": lambda task: task.exclusive,
     "Dice": lambda task: task.kind == "maps",
     "Focal": lambda task: task.probabilities,
     "Huber": lambda task: task.transforms,
-    "Lovasz": lambda task: task.kind == "maps",
+    "Lovasz": lambda task: task.kind == "maps" and task.exclusive,
     "SquaredError": lambda task: task.transforms,
 }
 # Groups whose files list every setting. In other groups, further keys are arguments of a network, optimizer, loss,
@@ -57,7 +59,7 @@ VALUES: dict[str, tuple[Fits, str]] = {
     "a whole number from 1": (_whole(1), "batch_size epochs validate_every data.folds trainer.accumulate_grad_batches"),
     "a whole number from 1, or null": (_or_null(_whole(1)), "threads"),
     "a number above 0": (_number(0, above=True), "optimizer.lr"),
-    "a number above 0, or null": (_or_null(_number(0, above=True)), "optimizer.layer_decay"),
+    "a number above 0, or null": (_or_null(_number(0, above=True)), "optimizer.layer_decay data.mask_scale"),
     "a number from 0": (_number(0), "optimizer.weight_decay mixing.mixup mixing.cutmix"),
     "true or false": (
         lambda value: isinstance(value, bool),
@@ -89,6 +91,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         *_phase_problems(config["phases"]),
         *_ema_problems(config),
         *task_problems(config["task"], config["loss"]),
+        *_mask_problems(config["task"], config["data"].get("masks", "exclusive")),
         *_file_problems(config["data"], config["model"]["weights"]),
         *_initial_problems(config),
     ]
@@ -106,7 +109,7 @@ def task_problems(task_name: str, loss: Mapping[str, Any]) -> list[str]:
             advice = f"choose loss={' or loss='.join(_losses_of(task))}"
             if task.kind != "maps":  # a table of masks is of no other task
                 advice += f", or add {others[0].describe_settings()}"
-            for_tasks = " and ".join(other.name for other in others)
+            for_tasks = enumerated([other.name for other in others])
             problems.append(f"loss {name} is for {for_tasks} and the task is {task.name}: {advice}")
     return problems
 
@@ -124,6 +127,12 @@ def _losses_of(task: Task) -> list[str]:
 def _loss_names(loss: Mapping[str, Any]) -> list[str]:
     """Class names of a loss and of its terms."""
     return [part["_target_"].rpartition(".")[2] for part in [loss, *(term["loss"] for term in loss.get("terms", []))]]
+
+
+def _mask_problems(task: str, masks: str) -> list[str]:
+    if masks == "exclusive" or find_task(task).field.spatial:
+        return []
+    return [f"data.masks={masks} is for task=segmentation, but the task is {task}"]
 
 
 def _unknown(config: Mapping[str, Any]) -> list[str]:

@@ -57,7 +57,15 @@ def compose_config(overrides: Sequence[str], name: str = "train") -> "DictConfig
         del config["hydra"]
         if "experiment_name" in config:
             config.experiment_name = config.experiment_name
+        select_task(config)
     return config
+
+
+def select_task(config: "DictConfig") -> None:
+    """Set `task` to the entry of `foldwise.tasks` that `data.masks` selects; also what `${task}` refers to."""
+    from foldwise.tasks import task_of_masks
+
+    config.task = task_of_masks(config.task, config.data.get("masks", "exclusive"))
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
@@ -100,6 +108,7 @@ def resolve_config(config: "DictConfig") -> dict[str, Any]:
     """
     from omegaconf import OmegaConf
 
+    select_task(config)
     plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     raw = cast(dict[str, Any], OmegaConf.to_container(config))
     data, phases = plain["data"], {name: phase for name, phase in plain["phases"].items() if isinstance(phase, dict)}

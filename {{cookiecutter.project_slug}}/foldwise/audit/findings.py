@@ -191,7 +191,7 @@ def _compare_targets(pairs: pd.DataFrame, train: Table) -> tuple[pd.DataFrame, p
 def _target_texts(table: Table) -> list[str]:
     """Targets as text: names of classes, `name=value` of soft targets, or the path of the mask."""
     if table.target is None:
-        return table.frame["mask"].tolist()
+        return [table.mask_name(row) for row in range(len(table))]
     if find_task(table.task).kind == "vectors":
         return [table.classes[code] for code in table.target[:, 0]]
     if find_task(table.task).probabilities and np.isin(table.target, (0, 1)).all():

@@ -34,6 +34,7 @@ from foldwise.inference.weights import load_samples
 from foldwise.predictions.decisions.sample import Sample, fit_layout, locate, read_sample
 from foldwise.predictions.decisions.submission import write_masks, write_table
 from foldwise.predictions.writers import BAD
+from foldwise.tasks import find_task
 
 BAD_SHARE = 0.01  # of the images: warn if more could not be used
 PRINT_SECONDS = 30
@@ -243,5 +244,7 @@ def _masks(inference: Inference, shards: Shards) -> Iterator[tuple[str, bytes]]:
             if size == (0, 0):
                 default = default or next(filter(all, (_size(inference, other.path) for other in images)), (1, 1))
                 size = default
-            mask = inference.layout.encode(np.zeros(size, np.uint8))
+            spec = inference.spec
+            shape = size if find_task(spec.task).exclusive else (len(spec.classes), *size)
+            mask = inference.layout.encode(np.zeros(shape, np.uint8))
         yield image.id, mask

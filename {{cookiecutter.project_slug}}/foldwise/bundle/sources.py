@@ -13,7 +13,7 @@ from foldwise.files import read_json
 from foldwise.inference.runs import TrainedRun, check_together, load_run
 from foldwise.inference.tta import TTA
 from foldwise.predictions.decisions.deciding import Chosen, choose_decision
-from foldwise.predictions.decisions.masks import choose_cleaning
+from foldwise.predictions.decisions.layers import choose_masks
 from foldwise.predictions.ground_truth import GroundTruth, align, check_predictions
 from foldwise.predictions.scoring import by_unit
 from foldwise.predictions.store import Predictions, iter_average_maps, read_predictions
@@ -135,7 +135,7 @@ def choose_post_processing(
     for source in sources.runs:
         check_predictions(source.oof, truth)
     if truth.task.kind == "maps":
-        return choose_cleaning(truth.metric, blended_maps(sources, truth), decision)
+        return choose_masks(truth.metric, blended_maps(sources, truth), decision)
     rows, predicted = blended_rows(sources, truth)
     scored = by_unit(truth.table, rows, predicted, truth.folds[rows])
     return choose_decision(truth.metric, scored, sources.blend == "rank", exclusive, decision)
@@ -154,7 +154,7 @@ def blended_rows(sources: Sources, truth: GroundTruth) -> tuple[np.ndarray, np.n
 
 
 def blended_maps(sources: Sources, truth: GroundTruth) -> Iterator[tuple[str, np.ndarray, np.ndarray, int]]:
-    """Yield (id, mask (H, W), blended out-of-fold probability (C, H, W), fold), one image at a time."""
+    """Yield (id, mask, blended out-of-fold probability (C, H, W), fold), one image at a time."""
     for fold in truth.scored_folds:
         rows = np.flatnonzero(truth.folds == fold).tolist()
         ids = [truth.table.ids[row] for row in rows]

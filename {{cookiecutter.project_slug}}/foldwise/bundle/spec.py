@@ -18,6 +18,7 @@ from foldwise.predictions.decisions.calibration import CALIBRATORS
 from foldwise.predictions.decisions.deciding import Decision
 from foldwise.predictions.decisions.expected_f import Group
 from foldwise.predictions.decisions.formats import FORMATS
+from foldwise.predictions.decisions.layers import ClassCuts, Unchanged
 from foldwise.predictions.decisions.masks import Cleaning
 from foldwise.predictions.ensembles.blending import MAP_EDGE, arithmetic, geometric, rank_mean
 from foldwise.tasks import Task, find_task
@@ -63,7 +64,7 @@ class BundleSpec:
         tiles: predict maps in tiles at the stored resolution.
         columns: names of the test table's id, image, unit and group column, or None.
         fallback: (C,) prediction for images that cannot be used.
-        decision: a fitted `Decision`, or a `Cleaning` of masks.
+        decision: a fitted `Decision`, or how masks are made: `Cleaning`, `ClassCuts` or `Unchanged`.
         layout: submission format, one of `formats.FORMATS`.
         score: out-of-fold score of the bundle, with its post-processing.
         half: weights are rounded to half precision.
@@ -119,7 +120,8 @@ class BundleSpec:
         return self.decision.rule.decide(np.where(np.isfinite(mean), mean, self.fallback))
 
     def decide_mask(self, members: Sequence[tuple[int, int]], maps: np.ndarray) -> np.ndarray:
-        """Make the mask (H, W) from maps (A, C, H, W) of `members`: blend within folds, average, clean."""
+        """Make the mask, (H, W) or per class (C, H, W), from maps (A, C, H, W) of `members`: blend within folds,
+        average, clean."""
         blended = self._blend(members, maps)
         return self.decision(sum(blended.values(), np.zeros(maps.shape[1:], np.float32)) / len(blended))
 
@@ -156,7 +158,19 @@ FITTED = [type(calibrator) for each in CALIBRATORS.values() for calibrator in ea
 # The only classes that `read_bundle` instantiates: bundle.json holds no code and no pickle.
 CLASSES: dict[str, Any] = {
     kind.__name__: kind
-    for kind in (BundleSpec, BundledRun, BundledModel, Decision, Cleaning, Group, *RULES, *FITTED, *FORMATS.values())
+    for kind in (
+        BundleSpec,
+        BundledRun,
+        BundledModel,
+        Decision,
+        Cleaning,
+        ClassCuts,
+        Unchanged,
+        Group,
+        *RULES,
+        *FITTED,
+        *FORMATS.values(),
+    )
 }
 
 

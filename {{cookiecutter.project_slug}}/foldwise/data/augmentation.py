@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from foldwise.data.fields import SPATIAL, Field
+from foldwise.data.fields import MASKS, Field
 from foldwise.errors import Refusal
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Augmentation:
         self.inner |= dict.fromkeys([name for name, kind in self.kinds.items() if kind == "mask"][:1], "mask")
         # Albumentations returns fields that it does not know unchanged, without a warning.
         targets = {
-            self.inner[name]: "image" if kind == "image" else "mask"
+            self.inner[name]: "mask" if kind == "map" else kind
             for name, kind in self.kinds.items()
             if self.inner[name] != "mask"
         }
@@ -60,7 +60,8 @@ class Augmentation:
             _set_masks(self.compose_maps, 0, "INTER_LINEAR")
 
     def __call__(self, sample: Mapping[str, Any], seed: int) -> dict[str, Any]:
-        """Augment images (H, W, C) uint8 or float32 in [0, 1], masks (H, W) uint8 or uint16, and maps (H, W, C).
+        """Augment images (H, W, C) uint8 or float32 in [0, 1], masks (H, W) uint8 or uint16, and maps and
+        masks per class (H, W, C).
 
         All images of a sample and of its stacks get the same random transform, whatever their size. Sizes may change.
         Dtypes stay, except that a uint8 mask becomes uint16 if the ignore index does not fit. Refuses masks and maps
@@ -88,7 +89,8 @@ class Augmentation:
         result: dict[str, np.ndarray] = {}
         for size in dict.fromkeys(array.shape[:2] for array in arrays.values()):
             same_size = {name: array for name, array in arrays.items() if array.shape[:2] == size}
-            images, maps, masks = ([name for name in same_size if self.kinds[name] == kind] for kind in SPATIAL)
+            images, maps = ([name for name in same_size if self.kinds[name] == kind] for kind in ("image", "map"))
+            masks = [name for name in same_size if self.kinds[name] in MASKS]
             if not images:
                 sizes = ", ".join(f"{name} {array.shape[:2]}" for name, array in arrays.items())
                 raise Refusal(f"{', '.join(same_size)} must have the size of an image to be augmented ({sizes})")
@@ -113,11 +115,15 @@ class Augmentation:
             _seed_each(compose, seed, itertools.count())
         first, *others = names
         inputs = {name: arrays[name] for name in others}
+        layers = [name for name in others if self.kinds[name] == "masks"]  # albumentations wants them first: (C, H, W)
         for name, array in inputs.items():  # the ignore index must fit the mask's dtype
-            if self.kinds[name] == "mask" and self.ignore_index > np.iinfo(array.dtype).max:
+            integers = self.kinds[name] in MASKS and array.dtype.kind == "u"
+            if integers and self.ignore_index > np.iinfo(array.dtype).max:
                 inputs[name] = array.astype(np.uint16)
+        inputs |= {name: np.ascontiguousarray(np.moveaxis(inputs[name], -1, 0)) for name in layers}
         augmented = compose(image=arrays[first], **{self.inner[name]: array for name, array in inputs.items()})
-        return {first: augmented["image"]} | {name: augmented[self.inner[name]] for name in others}
+        result = {first: augmented["image"]} | {name: augmented[self.inner[name]] for name in others}
+        return result | {name: np.moveaxis(np.asarray(result[name]), 0, -1) for name in layers}
 
     def check(self, channels: int, dtype: Any, hw: tuple[int, int], tries: int = 3) -> None:
         """Run each transform alone, with probability 1; refuse those that fail or change channels, dtype or range."""

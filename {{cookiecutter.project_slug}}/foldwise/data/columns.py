@@ -25,7 +25,7 @@ class Columns:
     """Column names in the file; None: the table has no such column.
 
     `target` defaults to `label` (multiclass), `labels` (multilabel) or `mask` (segmentation). A list of columns means
-    soft targets, one column of probabilities per class.
+    one column per class: of probabilities (soft targets), or of masks.
     """
 
     id: str = "id"

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from foldwise.data.fields import Field
+from foldwise.data.fields import MASKS, Field
 from foldwise.data.samples import Sample
 from foldwise.errors import Refusal
 
@@ -18,11 +18,11 @@ def crop_sample(
 ) -> Sample:
     """Cut the same random crop of `size` (height, width) out of all spatial fields; the first mask places it.
 
-    An image smaller than the crop is mirrored at its border, as in tiled prediction, and its masks (uint8 or uint16)
+    An image smaller than the crop is mirrored at its border, as in tiled prediction, and its masks
     are filled with `ignore_index`. Refuses stacks and fields of different sizes.
     """
     spatial = {name: sample[name] for name, kind in fields.items() if kind.spatial}
-    masks = [name for name, kind in fields.items() if kind.kind == "mask"]
+    masks = [name for name, kind in fields.items() if kind.kind in MASKS]
     stacks = [name for name, value in spatial.items() if isinstance(value, list)]
     if stacks:
         raise Refusal(f"data.fit=tiles cannot crop stacks: {', '.join(stacks)}")
@@ -43,11 +43,12 @@ def crop_sample(
 
 def _pad(array: np.ndarray, missing: list[tuple[int, int]], fill: int | None) -> np.ndarray:
     if any(map(any, missing)):
+        sides = (*missing, (0, 0))[: array.ndim]
         if fill is None:
-            array = np.pad(array, (*missing, (0, 0))[: array.ndim], mode="symmetric")
+            array = np.pad(array, sides, mode="symmetric")
         else:
             dtype = np.promote_types(array.dtype, np.min_scalar_type(fill))
-            array = np.pad(array.astype(dtype), missing, constant_values=fill)
+            array = np.pad(array.astype(dtype), sides, constant_values=fill)
     return np.ascontiguousarray(array)
 
 
@@ -57,15 +58,21 @@ def _anywhere(shape: Sequence[int], size: Sequence[int], rng: np.random.Generato
 
 def _place(mask: np.ndarray, size: Sequence[int], ignore_index: int, rng: np.random.Generator) -> list[int]:
     """Choose the top left corner of a crop; 0 along a side shorter than the crop."""
-    last = [max(0, have - side) for have, side in zip(mask.shape, size, strict=True)]
+    shape = mask.shape[:2]
+    last = [max(0, have - side) for have, side in zip(shape, size, strict=True)]
     if rng.random() < PLACED:
-        counts = np.bincount(mask.ravel(), minlength=ignore_index + 1)
-        counts[ignore_index] = 0
+        if mask.ndim == 3:  # a mask per class
+            inside = (mask >= 0.5) & (mask != ignore_index)
+            counts = inside.sum(axis=(0, 1))
+        else:
+            counts = np.bincount(mask.ravel(), minlength=ignore_index + 1)
+            counts[ignore_index] = 0
         if counts.any():
-            pixels = np.flatnonzero(mask == rng.choice(np.flatnonzero(counts)))
-            pixel = np.unravel_index(pixels[rng.integers(len(pixels))], mask.shape)
+            drawn = rng.choice(np.flatnonzero(counts))
+            pixels = np.flatnonzero(inside[:, :, drawn] if mask.ndim == 3 else mask == drawn)
+            pixel = np.unravel_index(pixels[rng.integers(len(pixels))], shape)
             # Anywhere in the crop: if it were always centred, the network would learn that.
             return [
                 int(np.clip(at - rng.integers(side), 0, end)) for at, side, end in zip(pixel, size, last, strict=True)
             ]
-    return _anywhere(mask.shape, size, rng)
+    return _anywhere(shape, size, rng)

@@ -63,9 +63,9 @@ def decode_image(path: Path) -> np.ndarray:
     return image if image.dtype in (np.uint8, np.uint16, np.float32) else image.astype(np.float32)
 
 
-def decode_mask(path: Path) -> np.ndarray:
-    """Decode a mask file exactly as stored: (H, W), or (H, W, C) if it has colours; refuses JPEGs."""
-    data = _read_bytes(path)
+def decode_mask(path: Path, data: bytes | None = None) -> np.ndarray:
+    """Decode a mask file, or its `data`, exactly as stored: (H, W), or (H, W, C) if it has channels; refuses JPEGs."""
+    data = _read_bytes(path) if data is None else data
     with _naming(path, data):
         if data[:4] in tiff.MAGIC:
             mask, orientation = tiff.decode(data, mask=True)

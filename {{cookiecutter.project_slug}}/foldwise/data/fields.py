@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-FieldKind = Literal["image", "map", "mask", "values", "codes"]
-SPATIAL = ("image", "map", "mask")
+FieldKind = Literal["image", "map", "mask", "masks", "values", "codes"]
+SPATIAL = ("image", "map", "mask", "masks")
+MASKS = ("mask", "masks")  # nearest pixel, `data.ignore_index` outside of the image
 
 
 @dataclass(frozen=True)
@@ -14,8 +15,9 @@ class Field:
 
     Attributes:
         kind: "image" (normalised on the device), "map" (numbers per pixel), "mask" (class indices per pixel),
-            "values" (float32 of any shape) or "codes" (int64 of any shape). The first three are spatial: cropped,
-            flipped and resized together, and passed to the network as (..., H, W).
+            "masks" (one mask per class: 0, 1 or numbers between), "values" (float32 of any shape) or "codes" (int64 of
+            any shape). The first four are spatial: cropped, flipped and resized together, and passed to the network as
+            (..., H, W).
         ragged: the first axis varies in length between samples. Batches are padded with zeros;
             `batch[f"{key}_valid"]`, (B, N) bool, marks the real entries.
         train_only: a target or another input of the loss: absent in prediction and bundles.

@@ -47,29 +47,36 @@ def image_problems(scan: pd.DataFrame, scale: float | None) -> list[str]:
     return problems
 
 
-def mask_problems(
+def size_problems(scan: pd.DataFrame, exif: str | None) -> list[str]:
+    """List masks with another size than their image."""
+    sizes: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+    for row in scan[scan["dtype"].notna()].drop_duplicates(["image", "mask"]).itertuples():
+        if (row.mask_height, row.mask_width) != (row.height, row.width):
+            key = row.mask_height, row.mask_width, row.height, row.width, _lies_sideways(row)
+            sizes[key].append(f"{row.mask} of {row.image}")
+    return [
+        f"{_first(pairs)} is {size[0]:.0f} x {size[1]:.0f} (height x width), the image {size[2]:.0f} x {size[3]:.0f}"
+        + (TURNED[exif] if size[4] and size[:2] == size[3:1:-1] else "")
+        for size, pairs in sizes.items()
+    ]
+
+
+def number_problems(
     scan: pd.DataFrame,
     classes: Sequence[str],
     ignore_index: int | None,
     mask_values: Mapping[int, int] | None = None,
     exif: str | None = None,
 ) -> list[str]:
-    """List masks with another size than their image or values outside the classes; refuse masks of one value only."""
+    """List masks of class numbers with another size than their image or values outside the classes; refuse masks of
+    one value only."""
     mapping = {value: value for value in [*range(len(classes)), ignore_index]} if mask_values is None else mask_values
-    sizes: dict[tuple[Any, ...], list[str]] = defaultdict(list)
     masks_of: dict[int, dict[str, int]] = defaultdict(dict)  # value -> {mask: pixels}
     for row in scan[scan["dtype"].notna()].drop_duplicates(["image", "mask"]).itertuples():
-        if (row.mask_height, row.mask_width) != (row.height, row.width):
-            key = row.mask_height, row.mask_width, row.height, row.width, _lies_sideways(row)
-            sizes[key].append(f"{row.mask} of {row.image}")
         for pair in row.values.split():
             value, pixels = map(int, pair.split(":"))
             masks_of[value][row.mask] = pixels
-    problems = [
-        f"{_first(pairs)} is {size[0]:.0f} x {size[1]:.0f} (height x width), the image {size[2]:.0f} x {size[3]:.0f}"
-        + (TURNED[exif] if size[4] and size[:2] == size[3:1:-1] else "")
-        for size, pairs in sizes.items()
-    ]
+    problems = size_problems(scan, exif)
     unknown = sorted(masks_of.keys() - mapping.keys())
     cure = propose_mask_values(set(masks_of), len(classes), ignore_index) if mask_values is None else ""
     for value in unknown if mask_values is None else []:

@@ -106,8 +106,10 @@ def fit_image(image: np.ndarray, size: int | Sequence[int], fit: str) -> np.ndar
 
 
 def resize_mask(mask: np.ndarray, size: int | Sequence[int]) -> np.ndarray:
-    """Stretch a mask (H, W) to `size` by exact nearest pixel; INTER_NEAREST would shift it by up to a pixel."""
+    """Stretch a mask (H, W), or (H, W, C), by exact nearest pixel; INTER_NEAREST would shift it by up to a pixel."""
     height, width = image_hw(size)
+    if mask.ndim == 3:
+        return _resize(mask, height, width, cv2.INTER_NEAREST_EXACT)
     if mask.shape == (height, width):
         return mask
     return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)

@@ -13,10 +13,10 @@ from foldwise.data.problems import Check, some
 SHOWN = 5  # missing files that nothing explains, each named by row
 
 
-def check_paths(paths: pd.Series, root: Path, what: str, check: Check) -> None:
+def check_paths(paths: pd.Series, root: Path, what: str, check: Check, optional: bool = False) -> None:
     """Check that every path is relative, exists, and stays under the root after resolving links.
 
-    Rows with one cause are one problem, with the change to make.
+    Rows with one cause are one problem, with the change to make. With `optional`, a path may be empty.
     """
     real_root = root.resolve()
     folder_is_inside: dict[Path, bool] = {}  # each folder is resolved only once: a million files are in few folders
@@ -24,7 +24,7 @@ def check_paths(paths: pd.Series, root: Path, what: str, check: Check) -> None:
 
     def problem(text: str) -> str | None:
         if not text:
-            return f"the {what} path is empty"
+            return None if optional else f"the {what} path is empty"
         relative = PurePosixPath(text)
         outside = relative.is_absolute() or ".." in relative.parts
         file = root / relative

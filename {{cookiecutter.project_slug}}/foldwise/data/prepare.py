@@ -13,6 +13,7 @@ from foldwise.data.fields import Item
 from foldwise.data.folds import fold_array, folds_hash, update_folds
 from foldwise.data.holdout import Holdout
 from foldwise.data.image_problems import damage_notes, mask_notes
+from foldwise.data.masks import mask_settings
 from foldwise.data.problems import TableError
 from foldwise.data.pseudo import Pseudo, read_pseudo
 from foldwise.data.sample import provide_classes
@@ -97,11 +98,9 @@ def prepare(config: Mapping[str, Any], alias: str | None, make_folds: bool = Tru
     _check_ignore_index(data["ignore_index"], outputs)
     scan = scan_items(items, data, progress=progress)
     folds, notes = update_folds(table, present_classes(table, scan), data, config["seed"], make_folds)
-    notes = [
-        *notes,
-        *damage_notes(scan),
-        *mask_notes(scan, len(table.classes), data["ignore_index"], table.mask_values),
-    ]
+    notes = [*notes, *damage_notes(scan)]
+    if find_task(task).exclusive:
+        notes += mask_notes(scan, len(table.classes), data["ignore_index"], table.masks.values)
     statistics = compute_statistics(scan, items, fold_array(folds, table.ids), data["scale"])
     scans = [scan]
     for output in outputs[1:]:
@@ -142,8 +141,8 @@ def read_items(data: Mapping[str, Any], task: str, samples: Samples) -> TableIte
         data["root"],
         Columns.from_config(data["columns"]),
         classes,
-        mask_values=data.get("mask_values"),  # older runs lack it, and the next
-        separator=data.get("label_separator"),
+        masks=mask_settings(data),
+        separator=data.get("label_separator"),  # older runs lack it, and the next
         exif=data.get("exif"),
     )
     return TableItems.of(source, samples, targets=True)
@@ -164,7 +163,7 @@ def read_outputs(
             data["root"],
             columns,
             entry.get("classes"),
-            mask_values=data.get("mask_values"),
+            masks=mask_settings(data),
             separator=data.get("label_separator"),
             exif=data.get("exif"),
         )
@@ -222,6 +221,9 @@ def _check_ignore_index(ignore_index: Any, outputs: Sequence[Output]) -> None:
     if not isinstance(ignore_index, int):
         raise Refusal(f"data.ignore_index is {ignore_index!r}; set it to a mask value that is no class, such as 255")
     for output in outputs:
-        if output.meaning.kind == "maps" and 0 <= ignore_index < len(output.columns):
+        task, classes = output.meaning, len(output.columns)
+        if task.kind == "maps" and not task.exclusive and not 1 < ignore_index <= 255:
+            raise Refusal(f"data.ignore_index is {ignore_index}; with a mask per class it must be from 2 to 255")
+        if task.kind == "maps" and task.exclusive and 0 <= ignore_index < classes:
             name = output.columns[ignore_index]
             raise Refusal(f"data.ignore_index is {ignore_index}, which is class {name!r}; set it to an unused value")

@@ -99,5 +99,10 @@ def shorten(lines: Sequence[str], most: int = 5) -> list[str]:
     return [*lines[:most], *([f"and {len(lines) - most:,} more"] if len(lines) > most else [])]
 
 
+def enumerated(names: Sequence[str]) -> str:
+    """Join names as in "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
 def some(names: Sequence[Any], most: int = 5) -> str:
     return ", ".join(map(str, names[:most])) + (f" and {len(names) - most:,} more" if len(names) > most else "")

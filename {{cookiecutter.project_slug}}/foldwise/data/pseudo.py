@@ -7,7 +7,7 @@ every row and is never scored.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from foldwise.data.holdout import FULL
-from foldwise.data.images import read_mask
+from foldwise.data.masks import StoredMasks
 from foldwise.data.problems import TableError
 from foldwise.data.samples import require_columns
 from foldwise.data.table import Columns, Table, read_table
@@ -44,16 +44,19 @@ class Pseudo:
 
 @dataclass(frozen=True)
 class JoinedTable(Table):
-    """`real` rows, then pseudo rows, whose masks store class numbers; weights are not rescaled to mean 1."""
+    """`real` rows, then pseudo rows, whose masks store what is trained; weights are not rescaled to mean 1."""
 
     real: int = 0
+    pseudo_masks: StoredMasks = field(default_factory=StoredMasks)
 
     @property
     def weights(self) -> np.ndarray:
         return self.frame["weight"].to_numpy(np.float32)
 
     def read_mask(self, row: int) -> np.ndarray:
-        return super().read_mask(row) if row < self.real else read_mask(self.mask_path(row))
+        if row < self.real:
+            return super().read_mask(row)
+        return self.pseudo_masks.read(self.mask_cells(row), self.root, self.image_path(row))
 
 
 def provenance_path(table: Path | str) -> Path:
@@ -71,7 +74,10 @@ def read_pseudo(data: Mapping[str, Any], real: Table, folds: Iterable[int], fold
     path = Path(data["pseudo"])
     target = "mask" if find_task(real.task).field.spatial else list(real.classes)
     columns = Columns(id=ROW, target=target, weight="weight")
-    table = read_table(path, real.task, real.root, columns, real.classes, exif=real.exif)
+    ignored, meaning = real.masks.ignore_index, find_task(real.task)
+    values = None if meaning.exclusive else {0: 0, 1: 1, ignored: ignored}
+    masks = {"ignore_index": ignored, "values": values} if meaning.field.spatial else None
+    table = read_table(path, real.task, real.root, columns, real.classes, masks=masks, exif=real.exif)
     provenance = provenance_path(path)
     made_with = read_json(provenance).get("folds_hash") if provenance.is_file() else None
     problems = []
@@ -102,7 +108,15 @@ def join_tables(real: Table, pseudo: Table, columns: Sequence[str] = ()) -> Join
     names = ["id", "image", "weight", *(["mask"] if target is None else []), *columns]
     require_columns(pseudo, columns)
     frame = pd.concat([real.frame.assign(weight=real.weights)[names], pseudo.frame[names]], ignore_index=True)
-    values, rows = real.mask_values, len(real)
     return JoinedTable(
-        frame, real.task, real.classes, real.root, target, pseudo.path, values, exif=real.exif, real=rows
+        frame,
+        real.task,
+        real.classes,
+        real.root,
+        target,
+        pseudo.path,
+        real.masks,
+        exif=real.exif,
+        real=len(real),
+        pseudo_masks=pseudo.masks,
     )

@@ -54,7 +54,7 @@ class Reader:
             for name, table in self.targets.items():
                 if name not in sample and name not in self.samples.fields:
                     target = table.target
-                    sample[name] = table.read_mask(index) if target is None else target[index]
+                    sample[name] = channels_last(table.read_mask(index)) if target is None else target[index]
         except ImageError as error:
             raise ImageError(f"{error} (id {item.id!r})") from error
         wrong = [name for name in fields if name not in sample] + [name for name in sample if name not in fields]
@@ -86,8 +86,9 @@ class Reader:
         if image.ndim != (2 if kind.kind == "mask" else 3):
             shape = "(H, W)" if kind.kind == "mask" else "(H, W, C)"
             raise self._refusal(name, f"has the shape {image.shape}, not {shape}")
-        if kind.kind == "mask" and image.dtype not in (np.uint8, np.uint16):
-            raise self._refusal(name, f"is {image.dtype}, not uint8 or uint16")
+        allowed = {"mask": ("uint8", "uint16"), "masks": ("uint8", "uint16", "float32")}.get(kind.kind)
+        if allowed and image.dtype not in allowed:
+            raise self._refusal(name, f"is {image.dtype}, not {' or '.join(allowed)}")
         if kind.kind == "image":
             return to_unit(image, self.scales.get(name))
         return image.astype(np.float32, copy=False) if kind.kind == "map" else image
@@ -100,12 +101,17 @@ def target_fields(tables: Mapping[str, Table]) -> dict[str, Field]:
     return {name: find_task(table.task).field for name, table in tables.items()}
 
 
+def channels_last(mask: np.ndarray) -> np.ndarray:
+    """Move the classes of masks (C, H, W) last, as in a sample; a mask (H, W) stays."""
+    return np.moveaxis(mask, 0, -1) if mask.ndim == 3 else mask
+
+
 def fit_sample(
     sample: Sample, fields: Mapping[str, Field], size: Sequence[int] | None, fit: str
 ) -> dict[str, np.ndarray]:
     """Resize the spatial fields to `size` (None keeps theirs) and move channels first.
 
-    Images and maps become (C, H, W), masks (H, W) int64; stacks have N in front.
+    Images, maps and masks per class become (C, H, W), masks (H, W) int64; stacks have N in front.
     """
     return {name: _fit_field(sample[name], kind, size, fit) for name, kind in fields.items()}
 
@@ -117,6 +123,8 @@ def _fit_field(value: Any, kind: Field, size: Sequence[int] | None, fit: str) ->
         return np.stack([_fit_field(image, kind, size, fit) for image in value])
     if kind.kind == "mask":
         return (value if size is None else resize_mask(value, size)).astype(np.int64)
-    if size is not None:
+    if size is not None and kind.kind == "masks":
+        value = resize_mask(value, size)
+    elif size is not None:
         value = fit_image(value, size, fit) if kind.kind == "image" else resize(value, size)
     return np.ascontiguousarray(value.transpose(2, 0, 1))

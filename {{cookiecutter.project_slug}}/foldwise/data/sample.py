@@ -10,7 +10,7 @@ channels turn the sign around. Images differ in size and are not square.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from foldwise.data.individuals import write_individuals
+from foldwise.data.masks import encode_layers
 from foldwise.files import write_atomic
 from foldwise.locks import lock
 
@@ -38,6 +39,7 @@ class SampleSpec:
         hues: in degrees, of the digits that have one.
         size, height, width: smallest and largest, in pixels, of a digit and of the image.
         test: number of test images.
+        overlap: digits cross the borders of their quarters.
     """
 
     target: str
@@ -49,6 +51,7 @@ class SampleSpec:
     width: tuple[int, int]
     test: int
     hues: Mapping[int, float] = field(default_factory=lambda: HUES)
+    overlap: bool = False
 
 
 SPECS = {
@@ -62,6 +65,10 @@ SPECS = {
     ),
     "segmentation": SampleSpec("mask", (0, 1, 4, 6, 9), {}, (0, 0.5, 0.4, 0.1), (28, 32), (64, 72), (72, 88), 100),
 }
+# Pairs of digits of which the second lies over a corner of the first; the mask of each is whole.
+SPECS["segmentation_overlapping"] = replace(SPECS["segmentation"], per_image=(0.1, 0.3, 0.5, 0.1), overlap=True)
+# How much of each pixel is covered by ink.
+SPECS["segmentation_soft"] = SPECS["segmentation"]
 
 
 def is_sample(data: Mapping[str, Any]) -> bool:
@@ -101,21 +108,31 @@ def write_sample(root: Path, task: str) -> None:
     rng = np.random.default_rng(SEED)
     contents = _compose(spec, rng)
     (root / "images").mkdir(parents=True, exist_ok=True)
-    if task == "segmentation":
+    if spec.target == "mask":
         (root / "masks").mkdir(exist_ok=True)
     rows = []
     for number, digits in enumerate(contents):
         name = f"test_{number:04d}" if number < spec.test else f"train_{number - spec.test:04d}"
         background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
-        image, mask = _draw(digits, spec, background, rng)
+        image, inks = _draw(digits, spec, background, rng)
         cv2.imencode(".png", image[:, :, ::-1])[1].tofile(root / "images" / f"{name}.png")
         labels = sorted({digit for digit, _ in digits})
         target = " ".join(DIGITS[digit] for digit in labels)
         if task == "segmentation":
             target = f"masks/{name}.png"
+            mask = np.zeros(image.shape[:2], np.uint8)
+            for (digit, _), ink in zip(digits, inks, strict=True):
+                mask[ink > 0.5] = spec.digits.index(digit) + 1
             cv2.imencode(".png", mask)[1].tofile(root / target)
-        if task == "regression":
-            target = round((-1) ** labels[0] * 100 * (mask > 0).mean(), 2)
+        elif spec.target == "mask":
+            target = f"masks/{name}.tif"
+            layers = np.zeros((len(spec.digits), *image.shape[:2]))
+            for (digit, _), ink in zip(digits, inks, strict=True):
+                layers[spec.digits.index(digit)] = np.maximum(layers[spec.digits.index(digit)], ink)
+            layers = layers > 0.5 if spec.overlap else layers
+            (root / target).write_bytes(encode_layers(np.rint(layers * 255).astype(np.uint8)))
+        elif task == "regression":
+            target = round((-1) ** labels[0] * 100 * (inks[0] > 0.5).mean(), 2)
         rows.append({"id": name, "image": f"images/{name}.png", spec.target: target, "background": background})
     table = pd.DataFrame(rows)
     test, train = table[: spec.test], table[spec.test :]
@@ -143,12 +160,12 @@ def _compose(spec: SampleSpec, rng: np.random.Generator) -> list[list[tuple[int,
 
 def _draw(
     digits: Sequence[tuple[int, np.ndarray]], spec: SampleSpec, background: str, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draw an RGB image (H, W, 3) uint8 and its mask (H, W) uint8 of indices into `spec.digits`, plus 1."""
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Draw an RGB image (H, W, 3) uint8; also return the ink of each digit, (H, W) in [0, 1]."""
     height, width = int(rng.integers(*spec.height, endpoint=True)), int(rng.integers(*spec.width, endpoint=True))
     image = _background(background, height, width, rng)
-    mask = np.zeros((height, width), np.uint8)
-    # Several digits go into different quarters of the image, so they never overlap.
+    inks = []
+    # Several digits go into different quarters of the image, so they never overlap, unless these are larger.
     several = len(spec.per_image) > 2
     quarters = rng.permutation(4)
     for number, (digit, drawing) in enumerate(digits):
@@ -157,13 +174,15 @@ def _draw(
         if several:
             row, column = divmod(int(quarters[number]), 2)
             box = (row * height / 2, column * width / 2, height / 2, width / 2)
+            if spec.overlap:
+                box = (row * height / 4, column * width / 4, height * 3 / 4, width * 3 / 4)
         ink = _ink(drawing, digit, size, box, (height, width), rng)
         hue = rng.uniform(0, 360) if digit not in spec.hues else spec.hues[digit] + rng.uniform(-20, 20)
         # Brighter than the background in red, green and blue.
         color = _rgb(hue, rng.uniform(0.4, 0.6), rng.uniform(0.9, 1.0))
         image = image * (1 - ink[:, :, None]) + color * ink[:, :, None]
-        mask[ink > 0.5] = spec.digits.index(digit) + 1
-    return np.round(image * 255).astype(np.uint8), mask
+        inks.append(ink)
+    return np.round(image * 255).astype(np.uint8), inks
 
 
 def _ink(

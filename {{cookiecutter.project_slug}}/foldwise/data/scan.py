@@ -22,8 +22,8 @@ from foldwise.code.alias import opened_code
 from foldwise.code.definitions import Definitions
 from foldwise.code.source import PACKAGE
 from foldwise.data.decoding import noting
-from foldwise.data.image_problems import exif_problems, file_problems, image_problems, mask_problems
-from foldwise.data.images import ImageError, read_mask
+from foldwise.data.image_problems import exif_problems, file_problems, image_problems
+from foldwise.data.images import ImageError
 from foldwise.data.orientation import oriented
 from foldwise.data.problems import TableError, some
 from foldwise.data.samples import Samples, TableItems
@@ -32,9 +32,9 @@ from foldwise.errors import Refusal
 from foldwise.files import write_atomic
 from foldwise.progress import progress_bar, silent, stepping
 
-# `sums` and `squares` are space-separated, one number per channel of the stored values. `values` has the `value:pixels`
-# pairs of a mask, so the record does not depend on the classes. `others` is JSON with the other image fields. `turned`
-# and `damage` are JSON too: the EXIF orientation, if it is not 1, and the damage of each file.
+# `sums` and `squares` are space-separated, one number per channel of the stored values. `values` is the
+# `StoredMasks.figures` of a mask, which do not depend on the classes. `others` is JSON with the other image fields.
+# `turned` and `damage` are JSON too: the EXIF orientation, if it is not 1, and the damage of each file.
 RECORD = [
     "image", "bytes", "mask", "mask_bytes", "reader", "height", "width", "area", "channels", "dtype",
     "minimum", "maximum", "sums", "squares", "mask_height", "mask_width", "values", "others",
@@ -69,11 +69,11 @@ def scan_items(
     problems = file_problems(scan, failures) + image_problems(scan, data["scale"])
     problems += exif_problems(scan) if table.exif is None else []
     if "mask" in table.frame:
-        problems += mask_problems(scan, table.classes, data["ignore_index"], table.mask_values, table.exif)
+        problems += table.masks.problems(scan, table.exif)
     if problems:
         raise TableError(table.path, problems)
     if "mask" in table.frame:
-        scan["pixels"] = [_class_pixels(values, table) for values in scan["values"]]
+        scan["pixels"] = [table.masks.pixels(values) for values in scan["values"]]
     return scan
 
 
@@ -120,8 +120,9 @@ def map_in_threads(
 def _file_sizes(items: TableItems, table: Table) -> pd.DataFrame:
     """Return the KEY columns and the index `number` of each item."""
     files_of = [list(dict.fromkeys(items.samples.files(items.rows, item))) for item in items.items]
-    masks = [table.mask_path(row) for row in range(len(table))] if "mask" in table.frame else []
-    sizes = {path: _size(path) for path in dict.fromkeys([*chain(*files_of), *masks])}
+    has_masks = "mask" in table.frame
+    masks = [table.mask_files(row) for row in range(len(table))] if has_masks else []
+    sizes = {path: _size(path) for path in dict.fromkeys([*chain(*files_of), *chain(*masks)])}
     name_of = {path: _relative(path, table.root) for path in sizes}
     missing = [name_of[path] for path, size in sizes.items() if size < 0]
     if missing:
@@ -130,9 +131,9 @@ def _file_sizes(items: TableItems, table: Table) -> pd.DataFrame:
         {
             "image": [";".join(name_of[path] for path in files) for files in files_of],
             "bytes": [";".join(str(sizes[path]) for path in files) for files in files_of],
-            "mask": table.frame["mask"] if masks else "",
-            "mask_bytes": [sizes[path] for path in masks] if masks else 0,
-            "reader": reader_key(items.samples, table.exif),
+            "mask": [table.mask_name(row) for row in range(len(table))] if has_masks else "",
+            "mask_bytes": [sum(sizes[path] for path in files) for files in masks] if has_masks else 0,
+            "reader": reader_key(items.samples, table.exif) + (table.masks.kind if has_masks else ""),
             "number": range(len(files_of)),
         }
     ).astype(dict.fromkeys(("image", "bytes", "mask", "reader"), object))
@@ -178,7 +179,7 @@ def _extend_record(
             return {name: key[name] for name in KEY} | _measure(items, table, key["number"], state)
         except ImageError as error:
             files = [*items.samples.files(items.rows, items.items[key["number"]])]
-            files += [table.mask_path(key["number"])] if "mask" in table.frame else []
+            files += table.mask_files(key["number"]) if "mask" in table.frame else []
             file = next((str(file) for file in files if str(error).startswith(f"{file} ")), "")
             failures[key["image"], key["mask"]] = file, str(error)[len(file) :]
             return None
@@ -212,10 +213,7 @@ def _figures(items: TableItems, table: Table, number: int, state: Mapping[str, A
     first = figures[0][1] if figures else _image_figures(np.zeros((1, 1, 1), np.uint8), where)
     row = first | {"mask_height": 0, "mask_width": 0, "values": "", "others": json.dumps(dict(figures[1:]))}
     if "mask" in table.frame:
-        mask = read_mask(table.mask_path(number))  # as stored: the record does not depend on data.mask_values
-        counts = np.bincount(mask.ravel())
-        values = " ".join(f"{value}:{counts[value]}" for value in np.flatnonzero(counts))
-        row |= {"mask_height": mask.shape[0], "mask_width": mask.shape[1], "values": values}
+        row |= table.masks.figures(table.mask_cells(number), table.root, table.image_path(number))
     return row
 
 
@@ -246,14 +244,3 @@ def _image_figures(image: Any, where: str) -> dict[str, Any]:
 
 def _text(value: float) -> str:
     return repr(int(value) if value.is_integer() else float(value))
-
-
-def _class_pixels(values: str, table: Table) -> np.ndarray:
-    """Parse `value:pixels` pairs to the pixels of each class, int64 (C,)."""
-    pixels = np.zeros(len(table.classes), np.int64)
-    for pair in values.split():
-        value, count = map(int, pair.split(":"))
-        number = value if table.mask_values is None else table.mask_values[value]
-        if number < len(pixels):
-            pixels[number] += count
-    return pixels

@@ -4,9 +4,10 @@ CSVs are read as text, so ids keep leading zeros and `NA` is a valid label. All 
 numbers.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from foldwise.data.columns import Columns, missing_columns
-from foldwise.data.images import map_mask, read_mask
+from foldwise.data.masks import RUNS, SEPARATOR, StoredMasks
 from foldwise.data.orientation import oriented
 from foldwise.data.paths import check_paths
 from foldwise.data.problems import Check, has_stray_spaces, some
@@ -40,7 +41,7 @@ class Table:
         ordered: the order of `classes` was given, not found by sorting.
         target: float32 (N, C), one-hot, multi-hot or soft; for retrieval int64 (N, 1), the index of the identity; None
             for masks and for tables without target.
-        mask_values: class number of each stored mask value, `data.mask_values`; None: masks store class numbers.
+        masks: how masks are stored; the cells of several mask columns are joined by `SEPARATOR` in `mask`.
     """
 
     frame: pd.DataFrame
@@ -49,7 +50,7 @@ class Table:
     root: Path
     target: np.ndarray | None
     path: Path
-    mask_values: Mapping[int, int] | None = None
+    masks: StoredMasks = field(default_factory=StoredMasks)
     ordered: bool = True
     exif: str | None = None
 
@@ -67,15 +68,22 @@ class Table:
     def image_path(self, row: int) -> Path:
         return self.root / self.frame["image"].iat[row]
 
-    def mask_path(self, row: int) -> Path:
-        return self.root / self.frame["mask"].iat[row]
+    def mask_cells(self, row: int) -> list[str]:
+        return self.frame["mask"].iat[row].split(SEPARATOR)
+
+    def mask_files(self, row: int) -> list[Path]:
+        """The mask files of a row; none for run-length codes."""
+        return [self.root / cell for cell in self.mask_cells(row) if cell and self.masks.encoding == "files"]
+
+    def mask_name(self, row: int) -> str:
+        """The mask paths of a row, or a hash of its run-length codes."""
+        text = self.frame["mask"].iat[row]
+        return text if self.masks.encoding == "files" else hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def read_mask(self, row: int) -> np.ndarray:
-        """Read a mask as (H, W) class numbers, uint8 or uint16; ImageError for a value without a class."""
-        path = self.mask_path(row)
+        """Read a mask: class numbers (H, W), or a mask per class (C, H, W), see `StoredMasks.read`."""
         with oriented(self.exif):
-            mask = read_mask(path)
-        return mask if self.mask_values is None else map_mask(mask, self.mask_values, path)
+            return self.masks.read(self.mask_cells(row), self.root, self.image_path(row))
 
     @property
     def weights(self) -> np.ndarray:
@@ -94,7 +102,7 @@ def read_table(
     classes: Sequence[str] | None = None,
     has_target: bool = True,
     needs_group: bool = True,
-    mask_values: Mapping[Any, Any] | None = None,
+    masks: Mapping[str, Any] | None = None,
     separator: str | None = None,
     exif: str | None = None,
 ) -> Table:
@@ -106,7 +114,8 @@ def read_table(
             segmentation: class i is pixel value i.
         has_target: False for a test table: target, weight and fold are not read, and the group column is optional.
         needs_group: False makes the group column optional with targets too.
-        mask_values, exif: see `Table`.
+        masks: how masks are stored, see `masks.mask_settings`.
+        exif: see `Table`.
         separator: of the labels in a cell of a multilabel table; None: whitespace.
 
     Raises:
@@ -115,6 +124,7 @@ def read_table(
     path, root = Path(path), Path(root)
     meaning = find_task(task)
     target_columns = _target_columns(columns, meaning) if has_target else []
+    stored = meaning.stored(**(masks or {})) if meaning.field.spatial and has_target else StoredMasks()
     check = Check(path)
     raw = read_file(path)
     check.lines = raw.index.to_numpy()
@@ -137,7 +147,7 @@ def read_table(
     check.stop_if_bad()
 
     frame = raw.drop(columns=["id", "image", "mask", "group", "unit", "weight", "fold"], errors="ignore")
-    for canonical in ("id", "image", "mask", "group", "unit"):
+    for canonical in ("id", "image", "group", "unit"):
         if canonical in declared:
             frame[canonical] = text_column(raw[declared[canonical]])
     check.ids = frame["id"].to_numpy(object)
@@ -146,9 +156,12 @@ def read_table(
         if canonical in declared:
             text = f"column {declared[canonical]!r} is empty, or says so: give each such row a {canonical} of its own"
             check.rows(frame[canonical].isin(MISSING), text)
-    for canonical in ("image", "mask"):
-        if canonical in declared:
-            check_paths(frame[canonical], root, canonical, check)
+    check_paths(frame["image"], root, "image", check)
+    if meaning.field.spatial and has_target:
+        cells = [text_column(raw[name]) for name in target_columns]
+        for name, column in zip(target_columns, cells, strict=True):
+            _check_masks(column, root, name, stored.encoding, meaning.exclusive, check)
+        frame["mask"] = cells[0].str.cat(cells[1:], sep=SEPARATOR) if cells[1:] else cells[0]
     if "weight" in declared:
         frame["weight"] = _weight_column(raw[declared["weight"]], check)
     if "fold" in declared:
@@ -165,22 +178,8 @@ def read_table(
         check_units(frame["unit"], target, check)
     check.stop_if_bad()
     ordered = classes is not None or not isinstance(columns.target, str | None)
-    return Table(frame, task, tuple(names or ()), root, target, path, check_mask_values(mask_values), ordered, exif)
-
-
-def check_mask_values(values: Any) -> dict[int, int] | None:
-    """Check `data.mask_values`; refuse anything but stored values and class numbers, each 0 to 65535."""
-    if values is None:
-        return None
-    pairs = dict(values) if isinstance(values, Mapping) else {}
-    keys = [int(key) if str(key).isdecimal() else key for key in pairs]  # JSON has them as text
-    numbers = [*keys, *pairs.values()]
-    if not numbers or not all(type(number) is int and 0 <= number <= 65535 for number in numbers):
-        raise Refusal(
-            f"data.mask_values is {values!r}; it must be null or map stored values to class numbers, such as "
-            "{0: 0, 255: 1}"
-        )
-    return dict(zip(keys, pairs.values(), strict=True))
+    final = tuple(names or ())
+    return Table(frame, task, final, root, target, path, replace(stored, classes=final), ordered, exif)
 
 
 def text_column(column: pd.Series) -> pd.Series:
@@ -193,8 +192,11 @@ def _target_columns(columns: Columns, task: Task) -> list[str]:
         return [task.column]
     if isinstance(columns.target, str):
         return [columns.target]
-    if task.field.spatial:
-        raise Refusal(f"data.columns.target is a list, but {task.name} needs one column, with mask paths")
+    if task.field.spatial and task.exclusive:
+        raise Refusal(
+            f"data.columns.target is a list, but {task.name} needs one column, with mask paths; for a mask per class "
+            "set data.masks=overlapping"
+        )
     return list(columns.target)
 
 
@@ -216,6 +218,23 @@ def _check_ids(ids: pd.Series, stored: pd.Series, check: Check) -> None:
             f"{what} more than once: {some(each, 3)}. A table has one row per image: join the labels of several rows, "
             "and give images of one thing their own ids, with the thing in data.columns.unit"
         )
+
+
+def _check_masks(cells: pd.Series, root: Path, name: str, encoding: str, exclusive: bool, check: Check) -> None:
+    """Check mask paths or run-length codes; a cell may be empty unless classes are exclusive."""
+    if encoding == "files":
+        check_paths(cells, root, "mask", check, optional=not exclusive)
+        shared = cells.str.contains(SEPARATOR, regex=False)
+        check.rows(shared, f"the path in {name!r} has a {SEPARATOR}: rename the file")
+        return
+    bad = ~cells.map(lambda text: RUNS.fullmatch(text) is not None).to_numpy(bool)
+    check.rows(
+        bad,
+        lambda row: (
+            f"{cells.iat[row][:40]!r} in column {name!r} is no run-length code: pairs of start and length, "
+            "such as 1 3 10 5, or nothing for an empty mask"
+        ),
+    )
 
 
 def _weight_column(column: pd.Series, check: Check) -> pd.Series:

@@ -91,11 +91,12 @@ def write_overlays(folder: Path, items: TableItems, count: int, bad: Collection[
     from foldwise.reporting.pictures import overlay
 
     predictions = read_predictions(folder)
+    meaning = predictions.header.meaning
     ids = [id for id in predictions.frame["id"].drop_duplicates() if id not in bad]
     shown = [ids[index] for index in np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(int)]
     for id, probability in iter_average_maps(predictions, shown):
         row, safe = items.table.row_of[id], re.sub(r"[^\w.-]+", "_", id)[:80]
-        picture = overlay(items.picture(row), probability.argmax(axis=0), predictions.columns, id)
+        picture = overlay(items.picture(row), meaning.answer(probability), predictions.columns, id)
         with write_atomic(folder / "overlays" / f"{row:06d}-{safe}.png") as temporary:
             temporary.write_bytes(to_png(picture))
 

@@ -86,18 +86,17 @@ def tiled_outputs(
 ) -> Batch:
     """Predict raw outputs (1, C, H, W) of a whole image by tiles, for losses and metrics.
 
-    They are log-probabilities: a softmax gives the probabilities of `predict_tiled` back. Probability 0 becomes
-    1 / 510. Only for exclusive classes.
+    The task's activation gives the probabilities of `predict_tiled` back, except that 0 becomes 1 / 510.
     """
     device = next(iter(batch.values())).device
 
-    def values(tiles: Batch) -> dict[str, Tensor]:
+    def predict(tiles: Batch) -> dict[str, Tensor]:
         return activate(network({name: value.to(device) for name, value in tiles.items()}), outputs)
 
     columns = {output.name: len(output.columns) for output in outputs}
-    maps = predict_tiled(batch, spatial, values, tile, columns, TILES_A_PASS)
-    probability = {output.key: torch.from_numpy(maps[output.name]).to(device).float() / 255 for output in outputs}
-    return {key: value.clamp(min=1 / 510).log()[None] for key, value in probability.items()}
+    maps = predict_tiled(batch, spatial, predict, tile, columns, TILES_A_PASS)
+    values = {output: torch.from_numpy(maps[output.name]).to(device).float() / 255 for output in outputs}
+    return {output.key: output.meaning.invert(each[None], 1 / 510) for output, each in values.items()}
 
 
 def _starts(length: int, tile: int) -> list[int]:

@@ -1,8 +1,8 @@
 """Losses. `forward(logits, target, weight)` returns the mean of `weight * loss` over the samples.
 
 Classification: logits (B, C), target float (B, C): probabilities or 0/1 labels.
-Segmentation: logits (B, C, H, W), target int64 (B, H, W). Pixels equal to `ignore_index` are left out; a sample without
-other pixels has loss 0 and gradient 0, not NaN.
+Segmentation: logits (B, C, H, W), target int64 (B, H, W), or with a mask per class (B, C, H, W), 0 to 1. Pixels equal
+to `ignore_index` are left out; a sample without other pixels has loss 0 and gradient 0, not NaN.
 Weight: float (B,), or None for equal weights.
 """
 
@@ -16,6 +16,16 @@ from torch import Tensor, nn
 from foldwise.errors import Refusal
 
 IGNORE_INDEX = 255
+PER_CLASS = "multi-label targets and overlapping or soft masks"
+EXCLUSIVE = "for exclusive classes use CrossEntropy or Focal"
+# Tasks of the focal loss: whether classes are independent.
+FOCAL = {
+    "multiclass": False,
+    "multilabel": True,
+    "segmentation": False,
+    "segmentation_overlapping": True,
+    "segmentation_soft": True,
+}
 # Names that `class_weights` accepts, with the power applied to the balanced weights.
 BALANCES = {"balanced": 1.0, "sqrt_balanced": 0.5}
 
@@ -59,9 +69,27 @@ class SampleLoss(nn.Module):
         return samples.mean() if weight is None else (weight * samples).mean()
 
     def pixels_to_samples(self, pixels: Tensor, target: Tensor) -> Tensor:
-        """Average over the pixels that count; `pixels` (B, H, W) must be 0 where ignored."""
-        valid = (target != self.ignore_index).sum(dim=(1, 2))
-        return pixels.sum(dim=(1, 2)) / valid.clamp(min=1)
+        """Average over the pixels that count; `pixels`, of the target's shape, must be 0 where ignored."""
+        valid = (target != self.ignore_index).flatten(1).sum(dim=1)
+        return pixels.flatten(1).sum(dim=1) / valid.clamp(min=1)
+
+    def per_class(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return float targets (0 where ignored), the pixels that count, and class weights, to be broadcast."""
+        if logits.shape != target.shape:
+            raise Refusal(f"{type(self).__name__} is for {PER_CLASS}; {EXCLUSIVE}")
+        valid = target != self.ignore_index if logits.ndim == 4 else torch.ones_like(target, dtype=torch.bool)
+        weights = self.class_weights
+        return (
+            torch.where(valid, target, 0).float(),
+            valid,
+            None if weights is None else weights.view(-1, *[1] * (logits.ndim - 2)),
+        )
+
+    def classes_to_samples(self, losses: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        """Average losses of the target's shape over classes and pixels."""
+        if losses.ndim == 2:
+            return losses.mean(dim=1)
+        return self.pixels_to_samples(torch.where(valid, losses, 0.0), target)
 
 
 class CrossEntropy(SampleLoss):
@@ -72,6 +100,7 @@ class CrossEntropy(SampleLoss):
         self.label_smoothing = label_smoothing
 
     def samples(self, logits: Tensor, target: Tensor) -> Tensor:
+        check_exclusive(self, logits, target)
         options: dict[str, Any] = {"weight": self.class_weights, "label_smoothing": self.label_smoothing}
         if logits.ndim == 2:
             return F.cross_entropy(logits, target, reduction="none", **options)
@@ -119,33 +148,43 @@ class BinaryCrossEntropy(SampleLoss):
         self.label_smoothing = label_smoothing
 
     def samples(self, logits: Tensor, target: Tensor) -> Tensor:
-        if logits.ndim != 2:
-            raise Refusal("BinaryCrossEntropy is for multi-label targets; for segmentation use CrossEntropy or Focal")
-        target = target + self.label_smoothing * (0.5 - target)
-        loss = F.binary_cross_entropy_with_logits(logits, target, pos_weight=self.class_weights, reduction="none")
-        return loss.mean(dim=1)
+        labels, valid, weights = self.per_class(logits, target)
+        labels = labels + self.label_smoothing * (0.5 - labels)
+        losses = F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights, reduction="none")
+        return self.classes_to_samples(losses, target, valid)
+
+
+class Brier(SampleLoss):
+    """Brier score: squared error of the probability after a sigmoid, averaged over classes and pixels."""
+
+    def samples(self, logits: Tensor, target: Tensor) -> Tensor:
+        labels, valid, weights = self.per_class(logits, target)
+        losses = (torch.sigmoid(logits) - labels) ** 2
+        return self.classes_to_samples(losses if weights is None else weights * losses, target, valid)
 
 
 class Focal(SampleLoss):
     """Focal loss (Lin et al. 2017, https://arxiv.org/abs/1708.02002): cross-entropy times (1 - p_target)^gamma.
 
-    With gamma 0 it equals CrossEntropy, or BinaryCrossEntropy for task "multilabel".
+    With gamma 0 it equals CrossEntropy, or BinaryCrossEntropy for multi-label and overlapping masks.
     """
 
     def __init__(self, gamma: float = 2.0, task: str = "multiclass", **common: Any) -> None:
         super().__init__(**common)
-        if task not in ("multiclass", "multilabel", "segmentation"):
-            raise Refusal(f"Focal: unknown task {task!r}; use multiclass, multilabel or segmentation")
+        if task not in FOCAL:
+            raise Refusal(f"Focal: unknown task {task!r}; use one of {', '.join(FOCAL)}")
         self.gamma = gamma
-        self.multilabel = task == "multilabel"
+        self.multilabel = FOCAL[task]
 
     def samples(self, logits: Tensor, target: Tensor) -> Tensor:
         if self.multilabel:
-            positive = target * torch.sigmoid(-logits) ** self.gamma * F.softplus(-logits)
-            negative = (1 - target) * torch.sigmoid(logits) ** self.gamma * F.softplus(logits)
-            if self.class_weights is not None:
-                positive = positive * self.class_weights
-            return (positive + negative).mean(dim=1)
+            labels, valid, weights = self.per_class(logits, target)
+            positive = labels * torch.sigmoid(-logits) ** self.gamma * F.softplus(-logits)
+            negative = (1 - labels) * torch.sigmoid(logits) ** self.gamma * F.softplus(logits)
+            if weights is not None:
+                positive = positive * weights
+            return self.classes_to_samples(positive + negative, target, valid)
+        check_exclusive(self, logits, target)
         log_probability = F.log_softmax(logits, dim=1)
         # Summing the other classes for 1 - p would take C times the memory; expm1 stays exact near p = 1.
         loss = (-torch.expm1(log_probability)).clamp(min=0) ** self.gamma * -log_probability
@@ -158,10 +197,18 @@ class Focal(SampleLoss):
         return self.pixels_to_samples(torch.where(valid, pixels, 0.0), target)
 
 
+def check_exclusive(loss: nn.Module, logits: Tensor, target: Tensor) -> None:
+    """Refuse masks per class, of which cross-entropy would silently take the soft targets."""
+    if logits.ndim == 4 and target.ndim == 4:
+        raise Refusal(f"{type(loss).__name__} is for exclusive classes; for a mask per class add loss=bce_dice")
+
+
 class BatchLoss(nn.Module):
     """Base of losses computed over all pixels of a batch at once; samples cannot be weighted."""
 
-    batch: nn.Module  # loss of (logits, target) with at least one pixel that is not ignored
+    def batch(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Compute the loss of a batch with at least one pixel that is not ignored."""
+        raise NotImplementedError
 
     def __init__(self, ignore_index: int = IGNORE_INDEX) -> None:
         super().__init__()
@@ -183,7 +230,10 @@ class BatchLoss(nn.Module):
 
 
 class Dice(BatchLoss):
-    """1 - soft Dice of the softmax, a mean over all classes (by `class_weights`); a missing class counts as 0."""
+    """1 - soft Dice of the softmax, a mean over all classes (by `class_weights`); a missing class counts as 0.
+
+    With a mask per class, of the sigmoid.
+    """
 
     def __init__(
         self, smooth: float = 0.0, class_weights: Sequence[float] | Tensor | None = None, **common: Any
@@ -192,7 +242,13 @@ class Dice(BatchLoss):
         from segmentation_models_pytorch.losses import DiceLoss
 
         weights = None if class_weights is None else [float(value) for value in class_weights]
-        self.batch = DiceLoss("multiclass", smooth=smooth, ignore_index=self.ignore_index, class_weights=weights)
+        settings: dict[str, Any] = {"smooth": smooth, "ignore_index": self.ignore_index, "class_weights": weights}
+        self.exclusive, self.per_class = DiceLoss("multiclass", **settings), DiceLoss("multilabel", **settings)
+
+    def batch(self, logits: Tensor, target: Tensor) -> Tensor:
+        if target.ndim == 3:
+            return self.exclusive(logits, target)
+        return self.per_class(logits, target.float())
 
 
 class Lovasz(BatchLoss):
@@ -202,7 +258,11 @@ class Lovasz(BatchLoss):
         super().__init__(**common)
         from segmentation_models_pytorch.losses import LovaszLoss
 
-        self.batch = LovaszLoss("multiclass", ignore_index=self.ignore_index)
+        self.softmax = LovaszLoss("multiclass", ignore_index=self.ignore_index)
+
+    def batch(self, logits: Tensor, target: Tensor) -> Tensor:
+        check_exclusive(self, logits, target)
+        return self.softmax(logits, target)
 
 
 class WeightedSum(nn.Module):

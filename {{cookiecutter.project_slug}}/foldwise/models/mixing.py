@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from foldwise.data.batches import unit_range
-from foldwise.data.fields import Field
+from foldwise.data.fields import MASKS, Field
 from foldwise.errors import Refusal
 from foldwise.models.network import Batch
 
@@ -28,7 +28,7 @@ class Mix:
     ) -> None:
         if mixup < 0 or cutmix < 0:
             raise Refusal(f"mixup and cutmix must be 0 or more, but are {mixup} and {cutmix}")
-        masks = [name for name, field in fields.items() if field.kind == "mask"]
+        masks = [name for name, field in fields.items() if field.kind in MASKS]
         ragged = [name for name, field in fields.items() if field.ragged]
         if mixup and masks:
             raise Refusal(

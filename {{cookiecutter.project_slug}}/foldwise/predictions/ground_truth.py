@@ -16,6 +16,7 @@ from foldwise.code.runs import current_code, module_target, run_code
 from foldwise.code.source import NO_CODE, Code
 from foldwise.config import compose_config, read_config, resolve_config
 from foldwise.data.folds import fold_array, folds_hash, table_folds
+from foldwise.data.masks import mask_settings
 from foldwise.data.prepare import read_items
 from foldwise.data.problems import explain_ids
 from foldwise.data.samples import Samples, TableItems
@@ -85,7 +86,7 @@ def read_labelled_table(
         columns,
         header.columns,
         needs_group=False,
-        mask_values=section.get("mask_values"),
+        masks=mask_settings(section),
         separator=section.get("label_separator"),
         exif=section.get("exif"),
     )

@@ -79,7 +79,7 @@ def _classes(evaluation: Evaluation, name: str, classes: ClassEvidence) -> list[
         assert one.classes is not None
         sums = one.classes.reliability
         curves[f"{one.name} (ECE {expected_calibration_error(sums):.4f})"] = (*reliability_curve(sums), sums[0])
-    about = "every label"
+    about = "every pixel and class" if task.kind == "maps" else "every label"
     if task.exclusive:
         about = "every pixel's predicted class" if task.kind == "maps" else "the predicted class"
     caption = f"Reliability of the probability of {about}; ECE is the expected calibration error"

@@ -56,14 +56,17 @@ def gallery(
 def overlay(
     image: np.ndarray, mask: np.ndarray, classes: Sequence[str], title: str = "", ignore_index: int | None = None
 ) -> "Figure":
-    """Draw an image (H, W, C) next to itself painted with a mask (H, W), and a legend with pixel shares.
+    """Draw an image (H, W, C) next to itself painted with a mask, see `paint`, and a legend with pixel shares.
 
     Ignored pixels are hatched and not counted.
     """
     shown = displayable(image)
     plain, painted = (_fit(picture, *PAINTED) for picture in (shown, paint(shown, mask, len(classes), ignore_index)))
-    counts = np.bincount(mask[mask != ignore_index], minlength=len(classes))
-    shares = counts / max(counts.sum(), 1)
+    valid = mask != ignore_index
+    if mask.ndim == 3:
+        shares = np.where(valid, mask, 0).sum(axis=(1, 2)) / np.maximum(valid.sum(axis=(1, 2)), 1)
+    else:
+        shares = np.bincount(mask[valid], minlength=len(classes)) / max(valid.sum(), 1)
     order = [index for index in np.argsort(-shares, kind="stable") if shares[index] > 0][:MOST_NAMES]
     named = [(f"{shorten(classes[index])} {shares[index]:.1%}", color_of(int(index))) for index in order]
     height, width = plain.shape[:2]
@@ -84,11 +87,11 @@ def compare_masks(
     caption: str, items: TableItems, table: Table, rows: Sequence[int], predictions: Predictions, ignore_index: int
 ) -> list[tuple[str, "Figure"]]:
     """Return captions and overlays of the predicted and true masks of these table rows."""
-    figures = []
+    figures, answer = [], predictions.header.meaning.answer
     maps = iter_average_maps(predictions, [table.ids[row] for row in rows])
     for row, (id, probability) in zip(rows, maps, strict=True):
         image = items.picture(row)
-        for name, mask in (("predicted", probability.argmax(0)), ("ground truth", table.read_mask(row))):
+        for name, mask in (("predicted", answer(probability)), ("ground truth", table.read_mask(row))):
             figures.append((f"{caption}: {id}, {name}", overlay(image, mask, table.classes, ignore_index=ignore_index)))
     return figures
 
@@ -105,15 +108,29 @@ def compare_values(items: TableItems, table: Table, rows: Sequence[int], values:
 
 
 def paint(image: np.ndarray, mask: np.ndarray, classes: int, ignore_index: int | None = None) -> np.ndarray:
-    """Paint the classes of a mask over an image (H, W, 3) uint8; ignored pixels are hatched."""
-    mask = resize_mask(mask, image.shape[:2])
-    result = image.copy()
-    ignored = np.zeros(mask.shape, bool) if ignore_index is None else mask == ignore_index
-    # Over grey, because mixed colours would look like another class.
-    gray = image[~ignored].mean(axis=1, keepdims=True)
+    """Paint the classes of a mask over an image (H, W, 3) uint8; ignored pixels are hatched.
+
+    Args:
+        mask: class numbers (H, W); or a mask per class (C, H, W), bool or 0 to 1: more opaque where it is higher, with
+            the mean colour where classes overlap.
+    """
     colors = np.array([color_of(number) for number in range(classes)])
-    result[~ignored] = np.rint((1 - OPACITY) * gray + OPACITY * 255 * colors[mask[~ignored]])
-    result[ignored & ((np.indices(mask.shape).sum(axis=0) // HATCH) % 2 == 0)] = 128
+    if mask.ndim == 3:
+        layers = resize_mask(np.moveaxis(mask, 0, -1).astype(np.float32), image.shape[:2])
+        ignored = np.zeros(layers.shape, bool) if ignore_index is None else layers == ignore_index
+        layers, ignored = np.where(ignored, 0, layers), ignored.all(axis=2)
+        opacity = OPACITY * layers.max(axis=2, keepdims=True)
+        color = layers @ colors / np.maximum(layers.sum(axis=2, keepdims=True), 1e-6)
+    else:
+        mask = resize_mask(mask, image.shape[:2])
+        ignored = np.zeros(mask.shape, bool) if ignore_index is None else mask == ignore_index
+        opacity, color = np.full((*mask.shape, 1), OPACITY), colors[np.where(ignored, 0, mask)]
+    # Over grey, because mixed colours would look like another class.
+    gray = image.mean(axis=2, keepdims=True)
+    painted = np.rint((1 - opacity) * gray + opacity * 255 * color).astype(np.uint8)
+    result = image.copy()
+    result[~ignored] = painted[~ignored]
+    result[ignored & ((np.indices(ignored.shape).sum(axis=0) // HATCH) % 2 == 0)] = 128
     return result
 
 

@@ -130,10 +130,11 @@ def _map_figures(
 ) -> list[tuple[str, Any]]:
     support, shown = counts[:, :, 2].sum(axis=0), metric if isinstance(metric, Dice | MeanIoU) else MeanIoU()
     name = type(shown).__name__
-    correct, true = counts[:, :, 0].sum(axis=1), counts[:, :, 2].sum(axis=1)
-    order = np.argsort(correct / np.maximum(true, 1), kind="stable")[:OVERLAYS]
+    correct, predicted, true = np.moveaxis(counts.sum(axis=1), -1, 0)
+    either = predicted + true - correct
+    order = np.argsort(correct / np.maximum(either, 1), kind="stable")
     ids = oof.frame["id"].drop_duplicates().tolist()
-    worst = [table.row_of[ids[index]] for index in order if correct[index] < true[index]]
+    worst = [table.row_of[ids[index]] for index in order if correct[index] < either[index]][:OVERLAYS]
     return [
         (f"{name} per class", per_class(shown.per_class(counts), oof.columns, name, support)),
         *compare_masks("Fewest pixels correct", items, table, worst, oof, metric.ignore_index),

@@ -2,17 +2,16 @@
 
 from foldwise.errors import Refusal
 from foldwise.tasks.base import ForTasks, Kind, Task
-from foldwise.tasks.classes import Classes, Multiclass, Multilabel, Segmentation
+from foldwise.tasks.classes import Classes, Multiclass, Multilabel, Overlapping, Segmentation, Soft, task_of_masks
 from foldwise.tasks.numbers import Regression
 from foldwise.tasks.retrieval import Retrieval
 
-TASKS: dict[str, Task] = {
-    task.name: task for task in (Multiclass(), Multilabel(), Regression(), Segmentation(), Retrieval())
-}
+ENTRIES = (Multiclass(), Multilabel(), Regression(), Segmentation(), Overlapping(), Soft(), Retrieval())
+TASKS: dict[str, Task] = {task.name: task for task in ENTRIES}
 
 __all__ = [
-    "TASKS", "Classes", "ForTasks", "Kind", "Multiclass", "Multilabel", "Regression", "Retrieval", "Segmentation",
-    "Task", "find_task",
+    "TASKS", "Classes", "ForTasks", "Kind", "Multiclass", "Multilabel", "Overlapping", "Regression", "Retrieval",
+    "Segmentation", "Soft", "Task", "find_task", "task_of_masks",
 ]  # fmt: skip
 
 

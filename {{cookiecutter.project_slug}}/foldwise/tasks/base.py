@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 
 from foldwise.data.fields import Field
+from foldwise.data.masks import StoredMasks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +30,8 @@ class Task:
         probabilities: values are class probabilities, so confusions, calibration and log loss apply.
         column: default target column of a table.
         field: of the target in a sample.
+        loss: its choice in configs/loss, where that of the group `task` does not fit.
+        stored: how target files are read, if targets are masks.
         fewest: minimum number of columns.
         metric: default metric, a file in configs/metric.
         metrics: further metrics of an evaluation, by name.
@@ -41,6 +44,8 @@ class Task:
     probabilities: ClassVar[bool] = False
     column: ClassVar[str]
     field: ClassVar[Field] = Field("values", train_only=True)
+    loss: ClassVar[str] = ""
+    stored: ClassVar[type[StoredMasks]] = StoredMasks
     fewest: ClassVar[int] = 1
     metric: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]] = ()
@@ -61,6 +66,14 @@ class Task:
 
     def activate(self, raw: "Tensor") -> "Tensor":
         """Convert raw outputs to values (B, C, ...) float32."""
+        raise NotImplementedError
+
+    def invert(self, values: "Tensor", smallest: float) -> "Tensor":
+        """Raw outputs of which `activate` gives the values (B, C, ...); 0 counts as `smallest`, and 1 likewise."""
+        raise NotImplementedError
+
+    def answer(self, values: np.ndarray) -> np.ndarray:
+        """Masks of values (C, H, W) before any post-processing: class numbers (H, W), or bool (C, H, W)."""
         raise NotImplementedError
 
     def undo(self, value: "Tensor", view: "View", size: Sequence[int]) -> "Tensor":

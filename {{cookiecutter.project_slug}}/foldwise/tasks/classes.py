@@ -1,11 +1,13 @@
-"""Classification tasks: one class per image, any number of labels, or one class per pixel."""
+"""Classification tasks: one class per image, any number of labels, or masks."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from foldwise.data.fields import Field
+from foldwise.data.masks import ClassMasks, SoftMasks, StoredMasks
+from foldwise.errors import Refusal
 from foldwise.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -69,6 +71,10 @@ class Classes(Task):
             return np.eye(target.shape[1])[target.argmax(axis=1)]
         return (target >= 0.5).astype(np.float64)
 
+    def invert(self, values: "Tensor", smallest: float) -> "Tensor":
+        values = values.clamp(min=smallest)
+        return values.log() if self.exclusive else values.clamp(max=1 - smallest).logit()
+
     def fallback(self, target: np.ndarray | None, columns: int) -> np.ndarray:
         """Share of each class in the training table."""
         return np.zeros(columns) if target is None else target.mean(axis=0, dtype=np.float64)
@@ -95,16 +101,70 @@ class Segmentation(Classes):
     name, column, metric, kind = "segmentation", "mask", "mean_iou", "maps"
     exclusive, fewest = True, 2
     field = Field("mask", train_only=True)
-    metrics = ("mean_iou", "dice")
+    metrics: ClassVar[tuple[str, ...]] = ("mean_iou", "dice")
+    stored: ClassVar[type[StoredMasks]] = StoredMasks
 
     def read_target(
         self, raw: "pd.DataFrame", columns: Sequence[str], soft: bool, names: list[str] | None, check: "Check"
     ) -> tuple[list[str] | None, np.ndarray | None]:
         if names is None:
             check.problems.append(
-                "segmentation needs data.classes: the list of class names, where class i has pixel value i"
+                f"{self.name} needs data.classes: the list of class names, where class i has pixel value i"
             )
         return names, None
 
     def undo(self, value: "Tensor", view: "View", size: Sequence[int]) -> "Tensor":
         return view.inverse(value, size)
+
+    def answer(self, values: np.ndarray) -> np.ndarray:
+        return values.argmax(axis=0)
+
+    def describe_settings(self) -> str:
+        masks = next(setting for setting, name in MASKS.items() if name == self.name)
+        others = "" if self.exclusive else f"data.masks={masks} loss={self.loss} "
+        return f"task=segmentation {others}metric={self.metric}"
+
+
+class Overlapping(Segmentation):
+    """A mask per class: any number of classes per pixel, or none."""
+
+    name, metric, loss = "segmentation_overlapping", "dice", "bce_dice"
+    exclusive, fewest = False, 1
+    field = Field("masks", train_only=True)
+    metrics: ClassVar[tuple[str, ...]] = ("dice", "mean_iou")
+    stored = ClassMasks
+
+    def read_target(
+        self, raw: "pd.DataFrame", columns: Sequence[str], soft: bool, names: list[str] | None, check: "Check"
+    ) -> tuple[list[str] | None, np.ndarray | None]:
+        names = list(columns) if names is None and soft else names
+        if names is None:
+            check.problems.append(f"{self.name} needs data.classes: the list of class names")
+        elif soft and len(names) != len(columns):
+            check.problems.append(
+                f"data.classes has {len(names)} names ({', '.join(names)}), but data.columns.target {len(columns)} "
+                f"columns ({', '.join(columns)}): list a column per class, in the same order"
+            )
+        return names, None
+
+    def answer(self, values: np.ndarray) -> np.ndarray:
+        return values >= 0.5
+
+
+class Soft(Overlapping):
+    """A number from 0 to 1 per class and pixel."""
+
+    name, metric = "segmentation_soft", "pixel_mae"
+    metrics = ("pixel_mae", "pixel_rmse", "dice")
+    stored = SoftMasks
+
+
+# `data.masks` -> task
+MASKS = {"exclusive": "segmentation", "overlapping": "segmentation_overlapping", "soft": "segmentation_soft"}
+
+
+def task_of_masks(task: str, masks: str) -> str:
+    """Name of the task for the settings `task` and `data.masks`."""
+    if masks not in MASKS:
+        raise Refusal(f"data.masks is {masks!r}; it must be one of {', '.join(MASKS)}")
+    return MASKS[masks] if task == "segmentation" else task

@@ -177,13 +177,21 @@ def _build_loss(config: Mapping[str, Any], prepared: Prepared, part: Holdout) ->
         if isinstance(name, str):
             if name not in BALANCES:
                 raise Refusal(f"class_weights is {name!r}; give {', '.join(BALANCES)}, or one number per class")
-            rows = None if prepared.outputs[0].meaning.exclusive else len(part.trained(prepared.fold_of_items))
-            term["class_weights"] = balanced_class_weights(total, rows, BALANCES[name])
+            term["class_weights"] = balanced_class_weights(total, _examples(prepared, part), BALANCES[name])
         if isinstance(term.get("margin"), str):
             if term["margin"] != "by_size":
                 raise Refusal(f"margin is {term['margin']!r}; give a number, by_size, or one number per class")
             term["margin"] = margins_by_size(total)
     return make(loss, prepared.alias)
+
+
+def _examples(prepared: Prepared, part: Holdout) -> int | None:
+    """Training items, or with masks pixels, of which each class has some; None if classes are exclusive."""
+    task, rows = prepared.outputs[0].meaning, part.trained(prepared.fold_of_items)
+    if task.exclusive:
+        return None
+    pixels = prepared.scan["height"] * prepared.scan["width"]
+    return int(pixels.iloc[rows].sum()) if task.kind == "maps" else len(rows)
 
 
 def build_trainer(config: Mapping[str, Any], rank: Rank, epochs: int, **arguments: Any) -> pl.Trainer:

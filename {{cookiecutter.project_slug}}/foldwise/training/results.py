@@ -14,7 +14,7 @@ from foldwise.data.holdout import Holdout
 from foldwise.data.prepare import Prepared
 from foldwise.data.samples import TableItems
 from foldwise.files import plain_number, write_json
-from foldwise.predictions.metrics import pixel_confusion, pixel_counts, score_fold_evidence
+from foldwise.predictions.metrics import count_pixels, score_fold_evidence
 from foldwise.predictions.metrics.building import build_metric
 from foldwise.predictions.scoring import score_table
 from foldwise.predictions.search import Found, search_oof
@@ -70,8 +70,8 @@ def score_predictions(parts: Sequence[Predictions], config: Mapping[str, Any], p
         evidence, counts, folds = [], [], []
         for part in parts:
             for id, probability in iter_average_maps(part):
-                mask, predicted = table.read_mask(table.row_of[id]), probability.argmax(axis=0)
-                counts.append(pixel_counts(pixel_confusion(mask, predicted, len(table.classes), metric.ignore_index)))
+                mask, answer = table.read_mask(table.row_of[id]), prepared.outputs[0].meaning.answer(probability)
+                counts.append(count_pixels(mask, answer, len(table.classes), metric.ignore_index))
                 evidence.append(counts[-1] if metric.of_counts else metric.measure(mask, probability))
                 folds.append(prepared.folds[id])
         return Scores(metric, *score_fold_evidence(metric, np.stack(evidence), np.array(folds)), np.stack(counts))

@@ -36,7 +36,8 @@ class Method:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Out-of-fold scores and answers (N, C) of a method; for masks, answers (N,) are indices in `masks.CANDIDATES`."""
+    """Out-of-fold scores and answers (N, C) of a method; for masks, answers (N,) or (N, C) are
+    indices in `masks.CANDIDATES` or `layers.CANDIDATES`."""
 
     name: str
     per_fold: dict[int, float]
@@ -74,7 +75,7 @@ class Chosen(NamedTuple):
 
     Attributes:
         outcomes: of all methods; `chosen_index` is that of the chosen one.
-        decision: a `Decision`; for segmentation a `masks.Cleaning`.
+        decision: a `Decision`; for segmentation a `masks.Cleaning`, or a decision of `layers`.
         shares: class shares (C,), in the ground truth and in the answers out of fold.
     """
 

@@ -4,7 +4,8 @@ labels     id and one column: the class, or labels with a separator
 columns    id and one column a class: probabilities or other values, or 0 and 1; or one column for one class
 rle        id and run-length encoded masks, a row for each image and class
 ranking    id and one column of names, the most likely first
-masks      a zip of PNG masks <id>.png (a / in the id is a folder), whose pixel values are the class numbers
+masks      a zip of PNG masks <id>.png (a / in the id is a folder), whose pixel values are the class numbers; of
+           overlapping or soft masks <id>.tif with a channel per class from 0 to 255, for one class <id>.png
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from foldwise.data.masks import encode_layers
 from foldwise.data.problems import some
 from foldwise.errors import Refusal
 from foldwise.files import name_problem
@@ -236,8 +238,9 @@ class RunLengths(Format):
         return [self.classes.index(name) for name in self.painted or self.classes[1:]]
 
     def encode(self, mask: np.ndarray) -> bytes:
-        """Encode each painted class of a mask (H, W), one line per class."""
-        return "\n".join(encode_runs(mask == index, self.by_row) or self.empty for index in self._indices).encode()
+        """Encode each painted class of a mask (H, W), or of masks per class (C, H, W), one line per class."""
+        layers = [mask == index if mask.ndim == 2 else mask[index] >= 0.5 for index in self._indices]
+        return "\n".join(encode_runs(layer, self.by_row) or self.empty for layer in layers).encode()
 
     @staticmethod
     def differ(first: str, second: str) -> float:
@@ -246,15 +249,21 @@ class RunLengths(Format):
 
 @dataclass(frozen=True, kw_only=True)
 class Masks(Format):
-    """A zip of PNG masks; a sample submission provides only the ids."""
+    """A zip of image files; a sample submission provides only the ids.
+
+    Args:
+        layers: masks per class, with values from 0 to 255, instead of class numbers.
+    """
+
+    layers: bool = False
 
     name: ClassVar[str] = "masks"
     kind: ClassVar[Kind] = "maps"
     suffix: ClassVar[str] = ".zip"
 
     def file_name(self, id: str) -> str:
-        name = self.row_ids([id])[0]
-        return name if name.lower().endswith(".png") else f"{name}.png"
+        name, suffix = self.row_ids([id])[0], ".tif" if self.layers and len(self.classes) > 1 else ".png"
+        return name if name.lower().endswith(suffix) else f"{name}{suffix}"
 
     def id_problems(self, ids: Sequence[str]) -> list[str]:
         bad = {id: problem for id in ids if (problem := name_problem(self.file_name(id)))}
@@ -263,6 +272,8 @@ class Masks(Format):
     def encode(self, mask: np.ndarray) -> bytes:
         import cv2
 
+        if mask.ndim == 3:
+            return encode_layers(np.rint(mask * np.float32(255)).astype(np.uint8))
         dtype = np.uint8 if len(self.classes) <= 256 else np.uint16
         return cv2.imencode(".png", mask.astype(dtype))[1].tobytes()
 

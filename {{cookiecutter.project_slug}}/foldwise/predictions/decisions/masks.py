@@ -125,7 +125,10 @@ def compare_cleaning(
 
 
 def object_areas(mask: np.ndarray) -> np.ndarray:
-    """Map each pixel to the area of its 8-connected object in pixels, (H, W) int64; background: the whole image."""
+    """Map each pixel to the area of its 8-connected object in pixels, (H, W) int64; background: the whole image.
+
+    `mask` has class numbers, or is bool.
+    """
     import cv2
 
     areas = np.full(mask.shape, mask.size)

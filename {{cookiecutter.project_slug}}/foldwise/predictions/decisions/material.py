@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from foldwise.data.problems import some
+from foldwise.data.problems import enumerated, some
 from foldwise.data.table import Columns
 from foldwise.data.targets import as_numbers
 from foldwise.errors import Refusal
@@ -97,11 +97,13 @@ def choose_layout(
     by_class = "{class}" in template or "{index}" in template
     several = sample is not None and len(sample.values) > 1
     of_rows = "columns" if values or several or by_class or "positive" in options else "labels"
-    chosen = FORMATS[kind or {"maps": "rle", "vectors": "ranking"}.get(task.kind, of_rows)]
+    numbers = task.kind == "maps" and not task.exclusive and not truth.metric.of_counts
+    of_maps = "masks" if numbers else "rle"
+    chosen = FORMATS[kind or {"maps": of_maps, "vectors": "ranking"}.get(task.kind, of_rows)]
     option = f"--format {chosen.name}"
     problems = [f"{option} has no {name}" for name in sorted(options.keys() - {item.name for item in fields(chosen)})]
     if not chosen.suits(task):
-        problems.append(f"{option} is for {' and '.join(chosen.tasks())}, but the task is {task.name}")
+        problems.append(f"{option} is for {enumerated(chosen.tasks())}, but the task is {task.name}")
     elif chosen.name == "labels" and values:
         problems.append(f"{option}: {truth.metric.name} scores probabilities, so use --format columns")
     if "names" in options:
@@ -123,6 +125,11 @@ def choose_layout(
         elif len(classes) > 1:
             notes.append(f"Column {sample.values[0]} has the probabilities of {positive}; for another, --positive.")
         options |= {"positive": positive or classes[0]}
+    if chosen.name == "rle" and numbers:
+        name = type(truth.metric).__name__
+        problems.append(f"{option}: {name} scores numbers, so no threshold is fitted: use --format masks")
+    if task.kind == "maps" and not task.exclusive:
+        options = {"painted": classes, **options} if chosen.name == "rle" else {"layers": True, **options}
     raise_problems("the format", problems)
     columns = Columns.from_config(truth.config["data"]["columns"])
     value = columns.target if isinstance(columns.target, str) else task.column

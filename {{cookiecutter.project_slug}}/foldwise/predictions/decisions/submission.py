@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from foldwise.data.decoding import decode_mask
 from foldwise.data.problems import explain_ids, some
 from foldwise.data.table_file import read_file
 from foldwise.files import check_new, write_atomic
@@ -116,17 +117,12 @@ def _masks_difference(first: Path, second: Path, kind: str, common: bool) -> flo
     for path in (first, second):
         if not zipfile.is_zipfile(path):
             raise PredictionsError(path, ["it does not exist or is not a zip file"])
-    import cv2
-
-    def read_image(data: bytes) -> Any:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-
     shares = []
     with zipfile.ZipFile(first) as one, zipfile.ZipFile(second) as two:
         if _differ(one.namelist(), two.namelist(), common):
             return float("nan")
         for name in one.namelist():
-            a, b = (read_image(archive.read(name)) for archive in (one, two))
+            a, b = (decode_mask(Path(name), archive.read(name)) for archive in (one, two))
             if a.shape != b.shape:
                 return float("nan")
             shares.append((a != b).mean())

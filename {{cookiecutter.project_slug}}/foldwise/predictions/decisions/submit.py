@@ -10,8 +10,8 @@ import numpy as np
 from foldwise.errors import Refusal
 from foldwise.files import check_new
 from foldwise.predictions.decisions.deciding import Chosen, Decision, bayes_notes, choose_decision
+from foldwise.predictions.decisions.layers import choose_masks, class_sums, shares_of
 from foldwise.predictions.decisions.ledger import read_ledger, record
-from foldwise.predictions.decisions.masks import choose_cleaning
 from foldwise.predictions.decisions.material import Material, open_material
 from foldwise.predictions.decisions.naming import choose_naming, name_images, share_of_new
 from foldwise.predictions.decisions.rules import takes_values
@@ -165,18 +165,18 @@ def _write_masks(material: Material, out: Path, decision: str | None, progress: 
             yield id, truth.table.read_mask(row), probability, truth.folds[row]
             done()
 
-    chosen = choose_cleaning(truth.metric, images(), decision)
-    pixels = np.zeros((2, len(truth.table.classes)), np.int64)  # of the test, before and after cleaning
+    chosen = choose_masks(truth.metric, images(), decision)
+    pixels = np.zeros((2, len(truth.table.classes)))  # of the test, before and after cleaning
 
     def answers() -> Iterator[tuple[str, bytes]]:
         done = stepping(progress, "cleaning the test masks", material.test.frame["id"].nunique())
         for id, probability in iter_average_maps(material.test):
             mask = chosen.decision(probability)
-            for row, answer in enumerate((probability.argmax(axis=0), mask)):
-                pixels[row] += np.bincount(answer.ravel(), minlength=pixels.shape[1])
+            for row, answer in enumerate((truth.task.answer(probability), mask)):
+                pixels[row] += class_sums(answer, pixels.shape[1])
             yield id, layout.encode(mask)
             done()
 
     write_masks(out, layout, answers(), material.sample)
-    shares = dict(zip(("test", "test, cleaned"), pixels / pixels.sum(axis=1, keepdims=True), strict=True))
+    shares = dict(zip(("test", "test, cleaned"), shares_of(pixels), strict=True))
     return chosen._replace(shares=chosen.shares | shares)

@@ -117,9 +117,9 @@ def choose_methods(
 ) -> list[Method]:
     """Select the methods to compare, simplest first; refuse those that do not suit the task or the metric."""
     maps = truth.task.kind == "maps"
-    possible: tuple[Method, ...] = MAP_BLENDS if maps else BLENDS_OF_VALUES
+    possible: tuple[Method, ...] = MAP_BLENDS[truth.task.exclusive] if maps else BLENDS_OF_VALUES
     if truth.task.kind == "vectors":
-        possible = MAP_BLENDS[:2]
+        possible = MAP_BLENDS[True][:2]
     if truth.task.probabilities and not maps:
         possible = tuple(method for method in (*BLENDS, *STACKERS) if method is not RANK or _can_rank(truth))
     if weights is not None:

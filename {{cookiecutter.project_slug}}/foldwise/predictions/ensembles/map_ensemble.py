@@ -39,12 +39,15 @@ class MapExamples:
 
     Attributes:
         evidence: (M, N, ...) of the single sources on N images, see `MapMetric.measure`.
-        probability: (M, P, 1) each source's probability of the true class in P sampled pixels.
+        probability: (M, P, 1) in P sampled pixels: each source's probability of the true class, of target 1; with a
+            mask per class, of a random class.
+        target: (P, 1) float32.
     """
 
     metric: MapMetric
     evidence: np.ndarray
     probability: np.ndarray
+    target: np.ndarray
 
 
 def _single(examples: MapExamples) -> Blend:
@@ -54,17 +57,21 @@ def _single(examples: MapExamples) -> Blend:
 
 
 def _simplex(examples: MapExamples) -> Blend:
-    target = np.ones(examples.probability.shape[1:], np.float32)
-    return Blend(simplex_weights(examples.probability, target, exclusive=True))
+    assert examples.metric.task is not None  # set by for_task
+    return Blend(simplex_weights(examples.probability, examples.target, examples.metric.task.exclusive))
 
 
-GEOMETRIC_OF_MAPS = partial(geometric, exclusive=True, axis=0, edge=MAP_EDGE)
-MAP_BLENDS = (
-    replace(SINGLE, fit=_single),
-    MEAN,
-    replace(GEOMETRIC, fit=partial(equal, mean=GEOMETRIC_OF_MAPS)),
-    replace(SIMPLEX, fit=_simplex),
-)
+# By whether the classes are exclusive.
+GEOMETRIC_OF_MAPS = {each: partial(geometric, exclusive=each, axis=0, edge=MAP_EDGE) for each in (True, False)}
+MAP_BLENDS = {
+    exclusive: (
+        replace(SINGLE, fit=_single),
+        MEAN,
+        replace(GEOMETRIC, fit=partial(equal, mean=mean)),
+        replace(SIMPLEX, fit=_simplex),
+    )
+    for exclusive, mean in GEOMETRIC_OF_MAPS.items()
+}
 
 
 class MapEnsemble(Ensemble):
@@ -84,7 +91,8 @@ class MapEnsemble(Ensemble):
     def examples(self, folds: Sequence[int]) -> MapExamples:
         parts = [self.of_fold[fold] for fold in folds]
         evidence = np.concatenate([part.evidence for part in parts], axis=1)
-        return MapExamples(self.truth.metric, evidence, np.concatenate([part.probability for part in parts], axis=1))
+        probability = np.concatenate([part.probability for part in parts], axis=1)
+        return MapExamples(self.truth.metric, evidence, probability, np.concatenate([part.target for part in parts]))
 
     def source_values(self) -> dict[int, np.ndarray]:
         return {fold: each.evidence for fold, each in self.of_fold.items()}
@@ -109,8 +117,8 @@ class MapEnsemble(Ensemble):
         return list(per_fold.values()), overall
 
     def correlation(self) -> np.ndarray:
-        pixels = self.examples(self.folds).probability
-        return error_correlation(pixels, np.ones(pixels.shape[1:]))
+        examples = self.examples(self.folds)
+        return error_correlation(examples.probability, examples.target)
 
     def write(self, method: Method, oof: Path, test: Path | None, header: Header) -> None:
         """Write cross-fitted maps, and test maps blended fold by fold; a full fit gets the blend of all folds."""
@@ -131,16 +139,22 @@ class MapEnsemble(Ensemble):
                     writer.add(id, fold, "mean", "mean", blend.predict(maps))
 
     def _images(self, fold: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Iterate over a fold's images: the true mask (H, W) and the sources' maps (M, C, H, W)."""
+        """Iterate over a fold's images: the true mask and the sources' maps (M, C, H, W)."""
         for id, maps in iter_side_by_side(self.oof, self.ids[fold], fold):
             yield self.truth.table.read_mask(self.truth.table.row_of[id]), maps
 
     def _measure(self, fold: int) -> MapExamples:
         metric = self.truth.metric
-        evidence, pixels = [], []
+        evidence, pixels, targets = [], [], []
         for mask, maps in self._images(fold):
             evidence.append([metric.measure(mask, source) for source in maps])
             valid = np.flatnonzero(mask != metric.ignore_index)
             chosen = np.random.default_rng(0).permutation(valid)[:PIXELS]
-            pixels.append(maps.reshape(*maps.shape[:2], -1)[:, mask.ravel()[chosen], chosen])
-        return MapExamples(metric, np.array(evidence).swapaxes(0, 1), np.concatenate(pixels, axis=1)[:, :, None])
+            if mask.ndim == 2:
+                pixels.append(maps.reshape(*maps.shape[:2], -1)[:, mask.ravel()[chosen], chosen])
+                targets.append(np.ones(len(chosen), np.float32))
+            else:
+                pixels.append(maps.reshape(len(maps), -1)[:, chosen])
+                targets.append(mask.ravel()[chosen].astype(np.float32))
+        values, target = np.concatenate(pixels, axis=1)[:, :, None], np.concatenate(targets)[:, None]
+        return MapExamples(metric, np.array(evidence).swapaxes(0, 1), values, target)

@@ -39,7 +39,8 @@ class VectorEnsemble(MapEnsemble):
     def _measure(self, fold: int) -> MapExamples:
         count = len(self.names)
         ranks = np.stack([self._ranks(fold, Blend(weights)) for weights in np.eye(count)])
-        return MapExamples(self.truth.metric, ranks, (ranks == 1)[:, :, None].astype(np.float32))
+        hits = (ranks == 1)[:, :, None].astype(np.float32)
+        return MapExamples(self.truth.metric, ranks, hits, np.ones_like(hits[0]))
 
     def _ranks(self, fold: int, fitted: Fitted) -> np.ndarray:
         table, folds = self.truth.table, self.truth.folds

@@ -14,7 +14,7 @@ import pandas as pd
 
 from foldwise.errors import Refusal
 from foldwise.predictions.ground_truth import GroundTruth
-from foldwise.predictions.metrics import confusion_matrix, cross_entropy, is_correct, pixel_confusion, pixel_counts
+from foldwise.predictions.metrics import confusion_matrix, count_pixels, cross_entropy, is_correct
 from foldwise.predictions.metrics.base import ratio
 from foldwise.predictions.schema import PredictionsError
 from foldwise.predictions.scoring import by_unit
@@ -30,7 +30,7 @@ class ClassEvidence:
     """Evidence about predicted classes."""
 
     counts: np.ndarray  # (C, 3) correct, predicted and true units (pixels) of each class
-    confusion: np.ndarray | None  # (C, C) counts of (true, predicted) class; None for multi-label
+    confusion: np.ndarray | None  # (C, C) counts of (true, predicted) class; None if classes are not exclusive
     reliability: np.ndarray  # (3, B) calibration sums
     correct: np.ndarray  # (U,) whether every label or pixel is right
     unsure: np.ndarray  # (U,) uncertainty
@@ -146,30 +146,36 @@ def _gather_maps(
 ) -> Evidence:
     table, ignore_index = truth.table, truth.metric.ignore_index
     measured: list[list[np.ndarray]] = [[] for _ in metrics]
-    counts, unsure = [], []
+    counts, unsure, wrong, right = [], [], [], []
     confusion, sums = np.zeros((len(table.classes),) * 2, np.int64), np.zeros((3, BINS))
+    exclusive = truth.task.exclusive
     maps = iter_average_maps(predictions, table.frame["id"].iloc[rows].tolist())
     for row, (id, probability) in zip(rows, maps, strict=True):
-        mask, predicted = table.read_mask(row), probability.argmax(axis=0)
+        mask, answer = table.read_mask(row), truth.task.answer(probability)
         try:
-            pixels = pixel_confusion(mask, predicted, len(table.classes), ignore_index)
-            counts.append(pixel_counts(pixels))
+            counts.append(count_pixels(mask, answer, len(table.classes), ignore_index))
             for metric, evidence in zip(metrics, measured, strict=True):
                 evidence.append(counts[-1] if metric.of_counts else metric.measure(mask, probability))
         except Refusal as error:
             raise PredictionsError(predictions.folder, [f"id {id}: {error}"]) from error
         valid = mask != ignore_index
-        confidence = probability.max(axis=0)[valid]
-        confusion += pixels
-        sums += reliability_bins(confidence, (mask == predicted)[valid])
+        if exclusive:
+            confidence, correct = probability.max(axis=0)[valid], (mask == answer)[valid]
+            confusion += confusion_matrix(mask[valid].astype(np.int64), answer[valid], len(table.classes))
+            sums += reliability_bins(confidence, correct)
+            wrong.append(1 - correct.sum() / max(len(correct), 1))
+        else:
+            values, target = probability[valid], mask[valid]
+            confidence, correct = np.maximum(values, 1 - values), answer[valid] == (target >= 0.5)
+            sums += reliability_bins(values, target)
+            wrong.append(np.abs(values - target).mean() if len(values) else 0.0)
+        right.append(correct.all())
         unsure.append(1 - confidence.mean() if len(confidence) else 0.0)
         step()
-    stacked = np.stack(counts)
-    correct, true = stacked[:, :, 0].sum(axis=1), stacked[:, :, 2].sum(axis=1)
-    classes = ClassEvidence(stacked.sum(axis=0), confusion, sums, correct == true, np.array(unsure))
+    matrix = confusion if exclusive else None
+    classes = ClassEvidence(np.sum(counts, axis=0), matrix, sums, np.array(right), np.array(unsure))
     arrays = [(np.stack(evidence),) for evidence in measured]
-    wrong = 1 - correct / np.maximum(true, 1)
-    return Evidence(name, predictions, arrays, folds, rows, wrong, classes=classes)
+    return Evidence(name, predictions, arrays, folds, rows, np.array(wrong), classes=classes)
 
 
 def class_table(evidence: ClassEvidence, truth: GroundTruth) -> pd.DataFrame:
@@ -185,8 +191,8 @@ def reliability_bins(confidence: np.ndarray, correct: np.ndarray) -> np.ndarray:
     """Sum count, confidence and outcome in equal bins of [0, 1]; (3, B) float64.
 
     Args:
-        confidence: probability of the predicted class, or for multi-label of every label; any shape.
-        correct: same shape: whether the prediction is right, or for multi-label whether the label is present.
+        confidence: probability of the predicted class, or of every label if classes are not exclusive; any shape.
+        correct: same shape: whether the prediction is right, or whether (how much of) the label is present.
     """
     confidence = np.asarray(confidence, np.float64).ravel()
     index = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)

@@ -29,7 +29,17 @@ from foldwise.predictions.metrics.binary import (
     Recall,
 )
 from foldwise.predictions.metrics.folds import fold_score, score_fold_evidence, score_folds
-from foldwise.predictions.metrics.maps import CountMetric, Dice, MapMetric, MeanIoU, pixel_confusion, pixel_counts
+from foldwise.predictions.metrics.maps import (
+    CountMetric,
+    Dice,
+    MapMetric,
+    MeanIoU,
+    PixelMae,
+    PixelRmse,
+    count_pixels,
+    pixel_confusion,
+    pixel_counts,
+)
 from foldwise.predictions.metrics.numbers import R2, Mae, Mape, Pearson, Rmse, Rmsle, Spearman
 from foldwise.predictions.metrics.published import Published
 from foldwise.predictions.metrics.ranks import MapAtK, RankMetric, RecallAtK
@@ -62,6 +72,8 @@ METRICS: dict[str, type[Metric]] = {
     "mean_average_precision": MeanAveragePrecision,
     "mean_iou": MeanIoU,
     "pearson": Pearson,
+    "pixel_mae": PixelMae,
+    "pixel_rmse": PixelRmse,
     "precision": Precision,
     "published": Published,
     "quadratic_kappa": QuadraticKappa,
@@ -77,7 +89,8 @@ METRICS: dict[str, type[Metric]] = {
 __all__ = [
     "METRICS", "R2", "Accuracy", "AveragePrecision", "BalancedAccuracy", "BinaryFBeta", "BinaryMetric", "CountMetric",
     "Dice", "FBeta", "LogLoss", "MacroF1", "Mae", "MapAtK", "MapMetric", "Mape", "Matthews", "MeanAveragePrecision",
-    "MeanIoU", "Metric", "Pearson", "Precision", "Published", "QuadraticKappa", "RankMetric", "Recall", "RecallAtK",
-    "Rmse", "Rmsle", "RocAuc", "RowMetric", "Spearman", "confusion_matrix", "cross_entropy", "fold_score", "is_correct",
-    "pixel_confusion", "pixel_counts", "score_fold_evidence", "score_folds",
+    "MeanIoU", "Metric", "Pearson", "PixelMae", "PixelRmse", "Precision", "Published", "QuadraticKappa", "RankMetric",
+    "Recall", "RecallAtK", "Rmse", "Rmsle", "RocAuc", "RowMetric", "Spearman", "confusion_matrix", "count_pixels",
+    "cross_entropy", "fold_score", "is_correct", "pixel_confusion", "pixel_counts", "score_fold_evidence",
+    "score_folds",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from foldwise.data.problems import some
+from foldwise.data.problems import enumerated, some
 from foldwise.errors import Note, Refusal
 from foldwise.tasks import ForTasks, Task, find_task
 
@@ -50,7 +50,7 @@ class Metric(ForTasks):
 
             others = ", ".join(sorted(name for name, kind in METRICS.items() if kind.suits(meaning)))
             raise Refusal(
-                f"metric {type(self).__name__} is for {' and '.join(self.tasks())}, not for {task}; "
+                f"metric {type(self).__name__} is for {enumerated(self.tasks())}, not for {task}; "
                 f"choose one of: {others} (metric=<name>)"
             )
         examples = None if table is None else row_records(table.frame[:EXAMPLES])

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 
@@ -13,14 +14,17 @@ ABSENT = "neither in the ground truth nor predicted"
 
 @dataclass(frozen=True, kw_only=True)
 class MapMetric(Metric):
-    """Base class of metrics of masks and pixel probabilities; pixels with `ignore_index` do not count."""
+    """Base class of metrics of masks and pixel probabilities; pixels with `ignore_index` do not count.
+
+    It is for exclusive classes; a subclass with `exclusive = False` gets a mask per class (C, H, W), with None both.
+    """
 
     ignore_index: int = 255
     kind = "maps"
-    exclusive = True
+    exclusive: ClassVar[bool | None] = True
 
     def measure(self, mask: np.ndarray, probability: np.ndarray) -> np.ndarray:
-        """Return the evidence of a mask (H, W) and a probability (C, H, W); its shape is the same for all images."""
+        """Return the evidence of a mask and a probability (C, H, W); its shape is the same for all images."""
         raise NotImplementedError
 
     def reduce(self, evidence: np.ndarray, weight: np.ndarray | None = None) -> float:
@@ -35,10 +39,16 @@ class MapMetric(Metric):
 
 @dataclass(frozen=True, kw_only=True)
 class CountMetric(MapMetric):
-    """Base class of metrics whose evidence is an image's pixel counts (C, 3), see `pixel_counts`."""
+    """Base class of metrics whose evidence is an image's pixel counts (C, 3), see `count_pixels`.
+
+    The prediction is the argmax, or with a mask per class every class from 0.5 on.
+    """
+
+    exclusive = None
 
     def measure(self, mask: np.ndarray, probability: np.ndarray) -> np.ndarray:
-        return pixel_counts(pixel_confusion(mask, probability.argmax(axis=0), len(probability), self.ignore_index))
+        answer = probability.argmax(axis=0) if mask.ndim == 2 else probability >= 0.5
+        return count_pixels(mask, answer, len(probability), self.ignore_index)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +75,7 @@ class Dice(CountMetric):
         per_image: False pools the pixels of all images and leaves out classes that never occur. True averages the Dice
             of each image and class; a class that is neither in the image nor predicted scores 1, as in competitions
             that score per image.
-        background: include class 0.
+        background: include class 0; without effect on overlapping masks, which have no background.
     """
 
     per_image: bool = False
@@ -83,10 +93,65 @@ class Dice(CountMetric):
         return np.average(each, axis=0, weights=weight)
 
     def reduce(self, counts: np.ndarray, weight: np.ndarray | None = None) -> float:
-        return self.mean_of_classes(self.per_class(counts, weight), ABSENT, 0 if self.background else 1)
+        every = self.background or not (self.task is None or self.task.exclusive)
+        return self.mean_of_classes(self.per_class(counts, weight), ABSENT, 0 if every else 1)
 
     def prepare(self, counts: np.ndarray) -> Score:
         return partial(self.reduce, counts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelMetric(MapMetric):
+    """Base class of errors of numbers per pixel; the evidence is (C, 2): sum and number of pixels of each class."""
+
+    exclusive = False
+    greater_is_better = False
+    power: ClassVar[int]
+
+    def measure(self, mask: np.ndarray, probability: np.ndarray) -> np.ndarray:
+        if mask.shape != probability.shape:
+            raise Refusal(f"the masks are {mask.shape}, but the prediction {probability.shape} (class, height, width)")
+        valid = mask != self.ignore_index
+        errors = np.abs(np.subtract(probability, mask, dtype=np.float64)) ** self.power
+        return np.stack([np.where(valid, errors, 0).sum(axis=(1, 2)), valid.sum(axis=(1, 2))], axis=1)
+
+    def reduce(self, evidence: np.ndarray, weight: np.ndarray | None = None) -> float:
+        weight = np.ones(len(evidence)) if weight is None else np.asarray(weight, np.float64)
+        total, count = np.einsum("n,nck->kc", weight, np.asarray(evidence, np.float64))
+        return self.mean_of_classes(ratio(total, count) ** (1 / self.power), "no pixel counts")
+
+    def prepare(self, evidence: np.ndarray) -> Score:
+        return partial(self.reduce, evidence)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelMae(PixelMetric):
+    """Mean absolute error of each class over the pixels of all images, averaged over the classes."""
+
+    power = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelRmse(PixelMetric):
+    """Root mean squared error of each class over the pixels of all images, averaged over the classes."""
+
+    power = 2
+
+
+def count_pixels(mask: np.ndarray, answer: np.ndarray, classes: int, ignore_index: int) -> np.ndarray:
+    """Count the correct, predicted and true pixels of each class (C, 3).
+
+    Args:
+        mask: class numbers (H, W), or a mask per class (C, H, W), true from 0.5 on.
+        answer: class numbers (H, W), or bool (C, H, W).
+    """
+    if mask.ndim == 2:
+        return pixel_counts(pixel_confusion(mask, answer, classes, ignore_index))
+    if mask.shape != answer.shape:
+        raise Refusal(f"the masks are {mask.shape}, but the prediction {answer.shape} (class, height, width)")
+    valid = mask != ignore_index
+    predicted, true = answer & valid, (mask >= 0.5) & valid
+    return np.stack([part.sum(axis=(1, 2)) for part in (predicted & true, predicted, true)], axis=1)
 
 
 def pixel_confusion(mask: np.ndarray, predicted: np.ndarray, classes: int, ignore_index: int) -> np.ndarray:

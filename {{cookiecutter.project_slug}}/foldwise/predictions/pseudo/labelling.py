@@ -8,9 +8,9 @@ A table of pseudo labels has one row per student and image:
     confidence  highest probability; multi-label: that of the least certain label; masks: mean over the pixels
     weight      in the loss; real rows have 1
     <class>     target, one column per class: 0 and 1, or probabilities
-    mask        segmentation, instead of <class>: path of a PNG under the data root, with `data.ignore_index` where the
-                teachers are not confident
-    labelled    segmentation: share of the pixels that have a class
+    mask        segmentation, instead of <class>: path of a mask under the data root, with `data.ignore_index` where the
+                teachers are not confident; with a mask per class a channel per class
+    labelled    segmentation: share of the pixels (and classes) that are labelled
 
 `<table>.json` records the runs, folds, rule and counts. Masks are in the folder `<table>/`, named by a hash of their
 content. So the table's hash, which is part of a run's identity, covers them, and cached image scans never go stale.
@@ -23,10 +23,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 
+from foldwise.data.masks import SoftMasks, encode_layers
 from foldwise.data.pseudo import ROW, STUDENT, masks_folder, provenance_path
 from foldwise.errors import refuse_all
 from foldwise.files import check_new, new_folder, write_atomic, write_json
@@ -139,6 +139,8 @@ def _label_rows(teachers: Teachers, rule: Rule, fold: int) -> tuple[Student, pd.
 
 def _mask_problems(teachers: Teachers, folder: Path) -> list[str]:
     problems, root, ignored = [], teachers.table.root, teachers.ignore_index
+    if teachers.task.stored is SoftMasks:
+        problems.append("pseudo labels are 0, 1 or ignored, and soft masks are numbers: there is no rule for them yet")
     if not folder.resolve().is_relative_to(root.resolve()):
         problems.append(
             f"the masks would be written to {folder.resolve()}, but training reads masks from the data root {root}: "
@@ -158,20 +160,27 @@ def _label_maps(teachers: Teachers, rule: Rule, fold: int, folder: Path, final: 
     ignored, held_out = teachers.ignore_index, teachers.held_out(fold)
     dtype = np.uint8 if max(ignored, len(teachers.classes) - 1) <= 255 else np.uint16
     counts, surest = np.zeros((2, len(teachers.classes)), np.int64), 0.0  # of confident pixels, and of all
+    exclusive, classes = teachers.task.exclusive, len(teachers.classes)
     lines: list[dict[str, Any]] = []
     rows = np.flatnonzero(~held_out)
     inside = final.resolve().relative_to(teachers.table.root.resolve())
     (folder / str(fold)).mkdir()
     for row, probability in zip(rows, teachers.maps(rows, fold), strict=True):
-        answer, sure = rule.answer(probability, teachers.classes)
-        counts += [np.bincount(pixels, minlength=counts.shape[1]) for pixels in (answer[sure], answer.ravel())]
-        best = probability.max(axis=0)
+        answer, sure = rule.answer(probability, teachers.classes, exclusive)
+        if exclusive:
+            counts += [np.bincount(pixels, minlength=classes) for pixels in (answer[sure], answer.ravel())]
+            best = probability.max(axis=0)
+        else:
+            counts += [layers.sum(axis=(1, 2)) for layers in (answer, probability >= 0.5)]
+            best = np.maximum(probability, 1 - probability)
         surest = max(surest, float(best.max()))
         if not sure.any():
             continue
-        png = cv2.imencode(".png", np.where(sure, answer, ignored).astype(dtype))[1].tobytes()
-        name = f"{fold}/{hashlib.sha256(png).hexdigest()[:16]}.png"
-        (folder / name).write_bytes(png)
+        mask = np.where(sure, answer, ignored).astype(dtype)
+        data = encode_layers(mask[None] if exclusive else mask)
+        suffix = ".png" if exclusive or classes == 1 else ".tif"
+        name = f"{fold}/{hashlib.sha256(data).hexdigest()[:16]}{suffix}"
+        (folder / name).write_bytes(data)
         image = teachers.table.frame.iloc[row]
         lines.append(
             {
@@ -204,8 +213,9 @@ def list_uncertain(
     teachers = open_teachers(runs, test, table)
     refuse_all(class_problems(teachers.classes, UNCERTAIN_COLUMNS))
     if teachers.task.kind == "maps":
+        exclusive = teachers.task.exclusive
         images = (maps.reshape(len(maps), -1).T for maps in teachers.maps(np.arange(len(teachers.table))))
-        means = [(*(each.mean() for each in _uncertainty(pixels, True)), pixels.mean(axis=0)) for pixels in images]
+        means = [(*(each.mean() for each in _uncertainty(pixels, exclusive)), pixels.mean(axis=0)) for pixels in images]
         entropy, margin, probability = map(np.array, zip(*means, strict=True))
     else:
         probability = teachers.probability()

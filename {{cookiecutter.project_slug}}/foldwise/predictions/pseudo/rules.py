@@ -39,7 +39,8 @@ class Confident:
     """Confident predictions as hard labels (Lee 2013, ICML workshop).
 
     Multiclass: the top probability must reach its class's threshold. Multi-label: every label must be present or absent
-    with at least its threshold, or the image is left out. Segmentation: each pixel as in multiclass.
+    with at least its threshold, or the image is left out. Masks: each pixel as in multiclass; with a mask per class,
+    each pixel and class on its own.
     """
 
     threshold: float
@@ -58,11 +59,18 @@ class Confident:
             present = probability >= threshold
             decided = present | (1 - probability >= threshold)
             return np.all(decided, axis=1), present.astype(np.float64)
-        answer, sure = self.answer(probability.T, classes)
+        answer, sure = self.answer(probability.T, classes, True)
         return sure, np.eye(len(classes))[answer]
 
-    def answer(self, probability: np.ndarray, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """From probabilities (C, ...), return the top class and whether it reaches its threshold, each (...)."""
+    def answer(self, probability: np.ndarray, classes: Sequence[str], exclusive: bool) -> tuple[np.ndarray, np.ndarray]:
+        """From probabilities (C, ...), return the top class and whether it reaches its threshold, each (...).
+
+        Not exclusive: whether each class is present, and whether that is certain, each (C, ...).
+        """
+        if not exclusive:
+            threshold = self._thresholds(classes).reshape(-1, *[1] * (probability.ndim - 1))
+            present = probability >= threshold
+            return present, present | (1 - probability >= threshold)
         answer = probability.argmax(axis=0)
         return answer, probability.max(axis=0) >= self._thresholds(classes)[answer]
 
