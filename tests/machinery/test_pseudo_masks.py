@@ -13,6 +13,7 @@ from tiny import CLASSES, prepare_tiny
 
 from foldwise.data.batches import unpack
 from foldwise.data.images import read_mask
+from foldwise.data.masks import StoredMasks
 from foldwise.data.pseudo import join_tables
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
@@ -162,7 +163,7 @@ def test_masks_of_pseudo_labels_are_not_mapped(tmp_path):
         Image.fromarray(np.array(values, np.uint8)).save(tmp_path / f"{name}.png")
     frames = [pd.DataFrame({"id": [n], "image": "i", "mask": f"{n}.png", "weight": 1.0}) for n in ("real", "pseudo")]
     real, pseudo = (
-        Table(frame, "segmentation", ("a", "b"), tmp_path, None, tmp_path, values)
+        Table(frame, "segmentation", ("a", "b"), tmp_path, None, tmp_path, StoredMasks(("a", "b"), values))
         for frame, values in zip(frames, ({0: 0, 255: 1}, None), strict=True)
     )
     joined = join_tables(real, pseudo)
