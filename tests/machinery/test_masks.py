@@ -126,7 +126,7 @@ def test_all_problems_at_once(tmp_path):
         ({"code_b": "600 2"}, "[code_a,code_b]", ["data.mask_encoding=rle"], "leaves its 20 x 30 pixels"),
         ({"mask_b": "b/9.png"}, "[mask_a,mask_b]", [], "b/9.png does not exist"),
         ({}, "[mask_a,mask_b]", ["data.classes=[a,b,c]"], "data.classes has 3 names (a, b, c), but data.col"),
-        ({}, "both", ["data.classes=[a,b,c]"], "0.tif has 2 channels, but there are 3 classes"),
+        ({}, "both", ["data.classes=[a,b,c]"], "0.tif (and 7 more) has 2 channels, but there are 3 classes"),
         ({}, "both", ["data.ignore_index=1"], "with a mask per class it must be from 2 to 255"),
         ({}, "both", ["data.mask_values={0:0,1:3}"], "1 becomes 3, which is neither 0, 1 nor data.ignore_index"),
         ({}, "both", ["data.mask_scale=3"], "data.mask_scale is for data.masks=soft"),

@@ -17,6 +17,7 @@ from tiny import prepare_tiny, train_folds, train_here, train_scored
 from foldwise.bundle.build import build_bundle
 from foldwise.bundle.inferring import infer
 from foldwise.bundle.rehearse import rehearse
+from foldwise.code.source import read_code, trust
 from foldwise.data.batches import unpack
 from foldwise.errors import Refusal
 from foldwise.inference.predicting import Choices, predict_runs
@@ -140,6 +141,8 @@ def test_a_bundle_answers_as_the_runs_do_and_survives_bad_images(data, runs, tmp
     build_bundle(runs[:1], tmp_path / "bundle", oof="oof", decision="class-thresholds+minimum-area")
     rehearsed = rehearse(tmp_path / "bundle", data / "test.csv", rows=24, workers=0)
     assert rehearsed.problems == [] and rehearsed.comparison.answers < 0.01 and len(rehearsed.bad) == rehearsed.planted
+    for folder in (tmp_path / "bundle" / "code").iterdir():
+        trust(read_code(folder).digest)
     test = tmp_path / "test"
     (test / "images").mkdir(parents=True)
     (test / "images" / "bad.png").write_bytes(b"no image")

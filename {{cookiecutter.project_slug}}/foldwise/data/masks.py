@@ -179,7 +179,7 @@ class ClassMasks(StoredMasks):
                 for value, _ in _parse_pairs(layer):
                     found.setdefault(value, row.mask)
         problems += self._value_problems(found)
-        if not problems and not sum(self.pixels(values).sum() for values in read["values"]):
+        if not problems and len(read) and not sum(self.pixels(values).sum() for values in read["values"]):
             problems.append("no mask has a pixel of a class: there is nothing to learn")
         return problems
 
