@@ -119,7 +119,7 @@ UNBALANCED = [flags for flags in FLAGS if "data.sampling=balanced" not in flags]
          "choose loss=ce_dice or loss=cross_entropy or loss=dice or loss=focal or loss=lovasz$"),
         (["task=multilabel", "loss=lovasz"], "loss Lovasz is for segmentation and the task is multilabel"),
         (["task=segmentation", "data.masks=overlapping", "loss=lovasz"],
-         "loss Lovasz is for segmentation and the task is segmentation_overlapping: choose loss=bce or loss=bce_dice or "),
+         "loss Lovasz is for segmentation and the task is segmentation_overlapping: choose loss=bce or "),
     ],
 )  # fmt: skip
 def test_parts_of_another_task_are_refused_without_data(overrides: list[str], message: str):

@@ -30,7 +30,6 @@ class Task:
         probabilities: values are class probabilities, so confusions, calibration and log loss apply.
         column: default target column of a table.
         field: of the target in a sample.
-        loss: its choice in configs/loss, where that of the group `task` does not fit.
         stored: how target files are read, if targets are masks.
         fewest: minimum number of columns.
         metric: default metric, a file in configs/metric.
@@ -44,7 +43,6 @@ class Task:
     probabilities: ClassVar[bool] = False
     column: ClassVar[str]
     field: ClassVar[Field] = Field("values", train_only=True)
-    loss: ClassVar[str] = ""
     stored: ClassVar[type[StoredMasks]] = StoredMasks
     fewest: ClassVar[int] = 1
     metric: ClassVar[str]

@@ -121,14 +121,14 @@ class Segmentation(Classes):
 
     def describe_settings(self) -> str:
         masks = next(setting for setting, name in MASKS.items() if name == self.name)
-        others = "" if self.exclusive else f"data.masks={masks} loss={self.loss} "
+        others = "" if self.exclusive else f"data.masks={masks} loss=bce_dice "
         return f"task=segmentation {others}metric={self.metric}"
 
 
 class Overlapping(Segmentation):
     """A mask per class: any number of classes per pixel, or none."""
 
-    name, metric, loss = "segmentation_overlapping", "dice", "bce_dice"
+    name, metric = "segmentation_overlapping", "dice"
     exclusive, fewest = False, 1
     field = Field("masks", train_only=True)
     metrics: ClassVar[tuple[str, ...]] = ("dice", "mean_iou")
