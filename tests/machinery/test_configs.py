@@ -38,6 +38,7 @@ TASKS = {
     "segmentation_overlapping": ["segmentation"],
     "regression": ["regression"],
     "baseline": ["multiclass", "multilabel", "regression", "segmentation"],
+    "probe": [],  # needs features: test_features trains it
     "amazon": ["multilabel"],  # all of that folder
 }
 

@@ -665,6 +665,7 @@ SETTINGS: dict[str, Changes | Same] = {
     "data.sampling": Changes("data.sampling=balanced", classes_alike, "epochs=12 optimizer.lr=1e-5"),
     "data.sampling of shuffle": Changes("data.sampling=shuffle", each_row_once),
     "data.pseudo": Changes("data.pseudo=WORLD/pseudo.csv", pseudo_rows({0: 0.5, 1: 0.5})),
+    "data.features": Same("needs features, which are its test: test_features"),
     "data.pseudo_share": Changes("data.pseudo_share=0.25", pseudo_rows({0: 0.25, 1: 0.25}), PSEUDO),
     # augmentation
     "augmentation.transforms": Changes(f"augmentation.transforms={FLIP}", images_are(lambda x: x[:, :, ::-1])),
@@ -678,6 +679,7 @@ SETTINGS: dict[str, Changes | Same] = {
     "model.encoder": Changes(
         "model.encoder=tu-test_efficientnet", spec_has(network__encoder="tu-test_efficientnet"), task=MASKS
     ),
+    **dict.fromkeys(("model.hidden", "model.dropout"), Same("of a head on features: test_features")),
     "model.options": Changes(
         "+model.options.drop_path_rate=0.5",
         lambda a, b: spec_has(network__options={"drop_path_rate": 0.5})(a, b) or ensures(differs)(a, b),

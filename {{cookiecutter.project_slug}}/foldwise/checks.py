@@ -1,5 +1,6 @@
 """Checks a configuration without data or torch: names, values, files. Lists all problems at once."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -53,6 +54,10 @@ def _is_sampling(value: Any) -> bool:
     return value in ("shuffle", "balanced") or (isinstance(value, Mapping) and "_target_" in value)
 
 
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) and re.fullmatch(r"[\w.+-]+", name) for name in value)
+
+
 # By description: the check of a value, and the settings that it applies to.
 VALUES: dict[str, tuple[Fits, str]] = {
     "a whole number from 0": (_whole(0), "seed top_k data.workers"),
@@ -72,6 +77,7 @@ VALUES: dict[str, tuple[Fits, str]] = {
     "one of dataset, weights": (lambda value: value in ("dataset", "weights"), "data.normalize"),
     "text, or null": (lambda value: value is None or (isinstance(value, str) and value != ""), "data.label_separator"),
     "a whole number above 0, or [height,width]": (is_image_size, "data.image_size"),
+    "null, or a list of folders in features/": (_or_null(_are_names), "data.features"),
 }
 
 
@@ -92,6 +98,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         *_ema_problems(config),
         *task_problems(config["task"], config["loss"]),
         *_mask_problems(config["task"], config["data"].get("masks", "exclusive")),
+        *_feature_problems(config),
         *_file_problems(config["data"], config["model"]["weights"]),
         *_initial_problems(config),
     ]
@@ -201,6 +208,19 @@ def _initial_problems(config: Mapping[str, Any]) -> list[str]:
     if not isinstance(init, str) or not (Path(init) / "identity.json").is_file():
         return [f"init is {init!r}, which is not a run: name a folder in runs/ that train.py made"]
     return ["init and model.weights exclude each other: set one of them to null"] if config["model"]["weights"] else []
+
+
+def _feature_problems(config: Mapping[str, Any]) -> list[str]:
+    """Settings that need images, when features are read in their place."""
+    if not config["data"].get("features"):
+        return []
+    needed = [] if find_task(config["task"]).kind == "rows" else [f"task={config['task']}"]
+    needed += ["augmentation"] if config["augmentation"]["transforms"] else []
+    for name, phase in config["phases"].items():
+        needed += [f"phases.{name}.augmentation"] if (phase.get("augmentation") or {}).get("transforms") else []
+        needed += [f"phases.{name}.image_size"] if phase.get("image_size") else []
+    advice = "choose augmentation=none phases=single; views of training are --views of tools/features.py"
+    return [f"data.features are read in place of images, which {', '.join(needed)} needs: {advice}"] if needed else []
 
 
 def _file_problems(data: Mapping[str, Any], weights: str | None) -> list[str]:

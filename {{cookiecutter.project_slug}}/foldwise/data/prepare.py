@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from foldwise.code.build import make
+from foldwise.data.features import FeatureSet, StoredFeatures, open_features
 from foldwise.data.fields import Item
 from foldwise.data.folds import fold_array, folds_hash, update_folds
 from foldwise.data.holdout import Holdout
@@ -54,11 +56,17 @@ class Prepared:
     scan: pd.DataFrame
     notes: tuple[str, ...]
     pseudo: Pseudo | None = None
+    features: tuple[FeatureSet, ...] = ()
 
     @property
     def image(self) -> dict[str, Any]:
         """Statistics of the first image field."""
         return next(iter(self.statistics["images"].values()))
+
+    @cached_property
+    def reader(self) -> Samples:
+        """What training and out-of-fold predictions read with: of the images, or of the features in their place."""
+        return StoredFeatures(self.samples, self.features, self.source) if self.features else self.samples
 
     @property
     def fold_of_items(self) -> np.ndarray:
@@ -130,6 +138,7 @@ def prepare(config: Mapping[str, Any], alias: str | None, make_folds: bool = Tru
         scan,
         tuple(notes),
         pseudo,
+        open_features(data, items, scan, statistics),
     )
 
 

@@ -47,7 +47,8 @@ class InputSpec:
     @classmethod
     def of(cls, model: Model) -> "InputSpec":
         spec = model.spec
-        return cls(spec.reading, spec.image_size, spec.fit, tuple(spec.network["channels"].items()))
+        read = [each for each in spec.network["channels"].items() if each[0] in model.samples.fields]  # else features
+        return cls(spec.reading, spec.image_size, spec.fit, tuple(read))
 
 
 class Read(NamedTuple):

@@ -116,7 +116,7 @@ def head_modules(net: nn.Module) -> list[nn.Module]:
     """Modules that are new for the task: timm's classifiers (two in distilled networks), smp's decoder and head."""
     if hasattr(net, "encoder") and hasattr(net, "segmentation_head"):  # smp
         return [module for name, module in net.named_children() if name != "encoder"]
-    head = cast(Any, net).get_classifier()
+    head: Any = getattr(net, "get_classifier", list)()  # a feature extractor has none
     return list(head) if isinstance(head, tuple | list) else [head]
 
 
@@ -216,6 +216,15 @@ def pretrained_normalization(architecture: Architecture, channels: int = 3) -> t
         return [float(values[channel % len(values)]) for channel in range(channels)]
 
     return spread(config.mean), spread(config.std)
+
+
+def choose_normalization(
+    normalize: str, image: Mapping[str, Any], architecture: Architecture
+) -> tuple[list[float], list[float]]:
+    """Mean and std by `data.normalize`; `image` has the statistics of the training images."""
+    if normalize == "weights":
+        return pretrained_normalization(architecture, image["channels"])
+    return image["mean"], image["std"]
 
 
 def _check_timm_name(name: str, key: str) -> None:

@@ -25,11 +25,12 @@ from foldwise.errors import Refusal
 from foldwise.inference.spec import ModelSpec
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import normalize
+from foldwise.models.features import FeatureNetwork
 from foldwise.models.losses import BALANCES, balanced_class_weights, margins_by_size
 from foldwise.models.mixing import Mix
 from foldwise.models.module import Setup, TrainingModule
 from foldwise.models.network import Network
-from foldwise.models.networks import pretrained_normalization
+from foldwise.models.networks import choose_normalization
 from foldwise.models.normalized import Normalized, enable_gradient_checkpointing
 from foldwise.models.optimization import build_optimizer, scale_lr
 from foldwise.processes.group import Rank
@@ -106,14 +107,19 @@ def build_spec(config: Mapping[str, Any], prepared: Prepared, state: Mapping[str
             f"data.fit is {data['fit']!r}; it must be one of {', '.join(FITS)}: stretch or tiles for segmentation, "
             "where every pixel is predicted, otherwise stretch or crop"
         )
-    if data["fit"] == "tiles" and TTA.from_config(config["tta"]).names != ["identity"]:
-        raise Refusal("data.fit=tiles predicts without TTA: choose tta=none")
+    without_tta = "data.fit=tiles predicts" if data["fit"] == "tiles" else ""
+    without_tta = "data.features are predicted out of fold" if prepared.features else without_tta
+    if without_tta and TTA.from_config(config["tta"]).names != ["identity"]:
+        raise Refusal(f"{without_tta} without TTA: choose tta=none")
     network = {name: value for name, value in model.items() if name not in TRAINING_ONLY and value is not None}
+    if prepared.features:
+        network["encoders"] = [features.encoder for features in prepared.features]
     images = {}
     for name, image in prepared.statistics["images"].items():
-        mean, std = image["mean"], image["std"]
-        if data["normalize"] == "weights":
-            mean, std = pretrained_normalization(network, image["channels"])
+        if prepared.features:  # each encoder normalises
+            mean, std = [0.0] * image["channels"], [1.0] * image["channels"]
+        else:
+            mean, std = choose_normalization(data["normalize"], image, network)
         images[name] = {"scale": image["scale"], "mean": list(mean), "std": list(std)}
     samples = config["samples"]
     owned = any(target.startswith("solution.") for target in (model["_target_"], samples["_target_"]))
@@ -141,8 +147,13 @@ def build_network(config: Mapping[str, Any], prepared: Prepared, spec: ModelSpec
     kind = resolve(spec.network["_target_"], prepared.alias)
     if not (isinstance(kind, type) and issubclass(kind, Network)):
         raise Refusal(f"model._target_={model['_target_']} is not a subclass of foldwise.models.network.Network")
+    weights = model["weights"]
+    if prepared.features:
+        if not issubclass(kind, FeatureNetwork):
+            raise Refusal("data.features is for experiment=probe, or your own subclass of FeatureNetwork")
+        weights = [features.weights for features in prepared.features]
     pretrained = bool(model["pretrained"]) and not config.get("init")
-    net = make(spec.network, prepared.alias, weights=model["weights"], pretrained=pretrained)
+    net = make(spec.network, prepared.alias, weights=weights, pretrained=pretrained)
     problems = []
     for key, size in image_sizes(config).items():
         if any(side % net.multiple for side in size):

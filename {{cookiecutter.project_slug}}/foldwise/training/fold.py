@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -155,6 +156,8 @@ def predict_held_out(
     if folders[0].exists() or not len(rows):
         return
     data = config["data"]
+    if prepared.features:
+        models = {name: replace(model, samples=prepared.reader) for name, model in models.items()}
     tta = TTA.from_config(config["tta"])
     predictor = Predictor(list(models.values()), tta, device, batch_size=config["batch_size"], workers=data["workers"])
     ids = prepared.table.ids

@@ -21,7 +21,8 @@ from foldwise.files import read_json, sha256_file
 # `epochs` is contained in the phases.
 IRRELEVANT = (
     "fold", "fold_workers", "run", "experiment_name", "epochs", "logger", "project", "data.name", "data.root",
-    "data.table", "data.test_table", "data.prepared", "data.pseudo", "data.workers", "model.weights", "init",
+    "data.table", "data.test_table", "data.prepared", "data.pseudo", "data.features", "data.workers", "model.weights",
+    "init",
 )  # fmt: skip
 # Entry point of a training; reporting never changes the result, metrics only if training follows the validation.
 ENTRY = "foldwise.training.fold"
@@ -103,7 +104,7 @@ def hash_code(targets: Iterable[str] = (), followed: bool = False, root: Path | 
 
 
 def hash_contents(prepared: Prepared, config: Mapping[str, Any]) -> dict[str, str]:
-    """Hashes of the table, folds, images, pseudo labels, initial weights and the run that training starts from."""
+    """Hashes of the table, folds, images, pseudo labels, initial weights, features, and the run to start from."""
     weights, init = config["model"]["weights"], config.get("init")
     started = {"init": hash_identity(read_identity(Path(init)))} if init else {}
     return {
@@ -113,6 +114,7 @@ def hash_contents(prepared: Prepared, config: Mapping[str, Any]) -> dict[str, st
         "images": prepared.images_hash,
         "pseudo": sha256_file(prepared.pseudo.table.path)[:16] if prepared.pseudo else "none",
         "weights": sha256_file(Path(weights))[:16] if weights else "none",
+        **{f"features {number}": features.digest for number, features in enumerate(prepared.features)},
     }
 
 

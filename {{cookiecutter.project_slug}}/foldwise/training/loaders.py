@@ -36,8 +36,8 @@ def with_pseudo(prepared: Prepared, fold: int) -> tuple[Prepared, np.ndarray | N
 def make_reader(prepared: Prepared, state: Mapping[str, Any]) -> Reader:
     """A reader of items with targets; `state` was fitted on the training items."""
     return Reader(
-        prepared.samples,
-        Rows(prepared.source, prepared.samples, targets=True),
+        prepared.reader,
+        Rows(prepared.source, prepared.reader, targets=True),
         prepared.items,
         state,
         {name: image["scale"] for name, image in prepared.statistics["images"].items()},
@@ -47,7 +47,7 @@ def make_reader(prepared: Prepared, state: Mapping[str, Any]) -> Reader:
 
 def sample_fields(prepared: Prepared) -> dict[str, Field]:
     """Fields of a training sample, targets included."""
-    return target_fields(prepared.tables) | dict(prepared.samples.fields)
+    return target_fields(prepared.tables) | dict(prepared.reader.fields)
 
 
 def training_loader(
