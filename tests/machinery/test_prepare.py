@@ -480,6 +480,6 @@ def test_ids_of_train_and_test_are_compared(tmp_path):
     frame = pd.read_csv(data["table"], dtype=str)
     frame[:3].assign(image=frame["image"][[0, 2, 1]].tolist()).to_csv(tmp_path / "test.csv", index=False)
     data["test_table"] = str(tmp_path / "test.csv")
-    test = check_test_table(data, prepared)
+    test = check_test_table(data, prepared)[0]
     (note,) = [note for note in audit_images(data, prepared, test, PixelDescriber()) if " ids " in note]
     assert note.startswith("3 of 3 ids of the test table are in the training table, 1 of them with the same image")
