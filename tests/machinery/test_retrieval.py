@@ -446,20 +446,17 @@ def test_ranks_with_a_threshold_are_those_in_the_list_of_names():
     assert MapAtK().reduce(fitted.ranks(found)) >= max(tried) - 0.03  # of a grid ten times as fine
 
 
-def test_a_folds_threshold_does_not_depend_on_its_labels(runs):
-    """The threshold is fitted on the other folds: other labels of fold 0 leave the answers of fold 0 as they are."""
+def test_a_folds_threshold_is_fitted_on_the_images_of_the_others(runs):
     truth, oof = read_ground_truth(runs[0]), read_predictions(runs[0] / "oof")
-    metric, found = truth.metric, search_oof([read_predictions(runs[0] / "oof")], truth.table, truth.folds, 5)
-    held = truth.folds[found.rows] == 0
-    rest = searching.Found(*(values[~held] for values in found))
-    changed = truth.table.target.copy()
-    changed[truth.folds == 0] = np.roll(changed[truth.folds == 0], 1, axis=0)
-    first = Naming().fit(metric, rest)
-    of_zero = choose_naming(truth, oof).outcomes
-    assert [outcome.name for outcome in of_zero] == ["nearest", "centres", "nearest+new", "centres+new"]
-    crossed = next(outcome for outcome in of_zero if outcome.name == "nearest+new")
-    zero = searching.Found(*(values[held] for values in found))
-    assert crossed.answers[held].tolist() == first.ranks(zero).tolist()
+    outcomes = choose_naming(truth, oof).outcomes
+    assert [outcome.name for outcome in outcomes] == ["nearest", "centres", "nearest+new", "centres+new"]
+    for centres, outcome in ((False, outcomes[2]), (True, outcomes[3])):
+        found = search_oof([oof], truth.table, truth.folds, 5, centres)
+        for fold in (0, 1):
+            held = truth.folds[found.rows] == fold
+            own, others = (searching.Found(*(values[which] for values in found)) for which in (held, ~held))
+            fitted = Naming(centres).fit(truth.metric, others)
+            assert outcome.answers[held].tolist() == fitted.ranks(own).tolist()
 
 
 def test_a_submission_has_five_names_a_row(herd, runs, tmp_path):
