@@ -17,7 +17,7 @@ import sys
 METRICS = {
     "multiclass": ["accuracy", "log_loss", "macro_f1", "roc_auc", "mean_average_precision", "quadratic_kappa"],
     "multilabel": ["f_beta", "log_loss", "macro_f1", "roc_auc", "mean_average_precision"],
-    "regression": ["rmse", "mae", "rmsle", "r2", "mape", "pearson", "spearman"],
+    "regression": ["rmse", "mae", "rmsle", "r2", "mape", "pearson", "spearman", "quadratic_kappa"],
     "segmentation": ["mean_iou", "dice"],
 }
 

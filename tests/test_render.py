@@ -18,7 +18,7 @@ RENDERED = {"README.md", "LICENSE", "pyproject.toml", "configs/project.yaml"}
 METRICS = {
     "multiclass": {"accuracy", "log_loss", "macro_f1", "roc_auc", "mean_average_precision", "quadratic_kappa"},
     "multilabel": {"f_beta", "log_loss", "macro_f1", "roc_auc", "mean_average_precision"},
-    "regression": {"rmse", "mae", "rmsle", "r2", "mape", "pearson", "spearman"},
+    "regression": {"rmse", "mae", "rmsle", "r2", "mape", "pearson", "spearman", "quadratic_kappa"},
     "segmentation": {"mean_iou", "dice"},
 }
 USUAL = {"multiclass": "accuracy", "multilabel": "f_beta", "regression": "rmse", "segmentation": "mean_iou"}

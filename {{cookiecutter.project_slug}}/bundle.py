@@ -74,6 +74,7 @@ def build(options: argparse.Namespace) -> None:
         budget_mb=options.budget_mb,
         decision=options.decision,
         exclusive=options.exclusive,
+        sums=options.sums,
         sample=options.sample,
         kind=options.format,
         options=format_options(options),

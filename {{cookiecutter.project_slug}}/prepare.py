@@ -95,10 +95,13 @@ def show(prepared: "Prepared", notes: list[str]) -> None:
     table, statistics, scan = prepared.table, prepared.statistics, prepared.scan
     counts = np.array(list(statistics["class_counts"].values()))
     folds, rows = np.unique(prepared.fold_of_items, return_counts=True)
-    unit = "pixels" if find_task(table.task).kind == "maps" else "images"
-    title = f"{table.path}: {len(table)} rows; {unit} per class and fold"
+    task = find_task(table.task)
+    what = (
+        "known numbers per column" if task.transforms else f"{'pixels' if task.kind == 'maps' else 'images'} per class"
+    )
+    title = f"{table.path}: {len(table)} rows; {what} and fold"
     names = ["train" if fold == -1 else f"fold {fold}" for fold in folds]
-    histogram = make_table(title, ["class"], [*names, "all"])
+    histogram = make_table(title, ["column" if task.transforms else "class"], [*names, "all"])
     for number in np.sort(np.argsort(counts.sum(axis=0), kind="stable")[:SHOWN_CLASSES]):
         of_class = counts[:, number]
         histogram.add_row(table.classes[number], *(f"{value:,.10g}" for value in [*of_class, of_class.sum()]))

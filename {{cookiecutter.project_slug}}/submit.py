@@ -85,6 +85,7 @@ def make_file(options: argparse.Namespace) -> None:
             options=format_options(options),
             decision=options.decision,
             exclusive=options.exclusive,
+            sums=options.sums,
             out=options.out,
             ledger=options.ledger,
             progress=progress,

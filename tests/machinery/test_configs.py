@@ -27,6 +27,7 @@ TASKS = {
     "mse": ["regression"],
     "mae": ["regression"],
     "huber": ["regression"],
+    "ordinal": ["multiclass"],
     "focal": ["multiclass", "multilabel", "segmentation", "segmentation_overlapping"],
     "cross_entropy": ["multiclass", "segmentation"],
     "dice": ["segmentation", "segmentation_overlapping"],
@@ -37,6 +38,7 @@ TASKS = {
     "segmentation_multiclass": ["segmentation"],
     "segmentation_overlapping": ["segmentation"],
     "regression": ["regression"],
+    "grades": ["multiclass"],
     "baseline": ["multiclass", "multilabel", "regression", "segmentation"],
     "probe": [],  # needs features: test_features trains it
     "amazon": ["multilabel"],  # all of that folder
@@ -55,6 +57,8 @@ def fits(group: str, choice: str, task: str) -> bool:
         return all(phase.get("rows", "real") == "real" for phase in content(group, choice).values())
     if group == "tta":
         return not task.startswith("segmentation") or not content(group, choice).get("draws")
+    if (choice, task) == ("quadratic_kappa", "regression"):
+        return False  # needs grades: test_number_rules
     if group == "metric":
         from foldwise.predictions import metrics
 
@@ -194,7 +198,8 @@ def test_every_choice_trains_a_step(task: str, overrides: list[str], few: Path, 
     monkeypatch.setenv("WANDB_SILENT", "true")
     phases = content("phases", dict(value.split("=", 1) for value in overrides)["phases"])
     task, _, masks = task.partition("_")
-    graded = ["data.classes=[blue,green,red]"] if "metric=quadratic_kappa" in overrides else []  # words, in their order
+    ordered = {"metric=quadratic_kappa", "loss=ordinal"} & {*overrides}  # words need their order
+    graded = ["data.classes=[blue,green,red]"] if ordered else []
     binary = [name for name in overrides if name.startswith("metric=") and "positive" in content(*name.split("="))]
     config = tiny_config(
         few,

@@ -149,6 +149,18 @@ def test_two_processes_train_as_one(data, tmp_path):
     assert_equal_oof(one[0], two[0], frame["id"][frame["part"] == 1])
 
 
+def test_two_processes_train_numbers_as_one(data, tmp_path):
+    """With numbers that only some rows have."""
+    frame = pd.read_csv(data / "train.csv").assign(second=[*range(16), *[np.nan] * 8], part=[0, 1] * 12)[:23]
+    frame.to_csv(tmp_path / "odd.csv", index=False)
+    table = [f"data.table={tmp_path}/odd.csv", f"data.prepared={tmp_path}/prepared", "data.columns.fold=part", "fold=1"]
+    table += ["data.columns.target=[value,second]", "data.transform=log1p", "loss=huber", "loss.target_weights=[1,2]"]
+    table += ["+model.options.norm_layer=groupnorm1", "optimizer=sgd"]
+    one, two = (train(data, tmp_path / str(world), "regression", world, *table) for world in (1, 2))
+    assert_equal_trainings(one, two)
+    assert_equal_oof(one[0], two[0], frame["id"][frame["part"] == 1])
+
+
 @pytest.mark.slow
 def test_two_processes_train_masks_as_one(data, tmp_path):
     """With void pixels, restarts from the best weights, and fewer held-out rows than processes."""

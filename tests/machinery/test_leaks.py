@@ -16,12 +16,12 @@ from foldwise.data.folds import folds_hash
 from foldwise.data.pseudo import provenance_path
 from foldwise.files import write_json
 from foldwise.predictions.decisions.calibration import CALIBRATORS
-from foldwise.predictions.decisions.deciding import Method, fit_decision
+from foldwise.predictions.decisions.deciding import Method, choose_decision, fit_decision
 from foldwise.predictions.decisions.layers import compare_cuts, measure_cuts
 from foldwise.predictions.decisions.masks import CANDIDATES, compare_cleaning, measure_candidates
 from foldwise.predictions.decisions.rules import rules_for
 from foldwise.predictions.ensembles.ensembling import ensemble
-from foldwise.predictions.metrics import Dice, FBeta, MacroF1, MeanIoU
+from foldwise.predictions.metrics import Dice, FBeta, MacroF1, MeanIoU, QuadraticKappa, Rmse
 from foldwise.predictions.schema import Header
 from foldwise.predictions.store import iter_maps, read_predictions
 from foldwise.predictions.writers import PredictionWriter
@@ -96,6 +96,22 @@ def test_the_calibration_of_a_folds_model(task):
         assert first.calibrate(2, values).tobytes() == second.calibrate(2, values).tobytes()
         moved += first.calibrate(1, values).tobytes() != second.calibrate(1, values).tobytes()
     assert moved
+
+
+@pytest.mark.parametrize("sums", [[], [["3", "a", "b"]]])
+def test_the_post_processing_of_a_folds_numbers(sums):
+    """Ranges, roundings, sums and cut points of a fold's answers are fitted on the labels of the others."""
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 4, (90, 2)).astype(float)
+    predicted, folds = target * 0.6 + rng.normal(0.8, 0.4, target.shape), np.arange(90) % 3
+    other = np.where(folds[:, None] == 0, 9 - target, target)
+    for metric in (Rmse(), QuadraticKappa()):
+        metric = metric.for_task("regression", ["a", "b"])
+        chosen = [choose_decision(metric, scored(each, predicted, folds), sums=sums) for each in (target, other)]
+        for first, second in zip(*(each.outcomes for each in chosen), strict=True):
+            assert (first.answers[folds == 0] == second.answers[folds == 0]).all(), first.name
+            if first.name in ("sums", "grades"):
+                assert (first.answers[folds == 1] != second.answers[folds == 1]).any(), first.name
 
 
 def draw_maps(seed, rows, truth=None):

@@ -12,7 +12,8 @@ import torch
 from sklearn.preprocessing import QuantileTransformer
 from tiny import make_spec, prepare_tiny, random_model, tiny_config, train_scored, write_data
 
-from foldwise.data.table import Columns, TableError, read_table
+from foldwise.data.problems import TableError
+from foldwise.data.table import Columns, read_table
 from foldwise.errors import Refusal
 from foldwise.files import read_json
 from foldwise.inference.spec import ModelError, read_spec
@@ -199,7 +200,7 @@ def test_a_saved_model_predicts_in_the_unit_of_the_table(tmp_path):
         model = random_model(make_spec("regression", ["a", "b"], outputs=(output,)), 0)
         save_model(tmp_path / name, model.network, model.spec)
         loaded = load_model(tmp_path / name)
-        assert loaded.spec.outputs == (output,)
+        assert loaded.spec.outputs == (output,) and loaded.spec.main.transform == output.transform
         raw = torch.tensor([[0.0, 0.5], [1, -1]])
         expected = undo(output.transform, raw)
         assert torch.equal(activate({"logits": raw}, loaded.spec.outputs)[""], expected)

@@ -171,9 +171,10 @@ def test_it_is_evaluated_by_its_metric_and_its_largest_errors(world, tmp_path, c
     by_hand = np.quantile([errors[0][rows].mean() for rows in drawn], [0.025, 0.975])
     np.testing.assert_allclose(overall[["low", "high"]].iloc[0], by_hand, rtol=1e-5)
     assert evaluation.evidence[0].classes is None
-    np.testing.assert_allclose(evaluation.evidence[0].wrong, errors[0], rtol=1e-4)
+    in_deviations = (np.abs(oof(folder / "a") - target) / target.std(axis=0)).mean(axis=1)
+    np.testing.assert_allclose(evaluation.evidence[0].wrong, in_deviations, rtol=1e-4)
     worst = worst_rows(target, oof(folder / "a"), 5, TASKS["numbers"])
-    assert worst.tolist() == np.argsort(-errors[0])[:5].tolist()
+    assert worst.tolist() == np.argsort(-in_deviations)[:5].tolist()
 
     print_evaluation(evaluation, {})
     assert "classes of" not in capsys.readouterr().out
@@ -186,9 +187,10 @@ def test_it_is_evaluated_by_its_metric_and_its_largest_errors(world, tmp_path, c
 def test_what_needs_probabilities_is_refused_by_name(world, tmp_path):
     folder, _ = world
     for method in ("simplex", "geometric", "logistic"):
-        with pytest.raises(Refusal, match=f"no method {method} for numbers .*; there are single, mean, greedy"):
+        there = "single, mean, nnls, greedy, linear, boosting"
+        with pytest.raises(Refusal, match=f"no method {method} for numbers .*; there are {there}"):
             ensemble([folder / "a", folder / "b"], tmp_path / "out", use=method)
-    with pytest.raises(Refusal, match="needs a stacking method: numbers has none"):
+    with pytest.raises(Refusal, match="needs a stacking method: add --methods linear"):
         ensemble([folder / "a", folder / "b"], tmp_path / "out", columns=["site"])
     with pytest.raises(Refusal, match="need probabilities, which the task numbers does not predict"):
         check_probabilities(read_ground_truth(folder / "a"))
@@ -209,7 +211,7 @@ def test_one_column_of_values_goes_under_whatever_name_the_sample_has(world, tmp
 def test_it_is_blended_and_submitted(world, tmp_path):
     folder, target = world
     comparison, written = ensemble([folder / "a", folder / "b"], tmp_path / "out", use="mean")
-    assert comparison.names == ["single", "mean", "greedy"]
+    assert comparison.names == ["single", "mean", "nnls", "greedy"]
     mean = (oof(folder / "a") + oof(folder / "b")) / 2
     np.testing.assert_allclose(oof(tmp_path / "out"), mean, rtol=1e-5)
     assert comparison.overall[1] == pytest.approx(np.abs(mean - target).mean(), rel=1e-5)

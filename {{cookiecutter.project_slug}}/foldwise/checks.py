@@ -29,6 +29,7 @@ LOSSES: dict[str, Callable[[Task], bool]] = {
     "Focal": lambda task: task.probabilities,
     "Huber": lambda task: task.transforms,
     "Lovasz": lambda task: task.kind == "maps" and task.exclusive,
+    "Ordinal": lambda task: task.exclusive and task.kind == "rows",
     "SquaredError": lambda task: task.transforms,
 }
 # Groups whose files list every setting. In other groups, further keys are arguments of a network, optimizer, loss,

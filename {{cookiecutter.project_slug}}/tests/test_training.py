@@ -28,7 +28,8 @@ def test_the_loss_prefers_the_ground_truth_and_heeds_the_weights(mode, world: Wo
         for output in outputs:
             target, exclusive = given[output.target].clone(), output.meaning.exclusive
             if not output.meaning.probabilities:
-                target[list(wrong)] += 3
+                for sample in wrong:
+                    target[sample] += 3
                 predicted[output.key] = target.nan_to_num()
                 continue
             if output.meaning.kind == "maps":

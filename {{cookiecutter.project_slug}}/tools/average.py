@@ -20,7 +20,7 @@ from foldwise.command import exit_on_error, make_parser
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("predictions", type=Path, help="folder made by predict.py --keep-views")
-    parser.add_argument("--mean", default="arithmetic", choices=["arithmetic", "geometric", "rank"])
+    parser.add_argument("--mean", default="arithmetic", choices=["arithmetic", "geometric", "median", "rank"])
     parser.add_argument("--views", nargs="+", metavar="VIEW", help="views to average (default: all)")
     parser.add_argument("--out", type=Path, help="folder to write (default: next to it, named after views and mean)")
     return parser.parse_args(arguments)

@@ -170,13 +170,14 @@ def audit_images(
 def _compare_targets(pairs: pd.DataFrame, train: Table) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Add the targets as text, label_a and label_b (empty for test images); also return the conflicting pairs.
 
-    A conflict is an exact or re-encoded copy with another target; of masks only exact copies are compared.
+    A conflict is an exact or re-encoded copy with another target; of masks and numbers only exact copies are compared.
     """
     a = np.array([train.row_of[id] for id in pairs["id_a"]], int)
     labelled = (pairs["where"] != TRAIN_AND_TEST).to_numpy(bool)
     b = np.array([train.row_of[id] if known else 0 for id, known in zip(pairs["id_b"], labelled, strict=True)], int)
     texts = np.array(_target_texts(train), object)
-    compared = labelled & pairs["kind"].isin(["exact"] if train.target is None else ["exact", "copy"]).to_numpy(bool)
+    alike = ["exact", "copy"] if find_task(train.task).probabilities and train.target is not None else ["exact"]
+    compared = labelled & pairs["kind"].isin(alike).to_numpy(bool)
     if train.target is None:
         differs = compared.copy()
         for pair in np.flatnonzero(compared):

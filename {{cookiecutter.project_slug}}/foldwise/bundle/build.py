@@ -48,6 +48,7 @@ def build_bundle(
     budget_mb: float | None = None,
     decision: str | None = None,
     exclusive: Sequence[Sequence[str]] | None = None,
+    sums: Sequence[Sequence[str]] = (),
     sample: Path | None = None,
     kind: str | None = None,
     options: Mapping[str, Any] | None = None,
@@ -58,7 +59,7 @@ def build_bundle(
     Args:
         sources: runs, further outputs of runs (`<run>/outputs/<name>`), or one ensemble.
         oof: out-of-fold predictions that determine post-processing, views, their mean and tiles.
-        decision, exclusive, sample, kind, options: as in `submit.make_submission`.
+        decision, exclusive, sums, sample, kind, options: as in `submit.make_submission`.
         host_packages: `pip freeze` of the host; wheels of missing packages are added.
     """
     check_new(out)
@@ -70,7 +71,7 @@ def build_bundle(
     layout, notes = choose_layout(truth, sample_table, kind, options)
     for note in notes:
         warnings.warn(note, Note, stacklevel=2)
-    chosen = choose_post_processing(opened, truth, decision, exclusive)
+    chosen = choose_post_processing(opened, truth, decision, exclusive, sums)
     score = chosen.outcome.overall
     names = [source.run.folder.resolve().name for source in opened.runs]
     unique = [f"{name}-{number}" if names.count(name) > 1 else name for number, name in enumerate(names)]

@@ -129,7 +129,11 @@ def _problem(source: RunSource, first: RunSource) -> str:
 
 
 def choose_post_processing(
-    sources: Sources, truth: GroundTruth, decision: str | None = None, exclusive: Sequence[Sequence[str]] | None = None
+    sources: Sources,
+    truth: GroundTruth,
+    decision: str | None = None,
+    exclusive: Sequence[Sequence[str]] | None = None,
+    sums: Sequence[Sequence[str]] = (),
 ) -> Chosen:
     """Compare and fit post-processing out of fold on what is bundled, as submit.py does."""
     for source in sources.runs:
@@ -138,7 +142,7 @@ def choose_post_processing(
         return choose_masks(truth.metric, blended_maps(sources, truth), decision)
     rows, predicted = blended_rows(sources, truth)
     scored = by_unit(truth.table, rows, predicted, truth.folds[rows])
-    return choose_decision(truth.metric, scored, sources.blend == "rank", exclusive, decision)
+    return choose_decision(truth.metric, scored, sources.blend == "rank", exclusive, decision, sums=sums)
 
 
 def blended_rows(sources: Sources, truth: GroundTruth) -> tuple[np.ndarray, np.ndarray]:

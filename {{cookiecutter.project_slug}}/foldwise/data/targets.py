@@ -1,5 +1,6 @@
 """Read class names and targets from a table; targets have one float32 column per class."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from foldwise.data.problems import Check, TableError, some
+from foldwise.errors import Refusal
 from foldwise.tasks.base import Task
 
 # Other columns of a prediction file, next to those of the classes.
@@ -42,6 +44,21 @@ def check_class_names(classes: Sequence[Any] | None, task: Task, check: Check) -
 def as_numbers(names: Sequence[str]) -> list[Decimal] | None:
     """Convert names such as 3, 03 or 3.0 to numbers; None if one is no number."""
     return list(map(Decimal, names)) if all(map(NUMBER.fullmatch, names)) else None
+
+
+def check_order(what: str, names: Sequence[str], ordered: bool) -> None:
+    """Refuse grades that are numbers out of order (1, 10, 2), or words whose order was not given."""
+    numbers = as_numbers(names)
+    if numbers is not None and numbers != sorted(numbers):
+        raise Refusal(
+            f"{what} needs classes in the order of the grades, not {', '.join(names)}; set in "
+            f"configs/data: classes: {json.dumps(sorted(names, key=Decimal), ensure_ascii=False)}"
+        )
+    if numbers is None and not ordered:
+        raise Refusal(
+            f"{what} needs the order of the grades, and their names are not numbers; list them in "
+            f"configs/data from the lowest to the highest: classes: {json.dumps(list(names), ensure_ascii=False)}"
+        )
 
 
 def split_cells(column: pd.Series, separator: str) -> pd.Series:

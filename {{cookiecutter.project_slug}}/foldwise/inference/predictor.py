@@ -93,7 +93,11 @@ class Predictor:
             raise Refusal("tiles are for segmentation, but an output of this run is not a mask: remove --tiles")
 
     def _check_views(self, keep_views: bool) -> None:
-        maps = any(task.kind == "maps" for task in self.tasks.values())
+        maps, main = any(task.kind == "maps" for task in self.tasks.values()), self.outputs[0].meaning
+        if len(self.tta.names) > 1 and self.tta.mean not in main.means:
+            raise Refusal(
+                f"the task {main.name} has no {self.tta.mean} mean: set tta.mean to {' or '.join(main.means)}"
+            )
         if self.tta.draws and maps:
             raise Refusal("random draws cannot be undone on masks: choose a TTA of flips, scales or crops")
         if keep_views and maps and any(view.crop for view in self.tta.views):

@@ -8,7 +8,7 @@ from typing import Any
 from foldwise.errors import Refusal
 from foldwise.tasks.views import CROPS, SYMMETRIES, View
 
-MEANS = ("arithmetic", "geometric")
+MEANS = ("arithmetic", "geometric", "median")
 KEYS = ("views", "mean", "scales", "crops", "draws", "transforms")
 
 
@@ -17,7 +17,7 @@ class TTA:
     """Views to predict, and how to average them.
 
     Attributes:
-        mean: "arithmetic" or "geometric", see `Task.average`.
+        mean: one of `MEANS` that the task has, see `Task.average`.
         draws: random augmentations of each image by `transforms`; 0: none.
         transforms: albumentations, as in configs/augmentation.
     """

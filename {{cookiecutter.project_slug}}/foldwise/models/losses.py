@@ -140,6 +140,20 @@ def margins_by_size(counts: Sequence[float]) -> list[float]:
     return [0.5 * max(count, 1) ** -0.25 + 0.05 for count in counts]
 
 
+class Ordinal(SampleLoss):
+    """Binary cross-entropy of "above grade k" for each k, averaged, for classes that are ordered grades.
+
+    The cumulative logits are those of the softmax, log P(above k) - log P(up to k), so the class probabilities are the
+    differences of their sigmoids. `class_weights` weight the samples by their grade.
+    """
+
+    def samples(self, logits: Tensor, target: Tensor) -> Tensor:
+        above = [logits[:, k:].logsumexp(1) - logits[:, :k].logsumexp(1) for k in range(1, logits.shape[1])]
+        aims = 1 - target.cumsum(1)[:, :-1]
+        loss = F.binary_cross_entropy_with_logits(torch.stack(above, 1), aims, reduction="none").mean(1)
+        return loss if self.class_weights is None else loss * (target @ self.class_weights)
+
+
 class BinaryCrossEntropy(SampleLoss):
     """Binary cross-entropy after a sigmoid, averaged over the classes; `class_weights` scale the positive terms."""
 

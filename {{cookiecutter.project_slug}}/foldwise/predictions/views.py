@@ -21,8 +21,8 @@ def average_views(folder: Path, out: Path, mean: str, views: Sequence[str] | Non
 
     Args:
         folder: predictions made with --keep-views.
-        mean: "arithmetic", "geometric" (mean log-probability; multi-label: mean log-odds), or "rank" for ranking
-            metrics. Mean ranks are not probabilities, and later steps refuse them as such.
+        mean: "arithmetic", "geometric" (mean log-probability; multi-label: mean log-odds), "median" (of numbers), or
+            "rank" for ranking metrics. Mean ranks are not probabilities, and later steps refuse them as such.
         views: default: all.
     """
     check_new(out)
@@ -34,8 +34,9 @@ def average_views(folder: Path, out: Path, mean: str, views: Sequence[str] | Non
     task = predictions.header.meaning
     if mean == "rank" and task.kind == "maps":
         raise Refusal("the rank mean is meaningless for pixels: choose the arithmetic or geometric mean for masks")
-    if mean != "arithmetic" and not task.probabilities:
-        raise Refusal(f"the {mean} mean needs probabilities, and {task.name} has none: choose the arithmetic mean")
+    if mean not in (*task.means, *(["rank"] if task.probabilities else [])):
+        lacks = "is for numbers" if mean == "median" else f"needs probabilities, and {task.name} has none"
+        raise Refusal(f"the {mean} mean {lacks}: choose {' or '.join(task.means)}")
     header = replace(predictions.header, tta={"views": chosen, "mean": mean}, members=[], created_by="average.py")
     frame = predictions.frame[predictions.frame["view"].isin(chosen)].reset_index(drop=True)
     name = chosen[0] if len(chosen) == 1 else "mean"
@@ -64,4 +65,6 @@ def _mean(values: np.ndarray, mean: str, task: Task) -> np.ndarray:
         return rank_mean(values, weights)
     if mean == "arithmetic":
         return arithmetic(values, weights)
+    if mean == "median":
+        return np.nanmedian(values, axis=0)
     return geometric(values, weights, task.exclusive, axis=0 if task.kind == "maps" else -1)

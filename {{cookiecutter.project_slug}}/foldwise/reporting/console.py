@@ -212,14 +212,16 @@ def print_outcomes(console: Console, metric: str, outcomes: Sequence["Outcome"],
 
 
 def _print_class_shares(console: Console, title: str, classes: Sequence[str], shares: Mapping[str, np.ndarray]) -> None:
-    """Print each class's share in the ground truth and in predictions; if many, the classes that shift most."""
+    """Print each class's share, or mean number, in the ground truth and in predictions; if many, the largest shifts."""
     columns = np.stack(list(shares.values()), axis=1)  # (C, columns)
+    are_shares = bool(((columns >= 0) & (columns <= 1)).all())
     largest = np.argsort(columns.min(axis=1) - columns.max(axis=1), kind="stable")[:SHIFTS]
     table = make_table(title, ["class"], shares, no_wrap=True)
     for index in sorted(largest.tolist()):
-        table.add_row(classes[index], *(f"{share:.2%}" for share in columns[index]))
-    table.add_section()
-    table.add_row("sum", *(f"{share:.2%}" for share in columns.sum(axis=0)))
+        table.add_row(classes[index], *(f"{share:.2%}" if are_shares else f"{share:.4g}" for share in columns[index]))
+    if are_shares:
+        table.add_section()
+        table.add_row("sum", *(f"{share:.2%}" for share in columns.sum(axis=0)))
     console.print(table)
     if len(largest) < len(classes):
         console.print(f"the {len(largest)} classes of {len(classes)} that shift most")

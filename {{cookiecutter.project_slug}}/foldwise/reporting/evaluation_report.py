@@ -15,7 +15,7 @@ from foldwise.predictions.evaluation.evidence import (
     reliability_curve,
 )
 from foldwise.reporting.console import TWO_FILES
-from foldwise.reporting.figures import confusion, intervals, reliability
+from foldwise.reporting.figures import confusion, intervals, numbers, reliability
 from foldwise.reporting.pictures import compare_masks, compare_values
 from foldwise.reporting.report import escape, figure_html, summary_html, table_html, write_page
 
@@ -44,6 +44,11 @@ def write_evaluation(path: Path, evaluation: Evaluation) -> None:
         parts.append(_table(rows.drop(columns="column")))
     if first.classes is not None:
         parts += _classes(evaluation, first.name, first.classes)
+    elif evaluation.truth.task.kind == "rows":
+        for one in evaluation.evidence:
+            target, values, _ = one.arrays[0]
+            figure = numbers(target, values, evaluation.truth.table.classes)
+            parts.append(figure_html(f"Predicted and true numbers: {one.name}", figure))
     parts += [figure_html(caption, figure) for caption, figure in _galleries(evaluation, first)]
     if evaluation.notes:
         items = "".join(f"<li>{escape(note)}</li>\n" for note in evaluation.notes)

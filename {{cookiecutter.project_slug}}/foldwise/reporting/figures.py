@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MOST_CLASSES = 40  # more are unreadable
 MOST_NUMBERS = 15  # larger matrices have colours only
+MOST_PLOTS, MOST_POINTS = 6, 5000
 DPI = 100
 
 
@@ -128,6 +129,27 @@ def bars(axis: Any, values: np.ndarray, names: Sequence[str], **style: Any) -> N
     axis.barh(range(len(values)), np.nan_to_num(values), height=0.7, **style)
     axis.set_yticks(range(len(values)), names, fontsize=8)
     axis.set_ylim(len(values) - 0.5, -0.5)
+
+
+def numbers(target: np.ndarray, values: np.ndarray, columns: Sequence[str]) -> "Figure":
+    """Plot predicted over true numbers (N, C) of each column, and below them the residuals; the first 6 columns."""
+    columns = columns[:MOST_PLOTS]
+    figure = new_figure(max(4, 3.2 * len(columns)), 6)
+    axes = figure.subplots(2, len(columns), squeeze=False)
+    chosen = np.random.default_rng(0).permutation(len(target))[:MOST_POINTS]
+    for (upper, lower), name, true, predicted in zip(axes.T, columns, target[chosen].T, values[chosen].T, strict=False):
+        known = np.isfinite(true)
+        true, predicted = true[known], predicted[known]
+        style: Any = {"s": 6, "alpha": 0.5, "linewidths": 0, "color": color_of(0)}
+        upper.scatter(true, predicted, **style)
+        lower.scatter(predicted, true - predicted, **style)
+        if len(true):
+            ends = [true.min(), true.max()]
+            upper.plot(ends, ends, color="0.6", linestyle="--", linewidth=1)
+        lower.axhline(0, color="0.6", linestyle="--", linewidth=1)
+        upper.set(title=shorten(name), xlabel="true", ylabel="predicted")
+        lower.set(xlabel="predicted", ylabel="residual (true - predicted)")
+    return figure
 
 
 def per_class(

@@ -198,11 +198,11 @@ def _patches(named: Sequence[tuple[str, Any]]) -> list[Any]:
 
 
 def _describe(classes: Sequence[str], values: np.ndarray, task: Task) -> str:
-    """Format the argmax with its probability, labels from 0.5 on, a name with its similarity, or all other values."""
+    """Format the argmax with its probability, labels from 0.5 on, a name with its similarity, or all known numbers."""
     if task.kind == "vectors":
         return " ".join([classes[int(values[0])], *(f"{value:.2f}" for value in values[1:])])
     if not task.probabilities:
-        return " ".join(f"{name} {value:.4g}" for name, value in zip(classes, values, strict=True))
+        return " ".join(f"{name} {value:.4g}" for name, value in zip(classes, values, strict=True) if value == value)
     if not task.exclusive:
         return " ".join(name for name, value in zip(classes, values, strict=True) if value >= 0.5) or "(none)"
     best = int(values.argmax())

@@ -10,10 +10,10 @@ import pandas as pd
 from foldwise.config import followers
 from foldwise.data.samples import TableItems
 from foldwise.data.table import Table
-from foldwise.predictions.metrics import Dice, MeanIoU, confusion_matrix, cross_entropy, is_correct
+from foldwise.predictions.metrics import Dice, MeanIoU, confusion_matrix, cross_entropy, is_correct, row_errors
 from foldwise.predictions.search import Found
 from foldwise.predictions.store import Predictions, average_members
-from foldwise.reporting.figures import confusion, nothing_to_show, per_class
+from foldwise.reporting.figures import confusion, nothing_to_show, numbers, per_class
 from foldwise.reporting.pictures import compare_masks, compare_values
 from foldwise.reporting.report import write_report
 from foldwise.tasks import Task, find_task
@@ -43,7 +43,8 @@ def report_run(
     name = metric.name
     summary = {
         "task": config["task"],
-        "data": f"{config['data']['table']}: {len(table)} images, {len(table.classes)} classes",
+        "data": f"{config['data']['table']}: {len(table)} images, "
+        f"{len(table.classes)} {'columns' if oof.header.meaning.transforms else 'classes'}",
         "model": " ".join(str(config["model"][key]) for key in ("name", "encoder") if config["model"].get(key)),
         "metric": f"{name}, {'greater' if metric.greater_is_better else 'lower'} is better; overall is "
         + ("over all rows together" if metric.pooled else "the mean of the folds"),
@@ -91,6 +92,8 @@ def _row_figures(table: Table, items: TableItems, oof: Predictions) -> list[tupl
         support = (target >= 0.5).sum(axis=0)
         figure = per_class(wrong, oof.columns, "share of images predicted wrongly at 0.5", support, False)
         figures.append(("Errors per class", figure))
+    else:
+        figures.append(("Predicted and true numbers, out of fold", numbers(target, values, oof.columns)))
     worst = worst_rows(target, values, GALLERY, task)
     figure = nothing_to_show("no prediction is wrong")
     if len(worst):
@@ -120,7 +123,7 @@ def _name_figures(table: Table, items: TableItems, metric: Any, found: Found) ->
 def worst_rows(target: np.ndarray, values: np.ndarray, count: int, task: Task) -> np.ndarray:
     """Return the `count` wrong rows with the largest cross-entropy; without probabilities, the largest mean error."""
     if not task.probabilities:
-        return np.argsort(-np.abs(target - values).mean(axis=1), kind="stable")[:count]
+        return np.argsort(-row_errors(target, values), kind="stable")[:count]
     order = np.argsort(-cross_entropy(target, values, task.exclusive), kind="stable")
     return order[~is_correct(target, values, task.exclusive)[order]][:count]
 

@@ -35,6 +35,7 @@ class Task:
         metric: default metric, a file in configs/metric.
         metrics: further metrics of an evaluation, by name.
         transforms: `data.transform` applies to the targets.
+        means: of `average`.
     """
 
     name: ClassVar[str]
@@ -48,6 +49,7 @@ class Task:
     metric: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]] = ()
     transforms: ClassVar[bool] = False
+    means: ClassVar[tuple[str, ...]] = ("arithmetic",)
 
     def read_target(
         self, raw: "pd.DataFrame", columns: Sequence[str], soft: bool, names: list[str] | None, check: "Check"
@@ -79,7 +81,7 @@ class Task:
         return value
 
     def average(self, values: "Tensor", mean: str) -> "Tensor":
-        """Average values (V, B, C, ...) over views, skipping NaN; `mean` is "arithmetic" or "geometric"."""
+        """Average values (V, B, C, ...) over views, skipping NaN, by a mean of `means`; by any other arithmetically."""
         return values.nanmean(0)
 
     def problems(self, values: np.ndarray) -> dict[str, np.ndarray]:

@@ -26,6 +26,7 @@ class Classes(Task):
     """Class probabilities: a softmax if classes are exclusive, otherwise a sigmoid per class."""
 
     probabilities = True
+    means = ("arithmetic", "geometric")
 
     def read_target(
         self, raw: "pd.DataFrame", columns: Sequence[str], soft: bool, names: list[str] | None, check: "Check"

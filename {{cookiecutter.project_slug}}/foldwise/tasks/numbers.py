@@ -22,6 +22,7 @@ class Regression(Task):
     name, column, metric = "regression", "value", "rmse"
     metrics = ("rmse", "mae", "r2")
     transforms = True
+    means = ("arithmetic", "median")
 
     def read_target(
         self, raw: "pd.DataFrame", columns: Sequence[str], soft: bool, names: list[str] | None, check: "Check"
@@ -64,7 +65,7 @@ class Regression(Task):
         return raw.float()
 
     def average(self, values: "Tensor", mean: str) -> "Tensor":
-        """As `Task.average`, also with `mean` "median"."""
+        """As `Task.average`; the median is that of each column."""
         return values.nanquantile(0.5, dim=0) if mean == "median" else values.nanmean(0)
 
     def problems(self, values: np.ndarray) -> dict[str, np.ndarray]:

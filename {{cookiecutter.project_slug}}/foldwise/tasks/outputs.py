@@ -26,7 +26,7 @@ class Output:
         target: sample field with the target.
         columns: class names.
         task: name of the task.
-        transform: state of `tasks.transforms`, which is fitted when a training starts; None: none.
+        transform: state of `tasks.transforms`, fitted for each model; None: none. Outputs are equal without it.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Output:
     target: str
     columns: tuple[str, ...]
     task: str
-    transform: Mapping[str, Any] | None = field(default=None, repr=False, hash=False)
+    transform: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
 
     @property
     def meaning(self) -> Task:

@@ -21,12 +21,13 @@ from foldwise.data.images import FITS, image_hw
 from foldwise.data.orientation import oriented
 from foldwise.data.prepare import Prepared
 from foldwise.data.samples import Rows
+from foldwise.data.targets import check_order
 from foldwise.errors import Refusal
 from foldwise.inference.spec import ModelSpec
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import normalize
 from foldwise.models.features import FeatureNetwork
-from foldwise.models.losses import BALANCES, balanced_class_weights, margins_by_size
+from foldwise.models.losses import BALANCES, Ordinal, balanced_class_weights, margins_by_size
 from foldwise.models.mixing import Mix
 from foldwise.models.module import Setup, TrainingModule
 from foldwise.models.network import Network
@@ -193,7 +194,10 @@ def _build_loss(config: Mapping[str, Any], prepared: Prepared, part: Holdout) ->
             if term["margin"] != "by_size":
                 raise Refusal(f"margin is {term['margin']!r}; give a number, by_size, or one number per class")
             term["margin"] = margins_by_size(total)
-    return make(loss, prepared.alias)
+    built = make(loss, prepared.alias)
+    if any(isinstance(part, Ordinal) for part in built.modules()):
+        check_order("loss=ordinal", prepared.outputs[0].columns, prepared.table.ordered)
+    return built
 
 
 def _examples(prepared: Prepared, part: Holdout) -> int | None:

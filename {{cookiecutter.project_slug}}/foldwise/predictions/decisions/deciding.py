@@ -14,6 +14,7 @@ import numpy as np
 
 from foldwise.errors import Refusal
 from foldwise.predictions.decisions.calibration import CALIBRATORS, Calibrator
+from foldwise.predictions.decisions.number_rules import read_sums
 from foldwise.predictions.decisions.rules import ExpectedF, OneThreshold, Rule, rules_for, takes_values
 from foldwise.predictions.metrics import RowMetric, score_folds
 from foldwise.predictions.schema import raise_problems
@@ -96,6 +97,7 @@ def choose_decision(
     exclusive: Sequence[Sequence[str]] | None = None,
     forced: str | None = None,
     progress: Progress = silent,
+    sums: Sequence[Sequence[str]] = (),
 ) -> Chosen:
     """Compare the methods that suit a metric, and fit the chosen one for the test.
 
@@ -104,9 +106,10 @@ def choose_decision(
         ranks: predictions are mean ranks, which cannot be calibrated.
         exclusive: groups of mutually exclusive labels, by name; None: detect them in the training labels.
         forced: name of the method; None: the simplest within one standard error of the best.
+        sums: of numbers: a number or a column, then the columns that add up to it.
     """
     assert metric.task is not None  # set by for_task
-    rules = rules_for(metric, _columns(exclusive, metric.classes))
+    rules = rules_for(metric, _columns(exclusive, metric.classes), read_sums(sums, metric))
     if exclusive is not None and not any(isinstance(rule, ExpectedF) for rule in rules):
         raise Refusal(f"--exclusive is for the rule {ExpectedF.name}, which {metric.name} does not use")
     if ranks and not takes_values(metric):
@@ -116,7 +119,7 @@ def choose_decision(
     check_decision(forced, [method.name for method in methods])
     outcomes = compare(calibrators, rules, metric, scored, progress)
     index = choose(outcomes, metric.greater_is_better, forced)
-    shares = {"ground truth": scored.target.mean(axis=0), "out of fold": outcomes[index].answers.mean(axis=0)}
+    shares = {"ground truth": np.nanmean(scored.target, axis=0), "out of fold": outcomes[index].answers.mean(axis=0)}
     return Chosen(outcomes, index, fit_decision(methods[index], metric, scored), shares)
 
 

@@ -7,12 +7,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from foldwise.predictions.decisions.expected_f import Group, best_answers, find_alone, find_exclusive
-from foldwise.predictions.metrics import FBeta, MacroF1, RowMetric
+from foldwise.predictions.metrics import FBeta, MacroF1, QuadraticKappa, RowMetric
+
+if TYPE_CHECKING:
+    from foldwise.predictions.decisions.number_rules import Sum
 
 COARSE = np.arange(0.05, 0.96, 0.05)
 FINE = np.arange(-0.04, 0.05, 0.01)
@@ -186,12 +189,18 @@ def takes_values(metric: RowMetric) -> bool:
         return not np.isclose(metric(target, probability, rows=rows), decided, rtol=1e-12)
 
 
-def rules_for(metric: Any, exclusive: Sequence[tuple[int, ...]] | None = None) -> list[Rule]:
-    """List the unfitted rules that suit a metric, simplest first; `exclusive` as in `ExpectedF`."""
+def rules_for(
+    metric: Any, exclusive: Sequence[tuple[int, ...]] | None = None, sums: Sequence["Sum"] = ()
+) -> list[Rule]:
+    """List the unfitted rules that suit a metric, simplest first; `exclusive` as in `ExpectedF`, `sums` for numbers."""
+    from foldwise.predictions.decisions.number_rules import ExpectedGrade, number_rules  # circular at module level
+
+    if not metric.task.probabilities:
+        return number_rules(metric, sums)
     if takes_values(metric):
         return [Rule()]
     if metric.task.exclusive:
-        return [Argmax(), AdjustedArgmax()]
+        return [Argmax(), AdjustedArgmax(), *([ExpectedGrade()] if isinstance(metric, QuadraticKappa) else [])]
     rules: list[Rule] = [FixedThreshold(_threshold(metric)), OneThreshold()]
     if isinstance(metric, FBeta):
         nothing = np.zeros((1, len(metric.classes)))

@@ -52,6 +52,7 @@ def make_submission(
     options: Mapping[str, Any] | None = None,
     decision: str | None = None,
     exclusive: Sequence[Sequence[str]] | None = None,
+    sums: Sequence[Sequence[str]] = (),
     out: Path | None = None,
     ledger: Path = Path("submissions.csv"),
     progress: Progress = silent,
@@ -64,7 +65,7 @@ def make_submission(
         sample: the competition's sample submission.
         kind, options: the format, see `material.choose_layout`.
         decision: name of the method; None: the simplest within one standard error of the best.
-        exclusive: groups of mutually exclusive labels, by name; None: detect them in the training labels.
+        exclusive, sums: see `deciding.choose_decision`.
         out: the file to write; None: `submissions/<source>-<test>` with the format's suffix.
     """
     recorded = read_ledger(ledger)["file"].tolist()  # first, to fail early on a damaged ledger
@@ -85,7 +86,7 @@ def make_submission(
         if not chosen.shares["ground truth"][0]:
             notes.append("Out of fold no individual is new, so no threshold was fitted and no test image is named new.")
     else:
-        chosen = _write_rows(material, out, decision, exclusive, progress)
+        chosen = _write_rows(material, out, decision, exclusive, sums, progress)
         what = "mean value" if takes_values(metric) else "share of positives"
         shared = f"{what} of each class: out of fold from one model a row, test from the average of several"
         notes += [f"{note}." for note in bayes_notes(chosen.outcomes, metric.greater_is_better)]
@@ -111,12 +112,17 @@ def make_submission(
 
 
 def _write_rows(
-    material: Material, out: Path, decision: str | None, exclusive: Sequence[Sequence[str]] | None, progress: Progress
+    material: Material,
+    out: Path,
+    decision: str | None,
+    exclusive: Sequence[Sequence[str]] | None,
+    sums: Sequence[Sequence[str]],
+    progress: Progress,
 ) -> Chosen:
     truth, ranks = material.truth, material.oof.header.ranks
     rows, predicted = align(material.oof, truth)
     scored = by_unit(truth.table, rows, predicted, truth.folds[rows])
-    chosen = choose_decision(truth.metric, scored, ranks, exclusive, decision, progress)
+    chosen = choose_decision(truth.metric, scored, ranks, exclusive, decision, progress, sums)
     fitted: Decision = chosen.decision
     ids, models = _models(material)
     answers = fitted.rule.decide(fitted.average(models))

@@ -175,6 +175,23 @@ def simplex_weights(probability: np.ndarray, target: np.ndarray, exclusive: bool
     return weights / weights.sum()
 
 
+def least_squares_weights(values: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Find non-negative weights (M,) with sum 1 that minimise the squared error of the mean of values (M, N, C).
+
+    Columns count alike, whatever their unit; targets (N, C) of NaN are left out.
+    """
+    from scipy.optimize import nnls
+
+    known, scale = np.isfinite(target), np.nanstd(target, axis=0, dtype=np.float64)
+    errors = ((values - target) / np.where(scale > 0, scale, 1))[:, known].astype(np.float64)  # (M, cells)
+    # With Ew -> 0 and sum(w) -> 1 as one problem, the solution is the constrained optimum times a number.
+    weights, _ = nnls(
+        np.vstack([errors.T / np.sqrt(errors.shape[1]), np.ones(len(values))]), [*[0.0] * errors.shape[1], 1.0]
+    )
+    weights = np.where(weights < 1e-4 * weights.sum(), 0, weights)
+    return weights / weights.sum()
+
+
 def greedy_weights(examples: Examples) -> np.ndarray:
     """Weights (M,) of greedy forward selection with replacement on the competition's metric (Caruana et al. 2004).
 
@@ -228,11 +245,16 @@ def _simplex(examples: Examples) -> Blend:
     return Blend(simplex_weights(examples.probability, examples.target, examples.exclusive))
 
 
+def _least_squares(examples: Examples) -> Blend:
+    return Blend(least_squares_weights(examples.probability, examples.target))
+
+
 SINGLE = Method("single", "best single source", _single)
 MEAN = Method("mean", "arithmetic mean", equal)
 GEOMETRIC = Method("geometric", "geometric mean", _geometric)
 RANK = Method("rank", "mean of ranks", partial(equal, mean=rank_mean))
 SIMPLEX = Method("simplex", "weights by log loss", _simplex)
+NNLS = Method("nnls", "non-negative least squares", _least_squares)
 GREEDY = Method("greedy", "greedy selection", lambda examples: Blend(greedy_weights(examples)))
 BLENDS = (SINGLE, MEAN, GEOMETRIC, RANK, SIMPLEX, GREEDY)
-BLENDS_OF_VALUES = (SINGLE, MEAN, GREEDY)  # need no probabilities
+BLENDS_OF_VALUES = (SINGLE, MEAN, NNLS, GREEDY)  # of numbers, not probabilities

@@ -235,7 +235,7 @@ def error_correlation(probability: np.ndarray, target: np.ndarray) -> np.ndarray
     sources, rows, classes = probability.shape
     products, totals = np.zeros((sources, sources)), np.zeros(sources)
     for index in range(classes):  # one class at a time, to save memory
-        errors = probability[:, :, index] - target[:, index].astype(np.float32)
+        errors = np.nan_to_num(probability[:, :, index] - target[:, index].astype(np.float32))  # NaN: unknown target
         products += errors @ errors.T
         totals += errors.sum(axis=1, dtype=np.float64)
     covariance = products / (rows * classes) - np.outer(totals, totals) / (rows * classes) ** 2

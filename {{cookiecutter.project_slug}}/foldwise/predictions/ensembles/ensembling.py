@@ -25,7 +25,7 @@ from foldwise.predictions.ensembles.comparing import Comparison
 from foldwise.predictions.ensembles.joining import check_sources
 from foldwise.predictions.ensembles.map_ensemble import MAP_BLENDS, MapEnsemble
 from foldwise.predictions.ensembles.row_ensemble import RowEnsemble
-from foldwise.predictions.ensembles.stacking import STACKERS
+from foldwise.predictions.ensembles.stacking import STACKERS, STACKERS_OF_VALUES
 from foldwise.predictions.ensembles.vector_ensemble import VectorEnsemble
 from foldwise.predictions.ground_truth import GroundTruth, read_ground_truth
 from foldwise.predictions.metrics import MeanAveragePrecision, RocAuc
@@ -117,7 +117,9 @@ def choose_methods(
 ) -> list[Method]:
     """Select the methods to compare, simplest first; refuse those that do not suit the task or the metric."""
     maps = truth.task.kind == "maps"
-    possible: tuple[Method, ...] = MAP_BLENDS[truth.task.exclusive] if maps else BLENDS_OF_VALUES
+    possible: tuple[Method, ...] = (
+        MAP_BLENDS[truth.task.exclusive] if maps else (*BLENDS_OF_VALUES, *STACKERS_OF_VALUES)
+    )
     if truth.task.kind == "vectors":
         possible = MAP_BLENDS[True][:2]
     if truth.task.probabilities and not maps:

@@ -1,4 +1,4 @@
-"""Stacking: one scikit-learn model per class on the sources' predictions (Wolpert 1992, "Stacked generalization").
+"""Stacking: one scikit-learn model per column on the sources' predictions (Wolpert 1992, "Stacked generalization").
 
 Inputs for a class: every source's prediction of it, the sources' mean prediction of all classes, and optional metadata.
 Hyperparameters are cross-validated within the folds that a model is fitted on.
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from foldwise.predictions.ensembles.blending import EDGE, Examples, Method
+from foldwise.tasks import Task, find_task
 
 INNER_PARTS = 3  # parts into which the folds are merged to choose a hyperparameter
 CHOOSING_ROWS = 8_000  # sampled to choose a hyperparameter; all of 40,000 rows would take three times as long
@@ -41,15 +42,15 @@ class Stack:
 
     estimators: list[Any]
     odds: bool
-    exclusive: bool
+    task: Task
     weights: None = None
 
     def predict(self, probability: np.ndarray, extra: np.ndarray) -> np.ndarray:
         """Predict (N, C) from sources (M, N, C) and metadata (N, F); exclusive classes sum to 1."""
         inputs = class_inputs(probability, extra, self.odds)
         columns = [_predict(estimator, inputs(index)) for index, estimator in enumerate(self.estimators)]
-        values = np.stack(columns, axis=1).astype(np.float32).clip(0, 1)
-        if not self.exclusive:
+        values = self.task.clip(np.stack(columns, axis=1).astype(np.float32))
+        if not self.task.exclusive:
             return values
         values = values.clip(EDGE, 1)
         return values / values.sum(axis=1, keepdims=True)
@@ -70,11 +71,12 @@ def class_inputs(probability: np.ndarray, extra: np.ndarray, odds: bool) -> Call
 
 
 def fit_stack(learner: Learner, examples: Examples) -> Stack:
-    """Fit one estimator per class, on hardened targets."""
+    """Fit one estimator per column, for probabilities on hardened targets."""
     from joblib import Parallel, delayed
     from threadpoolctl import threadpool_limits
 
-    target = examples.metric.hard(examples.target)
+    task = find_task(examples.table.task)
+    target = examples.metric.hard(examples.target) if task.probabilities else examples.target.astype(np.float64)
     inputs = class_inputs(examples.probability, examples.extra, learner.odds)
     parts = np.unique(examples.folds, return_inverse=True)[1] % INNER_PARTS
     # Classes are fitted in parallel; nested BLAS and OpenMP threads would make that ten times slower.
@@ -83,7 +85,7 @@ def fit_stack(learner: Learner, examples: Examples) -> Stack:
         estimators = Parallel(n_jobs=-1, prefer="threads")(
             delayed(_fit_class)(learner, inputs, index, target[:, index], parts) for index in range(target.shape[1])
         )
-    return Stack(list(estimators), learner.odds, examples.exclusive)
+    return Stack(list(estimators), learner.odds, task)
 
 
 def _fit_class(
@@ -94,12 +96,13 @@ def _fit_class(
     from sklearn.model_selection import GridSearchCV, PredefinedSplit
     from threadpoolctl import threadpool_limits
 
-    values = inputs(index)
-    if target.all() or not target.any():
+    known = np.isfinite(target)
+    values, target, parts = inputs(index)[known], target[known], parts[known]
+    if len(np.unique(target)) < 2:
         return DummyRegressor().fit(values, target)
     sample = np.random.default_rng(0).permutation(len(target))[:CHOOSING_ROWS]
     sampled, part_of = target[sample], parts[sample]
-    mixed = [sampled[part_of == part].any() and not sampled[part_of == part].all() for part in np.unique(part_of)]
+    mixed = [len(np.unique(sampled[part_of == part])) > 1 for part in np.unique(part_of)]
     chosen = {name: options[0] for name, options in learner.grid.items()}
     with threadpool_limits(1, "openmp"):  # applies to the calling thread only
         if len(mixed) > 1 and all(mixed):
@@ -138,12 +141,20 @@ def _boosting() -> Any:
     return HistGradientBoostingClassifier(max_leaf_nodes=8, early_stopping=False, random_state=0)
 
 
+def _boosting_numbers() -> Any:
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    return HistGradientBoostingRegressor(max_leaf_nodes=8, early_stopping=False, random_state=0)
+
+
 LINEAR = Learner(_linear, {"ridge__alpha": [1000.0, 100.0, 10.0, 1.0]}, scoring="neg_mean_squared_error")
 LOGISTIC = Learner(_logistic, {"logisticregression__C": [0.001, 0.01, 0.1, 1.0]}, odds=True)
 BOOSTING = Learner(_boosting, {"max_iter": [20, 50, 100]})
+BOOSTING_NUMBERS = Learner(_boosting_numbers, BOOSTING.grid, scoring="neg_mean_squared_error")
 
 STACKERS = (
     Method("linear", "linear regression (ridge)", partial(fit_stack, LINEAR)),
     Method("logistic", "logistic regression", partial(fit_stack, LOGISTIC)),
     Method("boosting", "gradient boosting", partial(fit_stack, BOOSTING)),
 )
+STACKERS_OF_VALUES = (STACKERS[0], Method("boosting", "gradient boosting", partial(fit_stack, BOOSTING_NUMBERS)))

@@ -14,7 +14,7 @@ import pandas as pd
 
 from foldwise.errors import Refusal
 from foldwise.predictions.ground_truth import GroundTruth
-from foldwise.predictions.metrics import confusion_matrix, count_pixels, cross_entropy, is_correct
+from foldwise.predictions.metrics import confusion_matrix, count_pixels, cross_entropy, is_correct, row_errors
 from foldwise.predictions.metrics.base import ratio
 from foldwise.predictions.schema import PredictionsError
 from foldwise.predictions.scoring import by_unit
@@ -79,7 +79,7 @@ def gather_evidence(
         rows = rows[~table.frame["unit"].iloc[rows].duplicated().to_numpy()]
     arrays = [(target, probability, records) for _ in metrics]
     if not task.probabilities:
-        wrong = np.abs(target - probability).mean(axis=1)
+        wrong = row_errors(target, probability)
         return Evidence(name, predictions, arrays, folds, rows, wrong, average)
     wrong = cross_entropy(target, probability, task.exclusive)
     classes = _class_evidence(target, probability, task.exclusive)

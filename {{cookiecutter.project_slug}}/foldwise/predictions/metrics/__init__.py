@@ -40,7 +40,7 @@ from foldwise.predictions.metrics.maps import (
     pixel_confusion,
     pixel_counts,
 )
-from foldwise.predictions.metrics.numbers import R2, Mae, Mape, Pearson, Rmse, Rmsle, Spearman
+from foldwise.predictions.metrics.numbers import R2, Mae, Mape, Pearson, Rmse, Rmsle, Spearman, row_errors
 from foldwise.predictions.metrics.published import Published
 from foldwise.predictions.metrics.ranks import MapAtK, RankMetric, RecallAtK
 from foldwise.predictions.metrics.rows import (
@@ -91,6 +91,6 @@ __all__ = [
     "Dice", "FBeta", "LogLoss", "MacroF1", "Mae", "MapAtK", "MapMetric", "Mape", "Matthews", "MeanAveragePrecision",
     "MeanIoU", "Metric", "Pearson", "PixelMae", "PixelRmse", "Precision", "Published", "QuadraticKappa", "RankMetric",
     "Recall", "RecallAtK", "Rmse", "Rmsle", "RocAuc", "RowMetric", "Spearman", "confusion_matrix", "count_pixels",
-    "cross_entropy", "fold_score", "is_correct", "pixel_confusion", "pixel_counts", "score_fold_evidence",
-    "score_folds",
+    "cross_entropy", "fold_score", "is_correct", "pixel_confusion", "pixel_counts", "row_errors",
+    "score_fold_evidence", "score_folds",
 ]  # fmt: skip

@@ -121,6 +121,27 @@ class RowMetric(Metric):
         """Override instead of `_score` to read ids or columns of the table."""
         return self._score(target, probability, weight)
 
+    def of_columns(
+        self,
+        target: np.ndarray,
+        predicted: np.ndarray,
+        column: Callable[[np.ndarray, np.ndarray], Score],
+        reason: str = "no known targets",
+    ) -> Score:
+        """For numbers: return the mean over columns of `column(target, predicted)`, each a function of row weights.
+
+        Rows without a known target are left out of their column; `reason` explains a score of NaN.
+        """
+        known = [np.flatnonzero(np.isfinite(values)) for values in target.T]
+        scores = [column(target[rows, index], predicted[rows, index]) for index, rows in enumerate(known)]
+
+        def score(weight: np.ndarray) -> float:
+            pairs = zip(scores, known, strict=True)
+            values = [of(weight[rows]) if weight[rows].any() else np.nan for of, rows in pairs]
+            return self.mean_of_classes(np.array(values), reason)
+
+        return score
+
     def example_rows(self, count: int) -> np.ndarray | None:
         """Return `count` records of real rows to try the metric on; None without a table."""
         return None if self.examples is None else repeat_records(self.examples, np.arange(count) % len(self.examples))

@@ -1,6 +1,6 @@
 """Metrics of numbers: computed for each column, whose mean is the score; rows without a known target are left out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -19,24 +19,6 @@ class NumberMetric(RowMetric):
 
     greater_is_better = False
     probabilities = False
-
-    def of_columns(
-        self,
-        target: np.ndarray,
-        predicted: np.ndarray,
-        column: Callable[[np.ndarray, np.ndarray], Score],
-        reason: str = "no known targets",
-    ) -> Score:
-        """Return the mean over columns of `column(target, predicted)`, as functions of the weights of known rows."""
-        known = [np.flatnonzero(np.isfinite(values)) for values in target.T]
-        scores = [column(target[rows, index], predicted[rows, index]) for index, rows in enumerate(known)]
-
-        def score(weight: np.ndarray) -> float:
-            pairs = zip(scores, known, strict=True)
-            values = [of(weight[rows]) if weight[rows].any() else np.nan for of, rows in pairs]
-            return self.mean_of_classes(np.array(values), reason)
-
-        return score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +111,13 @@ class Spearman(NumberMetric):
             return lambda weight: _correlation(_ranks(levels[0], weight), _ranks(levels[1], weight), weight)
 
         return self.of_columns(target, probability, column, "all targets or predictions are equal")
+
+
+def row_errors(target: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Mean absolute error (N,) over the known columns of each row, in standard deviations of each; 0 if none is."""
+    known, scale = np.isfinite(target), np.nanstd(target, axis=0)
+    errors = np.where(known, np.abs(target - predicted), 0) / np.where(scale > 0, scale, 1)
+    return errors.sum(axis=1) / np.maximum(known.sum(axis=1), 1)
 
 
 def _rmse(true: np.ndarray, predicted: np.ndarray) -> Score:

@@ -1,19 +1,20 @@
 """Row metrics: of predicted classes, of probabilities, and of rankings."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from foldwise.data.targets import as_numbers
+from foldwise.data.targets import check_order
 from foldwise.errors import Refusal
 from foldwise.predictions.metrics.base import RowMetric, Score, confusion_matrix, ratio, undefined, weighted_mean
 
 if TYPE_CHECKING:
     from foldwise.data.table import Table
+    from foldwise.tasks import Task
+
+MOST_GRADES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,29 +103,43 @@ class FBeta(RowMetric):
 
 @dataclass(frozen=True, kw_only=True)
 class QuadraticKappa(RowMetric):
-    """Cohen's kappa with quadratic weights, for classes that are ordered grades."""
+    """Cohen's kappa with quadratic weights, for classes that are ordered grades.
+
+    Numbers are rounded to the nearest grade, a whole number, of each column.
+    """
 
     exclusive = True
 
+    @classmethod
+    def suits(cls, task: "Task") -> bool:
+        return super().suits(task) or task.transforms
+
     def for_task(self, task: str, classes: Sequence[str], table: "Table | None" = None) -> Self:
-        """As `Metric.for_task`; also refuse numbers out of order (1, 10, 2), and words without a given order."""
-        names = list(map(str, classes))
-        numbers = as_numbers(names)
-        if numbers is not None and numbers != sorted(numbers):
-            raise Refusal(
-                f"quadratic kappa needs classes in the order of the grades, not {', '.join(names)}; set in "
-                f"configs/data: classes: {json.dumps(sorted(names, key=Decimal), ensure_ascii=False)}"
-            )
+        """As `Metric.for_task`; also refuse classes out of order, and numbers that are no grades."""
         ready = super().for_task(task, classes, table)
-        if numbers is None and table is not None and not table.ordered:
-            raise Refusal(
-                f"quadratic kappa needs the order of the grades, and their names are not numbers; list them in "
-                f"configs/data from the lowest to the highest: classes: {json.dumps(names, ensure_ascii=False)}"
-            )
+        if ready.task is not None and not ready.task.exclusive:
+            target = None if table is None else table.target
+            if target is not None and not _are_grades(target):
+                raise Refusal(
+                    f"quadratic kappa is for grades, whole numbers of at most {MOST_GRADES} values, and the targets "
+                    "are others: choose metric=rmse or another for numbers"
+                )
+            return ready
+        check_order("quadratic kappa", ready.classes, table is None or table.ordered)
         return ready
 
     def prepare(self, target: np.ndarray, probability: np.ndarray) -> Score:
-        true, predicted, count = target.argmax(axis=1), probability.argmax(axis=1), target.shape[1]
+        if self.task is None or self.task.exclusive:
+            return self._of_grades(target.argmax(axis=1), probability.argmax(axis=1), target.shape[1])
+
+        def column(true: np.ndarray, predicted: np.ndarray) -> Score:
+            first, last = (int(true.min()), int(true.max())) if len(true) else (0, 0)
+            grade = np.round(predicted).clip(first, last)
+            return self._of_grades((true - first).astype(int), (grade - first).astype(int), last - first + 1)
+
+        return self.of_columns(target, probability, column, "all grades are equal")
+
+    def _of_grades(self, true: np.ndarray, predicted: np.ndarray, count: int) -> Score:
         distance = np.subtract.outer(np.arange(count), np.arange(count)) ** 2
 
         def score(weight: np.ndarray) -> float:
@@ -135,6 +150,12 @@ class QuadraticKappa(RowMetric):
             return float(1 - (distance * confusion).sum() / (distance * expected).sum())
 
         return score
+
+
+def _are_grades(target: np.ndarray) -> bool:
+    known = target[np.isfinite(target)]
+    spread = np.nanmax(target, axis=0) - np.nanmin(target, axis=0)
+    return bool((known == np.round(known)).all() and spread.max() < MOST_GRADES)
 
 
 @dataclass(frozen=True, kw_only=True)
