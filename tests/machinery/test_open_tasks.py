@@ -14,6 +14,7 @@ from rows import SAMPLES
 from foldwise.data.folds import folds_hash
 from foldwise.errors import Refusal
 from foldwise.predictions.decisions.material import choose_layout
+from foldwise.predictions.decisions.sample import read_sample
 from foldwise.predictions.decisions.submit import make_submission
 from foldwise.predictions.ensembles.ensembling import ensemble
 from foldwise.predictions.evaluation.evaluate import evaluate
@@ -203,8 +204,8 @@ def test_one_column_of_values_goes_under_whatever_name_the_sample_has(world, tmp
     folder, _ = world
     truth = read_ground_truth(folder / "a")
     truth = replace(truth, table=replace(truth.table, classes=("length",)))
-    sample = pd.DataFrame({"ImageId": ["t0"], "Target": ["0"]})
-    layout = choose_layout(truth, sample)
+    pd.DataFrame({"ImageId": ["t0"], "Target": ["0"]}).to_csv(tmp_path / "one.csv", index=False)
+    layout = choose_layout(truth, read_sample(tmp_path / "one.csv"))
     assert layout.table(["t0"], np.array([[12.5]])).to_dict("list") == {"ImageId": ["t0"], "Target": [12.5]}
 
 
