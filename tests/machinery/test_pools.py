@@ -1,41 +1,157 @@
-"""Networks over stacks of pictures: padding takes no part, and a pool is what its formula says."""
+"""Networks over stacks of pictures and metadata: padding takes no part, and a pool is what its formula says."""
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from foldwise.errors import Refusal
-from foldwise.models.networks import PooledNetwork
-from foldwise.models.pools import AttentionPool, MeanPool
+from foldwise.models.networks import ImageNetwork
+from foldwise.models.pooled import FUSIONS, Fusion, PooledNetwork
+from foldwise.models.pools import POOLS, Pool, build_pool, encode_stack
+
+CHANNELS, OUTPUTS = {"image": 3}, {"logits": 4}
+OPTIONS = {"slots": {"slots": 3}, "gru": {"hidden": 5}, "both_gru": {"hidden": 5}, "transformer": {"width": 8}}
+LENGTHS = torch.tensor([1, 3, 2])
 
 
-@pytest.mark.parametrize("pool", ["mean", "attention"])
-def test_padding_takes_no_part(pool: str) -> None:
-    """A batch of three things, of 1, 3 and 2 pictures, says of each what a batch of it alone says."""
+def make(name: str, features: int = 8) -> Pool:
     torch.manual_seed(0)
-    net = PooledNetwork("test_resnet", {"image": 3}, {"logits": 4}, pool).eval()
-    images = torch.randn(3, 3, 3, 32, 32)
-    lengths = [1, 3, 2]
-    valid = torch.arange(3) < torch.tensor(lengths)[:, None]
-    found = net({"image": images, "image_valid": valid})["logits"]
-    assert found.shape == (3, 4)
-    for row, length in enumerate(lengths):
-        alone = net({"image": images[row : row + 1, :length]})["logits"]
-        torch.testing.assert_close(found[row : row + 1], alone, rtol=1e-4, atol=1e-5)
+    return build_pool(name, features, **OPTIONS.get(name, {})).eval()
 
 
-def test_pools_are_weighted_means() -> None:
-    torch.manual_seed(0)
-    features, valid = torch.randn(2, 3, 8), torch.tensor([[True, True, False], [True, True, True]])
-    mean, attention = MeanPool(), AttentionPool(8)
-    torch.testing.assert_close(mean(features, valid)[0], features[0, :2].mean(0))
-    torch.testing.assert_close(mean(features), features.mean(1))
-    weights = attention.weights(features, valid)
-    assert weights[0, 2] == 0 and torch.allclose(weights.sum(1), torch.ones(2))
+def stack() -> tuple[Tensor, Tensor, Tensor]:
+    """Features of three items of 1, 3 and 2 pictures, padded with large numbers; which are real; their slots."""
+    torch.manual_seed(1)
+    features, valid = torch.randn(3, 3, 8), torch.arange(3) < LENGTHS[:, None]
+    slot = torch.tensor([[1, 0, 0], [0, 1, 2], [2, 0, 0]])
+    return torch.where(valid.unsqueeze(-1), features, 1e3), valid, slot
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_an_item_alone_equals_itself_in_a_padded_batch(name: str) -> None:
+    pool, (features, valid, slot) = make(name), stack()
+    found = pool(features, valid, slot)
+    assert found.shape == (3, pool.width)
+    for row, length in enumerate(LENGTHS):
+        alone = pool(features[row : row + 1, :length], None, slot[row : row + 1, :length])
+        torch.testing.assert_close(found[row : row + 1], alone, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_the_order_of_pictures_matters_only_where_it_should(name: str) -> None:
+    pool, (features, _, slot) = make(name), stack()
+    for parameter in pool.parameters():
+        nn.init.normal_(parameter)
+    order = torch.tensor([2, 0, 1])
+    before, after = pool(features, None, slot), pool(features[:, order], None, slot[:, order])
+    assert torch.allclose(before, after, rtol=1e-4, atol=1e-4) == (name not in ("gru", "both_gru", "transformer"))
+
+
+def test_pools_by_their_formulas() -> None:
+    features, valid, slot = stack()
+    real = [features[row, :length] for row, length in enumerate(LENGTHS)]
+    by_hand = {
+        "mean": torch.stack([x.mean(0) for x in real]),
+        "max": torch.stack([x.amax(0) for x in real]),
+        "max_min": torch.stack([torch.cat([x.amax(0), x.amin(0)]) for x in real]),
+    }
+    for name, expected in by_hand.items():
+        torch.testing.assert_close(make(name)(features, valid), expected)
+    attention = make("attention")
     score = attention.gate(features).squeeze(-1).exp() * valid
-    by_hand = (features * (score / score.sum(1, keepdim=True)).unsqueeze(-1)).sum(1)
-    torch.testing.assert_close(attention(features, valid), by_hand)
+    expected = (features * (score / score.sum(1, keepdim=True)).unsqueeze(-1)).sum(1)
+    torch.testing.assert_close(attention(features, valid), expected)
+
+    gru = make("both_gru")
+    outputs, last = gru.gru(real[2].unsqueeze(0))
+    expected = torch.cat([last[0], last[1], outputs.amax(1)], 1)
+    torch.testing.assert_close(gru(features, valid)[2:], expected)
+
+    zero = torch.zeros(8)
+    expected = torch.stack(
+        [
+            torch.cat([zero, real[0][0], zero, torch.tensor([0.0, 1, 0])]),
+            torch.cat([*real[1], torch.ones(3)]),
+            torch.cat([real[2][1], zero, real[2][0], torch.tensor([1.0, 0, 1])]),
+        ]
+    )
+    torch.testing.assert_close(make("slots")(features, valid, slot), expected)
+    both = make("slots")(features[2:], valid[2:], torch.tensor([[1, 1, 0]]))  # two pictures of one view: their mean
+    torch.testing.assert_close(both[0, 8:16], real[2].mean(0))
 
 
-def test_an_unknown_pool_is_refused() -> None:
-    with pytest.raises(Refusal, match="model.pool is 'max'; it must be mean or attention"):
-        PooledNetwork("test_resnet", {"image": 3}, {"logits": 4}, "max")
+def test_chunks_change_nothing_and_wait_for_batch_norms() -> None:
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    images, valid = torch.randn(3, 3, 3, 8, 8), torch.arange(3) < LENGTHS[:, None]
+    passes = []
+    encoder.register_forward_hook(lambda *given: passes.append(len(given[1][0])))
+    for training, sizes in ((False, [6, 2, 2, 2]), (True, [6, 6])):
+        passes.clear()
+        encoder.train(training)
+        whole = encode_stack(encoder, images, valid)
+        torch.testing.assert_close(encode_stack(encoder, images, valid, chunk=2), whole)
+        assert passes == sizes
+
+
+def test_one_picture_with_the_mean_is_the_plain_network() -> None:
+    torch.manual_seed(0)
+    plain = ImageNetwork("timm", "test_resnet", CHANNELS, OUTPUTS).eval()
+    nn.init.normal_(plain.net.fc.weight)
+    pooled = PooledNetwork("test_resnet", CHANNELS, OUTPUTS, "mean").eval()
+    pooled.encoder.load_state_dict({n: t for n, t in plain.net.state_dict().items() if not n.startswith("fc")})
+    pooled.classifier.load_state_dict(plain.net.fc.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    expected = plain({"image": images})["logits"]
+    assert torch.equal(pooled({"image": images.unsqueeze(1)})["logits"], expected)
+
+
+@pytest.mark.parametrize("pool", [*POOLS, None])
+@pytest.mark.parametrize("fusion", [None, *FUSIONS])
+def test_every_pool_with_every_fusion(pool: str | None, fusion: str | None) -> None:
+    if pool in ("max", "max_min", "both_gru") and fusion not in (None, "gated"):
+        return
+    metadata = {"numbers": ["a"], "categories": ["b", "c"], "fusion": fusion} if fusion else {}
+    torch.manual_seed(0)
+    net = PooledNetwork("test_resnet", CHANNELS, OUTPUTS, pool, OPTIONS.get(pool or ""), **metadata).train()
+    batch = {"image": torch.randn(4, 3, 32, 32), "numbers": torch.randn(4, 2), "categories": torch.zeros(4, 2).long()}
+    if pool:
+        batch |= {"image": torch.randn(4, 2, 3, 32, 32), "slot": torch.tensor([[0, 1]] * 4)}
+        batch["image_valid"] = torch.tensor([[True, True], [True, False]] * 2)
+    net(batch)["logits"].square().sum().backward()
+    untouched = [name for name, parameter in net.named_parameters() if parameter.grad is None]
+    assert not untouched
+
+
+def test_metadata_is_left_out_for_some_training_samples_only() -> None:
+    torch.manual_seed(0)
+    fusion = Fusion(2, 1, 0, "concat", dropout=0.4)
+    batch, features = {"numbers": torch.randn(2000, 2)}, torch.randn(2000, 2)
+    nn.init.ones_(fusion.metadata[2].bias)
+    dropped = (fusion.train()(features, batch)[:, 2:] == 0).all(1)
+    assert 0.36 < dropped.float().mean() < 0.44
+    assert not (fusion.eval()(features, batch)[:, 2:] == 0).all(1).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pool": "median"}, "model.pool is 'median'; it must be one of mean, max"),
+        ({"pool": "gru", "pool_options": {"depth": 2}}, "model.pool=gru cannot be built with model.pool_options"),
+        ({"numbers": ["a"], "fusion": "sum"}, "model.fusion is 'sum'; it must be one of concat, film, gated"),
+        ({"numbers": ["a"], "metadata_dropout": 1.0}, "model.metadata_dropout is 1.0"),
+    ],
+)
+def test_unknown_choices_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(Refusal, match=message):
+        PooledNetwork("test_resnet", CHANNELS, OUTPUTS, **change)
+
+
+def test_items_that_do_not_fit_the_pool_are_refused() -> None:
+    image = torch.zeros(2, 3, 32, 32)
+    with pytest.raises(Refusal, match="model.pool is set, but items have one picture: set null"):
+        PooledNetwork("test_resnet", CHANNELS, OUTPUTS)({"image": image})
+    with pytest.raises(Refusal, match="model.pool is null, but items have stacks of pictures: choose one"):
+        PooledNetwork("test_resnet", CHANNELS, OUTPUTS, None)({"image": image.unsqueeze(1)})
+    with pytest.raises(Refusal, match=r"set samples\.view and samples\.views"):
+        PooledNetwork("test_resnet", CHANNELS, OUTPUTS, "slots", {"slots": 2})({"image": image.unsqueeze(1)})

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from foldwise.errors import Refusal
 from foldwise.models.network import Batch, Network, layer_depths, prefixed
-from foldwise.models.pools import build_pool, encode_stack
 from foldwise.reachable import connection_problem
 
 # timm warns about unused weights, such as an encoder's missing head; `_check_loaded` is the better check.
@@ -65,30 +64,6 @@ class ImageNetwork(Network):
     def multiple(self) -> int:
         net = cast(Any, self.net)
         return net.encoder.output_stride if getattr(net, "requires_divisible_input_shape", False) else 1
-
-
-class PooledNetwork(Network):
-    """A stack of images in, one output out: encodes each image with timm's `name`, pools the features, classifies."""
-
-    def __init__(
-        self,
-        name: str,
-        channels: Mapping[str, int],
-        outputs: Mapping[str, int],
-        pool: str = "attention",
-        weights: Path | None = None,
-        pretrained: bool = False,
-    ) -> None:
-        super().__init__()
-        self.field, self.output = only(channels, "image field"), only(outputs, "output")
-        self.encoder = build_encoder(name, channels[self.field], weights, pretrained)
-        self.pool = build_pool(pool, self.encoder.num_features)
-        self.classifier = nn.Linear(self.encoder.num_features, outputs[self.output])
-
-    def forward(self, batch: Batch) -> Batch:
-        valid = batch.get(f"{self.field}_valid")  # only if stacks vary in length
-        features = encode_stack(self.encoder, batch[self.field], valid)
-        return {self.output: self.classifier(self.pool(features, valid))}
 
 
 def only(names: Mapping[str, Any], what: str) -> str:

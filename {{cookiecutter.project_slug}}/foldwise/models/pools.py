@@ -1,40 +1,84 @@
-"""Encoding of image stacks, and pooling of their features."""
+"""Encoding of image stacks, and pooling of their features (B, N, D) to one vector each.
+
+`valid` (B, N) bool is False at padding, which follows the real images; None: there is none.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from foldwise.errors import Refusal
 
 
-def encode_stack(encoder: nn.Module, images: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Encode stacks (B, N, C, H, W) to features (B, N, D); `valid` (B, N) bool is False at padding, which gets 0."""
+def encode_stack(encoder: nn.Module, images: Tensor, valid: Tensor | None = None, chunk: int | None = None) -> Tensor:
+    """Encode stacks (B, N, C, H, W) to features (B, N, D); padding gets 0.
+
+    Args:
+        chunk: images per pass of the encoder, to save memory. It cannot change the result: while a BatchNorm trains,
+            all images go in one pass.
+    """
+    shape = images.shape[:2]
+    given = images.flatten(0, 1) if valid is None else images[valid]  # BatchNorm must not see padding
+    if chunk and not any(isinstance(module, _BatchNorm) and module.training for module in encoder.modules()):
+        encoded = torch.cat([encoder(part) for part in given.split(chunk)])
+    else:
+        encoded = encoder(given)
     if valid is None:
-        return encoder(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-    encoded = encoder(images[valid])  # BatchNorm must not see padding
+        return encoded.unflatten(0, shape)
     features = encoded.new_zeros(*valid.shape, encoded.shape[-1])
     features[valid] = encoded
     return features
 
 
-class MeanPool(nn.Module):
+class Pool(nn.Module):
+    """Base of pools: `forward(features, valid, slot)` to (B, `width`); `slot` (B, N) only matters to `Slots`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+
+class MeanPool(Pool):
     """Mean over the images of a stack."""
 
-    def forward(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Pool features (B, N, D) to (B, D); `valid` (B, N) bool is False at padding."""
+    def forward(self, features: Tensor, valid: Tensor | None = None, slot: Tensor | None = None) -> Tensor:
         if valid is None:
             return features.mean(1)
         weight = valid.to(features.dtype).unsqueeze(-1)
         return (features * weight).sum(1) / weight.sum(1)
 
 
-class AttentionPool(nn.Module):
+class MaxPool(Pool):
+    """Maximum of each feature."""
+
+    def forward(self, features: Tensor, valid: Tensor | None = None, slot: Tensor | None = None) -> Tensor:
+        return _filled(features, valid, -math.inf).amax(1)
+
+
+class MaxMinPool(Pool):
+    """Maximum and minimum of each feature, side by side."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__(2 * features)
+
+    def forward(self, features: Tensor, valid: Tensor | None = None, slot: Tensor | None = None) -> Tensor:
+        extremes = _filled(features, valid, -math.inf).amax(1), _filled(features, valid, math.inf).amin(1)
+        return torch.cat(extremes, 1)
+
+
+class AttentionPool(Pool):
     """Attention-weighted mean over the images of a stack (Ilse et al. 2018, arXiv:1802.04712)."""
 
     def __init__(self, features: int, hidden: int = 64) -> None:
-        super().__init__()
+        super().__init__(features)
         self.gate = nn.Sequential(nn.Linear(features, hidden), nn.Tanh(), nn.Linear(hidden, 1))
 
-    def forward(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
+    def forward(self, features: Tensor, valid: Tensor | None = None, slot: Tensor | None = None) -> Tensor:
         return (features * self.weights(features, valid).unsqueeze(-1)).sum(1)
 
     def weights(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -45,7 +89,86 @@ class AttentionPool(nn.Module):
         return score.softmax(1)
 
 
-def build_pool(name: str, features: int) -> nn.Module:
-    if name not in ("mean", "attention"):
-        raise Refusal(f"model.pool is {name!r}; it must be mean or attention")
-    return MeanPool() if name == "mean" else AttentionPool(features)
+class RecurrentPool(Pool):
+    """A GRU over the images in their order: its last state of each direction, and the maximum of its outputs."""
+
+    def __init__(self, features: int, hidden: int = 256, both: bool = False) -> None:
+        directions = 2 if both else 1
+        super().__init__(2 * directions * hidden)
+        self.gru = nn.GRU(features, hidden, batch_first=True, bidirectional=both)
+
+    def forward(self, features: Tensor, valid: Tensor | None = None, slot: Tensor | None = None) -> Tensor:
+        if valid is None:
+            outputs, last = self.gru(features)
+        else:
+            packed = pack_padded_sequence(features, valid.sum(1).cpu(), batch_first=True, enforce_sorted=False)
+            outputs, last = self.gru(packed)
+            outputs, _ = pad_packed_sequence(outputs, batch_first=True, total_length=features.shape[1])
+        return torch.cat([*last, _filled(outputs, valid, -math.inf).amax(1)], 1)
+
+
+class TransformerPool(Pool):
+    """Two layers of a transformer over the images and a class token, with sinusoidal positions."""
+
+    def __init__(self, features: int, width: int = 256, heads: int = 4, layers: int = 2) -> None:
+        super().__init__(width)
+        self.project = nn.Linear(features, width)
+        self.token = nn.Parameter(torch.zeros(1, 1, width))
+        layer = nn.TransformerEncoderLayer(width, heads, 2 * width, batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+
+    def forward(self, features: Tensor, valid: Tensor | None = None, slot: Tensor | None = None) -> Tensor:
+        x = self.project(features)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x + _positions(x.shape[1], x.shape[2]).to(x)], 1)
+        padding = None if valid is None else torch.cat([valid.new_zeros(len(valid), 1), ~valid], 1)
+        return self.layers(x, src_key_padding_mask=padding)[:, 0]
+
+
+class Slots(Pool):
+    """The mean of each slot's images side by side, and for each slot 1 if it has any, else 0 (its mean then is 0)."""
+
+    def __init__(self, features: int, slots: int) -> None:
+        super().__init__(slots * (features + 1))
+        self.slots = slots
+
+    def forward(self, features: Tensor, valid: Tensor | None = None, slot: Tensor | None = None) -> Tensor:
+        if slot is None:
+            raise Refusal("model.pool=slots needs to know what each picture shows: set samples.view and samples.views")
+        member = nn.functional.one_hot(slot, self.slots).to(features.dtype)
+        if valid is not None:
+            member = member * valid.unsqueeze(-1)
+        count = member.sum(1)
+        means = torch.einsum("bns,bnd->bsd", member, features) / count.clamp(min=1).unsqueeze(-1)
+        return torch.cat([means.flatten(1), (count > 0).to(features.dtype)], 1)
+
+
+POOLS: dict[str, Callable[..., Pool]] = {
+    "mean": MeanPool,
+    "max": MaxPool,
+    "max_min": MaxMinPool,
+    "attention": AttentionPool,
+    "gru": RecurrentPool,
+    "both_gru": lambda features, **options: RecurrentPool(features, both=True, **options),
+    "transformer": TransformerPool,
+    "slots": Slots,
+}
+
+
+def build_pool(name: str, features: int, **options: Any) -> Pool:
+    """Build a pool by name; `options` go to its constructor."""
+    if name not in POOLS:
+        raise Refusal(f"model.pool is {name!r}; it must be one of {', '.join(POOLS)}")
+    try:
+        return POOLS[name](features, **options)
+    except TypeError as error:
+        raise Refusal(f"model.pool={name} cannot be built with model.pool_options={options}: {error}") from error
+
+
+def _filled(features: Tensor, valid: Tensor | None, value: float) -> Tensor:
+    return features if valid is None else features.masked_fill(~valid.unsqueeze(-1), value)
+
+
+def _positions(length: int, width: int) -> Tensor:
+    """Sinusoidal positions (length, width) (Vaswani et al. 2017, arXiv:1706.03762)."""
+    angles = torch.arange(length).unsqueeze(1) * torch.exp(torch.arange(0, width, 2) * (-math.log(1e4) / width))
+    return torch.stack([angles.sin(), angles.cos()], 2).flatten(1)[:, :width]

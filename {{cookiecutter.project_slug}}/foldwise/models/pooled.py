@@ -1,0 +1,106 @@
+"""A network of an item's pictures and metadata, as `foldwise.data.units.Units` reads them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foldwise.errors import Refusal
+from foldwise.models.network import Batch, Network
+from foldwise.models.networks import build_encoder, only
+from foldwise.models.pools import build_pool, encode_stack
+
+CODES = 64  # as in foldwise.data.units
+FUSIONS = ("concat", "film", "gated")
+
+
+class PooledNetwork(Network):
+    """Pictures through a timm encoder and a pool, fused with metadata, one output out.
+
+    Args:
+        name, options: of the encoder.
+        pool, pool_options: see `foldwise.models.pools.POOLS`; null: an item has one picture.
+        chunk: pictures per pass of the encoder while no BatchNorm trains; null: all at once.
+        numbers, categories: columns of metadata, as the reader's.
+        fusion: "concat" puts the features side by side; "film" scales and shifts those of the pictures by the metadata
+            (Perez et al. 2018, arXiv:1709.07871); "gated" weights all by gates (Arevalo et al. 2017, arXiv:1702.01992).
+        metadata_dropout: share of training samples whose metadata is left out.
+        dropout: in front of the classifier.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        channels: Mapping[str, int],
+        outputs: Mapping[str, int],
+        pool: str | None = "attention",
+        pool_options: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        chunk: int | None = None,
+        numbers: Sequence[str] = (),
+        categories: Sequence[str] = (),
+        fusion: str = "concat",
+        metadata_dropout: float = 0.0,
+        dropout: float = 0.0,
+        weights: Path | None = None,
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__()
+        self.field, self.output, self.chunk = only(channels, "image field"), only(outputs, "output"), chunk
+        self.encoder = build_encoder(name, channels[self.field], weights, pretrained, options)
+        width = self.encoder.num_features
+        self.pool = None if pool is None else build_pool(pool, width, **(pool_options or {}))
+        width = width if self.pool is None else self.pool.width
+        self.fusion: Fusion | None = None
+        if numbers or categories:
+            self.fusion = Fusion(width, len(numbers), len(categories), fusion, metadata_dropout)
+            width = self.fusion.width
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(width, outputs[self.output])
+
+    def forward(self, batch: Batch) -> Batch:
+        images, valid = batch[self.field], batch.get(f"{self.field}_valid")  # valid only if stacks vary in length
+        if (images.ndim == 5) != (self.pool is not None):
+            found, advice = ("stacks of pictures", "choose one") if images.ndim == 5 else ("one picture", "set null")
+            raise Refusal(f"model.pool is {'null' if self.pool is None else 'set'}, but items have {found}: {advice}")
+        if self.pool is None:
+            features = self.encoder(images)
+        else:
+            features = self.pool(encode_stack(self.encoder, images, valid, self.chunk), valid, batch.get("slot"))
+        if self.fusion is not None:
+            features = self.fusion(features, batch)
+        return {self.output: self.classifier(self.dropout(features))}
+
+
+class Fusion(nn.Module):
+    """Fuses features (B, D) with `numbers` (B, 2 K) and `categories` (B, J) of the batch to (B, `width`)."""
+
+    def __init__(
+        self, features: int, numbers: int, categories: int, kind: str, dropout: float, hidden: int = 64
+    ) -> None:
+        super().__init__()
+        if kind not in FUSIONS:
+            raise Refusal(f"model.fusion is {kind!r}; it must be one of {', '.join(FUSIONS)}")
+        if not 0 <= dropout < 1:
+            raise Refusal(f"model.metadata_dropout is {dropout!r}; it must be from 0 to below 1")
+        self.kind, self.dropout = kind, dropout
+        self.embed = nn.ModuleList(nn.Embedding(CODES, 8) for _ in range(categories))
+        inputs = 2 * numbers + 8 * categories
+        self.metadata = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
+        both = features + hidden
+        self.gate = nn.Linear(hidden, 2 * features) if kind == "film" else nn.Linear(both, both)
+        self.width = features if kind == "film" else both
+
+    def forward(self, features: Tensor, batch: Batch) -> Tensor:
+        parts = [batch["numbers"]] if "numbers" in batch else []
+        parts += [layer(batch["categories"][:, index]) for index, layer in enumerate(self.embed)]
+        metadata = self.metadata(torch.cat(parts, 1))
+        if self.training and self.dropout:
+            metadata = metadata * (torch.rand(len(metadata), 1, device=metadata.device) >= self.dropout)
+        if self.kind == "film":
+            scale, shift = self.gate(metadata).chunk(2, 1)
+            return features * (1 + scale) + shift
+        both = torch.cat([features, metadata], 1)
+        return both * self.gate(both).sigmoid() if self.kind == "gated" else both
