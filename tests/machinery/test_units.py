@@ -77,7 +77,13 @@ def test_metadata_has_the_statistics_of_the_training_items(world):
 
 def test_more_values_than_codes_are_other(world):
     frame = pd.read_csv(world / "train.csv")
-    frame = pd.concat([frame[:1].assign(id=f"{i}-{k}", site=f"s{i:03}") for i in range(80) for k in range(2 + (i < 9))])
+    frame = pd.concat(
+        [
+            frame[:1].assign(id=f"{i}-{k}", site=f"s{i:03}", label="xy"[k % 2])
+            for i in range(80)
+            for k in range(2 + (i < 9))
+        ]
+    )
     frame.to_csv(world / "train.csv", index=False)
     samples = Units(categories=["site"], rare=2)
     rows, items = opened(world, samples)

@@ -90,7 +90,8 @@ class Fusion(nn.Module):
         inputs = 2 * numbers + 8 * categories
         self.metadata = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
         both = features + hidden
-        self.gate = nn.Linear(hidden, 2 * features) if kind == "film" else nn.Linear(both, both)
+        gates = {"film": (hidden, 2 * features), "gated": (both, both)}
+        self.gate = nn.Linear(*gates[kind]) if kind in gates else nn.Identity()
         self.width = features if kind == "film" else both
 
     def forward(self, features: Tensor, batch: Batch) -> Tensor:
