@@ -5,11 +5,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from foldwise.data.decoding import noting
 from foldwise.data.images import ImageError
 from foldwise.data.samples import Rows
 from foldwise.data.table import Columns, read_table
 from foldwise.data.units import CODES, Neighbours, Units, choose_frames
-from foldwise.errors import Note, Refusal
+from foldwise.errors import Refusal
 
 
 @pytest.fixture
@@ -97,8 +98,9 @@ def test_a_bad_picture_is_left_out_in_prediction_only(world):
     (world / "3.png").write_bytes(b"broken")
     samples = Units(unit="house", order="number")
     rows, items = opened(world, samples, targets=False)
-    with pytest.warns(Note, match=r"left out: .*3\.png"):
+    with noting() as notes:
         assert levels(samples.read(rows, items[1], {}, None)) == [6, 5, 4, 2]
+    assert [(note.path.name, note.item) for note in notes] == [("3.png", "a")] and "3.png" in notes[0].left_out
     rows, items = opened(world, samples)
     with pytest.raises(ImageError, match=r"3\.png"):
         samples.read(rows, items[1], {}, None)

@@ -97,7 +97,8 @@ def infer(
     problems = dict.fromkeys(range(len(requested)), "no time was left") | shards.done()
     bad = [(requested[number].id, requested[number].path, problem) for number, problem in problems.items() if problem]
     _write_submission(inference, shards)
-    write_bad_images(out / BAD, bad)
+    left_out = [(note.item, note.path, f"left out: {note.left_out}") for note in engine.file_notes if note.left_out]
+    write_bad_images(out / BAD, [*bad, *left_out])
     main_kb, worker_kb = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     seconds = time.monotonic() - begun
     of_files = describe_notes(engine.file_notes, engine.predictor.models)

@@ -25,13 +25,15 @@ class ImageError(Refusal):
 
 
 class FileNote(NamedTuple):
-    """What is worth a note of a file: its EXIF orientation (1: upright), the damage in a JPEG ("": none), and the
-    `data.mode` that its channels were converted by ("": none)."""
+    """What is worth a note of a file: its EXIF orientation (1: upright), the damage in a JPEG ("": none), the
+    `data.mode` that its channels were converted by ("": none), and why it was left out of an item ("": it was not)."""
 
     path: Path
     orientation: int
     damage: str
     mode: str = ""
+    left_out: str = ""
+    item: str = ""
 
 
 _notes: ContextVar[list[FileNote] | None] = ContextVar("_notes", default=None)
@@ -46,6 +48,13 @@ def noting() -> Iterator[list[FileNote]]:
         yield notes
     finally:
         _notes.reset(token)
+
+
+def note_left_out(path: Path, problem: str, item: str) -> None:
+    """Note a picture that an item's reader leaves out because of a problem."""
+    notes = _notes.get()
+    if notes is not None:
+        notes.append(FileNote(path, 1, "", left_out=problem, item=item))
 
 
 def decode_image(path: Path) -> np.ndarray:

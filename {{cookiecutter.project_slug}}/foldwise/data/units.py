@@ -12,7 +12,6 @@ samples:
   categories: [sex, site]
 """
 
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,10 +19,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from foldwise.data.decoding import note_left_out
 from foldwise.data.fields import Field, Item
 from foldwise.data.images import ImageError, read_image
 from foldwise.data.samples import Rows, Sample, Samples, group_items
-from foldwise.errors import Note, Refusal
+from foldwise.errors import Refusal
 
 CODES = 64  # codes of a category; code 0 is "other": rare, unknown or empty
 
@@ -39,7 +39,7 @@ class Units(Samples):
             cut into that many equal segments: training reads a random picture of each, prediction the middle one.
         rare: a value in fewer training items counts as "other".
 
-    In prediction, a picture that cannot be read is left out with a note, as long as the item has another one.
+    In prediction, a picture that cannot be read is left out and listed, as long as the item has another one.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Units(Samples):
 
     def read(self, rows: Rows, item: Item, state: Mapping[str, Any], rng: np.random.Generator | None) -> Sample:
         chosen = list(item.rows) if self.frames is None else choose_frames(item.rows, self.frames, rng)
-        images, chosen = self._read_images(rows, chosen)
+        images, chosen = self._read_images(rows, chosen, item.id)
         sample: Sample = {"image": images if self.unit else images[0]}
         if self.view:
             sample["slot"] = [self._slot(rows, row) for row in chosen]
@@ -105,19 +105,20 @@ class Units(Samples):
             sample["categories"] = [1 + known.index(name) if name in known else 0 for name, known in names]
         return sample
 
-    def _read_images(self, rows: Rows, chosen: Sequence[int]) -> tuple[list[np.ndarray], list[int]]:
+    def _read_images(self, rows: Rows, chosen: Sequence[int], id: str) -> tuple[list[np.ndarray], list[int]]:
         """Read the pictures of rows; also the rows, without those left out."""
-        images, read, errors = [], [], []
+        images, read = [], []
+        errors: dict[int, ImageError] = {}
         for row in chosen:
             try:
                 images.append(read_image(rows.path(row), self.mode))
                 read.append(row)
             except ImageError as error:
-                errors.append(error)
+                errors[row] = error
         if errors and (rows.targets or not images):
-            raise errors[0]
-        for error in errors:
-            warnings.warn(f"left out: {error}", Note, stacklevel=2)
+            raise next(iter(errors.values()))
+        for row, error in errors.items():
+            note_left_out(rows.path(row), str(error), id)
         return images, read
 
     def _slot(self, rows: Rows, row: int) -> int:

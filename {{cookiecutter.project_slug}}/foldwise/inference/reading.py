@@ -220,7 +220,7 @@ def _collate(reads: list[Read], fields: Mapping[InputSpec, dict[str, Field]]) ->
 
 
 def describe_notes(notes: Sequence[FileNote], models: Sequence[Model]) -> list[str]:
-    """Name damaged pictures, and those that are turned by an EXIF orientation that no training image had."""
+    """Name pictures that are damaged, converted, left out, or turned by an EXIF orientation new to the models."""
     turned = [f"{note.path} ({note.orientation})" for note in notes if note.orientation != 1]
     lines = describe_damage({str(note.path): note.damage for note in notes if note.damage})
     for mode in ("rgb", "gray"):
@@ -230,6 +230,9 @@ def describe_notes(notes: Sequence[FileNote], models: Sequence[Model]) -> list[s
                 f"{len(names):,} pictures do not have the channels of the training images, and are converted as with "
                 f"data.mode={mode}: {some(names)}"
             )
+    left_out = [f"{note.path} (of {note.item})" for note in notes if note.left_out]
+    if left_out:
+        lines.append(f"{len(left_out):,} pictures cannot be read and are left out of their items: {some(left_out)}")
     if turned and any(model.spec.exif is None for model in models):
         lines.append(
             "these pictures have an EXIF orientation, which no training image had, and are turned upright (train with "
