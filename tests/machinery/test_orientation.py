@@ -180,3 +180,15 @@ def test_the_test_table_is_asked_about_too(tmp_path):
         check_test_table(data, prepare(data), progress=False)
     data["exif"] = "apply"
     assert check_test_table(data, prepare(data), progress=False)[1] == []
+
+
+def test_a_size_that_differs_proposes_no_mask_values(tmp_path):
+    """Though the masks lack class 1, which the ignored value 2 could be."""
+    write(tmp_path, {1: 6}, "upright")
+    for path in (tmp_path / "masks").iterdir():
+        mask = read_mask(path) * 2
+        save(path, mask.astype(np.uint8), 1)
+    with pytest.raises(TableError) as error:
+        prepare(config(tmp_path, classes=["a", "b"], ignore_index=2, exif="ignore"), "segmentation")
+    (problem,) = error.value.problems
+    assert "with data.exif=apply both have the same size" in problem

@@ -96,12 +96,13 @@ def number_problems(
                 f"data.mask_values: {value} becomes {number}, which is neither a class (0 to {len(classes) - 1}) nor "
                 f"data.ignore_index ({ignore_index})"
             )
-    if not problems and len({mapping[value] for value in masks_of} - {ignore_index}) < 2:
+    single = not problems and len({mapping[value] for value in masks_of} - {ignore_index}) < 2
+    if single:
         problems.append(
             f"all masks together have only the values {sorted(masks_of)}: "
             f"with data.ignore_index={ignore_index} there are no two classes to learn"
         )
-    return [*problems, cure] if cure and (unknown or problems) else problems
+    return [*problems, cure] if cure and (unknown or single) else problems
 
 
 TURNED = {

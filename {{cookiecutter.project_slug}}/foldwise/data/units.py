@@ -117,8 +117,8 @@ class Units(Samples):
                 errors[row] = error
         if errors and (rows.targets or not images):
             raise next(iter(errors.values()))
-        for row, error in errors.items():
-            note_left_out(rows.path(row), str(error), id)
+        for row, problem in errors.items():
+            note_left_out(rows.path(row), str(problem), id)
         return images, read
 
     def _slot(self, rows: Rows, row: int) -> int:
