@@ -205,7 +205,7 @@ def test_one_column_of_values_goes_under_whatever_name_the_sample_has(world, tmp
     truth = read_ground_truth(folder / "a")
     truth = replace(truth, table=replace(truth.table, classes=("length",)))
     pd.DataFrame({"ImageId": ["t0"], "Target": ["0"]}).to_csv(tmp_path / "one.csv", index=False)
-    layout = choose_layout(truth, read_sample(tmp_path / "one.csv"))
+    layout, _ = choose_layout(truth, read_sample(tmp_path / "one.csv"))
     assert layout.table(["t0"], np.array([[12.5]])).to_dict("list") == {"ImageId": ["t0"], "Target": [12.5]}
 
 
