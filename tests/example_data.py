@@ -42,12 +42,12 @@ def write(root: Path) -> None:
                 "sound": f"sounds/{name}.wav", "dicom": f"dicom/{name}.dcm", "size": size if row % 5 else size + 0.5,
                 "age": "" if row % 7 == 0 else 20 + 10 * label + rng.integers(5), "sex": "mf"[row % 2],
                 "series": f"s{series}", "number": number, "clip": f"clip{series}", "thing": f"thing{row // 2}",
-                "region": ["north", "south"][row % 2],
+                "region": ["north", "south"][row % 2], "kind": "" if row % 6 == 0 else ["small", "large"][size > 11],
             }
         )  # fmt: skip
     frame = pd.DataFrame(rows)
     frame.to_csv(root / "train.csv", index=False)
-    frame.drop(columns=["label", "mask", "size"]).to_csv(root / "test.csv", index=False)
+    frame.drop(columns=["label", "mask", "size", "kind"]).to_csv(root / "test.csv", index=False)
 
 
 def _write_dicom(path: Path, values: np.ndarray) -> None:

@@ -15,7 +15,6 @@ NAMES = sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir() and pat
 # Of each example, the experiments to try, with what their data needs.
 TRIED: dict[str, list[list[str]]] = {
     "auxiliary": [["auxiliary"]],
-    "class_and_mask": [["class_and_mask", "model=tiny_unet"]],
     "clips": [["clips"]],
     "dicom": [["dicom", "data.columns.image=dicom", "samples.windows=[[0,400],[40,80]]"]],
     "hard_examples": [["hard_examples"]],
@@ -48,7 +47,7 @@ def repository(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_examples_are_small_and_all_are_tried() -> None:
-    assert set(TRIED) == set(NAMES) and len(NAMES) == 13
+    assert set(TRIED) == set(NAMES) and len(NAMES) == 12
     listed = (EXAMPLES / "README.md").read_text()
     for name in NAMES:
         files = list((EXAMPLES / name).rglob("*.py"))

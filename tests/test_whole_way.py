@@ -14,14 +14,21 @@ import pytest
 from conftest import Render, kill_after_first_epoch, run_command
 from test_examples import TRIED, render_examples
 
-ALWAYS = {"auxiliary", "clips", "class_and_mask"}
+ALWAYS = {"auxiliary", "clips", "heads"}
+HEADS = [  # built-in heads: a mask, which is kept, and classes that some rows lack
+    "heads",
+    "~outputs.background",
+    "+outputs.mask={task: segmentation, target: mask, classes: [background,thing], weight: 0.5}",
+    "+outputs.kind={task: multiclass, target: kind, weight: 0.3}",
+]
+WITHOUT_EXAMPLE = {"teacher": [["teacher", "module.teacher=weights/teacher/full/model"]], "heads": [HEADS]}
 SMALL = [
     *("data.workers=0", "batch_size=4", "epochs=2", "trainer=cpu"),
     *("trainer.limit_train_batches=2", "logger=none"),
 ]
 CASES = [
     pytest.param(experiment, id=f"{experiment[0]}-{number}", marks=[] if name in ALWAYS else [pytest.mark.slow])
-    for name, experiments in (TRIED | {"teacher": [["teacher", "module.teacher=weights/teacher/full/model"]]}).items()
+    for name, experiments in (TRIED | WITHOUT_EXAMPLE).items()
     for number, experiment in enumerate(experiments)
 ]
 NUMBERS = ["baseline", "task=regression", "metric=rmse", "data.columns.target=[age,size]"]  # age has gaps

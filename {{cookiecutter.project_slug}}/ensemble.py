@@ -4,6 +4,7 @@ examples:
   python ensemble.py runs/baseline-1a2b3c4d runs/larger-5e6f7a8b --out ensembles/first
   python ensemble.py runs/* --oof oof-d4 --test test-d4 --out ensembles/d4 --methods all --strict
   python ensemble.py runs/* --out ensembles/stack --methods linear logistic --columns camera altitude
+  python ensemble.py runs/a --features runs/a/outputs/grade --methods logistic --out ensembles/heads
   python ensemble.py runs/a runs/b ensembles/first --out ensembles/second --weights 0.5 0.2 0.3
   python ensemble.py predictions/anna predictions/ben --data competition --set metric=f_beta --out ensembles/team
 
@@ -45,6 +46,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--columns", nargs="+", default=[], metavar="NAME", help="columns of the table as further inputs of stacking"
     )
     parser.add_argument(
+        "--features",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="SOURCE",
+        help="sources of any task, such as heads, as further inputs of stacking; then one source is enough",
+    )
+    parser.add_argument(
         "--strict", action="store_true", help="also score each fold with a method that was chosen and fitted without it"
     )
     return parser.parse_args(arguments)
@@ -69,6 +78,7 @@ def main() -> None:
                 use=options.use,
                 weights=options.weights,
                 columns=options.columns,
+                features=options.features,
                 strict=options.strict,
                 progress=progress,
                 report=report_ensemble,

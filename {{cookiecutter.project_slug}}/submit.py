@@ -4,6 +4,7 @@ examples:
   python submit.py make runs/baseline-1a2b3c4d --sample data/competition/sample_submission.csv
   python submit.py make runs/ensemble --test test-d4 --oof oof-d4 --decision platt+expected-f --out submissions/bold.csv
   python submit.py make runs/unet-5e6f7a8b --format rle --classes car road --row-id "{id}_{index}"
+  python submit.py make runs/unet-5e6f7a8b --presence runs/unet-5e6f7a8b/outputs/presence
   python submit.py score submissions/baseline-1a2b3c4d-test-none.csv 0.9123
   python submit.py choose
 """
@@ -38,6 +39,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     make.add_argument("--data", help="name of a file in configs/data, for sources without a config.yaml")
     make.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="with --data: config overrides")
     make.add_argument("--out", type=Path, help="file to write (default: submissions/<source>-<test>.csv)")
+    make.add_argument(
+        "--presence",
+        type=Path,
+        metavar="SOURCE",
+        help="masks: predictions of which classes an image has; those below a fitted threshold get no mask",
+    )
     add_decision_options(make)
     add_trust(make)
     add_format_options(make)
@@ -86,6 +93,7 @@ def make_file(options: argparse.Namespace) -> None:
             decision=options.decision,
             exclusive=options.exclusive,
             sums=options.sums,
+            presence=options.presence,
             out=options.out,
             ledger=options.ledger,
             progress=progress,

@@ -6,6 +6,7 @@ The choices are found, not listed: a file that is added is tested from then on.
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from tiny import tiny_config, train_folds, write_data
@@ -185,7 +186,10 @@ def mixtures() -> list[tuple[str, list[str]]]:
 @pytest.fixture(scope="module")
 def few(tmp_path_factory) -> Path:
     """A data set of 12 pictures: the tests that use it ask whether something works, not how well."""
-    return write_data(tmp_path_factory.mktemp("few"), rows=12)
+    root = write_data(tmp_path_factory.mktemp("few"), rows=12)
+    table = pd.read_csv(root / "train.csv")
+    table.assign(background=["plain", "stripes"] * 6).to_csv(root / "train.csv", index=False)
+    return root
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from foldwise.predictions.decisions.expected_f import Group, best_answers, find_
 from foldwise.predictions.decisions.masks import (
     CANDIDATES,
     CLEANINGS,
+    WITH_PRESENCE,
     Cleaning,
     choose_cleaning,
     compare_cleaning,
@@ -480,3 +481,47 @@ def test_the_area_of_a_fold_is_the_best_of_the_others():
     assert fitted[2] == CANDIDATES[max(tuned, key=lambda place: metric.reduce(evidence[:, place]))]
     with pytest.raises(Refusal, match="two folds"):
         compare_cleaning(metric, evidence, folds * 0)
+
+
+def absence_images(rng, folds, true_threshold):
+    """Maps of three classes; class 2 is in the image if its presence reaches the threshold, and predicted anyway."""
+    images, presence = [], {}
+    for number, fold in enumerate(folds):
+        present = np.array([1.0, 1.0, rng.choice([0.01, 0.05, 0.2, 0.9])])
+        mask = np.zeros((20, 20), np.int64)
+        mask[:8] = 1
+        said = mask.copy()
+        said[12:] = 2
+        if present[2] >= true_threshold:
+            mask[12:] = 2
+        images.append((f"r{number}", mask, 0.1 + 0.5 * np.eye(3)[said].transpose(2, 0, 1), fold))
+        presence[f"r{number}"] = present
+    return images, presence
+
+
+def test_classes_that_are_not_present_get_no_mask_by_a_threshold_of_the_other_folds():
+    metric, folds = MeanIoU().for_task("segmentation", names(3)), np.arange(12) % 2
+    images, presence = absence_images(np.random.default_rng(0), folds, 0.1)
+    chosen = choose_cleaning(metric, images, presence=presence)
+    assert [outcome.name for outcome in chosen.outcomes] == [*CLEANINGS, *(_with(name) for name in CLEANINGS)]
+    assert chosen.decision == Cleaning(presence=0.1) and str(chosen.decision) == "presence from 0.1"
+    assert chosen.outcome.overall == 1 > chosen.outcomes[0].overall
+    for id, mask, probability, _ in images:
+        assert (chosen.decision(probability, presence[id]) == mask).all()
+    assert (chosen.decision(images[0][2]) == images[0][2].argmax(0)).all()  # without presence
+    absent = np.zeros(3)
+    assert (Cleaning(presence=0.3)(images[0][2], absent) == images[0][2].argmax(0)).all()  # something must be there
+
+
+def _with(name):
+    return "presence" if name == "argmax" else f"{name}+presence"
+
+
+def test_the_presence_threshold_of_a_fold_is_the_best_of_the_others():
+    metric, folds = MeanIoU().for_task("segmentation", names(3)), np.repeat([0, 1], 8)
+    first, presence = absence_images(np.random.default_rng(0), folds, 0.1)
+    second, _ = absence_images(np.random.default_rng(0), folds, 0.3)
+    changed = [*first[:8], *second[8:]]  # only masks of fold 1 differ
+    outcomes = [choose_cleaning(metric, images, "presence", presence).outcome for images in (first, changed)]
+    assert {WITH_PRESENCE[place].presence for place in outcomes[1].answers[folds == 0]} == {0.3}
+    assert outcomes[0].answers[folds == 1].tolist() == outcomes[1].answers[folds == 1].tolist()

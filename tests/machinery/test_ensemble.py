@@ -362,7 +362,7 @@ def test_metadata_columns_reach_stacking(tmp_path):
     assert ((frame.loc[world.test_ids] > 0.5) == (world.test_truth[:, 0] > 0.5)).mean() > 0.95
     with pytest.raises(Refusal, match="labels is the target\n.*unit identifies(.|\n)*no column moon"):
         run(world, tmp_path, "bad", methods=["logistic"], columns=["labels", "unit", "moon"])
-    with pytest.raises(Refusal, match="--columns needs a stacking method: add --methods"):
+    with pytest.raises(Refusal, match="--columns and --features need a stacking method: add --methods"):
         run(world, tmp_path, "bad", columns=["site"])
 
 

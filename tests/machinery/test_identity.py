@@ -195,7 +195,7 @@ def test_table_hash_sees_labels_and_weights_and_not_other_columns(tmp_path):
         table = read_table(tmp_path / "t.csv", "multiclass", tmp_path, Columns(weight="w"))
         items = [Item(id, (row,)) for row, id in enumerate(table.ids)]
         return hash_data(
-            SimpleNamespace(samples=reader, source=table, items=items, outputs=(), tables={"target": table})
+            SimpleNamespace(samples=reader, source=table, items=items, trained=(), tables={"target": table})
         )
 
     reader = Samples()

@@ -18,7 +18,7 @@ from foldwise.files import write_json
 from foldwise.predictions.decisions.calibration import CALIBRATORS
 from foldwise.predictions.decisions.deciding import Method, choose_decision, fit_decision
 from foldwise.predictions.decisions.layers import compare_cuts, measure_cuts
-from foldwise.predictions.decisions.masks import CANDIDATES, compare_cleaning, measure_candidates
+from foldwise.predictions.decisions.masks import CANDIDATES, WITH_PRESENCE, compare_cleaning, measure_candidates
 from foldwise.predictions.decisions.rules import rules_for
 from foldwise.predictions.ensembles.ensembling import ensemble
 from foldwise.predictions.metrics import Dice, FBeta, MacroF1, MeanIoU, QuadraticKappa, Rmse
@@ -123,7 +123,8 @@ def draw_maps(seed, rows, truth=None):
     return maps
 
 
-def test_the_cleaning_of_a_folds_masks():
+@pytest.mark.parametrize("candidates", [CANDIDATES, WITH_PRESENCE])
+def test_the_cleaning_of_a_folds_masks(candidates):
     rng = np.random.default_rng(1)
     masks = {row: np.kron(rng.integers(0, 4, (4, 4)), np.ones((8, 8), int)) for row in range(18)}
     maps, folds, metric = (
@@ -131,11 +132,14 @@ def test_the_cleaning_of_a_folds_masks():
         np.arange(18) % 3,
         MeanIoU().for_task("segmentation", list("abcd")),
     )
-    outcomes = []
+    present, outcomes = rng.choice([0.01, 0.05, 0.2, 0.9], (18, 4)), []
     for changed in (False, True):
         truth = [(masks[row] + (changed and folds[row] == 1)) % 4 for row in masks]
-        evidence = np.stack([measure_candidates(metric, mask, maps[row])[0] for row, mask in enumerate(truth)])
-        outcomes.append(compare_cleaning(metric, evidence, folds)[0])
+        measured = [
+            measure_candidates(metric, mask, maps[row], present[row] if candidates is WITH_PRESENCE else None)[0]
+            for row, mask in enumerate(truth)
+        ]
+        outcomes.append(compare_cleaning(metric, np.stack(measured), folds, candidates)[0])
     for first, second in zip(*outcomes, strict=True):
         assert first.answers[folds == 1].tolist() == second.answers[folds == 1].tolist()
         assert first.per_fold[1] != second.per_fold[1]

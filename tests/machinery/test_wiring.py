@@ -571,7 +571,7 @@ SETTINGS: dict[str, Changes | Same] = {
         ),
     ),
     "experiment_name": Changes("experiment_name=other", ensures(lambda a, b: b.run.name.startswith("other-"))),
-    "outputs": Same("test_solution trains two outputs"),
+    "outputs": Same("test_heads trains heads, test_solution outputs of an own network"),
     "fold_workers": Same("how many folds train at once: test_processes"),
     "run": Same("which run is continued: test_training"),
     "project.name": Same("of the default logger's project"),

@@ -124,7 +124,7 @@ def resolve_config(config: "DictConfig") -> dict[str, Any]:
     for phase, group in named:
         raw["phases"][phase][group] = phases[phase][group] = read_yaml(find_choice(group, phases[phase][group]))
     plain["outputs"] = {name: _output(name, entry, data) for name, entry in (plain.get("outputs") or {}).items()}
-    keys = ["logits", *(entry["key"] for entry in plain["outputs"].values())]
+    keys = ["logits", *(entry["key"] or name for name, entry in plain["outputs"].items())]
     if len(set(keys)) < len(keys):
         raise Refusal(f"outputs use the keys {', '.join(keys)}: each output needs a different key")
     plain["phases"] |= _with_epochs(plain["epochs"], phases)
@@ -138,22 +138,46 @@ def resolve_config(config: "DictConfig") -> dict[str, Any]:
     return plain
 
 
+OUTPUT: dict[str, Any] = {  # settings of an output besides task and target, with their defaults
+    "key": None, "classes": None, "metric": None, "loss": None, "weight": 1.0, "keep": True, "at": None,
+}  # fmt: skip
+
+
 def _output(name: str, entry: Any, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Check and complete the entry of an output; a metric name is replaced by the content of its file."""
+    """Check and complete the entry of an output; names of a metric and a loss are replaced by their files' content."""
     from omegaconf import OmegaConf
 
     from foldwise.tasks import find_task
 
-    required = {"key", "task", "target"}
-    if not isinstance(entry, Mapping) or not required <= entry.keys() <= required | {"classes", "metric"}:
-        raise Refusal(f"outputs.{name} is {entry!r}; it has key, task and target, and may have classes and metric")
-    if not name.isidentifier():
-        raise Refusal(f"outputs.{name}: a name is made of letters, digits and underscores")
-    metric = entry.get("metric") or find_task(entry["task"]).metric
-    if isinstance(metric, str):
-        metric = read_yaml(find_choice("metric", metric))
-    filled = OmegaConf.to_container(OmegaConf.create({"data": data, "metric": metric}), resolve=True)
-    return {"classes": None, **entry, "metric": cast(dict[str, Any], filled)["metric"]}
+    required = {"task", "target"}
+    if not isinstance(entry, Mapping) or not required <= entry.keys() <= required | OUTPUT.keys():
+        raise Refusal(f"outputs.{name} is {entry!r}; it has task and target, and may have {', '.join(OUTPUT)}")
+    if not name.isidentifier() or name in ("loss", "logits"):
+        raise Refusal(f"outputs.{name}: a name is made of letters, digits and underscores, and is not loss or logits")
+    filled = OUTPUT | dict(entry)
+    problems = []
+    if isinstance(filled["weight"], bool) or not isinstance(filled["weight"], int | float) or filled["weight"] < 0:
+        problems.append(f"outputs.{name}.weight is {filled['weight']!r}; it must be a number of 0 or more")
+    if not isinstance(filled["keep"], bool):
+        problems.append(f"outputs.{name}.keep is {filled['keep']!r}; it must be true or false")
+    if filled["key"] and filled["at"]:
+        problems.append(f"outputs.{name} has key, an output of your own network, and at, the place of a built-in head")
+    if filled["key"] and not filled["keep"] and filled["loss"] is None:
+        problems.append(f"outputs.{name} has keep=false and no loss: give it one, or leave the output out")
+    if problems:
+        raise Refusal("\n".join(problems))
+    task = find_task(entry["task"])
+    filled["metric"] = filled["metric"] or task.metric
+    if filled["loss"] is None and not filled["key"]:  # a built-in head has the loss of its task
+        chosen = read_yaml(find_choice("task", task.name))["defaults"]
+        filled["loss"] = next(default["/loss"] for default in chosen if "/loss" in default)
+    for group in ("metric", "loss"):
+        if isinstance(filled[group], str):
+            if filled[group] not in list_choices(group):
+                raise Refusal(f"outputs.{name}: {unknown_choice(group, filled[group])}")
+            filled[group] = read_yaml(find_choice(group, filled[group]))
+    context = {"data": data, "task": task.name, "output": filled}
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(context), resolve=True))["output"]
 
 
 def _with_epochs(epochs: Any, phases: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ from foldwise.models.network import Batch
 
 
 class Module(TrainingModule):
-    """Trains `self.network` with `self.loss`, which the config group `loss` selects."""
+    """Trains `self.network` with `self.loss`, which the config group `loss` selects, and the losses of `outputs`."""
 
     def losses(self, outputs: Batch, batch: Batch) -> dict[str, Tensor]:
         """Return the loss of a batch as "loss".
@@ -18,4 +18,6 @@ class Module(TrainingModule):
             outputs: returned by the network.
             batch: the fields of the samples, "target", "weight" (B,), and "row" (B,), the index of each item.
         """
-        return {"loss": self.loss(outputs["logits"], batch["target"], batch["weight"])}
+        loss = self.loss(outputs["logits"], batch["target"], batch["weight"])
+        weighted, heads = self.head_losses(outputs, batch)  # of further `outputs` with a loss; 0 if there are none
+        return {"loss": loss + weighted, **heads}

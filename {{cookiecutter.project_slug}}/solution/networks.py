@@ -5,7 +5,7 @@ from foldwise.models.networks import ImageNetwork
 
 
 class Network(ImageNetwork):
-    """A timm or smp network in `self.net`, built from the config group `model`.
+    """A timm or smp network in `self.net`, built from the config group `model`, and the heads that `outputs` adds.
 
     To write your own, subclass foldwise.models.network.Network and create an encoder (see `build_encoder`) and a head.
     The constructor takes `channels`, `outputs`, `weights`, `pretrained`, and every setting you add to `model`.
@@ -13,4 +13,5 @@ class Network(ImageNetwork):
 
     def forward(self, batch: Batch) -> Batch:
         """Return raw outputs by name; images are normalised, (B, C, H, W)."""
-        return {"logits": self.net(batch["image"])}
+        logits, features = self.heads.encode(self.net, batch["image"])  # without heads, logits is self.net(image)
+        return {"logits": logits, **self.heads(features)}

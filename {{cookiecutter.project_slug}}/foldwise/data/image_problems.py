@@ -72,7 +72,8 @@ def number_problems(
     one value only."""
     mapping = {value: value for value in [*range(len(classes)), ignore_index]} if mask_values is None else mask_values
     masks_of: dict[int, dict[str, int]] = defaultdict(dict)  # value -> {mask: pixels}
-    for row in scan[scan["dtype"].notna()].drop_duplicates(["image", "mask"]).itertuples():
+    existing = scan["dtype"].notna() & (scan["mask"] != "")
+    for row in scan[existing].drop_duplicates(["image", "mask"]).itertuples():
         for pair in row.values.split():
             value, pixels = map(int, pair.split(":"))
             masks_of[value][row.mask] = pixels

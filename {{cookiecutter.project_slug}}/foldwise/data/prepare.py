@@ -1,7 +1,7 @@
 """Check the table and all images, make folds, compute statistics."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from foldwise.code.build import make
+from foldwise.data.columns import Columns
 from foldwise.data.features import FeatureSet, StoredFeatures, open_features
 from foldwise.data.fields import Item
 from foldwise.data.folds import fold_array, folds_hash, update_folds
@@ -21,8 +22,8 @@ from foldwise.data.pseudo import Pseudo, read_pseudo
 from foldwise.data.sample import provide_classes
 from foldwise.data.samples import Samples, TableItems, item_table
 from foldwise.data.scan import images_hash, scan_items
-from foldwise.data.statistics import compute_statistics
-from foldwise.data.table import Columns, Table, read_table
+from foldwise.data.statistics import compute_statistics, count_classes
+from foldwise.data.table import Table, read_table
 from foldwise.errors import Refusal
 from foldwise.files import read_json, write_json
 from foldwise.tasks import find_task
@@ -37,9 +38,11 @@ class Prepared:
         table: one row per item, with the targets of the main output.
         source: the table as read; the reader makes `items` of its rows.
         alias: module alias of the owner's code.
-        outputs: the main output first.
+        outputs: what the models predict, the main output first.
+        auxiliary: further outputs that are trained only (`keep: false`).
         tables: like `table` for each output, by target field.
         folds: by item id; -1 means always train.
+        class_counts: of each output by name, see `count_classes`.
     """
 
     table: Table
@@ -57,6 +60,12 @@ class Prepared:
     notes: tuple[str, ...]
     pseudo: Pseudo | None = None
     features: tuple[FeatureSet, ...] = ()
+    auxiliary: tuple[Output, ...] = ()
+    class_counts: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+
+    @property
+    def trained(self) -> tuple[Output, ...]:
+        return (*self.outputs, *self.auxiliary)
 
     @property
     def image(self) -> dict[str, Any]:
@@ -102,24 +111,27 @@ def prepare(config: Mapping[str, Any], alias: str | None, make_folds: bool = Tru
     _check_names(samples)
     items = read_items(data, task, samples)
     table = items.table
-    outputs, tables = read_outputs(config, table, items.items)
-    _check_ignore_index(data["ignore_index"], outputs)
+    outputs, auxiliary, tables = read_outputs(config, table, items.items)
+    _check_ignore_index(data["ignore_index"], [*outputs, *auxiliary])
     scan = scan_items(items, data, progress=progress)
     folds, notes = update_folds(table, present_classes(table, scan), data, config["seed"], make_folds)
     notes = [*notes, *damage_notes(scan)]
     if find_task(task).exclusive:
         notes += mask_notes(scan, len(table.classes), data["ignore_index"], table.masks.values)
-    statistics = compute_statistics(scan, items, fold_array(folds, table.ids), data["scale"])
-    scans = [scan]
-    for output in outputs[1:]:
+    places = fold_array(folds, table.ids)
+    statistics = compute_statistics(scan, items, places, data["scale"])
+    scans, counts = [scan], {"": statistics["class_counts"]}
+    for output in (*outputs[1:], *auxiliary):
+        own = tables[output.target]
         if output.meaning.field.spatial:
-            scans.append(scan_items(items, data, f"images-{output.name}", tables[output.target], progress))
+            scans.append(scan_items(items, data, f"images-{output.name}", own, progress))
+        counts[output.name] = count_classes(own, scans[-1], places)
     stored = Path(data["prepared"]) / "statistics.json"
     if not stored.exists() or read_json(stored) != statistics:
         write_json(stored, statistics)
     pseudo = None
     if data.get("pseudo"):
-        if len(outputs) > 1 or any(len(item.rows) > 1 for item in items.items):
+        if len(tables) > 1 or any(len(item.rows) > 1 for item in items.items):
             raise Refusal("data.pseudo supports one image per item and one output; this config has more")
         pseudo = read_pseudo(data, table, folds.values(), folds_hash(folds))
         scans.append(scan_alike(pseudo.table, data, samples, statistics, progress))
@@ -139,6 +151,8 @@ def prepare(config: Mapping[str, Any], alias: str | None, make_folds: bool = Tru
         tuple(notes),
         pseudo,
         open_features(data, items, scan, statistics),
+        auxiliary,
+        counts,
     )
 
 
@@ -153,32 +167,42 @@ def read_items(data: Mapping[str, Any], task: str, samples: Samples) -> TableIte
         masks=mask_settings(data),
         separator=data.get("label_separator"),  # older runs lack it, and the next
         exif=data.get("exif"),
+        missing=data.get("ignore_index") if data.get("missing_targets") else None,  # of a further output
     )
     return TableItems.of(source, samples, targets=True)
 
 
 def read_outputs(
     config: Mapping[str, Any], table: Table, items: Sequence[Item]
-) -> tuple[tuple[Output, ...], dict[str, Table]]:
-    """Read all outputs, the main one first, and each one's table (one row per item) by its target field."""
+) -> tuple[tuple[Output, ...], tuple[Output, ...], dict[str, Table]]:
+    """Read the outputs that are predicted, the main one first, those that are only trained, and each one's table.
+
+    Tables have one row per item and are named by their target field. Further outputs may lack targets.
+    """
     main = Output.main(config["task"], table.classes)
     outputs, tables = [main], {main.target: table}
+    auxiliary: list[Output] = []
     data = config["data"]
     for name, entry in (config.get("outputs") or {}).items():
         columns = Columns.from_config({**data["columns"], "target": entry["target"]})
-        source = read_table(
-            data["table"],
-            entry["task"],
-            data["root"],
-            columns,
-            entry.get("classes"),
-            masks=mask_settings(data),
-            separator=data.get("label_separator"),
-            exif=data.get("exif"),
-        )
-        outputs.append(Output.other(name, entry, source.classes))
-        tables[outputs[-1].target] = item_table(source, items)
-    return tuple(outputs), tables
+        try:
+            source = read_table(
+                data["table"],
+                entry["task"],
+                data["root"],
+                columns,
+                entry.get("classes"),
+                masks=mask_settings(data),
+                separator=data.get("label_separator"),
+                exif=data.get("exif"),
+                missing=data["ignore_index"],
+            )
+        except TableError as error:
+            raise Refusal(f"outputs.{name}: {error}") from error
+        output = Output.other(name, entry, source.classes)
+        (outputs if entry.get("keep", True) else auxiliary).append(output)  # older runs lack it
+        tables[output.target] = item_table(source, items)
+    return tuple(outputs), tuple(auxiliary), tables
 
 
 def check_test_table(data: Mapping[str, Any], prepared: Prepared, progress: bool = True) -> tuple[Table, list[str]]:

@@ -53,8 +53,7 @@ class Reader:
                 sample = self.samples.read(self.rows, item, self.state, rng)
             for name, table in self.targets.items():
                 if name not in sample and name not in self.samples.fields:
-                    target = table.target
-                    sample[name] = channels_last(table.read_mask(index)) if target is None else target[index]
+                    sample[name] = self._target(table, index, sample)
         except ImageError as error:
             raise ImageError(f"{error} (id {item.id!r})") from error
         wrong = [name for name in fields if name not in sample] + [name for name in sample if name not in fields]
@@ -64,6 +63,16 @@ class Reader:
                 f"{', '.join(fields)}; the difference is {', '.join(wrong)}"
             )
         return {name: self._checked(name, kind, sample[name], item.id) for name, kind in fields.items()}
+
+    def _target(self, table: Table, index: int, sample: Sample) -> np.ndarray:
+        """Targets (C,) or a mask (H, W); a missing mask has the size of the first image."""
+        if table.target is not None:
+            return table.target[index]
+        if table.missing is None or table.known[index]:
+            return channels_last(table.read_mask(index))
+        first = next(sample[name] for name, kind in self.samples.fields.items() if kind.spatial)
+        image = first[0] if isinstance(first, list | tuple) or first.ndim == 4 else first
+        return np.full(image.shape[:2], table.missing, np.uint16)
 
     def _checked(self, name: str, kind: Field, value: Any, id: str) -> Any:
         if not kind.spatial:

@@ -212,7 +212,7 @@ def _figures(items: TableItems, table: Table, number: int, state: Mapping[str, A
     figures = [(name, _image_figures(sample[name], where)) for name in image_fields(items.samples)]
     first = figures[0][1] if figures else _image_figures(np.zeros((1, 1, 1), np.uint8), where)
     row = first | {"mask_height": 0, "mask_width": 0, "values": "", "others": json.dumps(dict(figures[1:]))}
-    if "mask" in table.frame:
+    if "mask" in table.frame and table.known[number]:
         row |= table.masks.figures(table.mask_cells(number), table.root, table.image_path(number))
     return row
 

@@ -9,6 +9,7 @@ import pandas as pd
 from foldwise.data.images import default_scale
 from foldwise.data.samples import TableItems
 from foldwise.data.scan import image_fields
+from foldwise.data.table import Table
 from foldwise.tasks import find_task
 
 # Smallest std, in [0, 1] units, so that a constant channel does not divide by zero.
@@ -22,18 +23,23 @@ def compute_statistics(scan: pd.DataFrame, items: TableItems, folds: np.ndarray,
         images: channels, dtype, scale, and mean and std per channel in [0, 1] units (std at least 1/255), by field.
         items: their number. class_counts: items (`Task.count`) or pixels per class, by fold as text.
     """
-    target, task = items.table.target, find_task(items.table.task)
-    counts = np.stack(scan["pixels"].tolist()) if target is None else task.count(target)
     others = [json.loads(text) for text in scan["others"]]
     images = {}
     for number, name in enumerate(image_fields(items.samples)):
         images[name] = _moments(pd.DataFrame([each[name] for each in others]) if number else scan, scale)
-    sums = {str(fold): counts[folds == fold].sum(axis=0).tolist() for fold in np.unique(folds)}
     return {
         "images": images,
         "items": len(items.items),
-        "class_counts": {fold: [int(n) if float(n).is_integer() else n for n in row] for fold, row in sums.items()},
+        "class_counts": count_classes(items.table, scan, folds),
     }
+
+
+def count_classes(table: Table, scan: pd.DataFrame, folds: np.ndarray) -> dict[str, list[float]]:
+    """Items with a target (`Task.count`) or, from the scan, pixels of each class, by fold as text."""
+    target, task = table.target, find_task(table.task)
+    counts = np.stack(scan["pixels"].tolist()) if target is None else task.count(target)
+    sums = {str(fold): np.nansum(counts[folds == fold], axis=0).tolist() for fold in np.unique(folds)}
+    return {fold: [int(n) if float(n).is_integer() else n for n in row] for fold, row in sums.items()}
 
 
 def _moments(scan: pd.DataFrame, scale: float | None) -> dict[str, Any]:

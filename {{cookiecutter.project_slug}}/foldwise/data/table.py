@@ -21,7 +21,7 @@ from foldwise.data.orientation import oriented
 from foldwise.data.paths import check_paths
 from foldwise.data.problems import Check, has_stray_spaces, some
 from foldwise.data.table_file import read_file
-from foldwise.data.targets import check_class_names, check_units, split_cells
+from foldwise.data.targets import check_class_names, check_units, fill_missing, split_cells
 from foldwise.errors import Refusal
 from foldwise.tasks import Task, find_task
 
@@ -42,6 +42,7 @@ class Table:
         target: float32 (N, C), one-hot, multi-hot or soft; for retrieval int64 (N, 1), the index of the identity; None
             for masks and for tables without target.
         masks: how masks are stored; the cells of several mask columns are joined by `SEPARATOR` in `mask`.
+        missing: value of a missing mask; None: targets cannot be missing.
     """
 
     frame: pd.DataFrame
@@ -53,6 +54,7 @@ class Table:
     masks: StoredMasks = field(default_factory=StoredMasks)
     ordered: bool = True
     exif: str | None = None
+    missing: int | None = None
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -64,6 +66,15 @@ class Table:
     @cached_property
     def row_of(self) -> dict[str, int]:
         return {id: row for row, id in enumerate(self.ids)}
+
+    @cached_property
+    def known(self) -> np.ndarray:
+        """Rows with a target, bool (N,)."""
+        if self.target is not None:
+            return ~np.isnan(self.target).all(axis=1)
+        if self.missing is None or not find_task(self.task).exclusive:  # an empty cell is an empty mask
+            return np.ones(len(self), bool)
+        return (self.frame["mask"] != "").to_numpy(bool)
 
     def image_path(self, row: int) -> Path:
         return self.root / self.frame["image"].iat[row]
@@ -105,6 +116,7 @@ def read_table(
     masks: Mapping[str, Any] | None = None,
     separator: str | None = None,
     exif: str | None = None,
+    missing: int | None = None,
 ) -> Table:
     """Read a table and check it as a whole, including that image and mask files exist.
 
@@ -117,6 +129,7 @@ def read_table(
         masks: how masks are stored, see `masks.mask_settings`.
         exif: see `Table`.
         separator: of the labels in a cell of a multilabel table; None: whitespace.
+        missing: allows empty targets, read as NaN or a mask full of this value; an empty cell of labels has no label.
 
     Raises:
         TableError: lists every problem with its line.
@@ -160,7 +173,7 @@ def read_table(
     if meaning.field.spatial and has_target:
         cells = [text_column(raw[name]) for name in target_columns]
         for name, column in zip(target_columns, cells, strict=True):
-            _check_masks(column, root, name, stored.encoding, meaning.exclusive, check)
+            _check_masks(column, root, name, stored.encoding, meaning.exclusive and missing is None, check)
         frame["mask"] = cells[0].str.cat(cells[1:], sep=SEPARATOR) if cells[1:] else cells[0]
     if "weight" in declared:
         frame["weight"] = _weight_column(raw[declared["weight"]], check)
@@ -173,13 +186,19 @@ def read_table(
         soft = not isinstance(columns.target, str | None)
         if separator is not None and not soft and meaning.kind == "rows" and not meaning.exclusive:
             raw = raw.assign(**{name: split_cells(raw[name], separator) for name in target_columns})
+        unknown = None
+        if missing is not None and meaning.kind == "rows" and (soft or meaning.exclusive):
+            raw, unknown = fill_missing(raw, target_columns, check)
         names, target = meaning.read_target(raw, target_columns, soft, names, check)
+        if target is not None and unknown is not None:
+            target[unknown] = np.nan
     if target is not None and "unit" in declared:
         check_units(frame["unit"], target, check)
     check.stop_if_bad()
     ordered = classes is not None or not isinstance(columns.target, str | None)
     final = tuple(names or ())
-    return Table(frame, task, final, root, target, path, replace(stored, classes=final), ordered, exif)
+    masks_of = replace(stored, classes=final)
+    return Table(frame, task, final, root, target, path, masks_of, ordered, exif, missing)
 
 
 def text_column(column: pd.Series) -> pd.Series:

@@ -214,6 +214,17 @@ def soft_targets(
     return names, numbers.astype(np.float32)
 
 
+def fill_missing(raw: pd.DataFrame, columns: Sequence[str], check: Check) -> tuple[pd.DataFrame, np.ndarray]:
+    """Replace rows with empty target columns by the first complete one; also return which rows these are, bool (N,)."""
+    empty = raw[list(columns)].isna() | (raw[list(columns)] == "")
+    unknown = empty.all(axis=1).to_numpy(bool)
+    if unknown.all():
+        check.problems.append(f"the target {', '.join(columns)} is empty in every row")
+        return raw, unknown
+    first = raw.iloc[int(unknown.argmin())]
+    return raw.assign(**{name: raw[name].where(~unknown, first[name]) for name in columns}), unknown
+
+
 def check_units(units: pd.Series, target: np.ndarray, check: Check) -> None:
     """Check that all images of a unit have the same target, because they get one prediction."""
     codes, names = pd.factorize(units)

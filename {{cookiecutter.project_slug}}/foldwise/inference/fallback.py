@@ -26,7 +26,7 @@ def fallback_values(run: TrainedRun) -> Values:
     config = read_config(run.folder)
     data = config["data"] | {"classes": list(run.spec.classes)}
     items = read_items(data, run.spec.task, load_samples(next(iter(run.models.values()))))
-    _, tables = read_outputs(config | {"data": data, "task": run.spec.task}, items.table, items.items)
+    _, _, tables = read_outputs(config | {"data": data, "task": run.spec.task}, items.table, items.items)
     return {
         output.name: output.meaning.fallback(tables[output.target].target, len(output.columns)) for output in outputs
     }

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,21 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from foldwise.data.batches import Packed, unpack
 from foldwise.data.sampling import sample_seed
+from foldwise.errors import Refusal
 from foldwise.models.mixing import Mix
 from foldwise.models.network import Batch
 from foldwise.models.normalized import Normalized, set_trainable
 from foldwise.schedule.phases import Schedule
+
+
+@dataclass(frozen=True)
+class HeadLoss:
+    """Loss of a further output `key` on the batch's field `target`, and its weight in the sum."""
+
+    key: str
+    target: str
+    loss: nn.Module
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,7 @@ class Setup:
         seed: of dropout, mixing and stochastic depth, together with epoch and step.
         mixes: mixup and CutMix by phase name.
         targets: (N, C) of all training and validation items by target field, if not files; `batch["row"]` indexes them.
+        heads: losses of further outputs, by name.
     """
 
     network: Normalized
@@ -37,6 +49,7 @@ class Setup:
     seed: int
     mixes: Mapping[str, Mix]
     targets: Mapping[str, np.ndarray]
+    heads: Mapping[str, HeadLoss] = field(default_factory=dict)
 
 
 class TrainingModule(pl.LightningModule):
@@ -53,6 +66,8 @@ class TrainingModule(pl.LightningModule):
         super().__init__()
         self.network, self.loss, self.schedule = setup.network, setup.loss, setup.schedule
         self.make_optimizer, self.seed, self.mixes = setup.make_optimizer, setup.seed, setup.mixes
+        self.heads = setup.heads
+        self.losses_of_heads = nn.ModuleList(head.loss for head in setup.heads.values())  # moves them to the device
 
     def losses(self, outputs: Batch, batch: Batch) -> dict[str, Tensor]:
         """Compute the losses of a training or validation batch.
@@ -65,6 +80,27 @@ class TrainingModule(pl.LightningModule):
             The scalar "loss"; further scalars are logged; (B,) entries go to the sampler (`observe`).
         """
         raise NotImplementedError
+
+    def head_losses(self, outputs: Batch, batch: Batch) -> tuple[Tensor | float, dict[str, Tensor]]:
+        """Losses of the further outputs that have a `loss` in the configuration; items without a target count 0.
+
+        Returns:
+            Their weighted sum, 0 if there are none, and each one's loss by name, to be logged.
+        """
+        total: Tensor | float = 0.0
+        found = {}
+        for name, head in self.heads.items():
+            target, weight = batch[head.target], batch["weight"]
+            if target.is_floating_point():
+                missing = target.isnan().all(1)
+                target, weight = target.masked_fill(missing[:, None], 0), weight * ~missing
+            try:
+                loss = head.loss(outputs[head.key], target, weight)
+            except Refusal as error:
+                raise Refusal(f"outputs.{name}.loss: {error}") from error
+            total = total + head.weight * loss
+            found[name] = loss.detach()
+        return total, found
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         phase, _ = self.schedule.locate(self.current_epoch)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from foldwise.errors import Refusal
+from foldwise.models.heads import SUFFIX, Heads
 from foldwise.models.network import Batch, Network, layer_depths, prefixed
 from foldwise.reachable import connection_problem
 
@@ -31,7 +32,10 @@ Architecture = Mapping[str, Any]
 
 
 class ImageNetwork(Network):
-    """One image in, one output out; `library`, `name`, `encoder` and `options` are the architecture (see above)."""
+    """One image in; one output, and those of `heads`, out.
+
+    `library`, `name`, `encoder` and `options` are the architecture (see above); `heads` are described in `Heads`.
+    """
 
     def __init__(
         self,
@@ -43,19 +47,29 @@ class ImageNetwork(Network):
         options: Mapping[str, Any] | None = None,
         weights: Path | None = None,
         pretrained: bool = False,
+        heads: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
-        self.field, self.output = only(channels, "image field"), only(outputs, "output")
+        heads = heads or {}
+        self.field = only(channels, "image field")
+        self.output = only({name: count for name, count in outputs.items() if name not in heads}, "output")
         architecture = {"library": library, "name": name, "encoder": encoder, "options": options or {}}
         self.net = build_network(
             architecture, channels[self.field], outputs[self.output], weights and Path(weights), pretrained
         )
+        self.heads = Heads(self.net, heads, outputs, channels[self.field])
+        self.auxiliary = [f"heads.{name}{SUFFIX}" for name, head in heads.items() if not head["keep"]]
 
     def forward(self, batch: Batch) -> Batch:
-        return {self.output: self.net(batch[self.field])}
+        logits, features = self.heads.encode(self.net, batch[self.field])
+        return {self.output: logits, **self.heads(features)}
 
     def head(self) -> list[nn.Module]:
-        return head_modules(self.net)
+        return [*head_modules(self.net), self.heads]
+
+    def compiled(self) -> list[nn.Module]:
+        # Heads need what is between the layers of the network.
+        return list(self.net.children()) if self.heads else [self.net]
 
     def depths(self, coarse: bool = False) -> dict[str, int]:
         return prefixed(layer_depths(self.net, coarse), "net")

@@ -34,7 +34,7 @@ class GroundTruth:
     """Targets, folds and metric of a competition."""
 
     table: Table
-    folds: np.ndarray  # (N,) int64; -1 for rows that are never scored
+    folds: np.ndarray  # (N,) int64; -1 for rows that are never scored, as those without a target
     folds_hash: str  # "" for a labelled table, which has no folds
     metric: Any  # set up for the task
     config: dict[str, Any]
@@ -66,7 +66,8 @@ def read_ground_truth(source: Path, data: str | None = None, overrides: Sequence
     table, folds = read.table, table_folds(read.table, section)
     metric = build_metric(config["metric"], config["task"], table.classes, table, code.alias)
     items = TableItems.of(read.source, samples)
-    return GroundTruth(table, fold_array(folds, table.ids), folds_hash(folds), metric, config, items, code)
+    scored = np.where(table.known, fold_array(folds, table.ids), -1)
+    return GroundTruth(table, scored, folds_hash(folds), metric, config, items, code)
 
 
 def read_labelled_table(
@@ -89,11 +90,12 @@ def read_labelled_table(
         masks=mask_settings(section),
         separator=section.get("label_separator"),
         exif=section.get("exif"),
+        missing=section.get("ignore_index") if section.get("missing_targets") else None,
     )
     items = TableItems.of(source_table, samples)
     table = items.table
     metric = build_metric(config["metric"], header.task, table.classes, table, code.alias)
-    return GroundTruth(table, np.zeros(len(table), np.int64), "", metric, config, items, code)
+    return GroundTruth(table, np.where(table.known, 0, -1), "", metric, config, items, code)
 
 
 def read_test_table(truth: GroundTruth, path: Path | None = None) -> Table:
@@ -122,8 +124,8 @@ def mismatches(header: Header, truth: GroundTruth, split: str) -> list[str]:
 def check_predictions(predictions: Predictions, truth: GroundTruth) -> None:
     """Raise PredictionsError with all mismatches between predictions and ground truth.
 
-    Out-of-fold predictions must cover exactly the scored rows. For a labelled table any split will do, and predictions
-    of further ids are ignored.
+    Out-of-fold predictions must cover exactly the scored rows, besides rows without a target. For a labelled table any
+    split will do, and predictions of further ids are ignored.
     """
     if predictions.header.kind == "vectors":
         return _check_vectors(predictions, truth)
@@ -135,7 +137,9 @@ def check_predictions(predictions: Predictions, truth: GroundTruth) -> None:
     why = explain_ids(scored, fold_of) if missing else ""
     problems += listed(f"rows of {truth.table.path} have no prediction{why}", missing)
     if not labelled:
-        problems += listed("predicted ids are not scored rows of the table", fold_of.keys() - scored.keys())
+        unknown = {id for id, known in zip(truth.table.ids, truth.table.known, strict=True) if not known}
+        other = fold_of.keys() - scored.keys() - unknown
+        problems += listed("predicted ids are not scored rows of the table", other)
         moved = [id for id in scored.keys() & fold_of.keys() if scored[id] != fold_of[id]]
         problems += listed("ids are in another fold now", moved)
     raise_problems(predictions.folder, problems)

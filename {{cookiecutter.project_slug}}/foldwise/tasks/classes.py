@@ -78,7 +78,7 @@ class Classes(Task):
 
     def fallback(self, target: np.ndarray | None, columns: int) -> np.ndarray:
         """Share of each class in the training table."""
-        return np.zeros(columns) if target is None else target.mean(axis=0, dtype=np.float64)
+        return np.zeros(columns) if target is None else np.asarray(np.nanmean(target, axis=0, dtype=np.float64))
 
 
 class Multiclass(Classes):

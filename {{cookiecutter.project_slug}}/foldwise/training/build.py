@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,15 +27,16 @@ from foldwise.inference.spec import ModelSpec
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import normalize
 from foldwise.models.features import FeatureNetwork
-from foldwise.models.losses import BALANCES, Ordinal, balanced_class_weights, margins_by_size
+from foldwise.models.losses import BALANCES, CrossEntropy, Ordinal, balanced_class_weights, margins_by_size
 from foldwise.models.mixing import Mix
-from foldwise.models.module import Setup, TrainingModule
+from foldwise.models.module import HeadLoss, Setup, TrainingModule
 from foldwise.models.network import Network
-from foldwise.models.networks import choose_normalization
+from foldwise.models.networks import ImageNetwork, choose_normalization
 from foldwise.models.normalized import Normalized, enable_gradient_checkpointing
 from foldwise.models.optimization import build_optimizer, scale_lr
 from foldwise.processes.group import Rank
 from foldwise.schedule.phases import Schedule, build_phases
+from foldwise.tasks.outputs import Output
 from foldwise.training.ema import EMA
 from foldwise.training.initial import find_initial, load_initial
 from foldwise.training.loaders import sample_fields, training_loader, with_pseudo
@@ -50,13 +51,14 @@ TRAINING_ONLY = ("_target_", "pretrained", "weights", "channels_last", "compile"
 
 
 class Training(NamedTuple):
-    """What trains one model; without `ema`, the last weights are scored."""
+    """What trains one model: without `ema`, the last weights are scored; `outputs` are all that are trained."""
 
     spec: ModelSpec
     network: Normalized
     module: TrainingModule
     loader: DataLoader
     ema: EMA | None
+    outputs: tuple[Output, ...]
 
 
 def build_training(config: Mapping[str, Any], prepared: Prepared, part: Holdout, rank: Rank) -> Training:
@@ -64,12 +66,13 @@ def build_training(config: Mapping[str, Any], prepared: Prepared, part: Holdout,
     alias, rows = prepared.alias, part.trained(prepared.fold_of_items)
     with oriented(prepared.source.exif):
         state = prepared.samples.fit(Rows(prepared.source, prepared.samples), [prepared.items[row] for row in rows])
-    spec = replace(build_spec(config, prepared, state), outputs=fit_outputs(config["data"], prepared, rows))
+    outputs = fit_outputs(config["data"], prepared, rows)
+    spec = replace(build_spec(config, prepared, state), outputs=outputs[: len(prepared.outputs)])
     network = build_network(config, prepared, spec)
     if config.get("init"):
         load_initial(network.net, find_initial(Path(config["init"]), prepared.folds_hash, part))
     joined, pseudo = with_pseudo(prepared, part.fold)
-    joined = transform_targets(joined, spec.outputs)
+    joined = transform_targets(joined, outputs)
     loader, steps_per_epoch = training_loader(config, joined, state, rows, pseudo, rank)
     targets = {name: table.target for name, table in joined.tables.items() if table.target is not None}
     phases = build_phases(config["phases"])
@@ -81,12 +84,13 @@ def build_training(config: Mapping[str, Any], prepared: Prepared, part: Holdout,
     }
     setup = Setup(
         network=network,
-        loss=_build_loss(config, prepared, part),
+        loss=_build_loss(config["loss"], prepared, prepared.outputs[0], part),
         make_optimizer=partial(build_optimizer, **config["optimizer"] | {"lr": lr}),
         schedule=Schedule(phases, schedulers, steps_per_epoch),
         seed=config["seed"],
         mixes=mixes,
         targets=targets,
+        heads=_build_heads(config, prepared, part),
     )
     module = make(config["module"], alias, setup=setup)
     if not isinstance(module, TrainingModule):
@@ -96,17 +100,17 @@ def build_training(config: Mapping[str, Any], prepared: Prepared, part: Holdout,
     if config["model"]["channels_last"]:
         network.to(memory_format=torch.channels_last)
     ema = None if config["ema"] is None else EMA(network, config["ema"])
-    return Training(spec, network, module, loader, ema)
+    return Training(spec, network, module, loader, ema, outputs)
 
 
 def build_spec(config: Mapping[str, Any], prepared: Prepared, state: Mapping[str, Any]) -> ModelSpec:
     """The description saved with the model; inference rebuilds the network from it."""
     model, data = config["model"], config["data"]
-    maps = any(output.meaning.field.spatial for output in prepared.outputs)
-    if data["fit"] not in FITS or (data["fit"] == "crop" and maps) or (data["fit"] == "tiles" and not maps):
+    maps = [output.meaning.field.spatial for output in prepared.trained]
+    if data["fit"] not in FITS or (data["fit"] == "crop" and any(maps)) or (data["fit"] == "tiles" and not all(maps)):
         raise Refusal(
             f"data.fit is {data['fit']!r}; it must be one of {', '.join(FITS)}: stretch or tiles for segmentation, "
-            "where every pixel is predicted, otherwise stretch or crop"
+            "where every pixel is predicted, otherwise stretch or crop; stretch with outputs of both kinds"
         )
     without_tta = "data.fit=tiles predicts" if data["fit"] == "tiles" else ""
     without_tta = "data.features are predicted out of fold" if prepared.features else without_tta
@@ -129,7 +133,7 @@ def build_spec(config: Mapping[str, Any], prepared: Prepared, state: Mapping[str
             "_target_": module_target(model["_target_"]),
             **network,
             "channels": {name: image["channels"] for name, image in prepared.statistics["images"].items()},
-            "outputs": {output.key: len(output.columns) for output in prepared.outputs},
+            **_network_outputs(config, prepared.outputs),
         },
         samples={**samples, "_target_": module_target(samples["_target_"])},
         state=dict(state),
@@ -148,13 +152,19 @@ def build_network(config: Mapping[str, Any], prepared: Prepared, spec: ModelSpec
     kind = resolve(spec.network["_target_"], prepared.alias)
     if not (isinstance(kind, type) and issubclass(kind, Network)):
         raise Refusal(f"model._target_={model['_target_']} is not a subclass of foldwise.models.network.Network")
+    described = spec.network | _network_outputs(config, prepared.trained)
+    if "heads" in described and not issubclass(kind, ImageNetwork):
+        raise Refusal(
+            f"model._target_={model['_target_']} has no built-in heads, which foldwise.models.networks.ImageNetwork "
+            f"has: return {', '.join(described['heads'])} in its `forward` and set outputs.<name>.key"
+        )
     weights = model["weights"]
     if prepared.features:
         if not issubclass(kind, FeatureNetwork):
             raise Refusal("data.features is for experiment=probe, or your own subclass of FeatureNetwork")
         weights = [features.weights for features in prepared.features]
     pretrained = bool(model["pretrained"]) and not config.get("init")
-    net = make(spec.network, prepared.alias, weights=weights, pretrained=pretrained)
+    net = make(described, prepared.alias, weights=weights, pretrained=pretrained)
     problems = []
     for key, size in image_sizes(config).items():
         if any(side % net.multiple for side in size):
@@ -179,17 +189,53 @@ def image_sizes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     }
 
 
-def _build_loss(config: Mapping[str, Any], prepared: Prepared, part: Holdout) -> torch.nn.Module:
-    """The loss; named `class_weights` (see `BALANCES`) and `margin` are computed from the training items."""
-    loss = copy.deepcopy(config["loss"])
-    by_fold = prepared.statistics["class_counts"]
+def _network_outputs(config: Mapping[str, Any], outputs: Sequence[Output]) -> dict[str, Any]:
+    """The network's arguments `outputs`, columns by key, and, if there are built-in heads, `heads`."""
+    entries = [(output, config["outputs"][output.name]) for output in outputs if output.name]
+    heads = {
+        output.key: {
+            "kind": output.meaning.kind,
+            "at": entry["at"],
+            "keep": entry["keep"],
+            "detach": entry["weight"] == 0,
+        }
+        for output, entry in entries
+        if not entry["key"]
+    }
+    return {
+        "outputs": {output.key: len(output.columns) for output in outputs},
+        **({"heads": heads} if heads else {}),
+    }
+
+
+def _build_heads(config: Mapping[str, Any], prepared: Prepared, part: Holdout) -> dict[str, HeadLoss]:
+    """The losses of further outputs; without a `loss`, your module trains the output."""
+    heads = {}
+    for output in prepared.trained[1:]:
+        entry = config["outputs"][output.name]
+        if entry["loss"] is None:
+            continue
+        loss = _build_loss(entry["loss"], prepared, output, part)
+        if isinstance(loss, CrossEntropy) and not output.meaning.exclusive:
+            raise Refusal(
+                f"outputs.{output.name}.loss: CrossEntropy is for classes that exclude each other, but the task is "
+                f"{output.task}: choose another, such as bce"
+            )
+        heads[output.name] = HeadLoss(output.key, output.target, loss, float(entry["weight"]))
+    return heads
+
+
+def _build_loss(settings: Mapping[str, Any], prepared: Prepared, output: Output, part: Holdout) -> torch.nn.Module:
+    """The loss of an output; named `class_weights` (`BALANCES`) and `margin` are computed from the training items."""
+    loss: Any = copy.deepcopy(settings)
+    by_fold = prepared.class_counts[output.name]
     total = np.sum([values for key, values in by_fold.items() if int(key) not in part.folds], axis=0).tolist()
     for term in [loss, *(term["loss"] for term in loss.get("terms", []))]:
         name = term.get("class_weights")
         if isinstance(name, str):
             if name not in BALANCES:
                 raise Refusal(f"class_weights is {name!r}; give {', '.join(BALANCES)}, or one number per class")
-            term["class_weights"] = balanced_class_weights(total, _examples(prepared, part), BALANCES[name])
+            term["class_weights"] = balanced_class_weights(total, _examples(prepared, output, part), BALANCES[name])
         if isinstance(term.get("margin"), str):
             if term["margin"] != "by_size":
                 raise Refusal(f"margin is {term['margin']!r}; give a number, by_size, or one number per class")
@@ -200,11 +246,12 @@ def _build_loss(config: Mapping[str, Any], prepared: Prepared, part: Holdout) ->
     return built
 
 
-def _examples(prepared: Prepared, part: Holdout) -> int | None:
-    """Training items, or with masks pixels, of which each class has some; None if classes are exclusive."""
-    task, rows = prepared.outputs[0].meaning, part.trained(prepared.fold_of_items)
+def _examples(prepared: Prepared, output: Output, part: Holdout) -> int | None:
+    """Training items with a target, or with masks pixels, of which a class has some; None if classes are exclusive."""
+    task, rows = output.meaning, part.trained(prepared.fold_of_items)
     if task.exclusive:
         return None
+    rows = rows[prepared.tables[output.target].known[rows]]
     pixels = prepared.scan["height"] * prepared.scan["width"]
     return int(pixels.iloc[rows].sum()) if task.kind == "maps" else len(rows)
 

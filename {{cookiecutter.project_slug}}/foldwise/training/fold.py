@@ -33,7 +33,6 @@ from foldwise.data.sampling import EpochSampler, sample_seed
 from foldwise.inference.predictor import Predictor
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import Model, find_models, load_model, save_model
-from foldwise.predictions.metrics.building import build_metric
 from foldwise.predictions.schema import Header
 from foldwise.predictions.sources import output_folder, source_name
 from foldwise.predictions.writers import PredictionWriter
@@ -47,7 +46,7 @@ from foldwise.training.loaders import evaluation_loader
 from foldwise.training.progress import Progress
 from foldwise.training.snapshots import Snapshots
 from foldwise.training.targets import transform_targets
-from foldwise.training.validation import Validation
+from foldwise.training.validation import Validation, build_metrics
 
 warnings.filterwarnings("ignore", module="pytorch_lightning.utilities._pytree")  # a deprecation of torch inside it
 warnings.filterwarnings("ignore", ".*does not have many workers.*")  # data.workers is up to the user
@@ -72,16 +71,15 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: Pr
         warnings.simplefilter("ignore")  # one rank's warnings are enough
     alias = run_code(run).alias
     pl.seed_everything(initial_seed(config["seed"], part), verbose=False)
-    spec, network, module, loader, ema = build_training(config, prepared, part, rank)
+    spec, network, module, loader, ema, outputs = build_training(config, prepared, part, rank)
     sampler = cast(EpochSampler, loader.sampler)
     rows, predicted = (
         each[rank.index :: rank.world_size]  # each item on exactly one rank
         for each in (part.held(prepared.fold_of_items), prepared.predicted(part))
     )
-    metric = build_metric(config["metric"], config["task"], spec.classes, prepared.table, alias)
-    held_out = evaluation_loader(config, transform_targets(prepared, spec.outputs), spec.state, rows, rank)
+    held_out = evaluation_loader(config, transform_targets(prepared, outputs), spec.state, rows, rank)
     every = config["validate_every"] if part.folds else 0
-    validation = Validation(held_out, spec, prepared, metric, every, ema)
+    validation = Validation(held_out, spec, outputs, prepared, build_metrics(config, prepared), every, ema)
     losses = EpochLosses(part.title, sampler.real)
     trainer = build_trainer(
         config,

@@ -123,7 +123,7 @@ def hash_data(prepared: Prepared) -> str:
     frame, samples = prepared.source.frame, prepared.samples
     columns = dict.fromkeys(["id", "image", "unit", "weight", *samples.columns, *samples.target_columns])
     present = [name for name in columns if name in frame]
-    digest = hashlib.sha256(repr((prepared.outputs, present)).encode())
+    digest = hashlib.sha256(repr((prepared.trained, present)).encode())
     for row in frame[present].itertuples(index=False):
         digest.update(repr(tuple(map(str, row))).encode())
     for item in prepared.items:

@@ -37,6 +37,7 @@ class Progress(pl.Callback):
             **{f"train_{name}": value for name, value in means.items()},
             "val_loss": self.validation.loss,
             "score": self.validation.score,
+            **{f"score_{name}": score for name, score in self.validation.others.items()},
             "seconds": round(time.monotonic() - self.started, 2),
         }
         self.history.append(row)

@@ -63,13 +63,14 @@ def _metric(config: Mapping[str, Any], prepared: Prepared) -> Any:
 
 
 def score_predictions(parts: Sequence[Predictions], config: Mapping[str, Any], prepared: Prepared) -> Scores:
-    """Score the predictions of disjoint rows together, averaged over snapshots."""
+    """Score the predictions of disjoint rows together, averaged over snapshots; rows without a target do not count."""
     table = prepared.table
+    known = {id for id, has in zip(table.ids, table.known, strict=True) if has}
     metric = _metric(config, prepared)
     if prepared.outputs[0].meaning.kind == "maps":
         evidence, counts, folds = [], [], []
         for part in parts:
-            for id, probability in iter_average_maps(part):
+            for id, probability in iter_average_maps(part, [id for id in part.frame["id"].unique() if id in known]):
                 mask, answer = table.read_mask(table.row_of[id]), prepared.outputs[0].meaning.answer(probability)
                 counts.append(count_pixels(mask, answer, len(table.classes), metric.ignore_index))
                 evidence.append(counts[-1] if metric.of_counts else metric.measure(mask, probability))
@@ -80,6 +81,7 @@ def score_predictions(parts: Sequence[Predictions], config: Mapping[str, Any], p
         scores = score_fold_evidence(metric, found.rank, prepared.fold_of_items[found.rows])
         return Scores(metric, *scores, found=found)
     frame = pd.concat([average_members(part.frame, part.columns) for part in parts])
+    frame = frame[frame["id"].isin(known)]
     rows = np.array([table.row_of[id] for id in frame["id"]])
     probability = frame[list(table.classes)].to_numpy(np.float64)
     return Scores(metric, *score_table(metric, table, rows, probability, prepared.fold_of_items[rows]))
@@ -114,7 +116,7 @@ def output_config(config: Mapping[str, Any], output: Output) -> dict[str, Any]:
     """A run's configuration as if this were the only output."""
     entry, data = config["outputs"][output.name], config["data"]
     columns = {**data["columns"], "target": entry["target"]}
-    data = {**data, "columns": columns, "classes": list(output.columns)}
+    data = {**data, "columns": columns, "classes": list(output.columns), "missing_targets": True}
     return {**config, "task": output.task, "metric": entry["metric"], "data": data, "outputs": {}}
 
 

@@ -12,9 +12,9 @@ from foldwise.tasks.transforms import fit_transform, transform
 
 
 def fit_outputs(data: Mapping[str, Any], prepared: Prepared, rows: np.ndarray) -> tuple[Output, ...]:
-    """Return the outputs with transforms fitted on the training items `rows`."""
+    """Return all trained outputs with transforms fitted on the training items `rows`."""
     fitted = []
-    for output in prepared.outputs:
+    for output in prepared.trained:
         target = prepared.tables[output.target].target
         if output.meaning.transforms and target is not None:
             state = fit_transform(data["transform"], target[rows], list(output.columns))

@@ -29,7 +29,6 @@ from foldwise.inference.weights import normalize
 from foldwise.models.module import TrainingModule
 from foldwise.models.network import Batch
 from foldwise.models.normalized import Normalized, set_trainable, trainable_share
-from foldwise.predictions.metrics.building import build_metric
 from foldwise.processes.group import Rank
 from foldwise.reporting.phases import PhasePreview
 from foldwise.schedule.phases import Phase
@@ -40,6 +39,7 @@ from foldwise.tasks.outputs import Output, activate
 from foldwise.training.build import build_training, image_sizes
 from foldwise.training.devices import count_processes
 from foldwise.training.loaders import local_batch_size
+from foldwise.training.validation import build_metrics
 
 FIRST = Holdout((0,))
 ITEMS = 2  # batch size of the trial
@@ -67,9 +67,7 @@ def inspect_config(
         raise Refusal("\n".join(unknown))
     for callback in config["callbacks"].values():
         make(callback, prepared.alias)
-    for output in prepared.outputs:
-        metric = config["outputs"][output.name]["metric"] if output.name else config["metric"]
-        build_metric(metric, output.task, output.columns, prepared.tables[output.target], prepared.alias)
+    build_metrics(config, prepared)
     training = build_training({**config, "data": {**config["data"], "workers": 0}}, prepared, part, Rank())
     module, dataset = training.module, training.loader.dataset
     assert isinstance(dataset, ItemDataset)
@@ -134,7 +132,7 @@ def _try_batch(
             problems.append(f"{key}: the network cannot take {size[0]} x {size[1]} ({str(error).rstrip('.')}){choices}")
             continue
         if key == "data.image_size":
-            _check_outputs(found, prepared.outputs)
+            _check_outputs(found, prepared.trained)
             _check_losses(module.losses(found, batch), len(batch["row"]))
     if problems:
         raise Refusal("\n".join(problems))

@@ -11,6 +11,7 @@ import numpy as np
 from foldwise.errors import Refusal
 from foldwise.predictions.decisions.deciding import Chosen, Outcome, check_decision, check_folds, choose
 from foldwise.predictions.decisions.masks import choose_cleaning, object_areas
+from foldwise.predictions.decisions.presence import Presence
 from foldwise.predictions.metrics import MapMetric, count_pixels, score_fold_evidence
 
 Image = tuple[str, np.ndarray, np.ndarray, int]  # id, ground truth, out-of-fold probabilities (C, H, W), fold
@@ -68,15 +69,20 @@ CUTS: dict[str, list[tuple[float, float]]] = {
 CANDIDATES = CUTS["class-thresholds+minimum-area"]
 
 
-def choose_masks(metric: MapMetric, images: Iterable[Image], forced: str | None = None) -> Chosen:
+def choose_masks(
+    metric: MapMetric, images: Iterable[Image], forced: str | None = None, presence: Presence | None = None
+) -> Chosen:
     """Compare the ways of making masks, and fit the chosen one.
 
     Args:
         forced: name of the way; None: the simplest within one standard error of the best.
+        presence: out of fold, see `presence`; for exclusive classes.
     """
     assert metric.task is not None  # set by for_task
     if metric.task.exclusive:
-        return choose_cleaning(metric, images, forced)
+        return choose_cleaning(metric, images, forced, presence)
+    if presence is not None:
+        raise Refusal(f"--presence is for masks of exclusive classes, but the task is {metric.task.name}")
     return choose_cuts(metric, images, forced) if metric.of_counts else _keep_numbers(metric, images, forced)
 
 

@@ -14,6 +14,7 @@ from foldwise.predictions.decisions.layers import choose_masks, class_sums, shar
 from foldwise.predictions.decisions.ledger import read_ledger, record
 from foldwise.predictions.decisions.material import Material, open_material
 from foldwise.predictions.decisions.naming import choose_naming, name_images, share_of_new
+from foldwise.predictions.decisions.presence import Presence, read_presence
 from foldwise.predictions.decisions.rules import takes_values
 from foldwise.predictions.decisions.submission import write_masks, write_table
 from foldwise.predictions.ground_truth import align
@@ -53,6 +54,7 @@ def make_submission(
     decision: str | None = None,
     exclusive: Sequence[Sequence[str]] | None = None,
     sums: Sequence[Sequence[str]] = (),
+    presence: Path | None = None,
     out: Path | None = None,
     ledger: Path = Path("submissions.csv"),
     progress: Progress = silent,
@@ -66,6 +68,7 @@ def make_submission(
         kind, options: the format, see `material.choose_layout`.
         decision: name of the method; None: the simplest within one standard error of the best.
         exclusive, sums: see `deciding.choose_decision`.
+        presence: for masks, a source that predicts which classes an image has, see `presence`.
         out: the file to write; None: `submissions/<source>-<test>` with the format's suffix.
     """
     recorded = read_ledger(ledger)["file"].tolist()  # first, to fail early on a damaged ledger
@@ -77,8 +80,11 @@ def make_submission(
     if out.as_posix() in recorded:
         raise Refusal(f"{ledger} already lists {out}, which no longer exists: choose another name with --out")
     notes = material.notes
+    if presence is not None and truth.task.kind != "maps":
+        raise Refusal(f"--presence is for masks, but the task is {truth.task.name}")
     if truth.task.kind == "maps":
-        chosen = _write_masks(material, out, decision, progress)
+        found = presence and read_presence(presence, truth, oof, test, (material.oof, material.test))
+        chosen = _write_masks(material, out, decision, found or (None, None), progress)
         shared = "share of pixels of each class: out of fold from one model an image, test from the average of several"
     elif truth.task.kind == "vectors":
         chosen = _write_names(material, out, decision)
@@ -161,23 +167,32 @@ def _models(material: Material) -> tuple[list[str], dict[int, np.ndarray]]:
     return ids, models
 
 
-def _write_masks(material: Material, out: Path, decision: str | None, progress: Progress) -> Chosen:
-    truth, layout = material.truth, material.layout
+def _write_masks(
+    material: Material,
+    out: Path,
+    decision: str | None,
+    presence: tuple[Presence | None, Presence | None],
+    progress: Progress,
+) -> Chosen:
+    truth, layout, (of_oof, of_test) = material.truth, material.layout, presence
 
     def images() -> Iterator[tuple[str, np.ndarray, np.ndarray, int]]:
-        done = stepping(progress, "cleaning masks out of fold", material.oof.frame["id"].nunique())
-        for id, probability in iter_average_maps(material.oof):
+        scored = set(np.array(truth.table.ids)[truth.folds >= 0].tolist())
+        ids = [id for id in material.oof.frame["id"].unique() if id in scored]
+        done = stepping(progress, "cleaning masks out of fold", len(ids))
+        for id, probability in iter_average_maps(material.oof, ids):
             row = truth.table.row_of[id]
             yield id, truth.table.read_mask(row), probability, truth.folds[row]
             done()
 
-    chosen = choose_masks(truth.metric, images(), decision)
+    chosen = choose_masks(truth.metric, images(), decision, of_oof)
     pixels = np.zeros((2, len(truth.table.classes)))  # of the test, before and after cleaning
 
     def answers() -> Iterator[tuple[str, bytes]]:
         done = stepping(progress, "cleaning the test masks", material.test.frame["id"].nunique())
         for id, probability in iter_average_maps(material.test):
-            mask = chosen.decision(probability)
+            present = () if of_test is None else (of_test[id],)
+            mask = chosen.decision(probability, *present)
             for row, answer in enumerate((truth.task.answer(probability), mask)):
                 pixels[row] += class_sums(answer, pixels.shape[1])
             yield id, layout.encode(mask)

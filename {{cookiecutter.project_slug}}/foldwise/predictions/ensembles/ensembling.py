@@ -11,6 +11,7 @@ The output is itself a source, for later steps and for ensembles of ensembles:
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from foldwise.errors import Refusal
 from foldwise.files import check_new, new_folder, write_json
 from foldwise.predictions.ensembles.blending import BLENDS, BLENDS_OF_VALUES, RANK, Method, given
 from foldwise.predictions.ensembles.comparing import Comparison
+from foldwise.predictions.ensembles.features import read_features
 from foldwise.predictions.ensembles.joining import check_sources
 from foldwise.predictions.ensembles.map_ensemble import MAP_BLENDS, MapEnsemble
 from foldwise.predictions.ensembles.row_ensemble import RowEnsemble
@@ -45,6 +47,7 @@ def ensemble(
     use: str | None = None,
     weights: Sequence[float] = (),
     columns: Sequence[str] = (),
+    features: Sequence[Path] = (),
     strict: bool = False,
     progress: Progress = silent,
     report: Callable[[Path, str, Comparison], None] | None = None,
@@ -58,6 +61,7 @@ def ensemble(
         use: the method to write; None: the simplest within one standard error of the best.
         weights: one per source, to write their weighted mean.
         columns: metadata columns, as further inputs of stacking.
+        features: sources of any task, as further inputs of stacking; then one folder is enough.
         strict: also score each fold with a method that was chosen and fitted without it.
         report: called with the path of report.html, the ensemble's name and the comparison.
 
@@ -66,21 +70,21 @@ def ensemble(
     """
     check_new(out)
     sources = find_sources(folders, oof, test)
-    names = check_sources(sources)
+    names = check_sources(sources, least=1 if features else 2)
     truth = read_ground_truth(sources[0].folder, data, overrides)
     count, least = len(truth.scored_folds), 3 if strict else 2
     if count < least:
         raise Refusal(
             f"cross-fitting {'with --strict ' if strict else ''}needs {least} folds, and there are only {count}"
         )
-    chosen = choose_methods(truth, methods, use, _check_weights(weights, len(sources)), bool(columns))
+    chosen = choose_methods(truth, methods, use, _check_weights(weights, len(sources)), bool(columns or features))
     combined: RowEnsemble | MapEnsemble
     if truth.task.kind == "maps":
         combined = MapEnsemble(sources, names, truth, progress)
     elif truth.task.kind == "vectors":
         combined = VectorEnsemble(sources, names, truth, progress)
     else:
-        combined = RowEnsemble(sources, names, truth, columns)
+        combined = RowEnsemble(sources, names, truth, columns, partial(read_features, features, truth, oof, test))
     comparison = combined.compare(chosen, "given" if len(weights) else use, strict, progress)
     method = chosen[comparison.chosen]
     header = Header(
@@ -106,7 +110,8 @@ def ensemble(
             {"name": name, "folder": str(each.folder), "oof": str(each.oof), "test": each.test and str(each.test)}
             for name, each in zip(names, sources, strict=True)
         ]
-        write_json(folder / "ensemble.json", {"sources": origin, **comparison.as_json()})
+        described = {"sources": origin, "features": [str(each) for each in features], **comparison.as_json()}
+        write_json(folder / "ensemble.json", described)
         if report is not None:
             report(folder / "report.html", out.name, comparison)
     return comparison, [out / path for path in inside]
@@ -141,7 +146,7 @@ def choose_methods(
     if metadata and not selected & set(stackers):
         possible_here = set(stackers) & set(available)
         advice = f"add --methods {' '.join(stackers)}" if possible_here else f"{truth.task.name} has none"
-        raise Refusal(f"--columns needs a stacking method: {advice}")
+        raise Refusal(f"--columns and --features need a stacking method: {advice}")
     return [method for method in possible if method.name in selected]
 
 

@@ -10,9 +10,9 @@ from foldwise.predictions.sources import Source
 from foldwise.predictions.store import Predictions, read_header, read_predictions, size_problems
 
 
-def check_sources(sources: Sequence[Source]) -> list[str]:
-    """Return unique names of the sources; refuse a single source, mean ranks, and test predictions of only some."""
-    problems = [] if len(sources) > 1 else ["an ensemble needs two sources or more"]
+def check_sources(sources: Sequence[Source], least: int = 2) -> list[str]:
+    """Return unique names of the sources; refuse too few, mean ranks, and test predictions of only some."""
+    problems = [] if len(sources) >= least else ["an ensemble needs two sources or more"]
     with_test = [source for source in sources if source.test is not None]
     if with_test and len(with_test) < len(sources):
         without = ", ".join(str(source.folder) for source in sources if source.test is None)

@@ -1,7 +1,7 @@
 """Ensembles of row predictions."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,10 +22,18 @@ from foldwise.predictions.store import read_predictions, write_predictions
 
 
 class RowEnsemble(Ensemble):
-    """Ensemble of row predictions in memory; the values of a fold are predictions (N, C)."""
+    """Ensemble of row predictions in memory; the values of a fold are predictions (N, C).
+
+    `features` reads further inputs of stacking for test ids and folds, see `read_features`.
+    """
 
     def __init__(
-        self, sources: Sequence[Source], names: Sequence[str], truth: GroundTruth, columns: Sequence[str]
+        self,
+        sources: Sequence[Source],
+        names: Sequence[str],
+        truth: GroundTruth,
+        columns: Sequence[str],
+        features: Callable[[Sequence[str], list[int]], tuple[np.ndarray, np.ndarray]],
     ) -> None:
         super().__init__(names, truth)
         self.sources = sources
@@ -39,7 +47,9 @@ class RowEnsemble(Ensemble):
             for predictions in iter_checked(sources, truth, test=True):
                 self.test_ids = self.test_ids or predictions.frame["id"].drop_duplicates().tolist()
                 self.test_folds = test_folds(predictions)
-        extra, self.test_extra = read_metadata(truth, columns, self.test_ids if self.test_folds else None)
+        extra, test_extra = read_metadata(truth, columns, self.test_ids if self.test_folds else None)
+        more, test_more = features(self.test_ids, self.test_folds)
+        extra, self.test_extra = np.hstack([extra, more]), [np.hstack([test_extra, each]) for each in test_more]
         self.thresholded = has_threshold(truth.metric)
         self.all_rows = Examples(truth.table, truth.metric, rows, truth.folds[rows], probability, extra[rows], {})
         scores = np.stack([self._source_scores(source) for source in probability])  # (M, K, T)
@@ -80,8 +90,8 @@ class RowEnsemble(Ensemble):
         frames = []
         with tempfile.TemporaryDirectory() as scratch:
             values = self._read_tests(Path(scratch) / "test.npy")
-            for fold, of_fold in zip(self.test_folds, values, strict=True):
-                predicted = self.fit(method, frozenset({fold})).predict(of_fold, self.test_extra)
+            for fold, of_fold, extra in zip(self.test_folds, values, self.test_extra, strict=True):
+                predicted = self.fit(method, frozenset({fold})).predict(of_fold, extra)
                 frames.append(_rows(self.test_ids, fold, predicted, header))
             del values, of_fold  # Windows cannot delete a mapped file
         write_predictions(test, pd.concat(frames), replace(header, split="test"))
