@@ -24,7 +24,7 @@ from foldwise.predictions.evaluation.evidence import (
     reliability_bins,
     reliability_curve,
 )
-from foldwise.predictions.metrics import METRICS, Dice, MeanIoU, RowMetric, score_folds
+from foldwise.predictions.metrics import METRICS, BinaryMetric, Dice, MeanIoU, RowMetric, score_folds
 from foldwise.predictions.metrics.building import build_metric
 from foldwise.predictions.metrics.folds import fold_score, prepare_score
 from foldwise.predictions.schema import Header
@@ -34,6 +34,11 @@ from foldwise.predictions.writers import PredictionWriter
 ROOT = Path(__file__).parents[1]
 CLASSES = ["blue", "green", "red"]
 ROWS = 60
+
+
+def positive(kind, name):
+    """The class of a metric of one class."""
+    return {"positive": name} if issubclass(kind, BinaryMetric) else {}
 
 
 def made_up(task, rows=80, classes=4, seed=0):
@@ -60,7 +65,8 @@ def made_up(task, rows=80, classes=4, seed=0):
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of classes that a draw lacks
 def test_weighted_scores_are_scores_of_repeated_rows(name, task, folds):
     target, probability = made_up(task)
-    metric = METRICS[name]().for_task(task, list("abcd"))
+    kind = METRICS[name]
+    metric = kind(**positive(kind, "b")).for_task(task, list("abcd"))
     fold = np.arange(len(target)) % folds
     score = fold_score(metric, (target, probability, records(len(target))), fold)
     rng = np.random.default_rng(1)

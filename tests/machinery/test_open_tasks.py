@@ -14,7 +14,7 @@ from rows import SAMPLES
 from foldwise.data.folds import folds_hash
 from foldwise.errors import Refusal
 from foldwise.predictions.decisions.material import choose_layout
-from foldwise.predictions.decisions.sample import read_sample
+from foldwise.predictions.decisions.sample import locate, read_sample
 from foldwise.predictions.decisions.submit import make_submission
 from foldwise.predictions.ensembles.ensembling import ensemble
 from foldwise.predictions.evaluation.evaluate import evaluate
@@ -191,7 +191,7 @@ def test_what_needs_probabilities_is_refused_by_name(world, tmp_path):
         there = "single, mean, nnls, greedy, linear, boosting"
         with pytest.raises(Refusal, match=f"no method {method} for numbers .*; there are {there}"):
             ensemble([folder / "a", folder / "b"], tmp_path / "out", use=method)
-    with pytest.raises(Refusal, match="needs a stacking method: add --methods linear"):
+    with pytest.raises(Refusal, match="need a stacking method: add --methods linear"):
         ensemble([folder / "a", folder / "b"], tmp_path / "out", columns=["site"])
     with pytest.raises(Refusal, match="need probabilities, which the task numbers does not predict"):
         check_probabilities(read_ground_truth(folder / "a"))
@@ -205,7 +205,7 @@ def test_one_column_of_values_goes_under_whatever_name_the_sample_has(world, tmp
     truth = read_ground_truth(folder / "a")
     truth = replace(truth, table=replace(truth.table, classes=("length",)))
     pd.DataFrame({"ImageId": ["t0"], "Target": ["0"]}).to_csv(tmp_path / "one.csv", index=False)
-    layout, _ = choose_layout(truth, read_sample(tmp_path / "one.csv"))
+    layout, _ = choose_layout(truth, locate(read_sample(tmp_path / "one.csv"), ["t0"], ["length"]))
     assert layout.table(["t0"], np.array([[12.5]])).to_dict("list") == {"ImageId": ["t0"], "Target": [12.5]}
 
 

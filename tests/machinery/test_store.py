@@ -346,7 +346,7 @@ def test_predictions_need_no_torch():
         "    found = {'torch', 'sklearn', 'matplotlib', *heavy} & {*sys.modules}\n"
         "    assert not found, found\n"
         "import foldwise.predictions.store, foldwise.predictions.metrics, foldwise.predictions.writers\n"
-        "check('rich', 'cv2', 'hydra')\n"
+        "check('rich', 'hydra')\n"
         "import foldwise.predictions.pseudo.labelling, foldwise.predictions.decisions.submit\n"
         "check('rich')"
     )

@@ -50,7 +50,8 @@ def image_problems(scan: pd.DataFrame, scale: float | None) -> list[str]:
 def size_problems(scan: pd.DataFrame, exif: str | None) -> list[str]:
     """List masks with another size than their image."""
     sizes: dict[tuple[Any, ...], list[str]] = defaultdict(list)
-    for row in scan[scan["dtype"].notna()].drop_duplicates(["image", "mask"]).itertuples():
+    read = scan[scan["dtype"].notna() & (scan["mask_height"] != 0)]  # 0: a missing mask
+    for row in read.drop_duplicates(["image", "mask"]).itertuples():
         if (row.mask_height, row.mask_width) != (row.height, row.width):
             key = row.mask_height, row.mask_width, row.height, row.width, _lies_sideways(row)
             sizes[key].append(f"{row.mask} of {row.image}")

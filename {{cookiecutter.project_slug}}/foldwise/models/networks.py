@@ -65,7 +65,7 @@ class ImageNetwork(Network):
         return {self.output: logits, **self.heads(features)}
 
     def head(self) -> list[nn.Module]:
-        return [*head_modules(self.net), self.heads]
+        return [*head_modules(self.net), *self.heads.values()]
 
     def compiled(self) -> list[nn.Module]:
         # Heads need what is between the layers of the network.
