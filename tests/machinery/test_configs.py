@@ -118,8 +118,8 @@ UNBALANCED = [flags for flags in FLAGS if "data.sampling=balanced" not in flags]
     ("overrides", "message"),
     [
         (["experiment=segmentation_multiclass"], "loss Dice is for segmentation, segmentation_overlapping and "
-         "segmentation_soft and the task is multiclass: choose loss=cross_entropy or loss=focal or loss=ordinal, or add "
-         "task=segmentation metric=mean_iou"),
+         "segmentation_soft and the task is multiclass: choose loss=cross_entropy or loss=focal or loss=ordinal, "
+         "or add task=segmentation metric=mean_iou"),
         (["task=segmentation", "loss=bce"], "loss BinaryCrossEntropy is for multilabel, segmentation_overlapping and "
          "segmentation_soft and the task is segmentation: "
          "choose loss=ce_dice or loss=cross_entropy or loss=dice or loss=focal or loss=lovasz$"),
