@@ -30,7 +30,7 @@ RESERVED = {
     *("matplotlib", "numpy", "omegaconf"),
     *("opencv-python-headless", "pandas", "pillow", "pyarrow", "pytest", "pytorch-lightning", "pyyaml", "rich"),
     *("safetensors", "scikit-learn", "scipy", "segmentation-models-pytorch", "sklearn", "tensorboard"),
-    *("threadpoolctl", "tifffile", "timm", "torch", "torchvision", "tqdm", "wandb", "yaml"),
+    *("simplejpeg", "threadpoolctl", "tifffile", "timm", "torch", "torchvision", "tqdm", "wandb", "yaml"),
 }
 
 # `$`, braces and the backtick mean something to Hydra, Jinja and a shell; quotation marks and backslashes to YAML.
