@@ -9,7 +9,7 @@ examples:
 The student of fold k gets the mean predictions of the runs' fold-k models. Ensembles, and runs whose checkpoints were
 chosen by validation, are refused: their predictions leak fold k's labels.
 
-Segmentation: writes one PNG mask per student and image into a folder beside the table, which must be under the data
+Segmentation: writes one mask per student and image into a folder beside the table, which must be under the data
 root. Pixels below --confident get the value data.ignore_index; images without a confident pixel are left out. Soft
 masks are not supported. --uncertain averages over the pixels.
 """

@@ -1,4 +1,4 @@
-"""An auxiliary head: the network also learns a number of the table, which only training knows."""
+"""An auxiliary head: the network also learns a number of the table that is known in training only."""
 
 from collections.abc import Mapping
 from pathlib import Path

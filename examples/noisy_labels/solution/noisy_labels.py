@@ -1,4 +1,4 @@
-"""Noisy labels replaced while training: a target moves towards what the network has said of its item so far."""
+"""Noisy labels replaced while training: a target moves towards the network's predictions of its item so far."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Metrics of one's own: of masks, by the things in them; and a published one that reads other columns."""
+"""Your own metrics: of masks, by the things in them; and a published one that reads other columns."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Made individuals of the embedded sample: a fixed pattern each, under changing light, pose and crop.
+"""Made-up individuals of the embedded sample: a fixed pattern each, under changing light, pose and crop.
 
 All have the same two colours, so only the pattern tells them apart. Of some there is one training image, some come in
 the test alone: both are new individuals to whoever has not seen them.

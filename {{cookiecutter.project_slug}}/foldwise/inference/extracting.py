@@ -2,7 +2,7 @@
 
 Every process, of this command and of the same command on other machines, claims the next block, writes its rows and
 marks it as done. A kill costs the blocks in work, and the values do not depend on who computes them: batches never
-cross a block. Whoever finds all blocks done writes features.json; a folder without it is unfinished.
+cross a block. The process that finds all blocks done writes features.json; a folder without it is unfinished.
 """
 
 import os

@@ -155,7 +155,7 @@ def _unpack_one(unpacker: Unpacker, path: Path, out: Path, key: str) -> str | No
 
 
 def _problem(error: Exception) -> str:
-    """The sentence of a bad file; errors of the disk and bugs go on."""
+    """Message of a bad file; errors of the disk and bugs are raised again."""
     sentence = explain(error)
     if sentence is None or isinstance(error, OSError):
         raise error
