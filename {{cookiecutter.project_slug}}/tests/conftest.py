@@ -119,7 +119,8 @@ class Training(pl.Callback):
     def __init__(self, world: World) -> None:
         config = world.config
         pl.seed_everything(0, verbose=False)
-        self.spec, _, self.module, self.loader, self.ema = build_training(config, world.prepared, HELD_OUT, Rank())
+        training = build_training(config, world.prepared, HELD_OUT, Rank())
+        self.spec, self.module, self.loader, self.ema = training.spec, training.module, training.loader, training.ema
         callbacks = [self.ema, *(make(callback, world.code.alias) for callback in config["callbacks"].values()), self]
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         self.module.trainer = build_trainer(config, Rank(), len(PHASES), callbacks=callbacks, **quiet)
