@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 from tiny import tiny_config
 
-from foldwise.data.masks import encode_layers
-from foldwise.predictions.decisions.formats import encode_runs
+from foldwise.data.class_masks import encode_layers
+from foldwise.data.run_lengths import encode_runs
 
 SIZE = (20, 30)
 

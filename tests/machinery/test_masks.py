@@ -16,15 +16,16 @@ from tiny import prepare_tiny, tiny_config
 
 from foldwise.checks import check_config
 from foldwise.data.augmentation import Augmentation
+from foldwise.data.class_masks import ClassMasks, SoftMasks
 from foldwise.data.crops import crop_sample
 from foldwise.data.fields import Field
-from foldwise.data.masks import ClassMasks, SoftMasks, decode_runs
 from foldwise.data.problems import TableError
 from foldwise.data.reading import fit_sample
+from foldwise.data.run_lengths import decode_runs, encode_runs
 from foldwise.errors import Refusal
 from foldwise.models.losses import BinaryCrossEntropy, Brier, CrossEntropy, Dice, Focal
 from foldwise.models.mixing import Mix
-from foldwise.predictions.decisions.formats import Masks, RunLengths, encode_runs
+from foldwise.predictions.decisions.formats import Masks, RunLengths
 from foldwise.predictions.decisions.layers import CUTS, ClassCuts, choose_cuts
 from foldwise.predictions.metrics import Dice as DiceMetric
 from foldwise.predictions.metrics import MeanIoU, PixelMae, PixelRmse

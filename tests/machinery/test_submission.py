@@ -14,9 +14,10 @@ from submit import parse as submit_options
 
 from foldwise.config import write_config
 from foldwise.data.folds import folds_hash
+from foldwise.data.run_lengths import encode_runs
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
-from foldwise.predictions.decisions.formats import FORMATS, ColumnPerClass, Labels, RunLengths, encode_runs
+from foldwise.predictions.decisions.formats import FORMATS, ColumnPerClass, Labels, RunLengths
 from foldwise.predictions.decisions.ledger import (
     COLUMNS,
     describe_choice,

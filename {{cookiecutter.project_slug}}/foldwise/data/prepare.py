@@ -15,7 +15,8 @@ from foldwise.data.features import FeatureSet, StoredFeatures, open_features
 from foldwise.data.fields import Item
 from foldwise.data.folds import fold_array, folds_hash, update_folds
 from foldwise.data.holdout import Holdout
-from foldwise.data.image_problems import damage_notes, mask_notes
+from foldwise.data.image_problems import damage_notes
+from foldwise.data.mask_problems import mask_notes
 from foldwise.data.masks import mask_settings
 from foldwise.data.problems import TableError
 from foldwise.data.pseudo import Pseudo, read_pseudo

@@ -106,3 +106,7 @@ def enumerated(names: Sequence[str]) -> str:
 
 def some(names: Sequence[Any], most: int = 5) -> str:
     return ", ".join(map(str, names[:most])) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def first_of(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} (and {len(names) - 1:,} more)"

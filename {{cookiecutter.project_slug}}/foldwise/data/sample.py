@@ -18,8 +18,8 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from foldwise.data.class_masks import encode_layers
 from foldwise.data.individuals import write_individuals
-from foldwise.data.masks import encode_layers
 from foldwise.files import write_atomic
 from foldwise.locks import lock
 

@@ -16,10 +16,11 @@ import numpy as np
 import pandas as pd
 
 from foldwise.data.columns import Columns, missing_columns
-from foldwise.data.masks import RUNS, SEPARATOR, StoredMasks
+from foldwise.data.masks import SEPARATOR, StoredMasks
 from foldwise.data.orientation import oriented
 from foldwise.data.paths import check_paths
 from foldwise.data.problems import Check, has_stray_spaces, some
+from foldwise.data.run_lengths import RUNS
 from foldwise.data.table_file import read_file
 from foldwise.data.targets import check_class_names, check_units, fill_missing, split_cells
 from foldwise.errors import Refusal

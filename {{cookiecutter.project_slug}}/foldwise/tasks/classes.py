@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from foldwise.data.class_masks import ClassMasks, SoftMasks
 from foldwise.data.fields import Field
-from foldwise.data.masks import ClassMasks, SoftMasks, StoredMasks
+from foldwise.data.masks import StoredMasks
 from foldwise.errors import Refusal
 from foldwise.tasks.base import Task
 

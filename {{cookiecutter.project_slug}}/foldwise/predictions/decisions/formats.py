@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from foldwise.data.masks import encode_layers
+from foldwise.data.class_masks import encode_layers
 from foldwise.data.problems import some
+from foldwise.data.run_lengths import encode_runs, run_pixels
 from foldwise.errors import Refusal
 from foldwise.files import name_problem
 from foldwise.tasks import ForTasks, Kind
@@ -107,8 +108,8 @@ class Format(ForTasks):
 
     @staticmethod
     def differ(first: str, second: str) -> float:
-        """Distance between two cells, 0 to 1."""
-        raise NotImplementedError
+        """Distance between two cells, 0 to 1; here of their sets of words."""
+        return _jaccard_distance(first.split(), second.split())
 
     def check_classes(self, names: Sequence[str]) -> None:
         for name in names:
@@ -134,10 +135,6 @@ class Labels(Format):
         names = np.array(self.written, object)
         text = [self.separator.join(names[row]) or self.empty for row in answers.astype(bool)]
         return pd.DataFrame({self.id_column: self.row_ids(ids), self.value_column: text})
-
-    @staticmethod
-    def differ(first: str, second: str) -> float:
-        return _jaccard_distance(first.split(), second.split())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,10 +163,6 @@ class Ranking(Format):
     def table(self, ids: Sequence[str], answers: Any) -> pd.DataFrame:
         """Build the table of answers, a list of names per image."""
         return pd.DataFrame({self.id_column: self.row_ids(ids), self.value_column: map(self.separator.join, answers)})
-
-    @staticmethod
-    def differ(first: str, second: str) -> float:
-        return _jaccard_distance(first.split(), second.split())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +205,7 @@ class RunLengths(Format):
     Args:
         painted: the classes that get rows; empty: all but the first, which is the background.
         row_id: as in `Format`; None: {id}_{class}, or {id} if only one class is painted.
-        by_row: as `encode_runs`.
+        by_row: see `foldwise.data.run_lengths`.
     """
 
     painted: Sequence[str] = ()
@@ -244,7 +237,7 @@ class RunLengths(Format):
 
     @staticmethod
     def differ(first: str, second: str) -> float:
-        return _jaccard_distance(_pixels(first), _pixels(second))
+        return _jaccard_distance(run_pixels(first), run_pixels(second))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,24 +272,6 @@ class Masks(Format):
 
 
 FORMATS: dict[str, Any] = {kind.name: kind for kind in (Labels, Ranking, ColumnPerClass, RunLengths, Masks)}
-
-
-def encode_runs(mask: np.ndarray, by_row: bool = False) -> str:
-    """Encode the runs of true pixels of a mask (H, W) as "start length start length ...", starts counted from 1.
-
-    Pixels are counted down the columns, left to right, as on Kaggle; with `by_row` along the rows, top to bottom.
-    """
-    pixels = np.concatenate([[0], mask.ravel(order="C" if by_row else "F").astype(np.int8), [0]])
-    starts, ends = (np.flatnonzero(np.diff(pixels) == change) for change in (1, -1))
-    return " ".join(map(str, np.stack([starts + 1, ends - starts], axis=1).ravel().tolist()))
-
-
-def _pixels(code: str) -> np.ndarray:
-    """Pixel numbers in a run-length code; none for a placeholder of an empty mask, such as -1."""
-    numbers = np.array(code.split(), np.int64)
-    starts, lengths = numbers[0 : len(numbers) // 2 * 2 : 2], numbers[1::2]
-    before = np.cumsum(lengths) - lengths
-    return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
 
 
 def _jaccard_distance(first: Any, second: Any) -> float:

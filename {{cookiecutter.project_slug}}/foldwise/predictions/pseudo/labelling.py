@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise.data.masks import SoftMasks, encode_layers
+from foldwise.data.class_masks import SoftMasks, encode_layers
 from foldwise.data.pseudo import ROW, STUDENT, masks_folder, provenance_path
 from foldwise.errors import refuse_all
 from foldwise.files import check_new, new_folder, write_atomic, write_json
