@@ -194,7 +194,7 @@ def _phase_problems(phases: Mapping[str, Any]) -> list[str]:
 
 def _ema_problems(config: Mapping[str, Any]) -> list[str]:
     """Snapshots and restarts keep the raw weights, which validation does not score when there is an EMA."""
-    if not config.get("ema"):  # older runs have no such setting
+    if not config["ema"]:
         return []
     kept = [f"phases.{name}.snapshot" for name, phase in config["phases"].items() if phase.get("snapshot")]
     kept += [f"phases.{name}.start=best" for name, phase in config["phases"].items() if phase.get("start") == "best"]
@@ -203,7 +203,7 @@ def _ema_problems(config: Mapping[str, Any]) -> list[str]:
 
 
 def _initial_problems(config: Mapping[str, Any]) -> list[str]:
-    init = config.get("init")  # older runs lack it
+    init = config["init"]
     if init is None:
         return []
     if not isinstance(init, str) or not (Path(init) / "identity.json").is_file():

@@ -194,12 +194,19 @@ def _with_epochs(epochs: Any, phases: Mapping[str, dict[str, Any]]) -> dict[str,
     return {name: {"epochs": given[name]} | phase for name, phase in phases.items()}
 
 
+# Settings that older runs lack, with the value that they had in effect.
+ADDED: dict[str, Any] = {"ema": None, "init": None, "lr_batch_size": None, "outputs": {}, "top_k": 0}
+
+
 def read_config(run: Path) -> dict[str, Any]:
     """Read the configuration of a run as plain values; raise a Refusal if the folder is not a run."""
     path = run / "config.yaml"
     if not path.is_file():
         raise Refusal(f"{run} is not a run: it has no config.yaml; runs are the folders that train.py makes in runs/")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config |= {name: value for name, value in ADDED.items() if name not in config}
+    config["outputs"] = {name: OUTPUT | entry for name, entry in config["outputs"].items()}
+    return config
 
 
 def write_config(run: Path, config: dict[str, Any]) -> None:
@@ -208,7 +215,7 @@ def write_config(run: Path, config: dict[str, Any]) -> None:
 
 def followers(config: Mapping[str, Any]) -> list[str]:
     """The settings that make training depend on the labels of the scored fold."""
-    found = [f"top_k={config['top_k']}"] if config.get("top_k", 0) > 0 else []  # older runs lack it
+    found = [f"top_k={config['top_k']}"] if config["top_k"] > 0 else []
     running = [(name, phase) for name, phase in config["phases"].items() if phase["epochs"] > 0]
     found += [f"phases.{name}.start=best" for name, phase in running if phase.get("start") == "best"]
     parts = [("scheduler", config["scheduler"])]

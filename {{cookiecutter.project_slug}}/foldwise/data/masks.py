@@ -15,16 +15,6 @@ from foldwise.errors import Refusal
 SEPARATOR = ";"  # between the cells of a row with several mask columns
 
 
-def mask_settings(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of `StoredMasks` in a data configuration; older runs lack some of them."""
-    return {
-        "encoding": data.get("mask_encoding", "files"),
-        "values": data.get("mask_values"),
-        "scale": data.get("mask_scale"),
-        "ignore_index": data.get("ignore_index", 255),
-    }
-
-
 @dataclass(frozen=True)
 class StoredMasks:
     """Masks with a class number per pixel, one file per image.

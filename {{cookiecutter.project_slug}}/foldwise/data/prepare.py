@@ -17,14 +17,13 @@ from foldwise.data.folds import fold_array, folds_hash, update_folds
 from foldwise.data.holdout import Holdout
 from foldwise.data.image_problems import damage_notes
 from foldwise.data.mask_problems import mask_notes
-from foldwise.data.masks import mask_settings
 from foldwise.data.problems import TableError
 from foldwise.data.pseudo import Pseudo, read_pseudo
 from foldwise.data.sample import provide_classes
 from foldwise.data.samples import Samples, TableItems, item_table
 from foldwise.data.scan import images_hash, scan_items
 from foldwise.data.statistics import compute_statistics, count_classes
-from foldwise.data.table import Table, read_table
+from foldwise.data.table import Table, read_table, target_settings
 from foldwise.errors import Refusal
 from foldwise.files import read_json, write_json
 from foldwise.tasks import find_task
@@ -165,10 +164,7 @@ def read_items(data: Mapping[str, Any], task: str, samples: Samples) -> TableIte
         data["root"],
         Columns.from_config(data["columns"]),
         classes,
-        masks=mask_settings(data),
-        separator=data.get("label_separator"),  # older runs lack it, and the next
-        exif=data.get("exif"),
-        missing=data.get("ignore_index") if data.get("missing_targets") else None,  # of a further output
+        **target_settings(data),
     )
     return TableItems.of(source, samples, targets=True)
 
@@ -184,7 +180,7 @@ def read_outputs(
     outputs, tables = [main], {main.target: table}
     auxiliary: list[Output] = []
     data = config["data"]
-    for name, entry in (config.get("outputs") or {}).items():
+    for name, entry in config["outputs"].items():
         columns = Columns.from_config({**data["columns"], "target": entry["target"]})
         try:
             source = read_table(
@@ -192,16 +188,13 @@ def read_outputs(
                 entry["task"],
                 data["root"],
                 columns,
-                entry.get("classes"),
-                masks=mask_settings(data),
-                separator=data.get("label_separator"),
-                exif=data.get("exif"),
-                missing=data["ignore_index"],
+                entry["classes"],
+                **target_settings(data) | {"missing": data["ignore_index"]},
             )
         except TableError as error:
             raise Refusal(f"outputs.{name}: {error}") from error
         output = Output.other(name, entry, source.classes)
-        (outputs if entry.get("keep", True) else auxiliary).append(output)  # older runs lack it
+        (outputs if entry["keep"] else auxiliary).append(output)
         tables[output.target] = item_table(source, items)
     return tuple(outputs), tuple(auxiliary), tables
 

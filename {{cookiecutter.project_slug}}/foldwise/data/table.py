@@ -127,7 +127,7 @@ def read_table(
             segmentation: class i is pixel value i.
         has_target: False for a test table: target, weight and fold are not read, and the group column is optional.
         needs_group: False makes the group column optional with targets too.
-        masks: how masks are stored, see `masks.mask_settings`.
+        masks: arguments of `StoredMasks`.
         exif: see `Table`.
         separator: of the labels in a cell of a multilabel table; None: whitespace.
         missing: allows empty targets, read as NaN or a mask full of this value; an empty cell of labels has no label.
@@ -200,6 +200,22 @@ def read_table(
     final = tuple(names or ())
     masks_of = replace(stored, classes=final)
     return Table(frame, task, final, root, target, path, masks_of, ordered, exif, missing)
+
+
+def target_settings(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `read_table` for a table with targets, from a data configuration; older ones lack some."""
+    ignore_index = data.get("ignore_index", 255)
+    return {
+        "masks": {
+            "encoding": data.get("mask_encoding", "files"),
+            "values": data.get("mask_values"),
+            "scale": data.get("mask_scale"),
+            "ignore_index": ignore_index,
+        },
+        "separator": data.get("label_separator"),
+        "exif": data.get("exif"),
+        "missing": ignore_index if data.get("missing_targets") else None,  # of a further output
+    }
 
 
 def text_column(column: pd.Series) -> pd.Series:

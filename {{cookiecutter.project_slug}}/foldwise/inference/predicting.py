@@ -11,7 +11,7 @@ from rich.console import Console
 
 from foldwise.data.folds import table_folds
 from foldwise.data.samples import TableItems
-from foldwise.data.table import Columns, Table, read_table
+from foldwise.data.table import Columns, Table, read_table, target_settings
 from foldwise.errors import Refusal
 from foldwise.inference.console import print_bad, print_notes, print_shares, print_written, write_overlays
 from foldwise.inference.device import choose_devices
@@ -162,10 +162,9 @@ def _read_table(run: TrainedRun, oof: bool, table_path: Path | None, root: Path 
     if path is None:
         raise Refusal(f"{run.folder} was trained without data.test_table: add --table <file>")
     columns, spec = Columns.from_config(run.data["columns"]), run.spec
-    separator = run.data.get("label_separator")
-    root = root or run.data["root"]
+    settings = target_settings(run.data) | {"exif": spec.exif}
     return read_table(
-        Path(path), spec.task, root, columns, spec.classes, has_target=oof, separator=separator, exif=spec.exif
+        Path(path), spec.task, root or run.data["root"], columns, spec.classes, has_target=oof, **settings
     )
 
 

@@ -16,11 +16,10 @@ from foldwise.code.runs import current_code, module_target, run_code
 from foldwise.code.source import NO_CODE, Code
 from foldwise.config import compose_config, read_config, resolve_config
 from foldwise.data.folds import fold_array, folds_hash, table_folds
-from foldwise.data.masks import mask_settings
 from foldwise.data.prepare import read_items
 from foldwise.data.problems import explain_ids
 from foldwise.data.samples import Samples, TableItems
-from foldwise.data.table import Columns, Table, read_table
+from foldwise.data.table import Columns, Table, read_table, target_settings
 from foldwise.errors import Refusal
 from foldwise.predictions.metrics.building import build_metric
 from foldwise.predictions.schema import Header, listed, raise_problems, some
@@ -87,10 +86,7 @@ def read_labelled_table(
         columns,
         header.columns,
         needs_group=False,
-        masks=mask_settings(section),
-        separator=section.get("label_separator"),
-        exif=section.get("exif"),
-        missing=section.get("ignore_index") if section.get("missing_targets") else None,
+        **target_settings(section),
     )
     items = TableItems.of(source_table, samples)
     table = items.table

@@ -62,7 +62,7 @@ def find_snapshots(
 
 def _snapshot_names(fold: Path, config: Mapping[str, Any], greater_is_better: bool) -> list[str]:
     """The names that `training.snapshots` gives."""
-    if not config.get("top_k", 0):
+    if not config["top_k"]:
         return [name for name, phase in reversed(config["phases"].items()) if phase["epochs"] and phase.get("snapshot")]
     history = pd.read_csv(fold / "history.csv")
     history = history[np.isfinite(history["score"])]

@@ -69,7 +69,7 @@ def build_training(config: Mapping[str, Any], prepared: Prepared, part: Holdout,
     outputs = fit_outputs(config["data"], prepared, rows)
     spec = replace(build_spec(config, prepared, state), outputs=outputs[: len(prepared.outputs)])
     network = build_network(config, prepared, spec)
-    if config.get("init"):
+    if config["init"]:
         load_initial(network.net, find_initial(Path(config["init"]), prepared.folds_hash, part))
     joined, pseudo = with_pseudo(prepared, part.fold)
     joined = transform_targets(joined, outputs)
@@ -77,7 +77,7 @@ def build_training(config: Mapping[str, Any], prepared: Prepared, part: Holdout,
     targets = {name: table.target for name, table in joined.tables.items() if table.target is not None}
     phases = build_phases(config["phases"])
     schedulers = {phase.name: make(phase.scheduler or config["scheduler"], alias) for phase in phases}
-    lr = scale_lr(config["optimizer"]["lr"], config["batch_size"], config.get("lr_batch_size"))
+    lr = scale_lr(config["optimizer"]["lr"], config["batch_size"], config["lr_batch_size"])
     fields = sample_fields(prepared)
     mixes = {
         phase.name: Mix(**(phase.mixing or config["mixing"]), fields=fields, targets=list(targets)) for phase in phases
@@ -163,7 +163,7 @@ def build_network(config: Mapping[str, Any], prepared: Prepared, spec: ModelSpec
         if not issubclass(kind, FeatureNetwork):
             raise Refusal("data.features is for experiment=probe, or your own subclass of FeatureNetwork")
         weights = [features.weights for features in prepared.features]
-    pretrained = bool(model["pretrained"]) and not config.get("init")
+    pretrained = bool(model["pretrained"]) and not config["init"]
     net = make(described, prepared.alias, weights=weights, pretrained=pretrained)
     problems = []
     for key, size in image_sizes(config).items():

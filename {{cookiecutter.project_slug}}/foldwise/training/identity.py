@@ -105,7 +105,7 @@ def hash_code(targets: Iterable[str] = (), followed: bool = False, root: Path | 
 
 def hash_contents(prepared: Prepared, config: Mapping[str, Any]) -> dict[str, str]:
     """Hashes of the table, folds, images, pseudo labels, initial weights, features, and the run to start from."""
-    weights, init = config["model"]["weights"], config.get("init")
+    weights, init = config["model"]["weights"], config["init"]
     started = {"init": hash_identity(read_identity(Path(init)))} if init else {}
     return {
         **started,

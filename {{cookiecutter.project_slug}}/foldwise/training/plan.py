@@ -55,7 +55,7 @@ def make_plan(context: "Context", config: dict[str, Any], nodes: int, make_folds
     trainer, workers = config["trainer"], config["fold_workers"]
     prepared = prepare(config, code.alias, make_folds)
     parts = choose_parts(config["fold"], followers(config), prepared)
-    if config.get("init"):  # older runs lack it
+    if config["init"]:
         check_initial(Path(config["init"]), prepared, parts)
     contents = hash_contents(prepared, config)
     identity = make_identity(config, 0, contents, code)  # hashed while the server imports torch

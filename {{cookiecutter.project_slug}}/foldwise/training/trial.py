@@ -74,7 +74,7 @@ def inspect_config(
     with _attached_trainer(module):
         _try_batch(config, module, dataset, prepared, training.spec)
     optimizer = module.make_optimizer(training.network)
-    if config.get("lr_batch_size"):
+    if config["lr_batch_size"]:
         print(
             f"optimizer.lr={config['optimizer']['lr']:g} is for {config['lr_batch_size']} images a step; "
             f"for batch_size={config['batch_size']} it is {optimizer.defaults['lr']:g}",
