@@ -119,7 +119,7 @@ def in_process(function: Callable[[], Any]) -> multiprocessing.process.BaseProce
 def dying_at(write: int) -> Callable[..., None]:
     """`_write` that dies by SIGKILL at the n-th block, after its rows and before its mark."""
     calls = iter(range(100))
-    original = extracting._write
+    original = extracting.write_block
 
     def dying(*arguments: Any) -> None:
         if next(calls) == write:
@@ -132,8 +132,8 @@ def dying_at(write: int) -> Callable[..., None]:
 def test_a_killed_command_resumes_to_the_same_bytes(world: Path, monkeypatch: pytest.MonkeyPatch):
     complete = contents(make_features(world, views=("none", "flip")).folder)
     shutil.rmtree("features")
-    original = extracting._write
-    monkeypatch.setattr(extracting, "_write", dying_at(3))
+    original = extracting.write_block
+    monkeypatch.setattr(extracting, "write_block", dying_at(3))
     process = in_process(lambda: make_features(world, views=("none", "flip")))
     process.join()
     assert process.exitcode == -signal.SIGKILL
@@ -143,7 +143,7 @@ def test_a_killed_command_resumes_to_the_same_bytes(world: Path, monkeypatch: py
         prepare_tiny(config_of(world, "data.features=[a]"))
     written: list[range] = []
     monkeypatch.setattr(
-        extracting, "_write", lambda work, block, values: written.append(block) or original(work, block, values)
+        extracting, "write_block", lambda work, block, values: written.append(block) or original(work, block, values)
     )
     assert contents(make_features(world, views=("none", "flip")).folder) == complete
     assert len(written) == 7 - 3  # five blocks of train.csv and two of test.csv

@@ -5,10 +5,7 @@ marks it as done. A kill costs the blocks in work, and the values do not depend 
 cross a block. The process that finds all blocks done writes features.json; a folder without it is unfinished.
 """
 
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -18,20 +15,21 @@ import numpy as np
 import pandas as pd
 import torch
 from rich.console import Console
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 
 from foldwise import FORMAT_VERSION
 from foldwise.code.syntax import hash_text
 from foldwise.data.batches import Packed, collate, pack_sample, start_worker, to_device
-from foldwise.data.features import ENCODER, NONE, RECORD, ROWS, check_reader, describe_reading
+from foldwise.data.features import ENCODER, NONE, check_reader, describe_reading
 from foldwise.data.images import image_hw
 from foldwise.data.prepare import check_test_table, prepare, scan_alike
 from foldwise.data.reading import Reader, fit_sample
 from foldwise.data.samples import Rows, TableItems
 from foldwise.errors import ProcessFailed, Refusal
-from foldwise.files import new_folder, read_json, sha256_file, write_atomic, write_json
+from foldwise.files import sha256_file
 from foldwise.inference.device import choose_devices, keep_freed_memory
+from foldwise.inference.feature_folder import Choices, Work, complete, open_work, write_block
 from foldwise.locks import lock
 from foldwise.models.features import Encoder
 from foldwise.models.networks import choose_normalization
@@ -42,68 +40,9 @@ from foldwise.progress import progress_bar, stepping
 from foldwise.tasks.views import SYMMETRIES, View
 
 BLOCK = 512  # rows
-BLOCKS, REQUEST = "blocks", "request.json"  # of an unfinished folder
 VIEWS = {NONE: "identity", "flip": "hflip"} | {name: name for name in SYMMETRIES if name not in ("identity", "hflip")}
 PRELOAD = ("torch", "timm", "foldwise.inference.extracting")
 POLL_SECONDS = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choices:
-    """Options of tools/features.py, see --help."""
-
-    out: Path
-    stages: str | tuple[int, ...] = "all"
-    pool: str = "mean"
-    views: tuple[str, ...] = (NONE,)
-    dtype: str = "float16"
-    batch_size: int = 32
-    workers: int = 2
-    device: str = "auto"
-    devices: int | None = None
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a process needs to compute blocks.
-
-    Attributes:
-        record: of features.json, without the hashes of the files.
-        readers: of the tables, one after another.
-    """
-
-    choices: Choices
-    record: Mapping[str, Any]
-    readers: Sequence[Reader]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return sum(len(reader.items) for reader in self.readers), sum(self.record["encoder"]["widths"])
-
-    @property
-    def files(self) -> dict[str, Path]:
-        return {view: self.choices.out / f"{view}.npy" for view in self.choices.views}
-
-    @property
-    def finished(self) -> bool:
-        return (self.choices.out / RECORD).exists()
-
-    def mark(self, block: range) -> Path:
-        """The file whose existence means that a block is done."""
-        return self.choices.out / BLOCKS / f"{block.start:09d}.done"
-
-    def blocks(self) -> list[range]:
-        """The rows of each block; no block has rows of two tables."""
-        blocks, start, rows = [], 0, self.record["rows_of_a_block"]
-        for reader in self.readers:
-            stop = start + len(reader.items)
-            blocks += [range(first, min(first + rows, stop)) for first in range(start, stop, rows)]
-            start = stop
-        return blocks
-
-    def rest(self) -> list[range]:
-        """The blocks that are not done."""
-        return [block for block in self.blocks() if not self.mark(block).exists()]
 
 
 def extract(config: Mapping[str, Any], alias: str | None, choices: Choices, command: Sequence[str]) -> bool:
@@ -147,11 +86,11 @@ def extract(config: Mapping[str, Any], alias: str | None, choices: Choices, comm
     work = Work(choices, record, readers)
     own = choices.out.with_name(f".{choices.out.name}.lock")
     with lock(own):  # several commands may start at once
-        finished = _open(work, encoder, rows, console)
+        finished = open_work(work, encoder.net, rows, console)
     if not finished:
         _compute(work, choose_devices(choices.device, choices.devices), console)
         with lock(own):
-            return _complete(work)
+            return complete(work)
     return True
 
 
@@ -184,55 +123,6 @@ def _build_encoder(
             "correct --stages or data.image_size"
         ) from error
     return encoder, described | {"widths": [part.shape[1] for part in parts]}
-
-
-def _open(work: Work, encoder: Encoder, rows: pd.DataFrame, console: Console) -> bool:
-    """Create the folder, or check that it is of the same features; True if it is complete."""
-    out, (count, width) = work.choices.out, work.shape
-    for name in (RECORD, REQUEST):
-        if (out / name).exists():
-            made = read_json(out / name)
-            other = [key for key in work.record if key != "command" and made.get(key) != work.record[key]]
-            if other:
-                raise Refusal(f"{out} has other features, by {', '.join(other)}: choose another --out, or delete it")
-            if name == RECORD:
-                console.print(f"{out} is finished")
-                return True
-    dtype, views = np.dtype(work.choices.dtype), len(work.files)
-    needed = count * width * dtype.itemsize * views
-    console.print(f"{count:,} rows x {width:,} features x {views} views of {dtype}: {_gigabytes(needed)} in {out}")
-    free = shutil.disk_usage(out.parent).free
-    left = needed * sum(map(len, work.rest())) // count
-    if free < left:
-        raise Refusal(f"the disk of {out} has {_gigabytes(free)} left, and {_gigabytes(left)} are needed")
-    if not (out / REQUEST).exists():
-        with new_folder(out) as temporary:
-            with write_atomic(temporary / ENCODER) as file:
-                save_file({name: value.contiguous() for name, value in encoder.net.state_dict().items()}, file)
-            rows.to_csv(temporary / ROWS, index=False)
-            for file in work.files.values():
-                np.lib.format.open_memmap(temporary / file.name, "w+", dtype, work.shape)
-            write_json(temporary / REQUEST, work.record)
-    return False
-
-
-def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
-
-
-def _complete(work: Work) -> bool:
-    """Write features.json if all blocks are done."""
-    out = work.choices.out
-    if not work.finished:
-        if work.rest():
-            return False
-        files = [ENCODER, *(file.name for file in work.files.values())]
-        hashes = {"sha256": {name: sha256_file(out / name) for name in files}}
-        sizes = {"bytes": {name: (out / name).stat().st_size for name in files}}
-        write_json(out / RECORD, {**work.record, **hashes, **sizes})
-        shutil.rmtree(out / BLOCKS)
-        (out / REQUEST).unlink()
-    return True
 
 
 def _compute(work: Work, devices: Sequence[str], console: Console) -> None:
@@ -292,7 +182,7 @@ def compute_blocks(work: Work, device: str) -> Iterator[range]:
         block, claim = claims[0]
         if sum(map(len, found[NONE])) == len(block):
             with claim:
-                _write(work, block, {view: np.concatenate(parts) for view, parts in found.items()})
+                write_block(work, block, {view: np.concatenate(parts) for view, parts in found.items()})
             del claims[0]
             found = {view: [] for view in choices.views}
             yield block
@@ -330,19 +220,3 @@ def _claimed_batches(work: Work, claims: list[tuple[range, TextIO]]) -> Iterator
         claims.append((block, claim))
         for first in range(block.start, block.stop, size):
             yield list(range(first, min(first + size, block.stop)))
-
-
-def _write(work: Work, block: range, values: Mapping[str, np.ndarray]) -> None:
-    """Write the rows of a block, then mark it as done."""
-    for view, rows in values.items():
-        stored = rows.astype(work.choices.dtype)
-        if not np.isfinite(stored).all():
-            advice = "" if work.choices.dtype == "float32" else ": store them as --dtype float32"
-            raise Refusal(f"features of the rows {block.start} to {block.stop - 1} are not finite{advice}")
-        path = work.files[view]
-        with path.open("r+b") as file:  # not a memory map: over NFS, two machines would write the same page
-            file.seek(path.stat().st_size - (work.shape[0] - block.start) * stored[0].nbytes)
-            file.write(stored.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-    work.mark(block).touch()
