@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from foldwise.data.cells import text_column
 from foldwise.data.decoding import stored_size
 from foldwise.data.orientation import oriented
 from foldwise.data.problems import some
 from foldwise.data.samples import Samples, TableItems
-from foldwise.data.table import Table, text_column
+from foldwise.data.table import Table
 from foldwise.data.table_file import read_file
 from foldwise.errors import Refusal
 from foldwise.inference.reading import Items, Read

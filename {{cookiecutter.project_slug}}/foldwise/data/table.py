@@ -5,7 +5,6 @@ numbers.
 """
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,18 +14,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from foldwise.data.cells import check_ids, check_masks, fold_column, text_column, weight_column
 from foldwise.data.columns import Columns, missing_columns
 from foldwise.data.masks import SEPARATOR, StoredMasks
 from foldwise.data.orientation import oriented
 from foldwise.data.paths import check_paths
-from foldwise.data.problems import Check, has_stray_spaces, some
-from foldwise.data.run_lengths import RUNS
+from foldwise.data.problems import Check
 from foldwise.data.table_file import read_file
 from foldwise.data.targets import check_class_names, check_units, fill_missing, split_cells
 from foldwise.errors import Refusal
 from foldwise.tasks import Task, find_task
 
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 MISSING = ("", "nan", "NaN", "None", "NULL", "null", "<NA>")  # texts of missing values, which are no group
 
 
@@ -165,7 +163,7 @@ def read_table(
         if canonical in declared:
             frame[canonical] = text_column(raw[declared[canonical]])
     check.ids = frame["id"].to_numpy(object)
-    _check_ids(frame["id"], raw[declared["id"]], check)
+    check_ids(frame["id"], raw[declared["id"]], check)
     for canonical in ("group", "unit"):
         if canonical in declared:
             text = f"column {declared[canonical]!r} is empty, or says so: give each such row a {canonical} of its own"
@@ -174,12 +172,12 @@ def read_table(
     if meaning.field.spatial and has_target:
         cells = [text_column(raw[name]) for name in target_columns]
         for name, column in zip(target_columns, cells, strict=True):
-            _check_masks(column, root, name, stored.encoding, meaning.exclusive and missing is None, check)
+            check_masks(column, root, name, stored.encoding, meaning.exclusive and missing is None, check)
         frame["mask"] = cells[0].str.cat(cells[1:], sep=SEPARATOR) if cells[1:] else cells[0]
     if "weight" in declared:
-        frame["weight"] = _weight_column(raw[declared["weight"]], check)
+        frame["weight"] = weight_column(raw[declared["weight"]], check)
     if "fold" in declared:
-        frame["fold"] = _fold_column(raw[declared["fold"]], check)
+        frame["fold"] = fold_column(raw[declared["fold"]], check)
 
     names = check_class_names(classes, meaning, check)
     target = None
@@ -218,11 +216,6 @@ def target_settings(data: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def text_column(column: pd.Series) -> pd.Series:
-    """Convert a column to text; missing values become empty."""
-    return column.astype(object).where(column.notna(), "").map(str)
-
-
 def _target_columns(columns: Columns, task: Task) -> list[str]:
     if columns.target is None:
         return [task.column]
@@ -234,58 +227,3 @@ def _target_columns(columns: Columns, task: Task) -> list[str]:
             "set data.masks=overlapping"
         )
     return list(columns.target)
-
-
-def _check_ids(ids: pd.Series, stored: pd.Series, check: Check) -> None:
-    check.rows(ids == "", "the id is empty")
-    check.cells(has_stray_spaces(ids), ids, "the id {} has whitespace at its ends or two spaces in a row: remove it")
-    check.cells(ids.str.contains(CONTROL), ids, "the id {} has a control character")
-    if pd.api.types.is_float_dtype(stored):
-        check.problems.append(
-            f"the ids are decimals, such as {ids.iat[0]}, most often because one was missing when the table was made: "
-            f'write them as text, with frame["{stored.name}"].astype("Int64").astype(str)'
-        )
-    repeated = ids[ids.duplicated(keep=False) & (ids != "")]
-    rows_of = repeated.groupby(repeated, sort=False).indices
-    each = [f"{name!r} ({check.name_lines(repeated.index[rows])})" for name, rows in rows_of.items()]
-    if each:
-        what = "1 id occurs" if len(each) == 1 else f"{len(each):,} ids occur"
-        check.problems.append(
-            f"{what} more than once: {some(each, 3)}. A table has one row per image: join the labels of several rows, "
-            "and give images of one thing their own ids, with the thing in data.columns.unit"
-        )
-
-
-def _check_masks(cells: pd.Series, root: Path, name: str, encoding: str, exclusive: bool, check: Check) -> None:
-    """Check mask paths or run-length codes; a cell may be empty unless classes are exclusive."""
-    if encoding == "files":
-        check_paths(cells, root, "mask", check, optional=not exclusive)
-        shared = cells.str.contains(SEPARATOR, regex=False)
-        check.rows(shared, f"the path in {name!r} has a {SEPARATOR}: rename the file")
-        return
-    bad = ~cells.map(lambda text: RUNS.fullmatch(text) is not None).to_numpy(bool)
-    check.rows(
-        bad,
-        lambda row: (
-            f"{cells.iat[row][:40]!r} in column {name!r} is no run-length code: pairs of start and length, "
-            "such as 1 3 10 5, or nothing for an empty mask"
-        ),
-    )
-
-
-def _weight_column(column: pd.Series, check: Check) -> pd.Series:
-    weight = pd.to_numeric(column, errors="coerce").astype(float)
-    bad = ~np.isfinite(weight) | (weight < 0)
-    comma = column.astype(str).str.contains(",")
-    for rows, advice in ((bad & comma, ": write decimals with a point"), (bad & ~comma, "")):
-        check.cells(rows, column, "the weight {} is not a number of 0 or more" + advice)
-    if not bad.any() and weight.sum() == 0:
-        check.problems.append("all weights are 0")
-    return weight
-
-
-def _fold_column(column: pd.Series, check: Check) -> pd.Series:
-    fold = pd.to_numeric(column, errors="coerce").astype(float)
-    bad = ~np.isfinite(fold) | (fold < -1) | (fold != np.floor(fold))
-    check.cells(bad, column, "the fold {} is not a whole number of -1 (always train) or more")
-    return fold.where(~bad, -1).astype(int)
