@@ -322,13 +322,13 @@ def test_everything_is_built_once_to_check_and_once_a_fold(data, tmp_path, monke
         (build.TrainingModule, "__init__"),
         (ItemDataset, "__init__"),
         (build, "build_optimizer"),
-        (build, "_build_loss"),
+        (build, "build_loss"),
     ):
         counted(owner, name)
     config = tiny_config(data, "multiclass", "epochs=1", "+phases.small={share: 0, image_size: 16}")
     prepared = prepare_tiny(config)
     inspect_config(config, prepared)
-    once = {"ImageNetwork": 1, "TrainingModule": 1, "build_optimizer": 1, "_build_loss": 1}
+    once = {"ImageNetwork": 1, "TrainingModule": 1, "build_optimizer": 1, "build_loss": 1}
     assert counts == once | {"ItemDataset": 1}
     counts.clear()
     train_folds(config, tmp_path)

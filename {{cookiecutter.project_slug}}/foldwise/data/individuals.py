@@ -30,7 +30,7 @@ HERDS = (Herd(28, 6, 2), Herd(12, 1, 2), Herd(20, 0, 2))
 
 
 def write_individuals(root: Path, herds: tuple[Herd, ...] = HERDS, seed: int = SEED) -> None:
-    """Write images, `train.csv`, `test.csv` and `test_solution.csv` into `root`, as `sample.write_sample` does."""
+    """Write images, `train.csv`, `test.csv` and `test_solution.csv` into `root`."""
     rng = np.random.default_rng(seed)
     (root / "images").mkdir(parents=True, exist_ok=True)
     rows = []
@@ -44,15 +44,21 @@ def write_individuals(root: Path, herds: tuple[Herd, ...] = HERDS, seed: int = S
     table["id"] = table["part"] + table["number"].map("_{:04d}".format)
     table["image"] = "images/" + table["id"] + ".png"
     for path, (_, _, picture) in zip(table["image"], rows, strict=True):
-        cv2.imencode(".png", picture[:, :, ::-1])[1].tofile(root / path)
+        write_picture(root / path, picture)
     known, table = set(table["label"][table["part"] == "train"]), table.sort_values("number")
     train, test = (table[table["part"] == part][["id", "image", "label"]] for part in ("train", "test"))
     solution = test.assign(label=test["label"].where(test["label"].isin(known), "new_individual"))
-    for name, frame in (
-        ("test", test.drop(columns="label")),
-        ("test_solution", solution.drop(columns="image")),
-        ("train", train),
-    ):
+    write_tables(root, train, test.drop(columns="label"), solution.drop(columns="image"))
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """Write RGB (H, W, 3) uint8 as PNG."""
+    cv2.imencode(".png", picture[:, :, ::-1])[1].tofile(path)
+
+
+def write_tables(root: Path, train: pd.DataFrame, test: pd.DataFrame, solution: pd.DataFrame) -> None:
+    """Write the tables of a sample; train.csv last: the sample is complete when it exists."""
+    for name, frame in (("test", test), ("test_solution", solution), ("train", train)):
         with write_atomic(root / f"{name}.csv") as temporary:
             frame.to_csv(temporary, index=False)
 

@@ -19,8 +19,7 @@ import numpy as np
 import pandas as pd
 
 from foldwise.data.class_masks import encode_layers
-from foldwise.data.individuals import write_individuals
-from foldwise.files import write_atomic
+from foldwise.data.individuals import write_individuals, write_picture, write_tables
 from foldwise.locks import lock
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -115,7 +114,7 @@ def write_sample(root: Path, task: str) -> None:
         name = f"test_{number:04d}" if number < spec.test else f"train_{number - spec.test:04d}"
         background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
         image, inks = _draw(digits, spec, background, rng)
-        cv2.imencode(".png", image[:, :, ::-1])[1].tofile(root / "images" / f"{name}.png")
+        write_picture(root / "images" / f"{name}.png", image)
         labels = sorted({digit for digit, _ in digits})
         target = " ".join(DIGITS[digit] for digit in labels)
         if task == "segmentation":
@@ -136,10 +135,7 @@ def write_sample(root: Path, task: str) -> None:
         rows.append({"id": name, "image": f"images/{name}.png", spec.target: target, "background": background})
     table = pd.DataFrame(rows)
     test, train = table[: spec.test], table[spec.test :]
-    solution = test[["id", spec.target]]
-    for name, frame in (("test", test.drop(columns=spec.target)), ("test_solution", solution), ("train", train)):
-        with write_atomic(root / f"{name}.csv") as temporary:
-            frame.to_csv(temporary, index=False)
+    write_tables(root, train, test.drop(columns=spec.target), test[["id", spec.target]])
 
 
 def _compose(spec: SampleSpec, rng: np.random.Generator) -> list[list[tuple[int, np.ndarray]]]:

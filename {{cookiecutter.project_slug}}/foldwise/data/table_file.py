@@ -83,12 +83,16 @@ def _read_csv(path: Path, start: bytes) -> pd.DataFrame:
     if names.count("") > 1:
         which = some([number + 1 for number in unnamed if number not in useless])
         raise TableError(path, [f"the columns {which} have no name in the header: name them, or delete them"])
+    _check_names(path, names)
+    return frame
+
+
+def _check_names(path: Path, names: list[str]) -> None:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise TableError(
             path, [f"the column {name!r} occurs more than once: rename or delete one" for name in repeated]
         )
-    return frame
 
 
 def _is_useless(column: pd.Series) -> bool:
@@ -169,11 +173,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         raise TableError(path, [f"it cannot be read as parquet ({error})"]) from error
     names = list(map(str, frame.columns))
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise TableError(
-            path, [f"the column {name!r} occurs more than once: rename or delete one" for name in repeated]
-        )
+    _check_names(path, names)
     frame = frame.set_axis(names, axis=1)
     index = [name for name in frame.index.names if name is not None and name not in names]
     if index:

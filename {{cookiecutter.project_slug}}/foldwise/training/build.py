@@ -1,6 +1,5 @@
 """Builds network, module, loader and trainer from a configuration and the prepared data."""
 
-import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -21,15 +19,13 @@ from foldwise.data.images import FITS, image_hw
 from foldwise.data.orientation import oriented
 from foldwise.data.prepare import Prepared
 from foldwise.data.samples import Rows
-from foldwise.data.targets import check_order
 from foldwise.errors import Refusal
 from foldwise.inference.spec import ModelSpec
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import normalize
 from foldwise.models.features import FeatureNetwork
-from foldwise.models.losses import BALANCES, CrossEntropy, Ordinal, balanced_class_weights, margins_by_size
 from foldwise.models.mixing import Mix
-from foldwise.models.module import HeadLoss, Setup, TrainingModule
+from foldwise.models.module import Setup, TrainingModule
 from foldwise.models.network import Network
 from foldwise.models.networks import ImageNetwork, choose_normalization
 from foldwise.models.normalized import Normalized, enable_gradient_checkpointing
@@ -37,7 +33,9 @@ from foldwise.models.optimization import build_optimizer, scale_lr
 from foldwise.processes.group import Rank
 from foldwise.schedule.phases import Schedule, build_phases
 from foldwise.tasks.outputs import Output
+from foldwise.training.build_losses import build_heads, build_loss
 from foldwise.training.ema import EMA
+from foldwise.training.image_sizes import image_sizes
 from foldwise.training.initial import find_initial, load_initial
 from foldwise.training.loaders import sample_fields, training_loader, with_pseudo
 from foldwise.training.targets import fit_outputs, transform_targets
@@ -84,13 +82,13 @@ def build_training(config: Mapping[str, Any], prepared: Prepared, part: Holdout,
     }
     setup = Setup(
         network=network,
-        loss=_build_loss(config["loss"], prepared, prepared.outputs[0], part),
+        loss=build_loss(config["loss"], prepared, prepared.outputs[0], part),
         make_optimizer=partial(build_optimizer, **config["optimizer"] | {"lr": lr}),
         schedule=Schedule(phases, schedulers, steps_per_epoch),
         seed=config["seed"],
         mixes=mixes,
         targets=targets,
-        heads=_build_heads(config, prepared, part),
+        heads=build_heads(config, prepared, part),
     )
     module = make(config["module"], alias, setup=setup)
     if not isinstance(module, TrainingModule):
@@ -180,15 +178,6 @@ def build_network(config: Mapping[str, Any], prepared: Prepared, spec: ModelSpec
     return normalize(net, spec)
 
 
-def image_sizes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """Every (height, width) of the training images, by the setting that gives it."""
-    return {"data.image_size": image_hw(config["data"]["image_size"])} | {
-        f"phases.{phase.name}.image_size": image_hw(phase.image_size)
-        for phase in build_phases(config["phases"])
-        if phase.image_size is not None
-    }
-
-
 def _network_outputs(config: Mapping[str, Any], outputs: Sequence[Output]) -> dict[str, Any]:
     """The network's arguments `outputs`, columns by key, and, if there are built-in heads, `heads`."""
     entries = [(output, config["outputs"][output.name]) for output in outputs if output.name]
@@ -206,54 +195,6 @@ def _network_outputs(config: Mapping[str, Any], outputs: Sequence[Output]) -> di
         "outputs": {output.key: len(output.columns) for output in outputs},
         **({"heads": heads} if heads else {}),
     }
-
-
-def _build_heads(config: Mapping[str, Any], prepared: Prepared, part: Holdout) -> dict[str, HeadLoss]:
-    """The losses of further outputs; without a `loss`, your module trains the output."""
-    heads = {}
-    for output in prepared.trained[1:]:
-        entry = config["outputs"][output.name]
-        if entry["loss"] is None:
-            continue
-        loss = _build_loss(entry["loss"], prepared, output, part)
-        if isinstance(loss, CrossEntropy) and not output.meaning.exclusive:
-            raise Refusal(
-                f"outputs.{output.name}.loss: CrossEntropy is for classes that exclude each other, but the task is "
-                f"{output.task}: choose another, such as bce"
-            )
-        heads[output.name] = HeadLoss(output.key, output.target, loss, float(entry["weight"]))
-    return heads
-
-
-def _build_loss(settings: Mapping[str, Any], prepared: Prepared, output: Output, part: Holdout) -> torch.nn.Module:
-    """The loss of an output; named `class_weights` (`BALANCES`) and `margin` are computed from the training items."""
-    loss: Any = copy.deepcopy(settings)
-    by_fold = prepared.class_counts[output.name]
-    total = np.sum([values for key, values in by_fold.items() if int(key) not in part.folds], axis=0).tolist()
-    for term in [loss, *(term["loss"] for term in loss.get("terms", []))]:
-        name = term.get("class_weights")
-        if isinstance(name, str):
-            if name not in BALANCES:
-                raise Refusal(f"class_weights is {name!r}; give {', '.join(BALANCES)}, or one number per class")
-            term["class_weights"] = balanced_class_weights(total, _examples(prepared, output, part), BALANCES[name])
-        if isinstance(term.get("margin"), str):
-            if term["margin"] != "by_size":
-                raise Refusal(f"margin is {term['margin']!r}; give a number, by_size, or one number per class")
-            term["margin"] = margins_by_size(total)
-    built = make(loss, prepared.alias)
-    if any(isinstance(part, Ordinal) for part in built.modules()):
-        check_order("loss=ordinal", prepared.outputs[0].columns, prepared.table.ordered)
-    return built
-
-
-def _examples(prepared: Prepared, output: Output, part: Holdout) -> int | None:
-    """Training items with a target, or with masks pixels, of which a class has some; None if classes are exclusive."""
-    task, rows = output.meaning, part.trained(prepared.fold_of_items)
-    if task.exclusive:
-        return None
-    rows = rows[prepared.tables[output.target].known[rows]]
-    pixels = prepared.scan["height"] * prepared.scan["width"]
-    return int(pixels.iloc[rows].sum()) if task.kind == "maps" else len(rows)
 
 
 def build_trainer(config: Mapping[str, Any], rank: Rank, epochs: int, **arguments: Any) -> pl.Trainer:

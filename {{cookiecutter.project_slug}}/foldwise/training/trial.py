@@ -3,13 +3,10 @@
 import copy
 import inspect
 import os
-import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -25,10 +22,9 @@ from foldwise.data.images import image_hw
 from foldwise.data.prepare import Prepared
 from foldwise.errors import Refusal
 from foldwise.inference.spec import ModelSpec
-from foldwise.inference.weights import normalize
 from foldwise.models.module import TrainingModule
 from foldwise.models.network import Batch
-from foldwise.models.normalized import Normalized, set_trainable, trainable_share
+from foldwise.models.normalized import set_trainable, trainable_share
 from foldwise.processes.group import Rank
 from foldwise.reporting.phases import PhasePreview
 from foldwise.schedule.phases import Phase
@@ -36,16 +32,15 @@ from foldwise.schedule.schedulers import Plateau
 from foldwise.settings import unknown_setting
 from foldwise.tasks import TASKS, Task
 from foldwise.tasks.outputs import Output, activate
-from foldwise.training.build import build_training, image_sizes
+from foldwise.training.build import build_training
 from foldwise.training.devices import count_processes
+from foldwise.training.image_sizes import UNFIT, fitting_options, image_sizes, in_library, nearest_sizes
 from foldwise.training.loaders import local_batch_size
 from foldwise.training.validation import build_metrics
 
 FIRST = Holdout((0,))
 ITEMS = 2  # batch size of the trial
 STEPS = 20  # points per epoch in the learning-rate preview
-LARGEST = 1024  # image size to try for networks that cannot take the given one
-UNFIT = (AssertionError, RuntimeError, ValueError)  # what networks raise for such an image size
 ONE_VALUE = "more than 1 value per channel"  # in torch's error
 
 
@@ -123,11 +118,11 @@ def _try_batch(
         try:
             found = network(batch)
         except UNFIT as error:
-            if not _in_library(error):
+            if not in_library(error):
                 raise
-            advice = [f"{key}=[{height},{width}]" for height, width in _nearest_sizes(network, batch, size)]
+            advice = [f"{key}=[{height},{width}]" for height, width in nearest_sizes(network, batch, size)]
             if len(sizes) == 1:  # an option must suit all
-                advice += _fitting_options(prepared, spec, batch, size)
+                advice += fitting_options(prepared, spec, batch, size)
             choices = f": try {', or '.join(advice)}" if advice else ""
             problems.append(f"{key}: the network cannot take {size[0]} x {size[1]} ({str(error).rstrip('.')}){choices}")
             continue
@@ -145,50 +140,6 @@ def _first_items(dataset: ItemDataset, size: tuple[int, int], count: int) -> Bat
     tried = copy.copy(dataset)
     tried.transforms = [EpochTransform(dataset.transforms[-1].augmentation, size)]
     return unpack(collate([tried[number, 0] for number in range(min(count, len(tried)))], tried.fields))
-
-
-def _nearest_sizes(network: Normalized, batch: Batch, size: tuple[int, int]) -> list[tuple[int, int]]:
-    """The next smaller and the next larger image size that the network takes."""
-    shapes = copy.deepcopy(network).to("meta")  # computes shapes only
-    meta = {name: value.to("meta") for name, value in batch.items()}
-
-    @cache
-    def fits(height: int, width: int) -> bool:
-        resized = {
-            name: value.new_empty((*value.shape[:-2], height, width)) if value.shape[-2:] == size else value
-            for name, value in meta.items()
-        }
-        return _takes(shapes, resized)
-
-    def nearest(sides: range) -> int:
-        return next((side for side in sides if fits(side, side)), 0)
-
-    # The sides that networks take are even.
-    down = [nearest(range(side - side % 2, 0, -2)) for side in size]
-    up = [nearest(range(side + side % 2, max(LARGEST, 2 * side), 2)) for side in size]
-    return [(height, width) for height, width in (down, up) if height and width and fits(height, width)]
-
-
-def _fitting_options(prepared: Prepared, spec: ModelSpec, batch: Batch, size: tuple[int, int]) -> list[str]:
-    """Options of timm's networks with which this one takes the batch."""
-    found = []
-    for name, value in (("dynamic_img_size", True), ("img_size", list(size))):
-        options = {**(spec.network.get("options") or {}), name: value}
-        try:
-            net = make({**spec.network, "options": options}, prepared.alias)
-        except (Refusal, *UNFIT):  # the network has no such option
-            continue
-        if _takes(normalize(net, spec).eval(), batch):
-            found.append(f"++model.options.{name}={str(value).replace(' ', '').lower()}")
-    return found
-
-
-def _takes(network: Normalized, batch: Batch) -> bool:
-    try:
-        network(batch)
-    except Exception:  # of a probe, such as a division by 0 for few pixels
-        return False
-    return True
 
 
 @torch.no_grad()
@@ -220,12 +171,6 @@ def _check_batch_norm(config: Mapping[str, Any], module: TrainingModule, dataset
                 f"batch_size={config['batch_size']}{devices}{batches} is one image per forward pass, which BatchNorm "
                 f"cannot train on (phase {phase.name}): set {least}{frozen}"
             )
-
-
-def _in_library(error: BaseException) -> bool:
-    """True if timm or smp raised the error: most often the network cannot take the image size."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return any({"timm", "segmentation_models_pytorch"} & set(Path(frame.filename).parts) for frame in frames)
 
 
 def _check_outputs(found: Batch, outputs: Sequence[Output]) -> None:

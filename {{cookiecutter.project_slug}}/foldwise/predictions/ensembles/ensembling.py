@@ -121,14 +121,15 @@ def choose_methods(
     truth: GroundTruth, names: Sequence[str], use: str | None, weights: np.ndarray | None, metadata: bool
 ) -> list[Method]:
     """Select the methods to compare, simplest first; refuse those that do not suit the task or the metric."""
-    maps = truth.task.kind == "maps"
-    possible: tuple[Method, ...] = (
-        MAP_BLENDS[truth.task.exclusive] if maps else (*BLENDS_OF_VALUES, *STACKERS_OF_VALUES)
-    )
-    if truth.task.kind == "vectors":
+    possible: tuple[Method, ...]
+    if truth.task.kind == "maps":
+        possible = MAP_BLENDS[truth.task.exclusive]
+    elif truth.task.kind == "vectors":
         possible = MAP_BLENDS[True][:2]
-    if truth.task.probabilities and not maps:
+    elif truth.task.probabilities:
         possible = tuple(method for method in (*BLENDS, *STACKERS) if method is not RANK or _can_rank(truth))
+    else:
+        possible = (*BLENDS_OF_VALUES, *STACKERS_OF_VALUES)
     if weights is not None:
         if names or use:
             raise Refusal("--weights replaces --methods and --use: leave those out")
