@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from foldwise.data.cells import text_column
 from foldwise.errors import Refusal
 from foldwise.shell import command, override
 
@@ -59,7 +60,7 @@ def missing_columns(names: Iterable[tuple[str, str]], raw: pd.DataFrame, root: P
     for key, name in pairs:
         if name not in raw.columns:
             found = ", ".join(name or "(without a name)" for name in raw)
-            offered = [column for column in free if _plain(column) == _plain(name)]
+            offered = [column for column in free if plain(column) == plain(name)]
             offered = offered or [column for column in free if _could_be(key, raw[column], root)]
             offered = [column for column in offered if key in OFTEN and OFTEN[key].search(column)] or offered
             setting = f"data.columns.{'target' if key == 'mask' else key}"
@@ -74,13 +75,14 @@ def _advice(setting: str, name: str, column: str) -> str:
     return f"set {command(override(setting, column))}"
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """A name without case, spaces and punctuation."""
     return re.sub(r"[\W_]", "", name.casefold())
 
 
 def _could_be(key: str, column: pd.Series, root: Path) -> bool:
     """Whether a column has what is looked for: unique values, paths of files, or values that repeat."""
-    texts = column.astype(object).where(column.notna(), "").map(str)
+    texts = text_column(column)
     if (texts == "").all():
         return False
     files = [(root / text).is_file() for text in texts.iloc[:LOOKED_AT] if 0 < len(text) < 200 and "\0" not in text]

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foldwise.data.units import CODES
 from foldwise.errors import Refusal
 from foldwise.models.network import Batch, Network
 from foldwise.models.networks import build_encoder, only
 from foldwise.models.pools import build_pool, encode_stack
 
-CODES = 64  # as in foldwise.data.units
 FUSIONS = ("concat", "film", "gated")
 
 

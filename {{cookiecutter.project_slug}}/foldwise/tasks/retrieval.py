@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from foldwise.data.cells import text_column
 from foldwise.data.fields import Field
+from foldwise.data.problems import has_stray_spaces
 from foldwise.errors import Refusal
 from foldwise.tasks.base import Task
 
@@ -35,9 +37,9 @@ class Retrieval(Task):
         if soft:
             check.problems.append("retrieval needs one column, with the names: set data.columns.target to that name")
             return names, None
-        labels = raw[columns[0]].astype(object).where(raw[columns[0]].notna(), "").map(str)
+        labels = text_column(raw[columns[0]])
         check.rows(labels == "", "the label is empty")
-        stray = labels != labels.map(lambda text: " ".join(text.split()))
+        stray = has_stray_spaces(labels)
         check.rows(stray, lambda row: f"the label {labels.iat[row]!r} has whitespace at its ends or two in a row")
         names = sorted(set(labels)) if names is None else names
         if absent := sorted(set(names) - set(labels)):

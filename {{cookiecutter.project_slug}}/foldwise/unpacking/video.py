@@ -12,20 +12,8 @@ if TYPE_CHECKING:
     from av import VideoFrame
 
 SUFFIXES: tuple[str, ...] = (
-    ".mp4",
-    ".avi",
-    ".mov",
-    ".mkv",
-    ".webm",
-    ".m4v",
-    ".mpg",
-    ".mpeg",
-    ".wmv",
-    ".flv",
-    ".asf",
-    ".ts",
-    ".gif",
-)
+    ".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".asf", ".ts", ".gif",
+)  # fmt: skip
 QUALITY = 90  # of the JPEGs
 
 

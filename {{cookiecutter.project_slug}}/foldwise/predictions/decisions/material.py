@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from foldwise.data.columns import Columns, plain
 from foldwise.data.problems import enumerated, some
-from foldwise.data.table import Columns
 from foldwise.data.targets import as_numbers
 from foldwise.errors import Refusal
 from foldwise.predictions.decisions.formats import FORMATS
 from foldwise.predictions.decisions.rules import takes_values
-from foldwise.predictions.decisions.sample import Sample, fit_layout, locate, plain, read_sample
+from foldwise.predictions.decisions.sample import Sample, fit_layout, locate, read_sample
 from foldwise.predictions.decisions.submission import check_rows
 from foldwise.predictions.ground_truth import (
     GroundTruth,

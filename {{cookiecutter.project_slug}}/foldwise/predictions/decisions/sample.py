@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from foldwise.data.columns import plain
 from foldwise.data.problems import some
 from foldwise.data.table_file import read_file, read_header
 from foldwise.predictions.schema import PredictionsError, raise_problems
@@ -168,8 +169,3 @@ def match_names(classes: Sequence[str], columns: Sequence[str]) -> list[str] | N
 def _common(names: Sequence[str]) -> int:
     """Length of the start that all names share."""
     return sum(1 for _ in takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False)))
-
-
-def plain(name: str) -> str:
-    """A name without case, spaces and punctuation."""
-    return re.sub(r"[\W_]", "", name.casefold())
