@@ -32,6 +32,7 @@ CONFIG = {
     "phases": {"train": {"epochs": 3}},
     "data": {"workers": 2, "root": "a", "image_size": 64},
     "callbacks": {},
+    "top_k": 0,
 }
 CONTENTS = {"table": "t", "folds": "f", "images": "i", "weights": "none"}
 
