@@ -45,7 +45,8 @@ def run(name: str, overrides: list[str], weights: Path | None, network: str) -> 
     """Prepare the data config `name` and print the result."""
     from omegaconf import OmegaConf
 
-    from foldwise.audit.findings import audit_images, audit_table
+    from foldwise.audit.image_notes import audit_images
+    from foldwise.audit.table_notes import audit_table
     from foldwise.code.runs import current_code
     from foldwise.config import compose_config
     from foldwise.data.prepare import check_test_table, prepare

@@ -23,7 +23,7 @@ from foldwise.audit.duplicates import (
     standardize,
 )
 from foldwise.audit.embeddings import NetworkDescriber
-from foldwise.audit.findings import audit_images
+from foldwise.audit.image_notes import audit_images
 from foldwise.data.images import ImageError
 from foldwise.data.prepare import check_test_table
 from foldwise.data.samples import Samples, TableItems

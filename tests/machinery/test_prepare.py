@@ -13,7 +13,8 @@ import yaml
 from PIL import Image
 
 from foldwise.audit.descriptors import PixelDescriber
-from foldwise.audit.findings import audit_images, audit_table
+from foldwise.audit.image_notes import audit_images
+from foldwise.audit.table_notes import audit_table
 from foldwise.code.alias import open_code
 from foldwise.code.build import make as make_object
 from foldwise.code.source import Code

@@ -11,7 +11,7 @@ import torch
 from stopping import Stop, watched
 from tiny import prepare_tiny, tiny_config, train_folds, train_here
 
-from foldwise.audit.findings import identity_note
+from foldwise.audit.table_notes import identity_note
 from foldwise.bundle.build import build_bundle
 from foldwise.checks import task_problems
 from foldwise.data.folds import folds_hash

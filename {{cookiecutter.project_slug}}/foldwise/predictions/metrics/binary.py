@@ -68,12 +68,12 @@ class BinaryCounts(BinaryMetric):
 
         def score(weight: np.ndarray) -> float:
             tn, fp, fn, tp = np.bincount(2 * true + predicted, weights=weight, minlength=4).tolist()
-            value = self.of_counts(tp, fp, fn, tn)
+            value = self.from_counts(tp, fp, fn, tn)
             return undefined(f"{self.name} is undefined: ground truth lacks a class") if np.isnan(value) else value
 
         return score
 
-    def of_counts(self, tp: float, fp: float, fn: float, tn: float) -> float:
+    def from_counts(self, tp: float, fp: float, fn: float, tn: float) -> float:
         """Compute the score from true and false positives and negatives; NaN if it is undefined."""
         raise NotImplementedError
 
@@ -88,7 +88,7 @@ class BinaryFBeta(BinaryCounts):
 
     beta: float = 1.0
 
-    def of_counts(self, tp: float, fp: float, fn: float, tn: float) -> float:
+    def from_counts(self, tp: float, fp: float, fn: float, tn: float) -> float:
         found = (1 + self.beta**2) * tp
         return _share(found, found + self.beta**2 * fn + fp)
 
@@ -97,7 +97,7 @@ class BinaryFBeta(BinaryCounts):
 class Precision(BinaryCounts):
     """Share of rows predicted as positive that are; 0 if none is predicted, as in scikit-learn."""
 
-    def of_counts(self, tp: float, fp: float, fn: float, tn: float) -> float:
+    def from_counts(self, tp: float, fp: float, fn: float, tn: float) -> float:
         return _share(tp, tp + fp, 0.0)
 
 
@@ -105,7 +105,7 @@ class Precision(BinaryCounts):
 class Recall(BinaryCounts):
     """Share of positive rows that are predicted as such."""
 
-    def of_counts(self, tp: float, fp: float, fn: float, tn: float) -> float:
+    def from_counts(self, tp: float, fp: float, fn: float, tn: float) -> float:
         return _share(tp, tp + fn)
 
 
@@ -113,7 +113,7 @@ class Recall(BinaryCounts):
 class BalancedAccuracy(BinaryCounts):
     """Mean of the recall of the positive class and of the rest."""
 
-    def of_counts(self, tp: float, fp: float, fn: float, tn: float) -> float:
+    def from_counts(self, tp: float, fp: float, fn: float, tn: float) -> float:
         return (_share(tp, tp + fn) + _share(tn, tn + fp)) / 2
 
 
@@ -121,6 +121,6 @@ class BalancedAccuracy(BinaryCounts):
 class Matthews(BinaryCounts):
     """Matthews correlation coefficient; 0 if all rows, or all predictions, are one class, as in scikit-learn."""
 
-    def of_counts(self, tp: float, fp: float, fn: float, tn: float) -> float:
+    def from_counts(self, tp: float, fp: float, fn: float, tn: float) -> float:
         product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
         return _share(tp * tn - fp * fn, product**0.5, 0.0)
