@@ -33,6 +33,10 @@ class Found(NamedTuple):
     rank: np.ndarray
     own: np.ndarray
 
+    def take(self, which: np.ndarray) -> "Found":
+        """Select images by index or mask."""
+        return Found(*(values[which] for values in self))
+
 
 def search(
     queries: np.ndarray,
@@ -140,9 +144,8 @@ def search_oof(
         search_fold(model_vectors(of_fold, columns, table.ids), table, folds, int(fold), k, centres)
         for fold, of_fold in frame.groupby("fold")
     ]
-    joined = [np.concatenate(values) for values in zip(*parts, strict=True)]
-    order = np.argsort(joined[0])
-    return Found(*(values[order] for values in joined))
+    joined = Found(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+    return joined.take(np.argsort(joined.rows))
 
 
 def search_test(

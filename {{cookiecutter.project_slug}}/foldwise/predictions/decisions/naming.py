@@ -67,8 +67,8 @@ def choose_naming(truth: GroundTruth, oof: Predictions, forced: str | None = Non
             naming, ranks = Naming(CENTRES[name]), np.zeros(len(folds), np.int64)
             for fold in np.unique(folds):
                 held = folds == fold
-                used = naming.fit(metric, take(of_all, ~held)) if with_new else naming
-                ranks[held] = used.ranks(take(of_all, held))
+                used = naming.fit(metric, of_all.take(~held)) if with_new else naming
+                ranks[held] = used.ranks(of_all.take(held))
             fitted.append(naming.fit(metric, of_all) if with_new else naming)
             title = f"{name}+new" if with_new else name
             outcomes.append(Outcome(title, *score_fold_evidence(metric, ranks, folds), ranks))
@@ -77,10 +77,6 @@ def choose_naming(truth: GroundTruth, oof: Predictions, forced: str | None = Non
     of_chosen = found[outcomes[index].name.removesuffix("+new")]
     shares = {"ground truth": share_of_new(new), "out of fold": share_of_new(fitted[index].place(of_chosen) == 0)}
     return Chosen(outcomes, index, fitted[index], shares)
-
-
-def take(found: Found, which: np.ndarray) -> Found:
-    return Found(*(values[which] for values in found))
 
 
 def share_of_new(new: np.ndarray) -> np.ndarray:

@@ -95,12 +95,11 @@ def _gather_names(
     folds: np.ndarray,
 ) -> Evidence:
     found = search_oof([predictions], truth.table, truth.folds, 1)
-    chosen = np.isin(found.rows, rows)
-    rank, names, scores = found.rank[chosen], found.names[chosen, 0], found.scores[chosen, 0]
+    found = found.take(np.isin(found.rows, rows))
     ids = truth.table.frame["id"].iloc[rows]
-    average = pd.DataFrame({"name": names, "similarity": scores}, ids)
-    wrong = 1 - 1 / np.maximum(rank, 1)
-    return Evidence(name, predictions, [(rank,) for _ in metrics], folds, rows, wrong, average)
+    average = pd.DataFrame({"name": found.names[:, 0], "similarity": found.scores[:, 0]}, ids)
+    wrong = 1 - 1 / np.maximum(found.rank, 1)
+    return Evidence(name, predictions, [(found.rank,) for _ in metrics], folds, rows, wrong, average)
 
 
 def confusion_notes(one: Evidence, truth: GroundTruth, most: int = 10) -> list[str]:
