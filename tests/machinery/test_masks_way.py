@@ -99,6 +99,13 @@ def test_scales_tiles_and_overlays(data, runs, tmp_path):
     assert list((runs[0] / "predictions").glob("oof-none-tiles/overlays/*.png"))
 
 
+def test_run_length_codes_are_predicted_again_out_of_fold(data, tmp_path):
+    config = config_of(data, "data.mask_encoding=rle", "epochs=1", target="[code_a,code_b]")
+    run = train_folds(config, tmp_path)
+    predict(run, "none", oof=True)
+    assert read_predictions(run / "predictions" / "oof-none").frame["id"].nunique() == 24
+
+
 def test_training_in_tiles(data, tmp_path):
     config = config_of(data, *CHOICES[:-1], "data.fit=tiles", "data.image_size=16", "fold=0", "tta=none")
     run = train_folds(config, tmp_path)
