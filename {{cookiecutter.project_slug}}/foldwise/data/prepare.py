@@ -180,7 +180,7 @@ def read_outputs(
     outputs, tables = [main], {main.target: table}
     auxiliary: list[Output] = []
     data = config["data"]
-    for name, entry in config["outputs"].items():
+    for name, entry in config.get("outputs", {}).items():
         columns = Columns.from_config({**data["columns"], "target": entry["target"]})
         try:
             source = read_table(
