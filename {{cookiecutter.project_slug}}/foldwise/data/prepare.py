@@ -180,7 +180,7 @@ def read_outputs(
     outputs, tables = [main], {main.target: table}
     auxiliary: list[Output] = []
     data = config["data"]
-    for name, entry in config.get("outputs", {}).items():
+    for name, entry in (config.get("outputs") or {}).items():  # prepare.py does not fill entries in
         columns = Columns.from_config({**data["columns"], "target": entry["target"]})
         try:
             source = read_table(
@@ -188,13 +188,13 @@ def read_outputs(
                 entry["task"],
                 data["root"],
                 columns,
-                entry["classes"],
+                entry.get("classes"),
                 **target_settings(data) | {"missing": data["ignore_index"]},
             )
         except TableError as error:
             raise Refusal(f"outputs.{name}: {error}") from error
         output = Output.other(name, entry, source.classes)
-        (outputs if entry["keep"] else auxiliary).append(output)
+        (outputs if entry.get("keep", True) else auxiliary).append(output)
         tables[output.target] = item_table(source, items)
     return tuple(outputs), tuple(auxiliary), tables
 

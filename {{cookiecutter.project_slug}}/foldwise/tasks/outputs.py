@@ -52,7 +52,7 @@ class Output:
     @classmethod
     def other(cls, name: str, config: Mapping[str, Any], columns: Sequence[str]) -> "Output":
         """Make a further output from its entry in the configuration's `outputs`."""
-        return cls(name, config["key"] or name, f"{MAIN_TARGET}_{name}", tuple(columns), config["task"])
+        return cls(name, config.get("key") or name, f"{MAIN_TARGET}_{name}", tuple(columns), config["task"])
 
 
 def activate(raw: "Mapping[str, Tensor]", outputs: Sequence[Output]) -> "dict[str, Tensor]":
