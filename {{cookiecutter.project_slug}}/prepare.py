@@ -47,12 +47,14 @@ def run(name: str, overrides: list[str], weights: Path | None, network: str) -> 
 
     from foldwise.audit.image_notes import audit_images
     from foldwise.audit.table_notes import audit_table
+    from foldwise.checks import check_data
     from foldwise.code.runs import current_code
     from foldwise.config import compose_config
     from foldwise.data.prepare import check_test_table, prepare
     from foldwise.reporting.pictures import draw_samples
 
     config: Any = OmegaConf.to_container(compose_config([f"data={name}", *overrides]), resolve=True)
+    check_data(config)
     data = config["data"]
     describe = make_describer(weights, network)
     prepared = prepare(config, current_code(config).alias)

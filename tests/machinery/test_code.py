@@ -528,6 +528,12 @@ def test_what_a_constructor_raises_is_passed_on(built):
     assert not hasattr(error.value, "__notes__")
 
 
+def test_values_that_a_library_refuses_are_one_line(built):
+    for value in (2, "much"):
+        with pytest.raises(Refusal, match=r"^model\._target_: torch\.nn\.Dropout cannot be built: [^\n]+$"):
+            make({"_target_": "torch.nn.Dropout", "p": value}, built, "model")
+
+
 def test_files_from_anybody_name_only_classes_of_a_base(built):
     loss = resolve("solution.build.Loss", built)
     assert resolve_strict("solution.build:Needy", built, loss) is resolve("solution.build.Needy", built)

@@ -29,6 +29,7 @@ from foldwise.inference.extracting import Choices, extract
 from foldwise.inference.predictor import Predictor
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import load_model
+from foldwise.models.features import FeatureNetwork
 from foldwise.predictions.store import read_predictions
 from foldwise.training.identity import hash_contents
 
@@ -228,6 +229,13 @@ def test_what_needs_images_is_refused(world: Path):
             train_folds(config_of(world, *PROBE, "data.features=[a]", "fold=0", *overrides), world / "runs")
     with pytest.raises(Refusal, match="trains on stored features"):
         train_folds(config_of(world, *PROBE, "fold=0"), world / "runs")
+    for hidden in (512, [0], ["a"]):
+        with pytest.raises(Refusal, match="model.hidden is .* it must be a list of whole numbers from 1"):
+            FeatureNetwork({"image": 3}, {"logits": 2}, [{"widths": [4]}], hidden, weights=[])
+    with pytest.raises(Refusal, match="data.features has a more than once"):
+        prepare_tiny(config_of(world, *PROBE, "data.features=[a,a]"))
+    with pytest.raises(Refusal, match="there is no model.name: set data.normalize=dataset or, for experiment=probe, d"):
+        train_folds(config_of(world, "experiment=probe", "fold=0"), world / "runs")
 
 
 # Random weights have features that hardly vary, and standardising them enlarges rounding: 1e-4 in place of 1e-5.

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from stopping import Stop, watched
 from tiny import prepare_tiny, tiny_config, train_folds, train_here, write_data
 
+from foldwise.checks import check_config
 from foldwise.config import write_config
 from foldwise.data.holdout import Holdout
 from foldwise.errors import Refusal
@@ -242,11 +243,17 @@ def test_two_processes_equal_one(gaps, tmp_path):
             {"kind": "task: multiclass, target: label, metric: mean_iou"},
             "outputs.kind: metric MeanIoU is for segmentation.* not for multiclass",
         ),
-        ({"tags": f"{LABELS}, loss: cross_entropy"}, "outputs.tags.loss: CrossEntropy is for classes that exclude"),
-        ({"kind": "task: multiclass, target: label, loss: dice"}, "outputs.kind.loss: Dice is for segmentation"),
+        ({"tags": f"{LABELS}, loss: cross_entropy"}, "outputs.tags.loss is not for multilabel: choose one of bce"),
+        ({"kind": "task: multiclass, target: label, loss: dice"}, "outputs.kind.loss is not for multiclass: choose"),
+        ({"kind": "task: multiclass, target: label, loss: mse"}, "outputs.kind.loss is not for multiclass: choose"),
+        (
+            {"a": "task: multiclass, target: labell", "b": "task: regression, target: label"},
+            "outputs.a: .*no column 'labell'.*set outputs.a.target=label\n.*outputs.b: .*which is no number",
+        ),
         ({"tags": f"{LABELS}, loss: bcee"}, "outputs.tags: .*bcee"),
         ({"tags": f"{LABELS}, weight: -1"}, "outputs.tags.weight is -1; it must be a number of 0 or more"),
         ({"tags": f"{LABELS}, keep: 3"}, "outputs.tags.keep is 3; it must be true or false"),
+        ({"who": "task: retrieval, target: label"}, "outputs.who.task is retrieval, which can only be the main task"),
         ({"logits": LABELS}, "outputs.logits: a name .* is not loss or logits"),
         ({"tags": f"{LABELS}, key: more"}, "this network takes one output, but there are logits, more"),
         ({"a": f"{LABELS}, key: b", "b": LABELS}, "outputs use the keys logits, b, b"),
@@ -257,6 +264,7 @@ def test_two_processes_equal_one(gaps, tmp_path):
 def test_what_cannot_be_a_head_is_refused(root, entries, sentence):
     with pytest.raises(Refusal, match=f"(?s){sentence}"):
         config = tiny_config(root, "multiclass", heads(**entries))
+        check_config(config)
         inspect_config(config, prepare_tiny(config))
 
 

@@ -14,7 +14,7 @@ from layers import SIZE, config_of, world
 from sklearn.metrics import f1_score
 from tiny import prepare_tiny, tiny_config
 
-from foldwise.checks import check_config
+from foldwise.checks import check_config, check_data
 from foldwise.data.augmentation import Augmentation
 from foldwise.data.class_masks import ClassMasks, SoftMasks
 from foldwise.data.crops import crop_sample
@@ -124,6 +124,8 @@ def test_all_problems_at_once(tmp_path):
     [
         ({"code_b": "3 2 x"}, "[code_a,code_b]", ["data.mask_encoding=rle"], "'3 2 x' in column 'code_b' is no run-"),
         ({"code_b": "3"}, "[code_a,code_b]", ["data.mask_encoding=rle"], "8 rows, lines 2, 3, 4, 5, 6 and 3 more"),
+        ({}, "[code_a,code_b]", [], "the column 'code_a' has run-length codes, not files: set data.masks=overlapping"),
+        ({"code_b": f"{2**70} 1"}, "[code_a,code_b]", ["data.mask_encoding=rle"], "in column 'code_b' is no run-"),
         ({"code_b": "600 2"}, "[code_a,code_b]", ["data.mask_encoding=rle"], "leaves its 20 x 30 pixels"),
         ({"mask_b": "b/9.png"}, "[mask_a,mask_b]", [], "b/9.png does not exist"),
         ({}, "[mask_a,mask_b]", ["data.classes=[a,b,c]"], "data.classes has 3 names (a, b, c), but data.col"),
@@ -140,12 +142,20 @@ def test_what_cannot_be_read_is_refused(tmp_path, columns, target, choices, expe
         prepare_tiny(config_of(tmp_path, *choices, target=target))
 
 
+def test_many_values_are_numbers_rather_than_classes():
+    found = dict.fromkeys(range(256), "a/1.png")
+    (problem,) = ClassMasks(("x",))._value_problems(found)
+    assert "for numbers such as shares set data.masks=soft" in problem and "254:" not in problem
+
+
 def test_settings_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(Refusal, match="data.masks is 'both'; it must be one of exclusive, overlapping, soft"):
         tiny_config(tmp_path, "segmentation", "data.masks=both")
     config = tiny_config(tmp_path, "multilabel", "data.masks=soft")
     with pytest.raises(Refusal, match="data.masks=soft is for task=segmentation, but the task is multilabel"):
         check_config(config)
+    with pytest.raises(Refusal, match="data.masks=soft is for task=segmentation"):
+        check_data(config)
     assert find_task("segmentation_soft").describe_settings() == (
         "task=segmentation data.masks=soft loss=bce_dice metric=pixel_mae"
     )
@@ -166,6 +176,7 @@ def test_soft_masks_are_scaled_and_nan_is_ignored(tmp_path):
     row = {"dtype": "uint8", "image": "i", "mask": "deep.png", "height": 20, "width": 30}
     scan = pd.DataFrame([masks.figures(["deep.png"], tmp_path, image) | row])
     assert masks.problems(scan) == []
+    assert "no mask has a value above 0.001, where 1 is expected" in SoftMasks(("x",), scale=1e6).problems(scan)[0]
     assert "deep.png has values from 0 to" in SoftMasks(("x",), scale=500).problems(scan)[0]
 
 

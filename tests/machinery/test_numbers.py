@@ -56,10 +56,13 @@ def test_an_empty_cell_is_unknown_and_any_other_text_is_refused(world):
     bad = table.assign(value=["12,5", "inf", "1e39", *table["value"][3:]], none="")
     with pytest.raises(TableError) as error:
         read(world, bad, ["value", "none"])
-    sentence = "line 2 (id 'row0'): value is '12,5', which is no number; leave the cell empty if it is unknown"
+    sentence = "line 2 (id 'row0'): value is '12,5', which is no number: write decimals with a point"
     assert sentence in str(error.value)
     assert all(f"value is '{text}'" in str(error.value) for text in ("inf", "1e39"))
     assert "the column 'none' has no numbers" in str(error.value)
+    for target, problem in (([], "is an empty list"), (["value", "value"], "has value more than once")):
+        with pytest.raises(Refusal, match=f"data.columns.target {problem}"):
+            read(world, table, target)
     with pytest.raises(
         TableError, match=r"data.classes \(a\) must be null or the names in data.columns.target \(value"
     ):
@@ -152,6 +155,8 @@ def test_losses_leave_unknown_targets_out(loss, by_hand, weights):
 def test_target_weights_are_checked():
     with pytest.raises(Refusal, match="give numbers from 0"):
         SquaredError([1, -1])
+    with pytest.raises(Refusal, match="loss.delta is 0; give a number above 0"):
+        Huber(0)
     with pytest.raises(Refusal, match="3 values for 2 columns"):
         SquaredError([1, 1, 1])(torch.zeros(2, 2), torch.zeros(2, 2))
 

@@ -114,7 +114,8 @@ def test_every_pool_with_every_fusion(pool: str | None, fusion: str | None) -> N
     metadata = {"numbers": ["a"], "categories": ["b", "c"], "fusion": fusion} if fusion else {}
     torch.manual_seed(0)
     net = PooledNetwork("test_resnet", CHANNELS, OUTPUTS, pool, OPTIONS.get(pool or ""), **metadata).train()
-    batch = {"image": torch.randn(4, 3, 32, 32), "numbers": torch.randn(4, 2), "categories": torch.zeros(4, 2).long()}
+    batch = {"image": torch.randn(4, 3, 32, 32)}
+    batch |= {"numbers": torch.randn(4, 2), "categories": torch.zeros(4, 2).long()} if fusion else {}
     if pool:
         batch |= {"image": torch.randn(4, 2, 3, 32, 32), "slot": torch.tensor([[0, 1]] * 4)}
         batch["image_valid"] = torch.tensor([[True, True], [True, False]] * 2)
@@ -139,6 +140,7 @@ def test_metadata_is_left_out_for_some_training_samples_only() -> None:
         ({"pool": "median"}, "model.pool is 'median'; it must be one of mean, max"),
         ({"pool": "gru", "pool_options": {"depth": 2}}, "model.pool=gru cannot be built with model.pool_options"),
         ({"numbers": ["a"], "fusion": "sum"}, "model.fusion is 'sum'; it must be one of concat, film, gated"),
+        ({"chunk": 0}, "model.chunk is 0; it must be a whole number from 1, or null"),
         ({"numbers": ["a"], "metadata_dropout": 1.0}, "model.metadata_dropout is 1.0"),
     ],
 )
@@ -155,3 +157,14 @@ def test_items_that_do_not_fit_the_pool_are_refused() -> None:
         PooledNetwork("test_resnet", CHANNELS, OUTPUTS, None)({"image": image.unsqueeze(1)})
     with pytest.raises(Refusal, match=r"set samples\.view and samples\.views"):
         PooledNetwork("test_resnet", CHANNELS, OUTPUTS, "slots", {"slots": 2})({"image": image.unsqueeze(1)})
+    three = {"image": image.unsqueeze(1).expand(2, 3, 3, 32, 32), "slot": torch.tensor([[0, 1, 2]] * 2)}
+    with pytest.raises(Refusal, match="model.pool_options.slots is 2, and samples.views has more"):
+        PooledNetwork("test_resnet", CHANNELS, OUTPUTS, "slots", {"slots": 2})(three)
+
+
+@pytest.mark.parametrize(("name", "declared"), [("numbers", []), ("numbers", ["a"]), ("categories", ["a"])])
+def test_metadata_that_the_network_does_not_expect_is_refused(name: str, declared: list) -> None:
+    network = PooledNetwork("test_resnet", CHANNELS, OUTPUTS, None, **{name: declared})
+    batch = {"image": torch.zeros(2, 3, 32, 32), name: torch.zeros(2, 4)}
+    with pytest.raises(Refusal, match=f"model.{name} and samples.{name} differ"):
+        network(batch)

@@ -26,7 +26,7 @@ from foldwise.inference.predictor import Predictor
 from foldwise.inference.sharing import Choices
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import load_model
-from foldwise.models.identities import Centres, GeM
+from foldwise.models.identities import Centres, GeM, IdentityNetwork
 from foldwise.models.losses import ArcFace, CrossEntropy, margins_by_size
 from foldwise.predictions import search as searching
 from foldwise.predictions.decisions.naming import Naming, choose_naming, name_images
@@ -171,6 +171,12 @@ def test_arcface_falls_everywhere_and_its_gradient_is_finite():
     assert torch.isfinite(cosine.grad).all() and (cosine.grad <= 1e-7).all()
     with pytest.raises(Refusal, match="ArcFace needs the network and module of experiment=retrieval"):
         ArcFace()(torch.zeros(2, 4), torch.zeros(2, 1))
+
+
+@pytest.mark.parametrize("change", [{"width": 0}, {"width": "a"}, {"subcentres": -1}])
+def test_sizes_of_the_network_are_whole_numbers(change):
+    with pytest.raises(Refusal, match=r"model\.(width|subcentres) is .*; it must be a whole number from"):
+        IdentityNetwork("test_resnet", {"image": 3}, {"logits": 4}, **change)
 
 
 def test_margins_grow_as_identities_get_rare():

@@ -328,6 +328,13 @@ def test_a_long_list_of_problems_is_cut_in_the_message_only():
     assert str(error).count("problem ") == 20 and str(error).endswith("and 25 more")
 
 
+def test_columns_are_names(root):
+    assert Columns.from_config({"id": 0, "target": [1, "b"]}) == Columns(id="0", target=["1", "b"])
+    for key, value in (("id", ["a"]), ("target", True), ("target", [None])):
+        with pytest.raises(Refusal, match=f"data.columns.{key} is .*; it must be the name of a column"):
+            Columns.from_config({key: value})
+
+
 def test_unknown_keys_of_columns_are_named():
     with pytest.raises(Refusal, match="grup"):
         Columns.from_config({"id": "id", "grup": "scene"})

@@ -116,6 +116,8 @@ def test_a_bad_picture_is_left_out_in_prediction_only(world):
         ({"order": "number"}, "samples.order without samples.unit"),
         ({"unit": "house", "view": "side"}, "samples.view and samples.views belong together"),
         ({"unit": "house", "frames": 0}, "samples.frames is 0"),
+        ({"unit": "house", "frames": "a"}, "samples.frames is 'a'"),
+        ({"numbers": "age", "categories": "site"}, r"samples.numbers is 'age': write \[age\]"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(arguments, message):
@@ -128,6 +130,25 @@ def test_an_unknown_view_is_named(world):
     rows, items = opened(world, samples)
     with pytest.raises(Refusal, match="side of id 'r1' is 'right'; samples.views has left"):
         samples.read(rows, items[0], {}, None)
+
+
+def test_the_order_of_neighbours_is_whole_numbers_and_their_reach_one(world):
+    with pytest.raises(Refusal, match="samples.reach is -1; it must be a whole number from 0"):
+        Neighbours(reach=-1)
+    for bad in ("0.5", ""):
+        frame = pd.read_csv(world / "train.csv").astype({"number": str})
+        frame.loc[3, "number"] = bad
+        frame.to_csv(world / "train.csv", index=False)
+        with pytest.raises(Refusal, match="column 'number' must have a whole number in each row: r3 has (0.5|nan)"):
+            opened(world, Neighbours(unit="house", order="number"))
+
+
+@pytest.mark.parametrize("name", ["unit", "weight"])
+def test_a_column_with_a_name_of_data_columns_is_explained(world, name):
+    frame = pd.read_csv(world / "train.csv").assign(**{name: 1})
+    frame.to_csv(world / "train.csv", index=False)
+    with pytest.raises(Refusal, match=f"'{name}', which is read under this name only if data.columns.{name} has"):
+        opened(world, Units(numbers=[name]))
 
 
 def test_neighbours_are_channels(world):

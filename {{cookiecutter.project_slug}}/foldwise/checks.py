@@ -98,11 +98,20 @@ def check_config(config: Mapping[str, Any]) -> None:
         *_phase_problems(config["phases"]),
         *_ema_problems(config),
         *task_problems(config["task"], config["loss"]),
+        *_head_problems(config.get("outputs") or {}),  # older runs lack it
         *_mask_problems(config["task"], config["data"].get("masks", "exclusive")),
         *_feature_problems(config),
         *_file_problems(config["data"], config["model"]["weights"]),
         *_initial_problems(config),
     ]
+    if problems:
+        raise Refusal("\n".join(problems))
+
+
+def check_data(config: Mapping[str, Any]) -> None:
+    """As `check_config`, for the settings of the data alone."""
+    data = {"data": config["data"]}
+    problems = [*_value_problems(data), *_mask_problems(config["task"], config["data"].get("masks", "exclusive"))]
     if problems:
         raise Refusal("\n".join(problems))
 
@@ -119,6 +128,17 @@ def task_problems(task_name: str, loss: Mapping[str, Any]) -> list[str]:
                 advice += f", or add {others[0].describe_settings()}"
             for_tasks = enumerated([other.name for other in others])
             problems.append(f"loss {name} is for {for_tasks} and the task is {task.name}: {advice}")
+    return problems
+
+
+def _head_problems(outputs: Mapping[str, Any]) -> list[str]:
+    """Losses of heads that do not fit their tasks."""
+    problems = []
+    for name, entry in outputs.items():
+        task = find_task(entry["task"])
+        if entry.get("loss") and any(not LOSSES.get(loss, lambda _: True)(task) for loss in _loss_names(entry["loss"])):
+            choices = ", ".join(_losses_of(task))
+            problems.append(f"outputs.{name}.loss is not for {task.name}: choose one of {choices}, or leave it out")
     return problems
 
 
@@ -161,7 +181,7 @@ def _value_problems(config: Mapping[str, Any]) -> list[str]:
     for meaning, (fits, names) in VALUES.items():
         for name in names.split():
             group, _, key = name.rpartition(".")
-            section = config[group] if group else config
+            section = config.get(group, {}) if group else config
             if key in section and not fits(section[key]):  # a resumed run can lack newer settings
                 problems.append(f"{name} is {section[key]!r}; it must be {meaning}")
     return problems

@@ -164,9 +164,11 @@ def _output(name: str, entry: Any, data: Mapping[str, Any]) -> dict[str, Any]:
         problems.append(f"outputs.{name} has key, an output of your own network, and at, the place of a built-in head")
     if filled["key"] and not filled["keep"] and filled["loss"] is None:
         problems.append(f"outputs.{name} has keep=false and no loss: give it one, or leave the output out")
+    task = find_task(entry["task"])
+    if task.kind == "vectors":
+        problems.append(f"outputs.{name}.task is {task.name}, which can only be the main task: task={task.name}")
     if problems:
         raise Refusal("\n".join(problems))
-    task = find_task(entry["task"])
     filled["metric"] = filled["metric"] or task.metric
     if filled["loss"] is None and not filled["key"]:  # a built-in head has the loss of its task
         chosen = read_yaml(find_choice("task", task.name))["defaults"]

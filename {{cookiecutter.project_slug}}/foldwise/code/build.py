@@ -73,7 +73,8 @@ def make(config: Any, alias: str | None = None, setting: str = "", **arguments: 
         arguments: further arguments for the outermost target.
 
     Raises:
-        Refusal: unknown target or wrong arguments. Errors of the target itself are passed on.
+        Refusal: unknown target or wrong arguments. A TypeError or ValueError of a library's class
+            is one of its arguments; errors of your own code are passed on.
     """
     if isinstance(config, Mapping):
         path = f"{setting}." if setting else ""
@@ -97,6 +98,9 @@ def _call(target: str, alias: str | None, setting: str, arguments: dict[str, Any
     except Refusal:
         raise
     except Exception as error:
+        owned = getattr(function, "__module__", "").split(".")[0] in (PACKAGE, alias)
+        if isinstance(error, TypeError | ValueError) and not owned:  # of a library, from the settings
+            raise Refusal(f"{setting}: {target} cannot be built: {error}") from error
         error.add_note(f"while {target} was built ({setting})")
         raise
 

@@ -42,17 +42,21 @@ def check_ids(ids: pd.Series, stored: pd.Series, check: Check) -> None:
 def check_masks(cells: pd.Series, root: Path, name: str, encoding: str, exclusive: bool, check: Check) -> None:
     """Check mask paths or run-length codes; a cell may be empty unless classes are exclusive."""
     if encoding == "files":
+        if (cells != "").any() and cells.map(lambda text: RUNS.fullmatch(text) is not None).all():
+            check.problems.append(
+                f"the column {name!r} has run-length codes, not files: set data.masks=overlapping "
+                "data.mask_encoding=rle and data.columns.target to a list of a column per class"
+            )
+            return
         check_paths(cells, root, "mask", check, optional=not exclusive)
         shared = cells.str.contains(SEPARATOR, regex=False)
         check.rows(shared, f"the path in {name!r} has a {SEPARATOR}: rename the file")
         return
-    bad = ~cells.map(lambda text: RUNS.fullmatch(text) is not None).to_numpy(bool)
-    check.rows(
-        bad,
-        lambda row: (
-            f"{cells.iat[row][:40]!r} in column {name!r} is no run-length code: pairs of start and length, "
-            "such as 1 3 10 5, or nothing for an empty mask"
-        ),
+    check.cells(
+        ~cells.map(lambda text: RUNS.fullmatch(text) is not None).to_numpy(bool),
+        cells.str[:40],
+        f"{{}} in column {name!r} is no run-length code: pairs of start and length, such as 1 3 10 5, or nothing for "
+        "an empty mask",
     )
 
 

@@ -17,6 +17,8 @@ from foldwise.data.problems import some
 from foldwise.data.run_lengths import decode_runs
 
 ENCODINGS = ("files", "rle", "rle_by_row")
+MOST_VALUES = 8  # of a mask per class; more are numbers, or edges that were smoothed
+FAINT = 1 / 254  # the largest number of all soft masks if their scale is 255 or 257 times too large
 
 
 @dataclass(frozen=True)
@@ -131,11 +133,13 @@ class ClassMasks(StoredMasks):
         others = sorted(found.keys() - {0})
         if len(others) < 2:
             return []
-        example = ", ".join(f"{value}: {int(value != 0)}" for value in [0, *others])
+        shown = [0, *others[: MOST_VALUES - 2], others[-1]] if len(others) > MOST_VALUES else [0, *others]
+        example = ", ".join(f"{value}: {int(value != 0)}" for value in shown)
+        advice = "for numbers such as shares set data.masks=soft; " if len(others) > MOST_VALUES else ""
         return [
             f"the masks have the values {some([0, *others], 10)}; without data.mask_values they must have 0 and one "
-            f"other value: write which is the class and which is ignored, such as mask_values: {{{example}}}, or "
-            f"{others[-1]}: {self.ignore_index} to ignore it"
+            f"other value: {advice}write which is the class and which is ignored, such as mask_values: {{{example}}}, "
+            f"or {others[-1]}: {self.ignore_index} to ignore it"
         ]
 
 
@@ -194,6 +198,12 @@ class SoftMasks(ClassMasks):
         if outside:
             more = f" (and {len(outside) - 1:,} more)" if len(outside) > 1 else ""
             problems.append(f"{outside[0]}{more} after data.mask_scale; they must be within 0 to 1")
+        largest = max((high for values in read["values"] for _, high, _ in self._parse(values)), default=0.0)
+        if 0 < largest < FAINT:
+            problems.append(
+                f"no mask has a value above {largest:.2g}, where 1 is expected: set data.mask_scale to the stored "
+                "value that stands for 1.0, such as 1 or 255"
+            )
         return problems
 
 

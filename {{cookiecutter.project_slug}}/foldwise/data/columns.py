@@ -1,5 +1,6 @@
 """Which column of a table is which, and which could be meant if one is missing."""
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -13,6 +14,7 @@ from foldwise.errors import Refusal
 from foldwise.shell import command, override
 
 MOST_OFFERED = 3
+NEAR = 0.75  # similarity of names that one is offered for the other, as difflib has it
 LOOKED_AT = 20  # rows whose paths are tried
 # Parts of names of columns that often have it; such columns are offered alone.
 OFTEN = {
@@ -43,7 +45,19 @@ class Columns:
         unknown = [key for key in config if key not in known]
         if unknown:
             raise Refusal(f"data.columns has no key {', '.join(unknown)}; its keys are {', '.join(known)}")
-        return cls(**config)
+        return cls(**{key: _as_names(key, value) for key, value in config.items()})
+
+
+def _as_names(key: str, value: Any) -> Any:
+    """Names as text, for YAML reads a column called 0 as a number; refuse what is no name."""
+    if value is None or isinstance(value, str):
+        return value
+    if type(value) is int:
+        return str(value)
+    if key == "target" and isinstance(value, Sequence) and all(type(name) in (str, int) for name in value):
+        return [str(name) for name in value]
+    what = "the name of a column, a list of names, or null" if key == "target" else "the name of a column, or null"
+    raise Refusal(f"data.columns.{key} is {value!r}; it must be {what}")
 
 
 def missing_columns(names: Iterable[tuple[str, str]], raw: pd.DataFrame, root: Path) -> list[str]:
@@ -61,6 +75,7 @@ def missing_columns(names: Iterable[tuple[str, str]], raw: pd.DataFrame, root: P
         if name not in raw.columns:
             found = ", ".join(name or "(without a name)" for name in raw)
             offered = [column for column in free if plain(column) == plain(name)]
+            offered = offered or difflib.get_close_matches(name, free, 1, NEAR)
             offered = offered or [column for column in free if _could_be(key, raw[column], root)]
             offered = [column for column in offered if key in OFTEN and OFTEN[key].search(column)] or offered
             setting = f"data.columns.{'target' if key == 'mask' else key}"

@@ -96,7 +96,8 @@ def open_features(
     if not names:
         return ()
     check_reader(items)
-    sets, problems = [], []
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    sets, problems = [], [f"data.features has {name} more than once" for name in repeated]
     reading = describe_reading(data, items, statistics)
     for name in names:
         folder = FOLDER / name

@@ -179,6 +179,7 @@ def read_outputs(
     main = Output.main(config["task"], table.classes)
     outputs, tables = [main], {main.target: table}
     auxiliary: list[Output] = []
+    problems: list[str] = []
     data = config["data"]
     for name, entry in (config.get("outputs") or {}).items():  # prepare.py does not fill entries in
         columns = Columns.from_config({**data["columns"], "target": entry["target"]})
@@ -192,10 +193,14 @@ def read_outputs(
                 **target_settings(data) | {"missing": data["ignore_index"]},
             )
         except TableError as error:
-            raise Refusal(f"outputs.{name}: {error}") from error
+            text = str(error).replace("data.columns.target", f"outputs.{name}.target")
+            problems.append(f"outputs.{name}: {text.replace('data.classes', f'outputs.{name}.classes')}")
+            continue
         output = Output.other(name, entry, source.classes)
         (outputs if entry.get("keep", True) else auxiliary).append(output)
         tables[output.target] = item_table(source, items)
+    if problems:
+        raise Refusal("\n".join(problems))
     return tuple(outputs), tuple(auxiliary), tables
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from foldwise.data.decoding import ImageError
 
-RUNS = re.compile(r"(\d+ \d+( \d+ \d+)*)?", re.ASCII)
+RUNS = re.compile(r"(\d{1,15} \d{1,15}( \d{1,15} \d{1,15})*)?", re.ASCII)
 
 
 def encode_runs(mask: np.ndarray, by_row: bool = False) -> str:
@@ -27,7 +27,10 @@ def decode_runs(code: str, size: Sequence[int], by_row: bool, image: Path) -> np
     numbers = np.array(code.split(), np.int64)
     starts, ends = numbers[0::2] - 1, numbers[0::2] - 1 + numbers[1::2]
     if len(ends) and (starts.min() < 0 or ends.max() > height * width):
-        raise ImageError(f"{image}: a run-length code leaves its {height} x {width} pixels (height x width)")
+        raise ImageError(
+            f"{image}: a run-length code leaves its {height} x {width} pixels (height x width); codes count from 1, in "
+            "the size of the stored image"
+        )
     mask = np.zeros(height * width, np.uint8)
     for start, end in zip(starts, ends, strict=True):
         mask[start:end] = 1

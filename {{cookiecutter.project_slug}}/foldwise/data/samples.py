@@ -16,7 +16,7 @@ from foldwise.data.fields import Field, Item
 from foldwise.data.images import MODES, read_image
 from foldwise.data.orientation import oriented
 from foldwise.data.problems import TableError, some
-from foldwise.data.table import Table
+from foldwise.data.table import UNDECLARED, Table
 from foldwise.errors import Refusal
 
 Sample = dict[str, Any]  # arrays by field name
@@ -51,7 +51,7 @@ class Rows:
             values = pd.Series(self[column], dtype=object)
             empty = values.isna() | (values == "")
             numbers = pd.to_numeric(values.where(~empty), errors="coerce").to_numpy(np.float64)
-            bad = np.flatnonzero(np.isnan(numbers) & ~empty.to_numpy())
+            bad = np.flatnonzero(~np.isfinite(numbers) & ~empty.to_numpy())
             if len(bad):
                 ids = [f"{self['id'][row]} has {values.iat[row]!r}" for row in bad]
                 raise TableError(self.source, [f"column {column!r} must have numbers or be empty: {some(ids)}"])
@@ -71,11 +71,15 @@ class Rows:
 
 def require_columns(table: Table, columns: Sequence[str]) -> None:
     existing = some(list(table.frame), 20)
-    problems = [
-        f"there is no column {name!r}, which the reader declares; the columns are {existing}"
-        for name in columns
-        if name not in table.frame
-    ]
+    problems = []
+    for name in columns:
+        if name in UNDECLARED and name not in table.frame:
+            problems.append(
+                f"the reader declares the column {name!r}, which is read under this name only if data.columns.{name} "
+                "has it: set that if it means the same, else rename the column in the table"
+            )
+        elif name not in table.frame:
+            problems.append(f"there is no column {name!r}, which the reader declares; the columns are {existing}")
     if problems:
         raise TableError(table.path, problems)
 
@@ -138,6 +142,9 @@ class Samples:
 
 def group_items(rows: Rows, column: str, order: str | None = None) -> list[Item]:
     """Make one item per value of `column`, which is its id; `order` is a numeric column to sort the rows by."""
+    empty = [rows["id"][row] for row, name in enumerate(rows[column]) if pd.isna(name) or str(name) == ""]
+    if empty:
+        raise TableError(rows.source, [f"column {column!r}, which makes the items, is empty: ids {some(empty)}"])
     frame = pd.DataFrame({"name": rows[column].astype(str), "row": np.arange(len(rows))})
     if order is not None:
         frame = frame.assign(order=rows.numbers(order)).sort_values("order", kind="stable")

@@ -25,6 +25,7 @@ from foldwise.data.targets import check_class_names, check_units, fill_missing, 
 from foldwise.errors import Refusal
 from foldwise.tasks import Task, find_task
 
+UNDECLARED = ("mask", "group", "unit", "weight", "fold")  # read only where data.columns names such a column
 MISSING = ("", "nan", "NaN", "None", "NULL", "null", "<NA>")  # texts of missing values, which are no group
 
 
@@ -158,7 +159,7 @@ def read_table(
         check.problems.append("the table has no rows: add one row per image below the header")
     check.stop_if_bad()
 
-    frame = raw.drop(columns=["id", "image", "mask", "group", "unit", "weight", "fold"], errors="ignore")
+    frame = raw.drop(columns=["id", "image", *UNDECLARED], errors="ignore")
     for canonical in ("id", "image", "group", "unit"):
         if canonical in declared:
             frame[canonical] = text_column(raw[declared[canonical]])
@@ -221,6 +222,10 @@ def _target_columns(columns: Columns, task: Task) -> list[str]:
         return [task.column]
     if isinstance(columns.target, str):
         return [columns.target]
+    repeated = sorted({name for name in columns.target if list(columns.target).count(name) > 1})
+    if repeated or not columns.target:
+        problem = f"has {', '.join(repeated)} more than once" if repeated else "is an empty list"
+        raise Refusal(f"data.columns.target {problem}: name each column once, or set null for {task.column!r}")
     if task.field.spatial and task.exclusive:
         raise Refusal(
             f"data.columns.target is a list, but {task.name} needs one column, with mask paths; for a mask per class "

@@ -8,7 +8,7 @@ samples:
   frames: 16                 # pictures to read of each; null: all
   view: side                 # a column that says what a picture shows, with pool: slots
   views: [left, right]
-  numbers: [age, weight]     # metadata
+  numbers: [age, height]     # metadata
   categories: [sex, site]
 """
 
@@ -22,6 +22,7 @@ import pandas as pd
 from foldwise.data.decoding import note_left_out
 from foldwise.data.fields import Field, Item
 from foldwise.data.images import ImageError, read_image
+from foldwise.data.problems import some
 from foldwise.data.samples import Rows, Sample, Samples, group_items
 from foldwise.errors import Refusal
 
@@ -35,8 +36,9 @@ class Units(Samples):
     (values), for each column its standardised value, 0 if empty, and 1 if empty else 0; `categories` (codes).
 
     Args:
-        unit, order, frames, view, views, numbers, categories: see the module. With `frames`, the sorted pictures are
+        unit, order, frames, view, views: see the module. With `frames`, the sorted pictures are
             cut into that many equal segments: training reads a random picture of each, prediction the middle one.
+        numbers, categories: of an item with several pictures, the mean and the value of the first picture.
         rare: a value in fewer training items counts as "other".
 
     In prediction, a picture that cannot be read is left out and listed, as long as the item has another one.
@@ -61,8 +63,14 @@ class Units(Samples):
             raise Refusal(f"{given} without samples.unit: name the column whose equal values are one item")
         if (view is None) != (not views):
             raise Refusal("samples.view and samples.views belong together: the column, and the list of its values")
-        if frames is not None and frames < 1:
-            raise Refusal(f"samples.frames is {frames}; it must be a whole number from 1, or null for all")
+        lists = {"views": views, "numbers": numbers, "categories": categories}
+        texts = [
+            f"samples.{name} is {value!r}: write [{value}]" for name, value in lists.items() if isinstance(value, str)
+        ]
+        if texts:
+            raise Refusal("\n".join(texts))
+        if frames is not None and not (type(frames) is int and frames >= 1):
+            raise Refusal(f"samples.frames is {frames!r}; it must be a whole number from 1, or null for all")
         self.unit, self.order, self.frames, self.view, self.views = unit, order, frames, view, list(views)
         self.numbers, self.categories, self.rare = list(numbers), list(categories), rare
         self.columns = [name for name in dict.fromkeys((unit, order, view, *numbers, *categories)) if name is not None]
@@ -143,12 +151,18 @@ class Neighbours(Samples):
 
     def __init__(self, mode: str = "stored", unit: str = "unit", order: str = "order", reach: int = 1) -> None:
         super().__init__(mode)
+        if type(reach) is not int or reach < 0:
+            raise Refusal(f"samples.reach is {reach!r}; it must be a whole number from 0")
         self.unit, self.order, self.reach = unit, order, reach
         self.columns = [unit, order]
 
     def positions(self, rows: Rows) -> dict[tuple[str, int], int]:
         """The row of each (series, number)."""
-        numbers = rows.numbers(self.order).astype(int).tolist()
+        values = rows.numbers(self.order)
+        bad = [f"{rows['id'][row]} has {values[row]}" for row in np.flatnonzero(values != np.round(values))]
+        if bad:
+            raise Refusal(f"{rows.source}: column {self.order!r} must have a whole number in each row: {some(bad)}")
+        numbers = values.astype(int).tolist()
         return {key: row for row, key in enumerate(zip(map(str, rows[self.unit]), numbers, strict=True))}
 
     def items(self, rows: Rows) -> list[Item]:

@@ -85,6 +85,8 @@ class FeatureNetwork(Network):
         super().__init__()
         if not encoders:
             raise Refusal("this network trains on stored features: make some with tools/features.py, and name them")
+        if not isinstance(hidden, Sequence) or not all(type(width) is int and width >= 1 for width in hidden):
+            raise Refusal(f"model.hidden is {hidden!r}; it must be a list of whole numbers from 1, such as [512]")
         self.field, self.files, self.hidden, self.dropout = only(channels, "image field"), weights, hidden, dropout
         width = sum(sum(encoder["widths"]) for encoder in encoders)
         self.heads = nn.ModuleDict({name: self.build_head(width, columns) for name, columns in outputs.items()})

@@ -69,6 +69,9 @@ class IdentityNetwork(Network):
             raise Refusal(
                 f"model.library is {library!r}; a network for retrieval is one of timm's: choose another model"
             )
+        for setting, value, least in (("width", width, 1), ("subcentres", subcentres, 0)):
+            if type(value) is not int or value < least:
+                raise Refusal(f"model.{setting} is {value!r}; it must be a whole number from {least}")
         self.field, self.output = only(channels, "image field"), only(outputs, "output")
         unpooled = {**(options or {}), "global_pool": ""}
         self.encoder = build_encoder(name, channels[self.field], weights and Path(weights), pretrained, unpooled)

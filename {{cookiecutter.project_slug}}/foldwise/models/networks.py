@@ -191,7 +191,12 @@ def pretrained_normalization(architecture: Architecture, channels: int = 3) -> t
 
     Other channel counts than 3 follow timm's stem: RGB is repeated (4 channels: R, G, B, R), or averaged for 1 channel.
     """
-    name = str(architecture.get("encoder") or architecture["name"])
+    name = str(architecture.get("encoder") or architecture.get("name") or "")
+    if not name:
+        raise Refusal(
+            "data.normalize=weights is that of a pretrained network, and there is no model.name: set "
+            "data.normalize=dataset or, for experiment=probe, data.features"
+        )
     if architecture.get("encoder") and not name.startswith("tu-"):
         raise Refusal(f"the normalisation of smp's own encoder {name} is not known: set data.normalize=dataset")
     _check_timm_name(name.removeprefix("tu-"), "the network")

@@ -63,6 +63,8 @@ class Huber(NumberLoss):
 
     def __init__(self, delta: float = 1.0, target_weights: Sequence[float] | None = None) -> None:
         super().__init__(target_weights)
+        if not delta > 0:
+            raise Refusal(f"loss.delta is {delta}; give a number above 0, in units of what data.transform makes")
         self.delta = float(delta)
 
     def values(self, output: Tensor, target: Tensor) -> Tensor:

@@ -48,6 +48,9 @@ class PooledNetwork(Network):
         pretrained: bool = False,
     ) -> None:
         super().__init__()
+        if chunk is not None and not (type(chunk) is int and chunk >= 1):
+            raise Refusal(f"model.chunk is {chunk!r}; it must be a whole number from 1, or null")
+        self.metadata = {"numbers": 2 * len(numbers), "categories": len(categories)}  # columns of the batch
         self.field, self.output, self.chunk = only(channels, "image field"), only(outputs, "output"), chunk
         self.encoder = build_encoder(name, channels[self.field], weights, pretrained, options)
         width = self.encoder.num_features
@@ -65,6 +68,9 @@ class PooledNetwork(Network):
         if (images.ndim == 5) != (self.pool is not None):
             found, advice = ("stacks of pictures", "choose one") if images.ndim == 5 else ("one picture", "set null")
             raise Refusal(f"model.pool is {'null' if self.pool is None else 'set'}, but items have {found}: {advice}")
+        for name, count in self.metadata.items():
+            if (batch[name].shape[1] if name in batch else 0) != count:
+                raise Refusal(f"model.{name} and samples.{name} differ: set model.{name}=${{samples.{name}}}")
         if self.pool is None:
             features = self.encoder(images)
         else:

@@ -134,7 +134,12 @@ class Slots(Pool):
     def forward(self, features: Tensor, valid: Tensor | None = None, slot: Tensor | None = None) -> Tensor:
         if slot is None:
             raise Refusal("model.pool=slots needs to know what each picture shows: set samples.view and samples.views")
-        member = nn.functional.one_hot(slot, self.slots).to(features.dtype)
+        try:
+            member = nn.functional.one_hot(slot, self.slots).to(features.dtype)
+        except RuntimeError as error:
+            raise Refusal(
+                f"model.pool_options.slots is {self.slots}, and samples.views has more: set it to their number"
+            ) from error
         if valid is not None:
             member = member * valid.unsqueeze(-1)
         count = member.sum(1)

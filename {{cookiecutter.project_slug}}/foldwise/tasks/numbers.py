@@ -49,13 +49,14 @@ class Regression(Task):
             target = cells.apply(pd.to_numeric, errors="coerce").to_numpy(np.float64).astype(np.float32)
         bad = ~np.isfinite(target) & ~empty
 
-        def message(row: int) -> str:
-            wrong = [
-                f"{name} is {raw[name].iat[row]!r}" for name, is_bad in zip(names, bad[row], strict=True) if is_bad
-            ]
-            return f"{', '.join(wrong)}, which is no number; leave the cell empty if it is unknown"
-
-        check.rows(bad.any(axis=1), message)
+        for name, wrong in zip(names, bad.T, strict=True):
+            text = cells[name].astype(str)
+            written = (text.str.contains(",") | text.str.endswith("%")).to_numpy(bool)
+            for rows, advice in (
+                (wrong & written, "write decimals with a point, and no sign for thousands or percent"),
+                (wrong & ~written, "leave the cell empty if it is unknown"),
+            ):
+                check.cells(rows, cells[name], f"{name} is {{}}, which is no number: {advice}")
         check.problems += [
             f"the column {name!r} has no numbers" for name, none in zip(names, empty.all(axis=0), strict=True) if none
         ]

@@ -162,7 +162,7 @@ def build_network(config: Mapping[str, Any], prepared: Prepared, spec: ModelSpec
             raise Refusal("data.features is for experiment=probe, or your own subclass of FeatureNetwork")
         weights = [features.weights for features in prepared.features]
     pretrained = bool(model["pretrained"]) and not config["init"]
-    net = make(described, prepared.alias, weights=weights, pretrained=pretrained)
+    net = make(described, prepared.alias, "model", weights=weights, pretrained=pretrained)
     problems = []
     for key, size in image_sizes(config).items():
         if any(side % net.multiple for side in size):

@@ -12,7 +12,7 @@ from foldwise.data.holdout import Holdout
 from foldwise.data.prepare import Prepared
 from foldwise.data.targets import check_order
 from foldwise.errors import Refusal
-from foldwise.models.losses import BALANCES, CrossEntropy, Ordinal, balanced_class_weights, margins_by_size
+from foldwise.models.losses import BALANCES, Ordinal, balanced_class_weights, margins_by_size
 from foldwise.models.module import HeadLoss
 from foldwise.tasks.outputs import Output
 
@@ -25,11 +25,6 @@ def build_heads(config: Mapping[str, Any], prepared: Prepared, part: Holdout) ->
         if entry["loss"] is None:
             continue
         loss = build_loss(entry["loss"], prepared, output, part)
-        if isinstance(loss, CrossEntropy) and not output.meaning.exclusive:
-            raise Refusal(
-                f"outputs.{output.name}.loss: CrossEntropy is for classes that exclude each other, but the task is "
-                f"{output.task}: choose another, such as bce"
-            )
         heads[output.name] = HeadLoss(output.key, output.target, loss, float(entry["weight"]))
     return heads
 
