@@ -7,9 +7,9 @@ import pytest
 
 from foldwise.data.decoding import noting
 from foldwise.data.images import ImageError
-from foldwise.data.samples import Rows
+from foldwise.data.samples import Rows, TableItems
 from foldwise.data.table import Columns, read_table
-from foldwise.data.units import CODES, Neighbours, Units, choose_frames
+from foldwise.data.units import CODES, Neighbours, Units, check_answers, choose_frames
 from foldwise.errors import Refusal
 
 
@@ -141,6 +141,18 @@ def test_the_order_of_neighbours_is_whole_numbers_and_their_reach_one(world):
         frame.to_csv(world / "train.csv", index=False)
         with pytest.raises(Refusal, match="column 'number' must have a whole number in each row: r3 has (0.5|nan)"):
             opened(world, Neighbours(unit="house", order="number"))
+
+
+def test_rows_of_an_item_share_their_target_and_none_lacks_its_name(world):
+    frame = pd.read_csv(world / "train.csv")
+    for change, message in (
+        ({"label": ["x", "y", *frame["label"][2:]]}, "1 items have rows with different targets: b"),
+        ({"house": ["", *frame["house"][1:]]}, "column 'house', which makes the items, is empty: ids r0"),
+    ):
+        frame.assign(**change).to_csv(world / "train.csv", index=False)
+        table = read_table(world / "train.csv", "multiclass", world, Columns())
+        with pytest.raises(Refusal, match=message):
+            check_answers(TableItems.of(table, Units(unit="house"), targets=True))
 
 
 @pytest.mark.parametrize("name", ["unit", "weight"])

@@ -24,6 +24,7 @@ from foldwise.data.samples import Samples, TableItems, item_table
 from foldwise.data.scan import images_hash, scan_items
 from foldwise.data.statistics import compute_statistics, count_classes
 from foldwise.data.table import Table, read_table, target_settings
+from foldwise.data.units import check_answers
 from foldwise.errors import Refusal
 from foldwise.files import read_json, write_json
 from foldwise.tasks import find_task
@@ -166,7 +167,9 @@ def read_items(data: Mapping[str, Any], task: str, samples: Samples) -> TableIte
         classes,
         **target_settings(data),
     )
-    return TableItems.of(source, samples, targets=True)
+    items = TableItems.of(source, samples, targets=True)
+    check_answers(items)
+    return items
 
 
 def read_outputs(

@@ -22,8 +22,8 @@ import pandas as pd
 from foldwise.data.decoding import note_left_out
 from foldwise.data.fields import Field, Item
 from foldwise.data.images import ImageError, read_image
-from foldwise.data.problems import some
-from foldwise.data.samples import Rows, Sample, Samples, group_items
+from foldwise.data.problems import TableError, some
+from foldwise.data.samples import Rows, Sample, Samples, TableItems, group_items
 from foldwise.errors import Refusal
 
 CODES = 64  # codes of a category; code 0 is "other": rare, unknown or empty
@@ -179,6 +179,18 @@ class Neighbours(Samples):
     def read(self, rows: Rows, item: Item, state: Mapping[str, Any], rng: np.random.Generator | None) -> Sample:
         own, *others = (read_image(path, self.mode) for path in self.files(rows, item))
         return {"image": np.concatenate([*others[: self.reach], own, *others[self.reach :]], axis=2)}
+
+
+def check_answers(items: TableItems) -> None:
+    """Refuse items of `Units` whose rows have different targets."""
+    target = items.source.target
+    if not isinstance(items.samples, Units) or target is None:
+        return
+    answers = {item.id: target[list(item.rows)] for item in items.items}
+    mixed = [id for id, rows in answers.items() if not np.array_equal(rows, rows[[0] * len(rows)], equal_nan=True)]
+    if mixed:
+        text = f"{len(mixed)} items have rows with different targets: {some(mixed)}; an item has one answer"
+        raise TableError(items.source.path, [text])
 
 
 def choose_frames(rows: Sequence[int], count: int, rng: np.random.Generator | None) -> list[int]:
