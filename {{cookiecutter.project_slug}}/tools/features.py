@@ -19,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root, where foldwise/ is
 
 from foldwise.command import exit_on_error, make_parser, whole_number
+from foldwise.shell import command
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -46,7 +47,8 @@ def main() -> None:
         from foldwise.errors import Refusal
         from foldwise.inference.extracting import VIEWS, Choices, extract
 
-        config: dict[str, Any] = resolve_config(compose_config(options.pop("overrides")))
+        overrides = options.pop("overrides")
+        config: dict[str, Any] = resolve_config(compose_config(overrides))
         out, views = options["out"], options["views"]
         if out.parent != FOLDER:
             raise Refusal(f"--out is {out}: data.features names folders in {FOLDER}/, so give {FOLDER / out.name}")
@@ -59,7 +61,9 @@ def main() -> None:
         print("other commands are computing the last blocks; the last one completes the folder")
         return
     print(f"written   {out}")
-    print(f"next      python train.py experiment=probe data={config['data']['name']} data.features=[{out.name}]")
+    kept = [word for word in overrides if word.startswith("data.")]  # what was read must be read alike
+    words = ["experiment=probe", f"data={config['data']['name']}", f"data.features=[{out.name}]", *kept]
+    print(f"next      {command('python', 'train.py', *words)}")
 
 
 def _names(text: str) -> tuple[str, ...]:
