@@ -128,7 +128,7 @@ class ArcFace(SampleLoss):
         cosine = logits.clamp(-1 + 1e-6, 1 - 1e-6)  # the gradient of the sine is infinite at 1
         sine = (1 - cosine**2).sqrt()
         further = cosine * self.margin.cos() - sine * self.margin.sin()
-        # Beyond the angle of pi - margin the cosine would rise again; it goes on falling in a straight line.
+        # Beyond the angle of pi - margin the cosine would rise again; there it is continued as a falling straight line.
         further = torch.where(cosine > -self.margin.cos(), further, cosine - self.margin * self.margin.sin())
         logits = self.scale * (target * further + (1 - target) * cosine)
         return F.cross_entropy(logits, target, reduction="none", weight=self.class_weights)

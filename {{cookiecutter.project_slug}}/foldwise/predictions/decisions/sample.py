@@ -99,7 +99,7 @@ def locate(sample: Sample, ids: Iterable[str], classes: Sequence[str]) -> Sample
 
 
 def _class_kind(frame: pd.DataFrame, name: str, other: str, classes: Sequence[str]) -> str | None:
-    """The placeholder of a column that tells the rows of an image apart by their class; None if it does not."""
+    """The placeholder of a column that distinguishes the rows of an image by class; None if it does not."""
     if not frame[name].duplicated().any() or frame[[name, other]].duplicated().any():
         return None
     values = set(frame[other])
