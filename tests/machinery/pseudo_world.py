@@ -18,6 +18,7 @@ def write_world(root, flipped=False):
     """16 labelled pictures in two given folds, 8 unlabelled ones; `flipped` gives fold 0 other labels throughout."""
     frame = pd.read_csv(write_data(root) / "train.csv", keep_default_na=False)
     train = frame.iloc[LABELLED].assign(part=[row % 2 for row in LABELLED], site=[f"s{row}" for row in LABELLED])
+    train = train.assign(thing=[f"t{row % 6}" for row in LABELLED], number=LABELLED)  # things share label and fold
     held = train["part"] == 0
     if flipped:
         following = dict(zip(CLASSES, CLASSES[1:] + CLASSES[:1], strict=True))

@@ -21,7 +21,7 @@ import yaml
 from PIL import Image
 from rich.console import Console
 from rows import SAMPLES, scored
-from tiny import CLASSES, save_random_model, write_data
+from tiny import CLASSES, make_spec, random_model, save_random_model, write_data
 
 from foldwise.bundle import rehearse as rehearsing
 from foldwise.bundle.build import build_bundle, write_notebook
@@ -40,6 +40,7 @@ from foldwise.data.samples import Samples
 from foldwise.data.table import Columns, read_table
 from foldwise.errors import Refusal
 from foldwise.inference.predicting import Choices, predict_runs
+from foldwise.inference.weights import save_model
 from foldwise.predictions.decisions.calibration import CALIBRATORS
 from foldwise.predictions.decisions.deciding import Method, fit_decision
 from foldwise.predictions.decisions.rules import rules_for
@@ -62,6 +63,15 @@ def make_run(folder: Path, data: Path, task: str, seed: int) -> Path:
     classes = ["background", *CLASSES] if task == "segmentation" else CLASSES
     for fold in (0, 1):
         save_random_model(folder / f"fold{fold}" / "model", task, classes, 10 * seed + fold)
+    write_config_of(folder, data, task, classes, SAMPLES)
+    predict(folder, "none", folder / "oof", oof=True)
+    predict(folder, "flips", folder / "predictions" / "oof-flips", oof=True)
+    if task != "segmentation":
+        predict(folder, "flips", folder / "predictions" / "oof-flips-views", oof=True, keep_views=True)
+    return folder
+
+
+def write_config_of(folder: Path, data: Path, task: str, classes: list[str], samples: dict) -> None:
     section = {
         "name": "competition",
         "root": str(data),
@@ -73,13 +83,8 @@ def make_run(folder: Path, data: Path, task: str, seed: int) -> Path:
         "columns": COLUMNS,
     }
     metric = {"_target_": f"foldwise.predictions.metrics.{METRICS[task]}"}
-    config = {"task": task, "data": section, "samples": SAMPLES, "metric": metric}
+    config = {"task": task, "data": section, "samples": samples, "metric": metric}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    predict(folder, "none", folder / "oof", oof=True)
-    predict(folder, "flips", folder / "predictions" / "oof-flips", oof=True)
-    if task != "segmentation":
-        predict(folder, "flips", folder / "predictions" / "oof-flips-views", oof=True, keep_views=True)
-    return folder
 
 
 def predict(run: Path, tta: str, out: Path, table: Path | None = None, **choices: bool) -> None:
@@ -343,6 +348,37 @@ def test_images_of_units_and_ids_that_come_twice(tmp_path, data):
     assert "1 ids" in found.notes[0]
     with pytest.raises(Refusal, match="no column thing"):
         read_inputs(data / "test.csv", data, columns, set(), reader)
+
+
+def test_an_item_with_a_bad_picture_is_answered_from_its_others(tmp_path):
+    root, run = write_data(tmp_path / "data"), tmp_path / "run"
+    things = [f"t{row % 4 + 4 * (row // 12)}" for row in range(24)]  # three pictures of the same labels each
+    for name in ("train", "test"):
+        pd.read_csv(root / f"{name}.csv", keep_default_na=False).assign(thing=things).to_csv(
+            root / f"{name}.csv", index=False
+        )
+    write_folds(root / "folds.csv", {thing: number % 2 for number, thing in enumerate(dict.fromkeys(things))})
+    reader = {"_target_": "foldwise.data.units:Units", "unit": "thing"}
+    network = {"_target_": "foldwise.models.pooled:PooledNetwork", "name": "test_resnet", "pool": "attention"}
+    network |= {"channels": {"image": 3}, "outputs": {"logits": 3}}
+    for fold in (0, 1):
+        model = random_model(make_spec("multilabel", CLASSES, network=network, samples=reader), fold)
+        save_model(run / f"fold{fold}" / "model", model.network, model.spec)
+    write_config_of(run, root, "multilabel", CLASSES, {**reader, "_target_": "foldwise.data.units.Units"})
+    predict(run, "none", run / "oof", oof=True)
+    build_bundle([run], tmp_path / "bundle", kind="columns")
+
+    test = pd.read_csv(root / "test.csv")
+    (root / test["image"][5]).write_bytes(b"broken")
+    test.drop(5).to_csv(root / "rest.csv", index=False)
+    found, rest = (
+        pd.read_csv(run_infer(tmp_path / "bundle", root, tmp_path / f"out-{name}", test=root / f"{name}.csv"))
+        for name in ("test", "rest")
+    )
+    assert found["id"].tolist() == list(dict.fromkeys(things))
+    pd.testing.assert_frame_equal(found, rest)
+    bad = pd.read_csv(tmp_path / "out-test" / BAD)
+    assert bad["id"].tolist() == [things[5]] and "images/5.png" in bad.to_csv()
 
 
 def test_sizes_are_read_from_the_head(tmp_path):

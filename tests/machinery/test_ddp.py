@@ -161,6 +161,21 @@ def test_two_processes_train_numbers_as_one(data, tmp_path):
     assert_equal_oof(one[0], two[0], frame["id"][frame["part"] == 1])
 
 
+def test_two_processes_train_units_as_one(data, tmp_path):
+    """Things of one and two pictures with metadata; a rank pads its stacks to its own longest."""
+    frame = pd.read_csv(data / "train.csv").assign(row=lambda frame: frame["id"].str[3:].astype(int)).query("row < 20")
+    thing = frame["row"] % 3 + 3 * (frame["row"] // 6)  # two pictures of one label, or one
+    frame = frame.assign(thing=thing, part=(thing < 3).astype(int), age=frame["row"].where(frame["row"] % 4 > 0))
+    frame.to_csv(tmp_path / "things.csv", index=False)
+    choices = [f"data.table={tmp_path}/things.csv", f"data.prepared={tmp_path}/prepared", "data.columns.fold=part"]
+    choices += ["samples._target_=foldwise.data.units.Units", "+samples.unit=thing", "+samples.numbers=[age]"]
+    choices += ["model._target_=foldwise.models.pooled.PooledNetwork", "model.library=null", "+model.numbers=[age]"]
+    choices += ["+model.options.norm_layer=groupnorm1", "optimizer=sgd", "augmentation=light", "fold=1"]
+    one, two = (train(data, tmp_path / str(world), "multiclass", world, *choices) for world in (1, 2))
+    assert_equal_trainings(one, two)
+    assert_equal_oof(one[0], two[0], ["0", "1", "2"])
+
+
 @pytest.mark.slow
 def test_two_processes_train_masks_as_one(data, tmp_path):
     """With void pixels, restarts from the best weights, and fewer held-out rows than processes."""

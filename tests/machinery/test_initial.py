@@ -13,8 +13,10 @@ from tiny import open_tiny, prepare_tiny, tiny_config, train_folds, write_data
 from foldwise.checks import check_config
 from foldwise.data.holdout import Holdout
 from foldwise.errors import Refusal
+from foldwise.inference.weights import load_model, save_model
 from foldwise.processes.group import Rank
 from foldwise.training.build import build_training
+from foldwise.training.fold import predict_held_out
 from foldwise.training.initial import check_initial
 
 PARTS = [Holdout((0,)), Holdout((1,))]
@@ -49,6 +51,19 @@ def test_each_model_starts_from_its_own(world, part, name):
     check_initial(run, prepare_tiny(config), [part])
     start, source = begun(config, part), stored(run, name)
     assert start.keys() == source.keys() and all(torch.equal(start[key], source[key]) for key in source)
+
+
+def test_before_its_first_step_it_predicts_out_of_fold_as_the_other_run(world, tmp_path):
+    root, run = world
+    config = tiny_config(root, "multiclass", f"init={run}")
+    prepared, part = prepare_tiny(config), PARTS[0]
+    own = open_tiny(config, tmp_path, prepared)
+    start = build_training(config, prepared, part, Rank())
+    save_model(own / part.name / "model", start.network, start.spec)
+    models, rows = {"last": load_model(own / part.name / "model")}, prepared.predicted(part)
+    predict_held_out(config, prepared, models, rows, torch.device("cpu"), own, part, "oof-0-of-1")
+    found, expected = (folder / part.name / "oof-0-of-1" for folder in (own, run))
+    assert (found / "predictions.parquet").read_bytes() == (expected / "predictions.parquet").read_bytes()
 
 
 def test_it_trains_on_and_its_folds_stay_honest(world, tmp_path):

@@ -58,6 +58,24 @@ def test_a_model_and_its_predictions(task, tmp_path):
     assert scores[0] != scores[1]
 
 
+# Statistics of metadata and the pool belong to what is fitted on the training items.
+UNITS = [
+    "samples._target_=foldwise.data.units.Units",
+    *("+samples.unit=thing", "+samples.order=number", "+samples.numbers=[number]", "+samples.categories=[site]"),
+    *("+samples.frames=2", "+samples.rare=1", "model._target_=foldwise.models.pooled.PooledNetwork"),
+    *("model.library=null", "+model.numbers=[number]", "+model.categories=[site]", "batch_size=2"),
+]
+
+
+def test_a_model_of_units_and_metadata(tmp_path):
+    runs = []
+    for flipped in (False, True):
+        root = write_world(tmp_path / str(flipped), flipped)
+        runs.append(train_folds(config_of(root, "multiclass", *UNITS, *COMMON), root / "runs"))
+    assert decided(runs[0], 0) == decided(runs[1], 0)
+    assert decided(runs[0], 1) != decided(runs[1], 1)
+
+
 def test_a_model_that_is_trained_on_pseudo_labels_of_other_students_too(tmp_path):
     """Those of fold 1's student are others, and fewer: they were made by models that had seen fold 0's labels."""
     root = write_world(tmp_path / "world")

@@ -37,6 +37,16 @@ def test_an_item_alone_equals_itself_in_a_padded_batch(name: str) -> None:
         torch.testing.assert_close(found[row : row + 1], alone, rtol=1e-6, atol=1e-6)
 
 
+def test_a_networks_answer_for_an_item_is_the_same_in_a_padded_batch() -> None:
+    torch.manual_seed(0)
+    net = PooledNetwork("test_resnet", CHANNELS, OUTPUTS, "attention", numbers=["a"]).eval()
+    images, valid, numbers = torch.randn(3, 3, 3, 32, 32), torch.arange(3) < LENGTHS[:, None], torch.randn(3, 2)
+    found = net({"image": images, "image_valid": valid, "numbers": numbers})["logits"]
+    for row, length in enumerate(LENGTHS):
+        alone = net({"image": images[row : row + 1, :length], "numbers": numbers[row : row + 1]})["logits"]
+        torch.testing.assert_close(found[row : row + 1], alone, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", POOLS)
 def test_the_order_of_pictures_matters_only_where_it_should(name: str) -> None:
     pool, (features, _, slot) = make(name), stack()
