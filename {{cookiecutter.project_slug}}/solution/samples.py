@@ -8,7 +8,6 @@ import numpy as np
 
 from foldwise.data import samples
 from foldwise.data.fields import Field, Item
-from foldwise.data.images import read_image
 from foldwise.data.samples import Rows, Sample
 
 
@@ -39,4 +38,4 @@ class Samples(samples.Samples):
             state: returned by `fit`.
             rng: for random choices in training; None in validation and prediction.
         """
-        return {"image": read_image(rows.path(item.rows[0]), self.mode)}
+        return {"image": self.read_image(rows, item.rows[0], rng)}

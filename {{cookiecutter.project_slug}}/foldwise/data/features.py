@@ -119,6 +119,8 @@ def check_reader(items: TableItems) -> None:
         raise Refusal(f"features replace an image, and {name}.read returns {', '.join(samples.fields)}")
     if any(len(item.rows) > 1 for item in items.items):
         raise Refusal(f"features are stored by row, and {name}.items makes items of several rows")
+    if samples.crop is not None:
+        raise Refusal("features are stored by picture, and samples.crop cuts several out of one: leave one of them out")
     if items.state:
         raise Refusal(f"features are the same for all folds, and {name}.fit learns from the training items of a fold")
 

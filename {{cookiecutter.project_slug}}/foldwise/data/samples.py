@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from foldwise.data.boxes import Crop
 from foldwise.data.fields import Field, Item
 from foldwise.data.images import MODES, read_image
 from foldwise.data.orientation import oriented
@@ -92,6 +93,7 @@ class Samples:
 
     Attributes:
         columns: of the table, besides id and image.
+        crop: cuts pictures by columns of boxes (foldwise/data/boxes.py).
         target_columns: seen only while `rows.targets` is true, in training and validation.
         fields: of a sample; the targets of the task are added automatically.
     """
@@ -100,10 +102,15 @@ class Samples:
     target_columns: Sequence[str] = ()
     fields: Mapping[str, Field] = {"image": Field("image")}
 
-    def __init__(self, mode: str = "stored") -> None:
+    crop: Crop | None = None
+
+    def __init__(self, mode: str = "stored", crop: Mapping[str, Any] | None = None) -> None:
         if mode not in MODES:
             raise Refusal(f"data.mode is {mode!r}; it must be one of {', '.join(MODES)}")
         self.mode = mode
+        if crop is not None:
+            self.crop = Crop.of(crop)
+            self.columns = list(dict.fromkeys([*self.columns, *self.crop.columns]))
 
     def items(self, rows: Rows) -> list[Item]:
         """List the items to predict: here one per row, with its id."""
@@ -129,7 +136,12 @@ class Samples:
             masks (H, W) uint8 or uint16. A list of them is a stack, passed to the network as (N, C, H, W); its images
             may differ in size.
         """
-        return {"image": read_image(rows.path(item.rows[0]), self.mode)}
+        return {"image": self.read_image(rows, item.rows[0], rng)}
+
+    def read_image(self, rows: Rows, row: int, rng: np.random.Generator | None) -> np.ndarray:
+        """Read the picture (H, W, C) of a row, cut by `crop`."""
+        image = read_image(rows.path(row), self.mode)
+        return image if self.crop is None else self.crop.cut(image, rows, row, rng)
 
     def picture(self, sample: Mapping[str, Any]) -> np.ndarray:
         """Return the image (H, W, C) that reports show for a sample."""
@@ -164,6 +176,8 @@ class TableItems:
     @classmethod
     def of(cls, source: Table, samples: Samples, targets: bool = False) -> "TableItems":
         rows = Rows(source, samples, targets)
+        if targets and samples.crop is not None:
+            samples.crop.check(rows)
         return cls(source, samples, rows, samples.items(rows))
 
     @cached_property

@@ -121,6 +121,7 @@ def _file_sizes(items: TableItems, table: Table) -> pd.DataFrame:
     """Return the KEY columns and the index `number` of each item."""
     files_of = [list(dict.fromkeys(items.samples.files(items.rows, item))) for item in items.items]
     has_masks = "mask" in table.frame
+    key = reader_key(items.samples, table.exif) + (table.masks.kind if has_masks else "")
     masks = [table.mask_files(row) for row in range(len(table))] if has_masks else []
     sizes = {path: _size(path) for path in dict.fromkeys([*chain(*files_of), *chain(*masks)])}
     name_of = {path: _relative(path, table.root) for path in sizes}
@@ -133,10 +134,19 @@ def _file_sizes(items: TableItems, table: Table) -> pd.DataFrame:
             "bytes": [";".join(str(sizes[path]) for path in files) for files in files_of],
             "mask": [table.mask_name(row) for row in range(len(table))] if has_masks else "",
             "mask_bytes": [sum(sizes[path] for path in files) for files in masks] if has_masks else 0,
-            "reader": reader_key(items.samples, table.exif) + (table.masks.kind if has_masks else ""),
+            "reader": [key + box for box in _boxes(items)],
             "number": range(len(files_of)),
         }
     ).astype(dict.fromkeys(("image", "bytes", "mask", "reader"), object))
+
+
+def _boxes(items: TableItems) -> list[str]:
+    """The boxes that each item's pictures are cut by, hashed; several rows may share a picture."""
+    crop = items.samples.crop
+    if crop is None:
+        return [""] * len(items.items)
+    texts = [str([[items.rows[column][row] for column in crop.columns] for row in item.rows]) for item in items.items]
+    return [hashlib.sha256(text.encode()).hexdigest()[:12] for text in texts]
 
 
 def _size(path: Path) -> int:

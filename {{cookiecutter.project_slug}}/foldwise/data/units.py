@@ -55,8 +55,9 @@ class Units(Samples):
         numbers: Sequence[str] = (),
         categories: Sequence[str] = (),
         rare: int = 5,
+        crop: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(mode)
+        super().__init__(mode, crop)
         needless = {"order": order, "frames": frames, "view": view}
         if unit is None and any(needless.values()):
             given = ", ".join(f"samples.{name}" for name, value in needless.items() if value)
@@ -73,7 +74,8 @@ class Units(Samples):
             raise Refusal(f"samples.frames is {frames!r}; it must be a whole number from 1, or null for all")
         self.unit, self.order, self.frames, self.view, self.views = unit, order, frames, view, list(views)
         self.numbers, self.categories, self.rare = list(numbers), list(categories), rare
-        self.columns = [name for name in dict.fromkeys((unit, order, view, *numbers, *categories)) if name is not None]
+        columns = (unit, order, view, *numbers, *categories, *self.columns)
+        self.columns = [name for name in dict.fromkeys(columns) if name is not None]
         self.fields = {"image": Field("image", ragged=unit is not None)}
         self.fields |= {"slot": Field("codes", ragged=True)} if view else {}
         self.fields |= {"numbers": Field("values")} if numbers else {}
@@ -99,7 +101,7 @@ class Units(Samples):
 
     def read(self, rows: Rows, item: Item, state: Mapping[str, Any], rng: np.random.Generator | None) -> Sample:
         chosen = list(item.rows) if self.frames is None else choose_frames(item.rows, self.frames, rng)
-        images, chosen = self._read_images(rows, chosen, item.id)
+        images, chosen = self._read_images(rows, chosen, item.id, rng)
         sample: Sample = {"image": images if self.unit else images[0]}
         if self.view:
             sample["slot"] = [self._slot(rows, row) for row in chosen]
@@ -113,13 +115,15 @@ class Units(Samples):
             sample["categories"] = [1 + known.index(name) if name in known else 0 for name, known in names]
         return sample
 
-    def _read_images(self, rows: Rows, chosen: Sequence[int], id: str) -> tuple[list[np.ndarray], list[int]]:
+    def _read_images(
+        self, rows: Rows, chosen: Sequence[int], id: str, rng: np.random.Generator | None
+    ) -> tuple[list[np.ndarray], list[int]]:
         """Read the pictures of rows; also the rows, without those left out."""
         images, read = [], []
         errors: dict[int, ImageError] = {}
         for row in chosen:
             try:
-                images.append(read_image(rows.path(row), self.mode))
+                images.append(self.read_image(rows, row, rng))
                 read.append(row)
             except ImageError as error:
                 errors[row] = error

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foldwise.data.images import default_scale, resize, resize_mask
+from foldwise.data.boxes import Crop
+from foldwise.data.images import default_scale, read_image, resize, resize_mask
+from foldwise.data.orientation import oriented
 from foldwise.data.prepare import Prepared, present_classes
 from foldwise.data.samples import TableItems
 from foldwise.data.table import Table
@@ -22,6 +24,7 @@ COLUMNS = 6  # of a gallery
 THUMBNAIL, MARGIN, TITLE, LEGEND = 220, 10, 52, 28  # pixels; TITLE fits three lines, LEGEND one
 PAINTED = (500, 1500)  # least and most pixels of a painted picture's longer side
 OPACITY = 0.6  # of the mask
+FRAME, FRAME_COLOR = 3, (255, 0, 160)  # of a box in a thumbnail: pixels
 HATCH = 3  # pixels; width of the lines over ignored pixels
 MOST_NAMES, NAMES_PER_LINE = 20, 8  # of a legend
 SAMPLES = 24
@@ -154,7 +157,9 @@ def draw_samples(data: Mapping[str, Any], prepared: Prepared) -> Path:
     items = TableItems.of(prepared.source, prepared.samples)
 
     def picture(row: int) -> np.ndarray:
-        image = _fit(displayable(items.picture(row)), THUMBNAIL, THUMBNAIL)
+        crop = items.samples.crop
+        shown = items.picture(row) if crop is None else _with_box(items, row, crop)
+        image = _fit(displayable(shown), THUMBNAIL, THUMBNAIL)
         return paint(image, table.read_mask(row), count, data["ignore_index"]) if masks else image
 
     rows = choose_samples(present_classes(table, prepared.scan), SAMPLES)
@@ -164,6 +169,21 @@ def draw_samples(data: Mapping[str, Any], prepared: Prepared) -> Path:
     with write_atomic(path) as temporary:
         temporary.write_bytes(to_png(figure))
     return path
+
+
+def _with_box(items: TableItems, row: int, crop: Crop) -> np.ndarray:
+    """The whole picture (H, W, 3) uint8 of an item, with a frame around what is cut out of it."""
+    first = items.items[row].rows[0]
+    with oriented(items.rows.exif):
+        image = displayable(read_image(items.rows.path(first), items.samples.mode)).copy()
+    window = crop.window(image.shape[:2], items.rows, first, None)
+    if window is not None:
+        left, top, right, bottom = window
+        width = max(1, round(max(image.shape) / THUMBNAIL * FRAME))
+        frame = image[top:bottom, left:right]
+        for edge in (frame[:width], frame[-width:], frame[:, :width], frame[:, -width:]):
+            edge[:] = FRAME_COLOR
+    return image
 
 
 def choose_samples(present: np.ndarray, count: int) -> list[int]:
