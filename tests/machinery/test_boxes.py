@@ -27,7 +27,7 @@ def write_boxes(root, *boxes, **columns):
 
 
 def rows_of(root, samples, targets=True):
-    table = read_table(root / "train.csv", "multiclass", root, Columns(), has_target=targets)
+    table = read_table(root / "train.csv", "multiclass", root, Columns(), ["other", "thing"], has_target=targets)
     return TableItems.of(table, samples, targets)
 
 
@@ -72,8 +72,7 @@ def test_jitter_moves_each_edge_in_training_alone(tmp_path):
 
 
 def test_mix_draws_the_boxes_that_are_there(tmp_path):
-    other = {"a0": [0, 0], "b0": [0, 0], "a1": [5, None], "b1": [5, None]}
-    other["a0"], other["b0"] = [0, None], [0, None]
+    other = {"a0": [0, None], "b0": [0, None], "a1": [5, None], "b1": [5, None]}
     write_boxes(tmp_path, (10, 5, 20, 15), (10, 5, 20, 15), **other)
     crop = {
         "box": {"first": BOX, "second": ["a0", "b0", "a1", "b1"]},
@@ -125,7 +124,7 @@ def test_wrong_settings_are_named(settings, message):
 def test_missing_columns_are_named_in_a_test_table_too(tmp_path):
     write_boxes(tmp_path, (10, 5, 20, 15))
     pd.read_csv(tmp_path / "train.csv").drop(columns=["x1", "label"]).to_csv(tmp_path / "test.csv", index=False)
-    table = read_table(tmp_path / "test.csv", "multiclass", tmp_path, Columns(), ["thing"], has_target=False)
+    table = read_table(tmp_path / "test.csv", "multiclass", tmp_path, Columns(), ["other", "thing"], has_target=False)
     with pytest.raises(TableError, match="no column 'x1'"):
         Rows(table, Samples(crop={"box": BOX}))
 
@@ -157,8 +156,9 @@ def test_pictures_with_several_boxes_stay_in_one_fold(world):
     assert set(prepared.scan["height"][:24]) == {14}
     assert set(prepared.scan["height"][24:]) == {32}
     stored = [read_image(world / path) for path in prepared.table.frame["image"][:24]]
-    crops = [np.concatenate([image[box[1] : box[3], box[0] : box[2]].reshape(-1, 3), image.reshape(-1, 3)])
-             for image, box in zip(stored, pd.read_csv(world / "train.csv")[BOX].to_numpy(int), strict=False)]  # fmt: skip
+    boxes = pd.read_csv(world / "train.csv")[BOX].to_numpy(int)[:24]
+    crops = [image[y0:y1, x0:x1].reshape(-1, 3) for image, (x0, y0, x1, y1) in zip(stored, boxes, strict=True)]
+    crops += [image.reshape(-1, 3) for image in stored]
     np.testing.assert_allclose(prepared.image["mean"], np.concatenate(crops).mean(axis=0) / 255, atol=1e-4)
     picture = cv2.imread(str(draw_samples(config["data"], prepared)))[:, :, ::-1]
     assert (picture == FRAME_COLOR).all(axis=2).sum() > 1000

@@ -188,7 +188,8 @@ def few(tmp_path_factory) -> Path:
     """A data set of 12 pictures: the tests that use it ask whether something works, not how well."""
     root = write_data(tmp_path_factory.mktemp("few"), rows=12)
     table = pd.read_csv(root / "train.csv")
-    table.assign(background=["plain", "stripes"] * 6).to_csv(root / "train.csv", index=False)
+    table = table.assign(background=["plain", "stripes"] * 6, x0=0, y0=0, x1=20, y1=30)
+    table.to_csv(root / "train.csv", index=False)
     return root
 
 
