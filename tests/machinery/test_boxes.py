@@ -131,7 +131,7 @@ def test_missing_columns_are_named_in_a_test_table_too(tmp_path):
 
 @pytest.fixture
 def world(tmp_path):
-    """Rows of `write_data`, each cut around its coloured square and once more elsewhere, with a group of its picture."""
+    """Rows of `write_data`, each cut around its coloured square, and once more whole."""
     root = write_data(tmp_path / "world")
     frame = pd.read_csv(root / "train.csv")
     for row, path in enumerate(frame["mask"]):
