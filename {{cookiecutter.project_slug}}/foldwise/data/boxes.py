@@ -17,6 +17,7 @@ Several boxes of a picture, such as those of two detectors, have names, and in t
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,12 +25,14 @@ import numpy as np
 from foldwise.data.images import ImageError
 from foldwise.data.problems import TableError, some
 from foldwise.errors import Refusal
-from foldwise.files import is_number
+from foldwise.files import is_number, read_json
 
 if TYPE_CHECKING:
     from foldwise.data.samples import Rows, TableItems
 
 WHOLE = "whole"  # the name of the whole picture in `mix`
+# Columns of the tables that tools/crop.py writes, and what their origin says.
+BOX, SCORE, FOLD, MADE_BY = ("x0", "y0", "x1", "y1"), "box_score", "fold", "tools/crop.py"
 
 
 @dataclass(frozen=True)
@@ -147,13 +150,28 @@ class Crop:
         return left, top, right, bottom
 
 
-def check_shared_pictures(items: "TableItems") -> None:
-    """Refuse masks beside cropped pictures, and pictures that folds could split."""
+def origin_path(table: Path) -> Path:
+    """The JSON file beside a table of boxes that says which run found them."""
+    return table.with_suffix(".json")
+
+
+def check_boxes(items: "TableItems", fold: str | None) -> None:
+    """Refuse masks beside cropped pictures, pictures that folds could split, and found boxes in other folds.
+
+    Args:
+        fold: `data.columns.fold`.
+    """
     table = items.source
     if items.samples.crop is None:
         return
     if "mask" in table.frame:
         raise Refusal("samples.crop cuts pictures and not their masks: train masks on whole pictures")
+    origin = origin_path(table.path)
+    if origin.is_file() and read_json(origin).get("created_by") == MADE_BY and fold != FOLD:
+        raise Refusal(
+            f"the boxes of {table.path} come from models that had not seen the fold of their picture. In other folds "
+            f"they would leak labels: set data.columns.fold={FOLD}"
+        )
     holder = next((name for name in ("fold", "group") if name in table.frame), "id")
     shared = table.frame[holder].groupby(table.frame["image"]).nunique()
     split = shared.index[shared > 1].tolist()

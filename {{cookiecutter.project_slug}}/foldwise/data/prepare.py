@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from foldwise.code.build import make
-from foldwise.data.boxes import check_shared_pictures
+from foldwise.data.boxes import check_boxes
 from foldwise.data.columns import Columns
 from foldwise.data.features import FeatureSet, StoredFeatures, open_features
 from foldwise.data.fields import Item
@@ -170,7 +170,7 @@ def read_items(data: Mapping[str, Any], task: str, samples: Samples) -> TableIte
     )
     items = TableItems.of(source, samples, targets=True)
     check_answers(items)
-    check_shared_pictures(items)
+    check_boxes(items, data["columns"]["fold"])
     return items
 
 
