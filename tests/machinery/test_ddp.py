@@ -136,6 +136,8 @@ AVERAGING = [
     "augmentation=light",
     "metric=log_loss",
     "top_k=1",
+    "+phases.train.relabel=1",
+    "data.pseudo_share=0.25",
 ]
 
 

@@ -98,6 +98,21 @@ def test_a_model_that_is_trained_on_pseudo_labels_of_other_students_too(tmp_path
     assert decided(runs[0], 1) != decided(runs[1], 1)
 
 
+def test_a_model_that_labels_unlabelled_rows_itself(tmp_path):
+    choices = [
+        "loss.class_weights=balanced",
+        "phases=train_then_relabel",
+        "phases.train.share=1",
+        "data.pseudo_share=0.25",
+    ]
+    runs = []
+    for flipped in (False, True):
+        root = write_world(tmp_path / str(flipped), flipped)
+        runs.append(train_folds(config_of(root, "multiclass", *choices, *COMMON), root / "runs"))
+    assert decided(runs[0], 0) == decided(runs[1], 0)
+    assert decided(runs[0], 1) != decided(runs[1], 1)
+
+
 @pytest.mark.parametrize("task", ["multiclass", "multilabel"])
 def test_the_calibration_of_a_folds_model(task):
     rng = np.random.default_rng(0)

@@ -19,6 +19,7 @@ from foldwise.bundle.inferring import infer
 from foldwise.bundle.rehearse import rehearse
 from foldwise.code.source import read_code, trust
 from foldwise.data.batches import unpack
+from foldwise.data.holdout import Holdout
 from foldwise.errors import Refusal
 from foldwise.inference.predicting import Choices, predict_runs
 from foldwise.predictions.decisions.submit import make_submission
@@ -170,7 +171,7 @@ def test_pseudo_labels_are_trained(data, runs):
     config = config_of(data, *CHOICES, "augmentation=none")
     config["data"]["pseudo"] = str(data / "pseudo.csv")
     prepared = prepare_tiny(config)
-    joined, rows = with_pseudo(prepared, fold)
+    joined, rows = with_pseudo(prepared, Holdout((fold,)))
     loader, _ = training_loader(config, joined, {}, np.flatnonzero(prepared.fold_of_items != fold), rows, Rank())
     assert set(np.unique(unpack(next(iter(loader)))["target"])) == {0, 1, 255}
     np.testing.assert_array_equal(joined.table.read_mask(len(prepared.table)), expected)

@@ -15,7 +15,7 @@ from tiny import CLASSES, prepare_tiny, train_folds, train_scored
 
 from foldwise.data.batches import unpack
 from foldwise.data.folds import folds_hash
-from foldwise.data.holdout import FULL
+from foldwise.data.holdout import FULL, Holdout
 from foldwise.data.problems import TableError
 from foldwise.data.pseudo import join_tables, provenance_path
 from foldwise.data.sampling import EpochSampler, Pool, Sampling
@@ -301,7 +301,7 @@ def test_a_student_gets_its_own_rows_in_the_phases_that_want_them(labelled, phas
     config = config_of(labelled.root, "multiclass", f"phases={phases}", epochs, pseudo=labelled.table)
     prepared = prepare_tiny(config)
     student, real = prepared.pseudo.of(fold), [row for row in LABELLED if row % 2 != fold]
-    joined, added = with_pseudo(prepared, fold)
+    joined, added = with_pseudo(prepared, Holdout((fold,)))
     loader, steps = training_loader(config, joined, {}, np.array(real), added, Rank())
     assert loader.sampler.pseudo_shares == per_epoch and steps == 2
     for epoch, share in enumerate(per_epoch):

@@ -12,6 +12,7 @@ from pseudo_world import LABELLED, UNLABELLED, config_of, make_map_run, write_wo
 from tiny import CLASSES, prepare_tiny
 
 from foldwise.data.batches import unpack
+from foldwise.data.holdout import Holdout
 from foldwise.data.images import read_mask
 from foldwise.data.masks import StoredMasks
 from foldwise.data.pseudo import join_tables
@@ -78,7 +79,7 @@ def test_a_student_is_trained_on_its_own_masks(world, phases, shares):
     )
     prepared = prepare_tiny(config)
     student = prepared.pseudo.of(1)
-    joined, added = with_pseudo(prepared, 1)
+    joined, added = with_pseudo(prepared, Holdout((1,)))
     loader, _ = training_loader(config, joined, {}, np.array(LABELLED[::2]), added, Rank())
     for epoch, share in enumerate(shares):
         loader.sampler.set_epoch(epoch)

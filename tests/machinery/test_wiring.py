@@ -448,6 +448,22 @@ def pseudo_rows(shares: dict[int, float]) -> Callable[[Trained, Trained], None]:
     return check
 
 
+def relabelled_in(epoch: int) -> Callable[[Trained, Trained], None]:
+    """Half of an epoch's rows are unlabelled ones with soft targets, the others keep theirs."""
+
+    def check(_: Trained, after: Trained) -> None:
+        pseudo_rows({number: 0.5 * (number == epoch) for number in range(len(after.history))})(_, after)
+        labels = torch.from_numpy(after.prepared.table.target)
+        for step in after.steps:
+            for seen in step.passes:
+                own = seen["row"] < len(labels)
+                assert torch.equal(seen["target"][own], labels[seen["row"][own]])
+                soft = seen["target"][~own]
+                assert ((soft > 0) & (soft < 1)).all() and torch.allclose(soft.sum(1), torch.ones(len(soft)))
+
+    return check
+
+
 # what is built and written
 
 
@@ -784,6 +800,7 @@ SETTINGS: dict[str, Changes | Same] = {
     "phases.*.rows": Changes(
         "+phases.head.rows=pseudo +phases.train.rows=real", pseudo_rows({0: 1, 1: 0}), f"{TWO} {PSEUDO} epochs=2"
     ),
+    "phases.*.relabel": Changes("+phases.train.relabel=1", relabelled_in(1), f"{TWO} epochs=2"),
     "phases.*.start": Changes(
         "+phases.again={share:1,start:best}",
         second_phase_begins_at_the_best,

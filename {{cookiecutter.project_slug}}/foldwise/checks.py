@@ -100,6 +100,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         *task_problems(config["task"], config["loss"]),
         *_head_problems(config.get("outputs") or {}),  # older runs lack it
         *_mask_problems(config["task"], config["data"].get("masks", "exclusive")),
+        *_relabel_problems(config),
         *_feature_problems(config),
         *_file_problems(config["data"], config["model"]["weights"]),
         *_initial_problems(config),
@@ -210,6 +211,27 @@ def _phase_problems(phases: Mapping[str, Any]) -> list[str]:
         return [str(error)]
     own = [(f"phases.{phase.name}.scheduler", phase.scheduler) for phase in built if phase.scheduler is not None]
     return [problem for where, scheduler in own for problem in _scheduler_problems(where, scheduler)]
+
+
+def _relabel_problems(config: Mapping[str, Any]) -> list[str]:
+    """What phases that label rows by the model in training cannot be combined with."""
+    phases = {name: phase for name, phase in config["phases"].items() if isinstance(phase, Mapping) and phase["epochs"]}
+    first = next((name for name, phase in phases.items() if phase.get("relabel")), None)
+    if first is None:
+        return []
+    where, data, task, problems = f"phases.{first}.relabel", config["data"], find_task(config["task"]), []
+    if task.kind != "rows" or not task.probabilities:
+        problems.append(f"{where} is for soft targets of whole images, and the task is {task.name}: set it to null")
+    if config.get("outputs"):
+        problems.append(f"{where} labels one output, and outputs has {', '.join(config['outputs'])}: set outputs={{}}")
+    if data.get("pseudo"):
+        problems.append(f"{where} and data.pseudo exclude each other: set one of them to null")
+    if data["test_table"] is None or not (is_sample(data) or Path(data["test_table"]).is_file()):
+        table = data["test_table"] or "null"
+        problems.append(f"{where} labels the images of data.test_table, which is {table}: name their table there")
+    if next(iter(phases)) == first and not config["init"]:
+        problems.append(f"{where} would label by an untrained network: put a phase before it, or set init")
+    return problems
 
 
 def _ema_problems(config: Mapping[str, Any]) -> list[str]:

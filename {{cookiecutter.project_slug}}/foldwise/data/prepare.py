@@ -19,7 +19,7 @@ from foldwise.data.holdout import Holdout
 from foldwise.data.image_problems import damage_notes
 from foldwise.data.mask_problems import mask_notes
 from foldwise.data.problems import TableError
-from foldwise.data.pseudo import Pseudo, read_pseudo
+from foldwise.data.pseudo import Pseudo, read_pseudo, read_unlabelled
 from foldwise.data.sample import provide_classes
 from foldwise.data.samples import Samples, TableItems, item_table
 from foldwise.data.scan import images_hash, scan_items
@@ -44,6 +44,7 @@ class Prepared:
         auxiliary: further outputs that are trained only (`keep: false`).
         tables: like `table` for each output, by target field.
         folds: by item id; -1 means always train.
+        unlabelled: items that phases with `relabel` train on.
         class_counts: of each output by name, see `count_classes`.
     """
 
@@ -61,6 +62,7 @@ class Prepared:
     scan: pd.DataFrame
     notes: tuple[str, ...]
     pseudo: Pseudo | None = None
+    unlabelled: TableItems | None = None
     features: tuple[FeatureSet, ...] = ()
     auxiliary: tuple[Output, ...] = ()
     class_counts: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
@@ -137,6 +139,11 @@ def prepare(config: Mapping[str, Any], alias: str | None, make_folds: bool = Tru
             raise Refusal("data.pseudo supports one image per item and one output; this config has more")
         pseudo = read_pseudo(data, table, folds.values(), folds_hash(folds))
         scans.append(scan_alike(pseudo.table, data, samples, statistics, progress))
+    unlabelled = None
+    phases = [phase for phase in (config.get("phases") or {}).values() if isinstance(phase, Mapping)]
+    if any(phase.get("relabel") and phase.get("epochs") for phase in phases):  # prepare.py has no epochs
+        unlabelled = read_unlabelled(data, table, samples)
+        scans.append(scan_alike(unlabelled.source, data, samples, statistics, progress))
     return Prepared(
         table,
         items.source,
@@ -152,6 +159,7 @@ def prepare(config: Mapping[str, Any], alias: str | None, make_folds: bool = Tru
         scan,
         tuple(notes),
         pseudo,
+        unlabelled,
         open_features(data, items, scan, statistics),
         auxiliary,
         counts,

@@ -17,8 +17,9 @@ import pandas as pd
 from foldwise.data.holdout import FULL
 from foldwise.data.masks import StoredMasks
 from foldwise.data.problems import TableError
-from foldwise.data.samples import require_columns
+from foldwise.data.samples import Samples, TableItems, require_columns
 from foldwise.data.table import Columns, Table, read_table
+from foldwise.errors import Refusal
 from foldwise.files import read_json
 from foldwise.tasks import find_task
 
@@ -98,6 +99,31 @@ def read_pseudo(data: Mapping[str, Any], real: Table, folds: Iterable[int], fold
     if problems:
         raise TableError(path, problems)
     return Pseudo(table, student.to_numpy(np.int64))
+
+
+def read_unlabelled(data: Mapping[str, Any], real: Table, samples: Samples) -> TableItems:
+    """Read the rows of `data.test_table` that phases with `relabel` train on; their targets are NaN."""
+    if samples.target_columns:
+        names = ", ".join(samples.target_columns)
+        raise Refusal(f"phases with relabel train on rows without targets, and the reader needs {names} of each")
+    columns = Columns.from_config(data["columns"])
+    table = read_table(
+        data["test_table"], real.task, real.root, columns, real.classes, has_target=False, exif=real.exif
+    )
+    target = np.full((len(table), len(real.classes)), np.nan, np.float32)
+    return TableItems.of(replace(table, frame=table.frame.assign(weight=1.0), target=target), samples)
+
+
+def same_scene(frame: pd.DataFrame, held: pd.DataFrame) -> np.ndarray:
+    """Find unlabelled images that share a file, group or unit with held-out rows, bool (N,).
+
+    Training on them would leak scenes of the held-out fold, even though under pseudo labels.
+    """
+    result = np.zeros(len(frame), bool)
+    for column in ("image", "group", "unit"):
+        if column in frame and column in held:
+            result |= frame[column].isin(held[column]).to_numpy()
+    return result
 
 
 def join_tables(real: Table, pseudo: Table, columns: Sequence[str] = ()) -> JoinedTable:

@@ -168,15 +168,16 @@ class EpochSampler(Sampler[SampleKey]):
         return self.steps * self.step // self.world
 
     def __iter__(self) -> Iterator[SampleKey]:
-        rng = np.random.default_rng([self.seed, self.epoch])
         drawn: dict[int, int] = {}
-        for position, row in enumerate(self._order(rng).tolist()):
+        for position, row in enumerate(self.order().tolist()):
             repeat = drawn.get(row, 0)
             drawn[row] = repeat + 1
             if position % self.world == self.rank:
                 yield SampleKey(row, self.epoch, repeat)
 
-    def _order(self, rng: np.random.Generator) -> np.ndarray:
+    def order(self) -> np.ndarray:
+        """The items of the epoch, of all ranks."""
+        rng = np.random.default_rng([self.seed, self.epoch])
         share = self.pseudo_shares[min(self.epoch, len(self.pseudo_shares) - 1)]
         if self.pseudo is None or not share:
             return self.real.draw(rng, self.steps * self.step, self.epoch)

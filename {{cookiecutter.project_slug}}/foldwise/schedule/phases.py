@@ -36,6 +36,8 @@ class Phase:
         scheduler, augmentation, mixing: content of a file of that group in configs/.
         image_size: of training images, one number or [height, width]; validation and prediction use data.image_size.
         rows: "real", "pseudo" or "both"; None: all there are.
+        relabel: epochs that soft targets of the unlabelled rows are kept, see training/relabelling.py; None: no such
+            rows.
         start: "best" starts from the epoch with the best validation score since the trained layers last changed.
         snapshot: save a model at the end.
     """
@@ -50,6 +52,7 @@ class Phase:
     mixing: Mapping[str, Any] | None = None
     image_size: int | Sequence[int] | None = None
     rows: str | None = None
+    relabel: int | None = None
     start: str = "last"
     snapshot: bool = False
 
@@ -153,6 +156,8 @@ def _find_problems(name: str, values: Any) -> list[str]:
         allows, description = ALLOWED.get(key, (lambda _: True, ""))
         if not allows(value):
             problems.append(f"phases.{name}.{key} is {value!r}; it must be {description}")
+    if given.get("relabel") and given.get("rows") == "real":
+        problems.append(f"phases.{name}.relabel labels further rows, and phases.{name}.rows is real: leave one out")
     return problems
 
 
@@ -180,6 +185,7 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "image_size": (is_image_size, "a whole number or [height, width]"),
     "rows": (lambda value: value in ROWS, f"one of {', '.join(ROWS)}"),
+    "relabel": (lambda value: type(value) is int and value >= 1, "a whole number of epochs from 1, or null"),
     "start": (lambda value: value in STARTS, f"one of {', '.join(STARTS)}"),
     "snapshot": (_is_flag, "true or false"),
 }
@@ -188,17 +194,20 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
 def pseudo_shares(phases: Sequence[Phase], share: float | None) -> list[float]:
     """Compute the share of pseudo-labelled rows in each epoch.
 
+    If a phase has `relabel`, these are the rows that it labels, and the other phases have none.
+
     Args:
         share: in phases that mix pseudo and real rows, between 0 and 1; None: there are no pseudo rows.
     """
-    if share is None:
-        for phase in phases:
-            if phase.rows in ("pseudo", "both"):
-                raise Refusal(
-                    f"phases.{phase.name}.rows is {phase.rows}, but there are no pseudo rows: make them with "
-                    "tools/pseudo_label.py and set data.pseudo=<table>"
-                )
-    elif not is_number(share) or not 0 < share < 1:
+    relabelled = any(phase.relabel for phase in phases)
+    without = [phase for phase in phases if share is None or (relabelled and not phase.relabel)]
+    for phase in without:
+        if phase.rows in ("pseudo", "both"):
+            raise Refusal(
+                f"phases.{phase.name}.rows is {phase.rows}, but there are no pseudo rows: make them with "
+                f"tools/pseudo_label.py and set data.pseudo=<table>, or set ++phases.{phase.name}.relabel=1"
+            )
+    if share is not None and not (is_number(share) and 0 < share < 1):
         raise Refusal(f"data.pseudo_share is {share!r}; it must be between 0 and 1, for example 0.5")
     shares = {None: share or 0.0, "real": 0.0, "pseudo": 1.0, "both": share or 0.0}
-    return [shares[phase.rows] for phase in phases for _ in range(phase.epochs)]
+    return [0.0 if phase in without else shares[phase.rows] for phase in phases for _ in range(phase.epochs)]

@@ -201,7 +201,7 @@ def _plain_batches(
 ) -> torch.utils.data.DataLoader:
     """Training batches of the last phase without augmentation, as images are predicted."""
     phases = {name: phase | {"augmentation": None, "image_size": None} for name, phase in config["phases"].items()}
-    joined, pseudo = with_pseudo(prepared, part.fold)
+    joined, pseudo = with_pseudo(prepared, part)
     rows = part.trained(prepared.fold_of_items)
     plain = config | {"augmentation": {"transforms": []}, "phases": phases}
     loader, _ = training_loader(plain, joined, state, rows, pseudo, Rank())

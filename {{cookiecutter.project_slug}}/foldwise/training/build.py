@@ -49,7 +49,13 @@ TRAINING_ONLY = ("_target_", "pretrained", "weights", "channels_last", "compile"
 
 
 class Training(NamedTuple):
-    """What trains one model: without `ema`, the last weights are scored; `outputs` are all that are trained."""
+    """What trains one model.
+
+    Attributes:
+        ema: None: the last weights are scored.
+        outputs: all that are trained.
+        joined: the data that `loader` reads, pseudo rows included.
+    """
 
     spec: ModelSpec
     network: Normalized
@@ -57,6 +63,7 @@ class Training(NamedTuple):
     loader: DataLoader
     ema: EMA | None
     outputs: tuple[Output, ...]
+    joined: Prepared
 
 
 def build_training(config: Mapping[str, Any], prepared: Prepared, part: Holdout, rank: Rank) -> Training:
@@ -69,7 +76,7 @@ def build_training(config: Mapping[str, Any], prepared: Prepared, part: Holdout,
     network = build_network(config, prepared, spec)
     if config["init"]:
         load_initial(network.net, find_initial(Path(config["init"]), prepared.folds_hash, part))
-    joined, pseudo = with_pseudo(prepared, part.fold)
+    joined, pseudo = with_pseudo(prepared, part)
     joined = transform_targets(joined, outputs)
     loader, steps_per_epoch = training_loader(config, joined, state, rows, pseudo, rank)
     targets = {name: table.target for name, table in joined.tables.items() if table.target is not None}
@@ -98,7 +105,7 @@ def build_training(config: Mapping[str, Any], prepared: Prepared, part: Holdout,
     if config["model"]["channels_last"]:
         network.to(memory_format=torch.channels_last)
     ema = None if config["ema"] is None else EMA(network, config["ema"])
-    return Training(spec, network, module, loader, ema, outputs)
+    return Training(spec, network, module, loader, ema, outputs, joined)
 
 
 def build_spec(config: Mapping[str, Any], prepared: Prepared, state: Mapping[str, Any]) -> ModelSpec:

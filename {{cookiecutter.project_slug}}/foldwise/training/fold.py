@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,6 +45,7 @@ from foldwise.training.ema import reestimate_batch_norm
 from foldwise.training.epoch_losses import EpochLosses
 from foldwise.training.loaders import evaluation_loader
 from foldwise.training.progress import Progress
+from foldwise.training.relabelling import Relabelling
 from foldwise.training.snapshots import Snapshots
 from foldwise.training.targets import transform_targets
 from foldwise.training.validation import Validation, build_metrics
@@ -71,7 +73,7 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: Pr
         warnings.simplefilter("ignore")  # one rank's warnings are enough
     alias = run_code(run).alias
     pl.seed_everything(initial_seed(config["seed"], part), verbose=False)
-    spec, network, module, loader, ema, outputs = build_training(config, prepared, part, rank)
+    spec, network, module, loader, ema, outputs, joined = build_training(config, prepared, part, rank)
     sampler = cast(EpochSampler, loader.sampler)
     rows, predicted = (
         each[rank.index :: rank.world_size]  # each item on exactly one rank
@@ -81,6 +83,10 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: Pr
     every = config["validate_every"] if part.folds else 0
     validation = Validation(held_out, spec, outputs, prepared, build_metrics(config, prepared), every, ema)
     losses = EpochLosses(part.title, sampler.real)
+    relabelling = []
+    if prepared.unlabelled:
+        load = partial(evaluation_loader, config, joined, spec.state, rank=rank)
+        relabelling = [Relabelling(len(prepared.table), len(joined.table), outputs[0], sampler, load, ema)]
     trainer = build_trainer(
         config,
         rank,
@@ -95,6 +101,7 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: Pr
             *(make(callback, alias) for callback in config["callbacks"].values()),
             validation,
             Snapshots(folder, spec, validation, config["top_k"]),
+            *relabelling,  # after Snapshots, which restarts a phase from the best weights
             Progress(folder, part.title, losses, validation),
             LastCheckpoint(folder),
         ],

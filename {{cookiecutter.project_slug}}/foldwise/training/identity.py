@@ -104,11 +104,13 @@ def hash_code(targets: Iterable[str] = (), followed: bool = False, root: Path | 
 
 
 def hash_contents(prepared: Prepared, config: Mapping[str, Any]) -> dict[str, str]:
-    """Hashes of the table, folds, images, pseudo labels, initial weights, features, and the run to start from."""
+    """Hashes of the tables, folds, images, pseudo labels, initial weights, features, and the run to start from."""
     weights, init = config["model"]["weights"], config["init"]
-    started = {"init": hash_identity(read_identity(Path(init)))} if init else {}
+    further = {"init": hash_identity(read_identity(Path(init)))} if init else {}
+    if prepared.unlabelled:
+        further["unlabelled"] = sha256_file(prepared.unlabelled.source.path)[:16]
     return {
-        **started,
+        **further,
         "table": hash_data(prepared),
         "folds": prepared.folds_hash,
         "images": prepared.images_hash,

@@ -11,26 +11,49 @@ from foldwise.code.build import make
 from foldwise.data.augmentation import Augmentation
 from foldwise.data.dataset import EpochTransform, ItemDataset, make_loader
 from foldwise.data.fields import Field, Item
+from foldwise.data.holdout import Holdout
 from foldwise.data.images import image_hw
 from foldwise.data.prepare import Prepared
-from foldwise.data.pseudo import join_tables
+from foldwise.data.pseudo import join_tables, same_scene
 from foldwise.data.reading import Reader, target_fields
-from foldwise.data.samples import Rows
+from foldwise.data.samples import Rows, TableItems
 from foldwise.data.sampling import SAMPLINGS, EpochSampler, Pool, Sampling
 from foldwise.errors import Refusal
 from foldwise.processes.group import Rank
 from foldwise.schedule.phases import build_phases, pseudo_shares
 
 
-def with_pseudo(prepared: Prepared, fold: int) -> tuple[Prepared, np.ndarray | None]:
-    """Append the pseudo rows of a fold's student to the prepared data; also their indices, or None."""
+def with_pseudo(prepared: Prepared, part: Holdout) -> tuple[Prepared, np.ndarray | None]:
+    """Append a student's pseudo rows, or the unlabelled items, to the prepared data; also their indices, or None."""
+    samples = prepared.samples
+    if prepared.unlabelled:
+        return _with_unlabelled(prepared, prepared.unlabelled, part)
     if not prepared.pseudo:
         return prepared, None
-    samples = prepared.samples
-    table = join_tables(prepared.table, prepared.pseudo.of(fold), [*samples.columns, *samples.target_columns])
+    table = join_tables(prepared.table, prepared.pseudo.of(part.fold), [*samples.columns, *samples.target_columns])
     items = [Item(id, (row,)) for row, id in enumerate(table.ids)]
     joined = replace(prepared, table=table, source=table, items=items, tables={prepared.outputs[0].target: table})
     return joined, np.arange(len(prepared.table), len(table))
+
+
+def _with_unlabelled(prepared: Prepared, added: TableItems, part: Holdout) -> tuple[Prepared, np.ndarray]:
+    """As `with_pseudo`; the indices leave out items that share a scene with what the model holds out."""
+    columns, start = prepared.samples.columns, len(prepared.source)
+    table = join_tables(prepared.table, added.table, columns)
+    joined = replace(
+        prepared,
+        table=table,
+        source=join_tables(prepared.source, added.source, columns),
+        items=[*prepared.items, *(Item(item.id, tuple(row + start for row in item.rows)) for item in added.items)],
+        tables={prepared.outputs[0].target: table},
+    )
+    held = [prepared.items[index] for index in part.held(prepared.fold_of_items)]
+    shared = same_scene(added.source.frame, prepared.source.frame.iloc[[row for item in held for row in item.rows]])
+    ids = {item.id for item in held}  # such as a unit that both tables have
+    free = [item.id not in ids and not shared[list(item.rows)].any() for item in added.items]
+    if not any(free):
+        raise Refusal(f"all images of {added.source.path} share a file, group or unit with {part.title}")
+    return joined, len(prepared.table) + np.flatnonzero(free)
 
 
 def make_reader(prepared: Prepared, state: Mapping[str, Any]) -> Reader:
@@ -64,7 +87,9 @@ def training_loader(
         rows, pseudo: indices of real and pseudo items; pseudo as from `with_pseudo`.
     """
     data, weights = config["data"], prepared.table.weights
-    share = data["pseudo_share"] if data.get("pseudo") else None
+    added = None
+    if pseudo is not None:
+        added = Pool(pseudo) if prepared.unlabelled else _pool(config, prepared, pseudo)
     transforms = _build_transforms(config, prepared)
     reader = make_reader(prepared, state)
     dataset = ItemDataset(reader, weights, transforms, data["fit"], config["seed"], data["ignore_index"])
@@ -74,8 +99,8 @@ def training_loader(
         batch_size=config["batch_size"] // rank.world_size,
         rank=rank.index,
         world=rank.world_size,
-        pseudo=None if pseudo is None else _pool(config, prepared, pseudo),
-        pseudo_shares=pseudo_shares(build_phases(config["phases"]), share),
+        pseudo=added,
+        pseudo_shares=pseudo_shares(build_phases(config["phases"]), data["pseudo_share"] if added else None),
     )
     loader = make_loader(dataset, sampler, local_batch_size(config, rank), data["workers"])
     return loader, len(sampler) * rank.world_size // config["batch_size"]

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from foldwise.config import followers, read_config
+from foldwise.data.pseudo import same_scene
 from foldwise.data.table import Table
 from foldwise.errors import Refusal, refuse_all
 from foldwise.files import sha256_file
@@ -83,16 +84,8 @@ class Teachers:
             yield maps.mean(axis=0)
 
     def held_out(self, fold: int) -> np.ndarray:
-        """Find images that share a file, group or unit with the fold, (N,) bool.
-
-        Training on them would leak scenes of the held-out fold, even though under pseudo labels.
-        """
-        result = np.zeros(len(self.table), bool)
-        training = self.truth.table.frame[self.truth.folds == fold]
-        for column in ("image", "group", "unit"):
-            if column in training and column in self.table.frame:
-                result |= self.table.frame[column].isin(training[column]).to_numpy()
-        return result
+        """Find images that share a file, group or unit with the fold, (N,) bool."""
+        return same_scene(self.table.frame, self.truth.table.frame[self.truth.folds == fold])
 
     def describe(self) -> dict[str, Any]:
         """Return the origin of the targets as plain values."""
