@@ -270,6 +270,55 @@ def test_the_saved_network_predicts_from_images_what_the_head_did_from_features(
     assert len(list(Predictor([model], flipped).predict(prepared.source, rows))) == len(rows)
 
 
+UNITS = [f"+samples.{name}" for name in ("unit=thing", "order=number", "frames=3", "categories=[site]")]
+UNITS.append("samples._target_=foldwise.data.units.Units")
+POOLED = [f"+model.{name}" for name in ("pool=[attention,range]", "hidden=[8]", "categories=[site]", "chunk=2")]
+POOLED += ["+model.normalize=true", "model._target_=foldwise.models.pooled.PooledNetwork", "model.library=null"]
+
+
+def test_pools_train_on_stored_features_of_stacks_and_are_saved_with_their_encoders(world: Path):
+    frame = pd.read_csv(world / "train.csv").sort_values("label", kind="stable").reset_index(drop=True)
+    thing = [f"thing{row // 3}" for row in range(ROWS)]
+    frame = frame.assign(thing=thing, number=-frame.index, site=[f"site{row % 2}" for row in range(ROWS)])
+    frame["label"] = frame.groupby("thing")["label"].transform("first")
+    frame.drop(2).to_csv(world / "train.csv", index=False)  # a thing of two pictures
+    test = frame.assign(id="test" + frame["id"], thing="test" + frame["thing"]).drop(columns="label")
+    test[:6].to_csv(world / "test.csv", index=False)
+    made = make_features(world, "a", *UNITS, dtype="float32")
+    make_features(world, "b", *UNITS, stages=("layer1", "layer3.0.conv1"), dtype="float32")
+    config = config_of(world, *UNITS, *POOLED, "model.name=null", "data.features=[a,b]", "epochs=3", "fold=0")
+    prepared = prepare_tiny(config)
+    assert made.read_rows()["id"].tolist() == [*frame.drop(2)["id"], *test["id"][:6]]
+    stored = np.load(made.folder / "none.npy")
+    sample = prepared.reader.read(
+        Rows(prepared.source, prepared.reader), prepared.items[0], prepared_state(prepared), None
+    )
+    np.testing.assert_array_equal(sample["features"][:, : stored.shape[1]], stored[[1, 0, 0]])  # by number
+    run = train_folds(config, world / "runs")
+    shutil.rmtree("features")
+    model = load_model(run / "fold0" / "model")
+    oof = read_predictions(next((run / "fold0").glob("oof-*")))
+    rows = [prepared.table.row_of[id] for id in oof.frame["id"]]
+    values = [value[""][0, 0] for _, value in Predictor([model], TTA()).predict(prepared.source, rows)]
+    np.testing.assert_allclose(np.stack(values), oof.frame[list(oof.columns)].to_numpy(), atol=1e-4)
+
+
+def prepared_state(prepared: Any) -> dict[str, Any]:
+    return prepared.samples.fit(Rows(prepared.source, prepared.samples), prepared.items)
+
+
+def test_the_stages_of_the_pri_matrix_networks_have_the_published_widths():
+    for name, stages, width in (
+        ("resnet152", (1, 2, 3, 4), 3840),
+        ("inception_v4", (2, 3, 4), 2944),
+        ("inception_resnet_v2", ("repeat", "repeat_1", "repeat_2"), 3488),
+        ("nasnetalarge", ("reduction_cell_0", "reduction_cell_1", "cell_17"), 8064),
+    ):
+        with torch.device("meta"), torch.no_grad():  # shapes alone
+            encoder = extracting.Encoder(name, 3, stages, "mean", [0.5] * 3, [0.5] * 3).eval()
+            assert encoder(torch.zeros(1, 3, 404, 404)).shape == (1, width)
+
+
 def test_training_draws_a_view_and_predictions_do_not(world: Path):
     made = make_features(world, views=("none", "flip"))
     prepared = prepare_tiny(config_of(world, "data.features=[a]"))

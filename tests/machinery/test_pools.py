@@ -11,6 +11,7 @@ from foldwise.models.pools import POOLS, Pool, build_pool, encode_stack
 
 CHANNELS, OUTPUTS = {"image": 3}, {"logits": 4}
 OPTIONS = {"slots": {"slots": 3}, "gru": {"hidden": 5}, "both_gru": {"hidden": 5}, "transformer": {"width": 8}}
+OPTIONS |= {"recurrent_attention": {"width": 5}}
 LENGTHS = torch.tensor([1, 3, 2])
 
 
@@ -54,7 +55,9 @@ def test_the_order_of_pictures_matters_only_where_it_should(name: str) -> None:
         nn.init.normal_(parameter)
     order = torch.tensor([2, 0, 1])
     before, after = pool(features, None, slot), pool(features[:, order], None, slot[:, order])
-    assert torch.allclose(before, after, rtol=1e-4, atol=1e-4) == (name not in ("gru", "both_gru", "transformer"))
+    assert torch.allclose(before, after, rtol=1e-4, atol=1e-4) == (
+        name not in ("gru", "both_gru", "recurrent_attention", "transformer")
+    )
 
 
 def test_pools_by_their_formulas() -> None:
@@ -64,6 +67,7 @@ def test_pools_by_their_formulas() -> None:
         "mean": torch.stack([x.mean(0) for x in real]),
         "max": torch.stack([x.amax(0) for x in real]),
         "max_min": torch.stack([torch.cat([x.amax(0), x.amin(0)]) for x in real]),
+        "range": torch.stack([x.amax(0) - x.amin(0) for x in real]),
     }
     for name, expected in by_hand.items():
         torch.testing.assert_close(make(name)(features, valid), expected)
@@ -76,6 +80,16 @@ def test_pools_by_their_formulas() -> None:
     outputs, last = gru.gru(real[2].unsqueeze(0))
     expected = torch.cat([last[0], last[1], outputs.amax(1)], 1)
     torch.testing.assert_close(gru(features, valid)[2:], expected)
+
+    recurrent = make("recurrent_attention")
+    first = recurrent.layers[0](real[1][None])[0]
+    both = torch.cat([real[1][None], first, recurrent.layers[1](first)[0]], 2)
+    expected = (both * recurrent.gate(both).softmax(1)).sum(1)
+    torch.testing.assert_close(recurrent(features, valid)[1:2], expected)
+
+    beside = build_pool(["range", "gru"], 8, gru={"hidden": 5})
+    expected = torch.cat([pool(features, valid) for pool in beside.pools], 1)
+    assert torch.equal(beside(features, valid), expected) and beside.width == 8 + 10
 
     zero = torch.zeros(8)
     expected = torch.stack(
@@ -108,7 +122,7 @@ def test_one_picture_with_the_mean_is_the_plain_network() -> None:
     torch.manual_seed(0)
     plain = ImageNetwork("timm", "test_resnet", CHANNELS, OUTPUTS).eval()
     nn.init.normal_(plain.net.fc.weight)
-    pooled = PooledNetwork("test_resnet", CHANNELS, OUTPUTS, "mean").eval()
+    pooled = PooledNetwork(CHANNELS, OUTPUTS, "test_resnet", "mean").eval()
     pooled.encoder.load_state_dict({n: t for n, t in plain.net.state_dict().items() if not n.startswith("fc")})
     pooled.classifier.load_state_dict(plain.net.fc.state_dict())
     images = torch.randn(2, 3, 32, 32)
@@ -123,7 +137,7 @@ def test_every_pool_with_every_fusion(pool: str | None, fusion: str | None) -> N
         return
     metadata = {"numbers": ["a"], "categories": ["b", "c"], "fusion": fusion} if fusion else {}
     torch.manual_seed(0)
-    net = PooledNetwork("test_resnet", CHANNELS, OUTPUTS, pool, OPTIONS.get(pool or ""), **metadata).train()
+    net = PooledNetwork(CHANNELS, OUTPUTS, "test_resnet", pool, OPTIONS.get(pool or ""), **metadata).train()
     batch = {"image": torch.randn(4, 3, 32, 32)}
     batch |= {"numbers": torch.randn(4, 2), "categories": torch.zeros(4, 2).long()} if fusion else {}
     if pool:
@@ -144,10 +158,33 @@ def test_metadata_is_left_out_for_some_training_samples_only() -> None:
     assert not (fusion.eval()(features, batch)[:, 2:] == 0).all(1).any()
 
 
+def test_standardised_features_and_hidden_layers_are_what_plain_layers_give() -> None:
+    features, valid, _ = stack()
+    encoders = [{"widths": [5]}, {"widths": [2, 1]}]
+    metadata = {"categories": ["a"], "fusion_options": {"hidden": 6, "embedding": None}}
+    settings = {"normalize": True, "hidden": [7], "dropout": 0.5, "weights": [], "encoders": encoders}
+    torch.manual_seed(0)
+    net = PooledNetwork(CHANNELS, OUTPUTS, pool="mean", **settings, **metadata)
+    batch = {"features": features, "features_valid": valid, "categories": torch.tensor([[1], [0], [3]])}
+    net.train()(batch)["logits"].sum().backward()
+    mean, var = features[valid].mean(0), features[valid].var(0)  # padding takes no part
+    torch.testing.assert_close(net.normalize.running_mean, 0.1 * mean)
+    torch.testing.assert_close(net.normalize.running_var, 0.9 + 0.1 * var)
+    net.eval()
+    pooled = torch.stack([net.normalize(features[row, :length]).mean(0) for row, length in enumerate(LENGTHS)])
+    codes = nn.functional.one_hot(batch["categories"][:, 0], 64).float()
+    fused = torch.cat([pooled, net.fusion.metadata(codes)], 1)
+    norm, _, dense, second, relu = net.hidden
+    expected = net.classifier(relu(second(dense(norm(fused)))))
+    torch.testing.assert_close(net(batch)["logits"], expected)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"pool": "median"}, "model.pool is 'median'; it must be one of mean, max"),
+        ({"pool": ["mean", "median"]}, "model.pool is 'median'; it must be one of mean, max"),
+        ({"pool": ["mean", "max"], "pool_options": {"hidden": 2}}, r"model.pool=\['mean', 'max'\] needs names"),
         ({"pool": "gru", "pool_options": {"depth": 2}}, "model.pool=gru cannot be built with model.pool_options"),
         ({"numbers": ["a"], "fusion": "sum"}, "model.fusion is 'sum'; it must be one of concat, film, gated"),
         ({"chunk": 0}, "model.chunk is 0; it must be a whole number from 1, or null"),
@@ -156,25 +193,25 @@ def test_metadata_is_left_out_for_some_training_samples_only() -> None:
 )
 def test_unknown_choices_are_refused(change: dict, message: str) -> None:
     with pytest.raises(Refusal, match=message):
-        PooledNetwork("test_resnet", CHANNELS, OUTPUTS, **change)
+        PooledNetwork(CHANNELS, OUTPUTS, "test_resnet", **change)
 
 
 def test_items_that_do_not_fit_the_pool_are_refused() -> None:
     image = torch.zeros(2, 3, 32, 32)
     with pytest.raises(Refusal, match="model.pool is set, but items have one picture: set null"):
-        PooledNetwork("test_resnet", CHANNELS, OUTPUTS)({"image": image})
+        PooledNetwork(CHANNELS, OUTPUTS, "test_resnet")({"image": image})
     with pytest.raises(Refusal, match="model.pool is null, but items have stacks of pictures: choose one"):
-        PooledNetwork("test_resnet", CHANNELS, OUTPUTS, None)({"image": image.unsqueeze(1)})
+        PooledNetwork(CHANNELS, OUTPUTS, "test_resnet", None)({"image": image.unsqueeze(1)})
     with pytest.raises(Refusal, match=r"set samples\.view and samples\.views"):
-        PooledNetwork("test_resnet", CHANNELS, OUTPUTS, "slots", {"slots": 2})({"image": image.unsqueeze(1)})
+        PooledNetwork(CHANNELS, OUTPUTS, "test_resnet", "slots", {"slots": 2})({"image": image.unsqueeze(1)})
     three = {"image": image.unsqueeze(1).expand(2, 3, 3, 32, 32), "slot": torch.tensor([[0, 1, 2]] * 2)}
     with pytest.raises(Refusal, match="model.pool_options.slots is 2, and samples.views has more"):
-        PooledNetwork("test_resnet", CHANNELS, OUTPUTS, "slots", {"slots": 2})(three)
+        PooledNetwork(CHANNELS, OUTPUTS, "test_resnet", "slots", {"slots": 2})(three)
 
 
 @pytest.mark.parametrize(("name", "declared"), [("numbers", []), ("numbers", ["a"]), ("categories", ["a"])])
 def test_metadata_that_the_network_does_not_expect_is_refused(name: str, declared: list) -> None:
-    network = PooledNetwork("test_resnet", CHANNELS, OUTPUTS, None, **{name: declared})
+    network = PooledNetwork(CHANNELS, OUTPUTS, "test_resnet", None, **{name: declared})
     batch = {"image": torch.zeros(2, 3, 32, 32), name: torch.zeros(2, 4)}
     with pytest.raises(Refusal, match=f"model.{name} and samples.{name} differ"):
         network(batch)

@@ -27,7 +27,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add, least_0, least_1 = parser.add_argument, whole_number(0), whole_number(1)
     add("overrides", nargs="*", metavar="key=value", help="data, model and further settings, as in train.py")
     add("--out", type=Path, required=True, metavar="FOLDER", help="features/<name>")
-    add("--stages", type=_stages, default="all", help="all; numbers such as 2,3,4; last: the network's pooled features")
+    add(
+        "--stages",
+        type=_stages,
+        default="all",
+        help="all; numbers such as 2,3,4, or modules by name; last: the network's pooled features",
+    )
     add("--pool", choices=["mean", "max"], default="mean", help="of a stage, over the pixels (default: mean)")
     add("--views", type=_names, default=("none",), help="none, or none,flip: training draws one (default: none)")
     add("--dtype", choices=["float16", "float32"], default="float16", help="of the files (default: float16)")
@@ -70,13 +75,13 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
 
 
-def _stages(text: str) -> str | tuple[int, ...]:
+def _stages(text: str) -> str | tuple[int | str, ...]:
     if text in ("all", "last"):
         return text
-    try:
-        return tuple(int(number) for number in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not all, last, or numbers such as 2,3,4") from None
+    numbers = [int(name) if name.isdecimal() else name for name in text.split(",")]
+    if "" in numbers or len({type(number) for number in numbers}) > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not all, last, numbers such as 2,3,4, or names of modules")
+    return tuple(numbers)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from foldwise.data.problems import some
 from foldwise.data.samples import Rows, Sample, Samples, TableItems
 from foldwise.data.scan import image_fields, reader_key
 from foldwise.data.table import Table
+from foldwise.data.units import Units
 from foldwise.errors import Refusal
 from foldwise.files import read_json, sha256_file
 from foldwise.shell import command, override
@@ -62,15 +63,19 @@ class FeatureSet:
 
 
 class StoredFeatures(Samples):
-    """Reads the stored features of a table's images: the view `none`; in training a random view that all sets have."""
+    """Reads the stored features of a table's images: the view `none`; in training a random view that all sets have.
 
-    fields: Mapping[str, Field] = {FIELD: Field("values")}
+    Of `Units`, a stack of them (N, width), and the columns beside the pictures.
+    """
 
     def __init__(self, samples: Samples, sets: Sequence[FeatureSet], table: Table) -> None:
         self.samples, self.columns, self.target_columns = samples, samples.columns, samples.target_columns
         self.views = [view for view in sets[0].record["views"] if all(view in one.record["views"] for one in sets)]
         self.files_of = {view: [one.folder / f"{view}.npy" for one in sets] for view in self.views}
         self.positions = [_find_rows(one, table) for one in sets]
+        self.stacked = isinstance(samples, Units) and samples.unit is not None
+        beside = {name: field for name, field in samples.fields.items() if field.kind != "image"}
+        self.fields = {FIELD: Field("values", ragged=self.stacked), **beside}
 
     def items(self, rows: Rows) -> list[Item]:
         return self.samples.items(rows)
@@ -80,8 +85,12 @@ class StoredFeatures(Samples):
 
     def read(self, rows: Rows, item: Item, state: Mapping[str, Any], rng: np.random.Generator | None) -> Sample:
         files = self.files_of[NONE if rng is None else self.views[rng.integers(len(self.views))]]
-        parts = [_open(file)[found[item.rows[0]]] for file, found in zip(files, self.positions, strict=True)]
-        return {FIELD: np.concatenate(parts)}
+        units = self.samples if isinstance(self.samples, Units) else None
+        chosen = units.choose(item, rng) if units else [item.rows[0]]
+        parts = [_open(file)[found[chosen]] for file, found in zip(files, self.positions, strict=True)]
+        features = np.concatenate(parts, axis=1)
+        beside = units.read_columns(rows, item, chosen, state) if units else {}
+        return {FIELD: features if self.stacked else features[0], **beside}
 
 
 def open_features(
@@ -106,21 +115,37 @@ def open_features(
             problems.append(f"there are no features {folder}: make them with\n  {made}")
             continue
         sets.append(FeatureSet(folder, read_json(folder / RECORD)))
-        problems += _stale(sets[-1], reading, items.table, scan)
+        problems += _stale(sets[-1], reading, image_bytes(items, scan))
     if problems:
         raise Refusal("\n".join(problems))
     return tuple(sets)
 
 
+def picture_reader(samples: Samples) -> Samples:
+    """The reader of the pictures whose features are stored, one per row; of `Units`, a plain one."""
+    return Samples(samples.mode) if type(samples) is Units else samples
+
+
+def image_bytes(items: TableItems, scan: pd.DataFrame) -> dict[str, str]:
+    """The file size of each image of a table, by the scan of its items."""
+    images, sizes = items.source.frame["image"].to_numpy(), {}
+    for item, text in zip(items.items, scan["bytes"].astype(str), strict=True):
+        names = dict.fromkeys(images[list(item.rows)])
+        sizes.update(zip(names, text.split(";") if len(names) > 1 else [text], strict=True))
+    return sizes
+
+
 def check_reader(items: TableItems) -> None:
     """Refuse a reader whose sample is more than one image, or depends on the training items of a fold."""
     samples, name = items.samples, type(items.samples).__name__
+    if samples.crop is not None:
+        raise Refusal("features are stored by picture, and samples.crop cuts several out of one: leave one of them out")
+    if type(samples) is Units:
+        return
     if list(samples.fields) != image_fields(samples) or len(samples.fields) != 1:
         raise Refusal(f"features replace an image, and {name}.read returns {', '.join(samples.fields)}")
     if any(len(item.rows) > 1 for item in items.items):
         raise Refusal(f"features are stored by row, and {name}.items makes items of several rows")
-    if samples.crop is not None:
-        raise Refusal("features are stored by picture, and samples.crop cuts several out of one: leave one of them out")
     if items.state:
         raise Refusal(f"features are the same for all folds, and {name}.fit learns from the training items of a fold")
 
@@ -134,7 +159,9 @@ def describe_reading(data: Mapping[str, Any], items: TableItems, statistics: Map
         "data.normalize": data["normalize"],
         "data.scale": image["scale"],
         "the number of channels": image["channels"],
-        "the reader or its settings (data.mode, data.exif)": reader_key(items.samples, items.source.exif),
+        "the reader or its settings (data.mode, data.exif)": reader_key(
+            picture_reader(items.samples), items.source.exif
+        ),
     } | ({"the mean and std of the images": [image["mean"], image["std"]]} if data["normalize"] == "dataset" else {})
 
 
@@ -143,7 +170,7 @@ def read_rows(folder: Path) -> pd.DataFrame:
     return pd.read_csv(folder / ROWS, dtype=str, keep_default_na=False, encoding="utf-8")
 
 
-def _stale(features: FeatureSet, reading: Mapping[str, Any], table: Table, scan: pd.DataFrame) -> list[str]:
+def _stale(features: FeatureSet, reading: Mapping[str, Any], sizes: Mapping[str, str]) -> list[str]:
     """What features have been made with that is different now, with the command that makes them again."""
     record, folder = features.record, features.folder
     if record.get("format_version") != FORMAT_VERSION:
@@ -154,8 +181,7 @@ def _stale(features: FeatureSet, reading: Mapping[str, Any], table: Table, scan:
     problems = [f"{name} was {old.get(name)} and is {reading[name]}" for name in short]
     problems += [f"{name} changed" for name in changed if name not in short]
     known = features.read_rows().drop_duplicates("image").set_index("image")["bytes"]
-    current = pd.Series(scan["bytes"].astype(str).to_numpy(), index=pd.Index(table.frame["image"]))
-    current = current[~current.index.duplicated()]
+    current = pd.Series(sizes, dtype=object)
     found = known.reindex(current.index)
     missing, other = found.index[found.isna()], found.index[found.notna() & (found != current)]
     problems += [f"{len(missing)} images are not among its rows: {some(list(missing))}"] if len(missing) else []

@@ -100,9 +100,16 @@ class Units(Samples):
         return state
 
     def read(self, rows: Rows, item: Item, state: Mapping[str, Any], rng: np.random.Generator | None) -> Sample:
-        chosen = list(item.rows) if self.frames is None else choose_frames(item.rows, self.frames, rng)
-        images, chosen = self._read_images(rows, chosen, item.id, rng)
-        sample: Sample = {"image": images if self.unit else images[0]}
+        images, chosen = self._read_images(rows, self.choose(item, rng), item.id, rng)
+        return {"image": images if self.unit else images[0]} | self.read_columns(rows, item, chosen, state)
+
+    def choose(self, item: Item, rng: np.random.Generator | None) -> list[int]:
+        """Choose the rows whose pictures are read."""
+        return list(item.rows) if self.frames is None else choose_frames(item.rows, self.frames, rng)
+
+    def read_columns(self, rows: Rows, item: Item, chosen: Sequence[int], state: Mapping[str, Any]) -> Sample:
+        """Read what is beside the pictures of the rows `chosen`."""
+        sample: Sample = {}
         if self.view:
             sample["slot"] = [self._slot(rows, row) for row in chosen]
         if self.numbers:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from foldwise import FORMAT_VERSION
 from foldwise.code.syntax import hash_text
 from foldwise.data.batches import Packed, collate, pack_sample, start_worker, to_device
-from foldwise.data.features import ENCODER, NONE, check_reader, describe_reading
+from foldwise.data.features import ENCODER, NONE, check_reader, describe_reading, image_bytes, picture_reader
 from foldwise.data.images import image_hw
 from foldwise.data.prepare import check_test_table, prepare, scan_alike
 from foldwise.data.reading import Reader, fit_sample
@@ -57,15 +57,16 @@ def extract(config: Mapping[str, Any], alias: str | None, choices: Choices, comm
     """
     console, data = Console(highlight=False, markup=False), {**config["data"], "features": None}
     prepared = prepare({**config, "data": data}, alias)
-    tables, scans = [TableItems.of(prepared.source, prepared.samples)], [prepared.scan]
+    given, scans = [TableItems.of(prepared.source, prepared.samples)], [prepared.scan]
     if data["test_table"] and Path(data["test_table"]).exists():
-        tables.append(TableItems.of(check_test_table(data, prepared)[0], prepared.samples))
-        scans.append(scan_alike(tables[1].source, data, prepared.samples, prepared.statistics, False))
-    for items in tables:
+        given.append(TableItems.of(check_test_table(data, prepared)[0], prepared.samples))
+        scans.append(scan_alike(given[1].source, data, prepared.samples, prepared.statistics, False))
+    for items in given:
         check_reader(items)
+    tables = [TableItems.of(items.source, picture_reader(prepared.samples)) for items in given]
     rows = pd.concat(
-        items.table.frame[["id", "image"]].assign(bytes=scan["bytes"].to_numpy())
-        for items, scan in zip(tables, scans, strict=True)
+        items.table.frame[["id", "image"]].assign(bytes=items.table.frame["image"].map(image_bytes(one, scan)))
+        for items, one, scan in zip(tables, given, scans, strict=True)
     )
     encoder, described = _build_encoder(config, choices, prepared.image)
     weights = config["model"]["weights"]
@@ -117,7 +118,7 @@ def _build_encoder(
         encoder = Encoder(**described, channels=channels, weights=model["weights"], pretrained=model["pretrained"])
         with torch.inference_mode():
             parts = encoder.eval().parts(torch.zeros(1, channels, height, width))
-    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+    except (AssertionError, AttributeError, IndexError, RuntimeError, ValueError) as error:
         raise Refusal(
             f"{model['name']} does not give the stages {choices.stages} of images of {height} x {width} ({error}): "
             "correct --stages or data.image_size"

@@ -26,7 +26,7 @@ class Choices:
     """Options of tools/features.py, see --help."""
 
     out: Path
-    stages: str | tuple[int, ...] = "all"
+    stages: str | tuple[int | str, ...] = "all"
     pool: str = "mean"
     views: tuple[str, ...] = (NONE,)
     dtype: str = "float16"

@@ -10,7 +10,7 @@ The last layer of a head starts at zero, so that a new head does not disturb pre
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -70,7 +70,7 @@ class Heads(nn.ModuleDict):
         """Run the network once: its output, exactly as `net(image)` gives it, and the features for the heads."""
         if not self:
             return net(image), None
-        with _outputs_of(net, set(self.at.values())) as named:
+        with outputs_of(net, self.at.values()) as named:
             logits, pooled, maps = _run(net, image, self.stages)
         return logits, Features(image.shape[-2:], pooled, maps, named)
 
@@ -171,7 +171,7 @@ def _named_channels(net: nn.Module, at: Mapping[str, str], channels: int) -> dic
         raise Refusal("\n".join(problems))
     size = getattr(net, "pretrained_cfg", {"input_size": (3, 256, 256)})["input_size"][1:]
     shapes = copy.deepcopy(net).to("meta").eval()
-    with torch.no_grad(), _outputs_of(shapes, set(at.values())) as named:
+    with torch.no_grad(), outputs_of(shapes, at.values()) as named:
         shapes(torch.zeros(1, channels, *size, device="meta"))
     for head, name in at.items():
         if not isinstance(named.get(name), Tensor) or named[name].ndim not in (2, 4):
@@ -182,14 +182,14 @@ def _named_channels(net: nn.Module, at: Mapping[str, str], channels: int) -> dic
 
 
 @contextmanager
-def _outputs_of(net: nn.Module, names: set[str]) -> Iterator[dict[str, Tensor]]:
+def outputs_of(net: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
     """Collect the outputs of named modules while the network runs."""
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
         return lambda module, inputs, output: found.__setitem__(name, output)
 
-    hooks = [net.get_submodule(name).register_forward_hook(keep(name)) for name in sorted(names)]
+    hooks = [net.get_submodule(name).register_forward_hook(keep(name)) for name in sorted(set(names))]
     try:
         yield found
     finally:

@@ -1,90 +1,138 @@
 """A network of an item's pictures and metadata, as `foldwise.data.units.Units` reads them."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from foldwise.data.features import FIELD
 from foldwise.data.units import CODES
 from foldwise.errors import Refusal
-from foldwise.models.network import Batch, Network
+from foldwise.models.features import EncodersNetwork
+from foldwise.models.network import Batch
 from foldwise.models.networks import build_encoder, only
 from foldwise.models.pools import build_pool, encode_stack
 
 FUSIONS = ("concat", "film", "gated")
 
 
-class PooledNetwork(Network):
+class PooledNetwork(EncodersNetwork):
     """Pictures through a timm encoder and a pool, fused with metadata, one output out.
 
     Args:
         name, options: of the encoder.
-        pool, pool_options: see `foldwise.models.pools.POOLS`; null: an item has one picture.
+        encoders: in place of it, those of `data.features`.
+        normalize: standardise the features of the pictures by a BatchNorm.
+        pool, pool_options: see `foldwise.models.pools.POOLS`; a list: side by side, with the options of each by name;
+            null: an item has one picture.
         chunk: pictures per pass of the encoder while no BatchNorm trains; null: all at once.
         numbers, categories: columns of metadata, as the reader's.
         fusion: "concat" puts the features side by side; "film" scales and shifts those of the pictures by the metadata
             (Perez et al. 2018, arXiv:1709.07871); "gated" weights all by gates (Arevalo et al. 2017, arXiv:1702.01992).
+        fusion_options: `hidden` and `embedding` of `Fusion`.
         metadata_dropout: share of training samples whose metadata is left out.
-        dropout: in front of the classifier.
+        hidden: widths of hidden layers in front of the classifier, with BatchNorm.
+        dropout: of the inputs of each of them and of the classifier.
     """
 
     def __init__(
         self,
-        name: str,
         channels: Mapping[str, int],
         outputs: Mapping[str, int],
-        pool: str | None = "attention",
+        name: str = "",
+        pool: str | Sequence[str] | None = "attention",
         pool_options: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
         chunk: int | None = None,
         numbers: Sequence[str] = (),
         categories: Sequence[str] = (),
         fusion: str = "concat",
+        fusion_options: Mapping[str, Any] | None = None,
         metadata_dropout: float = 0.0,
         dropout: float = 0.0,
-        weights: Path | None = None,
+        weights: Any = None,
         pretrained: bool = False,
+        encoders: Sequence[Mapping[str, Any]] = (),
+        normalize: bool = False,
+        hidden: Sequence[int] = (),
     ) -> None:
-        super().__init__()
+        field = only(channels, "image field")
+        super().__init__(encoders, channels[field], weights)
         if chunk is not None and not (type(chunk) is int and chunk >= 1):
             raise Refusal(f"model.chunk is {chunk!r}; it must be a whole number from 1, or null")
         self.metadata = {"numbers": 2 * len(numbers), "categories": len(categories)}  # columns of the batch
-        self.field, self.output, self.chunk = only(channels, "image field"), only(outputs, "output"), chunk
-        self.encoder = build_encoder(name, channels[self.field], weights, pretrained, options)
-        width = self.encoder.num_features
+        self.field, self.output, self.chunk = field, only(outputs, "output"), chunk
+        if not encoders:
+            self.encoder = build_encoder(name, channels[field], weights, pretrained, options)
+        width = self.width or self.encoder.num_features
+        self.normalize = nn.BatchNorm1d(width, affine=False) if normalize else None
         self.pool = None if pool is None else build_pool(pool, width, **(pool_options or {}))
         width = width if self.pool is None else self.pool.width
         self.fusion: Fusion | None = None
         if numbers or categories:
-            self.fusion = Fusion(width, len(numbers), len(categories), fusion, metadata_dropout)
+            given = len(numbers), len(categories), fusion, metadata_dropout
+            self.fusion = Fusion(width, *given, **(fusion_options or {}))
             width = self.fusion.width
+        layers: list[nn.Module] = [nn.BatchNorm1d(width)] if hidden else []
+        for units in hidden:
+            layers += [nn.Dropout(dropout), nn.Linear(width, units), nn.BatchNorm1d(units), nn.ReLU()]
+            width = units
+        self.hidden = nn.Sequential(*layers)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(width, outputs[self.output])
 
     def forward(self, batch: Batch) -> Batch:
-        images, valid = batch[self.field], batch.get(f"{self.field}_valid")  # valid only if stacks vary in length
-        if (images.ndim == 5) != (self.pool is not None):
-            found, advice = ("stacks of pictures", "choose one") if images.ndim == 5 else ("one picture", "set null")
+        field = FIELD if FIELD in batch else self.field
+        images, valid = batch[field], batch.get(f"{field}_valid")  # valid only if stacks vary in length
+        stacked = images.ndim == (3 if field == FIELD else 5)
+        if stacked != (self.pool is not None):
+            found, advice = ("stacks of pictures", "choose one") if stacked else ("one picture", "set null")
             raise Refusal(f"model.pool is {'null' if self.pool is None else 'set'}, but items have {found}: {advice}")
         for name, count in self.metadata.items():
             if (batch[name].shape[1] if name in batch else 0) != count:
                 raise Refusal(f"model.{name} and samples.{name} differ: set model.{name}=${{samples.{name}}}")
-        if self.pool is None:
+        if field == FIELD:
+            features = images
+        elif self.pool is None:
             features = self.encoder(images)
         else:
-            features = self.pool(encode_stack(self.encoder, images, valid, self.chunk), valid, batch.get("slot"))
+            features = encode_stack(self.encoder, images, valid, self.chunk)
+        if self.normalize is not None:
+            features = self._normalized(features, valid)
+        if self.pool is not None:
+            features = self.pool(features, valid, batch.get("slot"))
         if self.fusion is not None:
             features = self.fusion(features, batch)
-        return {self.output: self.classifier(self.dropout(features))}
+        return {self.output: self.classifier(self.dropout(self.hidden(features)))}
+
+    def _normalized(self, features: Tensor, valid: Tensor | None) -> Tensor:
+        """Standardised features (..., D); padding stays."""
+        assert self.normalize is not None
+        if valid is None:
+            return self.normalize(features.flatten(0, -2)).view_as(features)
+        result = features.clone()
+        result[valid] = self.normalize(features[valid])
+        return result
 
 
 class Fusion(nn.Module):
-    """Fuses features (B, D) with `numbers` (B, 2 K) and `categories` (B, J) of the batch to (B, `width`)."""
+    """Fuses features (B, D) with `numbers` (B, 2 K) and `categories` (B, J) of the batch to (B, `width`).
+
+    Args:
+        hidden: width of both hidden layers of the metadata.
+        embedding: width of the embedding of a category; null: one-hot.
+    """
 
     def __init__(
-        self, features: int, numbers: int, categories: int, kind: str, dropout: float, hidden: int = 64
+        self,
+        features: int,
+        numbers: int,
+        categories: int,
+        kind: str,
+        dropout: float,
+        hidden: int = 64,
+        embedding: int | None = 8,
     ) -> None:
         super().__init__()
         if kind not in FUSIONS:
@@ -92,8 +140,10 @@ class Fusion(nn.Module):
         if not 0 <= dropout < 1:
             raise Refusal(f"model.metadata_dropout is {dropout!r}; it must be from 0 to below 1")
         self.kind, self.dropout = kind, dropout
-        self.embed = nn.ModuleList(nn.Embedding(CODES, 8) for _ in range(categories))
-        inputs = 2 * numbers + 8 * categories
+        self.embed = nn.ModuleList(
+            OneHot() if embedding is None else nn.Embedding(CODES, embedding) for _ in range(categories)
+        )
+        inputs = 2 * numbers + (embedding or CODES) * categories
         self.metadata = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
         both = features + hidden
         gates = {"film": (hidden, 2 * features), "gated": (both, both)}
@@ -111,3 +161,10 @@ class Fusion(nn.Module):
             return features * (1 + scale) + shift
         both = torch.cat([features, metadata], 1)
         return both * self.gate(both).sigmoid() if self.kind == "gated" else both
+
+
+class OneHot(nn.Module):
+    """Codes (B,) to (B, CODES)."""
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return nn.functional.one_hot(codes, CODES).float()

@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -71,6 +71,13 @@ class MaxMinPool(Pool):
         return torch.cat(extremes, 1)
 
 
+class RangePool(Pool):
+    """Maximum minus minimum of each feature."""
+
+    def forward(self, features: Tensor, valid: Tensor | None = None, slot: Tensor | None = None) -> Tensor:
+        return _filled(features, valid, -math.inf).amax(1) - _filled(features, valid, math.inf).amin(1)
+
+
 class AttentionPool(Pool):
     """Attention-weighted mean over the images of a stack (Ilse et al. 2018, arXiv:1802.04712)."""
 
@@ -105,6 +112,24 @@ class RecurrentPool(Pool):
             outputs, last = self.gru(packed)
             outputs, _ = pad_packed_sequence(outputs, batch_first=True, total_length=features.shape[1])
         return torch.cat([*last, _filled(outputs, valid, -math.inf).amax(1)], 1)
+
+
+class RecurrentAttentionPool(AttentionPool):
+    """GRUs over the images in their order, one on another; attention over the features beside all their outputs."""
+
+    def __init__(
+        self, features: int, width: int = 256, layers: int = 2, dropout: float = 0.0, hidden: int = 64
+    ) -> None:
+        super().__init__(features + layers * width, hidden)
+        inputs = [features, *[width] * (layers - 1)]
+        self.layers = nn.ModuleList(nn.GRU(each, width, batch_first=True) for each in inputs)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, features: Tensor, valid: Tensor | None = None, slot: Tensor | None = None) -> Tensor:
+        parts = [features]
+        for layer in self.layers:  # padding follows the images, so it cannot change their outputs
+            parts.append(self.dropout(layer(parts[-1])[0]))
+        return super().forward(torch.cat(parts, 2), valid)
 
 
 class TransformerPool(Pool):
@@ -147,20 +172,37 @@ class Slots(Pool):
         return torch.cat([means.flatten(1), (count > 0).to(features.dtype)], 1)
 
 
+class SideBySide(Pool):
+    """Several pools of the same features."""
+
+    def __init__(self, pools: Sequence[Pool]) -> None:
+        super().__init__(sum(pool.width for pool in pools))
+        self.pools = nn.ModuleList(pools)
+
+    def forward(self, features: Tensor, valid: Tensor | None = None, slot: Tensor | None = None) -> Tensor:
+        return torch.cat([pool(features, valid, slot) for pool in self.pools], 1)
+
+
 POOLS: dict[str, Callable[..., Pool]] = {
     "mean": MeanPool,
     "max": MaxPool,
     "max_min": MaxMinPool,
+    "range": RangePool,
     "attention": AttentionPool,
     "gru": RecurrentPool,
     "both_gru": lambda features, **options: RecurrentPool(features, both=True, **options),
+    "recurrent_attention": RecurrentAttentionPool,
     "transformer": TransformerPool,
     "slots": Slots,
 }
 
 
-def build_pool(name: str, features: int, **options: Any) -> Pool:
-    """Build a pool by name; `options` go to its constructor."""
+def build_pool(name: str | Sequence[str], features: int, **options: Any) -> Pool:
+    """Build a pool by name, or several side by side; `options` go to the constructor, those of several by name."""
+    if not isinstance(name, str):
+        if not name or set(options) - set(name):
+            raise Refusal(f"model.pool={list(name)} needs names, and model.pool_options a dict of each of them at most")
+        return SideBySide([build_pool(each, features, **(options.get(each) or {})) for each in name])
     if name not in POOLS:
         raise Refusal(f"model.pool is {name!r}; it must be one of {', '.join(POOLS)}")
     try:

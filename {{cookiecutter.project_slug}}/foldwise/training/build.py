@@ -23,7 +23,7 @@ from foldwise.errors import Refusal
 from foldwise.inference.spec import ModelSpec
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import normalize
-from foldwise.models.features import FeatureNetwork
+from foldwise.models.features import EncodersNetwork
 from foldwise.models.mixing import Mix
 from foldwise.models.module import Setup, TrainingModule
 from foldwise.models.network import Network
@@ -165,8 +165,10 @@ def build_network(config: Mapping[str, Any], prepared: Prepared, spec: ModelSpec
         )
     weights = model["weights"]
     if prepared.features:
-        if not issubclass(kind, FeatureNetwork):
-            raise Refusal("data.features is for experiment=probe, or your own subclass of FeatureNetwork")
+        if not issubclass(kind, EncodersNetwork):
+            raise Refusal(
+                "data.features is for experiment=probe, PooledNetwork, or your own subclass of FeatureNetwork"
+            )
         weights = [features.weights for features in prepared.features]
     pretrained = bool(model["pretrained"]) and not config["init"]
     net = make(described, prepared.alias, "model", weights=weights, pretrained=pretrained)
