@@ -128,7 +128,8 @@ def picture_reader(samples: Samples) -> Samples:
 
 def image_bytes(items: TableItems, scan: pd.DataFrame) -> dict[str, str]:
     """The file size of each image of a table, by the scan of its items."""
-    images, sizes = items.source.frame["image"].to_numpy(), {}
+    images = items.source.frame["image"].to_numpy()
+    sizes: dict[str, str] = {}
     for item, text in zip(items.items, scan["bytes"].astype(str), strict=True):
         names = dict.fromkeys(images[list(item.rows)])
         sizes.update(zip(names, text.split(";") if len(names) > 1 else [text], strict=True))
