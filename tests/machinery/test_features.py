@@ -284,9 +284,9 @@ def test_pools_train_on_stored_features_of_stacks_and_are_saved_with_their_encod
     frame.drop(2).to_csv(world / "train.csv", index=False)  # a thing of two pictures
     test = frame.assign(id="test" + frame["id"], thing="test" + frame["thing"]).drop(columns="label")
     test[:6].to_csv(world / "test.csv", index=False)
-    made = make_features(world, "a", *UNITS, dtype="float32")
-    make_features(world, "b", *UNITS, stages=("layer1", "layer3.0.conv1"), dtype="float32")
-    config = config_of(world, *UNITS, *POOLED, "model.name=null", "data.features=[a,b]", "epochs=3", "fold=0")
+    made = make_features(world, "c", *UNITS, dtype="float32")  # names of no other test: maps are cached
+    make_features(world, "d", *UNITS, stages=("layer1", "layer3.0.conv1"), dtype="float32")
+    config = config_of(world, *UNITS, *POOLED, "model.name=null", "data.features=[c,d]", "epochs=3", "fold=0")
     prepared = prepare_tiny(config)
     assert made.read_rows()["id"].tolist() == [*frame.drop(2)["id"], *test["id"][:6]]
     stored = np.load(made.folder / "none.npy")
