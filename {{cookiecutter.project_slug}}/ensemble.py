@@ -4,6 +4,7 @@ examples:
   python ensemble.py runs/baseline-1a2b3c4d runs/larger-5e6f7a8b --out ensembles/first
   python ensemble.py runs/* --oof oof-d4 --test test-d4 --out ensembles/d4 --methods all --strict
   python ensemble.py runs/* --out ensembles/stack --methods linear logistic --columns camera altitude
+  python ensemble.py runs/* --out ensembles/clips --methods boosting network --unit-inputs quantiles:8
   python ensemble.py runs/a --features runs/a/outputs/grade --methods logistic --out ensembles/heads
   python ensemble.py runs/a runs/b ensembles/first --out ensembles/second --weights 0.5 0.2 0.3
   python ensemble.py predictions/anna predictions/ben --data competition --set metric=f_beta --out ensembles/team
@@ -36,7 +37,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         default=[],
         metavar="NAME",
         help="methods to compare with the best single source and the mean: geometric, rank, simplex, greedy; "
-        "stacking: linear, logistic, boosting; or all (default: all but stacking)",
+        "stacking: linear, logistic, boosting, network; or all (default: all but stacking)",
     )
     parser.add_argument("--use", metavar="NAME", help="write this method (default: the simplest good one)")
     parser.add_argument(
@@ -51,12 +52,31 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         default=[],
         metavar="SOURCE",
-        help="sources of any task, such as heads, as further inputs of stacking; then one source is enough",
+        help="sources of any task and classes, such as heads, as further inputs of stacking; then one source is enough",
+    )
+    parser.add_argument(
+        "--relative-to",
+        metavar="COLUMN",
+        help="stacking also gets each input's z-score and rank among rows with the same value in this column",
+    )
+    parser.add_argument(
+        "--unit-inputs",
+        type=_chunks,
+        default=0,
+        metavar="quantiles:N",
+        help="stacking gets units: of each class the sorted predictions of a unit's pictures, as N means",
     )
     parser.add_argument(
         "--strict", action="store_true", help="also score each fold with a method that was chosen and fitted without it"
     )
     return parser.parse_args(arguments)
+
+
+def _chunks(text: str) -> int:
+    kind, _, number = text.partition(":")
+    if kind != "quantiles" or not number.isdecimal() or int(number) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not quantiles:N, such as quantiles:8")
+    return int(number)
 
 
 def main() -> None:
@@ -79,6 +99,8 @@ def main() -> None:
                 weights=options.weights,
                 columns=options.columns,
                 features=options.features,
+                relative_to=options.relative_to,
+                unit_inputs=options.unit_inputs,
                 strict=options.strict,
                 progress=progress,
                 report=report_ensemble,

@@ -24,6 +24,7 @@ from foldwise.predictions.ensembles.blending import (
     simplex_weights,
 )
 from foldwise.predictions.ensembles.ensembling import ensemble
+from foldwise.predictions.ensembles.extra import Extra
 from foldwise.predictions.ensembles.stacking import BOOSTING, LINEAR, LOGISTIC, fit_stack
 from foldwise.predictions.metrics import LogLoss
 from foldwise.predictions.schema import Header
@@ -69,10 +70,12 @@ class World:
         frame = pd.DataFrame({"id": self.ids, "image": "x.png", "fold": self.folds, column: labels})
         frame["site"] = ["north" if row[0] else "south" for row in self.truth]
         frame["unit"] = [f"u{row // 2}" for row in range(len(self.ids))]
+        frame["camera"] = np.arange(len(self.ids)) % 7 % 3
         frame.to_csv(self.root / "train.csv", index=False)
         test = pd.DataFrame({"id": self.test_ids, "image": "x.png"})
         test["site"] = ["north" if row[0] else "south" for row in self.test_truth]
-        test["unit"] = self.test_ids
+        test["unit"] = [f"t{row // 2}" for row in range(40)] if self.units else self.test_ids
+        test["camera"] = np.arange(40) % 5 % 3
         test.to_csv(self.root / "test.csv", index=False)
 
     def probability(self, truth, sigma):
@@ -266,7 +269,7 @@ def test_the_simplest_method_within_one_standard_error_is_written(shared, tmp_pa
     assert json.loads((out / "ensemble.json").read_text())["verdict"] == comparison.verdict
 
 
-@pytest.mark.parametrize("method", ["single", "simplex", "greedy", "logistic"])
+@pytest.mark.parametrize("method", ["single", "simplex", "greedy", "logistic", "network"])
 def test_the_labels_of_a_fold_do_not_reach_its_own_predictions(method, tmp_path):
     world = World(tmp_path / "world", rows=120, noise=(1.0, 1.1), classes=1)
     _, before, _ = run(world, tmp_path, "before", use=method, methods=["mean"])
@@ -295,7 +298,8 @@ def test_the_labels_of_a_fold_have_no_part_in_thresholds_that_rank_its_sources(s
 @pytest.mark.parametrize("name", ["linear", "logistic", "boosting"])
 def test_stacking_is_its_scikit_learn_model_of_each_class(name, shared):
     members = np.stack([shared.oof(source) for source in shared.sources])
-    extra = np.zeros((len(shared.ids), 0), np.float32)
+    count = len(shared.ids)
+    extra = Extra(np.zeros((count, 0), np.float32), np.arange(count), np.zeros(count, int))
     table = read_table(shared.root / "train.csv", "multilabel", shared.root, Columns(fold="fold"), CLASSES)
     metric = LogLoss().for_task("multilabel", CLASSES)
     one = np.zeros(len(shared.ids), int)  # of one fold nothing can be chosen inside
@@ -362,7 +366,7 @@ def test_metadata_columns_reach_stacking(tmp_path):
     assert ((frame.loc[world.test_ids] > 0.5) == (world.test_truth[:, 0] > 0.5)).mean() > 0.95
     with pytest.raises(Refusal, match="labels is the target\n.*unit identifies(.|\n)*no column moon"):
         run(world, tmp_path, "bad", methods=["logistic"], columns=["labels", "unit", "moon"])
-    with pytest.raises(Refusal, match="--columns and --features need a stacking method: add --methods"):
+    with pytest.raises(Refusal, match="--columns needs a stacking method: add --methods"):
         run(world, tmp_path, "bad", columns=["site"])
 
 

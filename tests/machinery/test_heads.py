@@ -357,4 +357,4 @@ def test_a_head_feeds_the_stacking_of_the_main_output(tmp_path, command):
         found = frame.groupby("id")[tiny.CLASSES].mean().loc[ids].to_numpy().argmax(1)
         assert (found == classes).all(), name
     code, _, error = command("ensemble.py", run, "--out", tmp_path / "no", "--features", features)
-    assert code and "--columns and --features need a stacking method" in error
+    assert code and "--features needs a stacking method" in error

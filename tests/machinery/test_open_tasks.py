@@ -188,10 +188,10 @@ def test_it_is_evaluated_by_its_metric_and_its_largest_errors(world, tmp_path, c
 def test_what_needs_probabilities_is_refused_by_name(world, tmp_path):
     folder, _ = world
     for method in ("simplex", "geometric", "logistic"):
-        there = "single, mean, nnls, greedy, linear, boosting"
+        there = "single, mean, nnls, greedy, linear, boosting, network"
         with pytest.raises(Refusal, match=f"no method {method} for numbers .*; there are {there}"):
             ensemble([folder / "a", folder / "b"], tmp_path / "out", use=method)
-    with pytest.raises(Refusal, match="need a stacking method: add --methods linear"):
+    with pytest.raises(Refusal, match="needs a stacking method: add --methods linear"):
         ensemble([folder / "a", folder / "b"], tmp_path / "out", columns=["site"])
     with pytest.raises(Refusal, match="need probabilities, which the task numbers does not predict"):
         check_probabilities(read_ground_truth(folder / "a"))

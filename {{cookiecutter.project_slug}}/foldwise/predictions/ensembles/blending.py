@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from foldwise.data.table import Table
+from foldwise.predictions.ensembles.extra import Extra
 from foldwise.predictions.ensembles.thresholding import best_on_others
 from foldwise.predictions.metrics import RowMetric, score_folds
 from foldwise.predictions.scoring import by_unit
@@ -32,7 +33,7 @@ class Examples:
     Attributes:
         rows, folds: (N,) row indices in the table and their folds.
         probability: (M, N, C) float32.
-        extra: (N, F) float32 metadata; F may be 0.
+        extra: further inputs of stacking.
         source_scores: per fold, (M, T) scores of the single sources at T thresholds; T = 1 without thresholds.
     """
 
@@ -41,7 +42,7 @@ class Examples:
     rows: np.ndarray
     folds: np.ndarray
     probability: np.ndarray
-    extra: np.ndarray
+    extra: Extra
     source_scores: dict[int, np.ndarray]
 
     @property
@@ -61,7 +62,7 @@ class Examples:
             rows=self.rows[which],
             folds=self.folds[which],
             probability=self.probability[:, which],
-            extra=self.extra[which],
+            extra=self.extra.take(which),
             source_scores={fold: self.source_scores[fold] for fold in folds},
         )
 
@@ -80,8 +81,8 @@ class Fitted(Protocol):
     @property
     def weights(self) -> np.ndarray | None: ...
 
-    def predict(self, probability: np.ndarray, extra: np.ndarray) -> np.ndarray:
-        """Combine predictions (M, N, C) of one fold's models, and metadata (N, F), into (N, C)."""
+    def predict(self, probability: np.ndarray, extra: Extra) -> np.ndarray:
+        """Combine predictions (M, N, C) of one fold's models, and further inputs, into (N, C)."""
         ...
 
 
@@ -135,7 +136,7 @@ class Blend:
     weights: np.ndarray
     mean: Callable[[np.ndarray, np.ndarray], np.ndarray] = arithmetic
 
-    def predict(self, probability: np.ndarray, extra: np.ndarray | None = None) -> np.ndarray:
+    def predict(self, probability: np.ndarray, extra: Extra | None = None) -> np.ndarray:
         return self.mean(probability, self.weights)
 
 

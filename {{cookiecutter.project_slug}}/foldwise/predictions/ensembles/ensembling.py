@@ -7,10 +7,12 @@ The output is itself a source, for later steps and for ensembles of ensembles:
     predictions/<name>/    test predictions: for each fold's models, the method fitted without that fold
     config.yaml            task, data and metric
     ensemble.json          sources, methods, scores, weights, verdict
+    stack.json, stack.safetensors    of stacking: the fitted models, see `stack`
     report.html
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from foldwise.predictions.ensembles.comparing import Comparison
 from foldwise.predictions.ensembles.features import read_features
 from foldwise.predictions.ensembles.joining import check_sources
 from foldwise.predictions.ensembles.map_ensemble import MAP_BLENDS, MapEnsemble
+from foldwise.predictions.ensembles.metadata import read_metadata
 from foldwise.predictions.ensembles.row_ensemble import RowEnsemble
 from foldwise.predictions.ensembles.stacking import STACKERS, STACKERS_OF_VALUES
 from foldwise.predictions.ensembles.vector_ensemble import VectorEnsemble
@@ -34,6 +37,8 @@ from foldwise.predictions.metrics import MeanAveragePrecision, RocAuc
 from foldwise.predictions.schema import Header
 from foldwise.predictions.sources import find_sources
 from foldwise.progress import Progress, silent
+
+STACKING = [method.name for method in STACKERS]
 
 
 def ensemble(
@@ -48,6 +53,8 @@ def ensemble(
     weights: Sequence[float] = (),
     columns: Sequence[str] = (),
     features: Sequence[Path] = (),
+    relative_to: str | None = None,
+    unit_inputs: int = 0,
     strict: bool = False,
     progress: Progress = silent,
     report: Callable[[Path, str, Comparison], None] | None = None,
@@ -62,6 +69,8 @@ def ensemble(
         weights: one per source, to write their weighted mean.
         columns: metadata columns, as further inputs of stacking.
         features: sources of any task, as further inputs of stacking; then one folder is enough.
+        relative_to: a column; stacking also gets each input's z-score and rank within the rows of equal values.
+        unit_inputs: stacking gets units, each with so many means of its pictures' sorted predictions; 0: pictures.
         strict: also score each fold with a method that was chosen and fitted without it.
         report: called with the path of report.html, the ensemble's name and the comparison.
 
@@ -77,14 +86,19 @@ def ensemble(
         raise Refusal(
             f"cross-fitting {'with --strict ' if strict else ''}needs {least} folds, and there are only {count}"
         )
-    chosen = choose_methods(truth, methods, use, _check_weights(weights, len(sources)), bool(columns or features))
+    stacked = {"columns": columns, "features": features, "relative-to": relative_to, "unit-inputs": unit_inputs}
+    options = [f"--{name}" for name, value in stacked.items() if value]
+    chosen = choose_methods(truth, methods, use, _check_weights(weights, len(sources)), options)
+    inputs = {"chunks": unit_inputs, "relative": relative_to is not None}
+    chosen = [replace(each, fit=partial(each.fit, **inputs)) if each.name in STACKING else each for each in chosen]
     combined: RowEnsemble | MapEnsemble
     if truth.task.kind == "maps":
         combined = MapEnsemble(sources, names, truth, progress)
     elif truth.task.kind == "vectors":
         combined = VectorEnsemble(sources, names, truth, progress)
     else:
-        combined = RowEnsemble(sources, names, truth, columns, partial(read_features, features, truth, oof, test))
+        metadata = partial(read_metadata, truth, columns, relative_to, bool(unit_inputs))
+        combined = RowEnsemble(sources, names, truth, metadata, partial(read_features, features, truth, oof, test))
     comparison = combined.compare(chosen, "given" if len(weights) else use, strict, progress)
     method = chosen[comparison.chosen]
     header = Header(
@@ -118,9 +132,13 @@ def ensemble(
 
 
 def choose_methods(
-    truth: GroundTruth, names: Sequence[str], use: str | None, weights: np.ndarray | None, metadata: bool
+    truth: GroundTruth, names: Sequence[str], use: str | None, weights: np.ndarray | None, inputs: Sequence[str]
 ) -> list[Method]:
-    """Select the methods to compare, simplest first; refuse those that do not suit the task or the metric."""
+    """Select the methods to compare, simplest first; refuse those that do not suit the task or the metric.
+
+    Args:
+        inputs: options that only stacking uses.
+    """
     possible: tuple[Method, ...]
     if truth.task.kind == "maps":
         possible = MAP_BLENDS[truth.task.exclusive]
@@ -134,8 +152,8 @@ def choose_methods(
         if names or use:
             raise Refusal("--weights replaces --methods and --use: leave those out")
         return [*possible[:2], given(weights)]
-    available, stackers = [method.name for method in possible], [method.name for method in STACKERS]
-    chosen = available if "all" in names else names or [name for name in available if name not in stackers]
+    available = [method.name for method in possible]
+    chosen = available if "all" in names else names or [name for name in available if name not in STACKING]
     selected = {"single", "mean", *chosen, *([use] if use else [])}
     impossible = sorted(selected.difference(available))
     if impossible:
@@ -144,10 +162,10 @@ def choose_methods(
             f"there is no method {', '.join(impossible)} for {truth.task.name} and {truth.metric.name}; "
             f"there are {', '.join(available)}.{reason}"
         )
-    if metadata and not selected & set(stackers):
-        possible_here = set(stackers) & set(available)
-        advice = f"add --methods {' '.join(stackers)}" if possible_here else f"{truth.task.name} has none"
-        raise Refusal(f"--columns and --features need a stacking method: {advice}")
+    if inputs and not selected & set(STACKING):
+        here = [name for name in STACKING if name in available]
+        advice = f"add --methods {' '.join(here)}" if here else f"{truth.task.name} has none"
+        raise Refusal(f"{', '.join(inputs)} need{'s' * (len(inputs) == 1)} a stacking method: {advice}")
     return [method for method in possible if method.name in selected]
 
 

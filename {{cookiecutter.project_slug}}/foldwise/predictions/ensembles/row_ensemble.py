@@ -10,8 +10,9 @@ import pandas as pd
 
 from foldwise.predictions.ensembles.blending import Examples, Fitted, Method
 from foldwise.predictions.ensembles.comparing import Ensemble, error_correlation
+from foldwise.predictions.ensembles.extra import Encoder, Extra
 from foldwise.predictions.ensembles.joining import iter_checked, test_folds
-from foldwise.predictions.ensembles.metadata import read_metadata
+from foldwise.predictions.ensembles.stack import Stack, Stacks
 from foldwise.predictions.ensembles.thresholding import has_threshold, score_thresholded, score_thresholds
 from foldwise.predictions.ground_truth import GroundTruth, align
 from foldwise.predictions.metrics import score_folds
@@ -24,7 +25,8 @@ from foldwise.predictions.store import read_predictions, write_predictions
 class RowEnsemble(Ensemble):
     """Ensemble of row predictions in memory; the values of a fold are predictions (N, C).
 
-    `features` reads further inputs of stacking for test ids and folds, see `read_features`.
+    `metadata` and `features` read further inputs of stacking for test ids and folds, see `read_metadata` and
+    `read_features`.
     """
 
     def __init__(
@@ -32,7 +34,7 @@ class RowEnsemble(Ensemble):
         sources: Sequence[Source],
         names: Sequence[str],
         truth: GroundTruth,
-        columns: Sequence[str],
+        metadata: Callable[[Sequence[str] | None], tuple[Encoder, str | None, Extra, Extra]],
         features: Callable[[Sequence[str], list[int]], tuple[np.ndarray, np.ndarray]],
     ) -> None:
         super().__init__(names, truth)
@@ -47,11 +49,11 @@ class RowEnsemble(Ensemble):
             for predictions in iter_checked(sources, truth, test=True):
                 self.test_ids = self.test_ids or predictions.frame["id"].drop_duplicates().tolist()
                 self.test_folds = test_folds(predictions)
-        extra, test_extra = read_metadata(truth, columns, self.test_ids if self.test_folds else None)
+        self.encoder, self.group, extra, test_extra = metadata(self.test_ids if self.test_folds else None)
         more, test_more = features(self.test_ids, self.test_folds)
-        extra, self.test_extra = np.hstack([extra, more]), [np.hstack([test_extra, each]) for each in test_more]
+        extra, self.test_extra = extra.beside(more).take(rows), [test_extra.beside(each) for each in test_more]
         self.thresholded = has_threshold(truth.metric)
-        self.all_rows = Examples(truth.table, truth.metric, rows, truth.folds[rows], probability, extra[rows], {})
+        self.all_rows = Examples(truth.table, truth.metric, rows, truth.folds[rows], probability, extra, {})
         scores = np.stack([self._source_scores(source) for source in probability])  # (M, K, T)
         self.all_rows = replace(self.all_rows, source_scores=dict(zip(self.folds, scores.swapaxes(0, 1), strict=True)))
 
@@ -78,13 +80,16 @@ class RowEnsemble(Ensemble):
         return error_correlation(self.all_rows.probability, self.all_rows.target)
 
     def write(self, method: Method, oof: Path, test: Path | None, header: Header) -> None:
-        """As `MapEnsemble.write`, for rows."""
+        """As `MapEnsemble.write`, for rows; also saves the stacks beside the folder `oof`."""
         folds, ids = self.all_rows.folds, self.truth.table.frame["id"].to_numpy()[self.all_rows.rows]
         probability = np.empty(self.all_rows.probability.shape[1:], np.float32)
         for fold in self.folds:
             (predicted,) = self.values(fold, [[self.fit(method, frozenset({fold}))]])
             probability[folds == fold] = predicted[0]
         write_predictions(oof, _rows(ids.tolist(), folds, probability, header), header)
+        stacks = {fold: self.fit(method, frozenset({fold})) for fold in self.folds}
+        if found := {fold: each for fold, each in stacks.items() if isinstance(each, Stack)}:
+            Stacks(found, self.encoder, self.group).save(oof.parent)
         if test is None:
             return
         frames = []
