@@ -19,7 +19,7 @@ FLOORS = [
     {"predictions"},
     {"models", "inference", "reporting"},
     {"audit"},
-    {"training", "bundle"},
+    {"training", "preflight", "bundle"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

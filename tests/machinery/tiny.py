@@ -96,6 +96,7 @@ def _composed(task: str, overrides: tuple[str, ...]) -> str:
             "trainer=cpu",
             "logger=none",
             "experiment_name=test",
+            "preflight=false",
             *overrides,
         ]
     )

@@ -76,6 +76,7 @@ VALUES: dict[str, tuple[Fits, str]] = {
     f"one of {', '.join(MODES)}": (lambda value: value in MODES, "data.mode"),
     f"one of {', '.join(EXIF)}, or null": (lambda value: value in (None, *EXIF), "data.exif"),
     "one of dataset, weights": (lambda value: value in ("dataset", "weights"), "data.normalize"),
+    "one of new, true, full, false": (lambda value: value in ("new", "full") or isinstance(value, bool), "preflight"),
     "text, or null": (lambda value: value is None or (isinstance(value, str) and value != ""), "data.label_separator"),
     "a whole number above 0, or [height,width]": (is_image_size, "data.image_size"),
     "null, or a list of folders in features/": (_or_null(_are_names), "data.features"),

@@ -197,7 +197,9 @@ def _with_epochs(epochs: Any, phases: Mapping[str, dict[str, Any]]) -> dict[str,
 
 
 # Settings that older runs lack, with the value that they had in effect.
-ADDED: dict[str, Any] = {"ema": None, "init": None, "lr_batch_size": None, "outputs": {}, "top_k": 0}
+ADDED: dict[str, Any] = {
+    "ema": None, "init": None, "lr_batch_size": None, "outputs": {}, "preflight": "new", "top_k": 0,
+}  # fmt: skip
 
 
 def read_config(run: Path) -> dict[str, Any]:

@@ -3,47 +3,37 @@
     make test                                                  # the sample; data=competition once its table is there
     make test CHOICES="experiment=metadata data=competition"   # as for train.py
 
-The first line of each test says what most often makes it fail.
+The checks are those that `train.py` makes before the first fold (docs/training.md), on a small copy of the data.
 """
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-import pytorch_lightning as pl
-import torch
 
 from foldwise.code.build import make
 from foldwise.code.runs import working_code
 from foldwise.code.source import Code
 from foldwise.config import compose_config, resolve_config
-from foldwise.data.batches import collate, unpack
-from foldwise.data.dataset import EpochTransform, ItemDataset
 from foldwise.data.holdout import Holdout
-from foldwise.data.images import image_hw
 from foldwise.data.prepare import Prepared, prepare, read_items
-from foldwise.data.reading import Reader
-from foldwise.data.samples import Rows, TableItems
+from foldwise.data.samples import TableItems
 from foldwise.data.table_file import read_file
-from foldwise.processes.group import Rank
-from foldwise.training.build import build_trainer, build_training
-from foldwise.training.loaders import make_reader
-from foldwise.training.targets import fit_outputs, transform_targets
+from foldwise.preflight.subject import Subject
 
-ITEMS, BATCH = 32, 8
-HELD_OUT = Holdout((0,))
+ITEMS = 32
 SMALL = [
     *("trainer=cpu", "trainer.precision=32-true", "trainer.accumulate_grad_batches=1"),
     *("trainer.limit_train_batches=null", "batch_size=4", "epochs=20", "mixing=none", "logger=none"),
     *("model.pretrained=false", "model.weights=null", "model.compile=false", "experiment_name=test"),
     *("data.workers=0", "data.folds=2", "data.columns.fold=null", "data.pseudo=null"),
 ]  # fmt: skip
-# In place of the configuration's phases, an epoch each.
+# In place of the configuration's phases.
 PHASES: dict[str, dict[str, Any]] = {"head": {"trainable": "head"}, "frozen": {"freeze_bn": True}, "train": {}}
 
 
@@ -60,27 +50,8 @@ class World:
     whole: TableItems
     prepared: Prepared
 
-    def reader(self, targets: bool = False, root: Path | None = None) -> Reader:
-        """Reads items as training does, or without targets as prediction does; files under another `root`."""
-        samples, source = self.prepared.samples, self.prepared.source
-        trained = HELD_OUT.trained(self.prepared.fold_of_items)
-        state = samples.fit(Rows(source, samples), [self.prepared.items[row] for row in trained])
-        outputs = fit_outputs(self.config["data"], self.prepared, trained)
-        reader = make_reader(transform_targets(self.prepared, outputs), state)
-        rows = Rows(replace(source, root=root or source.root), samples, targets)
-        return replace(reader, rows=rows, targets=reader.targets if targets else {})
-
-    def samples(self, reader: Reader) -> ItemDataset:
-        """Samples as a network gets them, without augmentation."""
-        data = self.config["data"]
-        fit = "stretch" if data["fit"] == "tiles" else data["fit"]
-        plain = EpochTransform(None, image_hw(data["image_size"]))
-        return ItemDataset(reader, self.prepared.table.weights, [plain], fit, None, data["ignore_index"])
-
-    def batch(self) -> dict[str, torch.Tensor]:
-        """The first items."""
-        samples = self.samples(self.reader(targets=True))
-        return unpack(collate([samples[item, 0] for item in range(BATCH)], samples.fields))
+    def subject(self) -> Subject:
+        return Subject(self.config, self.prepared, Holdout((0,)), self.code)
 
 
 @pytest.fixture(scope="session")
@@ -101,6 +72,11 @@ def world(request, tmp_path_factory) -> Iterator[World]:
         yield World(config, code, whole, prepare(config, code.alias, progress=False))
 
 
+@pytest.fixture(scope="session")
+def subject(world: World) -> Subject:
+    return world.subject()
+
+
 def write_some(whole: TableItems, path: Path, folder: Path) -> str:
     """Write the rows of `ITEMS` items, of the classes in turn."""
     order = np.random.default_rng(0).permutation(len(whole.items))
@@ -111,25 +87,3 @@ def write_some(whole: TableItems, path: Path, folder: Path) -> str:
     some, table = read_file(path).iloc[rows], folder / ("train.parquet" if path.suffix == ".parquet" else "train.csv")
     (some.to_parquet if table.suffix == ".parquet" else some.to_csv)(table, index=False)
     return str(table)
-
-
-class Training(pl.Callback):
-    """A training through `PHASES`; `states` of the network: at first, then after each epoch."""
-
-    def __init__(self, world: World) -> None:
-        config = world.config
-        pl.seed_everything(0, verbose=False)
-        training = build_training(config, world.prepared, HELD_OUT, Rank())
-        self.spec, self.module, self.loader, self.ema = training.spec, training.module, training.loader, training.ema
-        callbacks = [self.ema, *(make(callback, world.code.alias) for callback in config["callbacks"].values()), self]
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-        self.module.trainer = build_trainer(config, Rank(), len(PHASES), callbacks=callbacks, **quiet)
-        self.states: list[dict[str, torch.Tensor]] = []
-        self.on_train_epoch_end()
-
-    def run(self) -> "Training":
-        self.module.trainer.fit(self.module, self.loader)
-        return self
-
-    def on_train_epoch_end(self, *_: Any) -> None:
-        self.states.append({name: tensor.clone() for name, tensor in self.module.network.net.state_dict().items()})

@@ -257,16 +257,21 @@ def _hub_errors(name: str) -> Iterator[None]:
 
 
 def _check_loaded(net: nn.Module, weights: Path, name: str) -> None:
-    """Refuse weights of another network: timm drops what does not match, and you would silently train from scratch.
+    """Refuse weights of another network: timm drops what does not match, and you would silently train from scratch."""
+    share = loaded_share(net, weights, head_modules(net))
+    if share < 0.5:
+        raise Refusal(f"{weights} does not fit {name}: it has only {share:.0%} of the network's parameters")
+
+
+def loaded_share(net: nn.Module, weights: Path, heads: Sequence[nn.Module]) -> float:
+    """Share of a network's parameters, without its heads, that a file of weights has.
 
     Compares values instead of names, since timm renames and reshapes many published files.
     """
     by_size: dict[int, list[Tensor]] = {}
     for tensor in timm.models.load_state_dict(str(weights)).values():
         by_size.setdefault(tensor.numel(), []).append(tensor.flatten())
-    head = {id(parameter) for module in head_modules(net) for parameter in module.parameters()}
+    head = {id(parameter) for module in heads for parameter in module.parameters()}
     body = [parameter.detach().flatten() for parameter in net.parameters() if id(parameter) not in head]
     loaded = [any(torch.equal(tensor, other.to(tensor)) for other in by_size.get(len(tensor), ())) for tensor in body]
-    share = sum(len(tensor) for tensor, hit in zip(body, loaded, strict=True) if hit) / sum(map(len, body))
-    if share < 0.5:
-        raise Refusal(f"{weights} does not fit {name}: it has only {share:.0%} of the network's parameters")
+    return sum(len(tensor) for tensor, hit in zip(body, loaded, strict=True) if hit) / max(1, sum(map(len, body)))

@@ -233,10 +233,14 @@ def _title(table: Table, row: int) -> str:
     name = table.ids[row]
     lines = [name if len(name) <= 24 else f"…{name[-23:]}"]
     if table.target is not None:
-        target = table.target[row]
-        if not (task := find_task(table.task)).probabilities:
-            return "\n".join([*lines, _describe(table.classes, target, task)])
-        present = [index for index in np.argsort(-target, kind="stable") if target[index] > 0]
-        shares = [table.classes[n] if target[n] == 1 else f"{table.classes[n]} {target[n]:.2f}" for n in present]
-        lines.append(" ".join(shares) or "—")
+        lines.append(describe_target(table.classes, table.target[row], find_task(table.task)))
     return "\n".join(lines)
+
+
+def describe_target(classes: Sequence[str], target: np.ndarray, task: Task) -> str:
+    """Name the classes of a target (C,), shares with their value, or all known numbers."""
+    if not task.probabilities:
+        return _describe(classes, target, task)
+    present = [index for index in np.argsort(-target, kind="stable") if target[index] > 0]
+    shares = [classes[n] if target[n] == 1 else f"{classes[n]} {target[n]:.2f}" for n in present]
+    return " ".join(shares) or "—"

@@ -20,9 +20,9 @@ from foldwise.files import read_json, sha256_file
 # Settings that do not change the result: logging, which folds train now, and paths, whose contents are hashed instead.
 # `epochs` is contained in the phases.
 IRRELEVANT = (
-    "fold", "fold_workers", "run", "experiment_name", "epochs", "logger", "project", "data.name", "data.root",
-    "data.table", "data.test_table", "data.prepared", "data.pseudo", "data.features", "data.workers", "model.weights",
-    "init",
+    "fold", "fold_workers", "run", "preflight", "experiment_name", "epochs", "logger", "project", "data.name",
+    "data.root", "data.table", "data.test_table", "data.prepared", "data.pseudo", "data.features", "data.workers",
+    "model.weights", "init",
 )  # fmt: skip
 # Entry point of a training; reporting never changes the result, metrics only if training follows the validation.
 ENTRY = "foldwise.training.fold"

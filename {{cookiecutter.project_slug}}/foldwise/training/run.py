@@ -1,7 +1,7 @@
 """Trains a run: all folds of one configuration, from checked data to the out-of-fold score.
 
     runs/<experiment>-<hash>/
-        config.yaml  identity.json  environment.json  plan.png
+        config.yaml  identity.json  environment.json  plan.png  preflight.png
         fold<k>/     see training/fold.py; has metrics.json when finished
         full/        the same for a full fit; without-<j>-<k>/ for a teacher that holds out two folds
         oof/         out-of-fold predictions of all folds
@@ -27,13 +27,14 @@ from foldwise.data.sample import is_sample
 from foldwise.errors import Refusal
 from foldwise.files import write_atomic
 from foldwise.locks import lock
+from foldwise.processes.group import call
 from foldwise.processes.nodes import Node, check_nodes, find_node
 from foldwise.processes.server import start_server
 from foldwise.processes.team import Team, gather
 from foldwise.training.identity import describe_differences
-from foldwise.training.plan import make_plan
+from foldwise.training.plan import Plan, make_plan
 from foldwise.training.results import finish_run
-from foldwise.training.run_folder import create_or_resume_run, resumed_config
+from foldwise.training.run_folder import create_or_resume_run, find_run, resumed_config
 from foldwise.training.workers import follow, train_at_once, train_in_turn
 
 if TYPE_CHECKING:
@@ -69,11 +70,16 @@ def _lead(context: "Context", config: dict[str, Any], runs: Path, node: Node, te
     plan = make_plan(context, config, node.count, is_sample(config["data"]), code)
     team.send(identity=plan.identity)
     team.barrier()
+    pictures, run = {"plan.png": plan.picture}, find_run(config, plan.identity, runs)
+    if config["preflight"] != "new" or not (run / "identity.json").exists():
+        pictures |= _check(context, plan, code, runs)
+    if config["preflight"] in (True, "full"):
+        team.send(run=str(run))
+        return run
     with lock(runs / ".lock"):  # jobs that start together share one folder
         run = create_or_resume_run(config, plan.identity, plan.hardware, runs, code)
-    if not (run / "plan.png").exists():
-        with write_atomic(run / "plan.png") as path:
-            path.write_bytes(plan.picture)
+    for name, picture in pictures.items():
+        _write_picture(run / name, picture)
     with ExitStack() as claims:
         parts = _claim(run, plan.parts, claims)
         if len(plan.visible) > 1:
@@ -84,6 +90,46 @@ def _lead(context: "Context", config: dict[str, Any], runs: Path, node: Node, te
     with lock(run / ".lock"):  # jobs that end together merge the folds once
         finish_run(run, config, plan.prepared)
     return run
+
+
+def _check(context: "Context", plan: Plan, code: Code, runs: Path) -> dict[str, bytes]:
+    """Check the training before its first fold, unless preflight=false, and return its picture by file name.
+
+    Raises a Refusal that lists all failures. The picture is then in `runs`, as if nothing else was asked for.
+    """
+    asked = plan.config["preflight"]
+    if asked is False:
+        return {}
+    console.print("checks before the first fold (preflight)")
+    arguments = plan.config, plan.prepared, plan.parts, code, plan.world, len(plan.visible)
+    flight = call(context, _fly, *arguments)
+    pictures = {} if flight.sheet is None else {"preflight.png": flight.sheet}
+    if flight.problems or asked != "new":
+        for name, picture in pictures.items():
+            _write_picture(runs / name, picture)
+    sheet = f"{runs / 'preflight.png'} shows what the network gets; " if pictures else ""
+    if flight.problems:
+        problems = "\n".join(f"- {problem}" for problem in flight.problems)
+        raise Refusal(f"the preflight found\n{problems}\n{sheet}train in spite of it with preflight=false")
+    for line in flight.lines:
+        console.print(f"  {line}", markup=False, highlight=False)
+    if asked != "new":
+        console.print(f"{sheet}train with the same command without preflight={str(asked).lower()}")
+    return pictures
+
+
+# Imports torch, so only a child process calls it.
+def _fly(*arguments: Any) -> Any:
+    from foldwise.preflight.flight import fly
+
+    return fly(*arguments)
+
+
+def _write_picture(path: Path, picture: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.name == "preflight.png":
+        with write_atomic(path) as temporary:
+            temporary.write_bytes(picture)
 
 
 def _follow(context: "Context", config: dict[str, Any], runs: Path, node: Node, team: Team, code: Code) -> Path:

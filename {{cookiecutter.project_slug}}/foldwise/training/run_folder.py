@@ -43,11 +43,10 @@ def create_or_resume_run(
     environment = _describe_environment(hardware)
     if config["run"] is not None:
         return _resume_run(Path(config["run"]), identity, environment)
-    experiment = config["experiment_name"] or "train"
-    run = runs / f"{experiment}-{hash_identity(identity)}"
+    run = find_run(config, identity, runs)
     if (run / "identity.json").exists():
         return _resume_run(run, identity, environment)
-    nearest = _nearest_run(identity, runs, experiment)
+    nearest = _nearest_run(identity, runs, _experiment(config))
     if nearest is not None:
         _print_lines(f"new run {run}; it differs from {nearest[0]} in", nearest[1][:20])
     run.mkdir(parents=True, exist_ok=True)
@@ -59,12 +58,22 @@ def create_or_resume_run(
     return run
 
 
+def find_run(config: Mapping[str, Any], identity: Mapping[str, str], runs: Path) -> Path:
+    """The folder of the run, whether it exists or not."""
+    return Path(config["run"] or runs / f"{_experiment(config)}-{hash_identity(identity)}")
+
+
+def _experiment(config: Mapping[str, Any]) -> str:
+    return config["experiment_name"] or "train"
+
+
 def resumed_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration for `run=<path>`: the run's, with run, fold and fold_workers from the command line."""
     run = Path(config["run"])
     read_identity(run)
-    console.print(f"{run} resumes with its config.yaml; of this command line only run=, fold= and fold_workers= count")
-    return read_config(run) | {name: config[name] for name in ("run", "fold", "fold_workers")}
+    own = ("run", "fold", "fold_workers", "preflight")
+    console.print(f"{run} resumes with its config.yaml; of this command line only {'=, '.join(own)}= count")
+    return read_config(run) | {name: config[name] for name in own}
 
 
 def describe_changes(old: Path, new: Path) -> list[str]:

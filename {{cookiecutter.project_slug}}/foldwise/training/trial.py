@@ -5,7 +5,6 @@ import inspect
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -66,8 +65,8 @@ def inspect_config(
     training = build_training({**config, "data": {**config["data"], "workers": 0}}, prepared, part, Rank())
     module, dataset = training.module, training.loader.dataset
     assert isinstance(dataset, ItemDataset)
-    with _attached_trainer(module):
-        _try_batch(config, module, dataset, prepared, training.spec)
+    attach_trainer(module)
+    _try_batch(config, module, dataset, prepared, training.spec)
     optimizer = module.make_optimizer(training.network)
     if config["lr_batch_size"]:
         print(
@@ -83,8 +82,7 @@ def inspect_config(
     return hardware, previews
 
 
-@contextmanager
-def _attached_trainer(module: TrainingModule) -> Iterator[None]:
+def attach_trainer(module: TrainingModule) -> None:
     """Attach a single-process CPU trainer: `losses` may use `self.trainer` and `self.all_gather`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning warns of unused GPUs
@@ -99,11 +97,6 @@ def _attached_trainer(module: TrainingModule) -> Iterator[None]:
             plugins=LightningEnvironment(),  # whatever torchrun or srun set
         )
     module.log = lambda *_, **__: None  # type: ignore[method-assign]  # Lightning's raises outside of a training loop
-    try:
-        yield
-    finally:
-        del module.log
-        module.trainer = None
 
 
 @torch.no_grad()

@@ -1,0 +1,293 @@
+"""Checks of the losses, the network, the optimizer and the phases.
+
+A check yields a sentence with the usual cause for each failure.
+"""
+
+import copy
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from foldwise.code.runs import keep_code
+from foldwise.errors import Refusal
+from foldwise.inference.weights import load_model, save_model
+from foldwise.models.module import TrainingModule
+from foldwise.models.network import Batch
+from foldwise.models.networks import loaded_share
+from foldwise.models.normalized import set_trainable
+from foldwise.preflight.subject import LEARNT, Subject
+from foldwise.tasks.outputs import Output, activate
+
+SURE = 1e-3  # distance from 0 and 1 of a perfect prediction
+SHIFTS = [partial(move, dims=[axis]) for axis in (-2, -1) for move in (torch.flip, partial(torch.roll, shifts=3))]
+WORSE = 3.0  # times the loss of knowing nothing: more than initial weights cost
+RISEN = 10.0  # times it: more than the steps of a small batch cost
+LARGEST = 30.0  # root mean square of what the first layer gets; normalised images have about 1
+SILENT = 0.1  # share of the trainable parameters that may have no gradient
+
+
+def check_losses(subject: Subject) -> Iterator[str]:
+    """The loss is least for the ground truth, of every sample, and heeds the weights."""
+    if any(output.meaning.kind == "vectors" for output in subject.outputs):
+        return
+    for training in (True, False):
+        yield from _loss_problems(subject, training)
+
+
+def _loss_problems(subject: Subject, training: bool) -> Iterator[str]:
+    batch, mode = subject.batch, "training" if training else "validation"
+    module = subject.module().train(training)
+    with torch.no_grad():
+        first = module.network(batch)
+
+    def loss(
+        wrong: Sequence[int] = (),
+        move: Callable[[Tensor], Tensor] | None = None,
+        plus: float = 0.0,
+        weight: Tensor | None = None,
+    ) -> float:
+        predicted = dict(first)
+        for output in subject.outputs:
+            predicted[output.key] = _ideal(output, batch[output.target], subject, wrong, move) + plus
+        with torch.no_grad():
+            return float(module.losses(predicted, batch if weight is None else batch | {"weight": weight})["loss"])
+
+    truth, count = loss(), len(subject.items)
+    ignored = [sample for sample in range(count) if not loss([sample]) > truth and _known(subject, batch, sample)]
+    if ignored:
+        yield (
+            f"in {mode}, the loss is no higher if sample {', '.join(map(str, ignored))} of {count} is predicted wrong: "
+            "a wrong sign, targets of another sample (a roll or shuffle), or a part of the batch only"
+        )
+        return
+    maps = any(output.meaning.kind == "maps" for output in subject.outputs)
+    if maps and not all(loss(move=move) > truth for move in SHIFTS):
+        yield f"in {mode}, the loss is no higher if the masks are predicted flipped or moved"
+    main = subject.outputs[0]
+    if main.meaning.probabilities and not subject.outputs[1:]:
+        same = math.isclose(loss(plus=3.0), truth, rel_tol=1e-3, abs_tol=1e-5)
+        if same != main.meaning.exclusive:
+            is_, other = ("softmax", "sigmoid") if main.meaning.exclusive else ("sigmoid", "softmax")
+            yield (
+                f"in {mode}, the loss is that of a {other}, and the task {main.task} predicts by a {is_}: "
+                f"use the loss of the configuration, `self.loss`, or another task"
+            )
+    module = subject.module().train(training)  # `losses` may remember samples
+    half = torch.arange(count, device=subject.device) < count // 2
+    wrong = list(range(count // 2))
+    heavy, light = (torch.where(half, *pair) for pair in ((1.9, 0.1), (0.1, 1.9)))
+    try:
+        heeded = loss(wrong, weight=heavy) > loss(wrong, weight=light)
+    except Refusal:  # a loss of the whole batch, such as Dice, takes equal weights alone
+        heeded = loss(wrong, weight=torch.full_like(heavy, 2.0)) > 1.2 * loss(wrong, weight=torch.ones_like(heavy))
+    if not heeded:
+        yield f'in {mode}, the loss forgets batch["weight"]: pass it on, or multiply the losses of the samples by it'
+
+
+def _ideal(
+    output: Output, target: Tensor, subject: Subject, wrong: Sequence[int], move: Callable[[Tensor], Tensor] | None
+) -> Tensor:
+    """Raw outputs that predict the target, with the opposite for the samples in `wrong`; maps moved."""
+    task, target = output.meaning, target.clone()
+    if not task.probabilities:
+        for sample in wrong:
+            target[sample] += 3
+        return target.nan_to_num()
+    if task.kind == "maps":
+        target[target == subject.config["data"]["ignore_index"]] = 0
+        if task.exclusive:
+            target = nn.functional.one_hot(target, len(output.columns)).movedim(-1, 1)
+        target = target.float() if move is None else move(target.float())
+    for sample in wrong:
+        target[sample] = target[sample].roll(1, 0) if task.exclusive else 1 - target[sample]
+    target = target.nan_to_num().clamp(SURE, 1 - SURE)
+    return target.log() if task.exclusive else target.logit()
+
+
+def _known(subject: Subject, batch: Batch, sample: int) -> bool:
+    """True if a sample has the main target."""
+    target, ignored = batch[subject.outputs[0].target][sample], subject.config["data"]["ignore_index"]
+    return not bool(target.isnan().all() if target.is_floating_point() else (target == ignored).all())
+
+
+def check_start(subject: Subject) -> Iterator[str]:
+    """The inputs are scaled, and the first loss is about that of knowing nothing."""
+    sizes, hooks = list[float](), []
+
+    def measure(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        sizes.append(float(inputs[0].float().square().mean().sqrt()))
+
+    module = subject.module()
+    for layer in module.network.modules():
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            hooks.append(layer.register_forward_pre_hook(measure))
+    start, nothing = first_loss(subject, module)
+    for hook in hooks:
+        hook.remove()
+    if sizes and not sizes[0] < LARGEST:
+        yield (
+            f"the first layer gets values of size {sizes[0]:.3g}, where 1 is usual: the images are not divided by 255 "
+            "or by data.scale, or not normalised by mean and std"
+        )
+    if not math.isfinite(start):
+        yield f"the first loss is {start}: a logarithm or a division by 0 in `losses`, or NaN in the inputs"
+    elif nothing is not None and start > WORSE * nothing:
+        yield (
+            f"the first loss is {start:.3g}, and knowing nothing costs {nothing:.3g}: the inputs are not normalised, "
+            "the head starts with large weights, or the loss belongs to another task"
+        )
+    elif nothing is not None and start < nothing / WORSE and not subject.config["init"]:
+        yield (
+            f"the first loss is {start:.3g}, and knowing nothing costs {nothing:.3g}: an input gives the target away, "
+            "or `losses` does not see what the network predicts"
+        )
+    weights = subject.config["model"]["weights"]
+    if weights and not subject.prepared.features:
+        share = loaded_share(subject.training.network.net, Path(weights), subject.training.network.net.head())
+        if share < 0.5:
+            yield (
+                f"{share:.0%} of the network's parameters are those of {weights}: the constructor of your network must "
+                "pass `weights` on, as to build_encoder"
+            )
+
+
+def first_loss(subject: Subject, module: TrainingModule | None = None) -> tuple[float, float | None]:
+    """The loss of the untrained network, and of equal probabilities or the mean of the numbers; None for vectors."""
+    module, batch = module or subject.module(), subject.batch
+    with torch.no_grad():
+        outputs = module.network(batch)
+        start = float(module.losses(outputs, batch)["loss"])
+        if subject.outputs[0].meaning.kind == "vectors":
+            return start, None
+        zeros = {output.key: torch.zeros_like(outputs[output.key]) for output in subject.outputs}
+        return start, float(module.losses(outputs | zeros, batch)["loss"])
+
+
+def check_learnt(subject: Subject) -> Iterator[str]:
+    """One batch is learnt, also in eval mode, and the outputs depend on the inputs."""
+    module, losses = subject.learnt
+    batch = subject.batch
+    if not np.isfinite(losses).all():
+        yield f"the loss of a batch becomes {losses[-1]} when it is learnt: a logarithm or a root of 0 in `losses`?"
+        return
+    if np.median(losses[-3:]) >= LEARNT * losses[0] and losses[0] > 0:
+        yield (
+            f"one batch is not learnt: its loss goes from {losses[0]:.3g} to {losses[-1]:.3g} in {len(losses)} steps. "
+            "The outputs are activated twice (a softmax or sigmoid before the loss), a `detach` or `no_grad` cuts the "
+            "gradient, or the network ends in a ReLU"
+        )
+    else:
+        with torch.no_grad():
+            evaluated = float(module.losses(module.network(batch), batch)["loss"])
+        if not evaluated < 2 * losses[-1] + 0.2 * losses[0]:
+            yield (
+                f"what is learnt in training mode is not there in eval mode: the loss of a batch is {losses[-1]:.3g}, "
+                f"then {evaluated:.3g}. `forward` does something else in eval mode"
+            )
+    with torch.no_grad():
+        for name, values in activate(module.network(batch), subject.outputs).items():
+            if len(values) > 1 and float((values - values[:1]).abs().max()) <= 1e-6 * float(values.abs().max()):
+                yield (
+                    f"the output {name or 'logits'} is the same for every input: a dead ReLU, weights that stay 0, or "
+                    "an input that `forward` does not use"
+                )
+
+
+def check_saved(subject: Subject) -> Iterator[str]:
+    """A saved model predicts each sample by itself as the trained one does in a batch."""
+    module, _ = subject.learnt
+    outputs = subject.prepared.outputs
+    with tempfile.TemporaryDirectory() as scratch:
+        save_model(Path(scratch) / "model", module.network, subject.training.spec)
+        keep_code(subject.code, Path(scratch))
+        saved = load_model(Path(scratch) / "model").network.to(subject.device)
+        batch = subject.batch
+        with torch.no_grad():
+            before = activate(module.network(batch), outputs)
+            after = activate(saved(batch), outputs)
+            alone = [
+                activate(saved({name: value[row : row + 1] for name, value in batch.items()}), outputs)
+                for row in range(len(subject.items))
+            ]
+    for name, values in before.items():
+        one_by_one = torch.cat([each[name] for each in alone])
+        if not torch.allclose(after[name], one_by_one, rtol=1e-3, atol=1e-4):
+            yield (
+                "predictions depend on the other images of the batch: a BatchNorm or dropout in training mode, or a "
+                "mean over the batch, in `forward`"
+            )
+        elif not torch.allclose(values, one_by_one, rtol=1e-3, atol=1e-4):
+            yield (
+                "a saved model predicts otherwise than the trained one: what it learns is in a plain attribute or "
+                "list; make it a parameter, a buffer or an nn.ModuleList"
+            )
+
+
+def check_phases(subject: Subject) -> Iterator[str]:
+    """Each phase trains what it says, at a learning rate that is neither 0 nor too high."""
+    short = subject.short
+    phases, network = short.module.schedule.phases, short.module.network
+    sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
+    reference = copy.deepcopy(subject.training.network)
+    for number, phase in enumerate(phases):
+        set_trainable(reference, phase.trainable, phase.freeze_bn)
+        reference.train()
+        trains = {name for name, parameter in reference.named_parameters() if parameter.requires_grad}
+        live = {name for name, module in reference.named_modules() if module.training}
+        before, after = short.states[number : number + 2]
+        moved = {name for name in before if not torch.equal(before[name], after[name])}
+        frozen = [
+            name for name in moved if (name not in trains if name in sizes else name.rpartition(".")[0] not in live)
+        ]
+        if frozen:
+            yield (
+                f"phase {phase.name} (trainable={phase.trainable}) changes what it should freeze: {_some(frozen)}. "
+                "`on_train_epoch_start` without `super()`, or a `train()` of your network that thaws it"
+            )
+        silent = trains - short.learning[number]
+        share = sum(sizes[name] for name in silent) / max(1, sum(sizes[name] for name in trains))
+        if share > SILENT:
+            yield (
+                f"phase {phase.name}: {share:.0%} of what should train gets no gradient: {_some(silent)}. A `detach` "
+                "or `no_grad`, layers that `forward` does not use, or `requires_grad_(False)`"
+            )
+        elif still := short.learning[number] & trains - moved:
+            yield from _still(phase.name, still, trains, subject, short.optimized, network)
+    losses = short.losses
+    _, nothing = first_loss(subject)
+    highest = max(losses)
+    if not np.isfinite(losses).all() or highest > RISEN * max(losses[0], nothing or 0):
+        yield (
+            f"the loss rises from {losses[0]:.3g} to {highest:.3g} in {len(losses)} steps: the learning rate is too "
+            f"high; try optimizer.lr={subject.config['optimizer']['lr'] / 100:g}"
+        )
+
+
+def _still(
+    phase: str, still: set[str], trains: set[str], subject: Subject, optimized: set[int], network: nn.Module
+) -> Iterator[str]:
+    """Problems of parameters that have a gradient and do not move."""
+    parameters = dict(network.named_parameters())
+    missing = {name for name in still if id(parameters[name]) not in optimized}
+    if missing:
+        yield (
+            f"the optimizer does not have {_some(missing)}: `make_optimizer` or `configure_optimizers` must take all "
+            "parameters of self.network"
+        )
+    elif len(still) > len(trains) / 2:
+        lr = subject.config["optimizer"]["lr"]
+        yield (
+            f"phase {phase}: {len(still)} of {len(trains)} tensors do not change: the learning rate is too low "
+            f"(optimizer.lr={lr:g} times phases.{phase}.lr and the scheduler's factor), or no step is made"
+        )
+
+
+def _some(names: set[str] | list[str]) -> str:
+    first, *others = sorted(names)
+    return f"{first} and {len(others)} more" if others else first

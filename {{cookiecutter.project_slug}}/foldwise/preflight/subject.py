@@ -1,0 +1,199 @@
+"""A training that is about to start, with a few of its items, as the checks look at it."""
+
+import copy
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from torch import Tensor
+
+from foldwise.code.source import Code
+from foldwise.data.batches import Packed, collate, to_device
+from foldwise.data.dataset import EpochTransform, ItemDataset, make_loader
+from foldwise.data.holdout import Holdout
+from foldwise.data.images import image_hw
+from foldwise.data.prepare import Prepared, present_classes
+from foldwise.data.reading import Reader
+from foldwise.data.samples import Rows
+from foldwise.models.mixing import Mix
+from foldwise.models.module import TrainingModule
+from foldwise.models.network import Batch
+from foldwise.processes.group import Rank
+from foldwise.reporting.pictures import choose_samples
+from foldwise.training.build import build_trainer, build_training
+from foldwise.training.ema import reestimate_batch_norm
+from foldwise.training.fold import initial_seed
+from foldwise.training.trial import attach_trainer
+
+ITEMS = 8  # of a batch
+STEPS = 4  # per phase of a `ShortTraining`
+LEARNT = 0.4  # of its first value: the loss of a batch that has been learnt; 0.45 is the best after two softmaxes
+SINGLE = {
+    "devices": 1,
+    "num_nodes": 1,
+    "strategy": "auto",
+    "accumulate_grad_batches": 1,
+    "sync_batchnorm": False,
+    "detect_anomaly": False,
+}
+
+
+class Subject:
+    """A training in which every phase has one epoch, and `items` of its training items, of the classes in turn."""
+
+    def __init__(self, config: Mapping[str, Any], prepared: Prepared, part: Holdout, code: Code) -> None:
+        phases = {name: phase | {"epochs": min(phase["epochs"], 1)} for name, phase in config["phases"].items()}
+        self.config = {**config, "phases": phases, "data": {**config["data"], "workers": 0}}
+        self.prepared, self.part, self.code = prepared, part, code
+        pl.seed_everything(initial_seed(config["seed"], part), verbose=False)
+        self.training = build_training(self.config, prepared, part, Rank())
+        self.outputs, dataset = self.training.outputs, self.training.loader.dataset
+        assert isinstance(dataset, ItemDataset)
+        self.dataset = dataset
+        rows = part.trained(prepared.fold_of_items)
+        chosen = choose_samples(present_classes(prepared.table, prepared.scan)[rows], ITEMS * STEPS)
+        self.rows = [int(rows[number]) for number in chosen]
+        self.items = self.rows[:ITEMS]
+        self.device = self.trainer(1).strategy.root_device
+
+    def trainer(self, epochs: int, callbacks: Any = (), **settings: Any) -> pl.Trainer:
+        """A trainer of one process, without logs and checkpoints."""
+        trainer = self.config["trainer"] | SINGLE | settings
+        return build_trainer(
+            self.config | {"trainer": trainer},
+            Rank(),
+            epochs,
+            callbacks=list(callbacks),
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            plugins=LightningEnvironment(),  # whatever torchrun or srun set
+        )
+
+    def module(self) -> TrainingModule:
+        """A copy of the module on the device, in training mode, with all parameters trainable and without mixing."""
+        module = copy.deepcopy(self.training.module).to(self.device)
+        module.mixes = dict.fromkeys(module.mixes, Mix(0.0, 0.0, {}, []))
+        attach_trainer(module)
+        return module.train()
+
+    def reader(self, targets: bool = False, root: Path | None = None) -> Reader:
+        """Read items as training does, or without targets as prediction does; files under another `root`."""
+        reader, source = self.dataset.reader, self.prepared.source
+        rows = Rows(replace(source, root=root or source.root), self.prepared.reader, targets)
+        return replace(reader, rows=rows, items=self.prepared.items, targets=reader.targets if targets else {})
+
+    def plain(self, reader: Reader) -> ItemDataset:
+        """Samples as the network gets them, without augmentation."""
+        data = self.config["data"]
+        fit = "stretch" if data["fit"] == "tiles" else data["fit"]
+        transform = EpochTransform(None, image_hw(data["image_size"]))
+        return ItemDataset(reader, self.prepared.table.weights, [transform], fit, None, data["ignore_index"])
+
+    def augmented(self, reader: Reader | None = None) -> ItemDataset:
+        """Samples as training gets them."""
+        dataset = copy.copy(self.dataset)
+        dataset.reader = reader or dataset.reader
+        return dataset
+
+    @cached_property
+    def packed(self) -> Packed:
+        """`items` with targets, without augmentation."""
+        samples = self.plain(self.reader(targets=True))
+        return collate([samples[item, 0] for item in self.items], samples.fields)
+
+    @property
+    def batch(self) -> Batch:
+        return to_device(self.packed, self.device)
+
+    @cached_property
+    def learnt(self) -> tuple[TrainingModule, list[float]]:
+        """A module, in eval mode, that was trained on `batch` until it was learnt, and the losses of the steps."""
+        for lr in (2e-3, 2e-4):
+            module = self.module()
+            losses = _learn(module, self.batch, lr)
+            if np.median(losses[-3:]) < LEARNT * losses[0]:
+                break
+        reestimate_batch_norm(module.network, [self.packed], self.device)
+        return module.eval(), losses
+
+    @cached_property
+    def short(self) -> "ShortTraining":
+        return ShortTraining(self).run()
+
+
+def _learn(module: TrainingModule, batch: Batch, lr: float) -> list[float]:
+    optimizer, losses = torch.optim.Adam(module.network.parameters(), lr=lr), list[float]()
+    while len(losses) < 100 and (len(losses) < 5 or max(losses[-3:]) > LEARNT / 2 * losses[0]):
+        loss = loss_of(module.training_step(dict(batch), len(losses)))
+        losses.append(float(loss.detach()))
+        if not np.isfinite(losses[-1]) or not loss.requires_grad:
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return losses
+
+
+def loss_of(result: Any) -> Tensor:
+    """The loss that `training_step` returns, alone or in a dict."""
+    return result["loss"] if isinstance(result, dict) else result
+
+
+class ShortTraining(pl.Callback):
+    """A training by the run's own module, optimizer and schedule, with `steps` steps a phase, on new items at each.
+
+    Attributes:
+        states: of the network at first, then after each phase.
+        losses: of the steps.
+        learning: names of the parameters that got a gradient, for each phase.
+    """
+
+    def __init__(self, subject: Subject, steps: int = STEPS) -> None:
+        self.subject, self.steps = subject, steps
+        self.module = copy.deepcopy(subject.training.module)
+        self.module.schedule = replace(self.module.schedule, steps_per_epoch=steps)
+        self.ema = copy.deepcopy(subject.training.ema)
+        self.losses: list[float] = []
+        self.learning: list[set[str]] = []
+        self.optimized: set[int] = set()
+        self.states = [self._state()]
+
+    def run(self) -> "ShortTraining":
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        rows = np.resize(self.subject.rows, self.steps * ITEMS)
+        loader = make_loader(self.subject.dataset, [(int(row), 0) for row in rows], ITEMS, 0)
+        callbacks = [*([self.ema] if self.ema else []), self]
+        epochs = self.module.schedule.epochs
+        settings = {"precision": "32-true", "limit_train_batches": self.steps}
+        self.subject.trainer(epochs, callbacks, **settings).fit(self.module, loader)
+        return self
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self.learning.append(set())
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, optimizer: Any) -> None:
+        self.optimized |= {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        self.learning[-1] |= {
+            name
+            for name, parameter in self.module.network.named_parameters()
+            if parameter.grad is not None and bool(parameter.grad.any())
+        }
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, *_: Any) -> None:
+        self.losses.append(float(loss_of(outputs)))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
+        self.states.append(self._state())
+
+    def _state(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.module.network.state_dict().items()}
