@@ -140,7 +140,7 @@ def test_an_ensemble_answers_as_ensemble_and_submit_do(tmp_path, data, runs, use
         metric = {"_target_": "foldwise.predictions.metrics.LogLoss"}
         (run / "config.yaml").write_text(yaml.safe_dump({**config, "metric": metric}))
     ensemble(copies, tmp_path / "both", oof="oof-flips", use=use)
-    decision, ledger = "platt+probabilities", tmp_path / "submissions.csv"
+    decision, ledger = "platt+clip", tmp_path / "submissions.csv"
     made = make_submission(tmp_path / "both", decision=decision, out=tmp_path / "made.csv", ledger=ledger)
     build_bundle([tmp_path / "both"], tmp_path / "bundle", decision=decision)
     answers = pd.read_csv(run_infer(tmp_path / "bundle", data, tmp_path / "out"))

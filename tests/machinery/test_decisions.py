@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from foldwise.errors import Refusal
 from foldwise.predictions.decisions.calibration import CALIBRATORS, Calibrator, Platt, Temperature
+from foldwise.predictions.decisions.clipping import STEPS, Clip
 from foldwise.predictions.decisions.deciding import Method, bayes_notes, check_decision, choose, compare, fit_decision
 from foldwise.predictions.decisions.expected_f import Group, best_answers, find_alone, find_exclusive
 from foldwise.predictions.decisions.masks import (
@@ -314,6 +315,50 @@ def test_which_metrics_leave_nothing_to_decide():
     assert [rule.name for rule in rules_for(PUBLISHED.for_task("multilabel", names(3)))] == ["probabilities"]
 
 
+def confident(rows=600):
+    """(target, probability) of four classes, of a model that is all but sure, and now and then wrong."""
+    rng = np.random.default_rng(0)
+    true = rng.integers(0, 4, rows)
+    said = np.where(rng.random(rows) < [0.002, 0.01, 0.05, 0.2] @ np.eye(4)[true].T, (true + 1) % 4, true)
+    probability = np.eye(4)[said] + 10.0 ** -rng.uniform(3, 9, (rows, 4))
+    return np.eye(4)[true], probability / probability.sum(axis=1, keepdims=True)
+
+
+def test_floors_and_ceilings_are_the_best_of_the_grid():
+    """By scikit-learn, on the rows and one more mistake at either end."""
+    target, probability = confident()
+    metric = LogLoss().for_task("multilabel", names(4))
+    rule = Clip().fit(metric, target, probability)
+    for c in range(4):
+        true, value = np.append(target[:, c], [1, 0]), np.append(probability[:, c], [0, 1])
+        pairs = list(itertools.product(STEPS, STEPS))
+        losses = [oracle.log_loss(true, value.clip(low, 1 - high)) for low, high in pairs]
+        assert (rule.low[c], 1 - rule.high[c]) == pytest.approx(pairs[int(np.argmin(losses))], abs=1e-9)
+    assert rule.low[0] < rule.low[3] and rule.high[1] > 0.99 > rule.high[0]
+    before, after = (metric(target, each) for each in (probability, rule.decide(probability)))
+    assert after < 0.7 * before
+
+
+def test_floors_of_exclusive_classes():
+    """None can be improved alone, and the answers are probabilities."""
+    target, probability = confident()
+    metric = LogLoss().for_task("multiclass", names(4))
+    rule = Clip(exclusive=True).fit(metric, target, probability)
+
+    def loss(low, c):
+        clipped = probability.clip(low)
+        return oracle.log_loss(target, clipped / clipped.sum(axis=1, keepdims=True)) * 600 - np.log(
+            low[c] / (1 + low[c])
+        )
+
+    for c in range(4):
+        tried = [np.where(np.arange(4) == c, step, rule.low) for step in STEPS[1:]]
+        assert loss(rule.low, c) <= min(loss(low, c) for low in tried) + 1e-9
+    answers = rule.decide(probability)
+    np.testing.assert_allclose(answers.sum(axis=1), 1)
+    assert (rule.low > 0).all() and metric(target, answers) < 0.7 * metric(target, probability)
+
+
 # out of fold
 
 
@@ -377,8 +422,8 @@ def test_a_loss_is_better_when_lower_and_one_fold_is_not_enough():
     metric = LogLoss().for_task("multilabel", names(6))
     rows = scored(target, sharpened(probability, 3), np.arange(2000) % 4)
     outcomes = compare(CALIBRATORS[False], rules_for(metric), metric, rows)
-    assert [outcome.name for outcome in outcomes] == ["probabilities", "platt+probabilities"]
-    assert choose(outcomes, metric.greater_is_better) == 1
+    assert [outcome.name for outcome in outcomes] == ["probabilities", "clip", "platt+probabilities", "platt+clip"]
+    assert choose(outcomes, metric.greater_is_better) == 2
     with pytest.raises(Refusal, match="at least two folds"):
         compare([Calibrator()], rules_for(metric), metric, scored(target, probability, np.zeros(2000)))
 

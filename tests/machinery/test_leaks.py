@@ -21,7 +21,7 @@ from foldwise.predictions.decisions.layers import compare_cuts, measure_cuts
 from foldwise.predictions.decisions.masks import CANDIDATES, WITH_PRESENCE, compare_cleaning, measure_candidates
 from foldwise.predictions.decisions.rules import rules_for
 from foldwise.predictions.ensembles.ensembling import ensemble
-from foldwise.predictions.metrics import Dice, FBeta, MacroF1, MeanIoU, QuadraticKappa, Rmse
+from foldwise.predictions.metrics import Dice, FBeta, LogLoss, MacroF1, MeanIoU, QuadraticKappa, Rmse
 from foldwise.predictions.schema import Header
 from foldwise.predictions.store import iter_maps, read_predictions
 from foldwise.predictions.writers import PredictionWriter
@@ -129,6 +129,20 @@ def test_the_calibration_of_a_folds_model(task):
         assert first.calibrate(2, values).tobytes() == second.calibrate(2, values).tobytes()
         moved += first.calibrate(1, values).tobytes() != second.calibrate(1, values).tobytes()
     assert moved
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_the_floors_and_ceilings_of_a_folds_probabilities(task):
+    rng, folds = np.random.default_rng(0), np.arange(300) % 3
+    values, target = rng.dirichlet([0.02] * 4, 300), np.eye(4)[rng.integers(0, 4, 300)]
+    target = np.where(rng.random((300, 1)) < 0.9, np.eye(4)[values.argmax(1)], target)
+    changed = np.where(folds[:, None] == 1, np.roll(target, 1, axis=1), target)
+    metric = LogLoss().for_task(task, list("abcd"))
+    first, second = (choose_decision(metric, scored(each, values, folds)).outcomes for each in (target, changed))
+    for before, after in zip(first, second, strict=True):
+        assert before.answers[folds == 1].tobytes() == after.answers[folds == 1].tobytes()
+        if before.name == "clip":
+            assert (before.answers[folds == 0] != after.answers[folds == 0]).any()
 
 
 @pytest.mark.parametrize("sums", [[], [["3", "a", "b"]]])

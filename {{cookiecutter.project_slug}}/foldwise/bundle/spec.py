@@ -13,7 +13,7 @@ import pandas as pd
 from foldwise import FORMAT_VERSION
 from foldwise.errors import Refusal
 from foldwise.files import read_json
-from foldwise.predictions.decisions import number_rules, rules
+from foldwise.predictions.decisions import clipping, number_rules, rules
 from foldwise.predictions.decisions.calibration import CALIBRATORS
 from foldwise.predictions.decisions.deciding import Decision
 from foldwise.predictions.decisions.expected_f import Group
@@ -153,7 +153,7 @@ def blend_folds(
     return blended
 
 
-FOUND = [*vars(rules).values(), *vars(number_rules).values()]
+FOUND = [*vars(rules).values(), *vars(number_rules).values(), *vars(clipping).values()]
 RULES = [each for each in FOUND if isinstance(each, type) and issubclass(each, rules.Rule)]
 FITTED = [type(calibrator) for each in CALIBRATORS.values() for calibrator in each]
 # The only classes that `read_bundle` instantiates: bundle.json holds no code and no pickle.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from foldwise.predictions.decisions.expected_f import Group, best_answers, find_alone, find_exclusive
-from foldwise.predictions.metrics import FBeta, MacroF1, QuadraticKappa, RowMetric
+from foldwise.predictions.metrics import FBeta, LogLoss, MacroF1, QuadraticKappa, RowMetric
 
 if TYPE_CHECKING:
     from foldwise.predictions.decisions.number_rules import Sum
@@ -193,13 +193,15 @@ def rules_for(
     metric: Any, exclusive: Sequence[tuple[int, ...]] | None = None, sums: Sequence["Sum"] = ()
 ) -> list[Rule]:
     """List the unfitted rules that suit a metric, simplest first; `exclusive` as in `ExpectedF`, `sums` for numbers."""
-    from foldwise.predictions.decisions.number_rules import ExpectedGrade, number_rules  # circular at module level
+    from foldwise.predictions.decisions.clipping import Clip  # circular at module level
+    from foldwise.predictions.decisions.number_rules import ExpectedGrade, number_rules
 
+    exclude = metric.task.exclusive
     if not metric.task.probabilities:
         return number_rules(metric, sums)
     if takes_values(metric):
-        return [Rule()]
-    if metric.task.exclusive:
+        return [Rule(), *([Clip(exclusive=exclude)] if isinstance(metric, LogLoss) else [])]
+    if exclude:
         return [Argmax(), AdjustedArgmax(), *([ExpectedGrade()] if isinstance(metric, QuadraticKappa) else [])]
     rules: list[Rule] = [FixedThreshold(_threshold(metric)), OneThreshold()]
     if isinstance(metric, FBeta):
