@@ -5,21 +5,30 @@ examples:
   python evaluate.py runs/baseline-1a2b3c4d --by camera city --show data/competition/look_at.txt
   python evaluate.py runs/baseline-1a2b3c4d runs/mixup-5e6f7a8b runs/larger-9c0d1e2f --oof oof-d4
   python evaluate.py runs/larger-s1 runs/larger-s2 runs/larger-s3 --against runs/base-s1 runs/base-s2 runs/base-s3
+  python evaluate.py runs/metadata-1a2b3c4d --importance
   python evaluate.py predictions/from-a-friend --table data/competition/holdout.csv --data competition
 
 Further sources are compared with the first. Change one thing at a time, or you cannot say what made the difference.
 Two runs that differ only in their seed show how large differences are by chance. --against compares several seeds per
-side.
+side. --importance uses the saved models of a PooledNetwork: the score from the pictures alone, the metadata alone, and
+with each column of metadata shuffled within its fold.
 """
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from foldwise.command import exit_on_error, make_parser, whole_number
 from foldwise.errors import Refusal
 from foldwise.files import check_new
 from foldwise.progress import progress_bar
 from foldwise.shell import command
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from foldwise.predictions.evaluation.evaluate import Evaluation
+    from foldwise.progress import Progress
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -39,6 +48,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--show", metavar="IDS", help="images to show but not score: a file of ids, or column=value")
     add("--resamples", type=whole_number(100), default=1000, help="bootstrap draws, at least 100 (default: 1000)")
     add("--seed", type=int, default=0, help="seed of the draws (default: 0)")
+    help = "one run with metadata: what pictures and each column bring, by REPEATS shuffles (default: 5)"
+    add("--importance", type=whole_number(1), nargs="?", const=5, metavar="REPEATS", help=help)
     add("--out", type=Path, help="HTML file to write (default: evaluation.html in the first source)")
     return parser.parse_args(arguments)
 
@@ -47,6 +58,8 @@ def main() -> None:
     options = parse()
     with exit_on_error():
         report = report_path(options.out, options.sources[0])
+        if options.importance and (len(options.sources) > 1 or options.against or options.table):
+            raise Refusal("--importance is of one run, out of fold: name no other source, and no --table")
         from foldwise.predictions.evaluation.evaluate import evaluate
 
         changes = {} if options.against else describe_runs(options.sources)
@@ -65,12 +78,15 @@ def main() -> None:
                 seed=options.seed,
                 progress=progress,
             )
+            importance = None
+            if options.importance:
+                importance = find_importance(evaluation, options.sources[0], options.importance, options.seed, progress)
         from foldwise.reporting.console import print_evaluation
         from foldwise.reporting.evaluation_report import write_evaluation
 
         names = [one.name for one in evaluation.evidence]
-        print_evaluation(evaluation, {names[number]: lines for number, lines in changes.items()})
-        write_evaluation(report, evaluation)
+        print_evaluation(evaluation, {names[number]: lines for number, lines in changes.items()}, importance)
+        write_evaluation(report, evaluation, importance)
     print(f"\nWritten:\n  {report}")
     if len(options.sources) == 1:
         source = options.sources[0]
@@ -86,6 +102,20 @@ def describe_runs(sources: list[Path]) -> dict[int, list[str]]:
 
     runs = [number for number, source in enumerate(sources) if (source / "identity.json").is_file()]
     return {number: describe_changes(sources[0], sources[number]) for number in runs if number} if 0 in runs else {}
+
+
+def find_importance(
+    evaluation: "Evaluation", run: Path, repeats: int, seed: int, progress: "Progress"
+) -> "pd.DataFrame":
+    """Measure the importance of a run's pictures and metadata; note columns that tell too much."""
+    from foldwise.audit.leaks import leak_notes
+    from foldwise.inference.parts import predict_parts
+    from foldwise.predictions.evaluation.importance import measure_importance
+
+    truth = evaluation.truth
+    evaluation.notes.extend(leak_notes(truth.table, truth.items.samples, truth.folds))
+    predicted = predict_parts(run, truth.items, repeats, seed, progress)
+    return measure_importance(evaluation, predicted, seed, progress)
 
 
 def report_path(out: Path | None, source: Path) -> Path:

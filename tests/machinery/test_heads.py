@@ -29,6 +29,7 @@ from foldwise.training.trial import inspect_config
 
 MASK = "task: segmentation, target: mask, classes: [background,blue,green,red], loss: cross_entropy"
 LABELS = "task: multilabel, target: labels"
+POOLED = ("model._target_=foldwise.models.pooled.PooledNetwork", "model.library=null", "+model.dropout=0.3")
 SMALL = ("batch_size=3", "optimizer.lr=0.01")  # nothing is left over of 6 rows
 
 
@@ -46,19 +47,20 @@ def root(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "task, entries",
+    "task, entries, network",
     [
-        ("multiclass", {"mask": MASK, "tags": LABELS}),
-        ("multiclass", {"middle": f"{LABELS}, at: layer2", "deep": f"{MASK}, at: layer3"}),
-        ("segmentation", {"tags": LABELS, "other": MASK, "deep": f"{MASK}, at: decoder.blocks.1"}),
+        ("multiclass", {"mask": MASK, "tags": LABELS}, ()),
+        ("multiclass", {"middle": f"{LABELS}, at: layer2", "deep": f"{MASK}, at: layer3"}, ()),
+        ("multiclass", {"tags": LABELS}, POOLED),
+        ("segmentation", {"tags": LABELS, "other": MASK, "deep": f"{MASK}, at: decoder.blocks.1"}, ()),
     ],
 )
 @pytest.mark.parametrize("ema", ["ema=null", "ema=0.9"])
-def test_a_head_of_weight_0_changes_no_byte(root, tmp_path, task, entries, ema):
+def test_a_head_of_weight_0_changes_no_byte(root, tmp_path, task, entries, network, ema):
     drop = "+model.options.drop_rate=0.3" if task == "multiclass" else "seed=3"
     of_zero = {name: f"{entry}, weight: 0, keep: false" for name, entry in entries.items()}
     plain, zero = (
-        train_folds(tiny_config(root, task, "fold=0", ema, drop, *SMALL, *more), tmp_path / str(len(more)))
+        train_folds(tiny_config(root, task, "fold=0", ema, drop, *SMALL, *network, *more), tmp_path / str(len(more)))
         for more in ((), (heads(**of_zero),))
     )
     for file in ("model/model.safetensors", "model/model.json"):

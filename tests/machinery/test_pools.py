@@ -40,7 +40,7 @@ def test_an_item_alone_equals_itself_in_a_padded_batch(name: str) -> None:
 
 def test_a_networks_answer_for_an_item_is_the_same_in_a_padded_batch() -> None:
     torch.manual_seed(0)
-    net = PooledNetwork("test_resnet", CHANNELS, OUTPUTS, "attention", numbers=["a"]).eval()
+    net = PooledNetwork(CHANNELS, OUTPUTS, "test_resnet", "attention", numbers=["a"]).eval()
     images, valid, numbers = torch.randn(3, 3, 3, 32, 32), torch.arange(3) < LENGTHS[:, None], torch.randn(3, 2)
     found = net({"image": images, "image_valid": valid, "numbers": numbers})["logits"]
     for row, length in enumerate(LENGTHS):
@@ -153,9 +153,26 @@ def test_metadata_is_left_out_for_some_training_samples_only() -> None:
     fusion = Fusion(2, 1, 0, "concat", dropout=0.4)
     batch, features = {"numbers": torch.randn(2000, 2)}, torch.randn(2000, 2)
     nn.init.ones_(fusion.metadata[2].bias)
-    dropped = (fusion.train()(features, batch)[:, 2:] == 0).all(1)
+    dropped = (fusion.train()(features, fusion.encode(batch))[:, 2:] == 0).all(1)
     assert 0.36 < dropped.float().mean() < 0.44
-    assert not (fusion.eval()(features, batch)[:, 2:] == 0).all(1).any()
+    assert not (fusion.eval()(features, fusion.encode(batch))[:, 2:] == 0).all(1).any()
+
+
+def test_heads_see_what_the_classifier_sees() -> None:
+    heads = {"tags": {"kind": "rows", "at": None, "keep": False, "detach": False}}
+    net = PooledNetwork(CHANNELS, OUTPUTS | {"tags": 2}, "test_resnet", numbers=["a"], fusion="gated", heads=heads)
+    nn.init.normal_(net.heads["tags_head"].classifier.weight)
+    nn.init.normal_(net.classifier.weight)
+    batch = {"image": torch.randn(4, 3, 32, 32), "numbers": torch.randn(4, 2)}
+    seen = []
+    net.classifier.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    outputs = net.eval()(batch)
+    torch.testing.assert_close(outputs["tags"], net.heads["tags_head"].classifier(seen[0]))
+    assert list(outputs) == ["logits", "tags"]
+    assert not any(name.startswith("heads") for name in net.lasting_state())
+    for head in ({"kind": "maps"}, {"at": "layer1"}):
+        with pytest.raises(Refusal, match="outputs.tags: this network has heads of one row per item, without `at`"):
+            PooledNetwork(CHANNELS, OUTPUTS | {"tags": 2}, "test_resnet", heads={"tags": heads["tags"] | head})
 
 
 def test_standardised_features_and_hidden_layers_are_what_plain_layers_give() -> None:
@@ -199,9 +216,9 @@ def test_unknown_choices_are_refused(change: dict, message: str) -> None:
 def test_items_that_do_not_fit_the_pool_are_refused() -> None:
     image = torch.zeros(2, 3, 32, 32)
     with pytest.raises(Refusal, match="model.pool is set, but items have one picture: set null"):
-        PooledNetwork(CHANNELS, OUTPUTS, "test_resnet")({"image": image})
+        PooledNetwork(CHANNELS, OUTPUTS, "test_resnet", "mean")({"image": image})
     with pytest.raises(Refusal, match="model.pool is null, but items have stacks of pictures: choose one"):
-        PooledNetwork(CHANNELS, OUTPUTS, "test_resnet", None)({"image": image.unsqueeze(1)})
+        PooledNetwork(CHANNELS, OUTPUTS, "test_resnet")({"image": image.unsqueeze(1)})
     with pytest.raises(Refusal, match=r"set samples\.view and samples\.views"):
         PooledNetwork(CHANNELS, OUTPUTS, "test_resnet", "slots", {"slots": 2})({"image": image.unsqueeze(1)})
     three = {"image": image.unsqueeze(1).expand(2, 3, 3, 32, 32), "slot": torch.tensor([[0, 1, 2]] * 2)}

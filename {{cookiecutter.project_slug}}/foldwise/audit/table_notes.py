@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from foldwise.audit.leaks import leak_notes
 from foldwise.data.prepare import Prepared
 from foldwise.data.problems import some
 from foldwise.data.statistics import SMALLEST_STD
@@ -21,7 +22,7 @@ BITS = (8, 10, 12, 14)  # of sensors whose values are stored in 16 bits
 
 
 def audit_table(data: Mapping[str, Any], prepared: Prepared) -> list[str]:
-    """Note missing or similar classes, constant channels, split groups, and values that do not fit the scale."""
+    """Note missing or similar classes, telling metadata, constant channels, split groups, and values off the scale."""
     counts = prepared.statistics["class_counts"]
     never, missing = [], []
     for number, name in enumerate(prepared.table.classes):
@@ -37,6 +38,7 @@ def audit_table(data: Mapping[str, Any], prepared: Prepared) -> list[str]:
     for found, what in ((never, "never occur"), (missing, "do not occur in every fold")):
         summary = f"{len(found):,} of {len(prepared.table.classes):,} classes {what}: {'; '.join(found[:SHOWN])}; ..."
         notes += found if len(found) <= SHOWN else [summary]
+    notes += leak_notes(prepared.table, prepared.samples, prepared.fold_of_items)
     frame, scan = prepared.table.frame, prepared.scan
     for column in frame.columns.intersection(["image", "group", "unit"], sort=False):
         spread = pd.Series(prepared.fold_of_items).groupby(frame[column]).nunique()

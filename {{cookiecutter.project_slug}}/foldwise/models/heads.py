@@ -48,12 +48,24 @@ class Heads(nn.ModuleDict):
             does not train the network, not even by a gradient of 0, whose memory layout could change the rounding.
         columns: number of columns by output.
         channels: of the image.
+        width: of the pooled features, of a network that has nothing else for its heads.
     """
 
     def __init__(
-        self, net: nn.Module, heads: Mapping[str, Mapping[str, Any]], columns: Mapping[str, int], channels: int
+        self,
+        net: nn.Module,
+        heads: Mapping[str, Mapping[str, Any]],
+        columns: Mapping[str, int],
+        channels: int,
+        width: int | None = None,
     ) -> None:
         super().__init__()
+        other = [name for name, head in heads.items() if head["kind"] == "maps" or head["at"]]
+        if width is not None and other:
+            raise Refusal(
+                f"outputs.{other[0]}: this network has heads of one row per item, without `at`: remove the head, or "
+                "train another network with it"
+            )
         self.at = {name: head["at"] for name, head in heads.items() if head["at"]}
         self.detached = {name for name, head in heads.items() if head["detach"]}
         self.stages = any(head["kind"] == "maps" and not head["at"] for head in heads.values())
@@ -61,7 +73,7 @@ class Heads(nn.ModuleDict):
         with torch.random.fork_rng(devices=[]):
             for name, head in heads.items():
                 if head["kind"] == "rows":
-                    layer: nn.Module = Rows(named.get(name) or _pooled_channels(net), columns[name])
+                    layer: nn.Module = Rows(named.get(name) or width or _pooled_channels(net), columns[name])
                 else:
                     layer = Maps([named[name]] if name in named else _map_channels(net, name), columns[name])
                 self[name + SUFFIX] = layer

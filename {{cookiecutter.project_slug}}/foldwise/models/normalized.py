@@ -29,7 +29,10 @@ class Normalized(nn.Module):
                 self.register_buffer(f"{what}_{name}", tensor, persistent=False)
 
     def forward(self, batch: Batch) -> Batch:
-        return self.net(batch | {name: self._normalize(name, batch[name]) for name in self.images if name in batch})
+        return self.net(self.normalized(batch))
+
+    def normalized(self, batch: Batch) -> Batch:
+        return batch | {name: self._normalize(name, batch[name]) for name in self.images if name in batch}
 
     def _normalize(self, name: str, x: Tensor) -> Tensor:
         mean, std = self.get_buffer(f"mean_{name}"), self.get_buffer(f"std_{name}")

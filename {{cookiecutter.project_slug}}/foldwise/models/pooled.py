@@ -10,6 +10,7 @@ from foldwise.data.features import FIELD
 from foldwise.data.units import CODES
 from foldwise.errors import Refusal
 from foldwise.models.features import EncodersNetwork
+from foldwise.models.heads import SUFFIX, Features, Heads
 from foldwise.models.network import Batch
 from foldwise.models.networks import build_encoder, only
 from foldwise.models.pools import build_pool, encode_stack
@@ -18,7 +19,7 @@ FUSIONS = ("concat", "film", "gated")
 
 
 class PooledNetwork(EncodersNetwork):
-    """Pictures through a timm encoder and a pool, fused with metadata, one output out.
+    """Pictures through a timm encoder and a pool, fused with metadata; one output, and those of `heads`, out.
 
     Args:
         name, options: of the encoder.
@@ -34,6 +35,7 @@ class PooledNetwork(EncodersNetwork):
         metadata_dropout: share of training samples whose metadata is left out.
         hidden: widths of hidden layers in front of the classifier, with BatchNorm.
         dropout: of the inputs of each of them and of the classifier.
+        heads: see `Heads`; of rows, on what the classifier sees.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class PooledNetwork(EncodersNetwork):
         channels: Mapping[str, int],
         outputs: Mapping[str, int],
         name: str = "",
-        pool: str | Sequence[str] | None = "attention",
+        pool: str | Sequence[str] | None = None,
         pool_options: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
         chunk: int | None = None,
@@ -56,13 +58,15 @@ class PooledNetwork(EncodersNetwork):
         encoders: Sequence[Mapping[str, Any]] = (),
         normalize: bool = False,
         hidden: Sequence[int] = (),
+        heads: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        field = only(channels, "image field")
+        field, heads = only(channels, "image field"), heads or {}
         super().__init__(encoders, channels[field], weights)
         if chunk is not None and not (type(chunk) is int and chunk >= 1):
             raise Refusal(f"model.chunk is {chunk!r}; it must be a whole number from 1, or null")
-        self.metadata = {"numbers": 2 * len(numbers), "categories": len(categories)}  # columns of the batch
-        self.field, self.output, self.chunk = field, only(outputs, "output"), chunk
+        self.columns = {"numbers": list(numbers), "categories": list(categories)}
+        self.field, self.chunk = field, chunk
+        self.output = only({name: count for name, count in outputs.items() if name not in heads}, "output")
         if not encoders:
             self.encoder = build_encoder(name, channels[field], weights, pretrained, options)
         width = self.width or self.encoder.num_features
@@ -81,17 +85,24 @@ class PooledNetwork(EncodersNetwork):
         self.hidden = nn.Sequential(*layers)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(width, outputs[self.output])
+        self.heads = Heads(self, heads, outputs, channels[field], width)
+        self.auxiliary = [f"heads.{name}{SUFFIX}" for name, head in heads.items() if not head["keep"]]
 
     def forward(self, batch: Batch) -> Batch:
+        for name, columns in self.columns.items():
+            count = 2 * len(columns) if name == "numbers" else len(columns)
+            if (batch[name].shape[1] if name in batch else 0) != count:
+                raise Refusal(f"model.{name} and samples.{name} differ: set model.{name}=${{samples.{name}}}")
+        return self.answer(self.encode(batch), None if self.fusion is None else self.fusion.encode(batch))
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Features of the pictures (B, D)."""
         field = FIELD if FIELD in batch else self.field
         images, valid = batch[field], batch.get(f"{field}_valid")  # valid only if stacks vary in length
         stacked = images.ndim == (3 if field == FIELD else 5)
         if stacked != (self.pool is not None):
             found, advice = ("stacks of pictures", "choose one") if stacked else ("one picture", "set null")
             raise Refusal(f"model.pool is {'null' if self.pool is None else 'set'}, but items have {found}: {advice}")
-        for name, count in self.metadata.items():
-            if (batch[name].shape[1] if name in batch else 0) != count:
-                raise Refusal(f"model.{name} and samples.{name} differ: set model.{name}=${{samples.{name}}}")
         if field == FIELD:
             features = images
         elif self.pool is None:
@@ -100,11 +111,23 @@ class PooledNetwork(EncodersNetwork):
             features = encode_stack(self.encoder, images, valid, self.chunk)
         if self.normalize is not None:
             features = self._normalized(features, valid)
-        if self.pool is not None:
-            features = self.pool(features, valid, batch.get("slot"))
-        if self.fusion is not None:
-            features = self.fusion(features, batch)
-        return {self.output: self.classifier(self.dropout(self.hidden(features)))}
+        return features if self.pool is None else self.pool(features, valid, batch.get("slot"))
+
+    def answer(self, pictures: Tensor, metadata: Tensor | None) -> Batch:
+        """Outputs for features of the pictures (B, D) and of the metadata (B, H)."""
+        fused = pictures if self.fusion is None or metadata is None else self.fusion(pictures, metadata)
+        features = self.hidden(fused)
+        return {self.output: self.classifier(self.dropout(features)), **self.heads(Features((), features, (), {}))}
+
+    def shuffle(self, batch: Batch, column: str, order: Tensor) -> Batch:
+        """Reorder the values (B, ...) of one column of metadata, and whether they are missing, among the items."""
+        shuffled = {}
+        for name, columns in self.columns.items():
+            if column in columns:
+                shuffled[name] = batch[name].clone()
+                for index in range(columns.index(column), batch[name].shape[1], len(columns)):
+                    shuffled[name][:, index] = batch[name][order, index]
+        return batch | shuffled
 
     def _normalized(self, features: Tensor, valid: Tensor | None) -> Tensor:
         """Standardised features (..., D); padding stays."""
@@ -117,7 +140,7 @@ class PooledNetwork(EncodersNetwork):
 
 
 class Fusion(nn.Module):
-    """Fuses features (B, D) with `numbers` (B, 2 K) and `categories` (B, J) of the batch to (B, `width`).
+    """Encodes `numbers` (B, 2 K) and `categories` (B, J) of a batch, and fuses them with features (B, D).
 
     Args:
         hidden: width of both hidden layers of the metadata.
@@ -150,12 +173,17 @@ class Fusion(nn.Module):
         self.gate = nn.Linear(*gates[kind]) if kind in gates else nn.Identity()
         self.width = features if kind == "film" else both
 
-    def forward(self, features: Tensor, batch: Batch) -> Tensor:
+    def encode(self, batch: Batch) -> Tensor:
+        """Features of the metadata (B, `hidden`); 0 where it is left out in training."""
         parts = [batch["numbers"]] if "numbers" in batch else []
         parts += [layer(batch["categories"][:, index]) for index, layer in enumerate(self.embed)]
         metadata = self.metadata(torch.cat(parts, 1))
         if self.training and self.dropout:
             metadata = metadata * (torch.rand(len(metadata), 1, device=metadata.device) >= self.dropout)
+        return metadata
+
+    def forward(self, features: Tensor, metadata: Tensor) -> Tensor:
+        """Fuse to (B, `width`)."""
         if self.kind == "film":
             scale, shift = self.gate(metadata).chunk(2, 1)
             return features * (1 + scale) + shift

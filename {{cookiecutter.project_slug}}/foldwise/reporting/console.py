@@ -101,8 +101,15 @@ def _describe_epochs(run: Path, folds: Sequence[int], greater_is_better: bool) -
     return text if best == last else f"{text}, at the end {mean[last]:.4f}"
 
 
-def print_evaluation(evaluation: "Evaluation", changes: Mapping[str, Sequence[str]]) -> None:
-    """Print scores, subgroups, differences and notes; `changes` lists how each further run differs from the first."""
+def print_evaluation(
+    evaluation: "Evaluation", changes: Mapping[str, Sequence[str]], importance: pd.DataFrame | None = None
+) -> None:
+    """Print scores, subgroups, differences and notes.
+
+    Args:
+        changes: how each further run differs from the first.
+        importance: of `measure_importance`.
+    """
     console, scores = Console(highlight=False, markup=False), evaluation.scores
     first, over_all = evaluation.evidence[0], scores["column"] == ""
     for name, lines in changes.items():
@@ -124,6 +131,11 @@ def print_evaluation(evaluation: "Evaluation", changes: Mapping[str, Sequence[st
     metric = type(evaluation.metrics[0]).__name__
     for column, rows in scores[~over_all & (scores["metric"] == metric)].groupby("column", sort=False):
         console.print(_subgroup_table(f"{metric} by {column}", rows, evaluation))
+    if importance is not None:
+        table = make_table(f"{metric} without a part", ["predicted from"], ["score", "worse by", "interval"])
+        for name, score, worse, *ends in importance.itertuples(index=False):
+            table.add_row(str(name), f"{score:.4f}", f"{worse:.4f}", format_interval(*ends))
+        console.print(table)
     if len(evaluation.differences):
         for what, rows in evaluation.differences.groupby("what", sort=False):
             console.print(_difference_table(str(what), rows))

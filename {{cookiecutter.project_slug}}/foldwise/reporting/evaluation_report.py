@@ -27,8 +27,12 @@ OVERLAYS = 4  # segmentation: images per gallery, each with its predicted and tr
 SHOWN = 48  # pictures of --show; segmentation: a quarter of them
 
 
-def write_evaluation(path: Path, evaluation: Evaluation) -> None:
-    """Write the report as one self-contained HTML file; Refusal if a picture cannot be read."""
+def write_evaluation(path: Path, evaluation: Evaluation, importance: pd.DataFrame | None = None) -> None:
+    """Write the report as one self-contained HTML file; Refusal if a picture cannot be read.
+
+    Args:
+        importance: of `measure_importance`.
+    """
     first, metric = evaluation.evidence[0], type(evaluation.metrics[0]).__name__
     scores = evaluation.scores
     overall = scores[scores["column"] == ""]
@@ -37,6 +41,10 @@ def write_evaluation(path: Path, evaluation: Evaluation) -> None:
         parts += ["<h2>Differences</h2>", _table(evaluation.differences)]
         if (evaluation.differences["pairs"] == 1).any():
             parts.append(f"<p>{escape(TWO_FILES)}</p>")
+    if importance is not None:
+        shown = importance[1:].rename(columns={"predicted from": "label", "worse by": "score"})
+        figure = intervals(shown.assign(prediction=first.name), f"{metric}: worse by")
+        parts += ["<h2>Pictures and metadata</h2>", figure_html("What each part brings", figure), _table(importance)]
     for column, rows in scores[scores["column"] != ""].groupby("column", sort=False):
         frame = pd.concat([overall, rows])
         frame = frame[frame["metric"] == metric].rename(columns={"value": "label"})

@@ -30,6 +30,7 @@ from foldwise.models.network import Network
 from foldwise.models.networks import ImageNetwork, choose_normalization
 from foldwise.models.normalized import Normalized, enable_gradient_checkpointing
 from foldwise.models.optimization import build_optimizer, scale_lr
+from foldwise.models.pooled import PooledNetwork
 from foldwise.processes.group import Rank
 from foldwise.schedule.phases import Schedule, build_phases
 from foldwise.tasks.outputs import Output
@@ -158,10 +159,10 @@ def build_network(config: Mapping[str, Any], prepared: Prepared, spec: ModelSpec
     if not (isinstance(kind, type) and issubclass(kind, Network)):
         raise Refusal(f"model._target_={model['_target_']} is not a subclass of foldwise.models.network.Network")
     described = spec.network | _network_outputs(config, prepared.trained)
-    if "heads" in described and not issubclass(kind, ImageNetwork):
+    if "heads" in described and not issubclass(kind, ImageNetwork | PooledNetwork):
         raise Refusal(
-            f"model._target_={model['_target_']} has no built-in heads, which foldwise.models.networks.ImageNetwork "
-            f"has: return {', '.join(described['heads'])} in its `forward` and set outputs.<name>.key"
+            f"model._target_={model['_target_']} has no built-in heads, which ImageNetwork and PooledNetwork of "
+            f"foldwise have: return {', '.join(described['heads'])} in its `forward` and set outputs.<name>.key"
         )
     weights = model["weights"]
     if prepared.features:
