@@ -25,7 +25,8 @@ from foldwise.inference.predicting import Choices, predict_runs
 from foldwise.predictions.decisions.submit import make_submission
 from foldwise.predictions.ensembles.ensembling import ensemble
 from foldwise.predictions.evaluation.evaluate import evaluate
-from foldwise.predictions.pseudo.labelling import list_uncertain, pseudo_label
+from foldwise.labelling.lists import list_uncertain
+from foldwise.predictions.pseudo.labelling import pseudo_label
 from foldwise.predictions.pseudo.rules import Confident
 from foldwise.predictions.pseudo.teachers import check_probabilities
 from foldwise.predictions.store import iter_average_maps, iter_maps, read_predictions

@@ -22,7 +22,8 @@ from foldwise.data.sampling import EpochSampler, Pool, Sampling
 from foldwise.errors import Refusal
 from foldwise.files import read_json, write_json
 from foldwise.inference.predicting import Choices, predict_runs
-from foldwise.predictions.pseudo.labelling import list_uncertain, pseudo_label
+from foldwise.labelling.lists import list_uncertain
+from foldwise.predictions.pseudo.labelling import pseudo_label
 from foldwise.predictions.pseudo.rules import Confident, Soft
 from foldwise.processes.group import Rank
 from foldwise.schedule.phases import build_phases, pseudo_shares
@@ -422,7 +423,5 @@ def test_the_command(labelled, tmp_path, command):
     assert origin["runs"][0]["folder"] == str(run) and len(origin["runs"][0]["identity"]) == 16
     code, _, error = label(run, "--soft", "--out", out)
     assert code == 2 and error.startswith("error: ") and "not overwritten" in error
-    assert label(run, "--uncertain", 3, "--out", tmp_path / "uncertain.csv")[0] == 0
-    assert len(pd.read_csv(tmp_path / "uncertain.csv")) == 3
-    for wrong in (["--soft", "--confident", "0.9"], ["--confident-class", "blue=1", "--soft"], ["--uncertain", "0"]):
+    for wrong in (["--soft", "--confident", "0.9"], ["--confident-class", "blue=1", "--soft"]):
         assert label(run, *wrong, "--out", tmp_path / "x.csv")[0] == 2

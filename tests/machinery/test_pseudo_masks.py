@@ -18,7 +18,8 @@ from foldwise.data.masks import StoredMasks
 from foldwise.data.pseudo import join_tables
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
-from foldwise.predictions.pseudo.labelling import list_uncertain, pseudo_label
+from foldwise.labelling.lists import list_uncertain
+from foldwise.predictions.pseudo.labelling import pseudo_label
 from foldwise.predictions.pseudo.rules import Confident, Soft
 from foldwise.processes.group import Rank
 from foldwise.training.loaders import training_loader, with_pseudo

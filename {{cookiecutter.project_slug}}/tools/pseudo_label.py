@@ -4,14 +4,13 @@ examples:
   python tools/pseudo_label.py runs/finetune_cnn-1a2b3c4d --confident 0.95 --out data/competition/pseudo.csv
   python tools/pseudo_label.py runs/a-1a2b3c4d runs/b-5e6f7a8b --test test-d4 --soft --out pseudo.parquet
   python tools/pseudo_label.py runs/a-1a2b3c4d --confident 0.95 --confident-class cat=0.9 dog=0.99 --out pseudo.csv
-  python tools/pseudo_label.py runs/a-1a2b3c4d --uncertain 100 --out uncertain.csv
 
 The student of fold k gets the mean predictions of the runs' fold-k models. Ensembles, and runs whose checkpoints were
 chosen by validation, are refused: their predictions leak fold k's labels.
 
 Segmentation: writes one mask per student and image into a folder beside the table, which must be under the data
 root. Pixels below --confident get the value data.ignore_index; images without a confident pixel are left out. Soft
-masks are not supported. --uncertain averages over the pixels.
+masks are not supported.
 """
 
 import argparse
@@ -20,8 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root, where foldwise/ is
 
-from foldwise.command import exit_on_error, make_parser, whole_number
-from foldwise.shell import command, override, prepare_command
+from foldwise.command import exit_on_error, make_parser
+from foldwise.shell import command, override
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -37,9 +36,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--confident", type=float, metavar="P", help="hard labels for images or pixels at or above this confidence"
     )
     mode.add_argument("--soft", action="store_true", help="soft labels: all images, with probabilities as targets")
-    mode.add_argument(
-        "--uncertain", type=whole_number(1), metavar="N", help="list the N least certain images, to label by hand"
-    )
     parser.add_argument(
         "--confident-class",
         nargs="+",
@@ -60,19 +56,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     options = parse()
     with exit_on_error():
-        (list_images if options.uncertain else label)(options)
-
-
-def list_images(options: argparse.Namespace) -> None:
-    """List images to label by hand."""
-    from foldwise.config import read_config
-    from foldwise.predictions.pseudo.labelling import list_uncertain
-    from foldwise.reporting.console import print_uncertain
-
-    print_uncertain(list_uncertain(options.runs, options.out, options.uncertain, options.test, options.table))
-    data = read_config(options.runs[0])["data"]["name"]
-    print(f"\nWritten:\n  {options.out}")
-    print(f"\nNext, once they are labelled and in the training table:\n  {prepare_command(data)}")
+        label(options)
 
 
 def label(options: argparse.Namespace) -> None:

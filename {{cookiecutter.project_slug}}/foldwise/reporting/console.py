@@ -261,9 +261,10 @@ def print_students(students: Sequence["Student"]) -> None:
             )
 
 
-def print_uncertain(frame: pd.DataFrame) -> None:
-    """Print the images with the highest entropy."""
-    names = ["id", "image", "entropy", "margin"]
+def print_listed(frame: pd.DataFrame) -> None:
+    """Print the first images of a list, without the probabilities."""
+    known = ("id", "image", "label", "likely", "doubt", "entropy", "margin", "disagreement")
+    names = [name for name in frame if name in known]
     _print_rows(names, frame[names].to_numpy().tolist())
 
 

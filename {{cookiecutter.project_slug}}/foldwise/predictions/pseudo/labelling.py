@@ -1,4 +1,4 @@
-"""Pseudo-label unlabelled images for the student of each fold, and list uncertain images to label by hand.
+"""Pseudo-label unlabelled images for the student of each fold.
 
 A table of pseudo labels has one row per student and image:
 
@@ -29,13 +29,11 @@ import pandas as pd
 from foldwise.data.class_masks import SoftMasks, encode_layers
 from foldwise.data.pseudo import ROW, STUDENT, masks_folder, provenance_path
 from foldwise.errors import refuse_all
-from foldwise.files import check_new, new_folder, write_atomic, write_json
-from foldwise.predictions.metrics import cross_entropy
+from foldwise.files import new_folder, write_atomic, write_json
 from foldwise.predictions.pseudo.rules import (
     Confident,
     Rule,
     check_output,
-    check_suffix,
     class_problems,
     confidence,
     write_table,
@@ -43,7 +41,6 @@ from foldwise.predictions.pseudo.rules import (
 from foldwise.predictions.pseudo.teachers import Teachers, open_teachers
 
 COLUMNS = (ROW, "id", "image", STUDENT, "confidence", "weight")
-UNCERTAIN_COLUMNS = ("id", "image", "entropy", "margin")
 
 
 @dataclass(frozen=True)
@@ -195,42 +192,3 @@ def _label_maps(teachers: Teachers, rule: Rule, fold: int, folder: Path, final: 
     confident, answered = (dict(zip(teachers.classes, of_class.tolist(), strict=True)) for of_class in counts)
     student = Student(fold, len(lines), int(held_out.sum()), len(rows) - len(lines), surest, confident, answered)
     return student, pd.DataFrame(lines, columns=["id", "image", STUDENT, "confidence", "mask", "labelled"])
-
-
-def list_uncertain(
-    runs: Sequence[Path], out: Path, count: int, test: str | None = None, table: Path | None = None
-) -> pd.DataFrame:
-    """Write the images that the models of all folds are least certain about, to be labelled by hand.
-
-    Sorts by entropy, highest first (multi-label: mean over the labels; masks: mean over the pixels). `margin` is the
-    gap between the two most probable classes (multi-label: between presence and absence of the least certain label;
-    masks: mean over the pixels); smaller is less certain (Settles 2009, Active Learning Literature Survey, sec. 3.1).
-
-    Takes arguments as `pseudo_label`, and the number of images; returns the table that was written.
-    """
-    check_suffix(out)
-    check_new(out)
-    teachers = open_teachers(runs, test, table)
-    refuse_all(class_problems(teachers.classes, UNCERTAIN_COLUMNS))
-    if teachers.task.kind == "maps":
-        exclusive = teachers.task.exclusive
-        images = (maps.reshape(len(maps), -1).T for maps in teachers.maps(np.arange(len(teachers.table))))
-        means = [(*(each.mean() for each in _uncertainty(pixels, exclusive)), pixels.mean(axis=0)) for pixels in images]
-        entropy, margin, probability = map(np.array, zip(*means, strict=True))
-    else:
-        probability = teachers.probability()
-        entropy, margin = _uncertainty(probability, teachers.task.exclusive)
-    frame = teachers.table.frame[["id", "image"]].assign(entropy=entropy, margin=margin)
-    frame = frame.join(pd.DataFrame(probability, columns=teachers.classes))
-    frame = frame.sort_values(["entropy", "id"], ascending=[False, True]).head(count).round(6)
-    with write_atomic(out) as temporary:
-        write_table(temporary, frame)
-    return frame
-
-
-def _uncertainty(probability: np.ndarray, exclusive: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Entropy and margin (N,) of probabilities (N, C)."""
-    entropy = cross_entropy(probability, probability, exclusive)
-    if exclusive:
-        return entropy, np.diff(np.partition(probability, -2, axis=1)[:, -2:], axis=1)[:, 0]
-    return entropy, 2 * confidence(probability, False) - 1

@@ -1,0 +1,266 @@
+"""Labelling by hand: lists, the page in a real browser, and what is taken of its answers."""
+
+import base64
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from pseudo_world import UNLABELLED, draw, make_run, write_world
+from tiny import CLASSES, prepare_tiny, tiny_config, write_data
+
+from foldwise.config import write_config
+from foldwise.errors import Refusal
+from foldwise.files import write_json
+from foldwise.labelling.answers import take_answers
+from foldwise.labelling.lists import find_suspects, list_suspects, list_uncertain, spread
+from foldwise.labelling.page import open_list, write_page
+from foldwise.predictions.schema import Header
+from foldwise.predictions.store import write_predictions
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+in_browser = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium on this machine")
+
+
+def in_chromium(page, script):
+    """Run a script in a page; return what it leaves in the element `result`."""
+    run = f"<pre id='result'></pre><script>setTimeout(() => {{ {script} }}, 300)</script></body>"
+    changed = page.with_name("driven.html")
+    changed.write_text(page.read_text().replace("</body>", run))
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,800"]
+    command += [f"--user-data-dir={page.parent / 'profile'}", "--virtual-time-budget=3000", "--dump-dom", str(changed)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return html.unescape(re.search(r"<pre id=.result.>(.*?)</pre>", done.stdout, re.DOTALL)[1])
+
+
+KEYS = "const key = (k) => dispatchEvent(new KeyboardEvent('keydown', {key: k}));"
+SHOW = "document.getElementById('result').textContent = answersCsv();"
+
+
+# lists
+
+
+def test_suspects_are_those_of_the_definition():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, 400)
+    logits = 2.5 * np.eye(3)[truth] + rng.normal(size=(400, 3))
+    probability = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    flipped = rng.random(400) < 0.05
+    labels = np.where(flipped, (truth + 1) % 3, truth)
+    suspect, likely = find_suspects(labels, probability)
+    threshold = [probability[labels == number, number].mean() for number in range(3)]
+    for row in range(400):
+        found = [number for number in range(3) if probability[row, number] >= threshold[number]]
+        best = max(found, key=lambda number: probability[row, number], default=labels[row])
+        assert suspect[row] == (best != labels[row])
+        assert not suspect[row] or likely[row] == best
+    assert flipped[suspect].mean() > 3 * flipped.mean()
+
+
+def test_a_run_lists_its_suspect_labels(tmp_path):
+    root = write_data(tmp_path / "world")
+    frame = pd.read_csv(root / "train.csv").assign(part=[row % 2 for row in range(24)])
+    frame.loc[[4, 9], "label"] = ["red", "green"]  # they are green and blue
+    frame.to_csv(root / "train.csv", index=False)
+    config = tiny_config(root, "multiclass", "data.columns.fold=part")
+    prepared = prepare_tiny(config)
+    write_config(root / "run", config)
+    write_json(root / "run" / "identity.json", {})
+    oof = pd.DataFrame(np.full((24, 3), 0.1), columns=CLASSES)
+    for row in range(24):
+        oof.loc[row, CLASSES[row % 3]] = 0.8 if row != 9 else 0.7
+    oof[CLASSES] = oof[CLASSES].div(oof[CLASSES].sum(axis=1), axis=0)
+    oof = oof.assign(id=prepared.table.ids, fold=frame["part"], snapshot="last", view="identity")
+    header = Header(split="oof", task="multiclass", columns=CLASSES, folds_hash=prepared.folds_hash, created_by="x")
+    write_predictions(root / "run" / "oof", oof, header)
+    found = list_suspects(root / "run", tmp_path / "suspect.csv")
+    assert found[["id", "label", "likely"]].to_numpy().tolist() == [["row4", "red", "green"], ["row9", "green", "blue"]]
+    assert found["doubt"].tolist() == pytest.approx([0.7, 0.6 / 0.9], abs=1e-5)
+    assert len(list_suspects(root / "run", tmp_path / "one.csv", 1)) == 1
+    with pytest.raises(Refusal, match="not overwritten"):
+        list_suspects(root / "run", tmp_path / "one.csv")
+
+
+def test_spread_takes_the_farthest_from_all_that_are_chosen():
+    vectors = np.random.default_rng(1).normal(size=(30, 3))
+    vectors[11] = vectors[0]
+    chosen = spread(vectors, 8)
+    expected = [0]
+    while len(expected) < 8:
+        distance = [min(np.linalg.norm(vectors[row] - vectors[other]) for other in expected) for row in range(30)]
+        expected.append(int(np.argmax(distance)))
+    assert chosen == expected and 11 not in chosen
+    assert sorted(spread(vectors[:4], 9)) == [0, 1, 2, 3]
+
+
+def test_disagreement_is_the_entropy_that_runs_do_not_share(tmp_path):
+    root = write_world(tmp_path / "world")
+    same = draw("multiclass", 1)
+    runs = [make_run(root, "a", same), make_run(root, "b", same)]
+    assert list_uncertain(runs, tmp_path / "same.csv", 8, disagreement=True)["disagreement"].max() < 1e-5
+    other = same.copy()
+    other[:, 5] = np.roll(same[:, 5], 1, axis=1)
+    runs[1] = make_run(root, "c", other)
+    found = list_uncertain(runs, tmp_path / "other.csv", 8, disagreement=True)
+    assert found["id"][0] == f"row{UNLABELLED[5]}" and found["disagreement"][1] < 1e-5 < found["disagreement"][0]
+    with pytest.raises(Refusal, match="two runs"):
+        list_uncertain(runs[:1], tmp_path / "one.csv", 8, disagreement=True)
+    diverse = list_uncertain(runs, tmp_path / "diverse.csv", 3, diverse=True)
+    assert len(diverse) == 3 and diverse["id"][0] == list_uncertain(runs, tmp_path / "most.csv", 1)["id"][0]
+
+
+# the page
+
+
+@pytest.fixture
+def world(tmp_path):
+    """16 labelled pictures, 8 unlabelled ones, and the configuration of their data."""
+    root = write_world(tmp_path / "world")
+    return root, tiny_config(root, "multiclass", "data.columns.fold=part")
+
+
+def listed(world, frame, task="multiclass", **data):
+    root, config = world
+    frame.to_csv(root / "list.csv", index=False)
+    return open_list(root / "list.csv", config | {"task": task, "data": config["data"] | data})
+
+
+def images(rows):
+    return pd.DataFrame({"id": [f"row{row}" for row in rows], "image": [f"images/{row}.png" for row in rows]})
+
+
+def test_a_page_holds_everything_and_names_cannot_break_out(world):
+    root, _ = world
+    frame = images([0, 20]).assign(**dict.fromkeys(CLASSES, 0.25), likely="</script><b>x")
+    write_page(listed(world, frame), root / "page.html")
+    text = (root / "page.html").read_text()
+    assert "</script><b>" not in text and not re.search(r"(src|href)=.http", text)
+    page = json.loads(re.search(r"const page = (.*);", text)[1])
+    assert [item["labels"] for item in page["items"]] == [["blue"], []]
+    assert page["items"][0]["note"] == "label now: blue; likely: </script><b>x"
+    data = base64.b64decode(page["items"][1]["picture"].partition(",")[2])
+    shown = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert abs(shown.astype(int) - cv2.imread(str(root / "images/20.png"))).mean() < 12  # red is not blue
+    with pytest.raises(Refusal, match="not overwritten"):
+        write_page(listed(world, frame), root / "page.html")
+
+
+@in_browser
+def test_twenty_pictures_are_labelled_by_keys(world):
+    root, _ = world
+    write_page(listed(world, images(range(20))), root / "page.html")
+    wanted = np.random.default_rng(3).integers(0, 3, 20)
+    keys = [str(number + 1) for number in wanted]
+    keys = [*keys[:5], "1", "u", " ", "ArrowLeft", *keys[5:]]  # one is undone, one is skipped and found again
+    said = in_chromium(root / "page.html", f"{KEYS} {keys}.forEach(key); {SHOW}")
+    answers = pd.read_csv(pd.io.common.StringIO(said))
+    assert answers["id"].tolist() == [f"row{row}" for row in range(20)]
+    assert answers["label"].tolist() == [CLASSES[number] for number in wanted]
+    # the page is closed and opened again
+    again = in_chromium(root / "page.html", SHOW)
+    assert again == said
+    (root / "answers.csv").write_text(said)
+    taken = take_answers(listed(world, images(range(20))), root / "answers.csv", root / "train-2.csv")
+    before, after = pd.read_csv(root / "train.csv"), pd.read_csv(root / "train-2.csv")
+    assert after["label"].tolist() == answers["label"].tolist()
+    assert after["id"].tolist() == answers["id"].tolist()
+    pd.testing.assert_frame_equal(after[:16].drop(columns="label"), before.drop(columns="label"), check_dtype=False)
+    assert taken.new == 4 and taken.changed == (before["label"] != answers["label"][:16]).sum()
+    log = pd.read_csv(taken.log, keep_default_na=False)
+    assert len(log) == taken.changed + 4 and (log["before"] != log["after"]).all()
+
+
+@in_browser
+def test_labels_are_switched_and_searched(world):
+    names = [f"name {number:02d}" for number in range(30)]
+    frame = images([0, 1]).assign(**{name: number / 30 for number, name in enumerate(names)})
+    train = pd.read_csv(world[0] / "train.csv").assign(labels="name 03")
+    train.to_csv(world[0] / "train.csv", index=False)
+    write_page(listed(world, frame, "multilabel", classes=names, label_separator=","), world[0] / "page.html")
+    script = """
+      const search = document.getElementById("search");
+      key("1");                                     // the most probable: name 29
+      key("/"); search.value = "me 07"; key("Enter");
+      key("/"); search.value = "03"; key("Enter");  // off
+      key("Enter"); key("Enter");
+    """
+    said = in_chromium(world[0] / "page.html", KEYS + re.sub(r"//.*", "", script) + SHOW)
+    answers = pd.read_csv(pd.io.common.StringIO(said))
+    assert answers["labels"].tolist() == ["name 07,name 29", "name 03"]
+
+
+@in_browser
+def test_five_boxes_are_dragged(world):
+    root, _ = world
+    frame = images(range(16, 21)).assign(x0=[4, 4, "", 4, 4], y0=[6, 6, "", 6, 6], x1=[20, 20, "", 20, 20], y1=[24, 24, "", 24, 24])  # fmt: skip
+    write_page(listed(world, frame), root / "page.html")
+    script = """
+      const image = document.getElementById("image"), corner = (n) => document.querySelectorAll("#box i")[n];
+      const at = (x, y) => { const r = image.getBoundingClientRect(), s = r.width / 32;
+                             return {clientX: r.left + x * s, clientY: r.top + y * s, bubbles: true}; };
+      const fire = (on, name, x, y) => on.dispatchEvent(new PointerEvent("pointer" + name, at(x, y)));
+      const drag = (on, from, to) => { fire(on, "down", ...from); fire(window, "move", ...to); fire(window, "up", ...to); };
+      drag(corner(0), [4, 6], [8, 9]); key("Enter");
+      drag(corner(3), [20, 24], [99, 30]); key("Enter");
+      drag(image, [10, 12], [3, 2]); key("Enter");
+      key("x");
+      drag(document.getElementById("box"), [10, 10], [12, 8]); key("Enter");
+    """
+    answers = in_chromium(root / "page.html", f"{KEYS} {script} {SHOW}")
+    (root / "answers.csv").write_text(answers)
+    take_answers(listed(world, frame), root / "answers.csv", root / "list-2.csv")
+    boxes = pd.read_csv(root / "list-2.csv")[["x0", "y0", "x1", "y1"]]
+    expected = [[8, 9, 20, 24], [4, 6, 32, 30], [3, 2, 10, 12], [np.nan] * 4, [6, 4, 22, 22]]
+    np.testing.assert_allclose(boxes, expected, atol=0.11)
+
+
+def test_masks_are_accepted_or_rejected(world):
+    root, config = world
+    frame = images([16, 17, 18]).assign(mask=[f"masks/{row}.png" for row in (16, 17, 18)])
+    masks = listed(world, frame, "segmentation", classes=["background", *CLASSES])
+    write_page(masks, root / "page.html")
+    answers = pd.DataFrame({"id": ["row18", "row16"], "mask": ["accept", "reject"], "seconds": [1.5, 2]})
+    answers.to_csv(root / "answers.csv", index=False)
+    taken = take_answers(masks, root / "answers.csv", root / "train-2.csv")
+    assert (taken.new, taken.rejected, taken.changed) == (1, 1, 0)
+    after = pd.read_csv(root / "train-2.csv")
+    assert after[["id", "image", "mask"]].iloc[-1].tolist() == ["row18", "images/18.png", "masks/18.png"]
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ("id,label,seconds\nrow0,car,1\n", "car is none of blue, green, red"),
+        ("id,label,seconds\nrow0,,1\n", "an empty answer is none of"),
+        (
+            "id,label,seconds\nrow9,red,1\nrow0,red,1\nrow0,blue,1\n",
+            "(?s)1 ids are not in .*row9.*1 ids come more than once",
+        ),
+        ("id,labels,seconds\nrow0,red,1\n", "have id, label, seconds"),
+    ],
+)
+def test_wrong_answers_are_named(world, answers, message):
+    (world[0] / "answers.csv").write_text(answers)
+    with pytest.raises(Refusal, match=message):
+        take_answers(listed(world, images([0, 1])), world[0] / "answers.csv", world[0] / "train-2.csv")
+    assert not list(world[0].glob("train-2*"))
+
+
+def test_wrong_lists_are_named(world):
+    with pytest.raises(Refusal, match="no column image"):
+        listed(world, images([0]).drop(columns="image"))
+    with pytest.raises(Refusal, match="ids more than once"):
+        listed(world, images([0, 0]))
+    outside = listed(world, images([0]).assign(image="../../x.png"))
+    with pytest.raises(Refusal, match="not under"):
+        write_page(outside, world[0] / "page.html")
+    with pytest.raises(Refusal, match="no columns mask or x0"):
+        listed(world, images([0]), "regression")
