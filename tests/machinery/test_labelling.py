@@ -73,14 +73,14 @@ def test_a_run_lists_its_suspect_labels(tmp_path):
     write_json(root / "run" / "identity.json", {})
     oof = pd.DataFrame(np.full((24, 3), 0.1), columns=CLASSES)
     for row in range(24):
-        oof.loc[row, CLASSES[row % 3]] = 0.8 if row != 9 else 0.7
+        oof.loc[row, CLASSES[row % 3]] = 0.8 if row != 9 else 0.9
     oof[CLASSES] = oof[CLASSES].div(oof[CLASSES].sum(axis=1), axis=0)
     oof = oof.assign(id=prepared.table.ids, fold=frame["part"], snapshot="last", view="identity")
     header = Header(split="oof", task="multiclass", columns=CLASSES, folds_hash=prepared.folds_hash, created_by="x")
     write_predictions(root / "run" / "oof", oof, header)
     found = list_suspects(root / "run", tmp_path / "suspect.csv")
-    assert found[["id", "label", "likely"]].to_numpy().tolist() == [["row4", "red", "green"], ["row9", "green", "blue"]]
-    assert found["doubt"].tolist() == pytest.approx([0.7, 0.6 / 0.9], abs=1e-5)
+    assert found[["id", "label", "likely"]].to_numpy().tolist() == [["row9", "green", "blue"], ["row4", "red", "green"]]
+    assert found["doubt"].tolist() == pytest.approx([0.8 / 1.1, 0.7], abs=1e-5)
     assert len(list_suspects(root / "run", tmp_path / "one.csv", 1)) == 1
     with pytest.raises(Refusal, match="not overwritten"):
         list_suspects(root / "run", tmp_path / "one.csv")
@@ -145,7 +145,8 @@ def test_a_page_holds_everything_and_names_cannot_break_out(world):
     assert page["items"][0]["note"] == "label now: blue; likely: </script><b>x"
     data = base64.b64decode(page["items"][1]["picture"].partition(",")[2])
     shown = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    assert abs(shown.astype(int) - cv2.imread(str(root / "images/20.png"))).mean() < 12  # red is not blue
+    stored = cv2.imread(str(root / "images/20.png"))
+    np.testing.assert_allclose(shown.mean(axis=(0, 1)), stored.mean(axis=(0, 1)), atol=3)  # red is not blue
     with pytest.raises(Refusal, match="not overwritten"):
         write_page(listed(world, frame), root / "page.html")
 
@@ -197,14 +198,18 @@ def test_labels_are_switched_and_searched(world):
 @in_browser
 def test_five_boxes_are_dragged(world):
     root, _ = world
-    frame = images(range(16, 21)).assign(x0=[4, 4, "", 4, 4], y0=[6, 6, "", 6, 6], x1=[20, 20, "", 20, 20], y1=[24, 24, "", 24, 24])  # fmt: skip
+    frame = images(range(16, 21)).assign(x0=4, y0=6, x1=20, y1=24)
+    frame = frame.astype(object)
+    frame.loc[2, ["x0", "y0", "x1", "y1"]] = ""
     write_page(listed(world, frame), root / "page.html")
     script = """
       const image = document.getElementById("image"), corner = (n) => document.querySelectorAll("#box i")[n];
       const at = (x, y) => { const r = image.getBoundingClientRect(), s = r.width / 32;
                              return {clientX: r.left + x * s, clientY: r.top + y * s, bubbles: true}; };
       const fire = (on, name, x, y) => on.dispatchEvent(new PointerEvent("pointer" + name, at(x, y)));
-      const drag = (on, from, to) => { fire(on, "down", ...from); fire(window, "move", ...to); fire(window, "up", ...to); };
+      const drag = (on, from, to) => {
+        fire(on, "down", ...from); fire(window, "move", ...to); fire(window, "up", ...to);
+      };
       drag(corner(0), [4, 6], [8, 9]); key("Enter");
       drag(corner(3), [20, 24], [99, 30]); key("Enter");
       drag(image, [10, 12], [3, 2]); key("Enter");
@@ -220,7 +225,7 @@ def test_five_boxes_are_dragged(world):
 
 
 def test_masks_are_accepted_or_rejected(world):
-    root, config = world
+    root, _ = world
     frame = images([16, 17, 18]).assign(mask=[f"masks/{row}.png" for row in (16, 17, 18)])
     masks = listed(world, frame, "segmentation", classes=["background", *CLASSES])
     write_page(masks, root / "page.html")

@@ -22,10 +22,10 @@ from foldwise.data.batches import unpack
 from foldwise.data.holdout import Holdout
 from foldwise.errors import Refusal
 from foldwise.inference.predicting import Choices, predict_runs
+from foldwise.labelling.lists import list_uncertain
 from foldwise.predictions.decisions.submit import make_submission
 from foldwise.predictions.ensembles.ensembling import ensemble
 from foldwise.predictions.evaluation.evaluate import evaluate
-from foldwise.labelling.lists import list_uncertain
 from foldwise.predictions.pseudo.labelling import pseudo_label
 from foldwise.predictions.pseudo.rules import Confident
 from foldwise.predictions.pseudo.teachers import check_probabilities
