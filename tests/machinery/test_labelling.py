@@ -269,3 +269,16 @@ def test_wrong_lists_are_named(world):
         write_page(outside, world[0] / "page.html")
     with pytest.raises(Refusal, match="no columns mask or x0"):
         listed(world, images([0]), "regression")
+
+
+def test_the_command(world, command, tmp_path):
+    root, _ = world
+    runs = [make_run(root, name, draw("multiclass", seed)) for name, seed in (("a", 1), ("b", 2))]
+    for step, arguments in {"uncertain": [runs[0], "--most", 5, "--diverse"], "disagree": [*runs, "--most", 5]}.items():
+        code, said, error = command("tools/label.py", step, *arguments, "--out", tmp_path / f"{step}.csv")
+        assert (code, error) == (0, "") and "label.py make" in said
+        assert len(pd.read_csv(tmp_path / f"{step}.csv")) == 5
+    code, _, error = command("tools/label.py", "suspect", runs[0], "--out", tmp_path / "suspect.csv")
+    assert (code, error) == (0, "")  # the same probability everywhere
+    assert not len(pd.read_csv(tmp_path / "suspect.csv"))
+    assert command("tools/label.py", "disagree", runs[0], "--out", tmp_path / "x.csv")[0] == 2

@@ -31,7 +31,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
     def step(name: str, function: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
         added = steps.add_parser(name, help=text, description=text.capitalize() + ".")
-        added.set_defaults(run=function)
+        added.set_defaults(step=function)
         added.add_argument("--out", type=Path, required=True, help="file to write")
         return added
 
@@ -66,7 +66,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     options = parse()
     with exit_on_error():
-        options.run(options)
+        options.step(options)
 
 
 def suspect(options: argparse.Namespace) -> None:
