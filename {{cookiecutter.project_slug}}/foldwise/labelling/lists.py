@@ -30,9 +30,8 @@ def list_suspects(run: Path, out: Path, most: int | None = None) -> pd.DataFrame
     """Write the labels that out-of-fold predictions contradict, the most doubtful first.
 
     Confident learning (Northcutt, Jiang and Chuang 2021, arXiv:1911.00068, sections 3.1 and 3.2): a class is likely if
-    its probability reaches the mean one of the images labelled with it; a label is suspect if another class is likely
-    and more probable than all other likely ones, the label included. `doubt` is how much more probable it is than the
-    label. Multi-label: for each label and its absence; `likely` has a + or - before the label to add or to remove.
+    its probability reaches the mean one of the images labelled with it; a label is suspect if the most probable of the
+    likely classes is another one, and more probable than the label. `doubt` is by how much. Multi-label: for each label and its absence; `likely` has a + or - before the label to add or to remove.
     """
     check_suffix(out)
     check_new(out)
@@ -74,7 +73,7 @@ def find_suspects(labels: np.ndarray, probability: np.ndarray) -> tuple[np.ndarr
     # A tolerance, since the mean of equal numbers may differ from them by rounding.
     candidates = np.where(probability >= threshold - 1e-12, probability, -np.inf)
     likely = candidates.argmax(axis=1)
-    return (likely != labels) & np.isfinite(candidates.max(axis=1)), likely
+    return candidates.max(axis=1) > probability[np.arange(len(labels)), labels], likely
 
 
 def list_uncertain(
