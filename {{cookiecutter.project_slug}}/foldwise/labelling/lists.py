@@ -31,7 +31,8 @@ def list_suspects(run: Path, out: Path, most: int | None = None) -> pd.DataFrame
 
     Confident learning (Northcutt, Jiang and Chuang 2021, arXiv:1911.00068, sections 3.1 and 3.2): a class is likely if
     its probability reaches the mean one of the images labelled with it; a label is suspect if the most probable of the
-    likely classes is another one, and more probable than the label. `doubt` is by how much. Multi-label: for each label and its absence; `likely` has a + or - before the label to add or to remove.
+    likely classes is another one, and more probable than the label. `doubt` is by how much. Multi-label: for each label
+    and its absence; `likely` has a + or - before the label to add or to remove.
     """
     check_suffix(out)
     check_new(out)
