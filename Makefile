@@ -7,7 +7,7 @@ PARALLEL = --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 export NO_ALBUMENTATIONS_UPDATE = 1
 .DEFAULT_GOAL := help
-.PHONY: help demo amazon test test-all test-machinery lint docs lock clean
+.PHONY: help demo amazon primatrix test test-all test-machinery lint docs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,11 @@ amazon: .venv/bin/cookiecutter ## render a repository with the experiments of a 
 	.venv/bin/cookiecutter . --no-input --output-dir build/amazon project_name=Amazon task=multilabel folds=10 </dev/null
 	cp -r examples/amazon/* build/amazon/amazon
 
+primatrix: .venv/bin/cookiecutter ## the same with the experiments on videos of another team, into build/primatrix
+	rm -rf build/primatrix
+	.venv/bin/cookiecutter . --no-input --output-dir build/primatrix project_name=Primatrix task=multilabel folds=5 </dev/null
+	cp -r examples/primatrix/* build/primatrix/primatrix
+
 test: .venv/tested test-machinery ## run all tests but the slow ones: of rendering, of the examples, of foldwise/
 	$(PYTEST) tests --ignore tests/machinery $(PARALLEL)
 
@@ -32,7 +37,7 @@ test-all: ## the slow tests too: every example on the whole way
 test-machinery: .venv/tested ## run the tests of foldwise/ in a rendering; ARGS="-k tiles" picks some
 	rm -rf build/machinery
 	.venv/bin/cookiecutter . --no-input --output-dir build/machinery </dev/null
-	cp -r examples/amazon/* build/machinery/my-competition
+	cp -r examples/amazon/* examples/primatrix/* build/machinery/my-competition
 	cp -r tests/machinery build/machinery/my-competition/machinery_tests
 	cd build/machinery/my-competition && ../../../$(PYTEST) machinery_tests $(PARALLEL)
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, Render, run_command
 
 EXAMPLES = ROOT / "examples"
-NAMES = sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir() and path.name != "amazon")
+NAMES = sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir() and path.name not in ("amazon", "primatrix"))
 # Of each example, the experiments to try, with what their data needs.
 TRIED: dict[str, list[list[str]]] = {
     "auxiliary": [["auxiliary"]],

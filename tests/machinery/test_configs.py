@@ -43,6 +43,7 @@ TASKS = {
     "baseline": ["multiclass", "multilabel", "regression", "segmentation"],
     "probe": [],  # needs features: test_features trains it
     "amazon": ["multilabel"],  # all of that folder
+    "primatrix": [],  # needs features: tests/test_primatrix.py of the template
 }
 
 

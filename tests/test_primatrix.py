@@ -1,0 +1,72 @@
+"""The overlay of Pri-matrix: a few made clips from videos to a submission, by the commands of its document."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, Render
+from primatrix_way import Clip, features, log_loss, prior_loss, runs_of, timed, train, unpack, write_clips
+
+LABELS = ["blank", "hog", "wild dog"]
+SMALL = [
+    *("data.image_size=32", "data.folds=2", "data.classes=[blank,hog,wild dog]", "data.workers=0", "trainer=cpu"),
+    *("threads=1", "logger=none"),
+]
+
+
+def made_clips() -> dict[str, Clip]:
+    """Eight clips to train and four to test, of three to five frames; the colour of a square is the label."""
+    rng, clips = np.random.default_rng(0), {}
+    for number in range(12):
+        frames = rng.integers(0, 60, (3 + number % 3, 48, 64, 3)).astype(np.uint8)
+        label = number % 3
+        for frame in frames[1:]:  # an animal walks in
+            frame[8:40, 16:48, label] = 230
+        test = number >= 8
+        clips[f"{'test' if test else 'clip'}{number}"] = Clip(
+            frames, frozenset([LABELS[label]]), f"c{number % 4}", test
+        )
+    return clips
+
+
+@pytest.fixture(scope="module")
+def repository(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = render(tmp_path_factory.mktemp("primatrix"), task="multilabel", folds="2")
+    shutil.copytree(ROOT / "examples" / "primatrix", folder, dirs_exist_ok=True)
+    return folder
+
+
+def test_from_videos_to_a_submission(repository: Path) -> None:
+    pytest.importorskip("av")
+    import timm
+    from safetensors.torch import save_file
+
+    (repository / "weights").mkdir()
+    save_file(timm.create_model("test_resnet").state_dict(), repository / "weights/tiny.safetensors")
+    write_clips(repository, made_clips(), LABELS)
+    (repository / "downloads/clips/test11.mp4").write_bytes(b"broken")
+    run = timed(repository)
+    unpack(run, LABELS, SMALL, 64)
+    tables = {
+        name: pd.read_csv(repository / f"data/primatrix/frames/{name}.csv") for name in ("train", "test", "broken")
+    }
+    assert tables["train"].groupby("clip").size().tolist() == [3, 4, 5, 3, 4, 5, 3, 4]
+    assert tables["test"]["clip"].unique().tolist() == ["test10", "test8", "test9"]
+    assert tables["broken"].to_dict("records") == [
+        {"filename": "test11.mp4", "blank": 0.375, "hog": 0.375, "wild dog": 0.25}
+    ]
+    assert tables["train"].drop_duplicates("clip")["bytes_z"].notna().all()
+    features(run, SMALL, {"resnet152": ["model.name=test_resnet", "model.weights=weights/tiny.safetensors"]})
+    short = [*SMALL, "epochs=2", "phases.train.share=1", "phases.relabel.share=1", "batch_size=4", "model.hidden=[8]"]
+    members = ["attention-resnet152", "recurrent-resnet152"]
+    train(run, short, members)
+    runs = list(runs_of(repository, members))
+    run("predict.py", *runs, "--workers", 0)
+    run("ensemble.py", *runs, "--methods", "network", "--use", "network", "--out", "ensembles/primatrix")
+    run("submit.py", "make", "ensembles/primatrix", "--decision", "clip", "--out", "answer.csv")
+    broken = tables["broken"]
+    answer = pd.concat([pd.read_csv(repository / "answer.csv"), broken])
+    answer.to_csv(repository / "answer.csv", index=False)
+    assert 0 < log_loss(repository / "answer.csv", repository / "truth.csv") < 5 * prior_loss(repository)
