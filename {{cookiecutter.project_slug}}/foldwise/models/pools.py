@@ -200,9 +200,10 @@ POOLS: dict[str, Callable[..., Pool]] = {
 def build_pool(name: str | Sequence[str], features: int, **options: Any) -> Pool:
     """Build a pool by name, or several side by side; `options` go to the constructor, those of several by name."""
     if not isinstance(name, str):
+        options = {each: given for each, given in options.items() if given is not None}
         if not name or set(options) - set(name):
             raise Refusal(f"model.pool={list(name)} needs names, and model.pool_options a dict of each of them at most")
-        return SideBySide([build_pool(each, features, **(options.get(each) or {})) for each in name])
+        return SideBySide([build_pool(each, features, **options.get(each, {})) for each in name])
     if name not in POOLS:
         raise Refusal(f"model.pool is {name!r}; it must be one of {', '.join(POOLS)}")
     try:
