@@ -80,17 +80,19 @@ def timed(repository: Path) -> Run:
     return run
 
 
-def unpack(run: Run, names: Sequence[str], settings: Sequence[str], size: int) -> None:
-    """From the videos to prepared tables."""
-    for folder, fps, most in (("frames", 3, 45), ("frames331", 2, 30), ("micro", 2, 1)):
+def unpack(run: Run, settings: Sequence[str], size: int, sets: Sequence[str] = ("primatrix", "primatrix_331")) -> None:
+    """From the videos to prepared tables of each data set."""
+    folders = {"primatrix": ("frames", 3, 45), "primatrix_331": ("frames331", 2, 30)}
+    for folder, fps, most in [("micro", 2, 1), *(folders[name] for name in sets)]:
         source = "downloads/micro" if folder == "micro" else "downloads/clips"
         limits = ["--fps", fps, "--most", most, "--size", size, "--processes", 2]
         run("tools/unpack.py", "video", source, "--out", f"data/primatrix/{folder}", *limits)
-    for folder, data, experiment in (("frames", "primatrix", "attention"), ("frames331", "primatrix_331", "nasnet")):
+    for name in sets:
+        folder, experiment = folders[name][0], "attention" if name == "primatrix" else "nasnet"
         tables = ["--labels", "data/primatrix/train_labels.csv", "--test", "data/primatrix/submission_format.csv"]
         run("tools/primatrix_tables.py", f"data/primatrix/{folder}", "--micro", "data/primatrix/micro", *tables)
         chosen = [f"experiment=primatrix/{experiment}", "data.features=null", "model.name=test_resnet", *settings]
-        run("prepare.py", "--data", data, *chosen)
+        run("prepare.py", "--data", name, *chosen)
 
 
 def features(run: Run, settings: Sequence[str], nets: Mapping[str, Sequence[str]]) -> None:
@@ -163,7 +165,7 @@ def main() -> None:
         *("data.image_size=96", "data.folds=3", f"data.classes=[{','.join(names)}]", "data.columns.group=camera"),
         *("data.workers=0", "trainer=cpu", "threads=1", "logger=none"),
     ]
-    unpack(run, names, small, 128)
+    unpack(run, small, 128)
     lite = {net: f"tf_efficientnet_{lite}" for net, lite in NETS.items()}
     chosen = {net: [f"model.name={name}", f"model.weights={weights / name}.safetensors"] for net, name in lite.items()}
     features(run, small, chosen)
@@ -171,10 +173,10 @@ def main() -> None:
     runs = dict(zip(MEMBERS, runs_of(repository, list(MEMBERS)), strict=True))
     for group in ([name for name in MEMBERS if "-" in name or name == "concat"], ["nasnet"], ["concat_blank"]):
         run("predict.py", *(runs[name] for name in group), "--workers", 0)
-    blank = runs.pop("concat_blank")
+    blank, sample = runs.pop("concat_blank"), ["--sample", "data/primatrix/frames/sample.csv", "--out"]
     stack = ["--methods", "network", "--use", "network", "--out", "ensembles/primatrix"]
     print(run("ensemble.py", *runs.values(), "--features", blank, *stack))
-    print(run("submit.py", "make", "ensembles/primatrix", "--decision", "clip", "--out", "third.csv"))
+    print(run("submit.py", "make", "ensembles/primatrix", "--decision", "clip", *sample, "third.csv"))
 
     first = ["experiment=primatrix/frames", *chosen["resnet152"], "experiment_name=first/lite0", "batch_size=16"]
     run("train.py", *first, *small)
@@ -182,7 +184,7 @@ def main() -> None:
     run("predict.py", source, "--workers", 0)
     units = ["--methods", "boosting", "network", "--unit-inputs", "quantiles:8", "--out", "ensembles/first"]
     print(run("ensemble.py", source, *units))
-    print(run("submit.py", "make", "ensembles/first", "--decision", "clip", "--out", "first.csv"))
+    print(run("submit.py", "make", "ensembles/first", "--decision", "clip", *sample, "first.csv"))
 
     print(f"{time.monotonic() - start:.0f} s in all; log loss on the test clips:")
     print(f"  the shares of the labels in training  {prior_loss(repository):.4f}")

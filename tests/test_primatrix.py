@@ -48,7 +48,7 @@ def test_from_videos_to_a_submission(repository: Path) -> None:
     write_clips(repository, made_clips(), LABELS)
     (repository / "downloads/clips/test11.mp4").write_bytes(b"broken")
     run = timed(repository)
-    unpack(run, LABELS, SMALL, 64)
+    unpack(run, SMALL, 64, ["primatrix"])
     tables = {
         name: pd.read_csv(repository / f"data/primatrix/frames/{name}.csv") for name in ("train", "test", "broken")
     }
@@ -60,13 +60,16 @@ def test_from_videos_to_a_submission(repository: Path) -> None:
     assert tables["train"].drop_duplicates("clip")["bytes_z"].notna().all()
     features(run, SMALL, {"resnet152": ["model.name=test_resnet", "model.weights=weights/tiny.safetensors"]})
     short = [*SMALL, "epochs=2", "phases.train.share=1", "phases.relabel.share=1", "batch_size=4", "model.hidden=[8]"]
-    members = ["attention-resnet152", "recurrent-resnet152"]
+    short += ["data.features=[resnet152]"]
+    members = ["attention-resnet152", "concat_blank"]
     train(run, short, members)
-    runs = list(runs_of(repository, members))
-    run("predict.py", *runs, "--workers", 0)
-    run("ensemble.py", *runs, "--methods", "network", "--use", "network", "--out", "ensembles/primatrix")
-    run("submit.py", "make", "ensembles/primatrix", "--decision", "clip", "--out", "answer.csv")
-    broken = tables["broken"]
-    answer = pd.concat([pd.read_csv(repository / "answer.csv"), broken])
+    member, blank = runs_of(repository, members)
+    for each in (member, blank):
+        run("predict.py", each, "--workers", 0)
+    stack = ["--features", blank, "--methods", "network", "--use", "network", "--out", "ensembles/primatrix"]
+    run("ensemble.py", member, *stack)
+    sample = ["--sample", "data/primatrix/frames/sample.csv", "--out", "answer.csv"]
+    run("submit.py", "make", "ensembles/primatrix", "--decision", "clip", *sample)
+    answer = pd.concat([pd.read_csv(repository / "answer.csv"), tables["broken"]])
     answer.to_csv(repository / "answer.csv", index=False)
     assert 0 < log_loss(repository / "answer.csv", repository / "truth.csv") < 5 * prior_loss(repository)

@@ -5,8 +5,9 @@ example:
       --labels data/primatrix/train_labels.csv --test data/primatrix/submission_format.csv
 
 --labels has the column `filename`, one of 0 and 1 for each label, and perhaps `camera`. FRAMES and --micro are folders of
-tools/unpack.py. Writes FRAMES/train.csv and FRAMES/test.csv, a row a frame. Clips that could not be decoded are in
-neither; FRAMES/broken.csv has a row of class shares for each of the test, to append to the submission.
+tools/unpack.py. Writes FRAMES/train.csv and FRAMES/test.csv, a row a frame, and FRAMES/sample.csv, the rows of --test.
+Clips that could not be decoded are in none of them; FRAMES/broken.csv has the share of each label for those of the test,
+to append to the submission.
 """
 
 import argparse
@@ -33,15 +34,17 @@ def main() -> None:
     options = parse()
     with exit_on_error("nothing was written"):
         frames = with_metadata(pd.read_csv(options.frames / "table.csv"), pd.read_csv(options.micro / "table.csv"))
-        labels, listed = pd.read_csv(options.labels), pd.read_csv(options.test)[["filename"]]
+        labels, sample = pd.read_csv(options.labels), pd.read_csv(options.test)
         names = [name for name in labels if name not in ("filename", "camera")]
         of_clip = labels[[name for name in labels if name not in names]].assign(
             labels=["|".join(name for name, value in row.items() if value) for row in labels[names].to_dict("records")],
             blank=labels["blank"].map({1: "blank", 0: ""}),
         )
-        train, test = (frames.merge(part, on="filename") for part in (of_clip, listed))
-        broken = listed[~listed["filename"].isin(test["filename"])].assign(**labels[names].mean())
-        for name, table in (("train", train), ("test", test), ("broken", broken)):
+        readable = sample["filename"].isin(frames["filename"])
+        train, test = (frames.merge(part, on="filename") for part in (of_clip, sample[["filename"]]))
+        broken = sample[~readable].assign(**labels[names].mean())
+        tables = {"train": train, "test": test, "sample": sample[readable], "broken": broken}
+        for name, table in tables.items():
             table.to_csv(options.frames / f"{name}.csv", index=False)
     clips = {name: table["filename"].nunique() for name, table in (("training", train), ("test", test))}
     lost = len(labels) - clips["training"]
