@@ -172,7 +172,7 @@ def main() -> None:
     train(run, [*small, "batch_size=8", "model.hidden=[64,64]"], list(MEMBERS))
     runs = dict(zip(MEMBERS, runs_of(repository, list(MEMBERS)), strict=True))
     for group in ([name for name in MEMBERS if "-" in name or name == "concat"], ["nasnet"], ["concat_blank"]):
-        run("predict.py", *(runs[name] for name in group), "--workers", 0)
+        run("predict.py", *(runs[name] for name in group), "--features", "--workers", 0)
     blank, sample = runs.pop("concat_blank"), ["--sample", "data/primatrix/frames/sample.csv", "--out"]
     stack = ["--methods", "network", "--use", "network", "--out", "ensembles/primatrix"]
     print(run("ensemble.py", *runs.values(), "--features", blank, *stack))

@@ -33,6 +33,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--precision", default="32", choices=["32", "16-mixed", "bf16-mixed"], help="(default: 32)")
     add("--oof", action="store_true", help="predict each training row with the model that did not see it")
     add("--fallback", action="store_true", help="unreadable images get the class shares, or no mask, and are listed")
+    add("--features", action="store_true", help="read the stored features of data.features in place of the images")
     add("--keep-views", action="store_true", help="store each view; average them later with tools/average.py")
     add("--tiles", action="store_true", help="segmentation: overlapping tiles at the stored resolution")
     add("--overlay", type=least_0, default=0, metavar="N", help="segmentation: also write N overlays", dest="overlays")

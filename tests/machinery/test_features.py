@@ -27,8 +27,9 @@ from foldwise.errors import Refusal
 from foldwise.inference import extracting
 from foldwise.inference.extracting import Choices, extract
 from foldwise.inference.predictor import Predictor
+from foldwise.inference.runs import load_run
 from foldwise.inference.tta import TTA
-from foldwise.inference.weights import load_model
+from foldwise.inference.weights import load_model, on_features
 from foldwise.models.features import FeatureNetwork
 from foldwise.predictions.store import read_predictions
 from foldwise.training.identity import hash_contents
@@ -282,6 +283,7 @@ def test_pools_train_on_stored_features_of_stacks_and_are_saved_with_their_encod
     frame = frame.assign(thing=thing, number=-frame.index, site=[f"site{row % 2}" for row in range(ROWS)])
     frame["label"] = frame.groupby("thing")["label"].transform("first")
     frame.drop(2).to_csv(world / "train.csv", index=False)  # a thing of two pictures
+    picture = cv2.imread(str(world / frame["image"][0]))
     test = frame.assign(id="test" + frame["id"], thing="test" + frame["thing"]).drop(columns="label")
     test[:6].to_csv(world / "test.csv", index=False)
     made = make_features(world, "c", *UNITS, dtype="float32")  # names of no other test: maps are cached
@@ -295,12 +297,23 @@ def test_pools_train_on_stored_features_of_stacks_and_are_saved_with_their_encod
     )
     np.testing.assert_array_equal(sample["features"][:, : stored.shape[1]], stored[[1, 0, 0]])  # by number
     run = train_folds(config, world / "runs")
-    shutil.rmtree("features")
     model = load_model(run / "fold0" / "model")
     oof = read_predictions(next((run / "fold0").glob("oof-*")))
-    rows = [prepared.table.row_of[id] for id in oof.frame["id"]]
+    rows, expected = [prepared.table.row_of[id] for id in oof.frame["id"]], oof.frame[list(oof.columns)].to_numpy()
+    trained = load_run(run)
+    stored = on_features(model, trained.features(prepared.source), prepared.source)
+    values = [value[""][0, 0] for _, value in Predictor([stored], TTA()).predict(prepared.source, rows)]
+    np.testing.assert_array_equal(np.stack(values), expected)
+    (world / frame["image"][0]).write_bytes(b"another size")
+    Path("features/d/features.json").write_text(Path("features/c/features.json").read_text())
+    with pytest.raises(Refusal, match="1 images have another size(.|\n)*features/d has other features than .* was"):
+        trained.features(prepared.source)
+    cv2.imwrite(str(world / frame["image"][0]), picture)
+    shutil.rmtree("features")
+    with pytest.raises(Refusal, match="features/c, which does not exist: leave out --features"):
+        trained.features(prepared.source)
     values = [value[""][0, 0] for _, value in Predictor([model], TTA()).predict(prepared.source, rows)]
-    np.testing.assert_allclose(np.stack(values), oof.frame[list(oof.columns)].to_numpy(), atol=1e-4)
+    np.testing.assert_allclose(np.stack(values), expected, atol=1e-4)
 
 
 def prepared_state(prepared: Any) -> dict[str, Any]:

@@ -181,12 +181,7 @@ def _stale(features: FeatureSet, reading: Mapping[str, Any], sizes: Mapping[str,
     short = [name for name in changed if name.startswith("data.")]
     problems = [f"{name} was {old.get(name)} and is {reading[name]}" for name in short]
     problems += [f"{name} changed" for name in changed if name not in short]
-    known = features.read_rows().drop_duplicates("image").set_index("image")["bytes"]
-    current = pd.Series(sizes, dtype=object)
-    found = known.reindex(current.index)
-    missing, other = found.index[found.isna()], found.index[found.notna() & (found != current)]
-    problems += [f"{len(missing)} images are not among its rows: {some(list(missing))}"] if len(missing) else []
-    problems += [f"{len(other)} images have another size: {some(list(other))}"] if len(other) else []
+    problems += size_problems(features, sizes)
     weights = record["weights"]
     if weights["file"] and Path(weights["file"]).is_file() and sha256_file(Path(weights["file"])) != weights["sha256"]:
         problems.append(f"{weights['file']} has other weights")
@@ -198,6 +193,16 @@ def _stale(features: FeatureSet, reading: Mapping[str, Any], sizes: Mapping[str,
         return []
     again = command(*record["command"], *(override(name, reading[name]) for name in short))
     return [f"{folder} is stale: {'; '.join(problems)}. Make it again:\n  rm -r {folder}\n  {again}"]
+
+
+def size_problems(features: FeatureSet, sizes: Mapping[str, str]) -> list[str]:
+    """Problems of images, by their file sizes, that features lack or were not made of."""
+    known = features.read_rows().drop_duplicates("image").set_index("image")["bytes"]
+    current = pd.Series(sizes, dtype=object)
+    found = known.reindex(current.index)
+    missing, other = found.index[found.isna()], found.index[found.notna() & (found != current)]
+    problems = [f"{len(missing)} images are not among its rows: {some(list(missing))}"] if len(missing) else []
+    return problems + ([f"{len(other)} images have another size: {some(list(other))}"] if len(other) else [])
 
 
 def _find_rows(features: FeatureSet, table: Table) -> np.ndarray:

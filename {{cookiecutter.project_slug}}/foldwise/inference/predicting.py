@@ -60,6 +60,9 @@ def predict_runs(
     source = _read_table(first, choices.oof, table_path, root)
     items = TableItems.of(source, load_samples(next(iter(first.models.values()))))
     table = items.table
+    if choices.features and tta.names != ["identity"]:
+        raise Refusal("--features reads stored features in one view: choose --tta none")
+    features = [run.features(source) for run in trained] if choices.features else []
     folders = output_folders(trained, "oof" if choices.oof else table.path.stem, choices, out)
     print_notes(console, trained, table, choices.oof)
     fallback = fallback_values(first) if choices.fallback else {}
@@ -81,10 +84,13 @@ def predict_runs(
         shards = [[{name: one.new_shard() for name, one in of_run.items()} for of_run in writers] for _ in devices]
         with progress_bar("predicting", console) as progress:
             step = stepping(progress, "predicting", total, len(done))
-            predict_work(Work(trained, remaining, table, source, tta, choices), devices, shards, step)
+            predict_work(Work(trained, remaining, table, source, tta, choices, features), devices, shards, step)
         bad: dict[int, Any] = {}
         if choices.fallback:
-            work, finished = Work(trained, jobs, table, source, tta, choices), [each.finished() for each in opened]
+            work, finished = (
+                Work(trained, jobs, table, source, tta, choices, features),
+                [each.finished() for each in opened],
+            )
             done = set.intersection(*finished)
             left = [PredictionJob([row for row in job.rows if table.ids[row] not in done], job.fold) for job in jobs]
             bad = find_bad(work, left)
@@ -186,6 +192,7 @@ def _writer(
         "transforms": list(tta.transforms),
         "tiles": choices.tiles,
         "precision": choices.precision,
+        **({"features": True} if choices.features else {}),
         "ids": ids,
         **({} if table.root == Path(run.data["root"]) else {"root": str(table.root.resolve())}),
         "members": sum(len(job.members(run)) for job in (jobs if output.meaning.kind == "vectors" else jobs[:1]))

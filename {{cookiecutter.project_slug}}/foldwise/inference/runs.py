@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from foldwise.config import read_config
+from foldwise.data.features import FOLDER, RECORD, FeatureSet, size_problems
 from foldwise.data.holdout import FULL, fold_name
+from foldwise.data.table import Table
 from foldwise.errors import Refusal
 from foldwise.files import read_json
 from foldwise.inference.spec import ModelSpec, read_spec
@@ -46,6 +48,27 @@ class TrainedRun:
         if not self.folds or self.data["columns"]["fold"] is not None:
             return []
         return [fold for fold in range(self.data["folds"]) if fold not in self.folds]
+
+    def features(self, table: Table) -> list[FeatureSet]:
+        """The stored features that it was trained on; refuse others, and images whose size has changed since."""
+        names = self.data.get("features")
+        if not names:
+            raise Refusal(f"{self.folder} was not trained on stored features: leave out --features")
+        sets, problems = [], []
+        identity = read_json(self.folder / "identity.json")["identity"]
+        sizes = {image: str(table.image_path(row).stat().st_size) for row, image in enumerate(table.frame["image"])}
+        for number, name in enumerate(names):
+            folder = FOLDER / name
+            if not (folder / RECORD).is_file():
+                problems.append(f"{self.folder} was trained on {folder}, which does not exist: leave out --features")
+                continue
+            sets.append(FeatureSet(folder, read_json(folder / RECORD)))
+            if sets[-1].digest != identity[f"content features {number}"]:
+                problems.append(f"{folder} has other features than {self.folder} was trained on: leave out --features")
+            problems += size_problems(sets[-1], sizes)
+        if problems:
+            raise Refusal("\n".join(problems))
+        return sets
 
     @property
     def outputs(self) -> list[tuple[str, str, tuple[str, ...]]]:

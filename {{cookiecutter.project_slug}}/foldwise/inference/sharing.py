@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from foldwise.data.features import FeatureSet
 from foldwise.data.images import ImageError
 from foldwise.data.table import Table
 from foldwise.errors import Note, ProcessFailed, show_notes
@@ -17,7 +18,7 @@ from foldwise.inference.predictor import Predictor, Values
 from foldwise.inference.reading import describe_notes
 from foldwise.inference.runs import TrainedRun
 from foldwise.inference.tta import TTA
-from foldwise.inference.weights import load_model
+from foldwise.inference.weights import load_model, on_features
 from foldwise.predictions.writers import BAD, Shard
 from foldwise.processes.exits import describe_exit, how_to_resume
 from foldwise.processes.group import Group, Rank
@@ -44,6 +45,7 @@ class Choices:
     devices: int | None = None
     precision: str = "32"
     fallback: bool = False
+    features: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,13 @@ class PredictionJob:
 
 @dataclass(frozen=True)
 class Work:
-    """Models, options and data of a prediction: `table` has one row per item, `source` the rows behind the items."""
+    """Models, options and data of a prediction.
+
+    Attributes:
+        table: has one row per item.
+        source: has the rows behind the items.
+        features: of each run, read in place of the images; empty: images are read.
+    """
 
     runs: Sequence[TrainedRun]
     jobs: Sequence[PredictionJob]
@@ -67,6 +75,7 @@ class Work:
     source: Table
     tta: TTA
     choices: Choices
+    features: Sequence[Sequence[FeatureSet]] = ()
 
 
 def predict_work(
@@ -121,6 +130,9 @@ def _predict_share(work: Work, shards: Shards, device: str, rank: Rank) -> Itera
                 (of_run, *member) for run, of_run in zip(work.runs, shards, strict=True) for member in job.members(run)
             ]
             models = [load_model(run.models[member]) for run in work.runs for member in job.members(run)]
+            if work.features:
+                sets = [of_run for run, of_run in zip(work.runs, work.features, strict=True) for _ in job.members(run)]
+                models = [on_features(*each, work.source) for each in zip(models, sets, strict=True)]
             predictor = Predictor(models, work.tta, device, **options, skip_bad=work.choices.fallback)
             for index, predicted in _predict_readable(predictor, work.source, rows):
                 id = work.table.ids[rows[index]]

@@ -1,6 +1,6 @@
 """Saving and loading of model folders: `model.safetensors` and `model.json` (`foldwise.inference.spec`)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from foldwise.code.build import resolve_strict
 from foldwise.code.runs import find_code
+from foldwise.data.features import FIELD, FeatureSet, StoredFeatures
 from foldwise.data.samples import Samples
+from foldwise.data.table import Table
 from foldwise.errors import Refusal
 from foldwise.files import sha256_file, write_atomic, write_json
 from foldwise.inference.spec import SPEC, WEIGHTS, ModelError, ModelSpec, raise_problems, read_spec
@@ -26,6 +28,12 @@ class Model:
     network: Normalized
     samples: Samples
     spec: ModelSpec
+
+
+def on_features(model: Model, sets: Sequence[FeatureSet], table: Table) -> Model:
+    """A model that reads the stored features of a table's images."""
+    samples = {**model.spec.samples, FIELD: [one.digest for one in sets]}  # part of the key of its input
+    return replace(model, samples=StoredFeatures(model.samples, sets, table), spec=replace(model.spec, samples=samples))
 
 
 def find_models(fold: Path) -> dict[str, Path]:
