@@ -12,7 +12,7 @@ from primatrix_way import Clip, features, log_loss, prior_loss, runs_of, timed, 
 LABELS = ["blank", "hog", "wild dog"]
 SMALL = [
     *("data.image_size=32", "data.folds=2", "data.classes=[blank,hog,wild dog]", "data.workers=0", "trainer=cpu"),
-    *("threads=1", "logger=none"),
+    *("threads=1", "logger=none", "preflight=false"),
 ]
 
 
