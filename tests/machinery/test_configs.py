@@ -79,7 +79,7 @@ def test_every_file_begins_with_a_line_that_says_what_it_is(group: str, choice: 
 @pytest.mark.parametrize("experiment", CHOICES["experiment"])
 def test_every_experiment_says_command_cost_and_score(experiment: str):
     head = "".join(line for line in find_choice("experiment", experiment).open() if line.startswith("#"))
-    assert re.search(rf"#   .*python train\.py experiment={experiment}\b", head)
+    assert re.search(rf"#   .*python (train|tools/features)\.py experiment={experiment}\b", head)
     assert re.search(r"Cost: \S", head) and re.search(r"Expect: \S", head)
 
 
