@@ -163,7 +163,7 @@ def main() -> None:
     print(f"{len(clips)} clips; {pd.read_csv(repository / 'truth.csv')[names].mean().round(2).to_dict()}")
     small = [
         *("data.image_size=96", "data.folds=3", f"data.classes=[{','.join(names)}]", "data.columns.group=camera"),
-        *("data.workers=0", "trainer=cpu", "threads=1", "logger=none"),
+        *("data.workers=0", "trainer=cpu", "threads=1", "logger=none", "preflight=false"),
     ]
     unpack(run, small, 128)
     lite = {net: f"tf_efficientnet_{lite}" for net, lite in NETS.items()}
