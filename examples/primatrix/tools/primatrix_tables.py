@@ -4,10 +4,10 @@ example:
   python tools/primatrix_tables.py data/primatrix/frames --micro data/primatrix/micro \\
       --labels data/primatrix/train_labels.csv --test data/primatrix/submission_format.csv
 
---labels has the column `filename`, one of 0 and 1 for each label, and perhaps `camera`. FRAMES and --micro are folders of
-tools/unpack.py. Writes FRAMES/train.csv and FRAMES/test.csv, a row a frame, and FRAMES/sample.csv, the rows of --test.
-Clips that could not be decoded are in none of them; FRAMES/broken.csv has the share of each label for those of the test,
-to append to the submission.
+--labels has the column `filename`, one of 0 and 1 for each label, and perhaps `camera`. FRAMES and --micro are folders
+of tools/unpack.py. Writes FRAMES/train.csv and FRAMES/test.csv, a row a frame, and FRAMES/sample.csv, the rows of --test.
+Clips that could not be decoded are in none of them; FRAMES/broken.csv has the share of each label for those of the
+test, to append to the submission.
 """
 
 import argparse
