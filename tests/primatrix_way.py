@@ -91,7 +91,7 @@ def unpack(run: Run, settings: Sequence[str], size: int, sets: Sequence[str] = (
         folder, experiment = folders[name][0], "attention" if name == "primatrix" else "nasnet"
         tables = ["--labels", "data/primatrix/train_labels.csv", "--test", "data/primatrix/submission_format.csv"]
         run("tools/primatrix_tables.py", f"data/primatrix/{folder}", "--micro", "data/primatrix/micro", *tables)
-        chosen = [f"experiment=primatrix/{experiment}", "data.features=null", "model.name=test_resnet", *settings]
+        chosen = [f"experiment=primatrix/{experiment}", "data.features=null", *settings]
         run("prepare.py", "--data", name, *chosen)
 
 

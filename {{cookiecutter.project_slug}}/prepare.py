@@ -73,7 +73,8 @@ def run(name: str, overrides: list[str], weights: Path | None, network: str) -> 
     for file in ("folds.csv", "images.csv", "statistics.json", "samples.png", "duplicates.csv", "adversarial.csv"):
         if (written := Path(data["prepared"]) / file).exists():
             print(f"  {written}")
-    print(f"\nNext:\n  {command('python', 'train.py', 'experiment=baseline', override('data', name), *overrides)}")
+    chosen = [] if any(word.startswith("experiment=") for word in overrides) else ["experiment=baseline"]
+    print(f"\nNext:\n  {command('python', 'train.py', *chosen, override('data', name), *overrides)}")
 
 
 def make_describer(weights: Path | None, network: str) -> "Describer":
