@@ -1,12 +1,14 @@
 """The overlay of Pri-matrix: a few made clips from videos to a submission, by the commands of its document."""
 
+import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, Render
+from conftest import ROOT, Render, run_command
 from primatrix_way import Clip, features, log_loss, prior_loss, runs_of, timed, train, unpack, write_clips
 
 LABELS = ["blank", "hog", "wild dog"]
@@ -73,3 +75,38 @@ def test_from_videos_to_a_submission(repository: Path) -> None:
     answer = pd.concat([pd.read_csv(repository / "answer.csv"), tables["broken"]])
     answer.to_csv(repository / "answer.csv", index=False)
     assert 0 < log_loss(repository / "answer.csv", repository / "truth.csv") < 5 * prior_loss(repository)
+
+
+MEMBERS = """
+import json, torch
+from foldwise.config import compose_config, resolve_config
+from foldwise.models.pooled import PooledNetwork
+from foldwise.training.build import TRAINING_ONLY
+
+WIDTHS = {"resnet152": 3840, "inception_v4": 2944, "inception_resnet_v2": 3488, "nasnetalarge": 8064}
+found = {}
+for name in ("attention", "recurrent", "nasnet", "concat", "concat_blank"):
+    config = resolve_config(compose_config([f"experiment=primatrix/{name}"]))
+    settings = {key: value for key, value in config["model"].items() if key not in TRAINING_ONLY and value is not None}
+    encoders = [{"widths": [WIDTHS[each]]} for each in config["data"]["features"]]
+    with torch.device("meta"):
+        net = PooledNetwork({"image": 3}, {"logits": len(config["data"]["classes"])}, encoders=encoders, weights=[],
+                            **settings)
+    dense = [layer for layer in [*net.hidden, net.classifier] if isinstance(layer, torch.nn.Linear)]
+    batch, share = config["batch_size"], config["data"]["pseudo_share"]
+    epochs = [phase["epochs"] for phase in config["phases"].values()]
+    widths = [dense[0].in_features, *(layer.out_features for layer in dense)]
+    found[name] = [widths, batch, round(share * batch), epochs]
+print(json.dumps(found))
+"""
+
+
+def test_the_members_have_the_published_sizes(repository: Path) -> None:
+    printed = run_command([sys.executable, "-c", MEMBERS], repository)
+    assert json.loads(printed.splitlines()[-1]) == {
+        "attention": [[2 * 3840 + 128, 1024, 1024, 24], 64, 20, [15, 5]],
+        "recurrent": [[2 * 3840 + 2 * 512 + 128, 1024, 1024, 24], 64, 20, [15, 5]],
+        "nasnet": [[2 * 8064 + 128, 1024, 1024, 24], 48, 12, [15, 5]],
+        "concat": [[2 * (3840 + 3488 + 2944) + 128, 1024, 1024, 24], 48, 16, [15, 5]],
+        "concat_blank": [[2 * (3840 + 3488 + 2944) + 128, 1024, 1024, 1], 48, 16, [15, 5]],
+    }
