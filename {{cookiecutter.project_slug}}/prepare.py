@@ -1,14 +1,19 @@
 """Check a competition's data and prepare it for training: folds, image statistics, samples.png.
 
 examples:
+  python prepare.py --discover ~/Downloads/some-competition
   python prepare.py --data sample
   python prepare.py --data competition
   python prepare.py --data competition data.folds=10 seed=1
   python prepare.py --data competition --weights weights/tf_efficientnet_lite0.safetensors
 
-It reports all problems of the table and the images at once. Then it looks for duplicates and for a shift between train
-and test: in pixels or, with --weights, in the features of a network. Run it again at any time: only new images are
-read, existing rows keep their folds, and new rows are added to the folds.
+--discover looks at a competition's folder as it was unpacked, writes configs/data/competition.yaml (or the name given
+with --data), and says what it found, why, and what it could not decide. The folder is only read; a table that it lacks
+is written to data/competition/tables.
+
+Without --discover it reports all problems of the table and the images at once. Then it looks for duplicates and for a
+shift between train and test: in pixels or, with --weights, in the features of a network. Run it again at any time: only
+new images are read, existing rows keep their folds, and new rows are added to the folds.
 """
 
 import argparse
@@ -29,6 +34,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("--data", default="competition", help="a file in configs/data, by name (default: competition)")
+    add("--discover", type=Path, metavar="FOLDER", help="write the data config for a folder as it was unpacked")
     add("--weights", type=Path, metavar="FILE", help="weights of --network: also finds other views of a scene")
     add("--network", default="tf_efficientnet_lite0", help="a timm network (default: tf_efficientnet_lite0)")
     add("overrides", nargs="*", metavar="key=value", help="changes to the config, as in train.py")
@@ -38,7 +44,29 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     options = parse()
     with exit_on_error("run the same command again to resume; images already read are skipped"):
+        if options.discover is not None:
+            return discover_folder(options.discover.expanduser(), options.data)
         run(options.data, options.overrides, options.weights, options.network)
+
+
+def discover_folder(folder: Path, name: str) -> None:
+    """Write the data config `name` for a folder, and print what was found."""
+    from foldwise.discovery.discover import discover, write
+
+    found = discover(folder, name)
+    width = max(len(what) for what, _ in found.lines)
+    print(f"Found in {found.root}:")
+    for what, text in found.lines:
+        print(f"  {what:{width}}  {text}")
+    if found.doubts:
+        print("\nNot decided (please check):")
+    for doubt in found.doubts:
+        print(f"  - {doubt}")
+    written = write(found)
+    print("\nWritten:")
+    for file in written:
+        print(f"  {file}")
+    print(f"\nNext:\n  {command('python', 'prepare.py', '--data', name)}")
 
 
 def run(name: str, overrides: list[str], weights: Path | None, network: str) -> None:

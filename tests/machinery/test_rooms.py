@@ -18,7 +18,7 @@ FLOORS = [
     {"config", "checks"},
     {"predictions"},
     {"models", "inference", "reporting"},
-    {"audit", "labelling"},
+    {"audit", "labelling", "discovery"},
     {"training", "preflight", "bundle"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from foldwise.data.masks import SEPARATOR
+from foldwise.data.masks import IN_FILES, SEPARATOR
 from foldwise.data.paths import check_paths
 from foldwise.data.problems import Check, has_stray_spaces, some
 from foldwise.data.run_lengths import RUNS
@@ -41,7 +41,7 @@ def check_ids(ids: pd.Series, stored: pd.Series, check: Check) -> None:
 
 def check_masks(cells: pd.Series, root: Path, name: str, encoding: str, exclusive: bool, check: Check) -> None:
     """Check mask paths or run-length codes; a cell may be empty unless classes are exclusive."""
-    if encoding == "files":
+    if encoding in IN_FILES:
         if (cells != "").any() and cells.map(lambda text: RUNS.fullmatch(text) is not None).all():
             check.problems.append(
                 f"the column {name!r} has run-length codes, not files: set data.masks=overlapping "

@@ -38,6 +38,7 @@ def number_problems(
     ignore_index: int | None,
     mask_values: Mapping[int, int] | None = None,
     exif: str | None = None,
+    colors: bool = False,
 ) -> list[str]:
     """List masks of class numbers with another size than their image or values outside the classes; refuse masks of
     one value only."""
@@ -47,25 +48,29 @@ def number_problems(
     for row in scan[existing].drop_duplicates(["image", "mask"]).itertuples():
         for value, pixels in parse_pairs(row.values):
             masks_of[value][row.mask] = pixels
+
+    def name(value: int) -> str:
+        return f"#{value:06x}" if colors else str(value)
+
     problems = size_problems(scan, exif)
     unknown = sorted(masks_of.keys() - mapping.keys())
     cure = propose_mask_values(set(masks_of), len(classes), ignore_index) if mask_values is None else ""
     for value in unknown if mask_values is None else []:
-        name, pixels = next(iter(masks_of[value].items()))
+        file, pixels = next(iter(masks_of[value].items()))
         more = len(masks_of[value]) - 1
         problems.append(
-            f"value {value} in {pixels:,} pixels of {name!r}"
+            f"value {value} in {pixels:,} pixels of {file!r}"
             + (f" and in {more:,} more masks ({sum(masks_of[value].values()):,} pixels)" if more else "")
             + f" is neither a class (0 to {len(classes) - 1}: {some(classes, 20)}) nor data.ignore_index "
             f"({ignore_index}): set data.ignore_index={value} if it means void, or add a name to data.classes"
         )
     for value in unknown if mask_values is not None else []:
-        problems.append(f"value {value} in {first_of(list(masks_of[value]))} is not in data.mask_values: add its class")
+        problems.append(f"value {name(value)} in {first_of(list(masks_of[value]))} is not in data.mask_values: add its class")
     for value, number in ({} if mask_values is None else mask_values).items():
         if number >= len(classes) and number != ignore_index:
             problems.append(
-                f"data.mask_values: {value} becomes {number}, which is neither a class (0 to {len(classes) - 1}) nor "
-                f"data.ignore_index ({ignore_index})"
+                f"data.mask_values: {name(value)} becomes {number}, which is neither a class (0 to {len(classes) - 1}) "
+                f"nor data.ignore_index ({ignore_index})"
             )
     single = not problems and len({mapping[value] for value in masks_of} - {ignore_index}) < 2
     if single:
@@ -107,7 +112,12 @@ def _proposal(mapping: Mapping[int, int], condition: str) -> str:
 
 def value_pairs(mask: np.ndarray) -> str:
     """Count the pixels of each stored value, as "value:pixels value:pixels ..."."""
-    return " ".join(f"{value}:{count}" for value, count in enumerate(np.bincount(mask.ravel()).tolist()) if count)
+    if mask.max(initial=0) > 65535:  # colours
+        values, counts = np.unique(mask, return_counts=True)
+    else:
+        counts = np.bincount(mask.ravel())
+        values = np.arange(len(counts))
+    return " ".join(f"{value}:{count}" for value, count in zip(values.tolist(), counts.tolist(), strict=True) if count)
 
 
 def parse_pairs(text: str) -> list[tuple[int, int]]:

@@ -121,7 +121,7 @@ def _file_sizes(items: TableItems, table: Table) -> pd.DataFrame:
     """Return the KEY columns and the index `number` of each item."""
     files_of = [list(dict.fromkeys(items.samples.files(items.rows, item))) for item in items.items]
     has_masks = "mask" in table.frame
-    key = reader_key(items.samples, table.exif) + (table.masks.kind if has_masks else "")
+    key = reader_key(items.samples, table.exif) + (table.masks.reading if has_masks else "")
     masks = [table.mask_files(row) for row in range(len(table))] if has_masks else []
     sizes = {path: _size(path) for path in dict.fromkeys([*chain(*files_of), *chain(*masks)])}
     name_of = {path: _relative(path, table.root) for path in sizes}

@@ -16,7 +16,7 @@ import pandas as pd
 
 from foldwise.data.cells import check_ids, check_masks, fold_column, text_column, weight_column
 from foldwise.data.columns import Columns, missing_columns
-from foldwise.data.masks import SEPARATOR, StoredMasks
+from foldwise.data.masks import IN_FILES, SEPARATOR, StoredMasks
 from foldwise.data.orientation import oriented
 from foldwise.data.paths import check_paths
 from foldwise.data.problems import Check
@@ -84,12 +84,12 @@ class Table:
 
     def mask_files(self, row: int) -> list[Path]:
         """The mask files of a row; none for run-length codes."""
-        return [self.root / cell for cell in self.mask_cells(row) if cell and self.masks.encoding == "files"]
+        return [self.root / cell for cell in self.mask_cells(row) if cell and self.masks.encoding in IN_FILES]
 
     def mask_name(self, row: int) -> str:
         """The mask paths of a row, or a hash of its run-length codes."""
         text = self.frame["mask"].iat[row]
-        return text if self.masks.encoding == "files" else hashlib.sha256(text.encode()).hexdigest()[:16]
+        return text if self.masks.encoding in IN_FILES else hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def read_mask(self, row: int) -> np.ndarray:
         """Read a mask: class numbers (H, W), or a mask per class (C, H, W), see `StoredMasks.read`."""

@@ -1,0 +1,77 @@
+"""Rows of a folder without a table of its pictures: masks of equal names, a folder a class, or a class in each name."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pandas as pd
+
+from foldwise.data.problems import some
+from foldwise.discovery.files import Survey, is_mask, split_of, stem
+from foldwise.discovery.findings import Findings, Rows
+from foldwise.discovery.folders import by_folder, by_name, pair_masks
+from foldwise.discovery.targets import Target
+from foldwise.errors import Refusal
+
+
+def rows_of_folders(found: Findings, survey: Survey) -> Rows:
+    by_split = {split: [p for p in survey.pictures if split_of(p) == split] for split in ("train", "", "validation")}
+    split = next((split for split, paths in by_split.items() if paths), None)
+    if split is None:
+        raise Refusal(
+            f"{found.root} has only pictures of a test, and no table with a target: is it the whole competition?"
+        )
+    paths = by_split[split]
+    loose = [path for path in survey.pictures if is_mask(path) and split_of(path) == "" and split]
+    pairs, evidence, doubt = pair_masks([*paths, *loose])
+    if pairs:
+        images = sorted(pairs)
+        frame = pd.DataFrame({"id": _ids(images), "image": images, "mask": [pairs[path] for path in images]})
+        found.say("table", f"none; written: {len(frame):,} rows with columns id, image, mask")
+        found.say("target", evidence)
+        found.doubts += [f"{doubt}, and were left out"] if doubt else []
+        _rest(found, by_split, split, None)
+        return Rows(frame, "id", "image", target=Target(("mask",), "files", evidence))
+    labelled = None if doubt else by_folder(paths) or by_name([path for path in paths if not is_mask(path)])
+    if labelled is None:
+        raise Refusal(
+            f"{found.root} has {len(survey.pictures):,} pictures, but no table leads to them, no folder is a class, "
+            f"and no masks have their names{f' ({doubt})' if doubt else ''}: write a table with one row per picture "
+            "(docs/data.md), and run this again"
+        )
+    images = sorted(labelled.labels)
+    frame = pd.DataFrame({"id": _ids(images), "image": images, "label": [labelled.labels[path] for path in images]})
+    found.say("table", f"none; written: {len(frame):,} rows with columns id, image, label")
+    found.say("target", labelled.evidence)
+    found.doubts += [labelled.doubt] if labelled.doubt else []
+    if labelled.groups:
+        frame["folder"] = [labelled.groups[path] for path in images]
+        if not labelled.doubt:
+            found.settings["columns.group"] = "folder"
+            found.say(
+                "groups", f"folder: {frame['folder'].nunique():,} folders that each hold pictures of several classes"
+            )
+    _rest(found, by_split, split, set(frame["label"]))
+    return Rows(frame, "id", "image", target=Target(("label",), "class", labelled.evidence))
+
+
+def _ids(paths: Sequence[str]) -> list[str]:
+    """Names without suffix; with folders where names repeat."""
+    names = [stem(path) for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    return (
+        [path.rpartition(".")[0] for path in paths]
+        if len({p.rpartition(".")[0] for p in paths}) == len(paths)
+        else list(paths)
+    )
+
+
+def _rest(found: Findings, by_split: dict[str, list[str]], split: str, classes: set[str] | None) -> None:
+    """Name pictures of other splits, which are not in the table."""
+    for other, paths in by_split.items():
+        if other != split and (images := [path for path in paths if not is_mask(path)]):
+            top = Counter(path.split("/")[0] for path in images)
+            found.doubts.append(
+                f"{len(images):,} more pictures in {some([f'{name}/' for name in top])}: they are not in the table, as "
+                "folds are made of the training pictures. To train on them too, move them into the training folder"
+            )

@@ -1,0 +1,203 @@
+"""The tables of an unpacked folder: which lists the training pictures, which the test, and the sample submission."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from foldwise.data.cells import text_column
+from foldwise.data.problems import TableError
+from foldwise.data.table_file import find_separator, read_file
+from foldwise.discovery.files import MASK, TEST, TRAIN, VALIDATION, Link, Survey, is_mask, words
+
+SAMPLE = {"sample", "submission", "submit", "example"}
+LONGEST = 200  # letters of a name that may lead to a file; run-length codes are longer
+MOST_PARTS = 100  # classes in the ids of rows
+MOST_NAMES = 1000  # rows of a file of class names
+TRIED = 50  # rows of a column, before all are looked up
+
+
+@dataclass(frozen=True)
+class Found:
+    """A table of the folder, as text.
+
+    Attributes:
+        link: the column that leads to pictures; None: none does. others: further such columns.
+        part: what follows the picture's name in that column, such as the class in "a.jpg_1"; by row.
+        headless: the file has no header, and the columns were named here.
+    """
+
+    path: str
+    frame: pd.DataFrame
+    link: Link | None
+    others: tuple[Link, ...] = ()
+    part: tuple[str, ...] = ()
+    headless: bool = False
+
+    @property
+    def words(self) -> set[str]:
+        return set(words(self.path))
+
+    @property
+    def is_sample(self) -> bool:
+        return bool(SAMPLE & self.words)
+
+    @property
+    def is_test(self) -> bool:
+        return bool(TEST & self.words)
+
+    @property
+    def is_validation(self) -> bool:
+        return bool(VALIDATION & self.words)
+
+
+def read_tables(survey: Survey) -> tuple[list[Found], list[str]]:
+    """Read all tables; also return why some cannot be read."""
+    tables, problems = [], []
+    for path in survey.tables:
+        try:
+            frame, headless = _read(survey, path)
+        except TableError as error:
+            if not path.endswith(".txt"):  # most often a licence or a text to read
+                problems.append(f"{path}: {error.problems[0]}")
+            continue
+        if len(frame):
+            split = (
+                "test"
+                if (TEST | SAMPLE) & set(words(path))
+                else "validation"
+                if VALIDATION & set(words(path))
+                else "train"
+            )
+            tables.append(_linked(survey, Found(path, frame, None, headless=headless), split))
+    return tables, problems
+
+
+def _read(survey: Survey, path: str) -> tuple[pd.DataFrame, bool]:
+    file = survey.root / path
+    if path.endswith(".parquet"):
+        return read_file(file).reset_index(drop=True), False
+    header = _first_line(file)
+    separator = find_separator(header)
+    separator = r"\s+" if separator not in header and path.endswith(".txt") else separator
+    cells = [cell.strip() for cell in (header.split() if separator == r"\s+" else header.split(separator))]
+    if any(survey.find(cell)[0] for cell in cells if len(cell) < LONGEST):
+        frame = pd.read_csv(file, sep=separator, header=None, dtype=str, na_filter=False, encoding="utf-8-sig")
+        return frame.set_axis([f"column_{number + 1}" for number in range(len(frame.columns))], axis=1), True
+    if path.endswith(".txt") and separator == r"\s+":
+        raise TableError(file, ["it is text"])
+    return read_file(file).reset_index(drop=True), False
+
+
+def _first_line(file: Path) -> str:
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as opened:
+            return opened.readline().strip()
+    except UnicodeDecodeError:
+        return ""  # read_file names the encoding
+
+
+def _linked(survey: Survey, table: Found, split: str) -> Found:
+    links = []
+    for name in table.frame:
+        cells = text_column(table.frame[name])
+        some = cells[cells != ""].iloc[:TRIED]
+        if some.empty or some.str.len().max() > LONGEST or not any(survey.find(cell)[0] for cell in some):
+            continue
+        if (link := survey.link(name, cells.tolist(), split)) is not None:
+            links.append(link)
+    if links:
+
+        def rank(link: Link) -> tuple[bool, int, bool, bool]:
+            of_masks = sum(map(is_mask, filter(None, link.found))) > len(link.found) / 2
+            return not of_masks, len(set(link.found)), link.how == "file name", "id" in words(link.column)
+
+        links.sort(key=rank, reverse=True)
+        return replace(table, link=links[0], others=tuple(links[1:]))
+    for name in table.frame:  # "a.jpg_1" is class 1 in a.jpg
+        cells = text_column(table.frame[name])
+        ends = cells.str.rpartition("_")
+        if (
+            cells.str.len().max() > LONGEST
+            or not ends[0].all()
+            or not ends[2].nunique() <= min(MOST_PARTS, len(cells) / 2)
+        ):
+            continue
+        if (link := survey.link(name, ends[0].tolist(), split)) is not None:
+            return replace(table, link=link, part=tuple(ends[2]))
+    return table
+
+
+def choose_train(tables: Sequence[Found]) -> Found | None:
+    """The table of the training pictures: no test or sample submission, named train before others, then the longest."""
+    fitting = [t for t in tables if t.link is not None and not (t.is_sample or t.is_test) and len(t.frame.columns) > 1]
+    rest = [t for t in fitting if not t.is_validation] or fitting
+    named = [t for t in rest if TRAIN & t.words] or [t for t in rest if MASK & t.words]
+    return max(named or rest, key=lambda t: len(t.frame), default=None)
+
+
+def choose_test(tables: Sequence[Found], train: Found | None) -> Found | None:
+    """The table of the test pictures, if any: one named test, else a sample submission that leads to other pictures."""
+    known = set(train.link.found) if train is not None and train.link is not None else set()
+    fitting = [t for t in tables if t is not train and t.link is not None and not known & set(t.link.found)]
+    named = [t for t in fitting if t.is_test and not t.is_sample]
+    return next(iter(named or [t for t in fitting if t.is_sample]), None)
+
+
+def choose_sample(tables: Sequence[Found], train: Found | None) -> Found | None:
+    return next((t for t in tables if t is not train and t.is_sample and len(t.frame.columns) > 1), None)
+
+
+def folders_of(link: Link) -> str:
+    """The folders of a link's pictures, the most frequent first, in words."""
+    names = [f"{folder}/" if folder else "the folder itself" for folder, _ in link.folders.most_common(3)]
+    more = len(link.folders) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more > 0 else "")
+
+
+def find_names(survey: Survey, tables: Sequence[Found]) -> tuple[dict[str, list[str]], str]:
+    """Find a file of class names: the names in the order of their numbers, and colours as #rrggbb, with the file."""
+    for table in tables:
+        column = {name.casefold().strip(): name for name in table.frame}
+        name = next((column[key] for key in ("name", "class_name", "class", "label") if key in column), None)
+        rgb = [
+            next((column[key] for key in (long, long[0]) if key in column), None) for long in ("red", "green", "blue")
+        ]
+        if table.link is not None or name is None or len(table.frame) > MOST_NAMES:
+            continue
+        names = text_column(table.frame[name]).str.strip().tolist()
+        if None not in rgb:
+            cells = table.frame[rgb].astype(int).to_numpy().tolist()
+            return {"names": names, "colors": [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in cells]}, table.path
+        numbers = [
+            other
+            for other in table.frame
+            if text_column(table.frame[other]).tolist() == list(map(str, range(len(names))))
+        ]
+        if numbers:
+            return {"names": names}, table.path
+    for path in survey.names:
+        names = _read_names(survey.root / path)
+        if names:
+            return {"names": names}, path
+    return {}, ""
+
+
+def _read_names(path: Path) -> list[str]:
+    """Names of a JSON object {"0": name} or {name: 0}, or of a text with a name a line; [] for anything else."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if path.suffix.lower() == ".txt":
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return lines if all(len(line) < 40 for line in lines) else []
+    try:
+        read = json.loads(text)
+    except json.JSONDecodeError:
+        return []
+    if not isinstance(read, dict) or not 1 < len(read) <= MOST_NAMES:
+        return []
+    pairs = {str(key): value for key, value in read.items()}
+    pairs = pairs if all(key.isdecimal() for key in pairs) else {str(value): key for key, value in pairs.items()}
+    order = [str(number) for number in range(len(pairs))]
+    return [str(pairs[number]) for number in order] if pairs.keys() == set(order) else []
