@@ -65,7 +65,9 @@ def number_problems(
             f"({ignore_index}): set data.ignore_index={value} if it means void, or add a name to data.classes"
         )
     for value in unknown if mask_values is not None else []:
-        problems.append(f"value {name(value)} in {first_of(list(masks_of[value]))} is not in data.mask_values: add its class")
+        problems.append(
+            f"value {name(value)} in {first_of(list(masks_of[value]))} is not in data.mask_values: add its class"
+        )
     for value, number in ({} if mask_values is None else mask_values).items():
         if number >= len(classes) and number != ignore_index:
             problems.append(
