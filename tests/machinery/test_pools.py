@@ -41,6 +41,7 @@ def test_an_item_alone_equals_itself_in_a_padded_batch(name: str) -> None:
 def test_a_networks_answer_for_an_item_is_the_same_in_a_padded_batch() -> None:
     torch.manual_seed(0)
     net = PooledNetwork(CHANNELS, OUTPUTS, "test_resnet", "attention", numbers=["a"]).eval()
+    nn.init.normal_(net.classifier.weight)
     images, valid, numbers = torch.randn(3, 3, 3, 32, 32), torch.arange(3) < LENGTHS[:, None], torch.randn(3, 2)
     found = net({"image": images, "image_valid": valid, "numbers": numbers})["logits"]
     for row, length in enumerate(LENGTHS):
@@ -143,7 +144,9 @@ def test_every_pool_with_every_fusion(pool: str | None, fusion: str | None) -> N
     if pool:
         batch |= {"image": torch.randn(4, 2, 3, 32, 32), "slot": torch.tensor([[0, 1]] * 4)}
         batch["image_valid"] = torch.tensor([[True, True], [True, False]] * 2)
-    net(batch)["logits"].square().sum().backward()
+    logits = net(batch)["logits"]
+    assert not logits.any()  # a new network says the same of every item
+    logits.square().sum().backward()
     untouched = [name for name, parameter in net.named_parameters() if parameter.grad is None]
     assert not untouched
 
@@ -182,6 +185,7 @@ def test_standardised_features_and_hidden_layers_are_what_plain_layers_give() ->
     settings = {"normalize": True, "hidden": [7], "dropout": 0.5, "weights": [], "encoders": encoders}
     torch.manual_seed(0)
     net = PooledNetwork(CHANNELS, OUTPUTS, pool="mean", **settings, **metadata)
+    nn.init.normal_(net.classifier.weight)
     batch = {"features": features, "features_valid": valid, "categories": torch.tensor([[1], [0], [3]])}
     net.train()(batch)["logits"].sum().backward()
     mean, var = features[valid].mean(0), features[valid].var(0)  # padding takes no part

@@ -85,6 +85,8 @@ class PooledNetwork(EncodersNetwork):
         self.hidden = nn.Sequential(*layers)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(width, outputs[self.output])
+        for parameter in self.classifier.parameters():
+            nn.init.zeros_(parameter)  # few items would leave random weights in most directions
         self.heads = Heads(self, heads, outputs, channels[field], width)
         self.auxiliary = [f"heads.{name}{SUFFIX}" for name, head in heads.items() if not head["keep"]]
 
