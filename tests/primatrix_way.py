@@ -137,14 +137,15 @@ def camvid_clips(root: Path) -> dict[str, Clip]:
 
     A clip without people in its middle frame is blank.
     """
-    import cv2
+    from PIL import Image
 
-    table, clips = pd.read_csv(root / "train.csv").sort_values("id"), {}
+    table = pd.read_csv(root / "train.csv").sort_values("id")
+    clips: dict[str, Clip] = {}
     for block, rows in table.groupby("block"):
         for start in range(0, len(rows) - 9, 10):
             part, test = rows[start : start + 10], len(clips) % 5 == 4
-            frames = np.stack([cv2.imread(str(root / path))[:, :, ::-1] for path in part["image"]])
-            masks = [cv2.imread(str(root / path), cv2.IMREAD_UNCHANGED) for path in part["mask"]]
+            frames = np.stack([np.array(Image.open(root / path).convert("RGB")) for path in part["image"]])
+            masks = [np.array(Image.open(root / path)) for path in part["mask"]]
             shares = np.stack([np.bincount(mask.ravel(), minlength=12)[:11] / mask.size for mask in masks])
             labels = {NAMES[number] for number in np.flatnonzero(shares.max(0) >= 0.01)}
             labels |= set() if shares[5, 9:].sum() > 0.002 else {"blank"}
