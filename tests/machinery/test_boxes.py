@@ -6,6 +6,8 @@ import pandas as pd
 import pytest
 from tiny import prepare_tiny, tiny_config, write_data
 
+from foldwise.audit.descriptors import PixelDescriber
+from foldwise.audit.image_notes import audit_images
 from foldwise.data.boxes import Crop
 from foldwise.data.images import ImageError, read_image
 from foldwise.data.problems import TableError
@@ -160,6 +162,8 @@ def test_pictures_with_several_boxes_stay_in_one_fold(world):
     crops = [image[y0:y1, x0:x1].reshape(-1, 3) for image, (x0, y0, x1, y1) in zip(stored, boxes, strict=True)]
     crops += [image.reshape(-1, 3) for image in stored]
     np.testing.assert_allclose(prepared.image["mean"], np.concatenate(crops).mean(axis=0) / 255, atol=1e-4)
+    notes = audit_images(config["data"], prepared, None, PixelDescriber(), progress=False)
+    assert not any("duplicates" in note for note in notes)
     picture = cv2.imread(str(draw_samples(config["data"], prepared)))[:, :, ::-1]
     assert (picture == FRAME_COLOR).all(axis=2).sum() > 1000
 

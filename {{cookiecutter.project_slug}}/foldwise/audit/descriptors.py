@@ -14,7 +14,7 @@ import numpy as np
 
 from foldwise.data.images import resize, to_unit
 from foldwise.data.samples import TableItems
-from foldwise.data.scan import map_in_threads, reader_key
+from foldwise.data.scan import box_hashes, map_in_threads, reader_key
 from foldwise.errors import Refusal
 from foldwise.files import write_atomic
 
@@ -74,9 +74,13 @@ def describe_images(
     root, scale = tables[0].table.root, data["scale"]
     key = f"{describe.key} {describe.size} {reader_key(tables[0].samples, tables[0].table.exif)} {scale}"
     record = Path(data["prepared"]) / f"embeddings-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
-    images = [(name, items, number) for items in tables for number, name in enumerate(items.table.frame["image"])]
-    source_of = {name: (items, number) for name, items, number in images}
-    sizes = {name: (root / name).stat().st_size for name in source_of}
+    images = [
+        (name, box, items, number)
+        for items in tables
+        for number, (name, box) in enumerate(zip(items.table.frame["image"], box_hashes(items), strict=True))
+    ]
+    source_of = {name + box: (items, number) for name, box, items, number in images}
+    sizes = {name + box: (root / name).stat().st_size for name, box, *_ in images}
     known = _read_record(record)
     todo = [name for name, size in sizes.items() if name not in known or known[name][0] != size]
 
@@ -93,7 +97,7 @@ def describe_images(
     finally:
         if todo and known:
             _write_record(record, known)
-    thumbnails, vectors = (np.stack([known[name][part] for name, *_ in images]) for part in (1, 2))
+    thumbnails, vectors = (np.stack([known[name + box][part] for name, box, *_ in images]) for part in (1, 2))
     return Descriptors(thumbnails, vectors, describe.learned)
 
 

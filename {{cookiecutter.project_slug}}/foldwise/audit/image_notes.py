@@ -31,7 +31,8 @@ def audit_images(
     descriptors = describe_images(tables, data, describe, progress)
     ids = [id for items in tables for id in items.table.ids]
     files = [items.table.image_path(row) for items in tables for row in range(len(items.table))]
-    pairs = find_duplicates(ids, files, prepared.fold_of_items, descriptors)
+    equal = files if prepared.samples.crop is None else []  # several boxes of one file are no duplicates
+    pairs = find_duplicates(ids, equal, prepared.fold_of_items, descriptors)
     pairs, conflicts = _compare_targets(pairs, prepared.table)
     with write_atomic(folder / "duplicates.csv") as temporary:
         pairs.to_csv(temporary, index=False)

@@ -178,7 +178,7 @@ def read_items(data: Mapping[str, Any], task: str, samples: Samples) -> TableIte
     )
     items = TableItems.of(source, samples, targets=True)
     check_answers(items)
-    check_boxes(items, data["columns"]["fold"])
+    check_boxes(items, data["columns"].get("fold"))
     return items
 
 

@@ -134,13 +134,13 @@ def _file_sizes(items: TableItems, table: Table) -> pd.DataFrame:
             "bytes": [";".join(str(sizes[path]) for path in files) for files in files_of],
             "mask": [table.mask_name(row) for row in range(len(table))] if has_masks else "",
             "mask_bytes": [sum(sizes[path] for path in files) for files in masks] if has_masks else 0,
-            "reader": [key + box for box in _boxes(items)],
+            "reader": [key + box for box in box_hashes(items)],
             "number": range(len(files_of)),
         }
     ).astype(dict.fromkeys(("image", "bytes", "mask", "reader"), object))
 
 
-def _boxes(items: TableItems) -> list[str]:
+def box_hashes(items: TableItems) -> list[str]:
     """The boxes that each item's pictures are cut by, hashed; several rows may share a picture."""
     crop = items.samples.crop
     if crop is None:
