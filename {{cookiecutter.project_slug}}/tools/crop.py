@@ -58,7 +58,8 @@ def main() -> None:
             print(f"  and {len(each.without) - 5:,} more")
     print(f"\nWritten:\n  {config}")
     experiment = [override("experiment", "crops"), override("data", config.stem), override("task", "multiclass")]
-    print(f"\nNext:\n  {prepare_command(config.stem)} task=multiclass experiment=crops\n  {command('python', 'train.py', *experiment)}")
+    checked = f"{prepare_command(config.stem)} task=multiclass experiment=crops"
+    print(f"\nNext:\n  {checked}\n  {command('python', 'train.py', *experiment)}")
 
 
 if __name__ == "__main__":
