@@ -12,10 +12,11 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -50,8 +51,9 @@ def unpack(
     """
     files = _find(source, suffixes)
     _check_settings(out, unpacker)
-    _check_unchanged(out, files)
-    waiting = {key: path for key, path in files.items() if not _rows_file(out, key).exists()}
+    unpacked = _read_rows(out, files)
+    _check_unchanged(files, unpacked)
+    waiting = {key: path for key, path in files.items() if key not in unpacked}
     step = stepping(progress, "files", len(files), len(files) - len(waiting))
     bad: dict[str, str] = {}
     with ProcessPoolExecutor(processes) as pool:
@@ -64,7 +66,7 @@ def unpack(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    table = _table(out, source, files)
+    table = _table(source, files, unpacked | _read_rows(out, waiting))
     with write_atomic(out / "bad_files.csv") as temporary:
         pd.DataFrame(sorted(bad.items()), columns=["file", "problem"]).to_csv(temporary, index=False)
     if table.empty:
@@ -123,12 +125,13 @@ def _check_settings(out: Path, unpacker: Unpacker) -> None:
         write_json(path, settings)
 
 
-def _check_unchanged(out: Path, files: dict[str, Path]) -> None:
-    changed = [
-        path
-        for key, path in files.items()
-        if _rows_file(out, key).exists() and read_json(_rows_file(out, key))["bytes"] != path.stat().st_size
-    ]
+def _read_rows(out: Path, keys: Iterable[str]) -> dict[str, Any]:
+    """What was written of the files that are unpacked, by key."""
+    return {key: read_json(_rows_file(out, key)) for key in keys if _rows_file(out, key).exists()}
+
+
+def _check_unchanged(files: Mapping[str, Path], unpacked: Mapping[str, Any]) -> None:
+    changed = [files[key] for key, record in unpacked.items() if record["bytes"] != files[key].stat().st_size]
     if changed:
         raise Refusal(
             f"{len(changed)} files changed after they were unpacked, such as {changed[0]}: choose another --out"
@@ -162,9 +165,9 @@ def _problem(error: Exception) -> str:
     return sentence
 
 
-def _table(out: Path, source: Path, files: dict[str, Path]) -> pd.DataFrame:
+def _table(source: Path, files: Mapping[str, Path], unpacked: Mapping[str, Any]) -> pd.DataFrame:
     """The rows of all unpacked files, sorted by unit and order, which is counted from 0 in each unit."""
-    frame = pd.DataFrame(_table_rows(out, source, files))
+    frame = pd.DataFrame(_table_rows(source, files, unpacked))
     if frame.empty:
         return frame
     frame = frame.sort_values(["unit", "order", "image"], kind="stable").reset_index(drop=True)
@@ -174,10 +177,9 @@ def _table(out: Path, source: Path, files: dict[str, Path]) -> pd.DataFrame:
     return frame[first + [name for name in frame if name not in first]].dropna(axis=1, how="all")
 
 
-def _table_rows(out: Path, source: Path, files: dict[str, Path]) -> Iterator[dict[str, object]]:
+def _table_rows(source: Path, files: Mapping[str, Path], unpacked: Mapping[str, Any]) -> Iterator[dict[str, object]]:
     for key, path in files.items():
-        if _rows_file(out, key).exists():
-            file = path.relative_to(source).as_posix()
-            for row in read_json(_rows_file(out, key))["rows"]:
-                image = f"images/{key}/{row['image']}"
-                yield {"image": image, "unit": row["unit"] or key, "order": row["order"], "file": file, **row["facts"]}
+        file = path.relative_to(source).as_posix()
+        for row in unpacked[key]["rows"] if key in unpacked else []:
+            image = f"images/{key}/{row['image']}"
+            yield {"image": image, "unit": row["unit"] or key, "order": row["order"], "file": file, **row["facts"]}
