@@ -119,6 +119,25 @@ def test_chunks_change_nothing_and_wait_for_batch_norms() -> None:
         assert passes == sizes
 
 
+def test_chunks_keep_few_activations_and_give_the_same_gradients() -> None:
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    found = []
+    for images in torch.randn(2, 2, 3, 8, 8), torch.randn(2, 20, 3, 8, 8):
+        for chunk in (None, 2):
+            kept: list[int] = []
+            with torch.autograd.graph.saved_tensors_hooks(
+                lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t
+            ):
+                encoded = encode_stack(encoder, images, chunk=chunk)
+            encoder.zero_grad()
+            encoded.square().sum().backward()
+            found.append((sum(kept), [parameter.grad.clone() for parameter in encoder.parameters()]))
+    for (whole, gradients), (few, same) in (found[:2], found[2:]):
+        assert few < whole / 4
+        torch.testing.assert_close(same, gradients)
+
+
 def test_one_picture_with_the_mean_is_the_plain_network() -> None:
     torch.manual_seed(0)
     plain = ImageNetwork("timm", "test_resnet", CHANNELS, OUTPUTS).eval()

@@ -27,7 +27,7 @@ class PooledNetwork(EncodersNetwork):
         normalize: standardise the features of the pictures by a BatchNorm.
         pool, pool_options: see `foldwise.models.pools.POOLS`; a list: side by side, with the options of each by name;
             null: an item has one picture.
-        chunk: pictures per pass of the encoder while no BatchNorm trains; null: all at once.
+        chunk: pictures per pass of the encoder while no BatchNorm trains, see `encode_stack`; null: all at once.
         numbers, categories: columns of metadata, as the reader's.
         fusion: "concat" puts the features side by side; "film" scales and shifts those of the pictures by the metadata
             (Perez et al. 2018, arXiv:1709.07871); "gated" weights all by gates (Arevalo et al. 2017, arXiv:1702.01992).

@@ -5,12 +5,14 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils.checkpoint import checkpoint
 
 from foldwise.errors import Refusal
 
@@ -19,13 +21,15 @@ def encode_stack(encoder: nn.Module, images: Tensor, valid: Tensor | None = None
     """Encode stacks (B, N, C, H, W) to features (B, N, D); padding gets 0.
 
     Args:
-        chunk: images per pass of the encoder, to save memory. It cannot change the result: while a BatchNorm trains,
-            all images go in one pass.
+        chunk: images per pass of the encoder; the backward pass computes their activations anew, so that memory does
+            not grow with the stacks. It cannot change the result: while a BatchNorm trains, all images go in one pass.
     """
     shape = images.shape[:2]
     given = images.flatten(0, 1) if valid is None else images[valid]  # BatchNorm must not see padding
     if chunk and not any(isinstance(module, _BatchNorm) and module.training for module in encoder.modules()):
-        encoded = torch.cat([encoder(part) for part in given.split(chunk)])
+        learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in encoder.parameters())
+        encode = partial(checkpoint, encoder, use_reentrant=False) if learns else encoder
+        encoded = torch.cat([encode(part) for part in given.split(chunk)])
     else:
         encoded = encoder(given)
     if valid is None:
