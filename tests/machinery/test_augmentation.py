@@ -309,6 +309,19 @@ def test_images_of_a_stack_move_alike() -> None:
             assert np.abs(image[..., 0] - mask / 100).max() < 0.04
 
 
+def test_images_of_a_separate_stack_move_each_on_its_own() -> None:
+    fields = {"stack": Field("image", ragged=True, separate=True), "seen": Field("mask")}
+    augmentation = Augmentation([A.D4(p=1), A.RandomResizedCrop(size=(30, 30), p=1)], fields)
+    sample = {"stack": [places()] * 4, "seen": [np.rint(places()[..., 0] * 100).astype(np.uint8)] * 4}
+    first, again = (augmentation(sample, 3) for _ in range(2))
+    assert all(np.array_equal(*pair) for pair in zip(first["stack"], again["stack"], strict=True))
+    for image, mask in zip(first["stack"], first["seen"], strict=True):
+        assert np.abs(image[..., 0] - mask / 100).max() < 0.04
+    assert len({image.tobytes() for image in first["stack"]}) == 4
+    alone = augmentation({name: value[:1] for name, value in sample.items()}, 3)
+    np.testing.assert_array_equal(alone["stack"][0], first["stack"][0])
+
+
 def test_what_has_no_image_of_its_size_is_refused() -> None:
     with pytest.raises(Refusal, match=r"depth must have the size of an image .*image \(48, 40\), depth \(24, 20\)"):
         Augmentation([A.D4()], MANY)({"image": picture(), "depth": np.zeros((24, 20, 1), np.float32)}, 0)

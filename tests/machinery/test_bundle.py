@@ -30,17 +30,19 @@ from foldwise.bundle.host import MANIFEST, check_host
 from foldwise.bundle.inferring import SHARDS, infer
 from foldwise.bundle.inputs import read_inputs
 from foldwise.bundle.rehearse import rehearse, run_sandboxed
+from foldwise.bundle.shards import read_rows
 from foldwise.bundle.sources import open_sources
 from foldwise.bundle.spec import from_plain, read_bundle, to_plain
 from foldwise.bundle.time_limit import Active, Pace, keep_time
 from foldwise.bundle.wheels import download_wheels, required_packages
 from foldwise.data.decoding import stored_size
 from foldwise.data.folds import write_folds
+from foldwise.data.images import read_image
 from foldwise.data.samples import Samples
 from foldwise.data.table import Columns, read_table
 from foldwise.errors import Refusal
 from foldwise.inference.predicting import Choices, predict_runs
-from foldwise.inference.weights import save_model
+from foldwise.inference.weights import Model, save_model
 from foldwise.predictions.decisions.calibration import CALIBRATORS
 from foldwise.predictions.decisions.deciding import Method, fit_decision
 from foldwise.predictions.decisions.rules import rules_for
@@ -48,6 +50,7 @@ from foldwise.predictions.decisions.submission import difference
 from foldwise.predictions.decisions.submit import make_submission
 from foldwise.predictions.ensembles.ensembling import ensemble
 from foldwise.predictions.metrics import FBeta, MacroF1
+from foldwise.predictions.store import read_predictions
 from foldwise.predictions.writers import BAD
 from foldwise.settings import find_choice
 
@@ -302,6 +305,45 @@ def test_a_folder_that_is_no_bundle_or_of_another_version_is_refused(tmp_path):
         (tmp_path / "bundle.json").write_text(json.dumps(values))
         with pytest.raises(Refusal, match=r"another version of foldwise: write the bundle again"):
             read_bundle(tmp_path)
+
+
+def of_sets(model: Model, root: Path, chosen: list[list[int]]) -> np.ndarray:
+    """The mean probabilities of sets of pictures, given by their numbers."""
+    stacks = [np.stack([read_image(root / f"images/{number}.png") for number in numbers]) for numbers in chosen]
+    with torch.no_grad():
+        logits = [model.network({"image": torch.from_numpy(each.transpose(0, 3, 1, 2))[None]}) for each in stacks]
+    return torch.cat([each["logits"] for each in logits]).sigmoid().mean(0).numpy()
+
+
+def test_sets_of_frames_and_corrupt_ones(tmp_path):
+    """Houses of four pictures in an order that a GRU notices; tta=frames has four sets of two."""
+    root, run = write_data(tmp_path / "data"), tmp_path / "run"
+    house = [f"h{row // 4}" for row in range(24)]
+    for name in ("train", "test"):
+        frame = pd.read_csv(root / f"{name}.csv", keep_default_na=False).assign(house=house, number=[3, 2, 1, 0] * 6)
+        frame.assign(labels="red").to_csv(root / f"{name}.csv", index=False)
+    write_folds(root / "folds.csv", {name: number % 2 for number, name in enumerate(dict.fromkeys(house))})
+    reader = {"_target_": "foldwise.data.units:Units", "unit": "house", "order": "number", "frames": 2}
+    network = {"_target_": "foldwise.models.pooled:PooledNetwork", "name": "test_resnet", "pool": "gru"}
+    network |= {"channels": {"image": 3}, "outputs": {"logits": 3}}
+    models = [random_model(make_spec("multilabel", CLASSES, network=network, samples=reader), fold) for fold in (0, 1)]
+    for fold, model in enumerate(models):
+        save_model(run / f"fold{fold}" / "model", model.network, model.spec)
+    write_config_of(run, root, "multilabel", CLASSES, {**reader, "_target_": "foldwise.data.units.Units"})
+    predict(run, "frames", run / "oof", oof=True)
+    found = read_predictions(run / "oof").frame.set_index("id").loc["h1", CLASSES].to_numpy(float)
+    np.testing.assert_allclose(found, of_sets(models[1], root, [[7, 5], [7, 5], [6, 4], [6, 4]]), atol=1e-5)
+    build_bundle([run], tmp_path / "bundle", kind="columns")
+
+    (root / "images/7.png").write_bytes(b"broken")
+    cv2.imwrite(str(root / "images/5.png"), np.zeros((1, 40, 3), np.uint8))  # too small to be one
+    out, spec = tmp_path / "out", read_bundle(tmp_path / "bundle")
+    run_infer(tmp_path / "bundle", root, out, keep_shards=True)
+    answers = read_rows(out / SHARDS, spec, 6)[1]  # of the eight that are read, 7 7 6 6 5 5 4 4, four are left
+    expected = [of_sets(model, root, [[6], [6], [4], [4]]) for model in models]
+    np.testing.assert_allclose(answers, expected, atol=1e-5)
+    bad = pd.read_csv(out / BAD)
+    assert set(bad["id"]) == {"h1"} and {Path(path).name for path in bad["image"]} == {"5.png", "7.png"}
 
 
 # whatever the test is

@@ -57,6 +57,8 @@ def fits(group: str, choice: str, task: str) -> bool:
         return (content(group, choice)["library"] == "smp") == task.startswith("segmentation")
     if group == "phases":  # those that train on pseudo labels need a table of them: see test_pseudo.py
         return all(phase.get("rows", "real") == "real" for phase in content(group, choice).values())
+    if group == "tta" and content(group, choice).get("frames"):
+        return False  # for items of several pictures: test_units
     if group == "tta":
         return not task.startswith("segmentation") or not content(group, choice).get("draws")
     if (choice, task) == ("quadratic_kappa", "regression"):

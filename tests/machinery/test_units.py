@@ -1,13 +1,17 @@
 """A reader of several pictures and metadata by names of columns."""
 
+from itertools import pairwise
+
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 
 from foldwise.data.decoding import noting
+from foldwise.data.image_problems import damage_notes
 from foldwise.data.images import ImageError
 from foldwise.data.samples import Rows, TableItems
+from foldwise.data.scan import scan_items
 from foldwise.data.table import Columns, read_table
 from foldwise.data.units import CODES, Neighbours, Units, check_answers, choose_frames
 from foldwise.errors import Refusal
@@ -56,6 +60,25 @@ def test_frames_are_one_of_each_segment():
     assert all(set(drawn[:, segment]) == set(range(segment * 5, segment * 5 + 5)) for segment in range(4))
 
 
+def test_sets_of_frames_have_an_offset_each():
+    offsets = (np.arange(3) + 0.5) / 3
+    for rows in (range(20), range(50, 57)):
+        edges = np.linspace(0, len(rows), 5)
+        sets = [choose_frames(rows, 12, None)[number::3] for number in range(3)]
+        expected = [[rows[int(a + x * (b - a) + 1e-9)] for a, b in pairwise(edges)] for x in offsets]
+        assert sets == expected
+
+
+def test_no_set_of_frames_is_empty(world):
+    for name in (3, 4, 5, 6):
+        (world / f"{name}.png").write_bytes(b"broken")
+    samples = Units(unit="house", frames=2, view="side", views=["left", "right"]).with_sets(4)
+    rows, items = opened(world, samples, targets=False)
+    with noting():
+        sample = samples.read(rows, items[1], {}, None)
+    assert levels(sample) == [2] * 4 and len(sample["slot"]) == 4
+
+
 def test_metadata_has_the_statistics_of_the_training_items(world):
     samples = Units(unit="house", numbers=["age", "number"], categories=["site"], rare=1)
     rows, items = opened(world, samples)
@@ -94,16 +117,21 @@ def test_more_values_than_codes_are_other(world):
     assert all(code > 0 for item, code in zip(items, codes, strict=True) if int(item.id.split("-")[0]) < 9)
 
 
-def test_a_bad_picture_is_left_out_in_prediction_only(world):
+def test_a_bad_picture_costs_itself(world):
     (world / "3.png").write_bytes(b"broken")
-    samples = Units(unit="house", order="number")
+    samples = Units(unit="house", order="number", view="side", views=["left", "right"])
     rows, items = opened(world, samples, targets=False)
     with noting() as notes:
-        assert levels(samples.read(rows, items[1], {}, None)) == [6, 5, 4, 2]
+        sample = samples.read(rows, items[1], {}, None)
+    assert levels(sample) == [6, 5, 4, 2] and sample["slot"] == [1, 0, 1, 0]
     assert [(note.path.name, note.item) for note in notes] == [("3.png", "a")] and "3.png" in notes[0].left_out
-    rows, items = opened(world, samples)
-    with pytest.raises(ImageError, match=r"3\.png"):
-        samples.read(rows, items[1], {}, None)
+    rows, items = opened(world, samples)  # in training, where nobody collects notes
+    with pytest.warns(UserWarning, match=r"3\.png cannot be .*; it is left out of a"):
+        assert levels(samples.read(rows, items[1], {}, np.random.default_rng(0))) == [6, 5, 4, 2]
+    data = {"prepared": str(world / "prepared"), "scale": None}
+    table = read_table(world / "train.csv", "multiclass", world, Columns())
+    scan = scan_items(TableItems.of(table, samples, targets=True), data)
+    assert damage_notes(scan) == ["1 pictures cannot be read and are left out of their items: 3.png"]
     (world / "7.png").write_bytes(b"broken")
     rows, items = opened(world, samples, targets=False)
     with pytest.raises(ImageError, match=r"7\.png"):
@@ -117,6 +145,7 @@ def test_a_bad_picture_is_left_out_in_prediction_only(world):
         ({"unit": "house", "view": "side"}, "samples.view and samples.views belong together"),
         ({"unit": "house", "frames": 0}, "samples.frames is 0"),
         ({"unit": "house", "frames": "a"}, "samples.frames is 'a'"),
+        ({"unit": "house", "augment": "frame"}, "samples.augment is 'frame'; it must be one of unit, picture"),
         ({"numbers": "age", "categories": "site"}, r"samples.numbers is 'age': write \[age\]"),
     ],
 )

@@ -563,6 +563,11 @@ PSEUDO = "data.pseudo=WORLD/pseudo.csv data.pseudo_share=0.5"
 SGD = "optimizer=sgd scheduler=constant optimizer.opt=momentum optimizer.momentum=0 optimizer.weight_decay=0"
 MASKS = "segmentation"
 WHO = "experiment=retrieval batch_size=8"
+# data.mode keeps wiring.py from predicting single pictures
+UNITS = (
+    "data.mode=rgb samples._target_=foldwise.data.units.Units +samples.unit=thing +samples.frames=1 "
+    "model._target_=foldwise.models.pooled.PooledNetwork model.library=null model.options=null +model.pool=mean"
+)
 WHOLE = "data.columns.target=whole_mask"  # nothing is ignored
 
 SETTINGS: dict[str, Changes | Same] = {
@@ -830,6 +835,9 @@ SETTINGS: dict[str, Changes | Same] = {
     ),
     "tta.crops": Changes(
         "tta.crops=[top-left,bottom-right]", views_are(lambda x: [cropped(x, 0, 0), cropped(x, 4, 4)]), "tta=five_crops"
+    ),
+    "tta.frames": Changes(
+        "tta.frames=3", ensures(lambda a, b: not np.allclose(a.answers(), b.answers())), f"tta=frames {UNITS}"
     ),
     "tta.draws": Changes("tta.draws=3", ensures(lambda a, b: not np.allclose(a.answers(), b.answers())), "tta=random"),
     "tta.transforms": Changes(f"tta.transforms={FLIP}", views_are(lambda x: [x.flip(-1)]), "tta=random tta.draws=2"),

@@ -14,6 +14,7 @@ from foldwise.bundle.inputs import Inputs
 from foldwise.bundle.shards import read_rows
 from foldwise.bundle.spec import BundledRun, BundleSpec
 from foldwise.inference.predicting import Choices, beside, predict_runs
+from foldwise.inference.tta import TTA
 from foldwise.predictions.decisions.submission import difference, write_masks, write_table
 from foldwise.predictions.schema import MEMBER
 from foldwise.predictions.store import Predictions, iter_maps, read_predictions
@@ -72,6 +73,7 @@ def _predict(spec: BundleSpec, run: BundledRun, work: Path, number: int) -> Pred
         "mean": run.mean,
         "scales": list(dict.fromkeys(view.scale for view in views if view.crop is None)),
         "crops": list(dict.fromkeys(view.crop for view in views if view.crop is not None)),
+        "frames": TTA.from_names(run.views, run.mean).frames,
     }
     path = work / f"tta{number}.yaml"
     path.write_text(yaml.safe_dump(tta), encoding="utf-8")

@@ -18,7 +18,7 @@ from foldwise.data.table import Table
 from foldwise.inference.predictor import Predictor
 from foldwise.inference.reading import InputSpec, ReadBatch, load_batches
 from foldwise.inference.tta import TTA
-from foldwise.inference.weights import load_model
+from foldwise.inference.weights import load_model, with_frames
 from foldwise.models.network import Batch
 from foldwise.tasks.views import View
 
@@ -35,7 +35,9 @@ class Engine:
     def __init__(self, bundle: Path, spec: BundleSpec, device: str, batch_size: int, precision: str) -> None:
         self.spec, self.active, self.device = spec, Active(spec), torch.device(device)
         models = {
-            (number, model.fold, model.snapshot): load_model(bundle / model.folder)
+            (number, model.fold, model.snapshot): with_frames(
+                load_model(bundle / model.folder), TTA.from_names(run.views, run.mean).frames
+            )
             for number, run in enumerate(spec.runs)
             for model in run.models
         }

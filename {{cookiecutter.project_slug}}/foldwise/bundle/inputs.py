@@ -7,12 +7,13 @@ from typing import NamedTuple
 import pandas as pd
 
 from foldwise.data.cells import text_column
-from foldwise.data.decoding import stored_size
+from foldwise.data.decoding import refusing, stored_size
 from foldwise.data.orientation import oriented
 from foldwise.data.problems import some
 from foldwise.data.samples import Samples, TableItems
 from foldwise.data.table import Table
 from foldwise.data.table_file import read_file
+from foldwise.data.units import Units
 from foldwise.errors import Refusal
 from foldwise.inference.reading import Items, Read
 
@@ -104,11 +105,15 @@ class CarefulItems(Items):
     def __getitem__(self, index: int) -> Read:
         number = self.numbers[index]
         try:
-            for path in self.first.files(number):
+            files, bad = self.first.files(number), dict[Path, str]()
+            for path in files:
                 with oriented("ignore"):  # which side is which does not matter
                     height, width = size = stored_size(path)
                 if size != (0, 0) and (min(size) < SMALLEST or height * width > LARGEST):
-                    return Read(index, [], size, f"{path} has {height} x {width} pixels")
-            return super().__getitem__(index)
+                    bad[path] = f"has {height} x {width} pixels"
+            if bad and not isinstance(self.first.samples, Units):  # which leaves a picture out
+                return Read(index, [], size, " ".join(map(str, next(iter(bad.items())))))
+            with refusing(bad):
+                return super().__getitem__(index)
         except Exception as error:  # whatever a reader raises must not cost the submission
             return Read(index, [], (0, 0), f"{self.first.items[number].id}: {type(error).__name__}: {error}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from foldwise.data.fields import MASKS, Field
+from foldwise.data.sampling import sample_seed
 from foldwise.errors import Refusal
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Augmentation:
         if not 0 <= ignore_index <= 65535:
             raise Refusal(f"data.ignore_index must fit an 8 or 16 bit mask, but is {ignore_index}")
         self.ignore_index = ignore_index
+        self.separate = any(field.separate for field in fields.values())
         self.kinds = {name: field.kind for name, field in fields.items() if field.spatial}
         # Prefixed, since albumentations gives some names (masks, volume) a meaning. The first mask is called "mask":
         # transforms that use the mask look for that name.
@@ -63,9 +65,10 @@ class Augmentation:
         """Augment images (H, W, C) uint8 or float32 in [0, 1], masks (H, W) uint8 or uint16, and maps and
         masks per class (H, W, C).
 
-        All images of a sample and of its stacks get the same random transform, whatever their size. Sizes may change.
-        Dtypes stay, except that a uint8 mask becomes uint16 if the ignore index does not fit. Refuses masks and maps
-        that do not have the size of an image.
+        All images of a sample and of its stacks get the same random transform, whatever their size; if a field is
+        `separate`, only those with the same place in the stacks. Sizes may change. Dtypes stay, except that a uint8
+        mask becomes uint16 if the ignore index does not fit. Refuses masks and maps that do not have the size of an
+        image.
         """
         spatial = {name: sample[name] for name in self.kinds if name in sample}
         stacks = {name: value for name, value in spatial.items() if isinstance(value, list)}
@@ -77,9 +80,10 @@ class Augmentation:
         )
         for length in dict.fromkeys(map(len, stacks.values())):
             same_length = {name: value for name, value in stacks.items() if len(value) == length}
+            seeds = [sample_seed(seed, index, "picture") if self.separate else seed for index in range(length)]
             augmented = [
-                self._augment({name: value[index] for name, value in same_length.items()}, seed, seed_each)
-                for index in range(length)
+                self._augment({name: value[index] for name, value in same_length.items()}, own, seed_each)
+                for index, own in enumerate(seeds)
             ]
             result |= {name: [each[name] for each in augmented] for name in same_length}
         return {**sample, **result}

@@ -3,7 +3,8 @@ palette indices). Images and masks are turned by their EXIF orientation, or not,
 """
 
 import io
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -51,10 +52,25 @@ def noting() -> Iterator[list[FileNote]]:
 
 
 def note_left_out(path: Path, problem: str, item: str) -> None:
-    """Note a picture that an item's reader leaves out because of a problem."""
+    """Note a picture that an item's reader leaves out because of a problem; warn if nobody collects notes."""
     notes = _notes.get()
-    if notes is not None:
+    if notes is None:
+        warnings.warn(f"{problem}; it is left out of {item}", stacklevel=2)
+    else:
         notes.append(FileNote(path, 1, "", left_out=problem, item=item))
+
+
+_refused: ContextVar[Mapping[Path, str]] = ContextVar("_refused", default={})  # noqa: B039  # never changed
+
+
+@contextmanager
+def refusing(problems: Mapping[Path, str]) -> Iterator[None]:
+    """Do not decode these image files within the block: raise an ImageError with the problem of each."""
+    token = _refused.set(problems)
+    try:
+        yield
+    finally:
+        _refused.reset(token)
 
 
 def decode_image(path: Path) -> np.ndarray:
@@ -63,6 +79,8 @@ def decode_image(path: Path) -> np.ndarray:
     Colours become RGB: palette, CMYK and YCbCr are converted, white-is-zero is inverted. Grey of 1, 2 and 4 bits is
     scaled to 0 to 255. Signed, 32-bit and double values become float32. An unusable file raises ImageError.
     """
+    if problem := _refused.get().get(path):
+        raise ImageError(f"{path} {problem}")
     data = _read_bytes(path)
     with _naming(path, data):
         image, orientation = tiff.decode(data) if data[:4] in tiff.MAGIC else (_decode(data), read_orientation(data))

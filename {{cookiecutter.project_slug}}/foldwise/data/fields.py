@@ -21,11 +21,13 @@ class Field:
         ragged: the first axis varies in length between samples. Batches are padded with zeros;
             `batch[f"{key}_valid"]`, (B, N) bool, marks the real entries.
         train_only: a target or another input of the loss: absent in prediction and bundles.
+        separate: augmentation is drawn for each image of a stack, not once for the sample.
     """
 
     kind: FieldKind
     ragged: bool = False
     train_only: bool = False
+    separate: bool = False
 
     @property
     def spatial(self) -> bool:

@@ -2,13 +2,15 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from foldwise.data.orientation import SIDEWAYS
 from foldwise.data.problems import first_of, some
+
+LEFT_OUT = "left out"  # in place of damage: of pictures that readers of several pictures leave out
 
 
 def file_problems(scan: pd.DataFrame, failures: Mapping[tuple[str, str], tuple[str, str]]) -> list[str]:
@@ -74,9 +76,20 @@ def exif_problems(scan: pd.DataFrame) -> list[str]:
 
 
 def damage_notes(scan: pd.DataFrame) -> list[str]:
-    """Note JPEGs that are damaged inside, with libjpeg's words."""
+    """Note JPEGs that are damaged inside, with libjpeg's words, and pictures that are left out of their items."""
     texts = scan["damage"][scan["damage"].notna()]
-    return describe_damage({file: what for text in texts for file, what in json.loads(text).items()})
+    found = {file: what for text in texts for file, what in json.loads(text).items()}
+    left_out = [file for file, what in found.items() if what == LEFT_OUT]
+    return describe_damage({file: what for file, what in found.items() if what != LEFT_OUT}) + describe_left_out(
+        left_out
+    )
+
+
+def describe_left_out(names: Sequence[str]) -> list[str]:
+    """Name the pictures that readers of several pictures leave out."""
+    if not names:
+        return []
+    return [f"{len(names):,} pictures cannot be read and are left out of their items: {some(names)}"]
 
 
 def describe_damage(damage: Mapping[str, str]) -> list[str]:

@@ -22,7 +22,7 @@ from foldwise.code.alias import opened_code
 from foldwise.code.definitions import Definitions
 from foldwise.code.source import PACKAGE
 from foldwise.data.decoding import noting
-from foldwise.data.image_problems import exif_problems, file_problems, image_problems
+from foldwise.data.image_problems import LEFT_OUT, exif_problems, file_problems, image_problems
 from foldwise.data.images import ImageError
 from foldwise.data.orientation import oriented
 from foldwise.data.problems import TableError, some
@@ -213,6 +213,7 @@ def _measure(items: TableItems, table: Table, number: int, state: Mapping[str, A
         row = _figures(items, table, number, state)
     turned = {_relative(note.path, table.root): note.orientation for note in notes if note.orientation != 1}
     damage = {_relative(note.path, table.root): note.damage for note in notes if note.damage}
+    damage |= {_relative(note.path, table.root): LEFT_OUT for note in notes if note.left_out}
     return row | {"turned": json.dumps(turned), "damage": json.dumps(damage)}
 
 

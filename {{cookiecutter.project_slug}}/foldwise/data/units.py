@@ -6,15 +6,17 @@ samples:
   unit: patient              # rows with the same value are one item
   order: frame               # a numeric column to sort its pictures by
   frames: 16                 # pictures to read of each; null: all
+  augment: unit              # draw augmentation once for all pictures of an item; picture: for each
   view: side                 # a column that says what a picture shows, with pool: slots
   views: [left, right]
   numbers: [age, height]     # metadata
   categories: [sex, site]
 """
 
+import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -26,6 +28,7 @@ from foldwise.data.problems import TableError, some
 from foldwise.data.samples import Rows, Sample, Samples, TableItems, group_items
 from foldwise.errors import Refusal
 
+AUGMENT = ("unit", "picture")
 CODES = 64  # codes of a category; code 0 is "other": rare, unknown or empty
 
 
@@ -38,11 +41,14 @@ class Units(Samples):
     Args:
         unit, order, frames, view, views: see the module. With `frames`, the sorted pictures are
             cut into that many equal segments: training reads a random picture of each, prediction the middle one.
+        augment: "unit": random augmentation is drawn once for all pictures of an item; "picture": for each.
         numbers, categories: of an item with several pictures, the mean and the value of the first picture.
         rare: a value in fewer training items counts as "other".
 
-    In prediction, a picture that cannot be read is left out and listed, as long as the item has another one.
+    A picture that cannot be read is left out and listed, as long as the item has another one.
     """
+
+    sets = 1  # of `frames` pictures, see `with_sets`
 
     def __init__(
         self,
@@ -52,6 +58,7 @@ class Units(Samples):
         frames: int | None = None,
         view: str | None = None,
         views: Sequence[str] = (),
+        augment: str = "unit",
         numbers: Sequence[str] = (),
         categories: Sequence[str] = (),
         rare: int = 5,
@@ -72,14 +79,22 @@ class Units(Samples):
             raise Refusal("\n".join(texts))
         if frames is not None and not (type(frames) is int and frames >= 1):
             raise Refusal(f"samples.frames is {frames!r}; it must be a whole number from 1, or null for all")
+        if augment not in AUGMENT:
+            raise Refusal(f"samples.augment is {augment!r}; it must be one of {', '.join(AUGMENT)}")
         self.unit, self.order, self.frames, self.view, self.views = unit, order, frames, view, list(views)
         self.numbers, self.categories, self.rare = list(numbers), list(categories), rare
         columns = (unit, order, view, *numbers, *categories, *self.columns)
         self.columns = [name for name in dict.fromkeys(columns) if name is not None]
-        self.fields = {"image": Field("image", ragged=unit is not None)}
+        self.fields = {"image": Field("image", ragged=unit is not None, separate=augment == "picture")}
         self.fields |= {"slot": Field("codes", ragged=True)} if view else {}
         self.fields |= {"numbers": Field("values")} if numbers else {}
         self.fields |= {"categories": Field("codes")} if categories else {}
+
+    def with_sets(self, sets: int) -> Self:
+        """A reader of so many times `frames` pictures: every `sets`-th is evenly spaced too (tta=frames)."""
+        other = copy.copy(self)
+        other.sets = sets
+        return other
 
     def items(self, rows: Rows) -> list[Item]:
         return super().items(rows) if self.unit is None else group_items(rows, self.unit, self.order)
@@ -105,7 +120,7 @@ class Units(Samples):
 
     def choose(self, item: Item, rng: np.random.Generator | None) -> list[int]:
         """Choose the rows whose pictures are read."""
-        return list(item.rows) if self.frames is None else choose_frames(item.rows, self.frames, rng)
+        return list(item.rows) if self.frames is None else choose_frames(item.rows, self.frames * self.sets, rng)
 
     def read_columns(self, rows: Rows, item: Item, chosen: Sequence[int], state: Mapping[str, Any]) -> Sample:
         """Read what is beside the pictures of the rows `chosen`."""
@@ -134,11 +149,12 @@ class Units(Samples):
                 read.append(row)
             except ImageError as error:
                 errors[row] = error
-        if errors and (rows.targets or not images):
+        if errors and not images:
             raise next(iter(errors.values()))
         for row, problem in errors.items():
             note_left_out(rows.path(row), str(problem), id)
-        return images, read
+        lacking = self.sets - len(images)  # no set may be empty
+        return images + images[-1:] * lacking, read + read[-1:] * lacking
 
     def _slot(self, rows: Rows, row: int) -> int:
         name = _text(rows[str(self.view)][row])

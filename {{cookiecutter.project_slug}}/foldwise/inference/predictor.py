@@ -24,7 +24,7 @@ from foldwise.inference.device import keep_freed_memory
 from foldwise.inference.reading import InputSpec, Items, ReadBatch, load_batches
 from foldwise.inference.tiles import predict_tiled
 from foldwise.inference.tta import TTA
-from foldwise.inference.weights import Model
+from foldwise.inference.weights import Model, with_frames
 from foldwise.models.network import Batch
 from foldwise.tasks.outputs import activate
 from foldwise.tasks.views import View, view_batches
@@ -59,6 +59,7 @@ class Predictor:
         skip_bad: bool = False,
     ) -> None:
         self.skip_bad, self.notes = skip_bad, list[FileNote]()
+        models = [with_frames(model, tta.frames) for model in models]
         self.models, self.tta, self.workers = models, tta, workers
         self.outputs = models[0].spec.outputs
         self.tasks = {output.name: output.meaning for output in self.outputs}

@@ -15,7 +15,7 @@ from foldwise.data.augmentation import Augmentation, build_transforms
 from foldwise.data.batches import Packed, collate, pack_sample, start_worker
 from foldwise.data.decoding import FileNote, noting
 from foldwise.data.fields import Field
-from foldwise.data.image_problems import describe_damage
+from foldwise.data.image_problems import describe_damage, describe_left_out
 from foldwise.data.images import ImageError, cached_images, to_mode
 from foldwise.data.problems import some
 from foldwise.data.reading import Reader, fit_sample
@@ -230,9 +230,7 @@ def describe_notes(notes: Sequence[FileNote], models: Sequence[Model]) -> list[s
                 f"{len(names):,} pictures do not have the channels of the training images, and are converted as with "
                 f"data.mode={mode}: {some(names)}"
             )
-    left_out = [f"{note.path} (of {note.item})" for note in notes if note.left_out]
-    if left_out:
-        lines.append(f"{len(left_out):,} pictures cannot be read and are left out of their items: {some(left_out)}")
+    lines += describe_left_out([f"{note.path} (of {note.item})" for note in notes if note.left_out])
     if turned and any(model.spec.exif is None for model in models):
         lines.append(
             "these pictures have an EXIF orientation, which no training image had, and are turned upright (train with "

@@ -9,7 +9,7 @@ from foldwise.errors import Refusal
 from foldwise.tasks.views import CROPS, SYMMETRIES, View
 
 MEANS = ("arithmetic", "geometric", "median")
-KEYS = ("views", "mean", "scales", "crops", "draws", "transforms")
+KEYS = ("views", "mean", "scales", "crops", "frames", "draws", "transforms")
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,15 @@ class TTA:
         mean: str = "arithmetic",
         scales: Sequence[float] = (1.0,),
         crops: Sequence[str] = (),
+        frames: int = 1,
         draws: int = 0,
         transforms: Sequence[Mapping[str, Any]] = (),
     ) -> "TTA":
-        """Combine each symmetry in `views` with each scale (factor of the network's input size) and each crop."""
+        """Combine each symmetry in `views` with each scale (factor of the network's input size) and each crop.
+
+        Args:
+            frames: above 1, so many sets of evenly spaced pictures of an item, in place of scales and crops.
+        """
         problems = _list_problems("views", views, SYMMETRIES) + _list_problems("crops", crops, CROPS)
         if not isinstance(scales, Sequence) or not all(isinstance(s, int | float) and 0.1 <= s <= 4 for s in scales):
             problems.append(f"tta.scales is {scales!r}; it must be a list of numbers from 0.1 to 4")
@@ -47,10 +52,17 @@ class TTA:
             problems.append(f"tta.mean is {mean!r}; it must be one of {', '.join(MEANS)}")
         if not isinstance(draws, int) or draws < 0 or bool(draws) != bool(transforms):
             problems.append(f"tta.draws is {draws!r}; it must be above 0 with tta.transforms, and 0 without")
+        if type(frames) is not int or frames < 1:
+            problems.append(f"tta.frames is {frames!r}; it must be a whole number from 1")
+        elif frames > 1 and (list(scales) != [1.0] or crops or draws):
+            problems.append(
+                "tta.frames is combined with tta.views alone: leave out tta.scales, tta.crops and tta.draws"
+            )
         if problems:
             raise Refusal("; ".join(problems))
-        zooms = [*((scale, None) for scale in scales), *((1.0, crop) for crop in crops)]
-        return cls(tuple(View(name, *zoom) for zoom in zooms for name in views), mean, draws, tuple(transforms))
+        zooms: list[dict[str, Any]] = [*({"scale": scale} for scale in scales), *({"crop": crop} for crop in crops)]
+        zooms = zooms if frames == 1 else [{"frames": (first, frames)} for first in range(frames)]
+        return cls(tuple(View(name, **zoom) for zoom in zooms for name in views), mean, draws, tuple(transforms))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "TTA":
@@ -64,6 +76,11 @@ class TTA:
     def from_names(cls, names: Sequence[str], mean: str) -> "TTA":
         """Make the TTA from view names of a prediction header; refuse random draws and unknown names."""
         return cls(tuple(View.from_name(name) for name in names), cls.choose(mean=mean).mean)
+
+    @property
+    def frames(self) -> int:
+        """Sets of pictures that an item is predicted from, see `foldwise.inference.weights.denser`."""
+        return max(1 if view.frames is None else view.frames[1] for view in self.views)
 
     @property
     def names(self) -> list[str]:

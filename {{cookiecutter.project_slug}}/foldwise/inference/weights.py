@@ -14,6 +14,7 @@ from foldwise.code.runs import find_code
 from foldwise.data.features import FIELD, FeatureSet, StoredFeatures
 from foldwise.data.samples import Samples
 from foldwise.data.table import Table
+from foldwise.data.units import Units
 from foldwise.errors import Refusal
 from foldwise.files import sha256_file, write_atomic, write_json
 from foldwise.inference.spec import SPEC, WEIGHTS, ModelError, ModelSpec, raise_problems, read_spec
@@ -79,6 +80,25 @@ def load_model(folder: Path) -> Model:
     raise_problems(folder / WEIGHTS, _state_problems(state, net.state_dict()))
     net.load_state_dict(state)
     return Model(normalize(net, spec).eval(), _build_samples(spec, alias), spec)
+
+
+def with_frames(model: Model, sets: int) -> Model:
+    """Let a model's reader read so many sets of evenly spaced pictures of an item, for views of one set each."""
+    if sets == 1:
+        return model
+    # The key differs from that of a reader of one set.
+    spec = replace(model.spec, samples={**model.spec.samples, "sets": sets})
+    return replace(model, samples=check_frames(model.samples).with_sets(sets), spec=spec)
+
+
+def check_frames(samples: Samples) -> Units:
+    """Refuse a reader that cannot read further sets of pictures."""
+    if isinstance(samples, Units) and samples.frames is not None:
+        return samples
+    raise Refusal(
+        "tta.frames predicts several sets of an item's pictures, so it is for the reader foldwise.data.units.Units "
+        "with samples.frames: choose another TTA"
+    )
 
 
 def load_state(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,7 +1,8 @@
 """Views of an image for test-time augmentation, and their inverse for predicted maps.
 
-A view is a symmetry of the square, applied to the whole image, the rescaled image or a crop. Symmetries are undone
-exactly, on odd and non-square sizes too. Scales and crops resample twice, so their maps are a little smoother.
+A view is a symmetry of the square, applied to the whole image, the rescaled image or a crop, or to every n-th picture
+of a stack. Symmetries are undone exactly, on odd and non-square sizes too. Scales and crops resample twice, so their
+maps are a little smoother.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -40,27 +41,48 @@ CROPS = {
 
 @dataclass(frozen=True)
 class View:
-    """A symmetry, applied to the image at a scale, or to a crop resized to the image's size."""
+    """A symmetry, applied to the image at a scale, or to a crop resized to the image's size.
+
+    Attributes:
+        frames: (first, step) of the pictures that are taken of a stack; None: all.
+    """
 
     symmetry: str
     scale: float = 1.0
     crop: str | None = None
+    frames: tuple[int, int] | None = None
 
     @classmethod
     def from_name(cls, name: str) -> "View":
         """Parse the `name` of a view; refuse an unknown one."""
         symmetry, _, where = name.partition("@")
         with suppress(ValueError):
-            view = cls(symmetry, crop=where) if where in CROPS else cls(symmetry, float(where or 1))
+            first, of, step = where.partition("of")
+            if of:
+                view = cls(symmetry, frames=(int(first) - 1, int(step)))
+            else:
+                view = cls(symmetry, crop=where) if where in CROPS else cls(symmetry, float(where or 1))
             if symmetry in SYMMETRIES and view.name == name:
                 return view
         raise Refusal(f"there is no view {name}")
 
     @property
     def name(self) -> str:
-        """For example `hflip`, `hflip@0.75` or `hflip@top-left`."""
+        """For example `hflip`, `hflip@0.75`, `hflip@top-left` or `hflip@1of4`, of the frames."""
         where = self.crop or ("" if self.scale == 1 else f"{self.scale:g}")
+        where = where if self.frames is None else f"{self.frames[0] + 1}of{self.frames[1]}"
         return f"{self.symmetry}@{where}" if where else self.symmetry
+
+    def take(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Take the view's pictures from the stacks of a batch (ragged fields, (B, N, ...), and their `_valid`)."""
+        if self.frames is None:
+            return dict(batch)
+        first, step = self.frames
+        ragged = {name.removesuffix("_valid") for name in batch if name.endswith("_valid")}
+        return {
+            name: value[:, first::step] if name.removesuffix("_valid") in ragged else value
+            for name, value in batch.items()
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the view to (..., H, W). Resampling turns uint8 into float in [0, 1]; int64 takes the nearest pixel."""
@@ -97,20 +119,15 @@ def view_batches(
     views: Sequence[View], batch: Mapping[str, Tensor], spatial: Collection[str]
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Yield the indices of views with equal shapes and their batch, ordered by view; other fields are repeated."""
-    transformed = [{name: view.forward(batch[name]) for name in spatial} for view in views]
+    transformed = [
+        {name: view.forward(value) if name in spatial else value for name, value in view.take(batch).items()}
+        for view in views
+    ]
     by_shape: dict[tuple[object, ...], list[int]] = {}
     for index, fields in enumerate(transformed):
         by_shape.setdefault(tuple((value.shape, value.dtype) for value in fields.values()), []).append(index)
     for indices in by_shape.values():
-        yield (
-            indices,
-            {
-                name: torch.cat([transformed[index][name] for index in indices])
-                if name in spatial
-                else value.expand(len(indices), *value.shape).flatten(0, 1)
-                for name, value in batch.items()
-            },
-        )
+        yield indices, {name: torch.cat([transformed[index][name] for index in indices]) for name in batch}
 
 
 def _resample(x: Tensor, size: Sequence[int]) -> Tensor:

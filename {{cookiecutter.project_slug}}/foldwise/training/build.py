@@ -22,7 +22,7 @@ from foldwise.data.samples import Rows
 from foldwise.errors import Refusal
 from foldwise.inference.spec import ModelSpec
 from foldwise.inference.tta import TTA
-from foldwise.inference.weights import normalize
+from foldwise.inference.weights import check_frames, normalize
 from foldwise.models.features import EncodersNetwork
 from foldwise.models.mixing import Mix
 from foldwise.models.module import Setup, TrainingModule
@@ -120,8 +120,11 @@ def build_spec(config: Mapping[str, Any], prepared: Prepared, state: Mapping[str
         )
     without_tta = "data.fit=tiles predicts" if data["fit"] == "tiles" else ""
     without_tta = "data.features are predicted out of fold" if prepared.features else without_tta
-    if without_tta and TTA.from_config(config["tta"]).names != ["identity"]:
+    tta = TTA.from_config(config["tta"])
+    if without_tta and tta.names != ["identity"]:
         raise Refusal(f"{without_tta} without TTA: choose tta=none")
+    if tta.frames > 1:
+        check_frames(prepared.samples)
     network = {name: value for name, value in model.items() if name not in TRAINING_ONLY and value is not None}
     if prepared.features:
         network["encoders"] = [features.encoder for features in prepared.features]
