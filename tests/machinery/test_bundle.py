@@ -37,7 +37,7 @@ from foldwise.bundle.time_limit import Active, Pace, keep_time
 from foldwise.bundle.wheels import download_wheels, required_packages
 from foldwise.data.decoding import stored_size
 from foldwise.data.folds import write_folds
-from foldwise.data.images import read_image
+from foldwise.data.images import read_image, to_unit
 from foldwise.data.samples import Samples
 from foldwise.data.table import Columns, read_table
 from foldwise.errors import Refusal
@@ -309,7 +309,8 @@ def test_a_folder_that_is_no_bundle_or_of_another_version_is_refused(tmp_path):
 
 def of_sets(model: Model, root: Path, chosen: list[list[int]]) -> np.ndarray:
     """The mean probabilities of sets of pictures, given by their numbers."""
-    stacks = [np.stack([read_image(root / f"images/{number}.png") for number in numbers]) for numbers in chosen]
+    images = [[read_image(root / f"images/{number}.png") for number in numbers] for numbers in chosen]
+    stacks = [np.stack([to_unit(image, 230) for image in each]) for each in images]
     with torch.no_grad():
         logits = [model.network({"image": torch.from_numpy(each.transpose(0, 3, 1, 2))[None]}) for each in stacks]
     return torch.cat([each["logits"] for each in logits]).sigmoid().mean(0).numpy()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tiny import make_spec
+from tiny import make_spec, random_model
 from torch import nn
 
 from foldwise.data.fields import Field
@@ -275,10 +275,26 @@ def test_bad_choices_are_refused_with_the_good_ones():
         TTA.choose(crops=["middle"])
 
 
+def test_sets_of_frames_are_views_with_names_and_only_for_readers_that_have_them():
+    tta = TTA.choose(["identity", "hflip"], frames=2)
+    assert tta.names == ["identity@1of2", "hflip@1of2", "identity@2of2", "hflip@2of2"] and tta.frames == 2
+    assert TTA.from_names(tta.names, tta.mean) == tta
+    batch = {"image": torch.arange(10).view(2, 5), "image_valid": torch.ones(2, 5, dtype=torch.bool)}
+    batch |= {"slot": torch.arange(10).view(2, 5), "slot_valid": batch["image_valid"], "numbers": torch.ones(2, 3)}
+    taken = tta.views[2].take(batch)
+    assert taken["slot"].tolist() == taken["image"].tolist() == [[1, 3], [6, 8]]
+    assert taken["image_valid"].shape == (2, 2) and taken["numbers"].shape == (2, 3)
+    for choices in ({"frames": 0}, {"frames": 2, "scales": [0.5]}, {"frames": 2, "crops": ["centre"]}):
+        with pytest.raises(Refusal, match=r"tta.frames is"):
+            TTA.choose(**choices)
+    with pytest.raises(Refusal, match="for the reader foldwise.data.units.Units with samples.frames"):
+        Predictor([random_model(make_spec("multiclass", ["a", "b"]), 0)], tta)
+
+
 def test_every_config_loads_without_hydra(tmp_path):
     found = {name: len(load_tta(path).names) for name, path in list_choices("tta").items()}
     expected = {"none": 1, "flips": 2, "d4": 8, "five_crops": 5, "scales": 6, "d4_scales": 24, "random": 8}
-    expected |= {"d4_crops": 48, "random_crops": 32}
+    expected |= {"d4_crops": 48, "random_crops": 32, "frames": 4}
     assert found == expected
     with pytest.raises(Refusal, match="there is no TTA .*/d5.yaml; .* has d4, "):
         load_tta(find_choice("tta", "d4").with_name("d5.yaml"))
