@@ -77,6 +77,9 @@ def test_no_set_of_frames_is_empty(world):
     with noting():
         sample = samples.read(rows, items[1], {}, None)
     assert levels(sample) == [2] * 4 and len(sample["slot"]) == 4
+    one = Units(unit="house", frames=1)  # would read the third of five
+    with noting():
+        assert levels(one.read(rows, items[1], {}, None)) == [2]
 
 
 def test_metadata_has_the_statistics_of_the_training_items(world):

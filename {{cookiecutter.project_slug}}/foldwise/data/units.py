@@ -115,7 +115,7 @@ class Units(Samples):
         return state
 
     def read(self, rows: Rows, item: Item, state: Mapping[str, Any], rng: np.random.Generator | None) -> Sample:
-        images, chosen = self._read_images(rows, self.choose(item, rng), item.id, rng)
+        images, chosen = self._read_images(rows, self.choose(item, rng), item, rng)
         return {"image": images if self.unit else images[0]} | self.read_columns(rows, item, chosen, state)
 
     def choose(self, item: Item, rng: np.random.Generator | None) -> list[int]:
@@ -138,21 +138,24 @@ class Units(Samples):
         return sample
 
     def _read_images(
-        self, rows: Rows, chosen: Sequence[int], id: str, rng: np.random.Generator | None
+        self, rows: Rows, chosen: Sequence[int], item: Item, rng: np.random.Generator | None
     ) -> tuple[list[np.ndarray], list[int]]:
-        """Read the pictures of rows; also the rows, without those left out."""
-        images, read = [], []
+        """Read the pictures of rows; also the rows, without those left out. If all are, the item's next one."""
+        images: list[np.ndarray] = []
+        read: list[int] = []
         errors: dict[int, ImageError] = {}
-        for row in chosen:
+        for number, row in enumerate([*chosen, *(row for row in item.rows if row not in chosen)]):
+            if number >= len(chosen) and images:
+                break
             try:
                 images.append(self.read_image(rows, row, rng))
                 read.append(row)
             except ImageError as error:
                 errors[row] = error
-        if errors and not images:
+        if not images:
             raise next(iter(errors.values()))
         for row, problem in errors.items():
-            note_left_out(rows.path(row), str(problem), id)
+            note_left_out(rows.path(row), str(problem), item.id)
         lacking = self.sets - len(images)  # no set may be empty
         return images + images[-1:] * lacking, read + read[-1:] * lacking
 
