@@ -566,7 +566,7 @@ WHO = "experiment=retrieval batch_size=8"
 # data.mode keeps wiring.py from predicting single pictures
 UNITS = (
     "data.mode=rgb data.columns.fold=null samples._target_=foldwise.data.units.Units +samples.unit=thing "
-    "+samples.frames=1 model._target_=foldwise.models.pooled.PooledNetwork model.library=null model.options=null"
+    "+samples.frames=1 model._target_=foldwise.models.pooled.PooledNetwork model.library=null +model.pool=mean"
 )
 WHOLE = "data.columns.target=whole_mask"  # nothing is ignored
 
