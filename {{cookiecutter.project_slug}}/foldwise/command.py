@@ -69,6 +69,14 @@ def positive_number(text: str) -> float:
     return number
 
 
+def duration(text: str) -> float:
+    """An argument type: a time such as 90s, 45m, 6h or 2d, in seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if match is None or not float(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 90s, 45m, 6h or 2d")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
 @contextmanager
 def exit_on_error(after: str = "nothing was written") -> Iterator[None]:
     """Exit with 2 and a message on a refusal, with 1 and the traceback on a bug, and with 130 on Ctrl-C.

@@ -1,6 +1,7 @@
 """The copy of the owner's code in a run: written when the run starts, opened by every command that uses the run."""
 
 import re
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -42,11 +43,15 @@ def working_code(config: Mapping[str, Any], root: Path | None = None) -> Iterato
     """
     code = collect_code(all_targets(config), root or Path.cwd())
     with tempfile.TemporaryDirectory(prefix="foldwise-") as scratch:
+        entry = ""
         if code.files:
             write_code(code, Path(scratch) / FOLDER)
             trust(code.digest)
-            open_code(Path(scratch) / FOLDER)
-        yield code
+            entry = str((Path(scratch) / FOLDER).resolve() / open_code(Path(scratch) / FOLDER))
+        try:
+            yield code
+        finally:
+            sys.path[:] = [other for other in sys.path if other != entry]  # child processes would look there
 
 
 def current_code(config: Mapping[str, Any]) -> Code:

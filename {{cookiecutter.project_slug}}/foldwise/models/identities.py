@@ -47,7 +47,8 @@ class IdentityNetwork(Network):
 
     Args:
         width: of the vector.
-        subcentres: directions per identity; 0 takes a plain linear classifier, for a softmax instead of ArcFace.
+        subcentres: directions per identity, several for noisy labels; 0 takes a plain linear classifier, for a softmax
+            instead of ArcFace.
     """
 
     auxiliary = ("identities",)
@@ -60,7 +61,7 @@ class IdentityNetwork(Network):
         library: str = "timm",
         options: Mapping[str, Any] | None = None,
         width: int = 256,
-        subcentres: int = 3,
+        subcentres: int = 1,
         weights: Path | None = None,
         pretrained: bool = False,
     ) -> None:

@@ -117,7 +117,7 @@ class ArcFace(SampleLoss):
 
     margin: Tensor
 
-    def __init__(self, scale: float = 30.0, margin: float | Sequence[float] = 0.3, **common: Any) -> None:
+    def __init__(self, scale: float = 30.0, margin: float | Sequence[float] = 0.5, **common: Any) -> None:
         super().__init__(**common)
         self.scale = scale
         self.register_buffer("margin", torch.as_tensor(margin, dtype=torch.float32), persistent=False)

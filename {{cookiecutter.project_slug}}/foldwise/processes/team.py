@@ -8,7 +8,7 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -64,15 +64,17 @@ class Team:
         for link in self.links:
             self.receive(link)
 
-    def run(self, group: Group) -> int:
+    def run(self, group: Group, watch: Callable[[], None] | None = None) -> int:
         """Wait for the group on all nodes; return the exit code of this node's part.
 
-        Raises like `receive` if another node's part fails.
+        Calls `watch` every second. Raises like `receive` if another node's part fails.
         """
         silent, code = list(self.links), None
         try:
             while silent or code is None:
-                ready = wait([*group.sentinels, *silent])
+                ready = wait([*group.sentinels, *silent], 1 if watch else None)
+                if watch:
+                    watch()
                 if code is None and (code := group.poll()) is not None:
                     self.send(code=code)
                     if code:

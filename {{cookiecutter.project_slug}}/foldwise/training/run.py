@@ -35,7 +35,7 @@ from foldwise.training.identity import describe_differences
 from foldwise.training.plan import Plan, make_plan
 from foldwise.training.results import finish_run
 from foldwise.training.run_folder import create_or_resume_run, find_run, resumed_config
-from foldwise.training.workers import follow, train_at_once, train_in_turn
+from foldwise.training.workers import Watch, follow, train_at_once, train_in_turn
 
 if TYPE_CHECKING:
     from foldwise.processes.server import Context
@@ -43,10 +43,14 @@ if TYPE_CHECKING:
 console = Console()
 
 
-def train(config: dict[str, Any], runs: Path = Path("runs")) -> Path:
+def train(config: dict[str, Any], runs: Path = Path("runs"), watch: Watch | None = None) -> Path:
     """Train the requested folds that are not finished, and return the run folder.
 
     Other jobs may train other folds of the run at the same time; the job that finishes the last fold merges them.
+
+    Args:
+        watch: called with run and fold every second while a fold trains, if one trains at a time, and when it ends;
+            an exception that it raises ends the training.
 
     Raises:
         Refusal: unusable data or configuration, or another job trains a fold; nothing was trained.
@@ -61,11 +65,14 @@ def train(config: dict[str, Any], runs: Path = Path("runs")) -> Path:
     # A resumed run uses the code saved with it.
     owned = working_code(config) if config["run"] is None else nullcontext(run_code(Path(config["run"])))
     with gather(node) as team, owned as code:
-        lead = _lead if node.rank == 0 else _follow
-        return lead(context, config, runs, node, team, code)
+        if node.rank:
+            return _follow(context, config, runs, node, team, code)
+        return _lead(context, config, runs, node, team, code, watch)
 
 
-def _lead(context: "Context", config: dict[str, Any], runs: Path, node: Node, team: Team, code: Code) -> Path:
+def _lead(
+    context: "Context", config: dict[str, Any], runs: Path, node: Node, team: Team, code: Code, watch: Watch | None
+) -> Path:
     """Node 0: plan, create the run folder, train this node's share, write the results."""
     plan = make_plan(context, config, node.count, is_sample(config["data"]), code)
     team.send(identity=plan.identity)
@@ -85,7 +92,7 @@ def _lead(context: "Context", config: dict[str, Any], runs: Path, node: Node, te
         if len(plan.visible) > 1:
             train_at_once(context, run, parts, plan)
         else:
-            train_in_turn(context, run, parts, plan, node, team)
+            train_in_turn(context, run, parts, plan, node, team, watch)
     team.send(run=str(run))
     with lock(run / ".lock"):  # jobs that end together merge the folds once
         finish_run(run, config, plan.prepared)

@@ -1,9 +1,10 @@
 """Trains the folds of a run in child processes, one after another or several at a time."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +25,18 @@ if TYPE_CHECKING:
 
 console = Console()
 TAIL = 5  # log lines shown for a failed fold
+Watch = Callable[[Path, Holdout], None]
 
 
-def train_in_turn(context: "Context", run: Path, parts: Sequence[Holdout], plan: Plan, node: Node, team: Team) -> None:
+def train_in_turn(
+    context: "Context",
+    run: Path,
+    parts: Sequence[Holdout],
+    plan: Plan,
+    node: Node,
+    team: Team,
+    watch: Watch | None = None,
+) -> None:
     """Train one fold after another, each on all devices of all nodes. Runs on node 0; the others `follow`.
 
     Raises ProcessFailed if a fold fails and Stopped if a signal ends it; finished folds and the last checkpoint stay.
@@ -35,7 +45,7 @@ def train_in_turn(context: "Context", run: Path, parts: Sequence[Holdout], plan:
         console.rule(f"{run.name}  {part.title}", style="dim")
         port = free_port() if node.count > 1 else 0
         team.send(run=str(run), without=part.folds, port=port)
-        _train_part(context, run, part, plan, replace(node, port=port), team)
+        _train_part(context, run, part, plan, replace(node, port=port), team, watch)
         finish_fold(run, part, plan.config, plan.prepared, plan.world)
 
 
@@ -53,10 +63,12 @@ def follow(context: "Context", plan: Plan, node: Node, team: Team) -> Path:
     return Path(order["run"])
 
 
-def _train_part(context: "Context", run: Path, part: Holdout, plan: Plan, node: Node, team: Team) -> None:
+def _train_part(
+    context: "Context", run: Path, part: Holdout, plan: Plan, node: Node, team: Team, watch: Watch | None = None
+) -> None:
     """Train this node's share of a fold; rank 0 listens at the node's port."""
     with Group(context, _train_fold, (run, part, plan.config, plan.prepared), plan.devices, node) as group:
-        code = team.run(group)
+        code = team.run(group, partial(watch, run, part) if watch else None)
     raise_stopped(code)
     if code:
         raise ProcessFailed(

@@ -1,0 +1,168 @@
+"""Trials of a study: which is next, training one, and taking over those whose process was killed."""
+
+import math
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import numpy as np
+import pandas as pd
+
+from foldwise.data.holdout import Holdout
+from foldwise.errors import Refusal
+from foldwise.files import read_json
+from foldwise.training.run import train
+from foldwise.tuning.space import Space
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
+
+RANDOM = 10  # trials before the sampler models the scores, and
+COMPARED = 5  # before trials are pruned
+WARMUP = 1 / 3  # of the epochs, in which no trial is pruned: under a rising learning rate, curves say little
+BEAT, LOST = 30.0, 300.0  # seconds between signs of life of a trial; without one for so long, its machine is gone
+
+
+class Pruned(Exception):  # noqa: N818  not an error
+    """The curve of a trial lies below the median of the others at the same epoch."""
+
+
+def open_study(name: str, storage: str | None, folder: Path, greater_is_better: bool, epochs: int) -> "Study":
+    """Open the study that all workers share: a journal in `folder`, or a database by its URL."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    folder.mkdir(parents=True, exist_ok=True)
+    return optuna.create_study(
+        study_name=name,
+        storage=storage or JournalStorage(JournalFileBackend(str(folder / "journal.log"))),
+        direction="maximize" if greater_is_better else "minimize",
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=COMPARED, n_warmup_steps=math.ceil(epochs * WARMUP)),
+        load_if_exists=True,
+    )
+
+
+def next_trial(study: "Study", space: Space, seed: int, most: int) -> "Trial | None":
+    """Start the next trial, or one whose process was killed; None if `most` are finished or running."""
+    from optuna.samplers import TPESampler
+
+    _take_over(study)
+    trials = study.get_trials(deepcopy=False)
+    if not trials:
+        study.enqueue_trial(space.start, skip_if_exists=True)
+    count = len(counted(study))
+    if count >= most:
+        return None
+    # Depends on the number of trials, not on how often the command was started.
+    study.sampler = TPESampler(n_startup_trials=RANDOM, seed=seed + count)
+    trial = study.ask()
+    trial.set_user_attr("worker", [socket.gethostname(), os.getpid()])
+    trial.set_user_attr("seen", time.time())
+    return trial
+
+
+def counted(study: "Study") -> "list[FrozenTrial]":
+    """Trials that are finished or running; not those that were killed, which another trial repeats."""
+    from optuna.trial import TrialState
+
+    trials = study.get_trials(deepcopy=False)
+    return [
+        trial
+        for trial in trials
+        if trial.state != TrialState.WAITING and (trial.state != TrialState.FAIL or "refused" in trial.user_attrs)
+    ]
+
+
+def _take_over(study: "Study") -> None:
+    """Enqueue the values of killed trials again; their folder lets the training resume."""
+    from optuna.exceptions import UpdateFinishedTrialError
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if _is_dead(trial):
+            try:
+                study.tell(trial.number, state=TrialState.FAIL)
+            except (UpdateFinishedTrialError, ValueError):
+                continue  # another worker was faster
+            study.enqueue_trial(trial.params, {"folder": trial.user_attrs.get("folder", trial.number)})
+
+
+def _is_dead(trial: "FrozenTrial") -> bool:
+    host, process = trial.user_attrs.get("worker", (None, 0))
+    if host == socket.gethostname():
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+    started = trial.datetime_start.timestamp() if trial.datetime_start else time.time()
+    return time.time() - float(trial.user_attrs.get("seen", started)) > LOST
+
+
+def run_trial(study: "Study", trial: "Trial", space: Space, folder: Path, log: TextIO) -> None:
+    """Train a trial and record its score, that it was pruned, or why it was refused; nothing on other errors.
+
+    Args:
+        folder: of the study; the trial trains in a folder of its own in it, which is removed.
+        log: receives what the training prints.
+    """
+    from optuna.trial import TrialState
+
+    values = space.suggest(trial)
+    own = folder / str(trial.user_attrs.get("folder", trial.number))
+    same = [other for other in study.get_trials(states=(TrialState.COMPLETE,)) if other.params == values]
+    if same:
+        study.tell(trial, same[0].value)
+        return
+    try:
+        config = space.config(values)
+        with redirect_stdout(log), redirect_stderr(log):
+            run = train(config, own, _watch(trial, config["phases"]))
+    except Pruned:
+        study.tell(trial, state=TrialState.PRUNED)
+    except Refusal as error:
+        trial.set_user_attr("refused", str(error))
+        study.tell(trial, state=TrialState.FAIL)
+    else:
+        scores = [read_json(path)["score"] for path in sorted(run.glob("fold*/metrics.json"))]
+        if None in scores:
+            trial.set_user_attr("refused", "the metric is undefined on a fold")
+            study.tell(trial, state=TrialState.FAIL)
+        else:
+            study.tell(trial, float(np.mean(scores)))
+    shutil.rmtree(own, ignore_errors=True)
+
+
+def _watch(trial: "Trial", phases: Mapping[str, Any]) -> Callable[[Path, Holdout], None]:
+    """Report each epoch's score of the folds, one after another, and raise `Pruned`."""
+    epochs = sum(phase["epochs"] for phase in phases.values())
+    reported: dict[str, int] = {}
+    beat = time.time()
+
+    def watch(run: Path, part: Holdout) -> None:
+        nonlocal beat
+        if time.time() - beat > BEAT:
+            beat = time.time()
+            trial.set_user_attr("seen", beat)
+        path, before = run / part.name / "history.csv", reported.setdefault(part.name, 0)
+        if not path.exists():
+            return
+        scores = pd.read_csv(path)["score"].tolist()
+        for epoch, score in enumerate(scores[before:], before + 1):
+            step = reported[part.name] = epoch
+            step += epochs * (len(reported) - 1)
+            if math.isfinite(score):
+                trial.report(score, step)
+                if epoch < epochs and trial.should_prune():
+                    raise Pruned
+
+    return watch
