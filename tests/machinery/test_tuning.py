@@ -24,15 +24,16 @@ from foldwise.tuning import outcome
 from foldwise.tuning.space import Choices, Range, read_space
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks")
-TRIALS = 9
+TRIALS = 7
 
 
 @pytest.fixture
 def base(data, tmp_path, monkeypatch):
     """Overrides of a training of a second, in a folder where tune.py and what it starts work as plain forks."""
     from foldwise.training import run
-    from foldwise.tuning import tune
+    from foldwise.tuning import trials, tune
 
+    monkeypatch.setattr(trials, "COMPARED", 2)
     for module in (run, tune):
         monkeypatch.setattr(module, "start_server", lambda: multiprocessing.get_context("fork"))
     monkeypatch.chdir(tmp_path)
@@ -83,6 +84,7 @@ def test_a_planted_learning_rate_is_found_also_after_a_kill(base, command, tmp_p
     assert found["defaults"][0] == "baseline" and found["optimizer"]["lr"] < 0.12 / 4, said
     frame = trials_of(tmp_path / "first")
     assert frame["optimizer.lr"][0] == 0.12 and frame["score"].min() < frame["score"][0] / 2
+    assert "pruned" in frame["state"].tolist()
     assert not list(Path("tuning").glob("*/[0-9]*"))
 
     (tmp_path / "second").mkdir()
@@ -90,12 +92,12 @@ def test_a_planted_learning_rate_is_found_also_after_a_kill(base, command, tmp_p
     monkeypatch.chdir(tmp_path / "second")
     killed = multiprocessing.get_context("fork").Process(target=command, args=("tools/tune.py", *words))
     killed.start()
-    wait_for(lambda: len(list(Path("tuning").glob("*/3/*/fold0/last.ckpt"))) == 1)
+    wait_for(lambda: len(list(Path("tuning").glob("*/2/*/fold0/last.ckpt"))) == 1)
     os.kill(killed.pid, signal.SIGKILL)
     killed.join()
     time.sleep(1.5)  # its fold ends with it
     code, said, errors = command("tools/tune.py", *words)
-    assert code == 0 and f"{TRIALS - 6} of {TRIALS} trials" in said, (said, errors)
+    assert code == 0 and f"2 of {TRIALS} trials" in said, (said, errors)
     again = trials_of(tmp_path / "second")
     names = ["state", "score", "optimizer.lr", "mixing"]
     pd.testing.assert_frame_equal(frame[names], again[names])

@@ -71,7 +71,10 @@ def print_trial(tuned: Tuned, number: int) -> None:
     """Print a finished trial, and the best so far."""
     row = tuned.trials.set_index("trial").loc[number]
     values = " ".join(f"{name}={_short(value)}" for name, value in tuned.params[number].items())
-    outcome = {"pruned": f"pruned after {row['epochs']} epochs", "refused": f"refused: {row['why'].splitlines()[:1]}"}
+    outcome = {
+        "pruned": f"pruned after {row['epochs']} epochs",
+        "refused": f"refused: {row['why'].partition(chr(10))[0]}",
+    }
     best = "" if tuned.best is None else f"best {format_score(tuned.ranked['score'].iloc[0])} (trial {tuned.best})"
     print(f"trial {number:>3}  {outcome.get(row['state'], format_score(row['score']))}  {best}  {values}", flush=True)
 

@@ -16,6 +16,7 @@ import pandas as pd
 from foldwise.data.holdout import Holdout
 from foldwise.errors import Refusal
 from foldwise.files import read_json
+from foldwise.locks import lock
 from foldwise.training.run import train
 from foldwise.tuning.space import Space
 
@@ -50,23 +51,24 @@ def open_study(name: str, storage: str | None, folder: Path, greater_is_better: 
     )
 
 
-def next_trial(study: "Study", space: Space, seed: int, most: int) -> "Trial | None":
+def next_trial(study: "Study", space: Space, folder: Path, seed: int, most: int) -> "Trial | None":
     """Start the next trial, or one whose process was killed; None if `most` are finished or running."""
     from optuna.samplers import TPESampler
+    from optuna.trial import TrialState
 
-    _take_over(study)
-    trials = study.get_trials(deepcopy=False)
-    if not trials:
-        study.enqueue_trial(space.start, skip_if_exists=True)
-    count = len(counted(study))
-    if count >= most:
-        return None
-    # Depends on the number of trials, not on how often the command was started.
-    study.sampler = TPESampler(n_startup_trials=RANDOM, seed=seed + count)
-    trial = study.ask()
-    trial.set_user_attr("worker", [socket.gethostname(), os.getpid()])
-    trial.set_user_attr("seen", time.time())
-    return trial
+    with lock(folder / ".lock"):
+        _take_over(study)
+        count = len(counted(study))
+        if count >= most:
+            return None
+        if not count and not study.get_trials(states=(TrialState.WAITING,)):
+            study.enqueue_trial(space.start)
+        # Depends on the number of trials, not on how often the command was started.
+        study.sampler = TPESampler(n_startup_trials=RANDOM, seed=seed + count)
+        trial = study.ask()
+        trial.set_user_attr("worker", [socket.gethostname(), os.getpid()])
+        trial.set_user_attr("seen", time.time())
+        return trial
 
 
 def counted(study: "Study") -> "list[FrozenTrial]":
@@ -114,6 +116,9 @@ def run_trial(study: "Study", trial: "Trial", space: Space, folder: Path, log: T
     Args:
         folder: of the study; the trial trains in a folder of its own in it, which is removed.
         log: receives what the training prints.
+
+    Raises:
+        Refusal: the trial is the experiment itself and cannot be trained; the next command tries it again.
     """
     from optuna.trial import TrialState
 
@@ -127,18 +132,18 @@ def run_trial(study: "Study", trial: "Trial", space: Space, folder: Path, log: T
         config = space.config(values)
         with redirect_stdout(log), redirect_stderr(log):
             run = train(config, own, _watch(trial, config["phases"]))
+        scores = [read_json(path)["score"] for path in sorted(run.glob("fold*/metrics.json"))]
+        if None in scores:
+            raise Refusal("the metric is undefined on a fold")
+        study.tell(trial, float(np.mean(scores)))
     except Pruned:
         study.tell(trial, state=TrialState.PRUNED)
     except Refusal as error:
-        trial.set_user_attr("refused", str(error))
+        if values != space.start:
+            trial.set_user_attr("refused", str(error))
         study.tell(trial, state=TrialState.FAIL)
-    else:
-        scores = [read_json(path)["score"] for path in sorted(run.glob("fold*/metrics.json"))]
-        if None in scores:
-            trial.set_user_attr("refused", "the metric is undefined on a fold")
-            study.tell(trial, state=TrialState.FAIL)
-        else:
-            study.tell(trial, float(np.mean(scores)))
+        if values == space.start:
+            raise Refusal(f"the experiment itself cannot be trained as a trial (see {log.name}): {error}") from error
     shutil.rmtree(own, ignore_errors=True)
 
 

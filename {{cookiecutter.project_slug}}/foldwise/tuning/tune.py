@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path("tuning")
 EXPLAINED = 10  # complete trials from which importances are computed
+FAILURES = 5  # in a row, after which the search ends: most likely the machine is to blame
 
 
 @contextmanager
@@ -65,13 +66,14 @@ def tune(space: Space, most: int, seconds: float | None, storage: str | None, lo
     Raises:
         Refusal: the experiment itself cannot be trained as a trial.
     """
-    started, lasted = time.monotonic(), [0.0]
+    started, lasted, failed = time.monotonic(), [0.0], 0
     space, config, name, metric = _prepare(space, log)
     folder, epochs = FOLDER / name, sum(phase["epochs"] for phase in config["phases"].values())
     study = open_study(name, storage, folder, metric.greater_is_better, epochs)
-    print(f"study    {folder}: {len(counted(study))} of {most} trials", flush=True)
+    finished = sum(trial.state.is_finished() for trial in counted(study))
+    print(f"study    {folder}: {finished} of {most} trials are finished", flush=True)
     while seconds is None or time.monotonic() - started + float(np.median(lasted)) < seconds:
-        trial = next_trial(study, space, config["seed"], most)
+        trial = next_trial(study, space, folder, config["seed"], most)
         if trial is None:
             break
         before = time.monotonic()
@@ -79,8 +81,9 @@ def tune(space: Space, most: int, seconds: float | None, storage: str | None, lo
         lasted = [*filter(None, lasted), time.monotonic() - before]
         result = _result(study, space, folder, metric)
         print_trial(result, trial.number)
-        if trial.params == space.start and "refused" in trial.user_attrs:
-            raise Refusal(f"the experiment cannot be trained as a trial: {trial.user_attrs['refused']}")
+        failed = failed + 1 if "refused" in trial.user_attrs else 0
+        if failed == FAILURES:
+            raise Refusal(f"{FAILURES} trials in a row failed: see {log.name}")
     return _result(study, space, folder, metric, explain=True)
 
 
