@@ -78,8 +78,9 @@ def _confirm(space: Space, values: Mapping[str, Any], seeds: int, log: TextIO) -
 def _write_experiment(tuned: Tuned, space: Space, trial: int, values: Mapping[str, Any], verdict: str) -> None:
     """Write configs/experiment/<experiment>_tuned.yaml, under the first free name, and print how to train it."""
     experiment = next(word.partition("=")[2] for word in space.base if word.startswith("experiment="))
-    others = [word for word in space.base if not word.startswith("experiment=")]
-    changed = {name: value for name, value in values.items() if value != tuned.start[name]}
+    given = {word.partition("=")[0].lstrip("+"): word for word in space.base}  # the command line would win
+    others = [word for name, word in given.items() if name != "experiment" and name not in tuned.start]
+    changed = {name: value for name, value in values.items() if value != tuned.start[name] or name in given}
     groups = {name: value for name, value in changed.items() if name in list_groups()}
     content: dict[str, Any] = {
         "defaults": [experiment, *({f"override /{name}": value} for name, value in groups.items())]
