@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FILE = "tune.yaml"
 FORMS = "a list of choices, {low: 0.0, high: 1.0}, with step or log: true, or {factor: 10}"
-ALONE = ("fold_workers=1", "logger=none", "validate_every=1")  # settings of every trial
+ALONE = ("fold_workers=1", "logger=none", "preflight=false", "validate_every=1")  # settings of every trial
 SMALLEST, MULTIPLE = 64, 32  # pixels of half an image
 
 
