@@ -48,7 +48,10 @@ def discover(root: Path, name: str) -> Findings:
     found.doubts += [f"a table cannot be read: {problem}" for problem in problems]
     train = choose_train(tables)
     sample, test = choose_sample(tables, train), choose_test(tables, train)
-    rows = rows_of_folders(found, survey) if train is None else rows_of_table(found, survey, train, test, sample)
+    if train is None:
+        rows = rows_of_folders(found, survey, tables)
+    else:
+        rows = rows_of_table(found, survey, tables, train, test, sample)
     found.settings |= {"columns.id": rows.id, "columns.image": rows.image}
     found.settings["table"] = _place(found, home, rows.frame, "train.csv", rows.stored, inside)
     found.say("id", f"column {rows.id}: {len(rows.frame):,} different values, such as {rows.frame[rows.id].iat[0]}")
@@ -118,11 +121,13 @@ def _settle(found: Findings, survey: Survey, rows: Rows, tables: Sequence[Found]
     target = rows.target
     if target is None:
         return
+    found.doubts += [target.doubt] if target.doubt else []
+    if not target.kind:
+        return
     found.settings["columns.target"] = (
         list(target.columns) if len(target.columns) > 1 or target.kind == "rle" else target.columns[0]
     )
     found.settings["label_separator"] = target.separator
-    found.doubts += [target.doubt] if target.doubt else []
     names, file = find_names(survey, tables)
     if target.kind == "files":
         _take(found, pixels.look_at_masks(found.root, rows.frame[target.columns[0]].tolist(), names))
@@ -134,8 +139,7 @@ def _settle(found: Findings, survey: Survey, rows: Rows, tables: Sequence[Found]
         "number": "as the target is a number", "rle": "a mask per class, as codes can overlap",
         "files": "as each pixel has a class",
     }  # fmt: skip
-    if target.kind:
-        found.set_task(target.task, whys[target.kind], "overlapping" if target.kind == "rle" else "exclusive")
+    found.set_task(target.task, whys[target.kind], "overlapping" if target.kind == "rle" else "exclusive")
     more = f"python train.py experiment={{}} data={found.name}"
     if target.kind == "grade":
         found.doubts.append(f"whether the numbers are grades in an order; {more.format('grades')} trains them as such")
@@ -177,23 +181,26 @@ def _find_test(found: Findings, survey: Survey, rows: Rows, test: Found | None, 
 
 def _describe_sample(sample: Found) -> str:
     """The columns of a sample submission, and which format of submit.py it has."""
-    key = sample.link.column if sample.link is not None else sample.frame.columns[0]
-    values = [name for name in sample.frame if name != key]
+    values = list(sample.beside_ids)
     cells = text_column(sample.frame[values[0]])
     tokens = cells.str.split().str.len()
     if len(values) > 1:
-        kind = f"{len(values)} columns beside it, such as one a class (submit.py's format columns)"
-    elif (cells == "").all() or (cells.map(lambda cell: RUNS.fullmatch(cell) is not None).all() and tokens.max() > 1):
-        kind = f"{values[0]} with run-length codes (format rle)"
+        kind = f"{len(values)} columns of values (format columns)"
+    elif (cells == "").all():
+        kind = f"{values[0]}, which is empty"
+    elif cells.map(lambda cell: RUNS.fullmatch(cell) is not None).all() and tokens.max() > 1:
+        kind = f"{values[0]}, run-length codes (format rle)"
     elif cells.str.fullmatch(r"-?\d*\.\d+").any():
-        kind = f"{values[0]} with a number (format columns)"
+        kind = f"{values[0]}, a number (format columns)"
     else:
-        kind = f"{values[0]} with names, such as {cells.iat[0][:40]!r} (format labels)"
-    return f"{key} for a row, {kind}"
+        ranked = tokens.min() == tokens.max() > 2
+        kind = f"{values[0]}, such as {cells.iat[0][:40]!r} (format {'ranking' if ranked else 'labels'})"
+    key = next(name for name in sample.frame if name not in values)
+    return f"ids in {key}; {kind}"
 
 
 def _name_others(found: Findings, survey: Survey, tables: Sequence[Found], used: Sequence[Found | None]) -> None:
-    for table in [table for table in tables if all(table is not each for each in used)][:8]:
+    for table in [table for table in tables if table not in used and table.path not in found.used][:8]:
         leads = f", {table.link.column} leads to {folders_of(table.link)}" if table.link is not None else ""
         found.say(
             "also there",

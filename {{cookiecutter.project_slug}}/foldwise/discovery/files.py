@@ -18,7 +18,7 @@ NO_DATA = ("__macosx", "thumbs.db", "desktop.ini", "prepared")  # of the system,
 TRAIN, TEST, VALIDATION = {"train", "training"}, {"test", "testing", "tests"}, {"val", "valid", "validation", "dev"}
 MASK = {
     "mask", "masks", "label", "labels", "annotation", "annotations", "annot", "gt", "groundtruth", "truth", "seg",
-    "segmentation", "segmentations", "segmented", "target", "targets",
+    "segmentation", "segmentations", "segmented", "target", "targets", "gtfine",
 }  # fmt: skip
 IMAGE = {"image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "jpegimages", "rgb"}
 NAMES = {"class", "classes", "label", "labels", "names", "categories"}  # of a file with class names
@@ -154,7 +154,6 @@ class Survey:
         if sum(bool(found) for found, _ in candidates) < NEARLY * max(1, filled):
             return None
         counts = Counter(folder for found, _ in candidates for folder in {parent(path) for path in found})
-        whole = max(counts.values(), default=0)
 
         def rank(folder: str) -> tuple[bool, bool, int]:
             return not is_mask(f"{folder}/x"), split in ("", split_of(f"{folder}/x")), counts[folder]
@@ -162,7 +161,7 @@ class Survey:
         chosen = [max(found, key=lambda path: rank(parent(path)), default="") for found, _ in candidates]
         best = Counter(map(parent, filter(None, chosen))).most_common(1)
         rivals = [f for f in counts if best and f != best[0][0] and rank(f)[:2] == rank(best[0][0])[:2]]
-        rivals = [f for f in rivals if counts[f] == whole == counts[best[0][0]]]
+        rivals = [f for f in rivals if counts[f] >= NEARLY * filled]  # each cell has a picture there as well
         hows = Counter(how for _, how in candidates if how)
         return Link(column, chosen, hows.most_common(1)[0][0] if hows else "", tuple(rivals))
 

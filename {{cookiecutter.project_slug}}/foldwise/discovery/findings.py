@@ -23,6 +23,7 @@ class Findings:
         choices: of other groups, such as the task.
         tables: to write.
         doubts: what could not be decided, with what to write.
+        used: paths of tables that were joined to the training table.
     """
 
     root: Path
@@ -32,6 +33,7 @@ class Findings:
     choices: dict[str, str] = field(default_factory=dict)
     tables: dict[Path, pd.DataFrame] = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
+    used: list[str] = field(default_factory=list)
 
     def say(self, what: str, text: str) -> None:
         self.lines.append((what, text))

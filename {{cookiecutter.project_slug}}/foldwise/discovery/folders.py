@@ -5,13 +5,13 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from foldwise.discovery.files import NEARLY, is_mask, parent, split_of, stem, words
+from foldwise.discovery.files import IMAGE, MASK, NEARLY, is_mask, parent, split_of, stem, words
 
 NO_CLASS = {
     "img", "image", "images", "dsc", "dscn", "dscf", "pxl", "dji", "gopr", "mvi", "photo", "pic", "picture", "frame",
     "train", "test", "val", "valid", "scan", "tile", "patch", "slice", "screenshot", "id", "crop", "file", "sample",
 }  # fmt: skip
-DATA = {"data", "dataset", "images", "image", "img", "imgs", "pictures", "photos", "jpg", "png"}  # names of no class
+NO_FOLDER = NO_CLASS | IMAGE | MASK | {"data", "dataset", "jpg", "png", "part", "batch", "set", "split", "fold"}
 FEWEST = 2  # pictures of a class, on average, in a folder a class
 MOST_TOKENS = 3  # that a mask's name has besides its picture's
 
@@ -43,7 +43,9 @@ def by_folder(pictures: Sequence[str]) -> Labelled | None:
     if 0 in depths or len(depths) > 1:
         return None
     columns = [[folders[level] for folders in levels.values()] for level in range(depths.pop())]
-    columns = [column for column in columns if len(set(column)) > 1 and not set(map(str.casefold, column)) <= DATA]
+    columns = [column for column in columns if len(set(column)) > 1]
+    if any(words(name) and set(words(name)) <= NO_FOLDER for column in columns for name in set(column)):
+        return None  # images/ and masks/, part1/ and part2/
     distinct = [len(set(column)) for column in columns]
     if not columns or len(pictures) < FEWEST * min(distinct):
         return None
@@ -110,7 +112,7 @@ def pair_masks(pictures: Sequence[str]) -> tuple[dict[str, str], str, str]:
         return (
             {},
             "",
-            f"{several:,} pictures have several masks, such as {example[0]} and {example[1]}: join them to one file",
+            f"{several:,} pictures have several masks, such as {example[0]} and {example[1]}: keep one of each",
         )
     rest = extra.most_common(1)[0][0]
     evidence = f"{len(pairs):,} masks in {folder} have the names of pictures" + (

@@ -1,19 +1,23 @@
 """Rows of a folder without a table of its pictures: masks of equal names, a folder a class, or a class in each name."""
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 
 import pandas as pd
 
+from foldwise.data.cells import text_column
 from foldwise.data.problems import some
 from foldwise.discovery.files import Survey, is_mask, split_of, stem
 from foldwise.discovery.findings import Findings, Rows
 from foldwise.discovery.folders import by_folder, by_name, pair_masks
+from foldwise.discovery.groups import name_starts
+from foldwise.discovery.tables import TRIED, Found
 from foldwise.discovery.targets import Target
 from foldwise.errors import Refusal
 
 
-def rows_of_folders(found: Findings, survey: Survey) -> Rows:
+def rows_of_folders(found: Findings, survey: Survey, tables: Sequence[Found]) -> Rows:
     by_split = {split: [p for p in survey.pictures if split_of(p) == split] for split in ("train", "", "validation")}
     split = next((split for split, paths in by_split.items() if paths), None)
     if split is None:
@@ -29,14 +33,16 @@ def rows_of_folders(found: Findings, survey: Survey) -> Rows:
         found.say("table", f"none; written: {len(frame):,} rows with columns id, image, mask")
         found.say("target", evidence)
         found.doubts += [f"{doubt}, and were left out"] if doubt else []
-        _rest(found, by_split, split, None)
-        return Rows(frame, "id", "image", target=Target(("mask",), "files", evidence))
+        _rest(found, by_split, split)
+        rows = Rows(frame, "id", "image", target=Target(("mask",), "files", evidence))
+        name_starts(found, rows)
+        return rows
     labelled = None if doubt else by_folder(paths) or by_name([path for path in paths if not is_mask(path)])
     if labelled is None:
         raise Refusal(
             f"{found.root} has {len(survey.pictures):,} pictures, but no table leads to them, no folder is a class, "
-            f"and no masks have their names{f' ({doubt})' if doubt else ''}: write a table with one row per picture "
-            "(docs/data.md), and run this again"
+            f"and no masks have their names{f' ({doubt})' if doubt else ''}{_hint(survey, tables)}: write a table with "
+            "one row per picture (docs/data.md), and run this again"
         )
     images = sorted(labelled.labels)
     frame = pd.DataFrame({"id": _ids(images), "image": images, "label": [labelled.labels[path] for path in images]})
@@ -50,8 +56,24 @@ def rows_of_folders(found: Findings, survey: Survey) -> Rows:
             found.say(
                 "groups", f"folder: {frame['folder'].nunique():,} folders that each hold pictures of several classes"
             )
-    _rest(found, by_split, split, set(frame["label"]))
-    return Rows(frame, "id", "image", target=Target(("label",), "class", labelled.evidence))
+    _rest(found, by_split, split)
+    rows = Rows(frame, "id", "image", target=Target(("label",), "class", labelled.evidence))
+    if not labelled.groups:
+        name_starts(found, rows)
+    return rows
+
+
+def _hint(survey: Survey, tables: Sequence[Found]) -> str:
+    """What the folder has that could tell the targets."""
+    stems = sorted(map(stem, survey.pictures))
+    for table in tables:
+        for name in table.frame:
+            cells = [cell for cell in text_column(table.frame[name]).iloc[:TRIED] if len(cell) > 3]
+            names = [stems[place] for cell in cells if (place := bisect_left(stems, cell)) < len(stems)]
+            if cells and len(names) == len(cells) and all(map(str.startswith, names, cells)):
+                begins = f"column {name} of {table.path} begins names of pictures, such as {cells[0]} of {names[0]}"
+                return f"; {begins}: are there several for a row?"
+    return f"; {survey.example['.json']} is not read" if ".json" in survey.example else ""
 
 
 def _ids(paths: Sequence[str]) -> list[str]:
@@ -66,7 +88,7 @@ def _ids(paths: Sequence[str]) -> list[str]:
     )
 
 
-def _rest(found: Findings, by_split: dict[str, list[str]], split: str, classes: set[str] | None) -> None:
+def _rest(found: Findings, by_split: dict[str, list[str]], split: str) -> None:
     """Name pictures of other splits, which are not in the table."""
     for other, paths in by_split.items():
         if other != split and (images := [path for path in paths if not is_mask(path)]):

@@ -11,15 +11,54 @@ from foldwise.discovery import pixels
 from foldwise.discovery.files import NEARLY, Survey, is_mask, parent, stem, words
 from foldwise.discovery.findings import Findings, Rows, first_free
 from foldwise.discovery.folders import pair_masks
+from foldwise.discovery.groups import choose_group
 from foldwise.discovery.tables import Found, folders_of
-from foldwise.discovery.targets import CLASS, Target, choose_columns, find_groups, has_boxes, judge, nested
+from foldwise.discovery.targets import CLASS, Target, box_columns, choose_columns, judge
 from foldwise.errors import Refusal
 
 EMPTY_CODES = ("-1", "1 0", "0", "nan")  # how competitions write an empty mask
 
 
-def rows_of_table(found: Findings, survey: Survey, train: Found, test: Found | None, sample: Found | None) -> Rows:
-    link = train.link
+def rows_of_table(
+    found: Findings, survey: Survey, tables: Sequence[Found], train: Found, test: Found | None, sample: Found | None
+) -> Rows:
+    rows, key, part = _link_pictures(found, train, sample)
+    free = [name for name in rows.frame if name not in (rows.id, rows.image, key, part, *box_columns(rows.frame))]
+    free = [name for name in free if not _is_empty_or_index(rows.frame[name])]
+    answers = pd.DataFrame() if sample is None else sample.beside_ids
+    tested = None if test is None or test.is_sample else list(test.frame)
+    columns, why, others = choose_columns(rows.frame, free, tested, answers)
+    repeated = bool(rows.frame[rows.image].duplicated().any())
+    if repeated and (boxes := box_columns(rows.frame)):
+        raise Refusal(
+            f"{train.path} has a row per bounding box ({some(boxes)}), which no task here predicts: write a table with "
+            "one row per picture, and run this again"
+        )
+    target = judge(rows.frame, columns, answers) if columns else None
+    if not set(columns) & set(answers) or (target is not None and target.kind == "rle"):
+        target = _mask_files(survey, rows, train, repeated, target) or target
+    if target is None:
+        found.doubts.append(
+            f"which column of {train.path} is the target ({some(others or free, 8)}): write in columns target: <name>"
+        )
+        return rows
+    found.say("target", target.evidence + (f" ({why})" if why and target.kind != "files" else ""))
+    if target.kind == "rle":
+        of_class = next((name for name in [part, *free] if CLASS & set(words(name))), None)
+        rows, target = _runs(found, survey, rows, target, key, of_class)
+    elif repeated:
+        rows, target = _join_rows(rows, target, train.path)
+    if others and target.kind != "files":
+        found.doubts.append(f"{some(others, 8)} could be the target as well: write in columns target: <name>")
+    rows.target = target
+    _join_tables(found, rows, [table for table in tables if table not in (train, test, sample)])
+    choose_group(found, rows)
+    return rows
+
+
+def _link_pictures(found: Findings, train: Found, sample: Found | None) -> tuple[Rows, str, str]:
+    """The rows with their pictures, the column that leads to these, and the one of the classes in its cells or ""."""
+    link, part = train.link, ""
     assert link is not None
     frame = train.frame.assign(**{link.column: text_column(train.frame[link.column])})
     header = ", which has no header" if train.headless else ""
@@ -32,85 +71,71 @@ def rows_of_table(found: Findings, survey: Survey, train: Found, test: Found | N
             "others, move these away and run this again"
         )
     if train.part:
-        frame[link.column] = frame[link.column].str.rpartition("_")[0]
-    known = pd.Series([path != "" for path in link.found])
-    whole = known.all() and not train.headless and not train.part and frame[link.column].tolist() == link.found
-    if not known.all():
+        part = first_free(frame, "class", "class_of_row")
+        frame = frame.assign(**{link.column: frame[link.column].str.rpartition("_")[0], part: train.part})
+    if missing := [cell for cell, path in zip(frame[link.column], link.found, strict=True) if not path]:
         found.doubts.append(
-            f"{(~known).sum():,} rows of {train.path} have no picture, such as {frame[link.column][~known].iat[0]!r}: "
-            "they were left out"
+            f"{len(missing):,} rows of {train.path} have no picture, such as {missing[0]!r}: they were left out"
         )
-    picture = first_free(frame, "image", "image_path", "picture_path")
-    frame[picture] = link.found
-    part = first_free(frame, "class", "class_of_row")
-    if train.part:
-        frame[part] = train.part
-    frame = frame[known.to_numpy()].reset_index(drop=True)
-    repeated = bool(frame[picture].duplicated().any())
-    if repeated and (boxes := has_boxes(frame)):
-        raise Refusal(
-            f"{train.path} has a row per bounding box ({boxes}), which no task here predicts: write a table with one "
-            "row per picture, and run this again"
-        )
-    stored = train.path if whole and not repeated else None
-    if stored:
-        frame, picture = frame.drop(columns=picture), link.column
-    rows = Rows(frame, _choose_id(frame, link.column, picture, sample, repeated), picture, stored)
-    taken = {rows.id, rows.image, link.column, part if train.part else ""}
-    free = [name for name in frame if name not in taken and not _is_empty_or_index(frame[name])]
-    masks = next((other for other in train.others if sum(map(is_mask, other.found)) > len(frame) / 2), None)
-    pairs, evidence, _ = pair_masks(survey.pictures)
-    paired = sum(path in pairs for path in frame[picture]) >= NEARLY * len(frame) and not repeated
-    answers = pd.DataFrame() if sample is None else _answers(sample)
-    columns, why, others = choose_columns(
-        frame, free, None if test is None or test.is_sample else list(test.frame), answers
-    )
-    target = None
-    if masks is not None and not set(columns) & set(answers):
-        cells = text_column(train.frame[masks.column])[known.to_numpy()]
-        target = _files(found, survey, rows, masks.column, cells.tolist(), [p for p in masks.found if p])
-    elif columns:
-        target = judge(frame, columns, answers)
-    if (target is None or target.kind == "rle") and paired and masks is None:
-        also = f"; {some(columns)} has the same as run-length codes" if target is not None else ""
-        frame["mask_path"] = [pairs[path] for path in frame[picture]]
-        rows.stored = None
-        target = Target(("mask_path",), "files", evidence + also)
-    if target is None:
-        found.doubts.append(
-            f"which column of {train.path} is the target ({some(others or free, 8)}): write in columns target: <name>"
-        )
-        return rows
-    found.say("target", target.evidence + (f" ({why})" if why and target.kind != "files" else ""))
-    if target.kind == "rle":
-        rows, target = _runs(found, survey, rows, target, link.column, part if train.part else _class_column(free))
-    elif repeated:
-        rows, target = _join(rows, target, train.path)
-    if others and target.kind != "files":
-        found.doubts.append(
-            f"{some(others, 8)} could be the target as well: write another one in columns, as target: <name>"
-        )
-    rows.target = target
-    _group(found, rows, target)
-    return rows
+    whole = not train.headless and not train.part and frame[link.column].tolist() == link.found
+    picture = link.column if whole else first_free(frame, "image", "image_path", "picture_path")
+    frame = frame.assign(**{picture: link.found})
+    frame = frame[frame[picture] != ""].reset_index(drop=True)
+    id = _choose_id(frame, link.column, picture, sample)
+    stored = train.path if whole and not frame[picture].duplicated().any() else None
+    return Rows(frame, id, picture, stored), link.column, part
 
 
-def _choose_id(frame: pd.DataFrame, column: str, picture: str, sample: Found | None, repeated: bool) -> str:
-    """The column of the ids: the sample submission's, else an unique one called id, else that of the pictures."""
-    unique = [
-        name for name in frame if name != picture and frame[name].is_unique and (text_column(frame[name]) != "").all()
-    ]
-    if repeated or not unique:
+def _mask_files(survey: Survey, rows: Rows, train: Found, repeated: bool, target: Target | None) -> Target | None:
+    """A column of mask files, or masks with the names of the pictures; None if there are none."""
+    frame = rows.frame
+    for link in train.others:
+        if link.column in frame and sum(map(is_mask, link.found)) > len(link.found) / 2:
+            path_of = dict(zip(text_column(train.frame[link.column]), link.found, strict=True))
+            masks = [path_of[cell] for cell in text_column(frame[link.column])]
+            evidence = f"{link.column}: each cell is a mask in {folders_of(link)}"
+            if masks == frame[link.column].tolist():
+                return Target((link.column,), "files", evidence)
+            break
+    else:
+        pairs, evidence, _ = pair_masks(survey.pictures)
+        masks = [pairs.get(path, "") for path in frame[rows.image]]
+        if repeated or sum(map(bool, masks)) < NEARLY * len(frame) or (target is not None and target.kind != "rle"):
+            return None
+        evidence += "" if target is None else f"; {some(target.columns)} has them as run-length codes too"
+    column = first_free(frame, "mask_path", "mask_file")
+    rows.frame, rows.stored = frame.assign(**{column: masks}), None
+    return Target((column,), "files", evidence)
+
+
+def _join_tables(found: Findings, rows: Rows, tables: Sequence[Found]) -> None:
+    """Add the columns of other tables that have one row for each of the pictures."""
+    for table in tables:
+        if table.link is None or table.part:
+            continue
+        row_of = {path: row for row, path in enumerate(table.link.found)}
+        new = [name for name in table.frame if name not in rows.frame and name != table.link.column]
+        whole = len(row_of) == len(table.frame) and rows.frame[rows.image].isin(row_of.keys()).all()
+        if new and whole:
+            chosen = table.frame[new].iloc[[row_of[path] for path in rows.frame[rows.image]]]
+            rows.frame = rows.frame.join(chosen.reset_index(drop=True))
+            rows.stored = None
+            found.used.append(table.path)
+            found.say("joined", f"{some(new, 8)} of {table.path}, which has a row for each picture")
+
+
+def _choose_id(frame: pd.DataFrame, column: str, picture: str, sample: Found | None) -> str:
+    """The column of the ids: the sample submission's, one called id, that of the pictures, or else any unique."""
+    if frame[picture].duplicated().any():
         return column
-    asked = [] if sample is None else [name for name in list(sample.frame)[:1] if name in unique]
-    named = [name for name in unique if "id" in words(name)]
-    return (
-        asked
-        or [name for name in named if name == "id" or name == column]
-        or ([column] if column in unique else [])
-        or named
-        or unique
-    )[0]
+    named = [sample.frame.columns[0]] if sample is not None else []
+    named += [
+        *(name for name in frame if name.casefold() == "id"),
+        column,
+        *(name for name in frame if "id" in words(name)),
+    ]
+    unique = (name for name in [*named, *frame] if name in frame and frame[name].is_unique and name != picture)
+    return next(unique, column)
 
 
 def _is_empty_or_index(column: pd.Series) -> bool:
@@ -118,26 +143,7 @@ def _is_empty_or_index(column: pd.Series) -> bool:
     return texts.nunique() < 2 or texts.tolist() == list(map(str, range(len(texts))))
 
 
-def _answers(sample: Found) -> pd.DataFrame:
-    """A sample submission without its ids."""
-    return sample.frame.drop(columns=sample.link.column if sample.link is not None else sample.frame.columns[0])
-
-
-def _class_column(free: Sequence[str]) -> str | None:
-    return next((name for name in free if CLASS & set(words(name))), None)
-
-
-def _files(found: Findings, survey: Survey, rows: Rows, column: str, cells: list[str], paths: list[str]) -> Target:
-    """A column of mask files; their paths get a column of their own unless the cells are these."""
-    evidence = f"{column}: each cell is a mask in {parent(paths[0]) or 'the folder'}/"
-    if cells != paths:
-        column = first_free(rows.frame, "mask_path", "mask_file")
-        rows.frame[column] = paths
-        rows.stored = None
-    return Target((column,), "files", evidence)
-
-
-def _join(rows: Rows, target: Target, path: str) -> tuple[Rows, Target]:
+def _join_rows(rows: Rows, target: Target, path: str) -> tuple[Rows, Target]:
     """Make one row of several rows of a picture; their labels are joined."""
     grouped = rows.frame.groupby(rows.image, sort=False)
     first = grouped.first().reset_index()
@@ -160,46 +166,33 @@ def _join(rows: Rows, target: Target, path: str) -> tuple[Rows, Target]:
 
 
 def _runs(
-    found: Findings, survey: Survey, rows: Rows, target: Target, id: str, class_column: str | None
+    found: Findings, survey: Survey, rows: Rows, target: Target, key: str, of_class: str | None
 ) -> tuple[Rows, Target]:
-    """One row a picture, and a column of codes a class."""
-    frame = rows.frame.copy()
-    for name in target.columns:
-        cells = text_column(frame[name]).str.split().str.join(" ")
-        frame[name] = cells.where(~cells.isin(EMPTY_CODES), "")
-    columns, classes = list(target.columns), list(target.columns) if len(target.columns) > 1 else ["object"]
-    if len(columns) == 1:
-        code = columns[0]
-        if class_column is not None:
-            classes = sorted(set(text_column(frame[class_column])) - {""})
-            classes = sorted(classes, key=float) if as_numbers(classes) else classes
-            columns = [f"mask_{name}" for name in classes]
-        else:
-            columns = ["mask" if code == rows.id else code]
-        if class_column is not None or frame[rows.image].duplicated().any():
-            key = pd.Series("", frame.index) if class_column is None else text_column(frame[class_column])
-            joined = frame.groupby([frame[rows.image], key], sort=False)[code].agg(
-                lambda codes: " ".join(filter(None, codes))
-            )
-            wide = joined.unstack(fill_value="").reindex(columns=classes if class_column else [""], fill_value="")
-            dropped = [code] if class_column is None else [code, class_column]
-            first = frame.drop_duplicates(rows.image).drop(columns=dropped).reset_index(drop=True)
-            frame = first.assign(**dict(zip(columns, wide.loc[first[rows.image]].to_numpy().T, strict=True)))
-            rows = Rows(frame, id if id in frame else rows.id, rows.image)
-            found.say(
-                "rows", f"{len(frame):,} pictures with {len(columns)} column{'s' * (len(columns) > 1)} of codes each"
-            )
-    if not frame[list(target.columns)].equals(rows.frame[list(target.columns)]) if rows.stored else True:
-        rows = Rows(frame, rows.id, rows.image)
-    rows.frame = _with_empty(found, survey, frame, rows, columns)
-    filled = [
-        (image, code) for name in columns for image, code in zip(frame[rows.image], frame[name], strict=True) if code
-    ]
-    encoding, why, doubt = pixels.order_of_runs(found.root, filled)
+    """Make one row of the rows of a picture, with a column of codes per class."""
+    codes = rows.frame[list(target.columns)].apply(lambda cells: text_column(cells).str.split().str.join(" "))
+    frame = rows.frame.assign(**codes.mask(codes.isin(EMPTY_CODES), ""))
+    columns = list(target.columns)
+    classes = columns if len(columns) > 1 else ["object"]
+    stored = rows.stored if frame[columns].equals(rows.frame[columns]) else None
+    if len(columns) == 1 and (of_class is not None or frame[rows.image].duplicated().any()):
+        label = pd.Series("object", frame.index) if of_class is None else text_column(frame[of_class])
+        classes = sorted(set(label) - {""})
+        classes = sorted(classes, key=float) if as_numbers(classes) else classes
+        wide = frame.groupby([frame[rows.image], label])[columns[0]].agg(lambda cells: " ".join(filter(None, cells)))
+        wide = wide.unstack(fill_value="").reindex(columns=classes, fill_value="").add_prefix("mask_")
+        frame = frame.drop_duplicates(rows.image).drop(columns=[columns[0], *filter(None, [of_class])])
+        frame = frame.join(wide, on=rows.image).reset_index(drop=True)
+        columns, stored = list(wide), None
+        found.say("rows", f"{len(frame):,} pictures, each with the codes of {some(classes)}")
+    frame = _with_empty(found, survey, frame, rows, columns)
+    filled = [(image, code) for name in columns for image, code in zip(frame[rows.image], frame[name], strict=True)]
+    encoding, why, doubt = pixels.order_of_runs(found.root, [(image, code) for image, code in filled if code])
     found.settings |= {"mask_encoding": encoding, "classes": classes}
     found.say("run-length codes", f"{encoding}: {why}")
     found.doubts += [doubt] if doubt else []
-    return rows, Target(tuple(columns), "rle", target.evidence)
+    return Rows(frame, key if key in frame else rows.id, rows.image, stored), Target(
+        tuple(columns), "rle", target.evidence
+    )
 
 
 def _with_empty(
@@ -222,20 +215,3 @@ def _with_empty(
     ids = [path.rpartition("/")[2] if suffix else stem(path) for path in missing]
     more = pd.DataFrame({rows.id: ids, rows.image: missing})
     return pd.concat([frame, more], ignore_index=True).fillna("")
-
-
-def _group(found: Findings, rows: Rows, target: Target) -> None:
-    """Choose the column whose values no fold may split: the coarsest, as what holds it together holds the others."""
-    candidates = find_groups(rows.frame, [rows.id, rows.image], target.columns)
-    if not candidates:
-        return found.say("groups", "none: no column that repeats is called patient, site, video, ... or begins the ids")
-    finest = candidates[-1][0]
-    chosen, why = next((name, why) for name, why in candidates if nested(rows.frame, name, finest))
-    found.settings["columns.group"] = chosen
-    found.say("groups", f"{chosen}: {why}")
-    others = [f"{name} ({why})" for name, why in candidates if name != chosen]
-    if others:
-        found.doubts.append(
-            f"rows could also be held together by {'; '.join(others)}: write it in columns, as group: <name>"
-        )
-    return None

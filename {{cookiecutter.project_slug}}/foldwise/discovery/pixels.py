@@ -57,7 +57,7 @@ def look_at_pictures(root: Path, paths: Sequence[str]) -> Pixels:
     kinds = {"uint8": "8 bits", "uint16": "16 bits", "float32": "floats"}
     text = " or ".join(f"{number} channel{'s' * (number > 1)}" for number in sorted(channels))
     text += f" of {' or '.join(kinds[name] for name in sorted(depths))}; {sizes}"
-    found.lines.append(("pictures", f"{len(shapes):,} of {len(paths):,} were read: {text}"))
+    found.lines.append(("channels", f"{text}; {len(shapes):,} of {len(paths):,} pictures were read"))
     if len(channels) > 1 and max(channels) <= 4:
         found.settings["mode"] = "rgb"
         found.lines.append(("mode", "rgb, as the pictures differ in channels: grey becomes RGB, alpha is dropped"))

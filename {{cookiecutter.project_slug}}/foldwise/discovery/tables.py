@@ -12,7 +12,7 @@ from foldwise.data.problems import TableError
 from foldwise.data.table_file import find_separator, read_file
 from foldwise.discovery.files import MASK, TEST, TRAIN, VALIDATION, Link, Survey, is_mask, words
 
-SAMPLE = {"sample", "submission", "submit", "example"}
+SAMPLE = {"sample", "submission", "submit", "example", "benchmark"}
 LONGEST = 200  # letters of a name that may lead to a file; run-length codes are longer
 MOST_PARTS = 100  # classes in the ids of rows
 MOST_NAMES = 1000  # rows of a file of class names
@@ -47,6 +47,11 @@ class Found:
     @property
     def is_test(self) -> bool:
         return bool(TEST & self.words)
+
+    @property
+    def beside_ids(self) -> pd.DataFrame:
+        """The columns beside the one that leads to pictures, or else the first."""
+        return self.frame.drop(columns=self.frame.columns[0] if self.link is None else self.link.column)
 
     @property
     def is_validation(self) -> bool:
@@ -131,11 +136,15 @@ def _linked(survey: Survey, table: Found, split: str) -> Found:
 
 
 def choose_train(tables: Sequence[Found]) -> Found | None:
-    """The table of the training pictures: no test or sample submission, named train before others, then the longest."""
+    """The table of the training pictures: with columns of the sample submission, else named train, else the longest."""
     fitting = [t for t in tables if t.link is not None and not (t.is_sample or t.is_test) and len(t.frame.columns) > 1]
-    rest = [t for t in fitting if not t.is_validation] or fitting
-    named = [t for t in rest if TRAIN & t.words] or [t for t in rest if MASK & t.words]
-    return max(named or rest, key=lambda t: len(t.frame), default=None)
+    asked = {name for sample in tables if sample.is_sample for name in sample.beside_ids}
+
+    def rank(table: Found) -> tuple[bool, bool, bool, bool, int]:
+        named = bool(TRAIN & table.words), bool(MASK & table.words)
+        return not table.is_validation, bool(asked & set(table.beside_ids)), *named, len(table.frame)
+
+    return max(fitting, key=rank, default=None)
 
 
 def choose_test(tables: Sequence[Found], train: Found | None) -> Found | None:

@@ -17,22 +17,9 @@ from foldwise.discovery.files import words
 # Words in names of columns.
 TARGET = {
     "label", "labels", "class", "classes", "target", "targets", "tag", "tags", "category", "categories", "species",
-    "breed", "diagnosis", "grade", "disease", "attribute", "individual", "identity", "y", "ans", "answer", "classname",
+    "breed", "diagnosis", "grade", "disease", "attribute", "individual", "identity", "ans", "answer", "classname",
 }  # fmt: skip
-NAMES = {
-    "label",
-    "labels",
-    "class",
-    "category",
-    "species",
-    "breed",
-    "individual",
-    "identity",
-    "id",
-    "code",
-    "disease",
-    "type",
-}
+NAMES = {"label", "labels", "class", "category", "species", "breed", "id", "code", "disease", "type"}
 SEVERAL = {"labels", "tags", "attributes", "classes", "categories", "targets"}
 GRADES = {"grade", "diagnosis", "level", "severity", "stage", "rating", "isup", "kl", "score", "quality", "degree"}
 AMOUNTS = {
@@ -41,26 +28,12 @@ AMOUNTS = {
 }  # fmt: skip
 SIZES = {"area", "height", "length", "width", "size", "depth", "number", "ratio"}
 INDIVIDUAL = {"individual", "identity", "whale", "person", "landmark", "name", "animal"}
-GROUP = {
-    "patient", "subject", "person", "participant", "case", "video", "clip", "sequence", "seq", "scene", "slide", "wsi",
-    "specimen", "lesion", "series", "study", "session", "recording", "track", "flight", "group", "animal", "location",
-    "site", "station", "farm", "field", "plot", "block", "house", "unit", "burst", "frame",
-}  # fmt: skip
-BOXES = (
-    {"xmin", "ymin"},
-    {"x_min", "y_min"},
-    {"x1", "y1"},
-    {"bbox"},
-    {"bboxes"},
-    {"boxes"},
-    {"left", "top"},
-    {"x", "y", "w", "h"},
-)
+CORNERS = {"xmin", "ymin", "xmax", "ymax", "x_min", "y_min", "x_max", "y_max", "x1", "y1", "x2", "y2", "left", "top"}
+BOXES = {"bbox", "bboxes", "box", "boxes"}
 FEW = 10  # grades
 MANY = 30  # whole numbers without a telling name are not called classes or numbers beyond
 CLASS = {"class", "classid", "label", "category"}  # of a mask in a row
 RARE = 0.5  # share of names with one or two rows, from which they look like individuals
-LEAST = 10  # groups
 
 
 @dataclass(frozen=True)
@@ -167,6 +140,9 @@ def _several(frame: pd.DataFrame, columns: Sequence[str]) -> Target:
     if inside and np.isin(values, (0, 1)).all():
         most = int(values.sum(axis=1).max())
         return Target(tuple(columns), "labels", f"{shown} of 0 and 1, none to {most} of them 1 in a row")
+    if (values == np.round(values)).all() and not inside:
+        doubt = f"{shown} are whole numbers: amounts or classes? For amounts write in columns target: [...]"
+        return Target(tuple(columns), "", shown, doubt=doubt)
     doubt = (
         f"{shown} are numbers from 0 to 1; if they are probabilities of labels set task=multilabel" if inside else ""
     )
@@ -245,32 +221,7 @@ def _separator(distinct: Counter[str], several: bool) -> tuple[str, str] | None:
     return best
 
 
-def find_groups(frame: pd.DataFrame, taken: Sequence[str], target: Sequence[str]) -> list[tuple[str, str]]:
-    """Columns that look like groups, the best first, each with its evidence."""
-    found = []
-    for name in frame:
-        cells = text_column(frame[name])
-        count = cells.nunique()
-        if name in taken or name in target or not LEAST <= count < len(cells) or cells.isin(MISSING).any():
-            continue
-        if count > 0.98 * len(cells):
-            continue
-        known = GROUP & set(words(name))
-        first = frame.groupby(cells.to_numpy(), sort=False)
-        alike = bool(target) and all((first[other].nunique(dropna=False) == 1).all() for other in target)
-        begins = sum(str(id).startswith(cell) for id, cell in zip(frame[taken[0]], cells, strict=True)) == len(cells)
-        if known or (alike and begins):
-            why = "by its name" if known else "the ids begin with it, and its rows share their target"
-            found.append((name, f"{count:,} values, {len(cells) / count:.3g} rows each, {why}"))
-    return sorted(found, key=lambda pair: frame[pair[0]].nunique())
-
-
-def nested(frame: pd.DataFrame, outer: str, inner: str) -> bool:
-    """Whether each value of `inner` occurs with one of `outer` alone."""
-    return bool((frame.groupby(inner)[outer].nunique() == 1).all())
-
-
-def has_boxes(frame: pd.DataFrame) -> str:
-    """Names of columns that hold bounding boxes, or ""."""
-    names = {name.casefold(): name for name in frame}
-    return next((", ".join(names[name] for name in sorted(box)) for box in BOXES if box <= names.keys()), "")
+def box_columns(frame: pd.DataFrame) -> list[str]:
+    """The columns that hold bounding boxes."""
+    corners = [name for name in frame if name.casefold() in CORNERS]
+    return [name for name in frame if name.casefold() in BOXES] + (corners if len(corners) > 1 else [])
