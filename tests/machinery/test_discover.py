@@ -409,3 +409,110 @@ def test_changes_of_the_owner_are_kept(tmp_path: Path, clean: None):
     with pytest.raises(Refusal, match=r"train\.csv has other rows"):
         run(tmp_path)
     assert ",0," not in rows.read_text()
+
+
+def test_a_question_is_asked_on_a_terminal(tmp_path: Path, clean: None, monkeypatch: pytest.MonkeyPatch):
+    severstal(tmp_path)
+    picture(tmp_path / "train_images/without.jpg", size=(16, 64))
+    assert any("1 pictures in train_images/ have no row" in doubt for doubt in discover(tmp_path, NAME).doubts)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda _: "2")
+    found = run(tmp_path)
+    assert not any("have no row" in doubt for doubt in found.doubts)
+    rows = pd.read_csv(TABLE, keep_default_na=False)
+    assert rows.iloc[-1][["ImageId_ClassId", "mask_1", "mask_4"]].tolist() == ["without.jpg", "", ""]
+
+
+def labels_in_rows(root: Path) -> None:
+    """A row for each picture and class, names with spaces."""
+    rows = [(f"{n:03}.jpg", label) for n in range(12) for label in (["red car", "tree"], ["tree"], ["sky"])[n % 3]]
+    for number in range(12):
+        picture(root / f"img/{number:03}.jpg", channels=1 if number else 3)
+    table(root / "labels.csv", file=[name for name, _ in rows], label=[label for _, label in rows])
+
+
+def headless(root: Path) -> None:
+    """As on SIGNATE: tabs, no header; capital suffixes, leftovers of a Mac and the zip."""
+    for number in range(20):
+        picture(root / f"train/train_{number:04}.JPG")
+    picture(root / "test/test_0000.JPG")
+    names = [f"train_{number:04}.JPG" for number in range(20)]
+    pd.DataFrame({"a": names, "b": [0, 1] * 10}).to_csv(root / "train_master.tsv", sep="\t", index=False, header=False)
+    (root / "sample_submit.csv").write_text("test_0000.JPG,0\n")
+    (root / "__MACOSX/train").mkdir(parents=True)
+    (root / "__MACOSX/train/._train_0000.JPG").write_bytes(b"Mac OS X")
+    (root / "train.zip").write_bytes(b"PK\3\4")
+
+
+def paths_elsewhere(root: Path) -> None:
+    """Absolute paths of another machine, and a table of the videos that the frames are from."""
+    for number in range(40):
+        picture(root / f"data/train/{number:03}.png")
+    paths = [f"/kaggle/input/comp/data/train/{number:03}.png" for number in range(40)]
+    table(root / "data/train.csv", filepath=paths, score=np.linspace(0.1, 9, 40).round(2))
+    table(root / "data/frames.csv", frame=[f"{number:03}" for number in range(40)], video=np.arange(40) // 4)
+
+
+def coloured(root: Path) -> None:
+    names, colors = ["sky", "road", "void"], np.array([[128, 128, 128], [128, 64, 128], [0, 0, 0]], np.uint8)
+    for split, count in (("train", 12), ("val", 3), ("test", 3)):
+        for number in range(count):
+            picture(root / f"CamVid/{split}/{split}{number:05}.png")
+            mask = colors[RNG.integers(0, 3, (14, 18))][:, :, ::-1]
+            save(root / f"CamVid/{split}_labels/{split}{number:05}_L.png", mask)
+    table(root / "CamVid/class_dict.csv", name=names, **{c: colors[:, n] for n, c in enumerate("rgb")})
+
+
+def folders_of_patients(root: Path) -> None:
+    for patient in range(12):
+        for kind in ("benign", "malignant"):
+            for number in range(2):
+                picture(root / f"slides/patient_{patient:02}/{kind}/{number}.png")
+
+
+OTHERS: dict[Callable[[Path], None], dict[str, Any]] = {
+    labels_in_rows: {
+        "table": TABLE, "columns.id": "file", "columns.target": "label", "label_separator": "|", "mode": "rgb",
+        "task": "multilabel", "metric": "f_beta",
+    },
+    headless: {"table": TABLE, "test_table": TEST, "columns.id": "column_1", "columns.target": "column_2"},
+    paths_elsewhere: {
+        "table": TABLE, "columns.id": "filepath", "columns.target": "score", "columns.group": "video",
+        "task": "regression", "metric": "rmse",
+    },
+    coloured: {
+        "table": TABLE, "test_table": TEST, "columns.target": "mask", "mask_encoding": "colors",
+        "mask_values": {"#808080": 0, "#804080": 1, "#000000": 2}, "classes": ["sky", "road", "void"],
+        "task": "segmentation", "metric": "mean_iou",
+    },
+    folders_of_patients: {"table": TABLE, "columns.target": "label", "columns.group": "folder"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", OTHERS, ids=lambda make: make.__name__)
+def test_a_folder_of_another_shape(make: Callable[[Path], None], tmp_path: Path, clean: None):
+    make(tmp_path)
+    run(tmp_path)
+    assert written(tmp_path) == OTHERS[make]
+    prepared()
+
+
+def test_a_folder_that_cannot_be_read_is_refused_with_the_reason(tmp_path: Path, clean: None):
+    boxes, several, masks = tmp_path / "boxes", tmp_path / "several", tmp_path / "masks"
+    for number in range(4):
+        picture(boxes / f"train/{number}.jpg")
+        for color in ("red", "green"):
+            picture(several / f"train/cell{number}_{color}.png", 1)
+        picture(masks / f"train/{number}/images/cell{number}.png")
+        for nucleus in "ab":
+            save(masks / f"train/{number}/masks/{number}{nucleus}.png", blob())
+    table(boxes / "train.csv", image_id=[0, 0, 1, 1, 2, 3], bbox="[834, 222, 56, 36]", source=list("aabbcc"))
+    table(several / "train.csv", Id=[f"cell{number}" for number in range(4)], Target=["16 0", "7 1", "5", "1"])
+    for folder, reason in (
+        (boxes, r"has a row per bounding box \(bbox\)"),
+        (several, "column Id of train.csv begins names of pictures, such as cell0 of cell0_green"),
+        (masks, "no folder is a class"),
+        (tmp_path / "none", "there is no folder"),
+    ):
+        with pytest.raises(Refusal, match=reason):
+            discover(folder, NAME)

@@ -346,6 +346,36 @@ def test_stored_mask_values_are_mapped_as_the_error_advises(stored, numbers, cla
         np.testing.assert_array_equal(mask, masks[number])
 
 
+def test_masks_of_colours_are_read_exactly_and_from_jpegs_by_the_nearest(tmp_path):
+    images = noise(6, 3)
+    colors = np.array([[0, 0, 0], [255, 0, 0], [0, 0, 255]], np.uint8)  # "#0000ff" is small enough for a value
+    numbers = [(image[::4, ::4, 0] // 86).repeat(4, 0).repeat(4, 1) for image in images]
+    numbers = [each[: len(image), : image.shape[1]] for each, image in zip(numbers, images, strict=True)]
+    paths = write_masks(tmp_path, [colors[each] for each in numbers])
+    make(tmp_path, images, mask=paths)
+    values = {"#000000": 0, "#FF0000": 1, "#0000ff": 2}
+    coloured = {"classes": ["a", "b", "c"], "mask_encoding": "colors", "mask_values": values}
+    first = prepare(config(tmp_path, **coloured), "segmentation")
+    for row, expected in enumerate(numbers):
+        np.testing.assert_array_equal(first.table.read_mask(row), expected)
+    near = [np.clip(colors[each] + np.int16([9, 0, -9]), 0, 255).astype(np.uint8) for each in numbers]
+    for row, mask in enumerate(near):
+        Image.fromarray(mask).save(tmp_path / f"masks/{row}.jpg", quality=100, subsampling=0)
+    make(tmp_path, images, mask=[f"masks/{row}.jpg" for row in range(6)])
+    inexact = prepare(config(tmp_path, **coloured), "segmentation")
+    for row in range(6):
+        stored = np.array(Image.open(tmp_path / f"masks/{row}.jpg"), np.int64)
+        nearest = np.square(stored[:, :, np.newaxis] - colors).sum(axis=3).argmin(axis=2)
+        assert (inexact.table.read_mask(row) != nearest).mean() < 0.01  # decoders round differently
+    make(tmp_path, images, mask=write_masks(tmp_path, near))
+    with pytest.raises(TableError, match=r"value #090000 in masks/0\.png \(and 5 more\) is not in data\.mask_values"):
+        prepare(config(tmp_path, **coloured), "segmentation")
+    with pytest.raises(Refusal, match=r"mask_encoding=colors needs data\.mask_values"):
+        prepare(config(tmp_path, classes=["a", "b"], mask_encoding="colors"), "segmentation")
+    with pytest.raises(Refusal, match="map colours to class numbers"):
+        prepare(config(tmp_path, **coloured | {"mask_values": {"red": 0}}), "segmentation")
+
+
 def test_every_other_value_is_a_problem_of_the_mapping(tmp_path):
     images = noise(4, 3)
     masks = [np.where(image[..., 0] > 99, 255, 0).astype(np.uint8) for image in images]

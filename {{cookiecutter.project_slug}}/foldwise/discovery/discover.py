@@ -12,7 +12,7 @@ from foldwise.data.problems import some
 from foldwise.data.run_lengths import RUNS
 from foldwise.discovery import pixels, writing
 from foldwise.discovery.files import Survey, is_mask, split_of, stem
-from foldwise.discovery.findings import Findings, Rows
+from foldwise.discovery.findings import TABLES, Findings, Rows
 from foldwise.discovery.from_folders import rows_of_folders
 from foldwise.discovery.from_table import rows_of_table
 from foldwise.discovery.tables import (
@@ -27,7 +27,6 @@ from foldwise.discovery.tables import (
 from foldwise.errors import Refusal
 from foldwise.settings import OWNER
 
-TABLES = "tables"  # folder of the tables that are written, in data/<name>
 ARCHIVES = (".zip", ".tar", ".gz", ".7z", ".rar", ".tgz", ".bz2", ".xz")
 
 
@@ -45,8 +44,10 @@ def discover(root: Path, name: str) -> Findings:
     inside = root.relative_to(repository) if root.is_relative_to(repository) else root
     found.settings |= writing.shipped(name) | {"root": inside.as_posix(), "test_table": None}
     tables, problems = read_tables(survey)
-    found.doubts += [f"a table cannot be read: {problem}" for problem in problems]
     train = choose_train(tables)
+    if train is None and problems:
+        raise Refusal("\n".join(problems))
+    found.doubts += [f"a table that cannot be read: {problem}" for problem in problems]
     sample, test = choose_sample(tables, train), choose_test(tables, train)
     if train is None:
         rows = rows_of_folders(found, survey, tables)
@@ -59,7 +60,8 @@ def discover(root: Path, name: str) -> Findings:
     _find_test(found, survey, rows, test, home, inside)
     if sample is not None:
         found.say("sample submission", f"{sample.path}: {_describe_sample(sample)}")
-    look = pixels.look_at_pictures(root, rows.frame[rows.image].tolist())
+    masks = rows.target is not None and rows.target.task == "segmentation"
+    look = pixels.look_at_pictures(root, rows.frame[rows.image].tolist(), masks)
     _take(found, look)
     _name_others(found, survey, tables, [train, test, sample])
     return found

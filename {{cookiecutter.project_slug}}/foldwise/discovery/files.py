@@ -39,6 +39,14 @@ def split_of(path: str) -> str:
     return ""
 
 
+def split_folder(path: str) -> str:
+    """The folder of a path that names its split, or else its own."""
+    folder = parent(path)
+    while split_of(path) and not (TRAIN | TEST | VALIDATION) & set(words(folder.rpartition("/")[2])):
+        folder = parent(folder)
+    return f"{folder}/"
+
+
 def is_mask(path: str) -> bool:
     """Whether the end of a name, or else the innermost folder that tells, is one that masks have."""
     *folders, name = path.split("/")

@@ -12,6 +12,8 @@ from foldwise.discovery.files import PICTURES
 from foldwise.discovery.targets import Target
 from foldwise.tasks import find_task
 
+TABLES = "tables"  # folder of the tables that are written, in data/<name>
+
 
 @dataclass
 class Findings:

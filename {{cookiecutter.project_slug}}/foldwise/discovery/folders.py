@@ -53,9 +53,7 @@ def by_folder(pictures: Sequence[str]) -> Labelled | None:
     where = f"{base}/" if base else "the folder"
     if len(columns) == 1:
         classes = dict(zip(levels, columns[0], strict=True))
-        return Labelled(
-            classes, f"{where} has {distinct[0]:,} folders of pictures, one a class: {_shown(columns[0])}", {}
-        )
+        return Labelled(classes, f"{where} has a folder a class: {_shown(columns[0])}", {})
     # patient1/benign, patient2/benign: the names that return are classes, the others groups
     inner_of: dict[str, set[str]] = defaultdict(set)
     for outer, inner in zip(columns[-2], columns[-1], strict=True):
@@ -65,7 +63,10 @@ def by_folder(pictures: Sequence[str]) -> Labelled | None:
         evidence = f"the folders {_shown(columns[-1])} return in {distinct[-2]:,} folders such as {columns[-2][0]}"
         groups = dict(zip(levels, columns[-2], strict=True))
         return Labelled(dict(zip(levels, columns[-1], strict=True)), evidence, groups)
-    doubt = f"the folders have two levels, such as {columns[-2][0]}/{columns[-1][0]}: the first was taken for the class"
+    doubt = (
+        f"which folder of two is the class, as in {columns[0][0]}/{columns[-1][0]}: the first was taken; for the other "
+        "write in columns target: folder"
+    )
     labels, groups = dict(zip(levels, columns[0], strict=True)), dict(zip(levels, columns[-1], strict=True))
     return Labelled(labels, f"{where} has a folder a class: {_shown(columns[0])}", groups, doubt)
 
@@ -78,9 +79,7 @@ def by_name(pictures: Sequence[str]) -> Labelled | None:
     plain = any(set(words(name)) <= NO_CLASS for name in counts)
     if len(labels) < len(pictures) or not pictures or len(counts) < 2 or plain or min(counts.values()) < FEWEST:
         return None
-    return Labelled(
-        labels, f"the names begin with {len(counts):,} words before a number: {_shown(list(labels.values()))}", {}
-    )
+    return Labelled(labels, f"the names begin with a word before a number: {_shown(list(labels.values()))}", {})
 
 
 def pair_masks(pictures: Sequence[str]) -> tuple[dict[str, str], str, str]:
@@ -108,22 +107,13 @@ def pair_masks(pictures: Sequence[str]) -> tuple[dict[str, str], str, str]:
     several = sum(len(found) > 1 for found in pairs.values())
     folder = ", ".join(sorted({f"{parent(mask) or '.'}/" for mask in masks})[:3])
     if several:
-        example = next(found for found in pairs.values() if len(found) > 1)
-        return (
-            {},
-            "",
-            f"{several:,} pictures have several masks, such as {example[0]} and {example[1]}: keep one of each",
-        )
+        first, second = next(found for found in pairs.values() if len(found) > 1)[:2]
+        return {}, "", f"{several:,} pictures have several masks, such as {first} and {second}: keep one of each"
     rest = extra.most_common(1)[0][0]
-    evidence = f"{len(pairs):,} masks in {folder} have the names of pictures" + (
-        f", with {rest!r} added" if rest else ""
-    )
-    without = len(images) - len(pairs)
-    return (
-        {image: found[0] for image, found in pairs.items()},
-        evidence,
-        f"{without:,} pictures have no mask" if without else "",
-    )
+    added = f", with {rest!r} added" if rest else ""
+    without = f"{len(images) - len(pairs):,} pictures have no mask" if len(images) > len(pairs) else ""
+    evidence = f"{len(pairs):,} masks in {folder} have the names of pictures{added}"
+    return {image: found[0] for image, found in pairs.items()}, evidence, without
 
 
 def _partners(mask: str, by_stem: dict[str, list[str]], by_start: dict[str, list[str]]) -> tuple[list[str], str]:

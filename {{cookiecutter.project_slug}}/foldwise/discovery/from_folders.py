@@ -1,15 +1,15 @@
 """Rows of a folder without a table of its pictures: masks of equal names, a folder a class, or a class in each name."""
 
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
 from foldwise.data.cells import text_column
 from foldwise.data.problems import some
-from foldwise.discovery.files import Survey, is_mask, split_of, stem
-from foldwise.discovery.findings import Findings, Rows
+from foldwise.discovery.files import Survey, is_mask, split_folder, split_of, stem
+from foldwise.discovery.findings import TABLES, Findings, Rows
 from foldwise.discovery.folders import by_folder, by_name, pair_masks
 from foldwise.discovery.groups import name_starts
 from foldwise.discovery.tables import TRIED, Found
@@ -89,11 +89,13 @@ def _ids(paths: Sequence[str]) -> list[str]:
 
 
 def _rest(found: Findings, by_split: dict[str, list[str]], split: str) -> None:
-    """Name pictures of other splits, which are not in the table."""
-    for other, paths in by_split.items():
-        if other != split and (images := [path for path in paths if not is_mask(path)]):
-            top = Counter(path.split("/")[0] for path in images)
-            found.doubts.append(
-                f"{len(images):,} more pictures in {some([f'{name}/' for name in top])}: they are not in the table, as "
-                "folds are made of the training pictures. To train on them too, move them into the training folder"
-            )
+    """Name pictures of other splits, which are not in the table, and write a table to predict them."""
+    images = [path for other, paths in by_split.items() if other != split for path in paths if not is_mask(path)]
+    if images:
+        path = Path("data") / found.name / TABLES / "val.csv"
+        found.tables[path] = pd.DataFrame({"id": _ids(images), "image": images})
+        folders = some(sorted({split_folder(image) for image in images}), 3)
+        found.doubts.append(
+            f"{len(images):,} more pictures are in {folders}: they are not trained on; to predict them write "
+            f"test_table: {path}"
+        )

@@ -183,7 +183,8 @@ def _runs(
         frame = frame.drop_duplicates(rows.image).drop(columns=[columns[0], *filter(None, [of_class])])
         frame = frame.join(wide, on=rows.image).reset_index(drop=True)
         columns, stored = list(wide), None
-        found.say("rows", f"{len(frame):,} pictures, each with the codes of {some(classes)}")
+        of = f"with a column of codes for each of {some(classes)}" if of_class else "with the codes of its rows joined"
+        found.say("rows", f"one for each of {len(frame):,} pictures, {of}")
     frame = _with_empty(found, survey, frame, rows, columns)
     filled = [(image, code) for name in columns for image, code in zip(frame[rows.image], frame[name], strict=True)]
     encoding, why, doubt = pixels.order_of_runs(found.root, [(image, code) for image, code in filled if code])

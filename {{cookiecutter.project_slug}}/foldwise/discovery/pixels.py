@@ -28,47 +28,54 @@ class Pixels:
     settings: dict[str, Any] = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
 
+    def say(self, what: str, text: str) -> None:
+        self.lines.append((what, text))
+
 
 def spread(values: Sequence[Any], most: int) -> list[Any]:
     """At most so many values, evenly chosen."""
     return [values[place] for place in np.unique(np.linspace(0, len(values) - 1, min(most, len(values))).astype(int))]
 
 
-def look_at_pictures(root: Path, paths: Sequence[str]) -> Pixels:
-    found = Pixels()
-    chosen = spread(paths, PICTURES)
+def look_at_pictures(root: Path, paths: Sequence[str], masks: bool) -> Pixels:
+    """Find channels, depth and orientation; with masks, the sizes of these tell whether pictures are to be turned."""
+    found, chosen = Pixels(), spread(paths, PICTURES)
 
-    def read(path: str) -> tuple[tuple[Any, ...] | None, bool, str]:
+    def read(path: str) -> tuple[int, int, int, str, bool] | str:
         try:
             with noting() as notes:
                 image = decode_image(root / path)
         except ImageError as error:
-            return None, False, str(error)
-        return (image.shape, str(image.dtype)), any(note.orientation != 1 for note in notes), ""
+            return str(error)
+        return *image.shape, str(image.dtype), any(note.orientation != 1 for note in notes)
 
     results = [result for part in map_in_threads(read, chosen, "Reading pictures", 16, True) for result in part]
-    shapes = [shape for shape, _, _ in results if shape is not None]
-    bad = [problem for shape, _, problem in results if shape is None]
-    if not shapes:
+    bad = [result for result in results if isinstance(result, str)]
+    if len(bad) == len(results):
         raise Refusal(f"no picture of {len(chosen)} can be read; the first: {bad[0]}")
-    channels, depths = Counter(shape[2] for shape, _ in shapes), Counter(dtype for _, dtype in shapes)
-    height, width = ([shape[side] for shape, _ in shapes] for side in (0, 1))
-    sizes = f"{min(height)} to {max(height)} pixels high and {min(width)} to {max(width)} wide"
+    height, width, channels, depths, turned = zip(*(r for r in results if not isinstance(r, str)), strict=True)
     kinds = {"uint8": "8 bits", "uint16": "16 bits", "float32": "floats"}
-    text = " or ".join(f"{number} channel{'s' * (number > 1)}" for number in sorted(channels))
-    text += f" of {' or '.join(kinds[name] for name in sorted(depths))}; {sizes}"
-    found.lines.append(("channels", f"{text}; {len(shapes):,} of {len(paths):,} pictures were read"))
-    if len(channels) > 1 and max(channels) <= 4:
+    number = " or ".join(map(str, sorted(set(channels))))
+    found.say(
+        "channels",
+        f"{number} of {' or '.join(kinds[depth] for depth in sorted(set(depths)))}; pictures {_range(height)} high and "
+        f"{_range(width)} wide; {len(height):,} of {len(paths):,} were read",
+    )
+    if len(set(channels)) > 1 and max(channels) <= 4:
         found.settings["mode"] = "rgb"
-        found.lines.append(("mode", "rgb, as the pictures differ in channels: grey becomes RGB, alpha is dropped"))
-    turned = sum(tag for _, tag, _ in results)
-    if turned:
+        found.say("mode", "rgb, as the pictures differ in channels: grey becomes RGB, alpha is dropped")
+    if any(turned) and not masks:
         found.settings["exif"] = "apply"
-        found.lines.append(
-            ("exif", f"apply: {turned} of {len(shapes)} have an EXIF orientation, and are turned upright")
-        )
-    found.doubts += [f"{len(bad)} pictures of {len(chosen)} cannot be read; the first: {bad[0]}"] if bad else []
+        found.say("exif", f"apply: {sum(turned)} of {len(turned)} have an EXIF orientation, and are turned upright")
+    if any(turned) and masks:
+        found.doubts.append("whether pictures are turned by their EXIF orientation: prepare.py proposes the line")
+    if bad:
+        found.doubts.append(f"what to do with pictures that cannot be read, {len(bad)} of {len(chosen)}: {bad[0]}")
     return found
+
+
+def _range(values: Sequence[int]) -> str:
+    return f"{min(values)}" if min(values) == max(values) else f"{min(values)} to {max(values)}"
 
 
 def look_at_masks(root: Path, paths: Sequence[str], names: Mapping[str, Sequence[Any]]) -> Pixels:
@@ -84,60 +91,54 @@ def look_at_masks(root: Path, paths: Sequence[str], names: Mapping[str, Sequence
     for part in map_in_threads(lambda path: read(root / path), chosen, "Reading masks", 16, True):
         for counted in part:
             counts.update(counted)
-    total, read_all = sum(counts.values()), len(chosen) == len(paths)
-    if any(path.lower().endswith(JPEGS) for path in chosen):
-        counts = Counter({value: count for value, count in _main_colors(counts).items() if count > 0.001 * total})
-    values, where = sorted(counts), f"{'all' if read_all else 'a sample of'} {len(chosen):,} masks"
+    where = f"{'all' if len(chosen) == len(paths) else 'a sample of'} {len(chosen):,} masks"
+    inexact = any(path.lower().endswith(JPEGS) for path in chosen)
+    if inexact:
+        counts = _main_colors(counts)
+    values, given = sorted(counts), list(names.get("names", ()))
     if colors:
-        return _colors(found, values, where, names)
-    if len(values) > MOST_VALUES and values[-1] > 255:
+        return _colors(found, values, where, dict(zip(names.get("colors", ()), given, strict=False)), inexact)
+    shown = some(values, 12)
+    if len(values) > MOST_VALUES and len(given) != values[-1] + 1:
         found.doubts.append(
-            f"{where} have {len(values):,} values up to {values[-1]:,}: do they number objects? Write masks with a "
-            "number per class, and run this again"
+            f"what the {len(values):,} values up to {values[-1]:,} in {where} mean: smoothed edges, shares (masks: "
+            "soft), numbers of objects? For classes write masks with a number for each"
         )
         return found
-    shown = some(values, 12)
-    given = list(names.get("names", ()))
-    void = [value for value in values if value == 255] if len(values) > 2 else []
+    steps = len(values) <= MOST_NUMBERS and values[-1] >= max(8, 4 * len(values))
+    void = [255] if values[-1] == 255 and len(values) > 2 and values[-2] < max(8, 4 * len(values)) else []
     real = [value for value in values if value not in void]
-    if len(real) == 1:
-        found.doubts.append(f"{where} have only the value {real[0]}: there are no two classes")
-    steps = len(real) <= MOST_NUMBERS and real[-1] >= max(8, 4 * len(real))
-    if (len(real) == 2 and real != [0, 1]) or steps:
-        found.settings["mask_values"] = {v: n for n, v in enumerate(real)} | dict.fromkeys(void, 255)
+    if (len(real) == 2 and real != [0, 1]) or (steps and not void):
+        found.settings["mask_values"] = {value: number for number, value in enumerate(real)}
         count = len(real)
     else:
         count = real[-1] + 1
     found.settings["classes"] = given if len(given) == count else _class_names(count)
-    found.lines.append(("mask values", f"{shown} in {where}" + (", where 255 is ignored" if void else "")))
-    if len(real) > 2 and not void and len(given) != count:
-        found.doubts.append(
-            f"the masks have the values {shown}: give the classes their names in classes; if {real[-1]} means void, "
-            f"delete the last name and write ignore_index: {real[-1]}"
-        )
+    found.say("mask values", f"{shown} in {where}" + (", where 255 is ignored" if void else ""))
+    if len(real) > 2 and len(given) != count:
+        last = "" if void else f"; if {real[-1]} means void, delete the last name and write ignore_index: {real[-1]}"
+        found.doubts.append(f"the names of the classes {shown}: write them in classes{last}")
     return found
 
 
-def _colors(found: Pixels, values: list[int], where: str, names: Mapping[str, Sequence[Any]]) -> Pixels:
-    named = dict(zip(names.get("colors", ()), names.get("names", ()), strict=False))
+def _colors(found: Pixels, values: list[int], where: str, named: Mapping[str, str], inexact: bool) -> Pixels:
     texts = [f"#{value:06x}" for value in values]
-    if named:
-        unknown = [text for text in texts if text not in named]
-        texts, classes = [*named], [str(name) for name in named.values()]
-        found.doubts += [f"{where} have colours without a name: {some(unknown)}"] if unknown else []
-    else:
-        classes = _class_names(len(texts))
-    if len(texts) > MOST_VALUES or len(texts) < 2:
+    if len(texts) > MOST_VALUES or (inexact and not named and len(texts) > 2) or len(texts) < 2:
         found.doubts.append(
-            f"{where} have {len(texts):,} colours: masks need one for each class; edges may be smoothed"
+            f"which of {len(texts):,} colours in {where} are classes: write mask_encoding: colors, "
+            "mask_values: {'#000000': 0, '#ff0000': 1} with yours, and classes"
         )
         return found
+    if unknown := [text for text in texts if text not in named] if named and not inexact else []:
+        found.doubts.append(f"the classes of the colours {some(unknown)}: add them to mask_values and classes")
+    if not named and len(texts) > 2:
+        found.doubts.append("the names of the classes: write them in classes, in the order of mask_values")
     found.settings |= {
         "mask_encoding": "colors",
-        "mask_values": {text: number for number, text in enumerate(texts)},
-        "classes": classes,
+        "mask_values": {text: number for number, text in enumerate(named or texts)},
+        "classes": list(named.values()) or _class_names(len(texts)),
     }
-    found.lines.append(("mask colours", f"{some(texts, 12)} in {where}"))
+    found.say("mask colours", f"{some(texts, 12)} in {where}")
     return found
 
 
@@ -161,11 +162,11 @@ def _read_colors(path: Path) -> dict[int, int]:
 
 
 def _main_colors(counts: Counter[int]) -> Counter[int]:
-    """Merge colours of JPEGs into the nearest corner of the colour cube: black, white, red, ..."""
+    """Merge the inexact colours of JPEGs into black, white, red, ...; without those of less than a thousandth."""
     merged: Counter[int] = Counter()
     for value, count in counts.items():
         merged[sum(255 << shift for shift in (16, 8, 0) if value >> shift & 255 > 127)] += count
-    return merged
+    return Counter({value: count for value, count in merged.items() if count * 1000 > counts.total()})
 
 
 def order_of_runs(root: Path, rows: Sequence[tuple[str, str]]) -> tuple[str, str, str]:
@@ -187,12 +188,9 @@ def order_of_runs(root: Path, rows: Sequence[tuple[str, str]]) -> tuple[str, str
             outlines[name] += int((np.diff(mask, axis=0) != 0).sum() + (np.diff(mask, axis=1) != 0).sum())
     best, other = sorted(outlines, key=lambda name: outlines[name])
     if outlines[best] < 0.8 * outlines[other]:
+        times = outlines[other] / max(1, outlines[best])
         way = "down the columns" if best == "rle" else "along the rows"
-        return (
-            best,
-            f"{way}: outlines {outlines[other] / max(1, outlines[best]):.1f} times as long in the other order",
-            "",
-        )
+        return best, f"{way}, as outlines are {times:.1f} times as long in the other order", ""
     doubt = (
         "whether run-length codes run down the columns (rle, as on Kaggle) or along the rows cannot be seen in square "
         "pictures; if the masks of prepared/samples.png lie wrong write mask_encoding: rle_by_row"

@@ -38,24 +38,23 @@ class Found:
 
     @property
     def words(self) -> set[str]:
-        return set(words(self.path))
+        """Those of the file's name and, if these say nothing of its part, of its folders."""
+        folders, _, name = self.path.rpartition("/")
+        own = set(words(name))
+        return own if own & (SAMPLE | TEST | TRAIN | VALIDATION) else own | set(words(folders)) - SAMPLE
 
     @property
     def is_sample(self) -> bool:
         return bool(SAMPLE & self.words)
 
     @property
-    def is_test(self) -> bool:
-        return bool(TEST & self.words)
+    def split(self) -> str:
+        return "test" if (TEST | SAMPLE) & self.words else "validation" if VALIDATION & self.words else "train"
 
     @property
     def beside_ids(self) -> pd.DataFrame:
         """The columns beside the one that leads to pictures, or else the first."""
         return self.frame.drop(columns=self.frame.columns[0] if self.link is None else self.link.column)
-
-    @property
-    def is_validation(self) -> bool:
-        return bool(VALIDATION & self.words)
 
 
 def read_tables(survey: Survey) -> tuple[list[Found], list[str]]:
@@ -69,14 +68,7 @@ def read_tables(survey: Survey) -> tuple[list[Found], list[str]]:
                 problems.append(f"{path}: {error.problems[0]}")
             continue
         if len(frame):
-            split = (
-                "test"
-                if (TEST | SAMPLE) & set(words(path))
-                else "validation"
-                if VALIDATION & set(words(path))
-                else "train"
-            )
-            tables.append(_linked(survey, Found(path, frame, None, headless=headless), split))
+            tables.append(_linked(survey, Found(path, frame, None, headless=headless)))
     return tables, problems
 
 
@@ -88,8 +80,11 @@ def _read(survey: Survey, path: str) -> tuple[pd.DataFrame, bool]:
     separator = find_separator(header)
     separator = r"\s+" if separator not in header and path.endswith(".txt") else separator
     cells = [cell.strip() for cell in (header.split() if separator == r"\s+" else header.split(separator))]
-    if any(survey.find(cell)[0] for cell in cells if len(cell) < LONGEST):
-        frame = pd.read_csv(file, sep=separator, header=None, dtype=str, na_filter=False, encoding="utf-8-sig")
+    if any(3 < len(cell) < LONGEST and survey.find(cell)[0] for cell in cells):
+        try:
+            frame = pd.read_csv(file, sep=separator, header=None, dtype=str, na_filter=False, encoding="utf-8-sig")
+        except ValueError as error:  # pandas' errors too
+            raise TableError(file, [f"its rows differ in their number of cells ({error})"]) from error
         return frame.set_axis([f"column_{number + 1}" for number in range(len(frame.columns))], axis=1), True
     if path.endswith(".txt") and separator == r"\s+":
         raise TableError(file, ["it is text"])
@@ -104,14 +99,14 @@ def _first_line(file: Path) -> str:
         return ""  # read_file names the encoding
 
 
-def _linked(survey: Survey, table: Found, split: str) -> Found:
+def _linked(survey: Survey, table: Found) -> Found:
     links = []
     for name in table.frame:
         cells = text_column(table.frame[name])
         some = cells[cells != ""].iloc[:TRIED]
         if some.empty or some.str.len().max() > LONGEST or not any(survey.find(cell)[0] for cell in some):
             continue
-        if (link := survey.link(name, cells.tolist(), split)) is not None:
+        if (link := survey.link(name, cells.tolist(), table.split)) is not None:
             links.append(link)
     if links:
 
@@ -124,25 +119,22 @@ def _linked(survey: Survey, table: Found, split: str) -> Found:
     for name in table.frame:  # "a.jpg_1" is class 1 in a.jpg
         cells = text_column(table.frame[name])
         ends = cells.str.rpartition("_")
-        if (
-            cells.str.len().max() > LONGEST
-            or not ends[0].all()
-            or not ends[2].nunique() <= min(MOST_PARTS, len(cells) / 2)
-        ):
+        few = ends[2].nunique() <= min(MOST_PARTS, len(cells) / 2)
+        if not few or not ends[0].all() or cells.str.len().max() > LONGEST:
             continue
-        if (link := survey.link(name, ends[0].tolist(), split)) is not None:
+        if (link := survey.link(name, ends[0].tolist(), table.split)) is not None:
             return replace(table, link=link, part=tuple(ends[2]))
     return table
 
 
 def choose_train(tables: Sequence[Found]) -> Found | None:
     """The table of the training pictures: with columns of the sample submission, else named train, else the longest."""
-    fitting = [t for t in tables if t.link is not None and not (t.is_sample or t.is_test) and len(t.frame.columns) > 1]
+    fitting = [t for t in tables if t.link is not None and t.split != "test" and len(t.frame.columns) > 1]
     asked = {name for sample in tables if sample.is_sample for name in sample.beside_ids}
 
     def rank(table: Found) -> tuple[bool, bool, bool, bool, int]:
         named = bool(TRAIN & table.words), bool(MASK & table.words)
-        return not table.is_validation, bool(asked & set(table.beside_ids)), *named, len(table.frame)
+        return table.split == "train", bool(asked & set(table.beside_ids)), *named, len(table.frame)
 
     return max(fitting, key=rank, default=None)
 
@@ -151,8 +143,7 @@ def choose_test(tables: Sequence[Found], train: Found | None) -> Found | None:
     """The table of the test pictures, if any: one named test, else a sample submission that leads to other pictures."""
     known = set(train.link.found) if train is not None and train.link is not None else set()
     fitting = [t for t in tables if t is not train and t.link is not None and not known & set(t.link.found)]
-    named = [t for t in fitting if t.is_test and not t.is_sample]
-    return next(iter(named or [t for t in fitting if t.is_sample]), None)
+    return next(iter(sorted((t for t in fitting if t.split == "test"), key=lambda t: t.is_sample)), None)
 
 
 def choose_sample(tables: Sequence[Found], train: Found | None) -> Found | None:
@@ -171,27 +162,18 @@ def find_names(survey: Survey, tables: Sequence[Found]) -> tuple[dict[str, list[
     for table in tables:
         column = {name.casefold().strip(): name for name in table.frame}
         name = next((column[key] for key in ("name", "class_name", "class", "label") if key in column), None)
-        rgb = [
-            next((column[key] for key in (long, long[0]) if key in column), None) for long in ("red", "green", "blue")
-        ]
         if table.link is not None or name is None or len(table.frame) > MOST_NAMES:
             continue
         names = text_column(table.frame[name]).str.strip().tolist()
-        if None not in rgb:
+        rgb = [column[key] for color in ("red", "green", "blue") for key in (color, color[0]) if key in column]
+        if len(rgb) == 3 and table.frame[rgb].map(lambda cell: str(cell).strip().isdecimal()).all(axis=None):
             cells = table.frame[rgb].astype(int).to_numpy().tolist()
             return {"names": names, "colors": [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in cells]}, table.path
-        numbers = [
-            other
-            for other in table.frame
-            if text_column(table.frame[other]).tolist() == list(map(str, range(len(names))))
-        ]
-        if numbers:
+        numbers = list(map(str, range(len(names))))
+        if any(text_column(table.frame[other]).tolist() == numbers for other in table.frame):
             return {"names": names}, table.path
-    for path in survey.names:
-        names = _read_names(survey.root / path)
-        if names:
-            return {"names": names}, path
-    return {}, ""
+    found = ((_read_names(survey.root / path), path) for path in survey.names)
+    return next((({"names": names}, path) for names, path in found if names), ({}, ""))
 
 
 def _read_names(path: Path) -> list[str]:
