@@ -156,37 +156,48 @@ def camvid_clips(root: Path) -> dict[str, Clip]:
 NAMES = ["Sky", "Building", "Pole", "Road", "Pavement", "Tree", "Sign", "Fence", "Car", "Pedestrian", "Bicyclist"]
 
 
-def main() -> None:
-    camvid, weights, repository = (Path(word).resolve() for word in sys.argv[1:])
-    names, run, start = [*NAMES, "blank"], timed(repository), time.monotonic()
-    clips = camvid_clips(camvid)
-    write_clips(repository, clips, names)
-    print(f"{len(clips)} clips; {pd.read_csv(repository / 'truth.csv')[names].mean().round(2).to_dict()}")
-    small = [
-        *("data.image_size=96", "data.folds=3", f"data.classes=[{','.join(names)}]", "data.columns.group=camera"),
-        *("data.workers=0", "trainer=cpu", "threads=1", "logger=none", "preflight=false"),
-    ]
-    unpack(run, small, 128)
-    lite = {net: f"tf_efficientnet_{lite}" for net, lite in NETS.items()}
-    chosen = {net: [f"model.name={name}", f"model.weights={weights / name}.safetensors"] for net, name in lite.items()}
-    features(run, small, chosen)
-    train(run, [*small, "batch_size=8", "model.hidden=[64,64]"], list(MEMBERS))
+LITE = {net: f"tf_efficientnet_{lite}" for net, lite in NETS.items()}
+SMALL = [
+    *("data.image_size=96", "data.folds=3", f"data.classes=[{','.join([*NAMES, 'blank'])}]"),
+    *("data.columns.group=camera", "data.workers=0", "trainer=cpu", "threads=1", "logger=none", "preflight=false"),
+]
+SAMPLE = ["--decision", "clip", "--sample", "data/primatrix/frames/sample.csv", "--out"]
+
+
+def third_place(run: Run, repository: Path, weights: Path) -> None:
+    unpack(run, SMALL, 128)
+    chosen = {net: [f"model.name={name}", f"model.weights={weights / name}.safetensors"] for net, name in LITE.items()}
+    features(run, SMALL, chosen)
+    train(run, [*SMALL, "batch_size=8", "model.hidden=[64,64]"], list(MEMBERS))
     runs = dict(zip(MEMBERS, runs_of(repository, list(MEMBERS)), strict=True))
     for group in ([name for name in MEMBERS if "-" in name or name == "concat"], ["nasnet"], ["concat_blank"]):
         run("predict.py", *(runs[name] for name in group), "--features", "--workers", 0)
-    blank, sample = runs.pop("concat_blank"), ["--sample", "data/primatrix/frames/sample.csv", "--out"]
+    blank = runs.pop("concat_blank")
     stack = ["--methods", "network", "--use", "network", "--out", "ensembles/primatrix"]
     print(run("ensemble.py", *runs.values(), "--features", blank, *stack))
-    print(run("submit.py", "make", "ensembles/primatrix", "--decision", "clip", *sample, "third.csv"))
+    print(run("submit.py", "make", "ensembles/primatrix", *SAMPLE, "third.csv"))
 
-    first = ["experiment=primatrix/frames", *chosen["resnet152"], "experiment_name=first/lite0", "batch_size=16"]
-    run("train.py", *first, *small)
+
+def first_place(run: Run, repository: Path, weights: Path) -> None:
+    run("prepare.py", "--data", "primatrix", "experiment=primatrix/frames", *SMALL)
+    name = LITE["resnet152"]
+    network = [f"model.name={name}", f"model.weights={weights / name}.safetensors", "batch_size=16"]
+    run("train.py", "experiment=primatrix/frames", "experiment_name=first/lite0", *network, *SMALL)
     (source,) = runs_of(repository, ["lite0"], "first")
     run("predict.py", source, "--workers", 0)
     units = ["--methods", "boosting", "network", "--unit-inputs", "quantiles:8", "--out", "ensembles/first"]
     print(run("ensemble.py", source, *units))
-    print(run("submit.py", "make", "ensembles/first", "--decision", "clip", *sample, "first.csv"))
+    print(run("submit.py", "make", "ensembles/first", *SAMPLE, "first.csv"))
 
+
+def main() -> None:
+    camvid, weights, repository = (Path(word).resolve() for word in sys.argv[1:])
+    run, start, names = timed(repository), time.monotonic(), [*NAMES, "blank"]
+    clips = camvid_clips(camvid)
+    write_clips(repository, clips, names)
+    print(f"{len(clips)} clips; {pd.read_csv(repository / 'truth.csv')[names].mean().round(2).to_dict()}")
+    for way in (third_place, first_place):
+        way(run, repository, weights)
     print(f"{time.monotonic() - start:.0f} s in all; log loss on the test clips:")
     print(f"  the shares of the labels in training  {prior_loss(repository):.4f}")
     for name in ("third", "first"):
