@@ -9,10 +9,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from omegaconf import open_dict
 from tiny import tiny_config, train_folds, write_data
 
 from foldwise.checks import task_problems
-from foldwise.config import compose_config
+from foldwise.config import compose_config, resolve_config
 from foldwise.settings import find_choice, first_comment, list_choices, list_groups
 
 CHOICES = {group: list(list_choices(group)) for group in list_groups()}
@@ -115,6 +116,13 @@ FLAGS = [
 VARIED_TASKS = ["multiclass", "multilabel", "regression", "segmentation", "segmentation_overlapping"]
 UNVARIED = [pair for pair in ALL if pair[0] not in VARIED]
 UNBALANCED = [flags for flags in FLAGS if "data.sampling=balanced" not in flags]
+
+
+def test_an_older_train_yaml_is_completed():
+    older = compose_config(["data=sample"])
+    with open_dict(older):
+        del older["init"], older["preflight"]
+    assert resolve_config(older) == resolve_config(compose_config(["data=sample"]))
 
 
 @pytest.mark.parametrize(

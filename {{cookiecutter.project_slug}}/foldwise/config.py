@@ -109,7 +109,8 @@ def resolve_config(config: "DictConfig") -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     select_task(config)
-    plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    newer = {"init": None, "preflight": "new"}  # an older configs/train.yaml lacks them
+    plain = newer | cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     raw = cast(dict[str, Any], OmegaConf.to_container(config))
     data, phases = plain["data"], {name: phase for name, phase in plain["phases"].items() if isinstance(phase, dict)}
     named = [(phase, group) for phase in phases for group in ("augmentation", "mixing", "scheduler")]
