@@ -22,8 +22,8 @@ TARGET = {
 NAMES = {"label", "labels", "class", "category", "species", "breed", "id", "code", "disease", "type"}
 SEVERAL = {"labels", "tags", "attributes", "classes", "categories", "targets"}
 GRADES = {"grade", "diagnosis", "level", "severity", "stage", "rating", "isup", "kl", "score", "quality", "degree"}
-AMOUNTS = {
-    "age", "count", "price", "weight", "amount", "value", "yield", "volume", "percentage", "biomass", "density",
+AMOUNTS = {  # not age, which is more often known of a patient than asked for
+    "count", "price", "weight", "amount", "value", "yield", "volume", "percentage", "biomass", "density",
     "concentration", "popularity", "temperature",
 }  # fmt: skip
 SIZES = {"area", "height", "length", "width", "size", "depth", "number", "ratio"}
