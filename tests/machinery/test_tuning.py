@@ -22,6 +22,7 @@ from foldwise.errors import Refusal
 from foldwise.settings import read_yaml
 from foldwise.tuning import outcome
 from foldwise.tuning.space import Choices, Range, read_space
+from foldwise.tuning.trials import next_trial, open_study
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks")
 TRIALS = 6
@@ -97,11 +98,11 @@ def test_a_planted_learning_rate_is_found_also_after_a_kill(base, command, tmp_p
     os.kill(killed.pid, signal.SIGKILL)
     killed.join()
     time.sleep(1.5)  # its fold ends with it
-    code, said, errors = command("tools/tune.py", *words)
-    assert code == 0 and f"2 of {TRIALS} trials" in said, (said, errors)
+    code, said, errors = command("tools/tune.py", *words, "--trials", 4)
+    assert code == 0 and "2 of 4 trials" in said, (said, errors)
     again = trials_of(tmp_path / "second")
     names = ["state", "score", "optimizer.lr", "mixing"]
-    pd.testing.assert_frame_equal(frame[names], again[names])
+    pd.testing.assert_frame_equal(frame[names][:4], again[names])
 
 
 def test_a_space_without_effect_ends_in_not_better(base, command):
@@ -110,6 +111,28 @@ def test_a_space_without_effect_ends_in_not_better(base, command):
     code, said, errors = command("tools/tune.py", *base, "--trials", 3, "--space", space, "--confirm", 1)
     assert code == 0 and "verdict  not better: LogLoss" in said, (said, errors)
     assert not Path("configs").exists() and "not better" in next(Path("tuning").glob("*/report.html")).read_text()
+
+
+@pytest.mark.parametrize("storage", [None, "sqlite:///study.db"])
+def test_a_trial_of_a_lost_machine_is_repeated(base, storage):
+    space = read_space(write_space("space: {optimizer.lr: {factor: 10}}"), base)
+    study = open_study("study", storage, Path("tuning"), greater_is_better=True, epochs=3)
+
+    def ask():
+        trial = next_trial(study, space, Path("tuning"), seed=0, most=4)
+        return trial, trial and space.suggest(trial)
+
+    first, start = ask()
+    second, values = ask()
+    assert start == space.start and values != start
+    second.set_user_attr("worker", ["another", 1])
+    assert ask()[1] not in (start, values)  # it may still run
+    second.set_user_attr("seen", time.time() - 1000)
+    repeated, again = ask()
+    assert again == values and repeated.user_attrs["folder"] == second.number
+    study.tell(first, 0.5)
+    assert ask()[1] not in (start, values)
+    assert ask()[0] is None  # as many as were asked for
 
 
 def test_a_space_is_read_with_the_values_of_the_experiment(base):
