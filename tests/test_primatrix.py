@@ -97,6 +97,8 @@ for name in ("attention", "recurrent", "nasnet", "concat", "concat_blank"):
     epochs = [phase["epochs"] for phase in config["phases"].values()]
     widths = [dense[0].in_features, *(layer.out_features for layer in dense)]
     found[name] = [widths, batch, round(share * batch), epochs]
+for name in ("features", "frames"):
+    assert resolve_config(compose_config([f"experiment=primatrix/{name}"]))["data"]["name"] == "primatrix"
 print(json.dumps(found))
 """
 
