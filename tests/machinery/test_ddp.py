@@ -172,6 +172,7 @@ def test_two_processes_train_units_as_one(data, tmp_path):
     choices = [f"data.table={tmp_path}/things.csv", f"data.prepared={tmp_path}/prepared", "data.columns.fold=part"]
     choices += ["samples._target_=foldwise.data.units.Units", "+samples.unit=thing", "+samples.numbers=[age]"]
     choices += ["model._target_=foldwise.models.pooled.PooledNetwork", "model.library=null", "+model.numbers=[age]"]
+    choices += ["+model.pool=attention"]
     choices += ["+model.options.norm_layer=groupnorm1", "optimizer=sgd", "augmentation=light", "fold=1"]
     one, two = (train(data, tmp_path / str(world), "multiclass", world, *choices) for world in (1, 2))
     assert_equal_trainings(one, two)

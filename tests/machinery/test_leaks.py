@@ -63,7 +63,13 @@ UNITS = [
     "samples._target_=foldwise.data.units.Units",
     *("+samples.unit=thing", "+samples.order=number", "+samples.numbers=[number]", "+samples.categories=[site]"),
     *("+samples.frames=2", "+samples.rare=1", "model._target_=foldwise.models.pooled.PooledNetwork"),
-    *("model.library=null", "+model.numbers=[number]", "+model.categories=[site]", "batch_size=2"),
+    *(
+        "model.library=null",
+        "+model.pool=attention",
+        "+model.numbers=[number]",
+        "+model.categories=[site]",
+        "batch_size=2",
+    ),
 ]
 
 
