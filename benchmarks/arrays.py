@@ -25,6 +25,7 @@ from foldwise.data.splitting import make_folds
 from foldwise.predictions.decisions.expected_f import best_answers
 from foldwise.predictions.ensembles.ensembling import ensemble
 from foldwise.predictions.ensembles.blending import Examples
+from foldwise.predictions.ensembles.extra import Extra
 from foldwise.predictions.ensembles.stacking import STACKERS
 from foldwise.predictions.ground_truth import read_ground_truth
 from foldwise.predictions.schema import Header
@@ -105,7 +106,7 @@ def main() -> None:
         truth = read_ground_truth(sources[0])
     probability = np.stack([see(target, member, rng) for member in range(MEMBERS)])
     scores = dict.fromkeys(range(FOLDS), np.zeros((MEMBERS, 1)))
-    extra = np.zeros((ROWS, 0), np.float32)
+    extra = Extra(np.zeros((ROWS, 0), np.float32), np.arange(ROWS), np.zeros(ROWS, int))
     examples = Examples(truth.table, truth.metric, np.arange(ROWS), truth.folds, probability, extra, scores)
     others = examples.take(list(range(1, FOLDS)))
     for method in STACKERS:

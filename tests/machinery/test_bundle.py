@@ -150,6 +150,72 @@ def test_an_ensemble_answers_as_ensemble_and_submit_do(tmp_path, data, runs, use
     pd.testing.assert_frame_equal(answers, pd.read_csv(made.path), atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def stacked_runs(tmp_path_factory, runs) -> list[Path]:
+    """Two runs of a table with a number and a camera, and one that knows only whether a picture is blank."""
+    root = tmp_path_factory.mktemp("stacked")
+    data = write_data(root / "data")
+    write_folds(data / "folds.csv", {f"row{row}": (row // 4) % 2 for row in range(24)})
+    for name in ("train.csv", "test.csv"):
+        frame = pd.read_csv(data / name).assign(height=np.arange(24) % 5 + 0.5, camera=[*"aabb"] * 6, blank=1, thing=0)
+        frame.loc[::3, "height"] = np.nan
+        frame.to_csv(data / name, index=False)
+    paths = [shutil.copytree(run, root / run.name) for run in runs]
+    blank = root / "blank"
+    for fold in (0, 1):
+        save_random_model(blank / f"fold{fold}" / "model", "multiclass", ["blank", "thing"], 90 + fold)
+    for path, task, classes in ((paths[0], "multilabel", CLASSES), (blank, "multiclass", ["blank", "thing"])):
+        write_config_of(path, data, task, classes, SAMPLES)
+    for path, target in ((paths[0], None), (blank, ["blank", "thing"])):
+        config = yaml.safe_load((path / "config.yaml").read_text())
+        config["data"]["columns"] = COLUMNS | {"target": target}
+        config["metric"] = {"_target_": "foldwise.predictions.metrics.LogLoss"}
+        (path / "config.yaml").write_text(yaml.safe_dump(config))
+    shutil.copy(paths[0] / "config.yaml", paths[1] / "config.yaml")
+    predict(blank, "flips", blank / "predictions" / "oof-flips", oof=True)
+    for path in (*paths, blank):
+        predict(path, "flips", path / "predictions" / "test-flips")
+    return [*paths, blank]
+
+
+@pytest.mark.parametrize(
+    ("use", "inputs"),
+    [
+        ("logistic", {"columns": ["height", "camera"]}),
+        ("boosting", {"relative_to": "camera"}),
+        ("network", {"columns": ["camera"]}),
+    ],
+)
+def test_a_stack_in_a_bundle_is_that_of_ensemble_and_submit(use, inputs, tmp_path, stacked_runs, monkeypatch):
+    *members, blank = stacked_runs
+    data, both = members[0].parent / "data", tmp_path / "both"
+    ensemble(members, both, oof="oof-flips", use=use, features=[blank], **inputs)
+    ledger = tmp_path / "submissions.csv"
+    options = {"decision": "platt+clip", "kind": "columns"}
+    made = make_submission(both, out=tmp_path / "made.csv", ledger=ledger, **options)
+    built = build_bundle([both], tmp_path / "bundle", **options)
+    assert built.chosen.outcome.overall == made.chosen.outcome.overall
+    assert [run.feature for run in built.spec.runs] == [False, False, True]
+    for name in FOREIGN:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    answers = pd.read_csv(run_infer(tmp_path / "bundle", data, tmp_path / "out", images=data))
+    pd.testing.assert_frame_equal(answers, pd.read_csv(made.path), atol=1e-5)
+    assert use == "boosting" or len(answers[CLASSES].drop_duplicates()) > 1  # too few rows for a tree
+    monkeypatch.undo()
+    with pytest.raises(Refusal, match="test.csv has no column .*camera, which the stacking of this bundle reads"):
+        other = tmp_path / "test.csv"
+        pd.read_csv(data / "test.csv").drop(columns=["height", "camera"]).to_csv(other, index=False)
+        run_infer(tmp_path / "bundle", data, tmp_path / "no", test=other, images=data)
+    monkeypatch.setattr(rehearsing, "run_sandboxed", run_here)
+    rehearsed = rehearse(tmp_path / "bundle", data / "test.csv", rows=20, workers=1)
+    assert rehearsed.problems == [] and (rehearsed.comparison.answers is None) is (use == "boosting")
+    active = Active(built.spec)
+    dropped = [active.drop() for _ in range(5)]
+    assert dropped == ["blank hflip", "b hflip", "a hflip", "fold 1", ""]
+    assert active.members == [(0, 0), (1, 0), (2, 0)]
+
+
 def test_masks_are_those_of_submit(tmp_path, data, masks):
     run = shutil.copytree(masks[0], tmp_path / "unet")
     predict(run, "none", run / "predictions" / "test-none")
@@ -263,7 +329,7 @@ def test_what_cannot_be_bundled_is_refused_and_leaves_nothing(tmp_path, runs, bu
     )
     out = tmp_path / "out"
     for arguments, message in (
-        ([stack], "uses stacking (logistic)"),
+        ([stack], "uses stacking (logistic), but has no stack.json with the fitted models"),
         ([stack, runs[0]], "combine all sources with ensemble.py"),
         ([drawn], "random draws"),
         ([tmp_path], "is not a run"),
@@ -506,7 +572,7 @@ def test_out_of_memory_halves_the_batch_and_an_image_that_never_fits_is_left_out
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     whole = predict_nine()
-    engine.predictor.models[engine.model_index[1, 0, 0]].network.register_forward_pre_hook(too_large)
+    engine.predictors[1].models[engine.model_index[1, 0, 0]].network.register_forward_pre_hook(too_large)
     most = 4  # two images in two views
     halved = predict_nine()
     assert engine.batch_size == 2 and len(engine.notes) == 2

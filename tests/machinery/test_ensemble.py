@@ -16,6 +16,7 @@ from rows import SAMPLES
 from foldwise.data.folds import folds_hash
 from foldwise.data.table import Columns, read_table
 from foldwise.errors import Refusal
+from foldwise.predictions.decisions.submit import make_submission
 from foldwise.predictions.ensembles.blending import (
     Examples,
     arithmetic,
@@ -32,6 +33,7 @@ from foldwise.predictions.selection import choose_simplest
 from foldwise.predictions.store import iter_average_maps, read_header, read_predictions, write_predictions
 from foldwise.predictions.writers import PredictionWriter
 from foldwise.reporting.ensemble_report import report_ensemble
+from foldwise.tasks import find_task
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ["a", "b", "c"]
@@ -355,6 +357,35 @@ def test_units_are_scored_once(tmp_path):
     mean = np.mean([world.oof(source) for source in world.sources], axis=0).astype(float)
     expected = log_loss(world.truth[::2], (mean[::2] + mean[1::2]) / 2)
     assert comparison.overall[comparison.names.index("mean")] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("how", ["max", "noisy_or"])
+@pytest.mark.parametrize("task", ["multilabel", "multiclass"])
+def test_units_are_reduced_as_the_data_say(task, how, tmp_path):
+    """In scores, submissions and NaN-proof, for bundles."""
+    world = World(tmp_path / "world", task, units=True)
+    config = world.config()
+    config["data"]["unit_reduction"] = how
+    for source in world.sources:
+        (source / "config.yaml").write_text(yaml.safe_dump(config))
+    comparison, _, _ = run(world, tmp_path, use="mean")
+    mean = np.mean([world.oof(source) for source in world.sources], axis=0).astype(float)
+
+    def reduced(pictures):
+        values = pictures.max(axis=1) if how == "max" else 1 - (1 - pictures).prod(axis=1)
+        return values / values.sum(axis=1, keepdims=True) if task == "multiclass" else values
+
+    values, true = reduced(mean.reshape(-1, 2, 3)), world.truth[::2]
+    expected = log_loss(true, values) if task == "multilabel" else -np.log(values[true > 0]).mean()
+    assert comparison.overall[comparison.chosen] == pytest.approx(expected, abs=1e-6)
+    made = make_submission(
+        world.sources[0], decision="probabilities", out=tmp_path / "a.csv", ledger=tmp_path / "l.csv"
+    )
+    tests = np.mean([reduced(world.test(world.sources[0], fold).reshape(-1, 2, 3)) for fold in range(FOLDS)], axis=0)
+    np.testing.assert_allclose(pd.read_csv(made.path)[world.names], tests, atol=1e-6)
+    broken = np.array([[0.2, np.nan, 1.0], [np.nan, np.nan, 0.5]])
+    got = find_task("multilabel").of_units(broken, np.array([0, 0]), how)
+    np.testing.assert_allclose(got, [[0.2, np.nan, 1.0]])
 
 
 def test_metadata_columns_reach_stacking(tmp_path):

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from pseudo_world import LABELLED, UNLABELLED, begin_run, config_of, write_world
 from rows import scored
+from test_ensemble import World
 from tiny import CLASSES, train_folds
 
 from foldwise.data.folds import folds_hash
@@ -21,6 +22,7 @@ from foldwise.predictions.decisions.layers import compare_cuts, measure_cuts
 from foldwise.predictions.decisions.masks import CANDIDATES, WITH_PRESENCE, compare_cleaning, measure_candidates
 from foldwise.predictions.decisions.rules import rules_for
 from foldwise.predictions.ensembles.ensembling import ensemble
+from foldwise.predictions.ensembles.stack import Stacks, _arrays
 from foldwise.predictions.metrics import Dice, FBeta, LogLoss, MacroF1, MeanIoU, QuadraticKappa, Rmse
 from foldwise.predictions.schema import Header
 from foldwise.predictions.store import iter_maps, read_predictions
@@ -238,6 +240,26 @@ def test_the_blend_of_a_folds_maps(tmp_path):
     for first, second in zip(*written, strict=True):
         assert [each for each in first if each[0][1] == 0] == [each for each in second if each[0][1] == 0]
     assert written[0] != written[1]
+
+
+@pytest.mark.parametrize("method", ["linear", "logistic", "boosting", "network"])
+def test_the_stack_of_a_fold_and_all_its_inputs(method, tmp_path):
+    """Columns, units, groups that the folds split, and features; out of fold, in the test, and as saved."""
+    found = []
+    for flipped in (False, True):
+        world = World(tmp_path / str(flipped), units=True, rows=120, noise=(1.0, 1.1), classes=2)
+        feature = world.write_source("feature", 1.3)
+        held = world.folds == 1
+        if flipped:
+            world.truth[held] = 1 - world.truth[held]
+        world.write_tables()
+        out = tmp_path / f"out{flipped}"
+        inputs = {"columns": ["camera"], "relative_to": "camera", "unit_inputs": 2, "features": [feature]}
+        ensemble(world.sources, out, use=method, **inputs)
+        models = Stacks.load(out).folds
+        arrays = [{key: value.tobytes() for key, value in _arrays(models[fold].models[0])} for fold in (1, 2)]
+        found.append((world.oof(out)[held].tobytes(), world.test(out, 1).tobytes(), *arrays))
+    assert found[0][:3] == found[1][:3] and found[0][3] != found[1][3]
 
 
 def test_how_many_snapshots_a_fold_averages():

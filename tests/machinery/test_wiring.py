@@ -519,6 +519,16 @@ def units_are_scored(_: Trained, after: Trained) -> None:
     assert after.score == pytest.approx(log_loss(target.argmax(1), answers, labels=[0, 1, 2]), rel=1e-5)
 
 
+def units_are_any(before: Trained, after: Trained) -> None:
+    assert same_weights(before, after)
+    thing = dict(zip(after.prepared.table.ids, table_column("thing")(after), strict=True))
+    units = [thing[id] for id in after.oof.frame["id"]]
+    target = pd.DataFrame(after.targets()).groupby(units).mean().to_numpy()
+    answers = 1 - pd.DataFrame(1 - after.answers().astype(float)).groupby(units).prod().to_numpy()
+    answers /= answers.sum(axis=1, keepdims=True)
+    assert after.score == pytest.approx(log_loss(target.argmax(1), answers, labels=[0, 1, 2]), rel=1e-5) != before.score
+
+
 def ignored_as_before(before: Trained, after: Trained) -> None:
     """The masks differ in the number alone that says what is ignored."""
     assert same_weights(before, after) and before.score == after.score
@@ -641,6 +651,9 @@ SETTINGS: dict[str, Changes | Same] = {
     "data.columns.target": Changes("data.columns.target=answer", targets_are("answer"), "data.columns.fold=null"),
     "data.columns.group": Changes("data.columns.group=site", groups_stay_together, "data.columns.fold=null"),
     "data.columns.unit": Changes("data.columns.unit=thing", units_are_scored, "data.columns.fold=null metric=log_loss"),
+    "data.unit_reduction": Changes(
+        "data.unit_reduction=noisy_or", units_are_any, "data.columns.unit=thing data.columns.fold=null metric=log_loss"
+    ),
     "data.columns.weight": Changes("data.columns.weight=weight", weights_reach_the_loss),
     "data.columns.weight of masks": Changes("data.columns.weight=weight", weights_reach_the_loss, task=MASKS),
     "data.columns.fold": Changes(

@@ -16,6 +16,7 @@ from foldwise.files import is_number
 from foldwise.schedule.phases import build_phases
 from foldwise.settings import LIBRARY, known_settings, list_choices, read_yaml, unknown_setting
 from foldwise.tasks import TASKS, Task, find_task
+from foldwise.tasks.base import REDUCTIONS
 from foldwise.tasks.transforms import NAMES as TRANSFORMS
 
 # Which tasks a loss supports, by its class name.
@@ -73,6 +74,7 @@ VALUES: dict[str, tuple[Fits, str]] = {
     ),
     "one of shuffle, balanced, or has the _target_ of your own": (_is_sampling, "data.sampling"),
     f"one of {', '.join(TRANSFORMS)}": (lambda value: value in TRANSFORMS, "data.transform"),
+    f"one of {', '.join(REDUCTIONS)}": (lambda value: value in REDUCTIONS, "data.unit_reduction"),
     f"one of {', '.join(MODES)}": (lambda value: value in MODES, "data.mode"),
     f"one of {', '.join(EXIF)}, or null": (lambda value: value in (None, *EXIF), "data.exif"),
     "one of dataset, weights": (lambda value: value in ("dataset", "weights"), "data.normalize"),
@@ -101,6 +103,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         *task_problems(config["task"], config["loss"]),
         *_head_problems(config.get("outputs") or {}),  # older runs lack it
         *_mask_problems(config["task"], config["data"].get("masks", "exclusive")),
+        *_unit_problems(config),
         *_relabel_problems(config),
         *_feature_problems(config),
         *_file_problems(config["data"], config["model"]["weights"]),
@@ -114,6 +117,7 @@ def check_data(config: Mapping[str, Any]) -> None:
     """As `check_config`, for the settings of the data alone."""
     data = {"data": config["data"]}
     problems = [*_value_problems(data), *_mask_problems(config["task"], config["data"].get("masks", "exclusive"))]
+    problems += _unit_problems(config)
     if problems:
         raise Refusal("\n".join(problems))
 
@@ -163,6 +167,13 @@ def _mask_problems(task: str, masks: str) -> list[str]:
     if masks == "exclusive" or find_task(task).field.spatial:
         return []
     return [f"data.masks={masks} is for task=segmentation, but the task is {task}"]
+
+
+def _unit_problems(config: Mapping[str, Any]) -> list[str]:
+    task = find_task(config["task"])
+    if config["data"].get("unit_reduction") != "noisy_or" or task.probabilities:
+        return []
+    return [f"data.unit_reduction=noisy_or is for probabilities, and the task is {task.name}: take mean or max"]
 
 
 def _unknown(config: Mapping[str, Any]) -> list[str]:

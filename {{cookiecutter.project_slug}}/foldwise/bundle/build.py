@@ -4,6 +4,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from foldwise.inference.spec import read_spec
 from foldwise.predictions.decisions.deciding import Chosen
 from foldwise.predictions.decisions.material import choose_layout
 from foldwise.predictions.decisions.sample import read_sample
+from foldwise.predictions.ensembles.stack import Stacks
 from foldwise.predictions.ground_truth import GroundTruth, read_ground_truth
 
 CODE = Path(__file__).parents[2]
@@ -97,6 +99,8 @@ def build_bundle(
         half=half,
         needs=needs,
         versions=installed_versions(needs),
+        reduction=truth.table.reduction,
+        stacks=None if opened.stacked is None else Stacks.load(opened.stacked),
     )
     with new_folder(out) as folder:
         bundled = [folder / model.folder for run in runs for model in run.models]
@@ -111,7 +115,9 @@ def build_bundle(
         shutil.copyfile(SCRIPT, folder / SCRIPT.name)
         if host_packages is not None:
             download_wheels(needs, host_packages, folder / WHEELS)
-        write_json(folder / SPEC, to_plain(spec))
+        write_json(folder / SPEC, to_plain(replace(spec, stacks=None)))
+        if spec.stacks is not None:
+            spec.stacks.save(folder)
         write_notebook(folder, out.resolve().name)
         sizes = write_manifest(folder)
         total = sum(sizes.values()) / MB
@@ -136,6 +142,8 @@ def _describe_run(name: str, source: RunSource) -> BundledRun:
             for (fold, snapshot), number in source.snapshots.items()
         ],
         weights=source.weights,
+        columns=len(source.output.columns) if source.feature else None,
+        feature=source.feature,
     )
 
 

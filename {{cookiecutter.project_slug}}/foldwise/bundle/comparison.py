@@ -57,11 +57,15 @@ def compare_with_runs(
         write_masks(expected, layout, _masks(spec, predictions, ids), None)
         return Comparison(len(ids), None, difference(expected, submission, layout.name, common=True))
     frames = [each.frame.drop(columns=MEMBER[1:]).groupby(["fold", "id"]).mean() for each in predictions]
-    values = np.stack([frames[run].loc[fold].loc[ids].to_numpy() for run, fold in spec.members], axis=1)
-    probability = float(np.abs(read_rows(out / SHARDS, spec, len(inputs.images))[numbers] - values).max())
-    if spec.columns["unit"] is not None or spec.blend == "rank":
+    values = np.full((len(ids), len(spec.members), max(spec.widths)), np.nan, np.float32)
+    for member, ((run, fold), width) in enumerate(zip(spec.members, spec.widths, strict=True)):
+        values[:, member, :width] = frames[run].loc[fold].loc[ids].to_numpy()
+    difference_of = np.abs(read_rows(out / SHARDS, spec, len(inputs.images))[numbers] - values)
+    probability = float(difference_of[:, np.arange(values.shape[2]) < np.array(spec.widths)[:, None]].max())
+    if spec.columns["unit"] is not None or spec.blend == "rank" or (spec.stacks and not spec.stacks.of_one_item):
         return Comparison(len(ids), probability, None)
-    write_table(expected, layout.table(ids, spec.decide_rows(values, ids)), None)
+    extra = spec.read_extra(inputs.test.table.frame.iloc[numbers], inputs.test.table.path)
+    write_table(expected, layout.table(ids, spec.decide_rows(values, ids, extra)), None)
     return Comparison(len(ids), probability, difference(expected, submission, layout.name, common=True))
 
 

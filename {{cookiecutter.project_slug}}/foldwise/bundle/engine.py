@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
 from foldwise.bundle.inputs import CarefulItems
@@ -34,31 +35,30 @@ class Engine:
 
     def __init__(self, bundle: Path, spec: BundleSpec, device: str, batch_size: int, precision: str) -> None:
         self.spec, self.active, self.device = spec, Active(spec), torch.device(device)
-        models = {
-            (number, model.fold, model.snapshot): with_frames(
-                load_model(bundle / model.folder), TTA.from_names(run.views, run.mean).frames
-            )
-            for number, run in enumerate(spec.runs)
-            for model in run.models
-        }
-        self.model_index = {key: index for index, key in enumerate(models)}
-        loaded = list(models.values())
-        self.predictor = Predictor(loaded, TTA(), device, batch_size, precision=precision, tiles=spec.tiles)
+        self.model_index: dict[tuple[int, int, int], int] = {}  # by run, fold and snapshot, within the run
+        self.predictors: list[Predictor] = []  # of each run, since their outputs may differ
+        for number, run in enumerate(spec.runs):
+            frames = TTA.from_names(run.views, run.mean).frames
+            loaded = [with_frames(load_model(bundle / model.folder), frames) for model in run.models]
+            self.model_index |= {(number, each.fold, each.snapshot): n for n, each in enumerate(run.models)}
+            self.predictors.append(Predictor(loaded, TTA(), device, batch_size, precision=precision, tiles=spec.tiles))
+        self.models = [model for predictor in self.predictors for model in predictor.models]
         self.batch_size = max(1, batch_size // max(len(run.views) for run in spec.runs))
         self.notes: list[str] = []
         self.file_notes: list[FileNote] = []
 
     def batches(self, table: Table, items: Sequence[int], workers: int) -> DataLoader[Any]:
         """Make a loader of `ReadBatch`es."""
-        models = dict(zip(self.predictor.inputs, self.predictor.models, strict=True))
+        inputs = [each for predictor in self.predictors for each in predictor.inputs]
+        models = dict(zip(inputs, self.models, strict=True))
         dataset = CarefulItems(table, models, TTA(), items, self.spec.tiles)
         return load_batches(dataset, self.batch_size, workers, self.device)
 
     def predict(self, batch: ReadBatch) -> Iterator[tuple[int, np.ndarray | None]]:
         """Yield (index, predictions) of each image of a batch.
 
-        Predictions are (A, C) of the A active members, or maps (A, C, H, W) at the stored size; None for an image that
-        does not fit into memory alone.
+        Predictions are (A, columns) of the A active members, or maps (A, C, H, W) at the stored size; None for an image
+        that does not fit into memory alone.
         """
         self.file_notes += batch.notes
         start = 0
@@ -92,19 +92,21 @@ class Engine:
         members = [self._member(run, fold, batches) for run, fold in self.active.members]
         for row, size in enumerate(batch.sizes[part]):
             values = [member[[row]] for member in members]  # (1, C, ...): the mean of all views
-            yield self.predictor.at_size(self.spec.runs[0].output, values, size)[:, 0]
+            yield self.predictors[0].at_size(self.spec.runs[0].output, values, size)[:, 0]
 
     def _member(self, run: int, fold: int, batches: Mapping[InputSpec, Batch]) -> Tensor:
-        """Predict with one fold of a run: (B, C) or (B, C, H, W), averaged over views and snapshots."""
-        output, snapshots = self.spec.runs[run].output, self.active.snapshots[run]
+        """Predict with one fold of a run: (B, columns) or (B, C, H, W), averaged over views and snapshots."""
+        output, snapshots, predictor = self.spec.runs[run].output, self.active.snapshots[run], self.predictors[run]
         views, mean = [View.from_name(name) for name in self.active.views[run]], self.spec.runs[run].mean
         total: Any = 0
         for snapshot in snapshots:
             model = self.model_index[run, fold, snapshot]
-            fields = batches[self.predictor.inputs[model]]
+            fields = batches[predictor.inputs[model]]
             if self.spec.tiles:
-                tiled = self.predictor.predict_tiles(model, fields, self.batch_size)[output]
+                tiled = predictor.predict_tiles(model, fields, self.batch_size)[output]
                 total = total + torch.from_numpy(tiled).float()[None] / 255
             else:
-                total = total + self.predictor.predict_views(model, fields, views, mean)[output][:, 0]
+                total = total + predictor.predict_views(model, fields, views, mean)[output][:, 0]
+        if not self.spec.maps:
+            total = pad(total, (0, max(self.spec.widths) - total.shape[1]), value=float("nan"))
         return total / len(snapshots)

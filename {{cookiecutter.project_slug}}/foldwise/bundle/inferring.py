@@ -33,6 +33,7 @@ from foldwise.inference.spec import read_spec
 from foldwise.inference.weights import load_samples
 from foldwise.predictions.decisions.sample import Sample, fit_layout, locate, read_sample
 from foldwise.predictions.decisions.submission import write_masks, write_table
+from foldwise.predictions.ensembles.extra import Extra
 from foldwise.predictions.writers import BAD
 from foldwise.tasks import find_task
 
@@ -48,6 +49,7 @@ class Inference:
     spec: BundleSpec
     layout: Any
     inputs: Inputs
+    extra: Extra | None
     sample: Sample | None
     submission: Path
 
@@ -101,7 +103,7 @@ def infer(
     write_bad_images(out / BAD, [*bad, *left_out])
     main_kb, worker_kb = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     seconds = time.monotonic() - begun
-    of_files = describe_notes(engine.file_notes, engine.predictor.models)
+    of_files = describe_notes(engine.file_notes, engine.models)
     for note in of_files:
         print(f"note: {note}")
     report = {
@@ -147,12 +149,21 @@ def open_inference(bundle: Path, test: Path, images: Path | None, sample_path: P
         sample = locate(sample, [image.unit for image in inputs.images], spec.classes)
         layout = fit_layout(layout, sample)
         inputs = _select_requested(inputs, layout, sample)
-    values = np.full((len(spec.members), len(spec.classes), 4, 4), 1 / len(spec.classes), np.float32)
+    extra = _read_extra(spec, inputs)
+    values = np.full((len(spec.members), max(spec.widths), 4, 4), 1 / len(spec.classes), np.float32)
     try:  # a dry run of the post-processing, which would otherwise miss a package only after hours
-        _answer(spec, layout, spec.members, values) if spec.maps else spec.decide_rows(values[None, :, :, 0, 0], [""])
+        if spec.maps:
+            _answer(spec, layout, spec.members, values)
+        else:
+            spec.decide_rows(values[None, :, :, 0, 0], [""], extra and extra.take([0]))
     except ImportError as error:
         raise Refusal(f"{error.name} cannot be imported here, but this bundle's post-processing needs it") from error
-    return Inference(spec, layout, inputs, sample, submission)
+    return Inference(spec, layout, inputs, extra, sample, submission)
+
+
+def _read_extra(spec: BundleSpec, inputs: Inputs) -> Extra | None:
+    table = inputs.test.table
+    return spec.read_extra(table.frame.iloc[[image.number for image in inputs.images]], table.path)
 
 
 def _select_requested(inputs: Inputs, layout: Any, sample: Sample) -> Inputs:
@@ -206,7 +217,7 @@ def _answer(spec: BundleSpec, layout: Any, members: list[tuple[int, int]], value
     """Convert predictions (A, C), or maps (A, C, H, W), of `members` to what shards store."""
     if spec.maps:
         return layout.encode(spec.decide_mask(members, values))
-    padded = np.full((len(spec.members), len(spec.classes)), np.nan, np.float32)
+    padded = np.full((len(spec.members), max(spec.widths)), np.nan, np.float32)
     padded[[spec.members.index(member) for member in members]] = values
     return padded
 
@@ -222,7 +233,7 @@ def _write_submission(inference: Inference, shards: Shards) -> None:
         masks = _masks(inference, shards)
         write_masks(inference.submission, layout, masks, sample, missing)
         return
-    answers = spec.decide_rows(read_rows(shards.folder, spec, len(of_images)), of_images)
+    answers = spec.decide_rows(read_rows(shards.folder, spec, len(of_images)), of_images, inference.extra)
     fallback = spec.decision.rule.decide(np.asarray(spec.fallback)[None])
     table = pd.concat([layout.table(units, answers), layout.fill(missing, fallback)], ignore_index=True)
     write_table(inference.submission, table, sample)

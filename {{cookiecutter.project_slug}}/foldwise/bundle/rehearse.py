@@ -90,7 +90,13 @@ def rehearse(
         shutil.copytree(bundle, host / "bundle")
         (host / "images").mkdir()
         (host / "images" / DATA).symlink_to(root.resolve(), target_is_directory=True)
-        test, planted = _draw(inputs, samples.columns, spec, rows, plant(work / "planted"))
+        test, planted = _draw(
+            inputs,
+            [*samples.columns, *(spec.stacks.columns if spec.stacks else ())],
+            spec,
+            rows,
+            plant(work / "planted"),
+        )
         for name, path in planted.items():
             (host / "images" / name).parent.mkdir(parents=True)
             if path.exists():  # "missing.png" does not
@@ -150,7 +156,7 @@ def _draw(
     join one item; a row that several of them share is drawn once.
 
     Args:
-        columns: that the reader needs besides ids and images.
+        columns: that the reader and stacking need besides ids and images.
 
     Returns:
         The table, and the bad files by their names in it.

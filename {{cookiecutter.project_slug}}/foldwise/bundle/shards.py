@@ -16,7 +16,7 @@ REQUEST, DONE, BLOCKS = "request.json", "done.jsonl", "block-*.npz"
 class Shards:
     """Results by image number; those of a different request are deleted.
 
-    A result is (members, C) float32, with NaN where a member did not predict; or an encoded mask.
+    A result is (members, columns) float32, see `BundleSpec.decide_rows`; or an encoded mask.
     """
 
     def __init__(self, folder: Path, spec: BundleSpec, request: dict[str, Any]) -> None:
@@ -56,8 +56,8 @@ class Shards:
 
 
 def read_rows(folder: Path, spec: BundleSpec, images: int) -> np.ndarray:
-    """Read the shards of a folder: (images, members, C) float32, NaN where nothing was predicted."""
-    values = np.full((images, len(spec.members), len(spec.classes)), np.nan, np.float32)
+    """Read the shards of a folder: (images, members, columns) float32, NaN where nothing was predicted."""
+    values = np.full((images, len(spec.members), max(spec.widths)), np.nan, np.float32)
     for path in sorted(folder.glob(BLOCKS)):
         with np.load(path, allow_pickle=False) as block:
             values[block["numbers"]] = block["values"]

@@ -1,19 +1,20 @@
-"""Sources of a bundle: runs with equal weights, or an ensemble with its weights; and their post-processing."""
+"""Sources of a bundle: runs with equal weights, or an ensemble with its weights or stack; and their post-processing."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from foldwise.bundle.spec import blend_folds
+from foldwise.bundle.spec import STACK, blend_folds
 from foldwise.errors import Refusal
 from foldwise.files import read_json
 from foldwise.inference.runs import TrainedRun, check_together, load_run
 from foldwise.inference.tta import TTA
 from foldwise.predictions.decisions.deciding import Chosen, choose_decision
 from foldwise.predictions.decisions.layers import choose_masks
+from foldwise.predictions.ensembles.stack import DESCRIPTION
 from foldwise.predictions.ground_truth import GroundTruth, align, check_predictions
 from foldwise.predictions.scoring import by_unit
 from foldwise.predictions.store import Predictions, iter_average_maps, read_predictions
@@ -24,12 +25,16 @@ ENSEMBLE = "ensemble.json"
 
 @dataclass(frozen=True)
 class RunSource:
-    """A run, the output to submit, its out-of-fold predictions, and its positive weights by fold."""
+    """A run, the output to submit, its out-of-fold predictions, and its positive weights by fold.
+
+    With `feature`, the output is a further input of stacking.
+    """
 
     run: TrainedRun
     output: Output
     oof: Predictions
     weights: dict[int, float]
+    feature: bool = False
 
     @property
     def tiles(self) -> bool:
@@ -46,10 +51,11 @@ class RunSource:
 
 
 class Sources(NamedTuple):
-    """Runs, and how to blend them within a fold: "arithmetic", "geometric" or "rank"."""
+    """Runs, how to blend them within a fold (see `BundleSpec`), and the ensemble with the stacks."""
 
     runs: list[RunSource]
     blend: str
+    stacked: Path | None = None
 
 
 def open_sources(folders: Sequence[Path], oof: str) -> Sources:
@@ -69,7 +75,7 @@ def open_sources(folders: Sequence[Path], oof: str) -> Sources:
         runs = [_open_source(folder, path) for folder, path in zip(folders, paths, strict=True)]
         equal = [dict.fromkeys(source.run.members, 1 / len(runs)) for source in runs]
         sources = Sources([replace(run, weights=each) for run, each in zip(runs, equal, strict=True)], "arithmetic")
-    check_together([source.run for source in sources.runs])
+    check_together([source.run for source in sources.runs], alike=sources.stacked is None)
     problems = [problem for source in sources.runs if (problem := _problem(source, sources.runs[0]))]
     if problems:
         raise Refusal("\n".join(problems))
@@ -80,10 +86,7 @@ def _of_ensemble(folder: Path) -> Sources:
     made = read_json(folder / ENSEMBLE)
     method, weights = made["method"], made["weights"]
     if weights is None:
-        raise Refusal(
-            f"{folder} uses stacking ({method}), and its fitted estimators could only be stored as pickles: make an "
-            "ensemble with --use mean, greedy or simplex"
-        )
+        return _of_stack(folder, made)
     blend = method if method in ("geometric", "rank") else "arithmetic"
     runs: list[RunSource] = []
     for source in made["sources"]:
@@ -102,6 +105,23 @@ def _of_ensemble(folder: Path) -> Sources:
                 product = {fold: outer[fold] * weight for fold, weight in run.weights.items() if fold in outer}
                 runs += [replace(run, weights=product)] if product else []
     return Sources(runs, blend)
+
+
+def _of_stack(folder: Path, made: dict[str, Any]) -> Sources:
+    if not (folder / DESCRIPTION).is_file():
+        raise Refusal(
+            f"{folder} uses stacking ({made['method']}), but has no {DESCRIPTION} with the fitted models: make the "
+            "ensemble again with ensemble.py"
+        )
+    runs: list[RunSource] = []
+    for kind in ("sources", "features"):
+        for each in made[kind]:
+            path = Path(each["folder"])
+            if (path / ENSEMBLE).is_file():
+                raise Refusal(f"{folder} stacks the ensemble {path}: make one of runs, which a bundle can predict with")
+            opened = _open_source(path, Path(each["oof"]))
+            runs.append(replace(opened, weights=dict.fromkeys(made["folds"], 1.0), feature=kind == "features"))
+    return Sources(runs, STACK, folder)
 
 
 def _open_source(source: Path, oof: Path) -> RunSource:
@@ -137,7 +157,8 @@ def choose_post_processing(
 ) -> Chosen:
     """Compare and fit post-processing out of fold on what is bundled, as submit.py does."""
     for source in sources.runs:
-        check_predictions(source.oof, truth)
+        if not source.feature:
+            check_predictions(source.oof, truth)
     if truth.task.kind == "maps":
         return choose_masks(truth.metric, blended_maps(sources, truth), decision)
     rows, predicted = blended_rows(sources, truth)
@@ -147,6 +168,8 @@ def choose_post_processing(
 
 def blended_rows(sources: Sources, truth: GroundTruth) -> tuple[np.ndarray, np.ndarray]:
     """Blend the out-of-fold predictions: row indices (N,) of the table, and values (N, C)."""
+    if sources.stacked is not None:
+        return align(read_predictions(sources.stacked / "oof"), truth)
     aligned = [align(source.oof, truth) for source in sources.runs]
     rows = aligned[0][0]
     values = np.stack([predicted for _, predicted in aligned]).astype(np.float32)

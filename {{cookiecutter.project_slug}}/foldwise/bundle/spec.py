@@ -1,7 +1,7 @@
 """Description of a bundle, `bundle.json`: models, blend, post-processing and submission format, as plain values."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -21,9 +21,12 @@ from foldwise.predictions.decisions.formats import FORMATS
 from foldwise.predictions.decisions.layers import ClassCuts, Unchanged
 from foldwise.predictions.decisions.masks import Cleaning
 from foldwise.predictions.ensembles.blending import MAP_EDGE, arithmetic, geometric, rank_mean
+from foldwise.predictions.ensembles.extra import Extra
+from foldwise.predictions.ensembles.stack import Stacks
 from foldwise.tasks import Task, find_task
 
 SPEC = "bundle.json"
+STACK = "stack"  # the blend of a fitted stack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,8 @@ class BundledRun:
         output: name of the output to submit; "" is the main one.
         views, mean: see `TTA.from_names`.
         weights: in the blend, by fold.
+        columns: number of its values, if it has others than the classes.
+        feature: its values are further inputs of stacking.
     """
 
     name: str
@@ -53,6 +58,8 @@ class BundledRun:
     mean: str
     models: Sequence[BundledModel]
     weights: Mapping[int, float]
+    columns: int | None = None
+    feature: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +67,7 @@ class BundleSpec:
     """A bundle.
 
     Attributes:
-        blend: "arithmetic", "geometric" or "rank", of the runs within a fold; the folds are then averaged.
+        blend: "arithmetic", "geometric", "rank" or STACK, of the runs within a fold; the folds are then averaged.
         tiles: predict maps in tiles at the stored resolution.
         columns: names of the test table's id, image, unit and group column, or None.
         fallback: (C,) prediction for images that cannot be used.
@@ -70,6 +77,8 @@ class BundleSpec:
         half: weights are rounded to half precision.
         needs: modules that the host must have.
         versions: of these modules and Python where the bundle was written.
+        stacks: of the blend STACK, in files of their own.
+        reduction: of the images of a unit, see `Task.of_units`.
     """
 
     task: str
@@ -87,6 +96,8 @@ class BundleSpec:
     needs: Sequence[str]
     versions: Mapping[str, str]
     version: int = FORMAT_VERSION
+    stacks: Stacks | None = None
+    reduction: str = "mean"
 
     @property
     def maps(self) -> bool:
@@ -97,27 +108,63 @@ class BundleSpec:
         """(run number, fold) of what is blended, in the order of stored predictions."""
         return [(number, fold) for number, run in enumerate(self.runs) for fold in run.weights]
 
-    def decide_rows(self, values: np.ndarray, units: Sequence[str]) -> np.ndarray:
+    @property
+    def widths(self) -> list[int]:
+        """Number of values of each of `members`."""
+        return [self.runs[run].columns or len(self.classes) for run, _ in self.members]
+
+    def read_extra(self, frame: pd.DataFrame, path: Path) -> Extra | None:
+        """Read the further inputs of stacking from a table; refuse missing columns. None without stacking."""
+        if self.stacks is None:
+            return None
+        if missing := [name for name in self.stacks.columns if name not in frame]:
+            raise Refusal(f"{path} has no column {', '.join(missing)}, which the stacking of this bundle reads")
+        return Extra.of(frame, self.stacks.encoder, self.stacks.group)
+
+    def decide_rows(self, values: np.ndarray, units: Sequence[str], extra: Extra | None = None) -> np.ndarray:
         """Answer for each unit (U, C), in the order of their first images, as ensemble.py and submit.py do.
 
-        Blend the runs of each fold, average the images of a unit, calibrate each fold, average the folds, and apply the
+        Blend the runs of each fold, reduce the images of a unit, calibrate each fold, average the folds, and apply the
         decision rule. A unit without a usable image gets the fallback.
 
         Args:
-            values: (N, members, C), NaN where a member did not predict.
+            values: (N, members, columns), NaN where a member did not predict, and beyond its `widths`.
             units: (N,) unit of each image, or its id.
+            extra: from `read_extra`.
         """
         unit_of, _ = pd.factorize(np.asarray(units, object))
-        predicted = np.isfinite(values).all(axis=2)
+        each = [np.isfinite(values[:, member, :width]).all(axis=1) for member, width in enumerate(self.widths)]
+        predicted = np.stack(each, axis=1)
+        if self.stacks is not None and extra is not None:
+            blended = {fold: self._stack(fold, values, predicted, extra) for fold in self.stacks.folds}
+        else:
+            blended = self._blend_rows(values, predicted)
+        reduce = find_task(self.task).of_units
+        of_units = {fold: reduce(blend, unit_of, self.reduction) for fold, blend in blended.items()}
+        mean = self.decision.average(of_units)
+        return self.decision.rule.decide(np.where(np.isfinite(mean), mean, self.fallback))
+
+    def _stack(self, fold: int, values: np.ndarray, predicted: np.ndarray, extra: Extra) -> np.ndarray:
+        """Predict (N, C) with the stack of a fold; NaN for rows that lack one of its members."""
+        assert self.stacks is not None
+        inside = [(m, self.runs[run].feature) for m, (run, of_fold) in enumerate(self.members) if of_fold == fold]
+        rows = predicted[:, [m for m, _ in inside]].all(axis=1)
+        stacked = np.full((len(values), len(self.classes)), np.nan)
+        if rows.any():
+            features = [values[rows, m, : self.widths[m]] for m, feature in inside if feature]
+            sources = np.stack([values[rows, m, : len(self.classes)] for m, feature in inside if not feature])
+            extra = extra.take(rows).beside(np.hstack([np.zeros((rows.sum(), 0), np.float32), *features]))
+            stacked[rows] = self.stacks.folds[fold].predict(sources, extra)
+        return stacked
+
+    def _blend_rows(self, values: np.ndarray, predicted: np.ndarray) -> dict[int, np.ndarray]:
         blended = {fold: np.full((len(values), values.shape[2]), np.nan) for _, fold in self.members}
         for pattern in np.unique(predicted, axis=0):  # more than one only if models were dropped to save time
             rows = (predicted == pattern).all(axis=1)
             present = [member for member, used in zip(self.members, pattern, strict=True) if used]
             for fold, blend in self._blend(present, values[rows][:, pattern].transpose(1, 0, 2)).items():
                 blended[fold][rows] = blend
-        of_units = {fold: pd.DataFrame(blend).groupby(unit_of).mean().to_numpy() for fold, blend in blended.items()}
-        mean = self.decision.average(of_units)
-        return self.decision.rule.decide(np.where(np.isfinite(mean), mean, self.fallback))
+        return blended
 
     def decide_mask(self, members: Sequence[tuple[int, int]], maps: np.ndarray) -> np.ndarray:
         """Make the mask, (H, W) or per class (C, H, W), from maps (A, C, H, W) of `members`: blend within folds,
@@ -209,4 +256,5 @@ def read_bundle(folder: Path) -> BundleSpec:
     values = read_json(path)
     if values["version"] > FORMAT_VERSION or values.get("class") != BundleSpec.__name__:
         raise Refusal(f"{path} is from another version of foldwise: write the bundle again with python bundle.py")
-    return from_plain(values)
+    spec = from_plain(values)
+    return replace(spec, stacks=Stacks.load(folder)) if spec.blend == STACK else spec

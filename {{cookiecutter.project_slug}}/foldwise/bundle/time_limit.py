@@ -63,7 +63,7 @@ class Active:
 
     Views are dropped first, then snapshots, then folds: each time from the run that has most of them left (the last one
     if equal), its last view, earliest snapshot or last fold. Each run keeps one view and one snapshot, and one fold in
-    all stays.
+    all stays. Stacking needs all runs of a fold, so a fold is dropped from all of them.
     """
 
     def __init__(self, spec: BundleSpec) -> None:
@@ -71,6 +71,7 @@ class Active:
         self.views = [list(run.views) for run in spec.runs]
         self.snapshots = [sorted({model.snapshot for model in run.models}) for run in spec.runs]
         self.folds = [list(run.weights) for run in spec.runs]
+        self.together = spec.stacks is not None
 
     @property
     def members(self) -> list[tuple[int, int]]:
@@ -91,7 +92,13 @@ class Active:
         run = _longest(self.snapshots)
         if len(self.snapshots[run]) > 1:
             return f"{self.names[run]} snapshot {self.snapshots[run].pop(0)}"
+        if self.together and len(self.folds[0]) > 1:
+            fold = self.folds[0][-1]
+            self.folds = [folds[:-1] for folds in self.folds]
+            return f"fold {fold}"
         run = _longest(self.folds)
+        if self.together:
+            return ""
         return f"{self.names[run]} fold {self.folds[run].pop()}" if len(self.members) > 1 else ""
 
 

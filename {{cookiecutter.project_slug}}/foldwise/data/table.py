@@ -43,6 +43,7 @@ class Table:
             for masks and for tables without target.
         masks: how masks are stored; the cells of several mask columns are joined by `SEPARATOR` in `mask`.
         missing: value of a missing mask; None: targets cannot be missing.
+        reduction: of the predictions of a unit's images, see `Task.of_units`.
     """
 
     frame: pd.DataFrame
@@ -55,6 +56,7 @@ class Table:
     ordered: bool = True
     exif: str | None = None
     missing: int | None = None
+    reduction: str = "mean"
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -117,6 +119,7 @@ def read_table(
     separator: str | None = None,
     exif: str | None = None,
     missing: int | None = None,
+    reduction: str = "mean",
 ) -> Table:
     """Read a table and check it as a whole, including that image and mask files exist.
 
@@ -127,7 +130,7 @@ def read_table(
         has_target: False for a test table: target, weight and fold are not read, and the group column is optional.
         needs_group: False makes the group column optional with targets too.
         masks: arguments of `StoredMasks`.
-        exif: see `Table`.
+        exif, reduction: see `Table`.
         separator: of the labels in a cell of a multilabel table; None: whitespace.
         missing: allows empty targets, read as NaN or a mask full of this value; an empty cell of labels has no label.
 
@@ -198,7 +201,7 @@ def read_table(
     ordered = classes is not None or not isinstance(columns.target, str | None)
     final = tuple(names or ())
     masks_of = replace(stored, classes=final)
-    return Table(frame, task, final, root, target, path, masks_of, ordered, exif, missing)
+    return Table(frame, task, final, root, target, path, masks_of, ordered, exif, missing, reduction)
 
 
 def target_settings(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,6 +217,7 @@ def target_settings(data: Mapping[str, Any]) -> dict[str, Any]:
         "separator": data.get("label_separator"),
         "exif": data.get("exif"),
         "missing": ignore_index if data.get("missing_targets") else None,  # of a further output
+        "reduction": data.get("unit_reduction", "mean"),
     }
 
 

@@ -100,22 +100,22 @@ def load_run(folder: Path) -> TrainedRun:
     return TrainedRun(folder, config["data"], models, spec)
 
 
-def check_together(runs: Sequence[TrainedRun]) -> None:
-    """Refuse runs that cannot be predicted in one pass, or that are named twice."""
+def check_together(runs: Sequence[TrainedRun], alike: bool = True) -> None:
+    """Refuse runs that cannot be predicted in one pass; if they must be `alike`, also other outputs, and repeats."""
     first = runs[0]
     for index, run in enumerate(runs[1:], start=1):
-        if run.folder.resolve() in {other.folder.resolve() for other in runs[:index]}:
+        if alike and run.folder.resolve() in {other.folder.resolve() for other in runs[:index]}:
             raise Refusal(f"{run.folder} is named twice")
         for what, ours, its in (
             ("task", first.spec.task, run.spec.task),
             ("classes", first.spec.classes, run.spec.classes),
             ("outputs", first.outputs, run.outputs),
             ("data root", first.data["root"], run.data["root"]),
-            ("columns", first.data["columns"], run.data["columns"]),
+            *((f"columns.{key}", first.data["columns"].get(key), name) for key, name in run.data["columns"].items()),
             ("test table", first.data["test_table"], run.data["test_table"]),
             ("folds", first.folds_hash, run.folds_hash),
         ):
-            if ours != its:
+            if ours != its and (alike or what not in ("task", "classes", "outputs", "columns.target")):
                 raise Refusal(
                     f"{run.folder} and {first.folder} differ in {what} ({its} and {ours}): predict them in two commands"
                 )

@@ -1,4 +1,4 @@
-"""Scores of predictions against a table; images of one unit are averaged first."""
+"""Scores of predictions against a table; images of one unit are reduced first."""
 
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ from foldwise.data.table import Table
 from foldwise.predictions.metrics import RankMetric, RowMetric, score_folds
 from foldwise.predictions.metrics.base import row_records
 from foldwise.predictions.search import search
+from foldwise.tasks import find_task
 
 
 class Scored(NamedTuple):
@@ -21,7 +22,7 @@ class Scored(NamedTuple):
 
 
 def by_unit(table: Table, rows: np.ndarray, probability: np.ndarray, folds: np.ndarray) -> Scored:
-    """Average targets and predictions over the images of each `unit`; drop rows of fold -1.
+    """Reduce the predictions of the images of each `unit`, and average their targets; drop rows of fold -1.
 
     Args:
         rows: (N,) distinct row indices into the table.
@@ -35,17 +36,13 @@ def by_unit(table: Table, rows: np.ndarray, probability: np.ndarray, folds: np.n
     if "unit" not in table.frame:
         return Scored(target, probability, folds, records)
     code, _ = pd.factorize(table.frame["unit"].to_numpy()[rows])
-    count = np.bincount(code)[:, None]
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        return np.stack([np.bincount(code, weights=column) for column in values.T], axis=1) / count
-
-    first = np.unique(code, return_index=True)[1]
-    return Scored(mean(target), mean(probability), folds[first], records)
+    task, first = find_task(table.task), np.unique(code, return_index=True)[1]
+    reduced = task.of_units(probability.astype(np.float64), code, table.reduction)
+    return Scored(task.of_units(target.astype(np.float64), code, "mean"), reduced, folds[first], records)
 
 
 def score_rows(metric: RowMetric | RankMetric, table: Table, rows: np.ndarray, probability: np.ndarray) -> float:
-    """Score predictions (N, C) of these table rows; images of a unit are averaged first, vectors searched among all."""
+    """Score predictions (N, C) of these table rows; images of a unit are reduced first, vectors searched among all."""
     if isinstance(metric, RankMetric):
         assert table.target is not None
         identity = table.target[rows, 0]
@@ -57,5 +54,5 @@ def score_rows(metric: RowMetric | RankMetric, table: Table, rows: np.ndarray, p
 def score_table(
     metric: RowMetric, table: Table, rows: np.ndarray, probability: np.ndarray, folds: np.ndarray
 ) -> tuple[dict[int, float], float]:
-    """Score each fold and all folds (`metrics.score_folds`); images of a unit are averaged first."""
+    """Score each fold and all folds (`metrics.score_folds`); images of a unit are reduced first."""
     return score_folds(metric, *by_unit(table, rows, probability, folds))

@@ -1,7 +1,7 @@
 """Base class of tasks, and of metrics and submission formats for tasks."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from foldwise.tasks.views import View
 
 Kind = Literal["rows", "maps", "vectors", "boxes"]
+REDUCTIONS = ("mean", "max", "noisy_or")  # of the images of a unit
 
 
 class Task:
@@ -83,6 +84,24 @@ class Task:
     def average(self, values: "Tensor", mean: str) -> "Tensor":
         """Average values (V, B, C, ...) over views, skipping NaN, by a mean of `means`; by any other arithmetically."""
         return values.nanmean(0)
+
+    def of_units(self, values: np.ndarray, unit: Any, how: str) -> np.ndarray:
+        """Reduce values (N, C) of images to their units' (U, C), skipping NaN, by one of `REDUCTIONS`.
+
+        The largest, or the probability that any image is positive (noisy-or), is scaled to sum 1 if exclusive.
+
+        Args:
+            unit: (N,) numbers of the units, from 0.
+        """
+        import pandas as pd
+
+        if how == "noisy_or":
+            with np.errstate(divide="ignore"):  # of 1
+                none = pd.DataFrame(np.log1p(-np.asarray(values, np.float64)))
+            reduced = -np.expm1(none.groupby(unit).sum(min_count=1).to_numpy())
+        else:
+            reduced = getattr(pd.DataFrame(values).groupby(unit), how)().to_numpy()
+        return reduced / reduced.sum(axis=1, keepdims=True) if self.exclusive and how != "mean" else reduced
 
     def problems(self, values: np.ndarray) -> dict[str, np.ndarray]:
         """Find bad rows of stored values (N, C): a mask (N,) for each problem, phrased to follow the word "rows"."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from foldwise.errors import Refusal
 from foldwise.files import check_new
@@ -161,7 +162,10 @@ def _models(material: Material) -> tuple[list[str], dict[int, np.ndarray]]:
     for fold, frame in material.test.frame.groupby("fold"):
         average = average_members(frame, material.truth.table.classes).set_index("id")
         if material.units is not None:
-            average = average.groupby(material.units, sort=False).mean()
+            unit, names = pd.factorize(average.index.map(material.units))
+            truth = material.truth
+            reduced = truth.task.of_units(average.to_numpy(np.float64), unit, truth.table.reduction)
+            average = pd.DataFrame(reduced, names, truth.table.classes)
         ids = ids or average.index.tolist()
         models[int(fold)] = average.loc[ids].to_numpy(np.float64)
     return ids, models

@@ -124,7 +124,8 @@ def ensemble(
             {"name": name, "folder": str(each.folder), "oof": str(each.oof), "test": each.test and str(each.test)}
             for name, each in zip(names, sources, strict=True)
         ]
-        described = {"sources": origin, "features": [str(each) for each in features], **comparison.as_json()}
+        more = [{"folder": str(each.folder), "oof": str(each.oof)} for each in find_sources(features, oof, test)]
+        described = {"sources": origin, "features": more, **comparison.as_json()}
         write_json(folder / "ensemble.json", described)
         if report is not None:
             report(folder / "report.html", out.name, comparison)

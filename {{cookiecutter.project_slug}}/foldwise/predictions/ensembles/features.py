@@ -47,9 +47,14 @@ def _problems(source: Source, found: Predictions, truth: GroundTruth, tests: boo
     name = f"--features {source.folder}"
     if found.header.kind != "rows":
         return [f"{name}: its task is {found.header.task}; stacking takes one row of values per item"]
-    if found.header.folds_hash != truth.folds_hash:
+    if found.header.folds_hash not in (None, truth.folds_hash):
         return [f"{name}: it was made with the folds {found.header.folds_hash}, and the folds are {truth.folds_hash}"]
     if tests and source.test is None:
         return [f"{name} has no test predictions, but the sources have: make them with python predict.py"]
-    scored = np.array(truth.table.ids)[truth.folds >= 0].tolist()
-    return [f"{name}: {problem}" for problem in listed("rows have no prediction", set(scored) - set(found.frame["id"]))]
+    fold_of = dict(zip(found.frame["id"], found.frame["fold"], strict=True))
+    scored = {id: fold for id, fold in zip(truth.table.ids, truth.folds.tolist(), strict=True) if fold >= 0}
+    problems = listed("rows have no prediction", scored.keys() - fold_of.keys())
+    problems += listed(
+        "ids are in another fold now", [id for id, fold in scored.items() if fold_of.get(id, fold) != fold]
+    )
+    return [f"{name}: {problem}" for problem in problems]

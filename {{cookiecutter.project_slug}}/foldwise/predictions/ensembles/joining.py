@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from foldwise.data.holdout import FULL
 from foldwise.errors import refuse_all
 from foldwise.predictions.ground_truth import GroundTruth, check_predictions, mismatches
-from foldwise.predictions.schema import PredictionsError, listed, raise_problems
+from foldwise.predictions.schema import PredictionsError, listed, raise_problems, some
 from foldwise.predictions.sources import Source
 from foldwise.predictions.store import Predictions, read_header, read_predictions, size_problems
 
@@ -40,6 +40,10 @@ def iter_checked(sources: Sequence[Source], truth: GroundTruth, test: bool = Fal
         try:
             predictions = read_predictions(path)
             first = first or predictions
+            if predictions.header.kind == "rows" and predictions.columns != list(truth.table.classes):
+                found, expected = some(predictions.columns), some(truth.table.classes)
+                advice = f"give a model of other classes with --features {source.folder}, as input of stacking"
+                raise_problems(path, [f"their columns are {found}, but the table has {expected}: {advice}"])
             if test:
                 raise_problems(path, _test_problems(predictions, truth, first))
             else:

@@ -195,6 +195,16 @@ class Stacks:
     encoder: Encoder
     group: str | None = None
 
+    @property
+    def columns(self) -> list[str]:
+        """Columns of the table that are read, besides the unit."""
+        return list(dict.fromkeys([*self.encoder.columns, *([self.group] if self.group else [])]))
+
+    @property
+    def of_one_item(self) -> bool:
+        """Whether the prediction of an item depends on no other item."""
+        return self.group is None and not any(stack.inputs.chunks for stack in self.folds.values())
+
     def save(self, folder: Path) -> None:
         from safetensors.numpy import save_file
 
