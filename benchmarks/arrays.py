@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "{{cookiecutter.project_slug}
 from foldwise.data.folds import folds_hash
 from foldwise.data.splitting import make_folds
 from foldwise.predictions.decisions.expected_f import best_answers
-from foldwise.predictions.ensembles.ensembling import ensemble
 from foldwise.predictions.ensembles.blending import Examples
+from foldwise.predictions.ensembles.ensembling import ensemble
 from foldwise.predictions.ensembles.extra import Extra
 from foldwise.predictions.ensembles.stacking import STACKERS
 from foldwise.predictions.ground_truth import read_ground_truth
