@@ -605,6 +605,7 @@ SETTINGS: dict[str, Changes | Same] = {
     "outputs": Same("test_heads trains heads, test_solution outputs of an own network"),
     "fold_workers": Same("how many folds train at once: test_processes"),
     "run": Same("which run is continued: test_training"),
+    "preflight": Same("checks in a process of their own: test_preflight"),
     "project.name": Same("of the default logger's project"),
     "project.slug": Same("of the default logger's project"),
     "project.image_size": Same("the default of data.image_size"),

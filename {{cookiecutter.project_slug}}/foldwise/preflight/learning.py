@@ -21,14 +21,18 @@ from foldwise.models.module import TrainingModule
 from foldwise.models.network import Batch
 from foldwise.models.networks import loaded_share
 from foldwise.models.normalized import set_trainable
-from foldwise.preflight.subject import LEARNT, Subject
+from foldwise.preflight.subject import Subject, ideal_outputs
 from foldwise.tasks.outputs import Output, activate
+from foldwise.training.trial import ONE_VALUE
 
-SURE = 1e-3  # distance from 0 and 1 of a perfect prediction
 SHIFTS = [partial(move, dims=[axis]) for axis in (-2, -1) for move in (torch.flip, partial(torch.roll, shifts=3))]
 WORSE = 3.0  # times the loss of knowing nothing: more than initial weights cost
 RISEN = 10.0  # times it: more than the steps of a small batch cost
 LARGEST = 30.0  # root mean square of what the first layer gets; normalised images have about 1
+DEPENDENT = (
+    "predictions depend on the other images of the batch: a BatchNorm or dropout in training mode, or a mean over the "
+    "batch, in `forward`"
+)
 SILENT = 0.1  # share of the trainable parameters that may have no gradient
 
 
@@ -60,15 +64,6 @@ def _loss_problems(subject: Subject, training: bool) -> Iterator[str]:
 
     truth, count = loss(), len(subject.items)
     ignored = [sample for sample in range(count) if not loss([sample]) > truth and _known(subject, batch, sample)]
-    if ignored:
-        yield (
-            f"in {mode}, the loss is no higher if sample {', '.join(map(str, ignored))} of {count} is predicted wrong: "
-            "a wrong sign, targets of another sample (a roll or shuffle), or a part of the batch only"
-        )
-        return
-    maps = any(output.meaning.kind == "maps" for output in subject.outputs)
-    if maps and not all(loss(move=move) > truth for move in SHIFTS):
-        yield f"in {mode}, the loss is no higher if the masks are predicted flipped or moved"
     main = subject.outputs[0]
     if main.meaning.probabilities and not subject.outputs[1:]:
         same = math.isclose(loss(plus=3.0), truth, rel_tol=1e-3, abs_tol=1e-5)
@@ -78,6 +73,16 @@ def _loss_problems(subject: Subject, training: bool) -> Iterator[str]:
                 f"in {mode}, the loss is that of a {other}, and the task {main.task} predicts by a {is_}: "
                 f"use the loss of the configuration, `self.loss`, or another task"
             )
+            return
+    if ignored:
+        yield (
+            f"in {mode}, the loss is no higher if sample {', '.join(map(str, ignored))} of {count} is predicted wrong: "
+            "a wrong sign, targets of another sample (a roll or shuffle), or a part of the batch only"
+        )
+        return
+    maps = any(output.meaning.kind == "maps" for output in subject.outputs)
+    if maps and not all(loss(move=move) > truth for move in SHIFTS):
+        yield f"in {mode}, the loss is no higher if the masks are predicted flipped or moved"
     module = subject.module().train(training)  # `losses` may remember samples
     half = torch.arange(count, device=subject.device) < count // 2
     wrong = list(range(count // 2))
@@ -94,20 +99,16 @@ def _ideal(
     output: Output, target: Tensor, subject: Subject, wrong: Sequence[int], move: Callable[[Tensor], Tensor] | None
 ) -> Tensor:
     """Raw outputs that predict the target, with the opposite for the samples in `wrong`; maps moved."""
-    task, target = output.meaning, target.clone()
+    task, ideal = output.meaning, target.clone()
     if not task.probabilities:
         for sample in wrong:
-            target[sample] += 3
-        return target.nan_to_num()
-    if task.kind == "maps":
-        target[target == subject.config["data"]["ignore_index"]] = 0
-        if task.exclusive:
-            target = nn.functional.one_hot(target, len(output.columns)).movedim(-1, 1)
-        target = target.float() if move is None else move(target.float())
+            ideal[sample] += 3
+        return ideal.nan_to_num()
+    ideal = ideal_outputs(output, target, subject.config["data"]["ignore_index"])
+    ideal = ideal if move is None or task.kind != "maps" else move(ideal)
     for sample in wrong:
-        target[sample] = target[sample].roll(1, 0) if task.exclusive else 1 - target[sample]
-    target = target.nan_to_num().clamp(SURE, 1 - SURE)
-    return target.log() if task.exclusive else target.logit()
+        ideal[sample] = ideal[sample].roll(1, 0) if task.exclusive else -ideal[sample]
+    return ideal
 
 
 def _known(subject: Subject, batch: Batch, sample: int) -> bool:
@@ -176,7 +177,7 @@ def check_learnt(subject: Subject) -> Iterator[str]:
     if not np.isfinite(losses).all():
         yield f"the loss of a batch becomes {losses[-1]} when it is learnt: a logarithm or a root of 0 in `losses`?"
         return
-    if np.median(losses[-3:]) >= LEARNT * losses[0] and losses[0] > 0:
+    if np.median(losses[-3:]) >= subject.limit * losses[0] and losses[0] > 0:
         yield (
             f"one batch is not learnt: its loss goes from {losses[0]:.3g} to {losses[-1]:.3g} in {len(losses)} steps. "
             "The outputs are activated twice (a softmax or sigmoid before the loss), a `detach` or `no_grad` cuts the "
@@ -207,21 +208,22 @@ def check_saved(subject: Subject) -> Iterator[str]:
         save_model(Path(scratch) / "model", module.network, subject.training.spec)
         keep_code(subject.code, Path(scratch))
         saved = load_model(Path(scratch) / "model").network.to(subject.device)
-        batch = subject.batch
+        batch, alone = subject.batch, []
         with torch.no_grad():
-            before = activate(module.network(batch), outputs)
-            after = activate(saved(batch), outputs)
-            alone = [
-                activate(saved({name: value[row : row + 1] for name, value in batch.items()}), outputs)
-                for row in range(len(subject.items))
-            ]
+            before, after = activate(module.network(batch), outputs), activate(saved(batch), outputs)
+            for row in range(len(subject.items)):
+                single = {name: value[row : row + 1] for name, value in batch.items()}
+                try:
+                    alone.append(activate(saved(single), outputs))
+                except ValueError as error:
+                    if ONE_VALUE not in str(error):
+                        raise
+                    yield DEPENDENT
+                    return
     for name, values in before.items():
         one_by_one = torch.cat([each[name] for each in alone])
         if not torch.allclose(after[name], one_by_one, rtol=1e-3, atol=1e-4):
-            yield (
-                "predictions depend on the other images of the batch: a BatchNorm or dropout in training mode, or a "
-                "mean over the batch, in `forward`"
-            )
+            yield DEPENDENT
         elif not torch.allclose(values, one_by_one, rtol=1e-3, atol=1e-4):
             yield (
                 "a saved model predicts otherwise than the trained one: what it learns is in a plain attribute or "
@@ -231,9 +233,14 @@ def check_saved(subject: Subject) -> Iterator[str]:
 
 def check_phases(subject: Subject) -> Iterator[str]:
     """Each phase trains what it says, at a learning rate that is neither 0 nor too high."""
-    short = subject.short
+    try:
+        short = subject.short
+    except Refusal as error:
+        yield str(error)
+        return
     phases, network = short.module.schedule.phases, short.module.network
-    sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
+    parameters, lr = dict(network.named_parameters()), subject.config["optimizer"]["lr"]
+    sizes = {name: parameter.numel() for name, parameter in parameters.items()}
     reference = copy.deepcopy(subject.training.network)
     for number, phase in enumerate(phases):
         set_trainable(reference, phase.trainable, phase.freeze_bn)
@@ -252,39 +259,30 @@ def check_phases(subject: Subject) -> Iterator[str]:
             )
         silent = trains - short.learning[number]
         share = sum(sizes[name] for name in silent) / max(1, sum(sizes[name] for name in trains))
-        if share > SILENT:
+        still = short.learning[number] & trains - moved
+        missing = {name for name in still if id(parameters[name]) not in short.optimized}
+        if missing:
+            yield (
+                f"the optimizer does not have {_some(missing)}: `make_optimizer` or `configure_optimizers` must take "
+                "all parameters of self.network"
+            )
+        elif len(still) > len(short.learning[number]) / 2:
+            yield (
+                f"phase {phase.name}: {_some(still)} do not change: the learning rate is too low (optimizer.lr="
+                f"{lr:g} times phases.{phase.name}.lr and the scheduler's factor), or no step is made"
+            )
+        elif share > SILENT:
             yield (
                 f"phase {phase.name}: {share:.0%} of what should train gets no gradient: {_some(silent)}. A `detach` "
                 "or `no_grad`, layers that `forward` does not use, or `requires_grad_(False)`"
             )
-        elif still := short.learning[number] & trains - moved:
-            yield from _still(phase.name, still, trains, subject, short.optimized, network)
     losses = short.losses
     _, nothing = first_loss(subject)
     highest = max(losses)
     if not np.isfinite(losses).all() or highest > RISEN * max(losses[0], nothing or 0):
         yield (
             f"the loss rises from {losses[0]:.3g} to {highest:.3g} in {len(losses)} steps: the learning rate is too "
-            f"high; try optimizer.lr={subject.config['optimizer']['lr'] / 100:g}"
-        )
-
-
-def _still(
-    phase: str, still: set[str], trains: set[str], subject: Subject, optimized: set[int], network: nn.Module
-) -> Iterator[str]:
-    """Problems of parameters that have a gradient and do not move."""
-    parameters = dict(network.named_parameters())
-    missing = {name for name in still if id(parameters[name]) not in optimized}
-    if missing:
-        yield (
-            f"the optimizer does not have {_some(missing)}: `make_optimizer` or `configure_optimizers` must take all "
-            "parameters of self.network"
-        )
-    elif len(still) > len(trains) / 2:
-        lr = subject.config["optimizer"]["lr"]
-        yield (
-            f"phase {phase}: {len(still)} of {len(trains)} tensors do not change: the learning rate is too low "
-            f"(optimizer.lr={lr:g} times phases.{phase}.lr and the scheduler's factor), or no step is made"
+            f"high; try optimizer.lr={lr / 100:g}"
         )
 
 

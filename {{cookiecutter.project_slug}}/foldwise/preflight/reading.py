@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from foldwise.data.images import ImageError
 from foldwise.data.reading import Reader
 from foldwise.data.samples import Rows, Sample
-from foldwise.preflight.subject import Subject
+from foldwise.preflight.subject import Subject, shuffle, target_columns
 
 MOVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "flipped": lambda x: x[:, ::-1],
@@ -62,24 +62,19 @@ def check_alike(subject: Subject) -> Iterator[str]:
 
 def check_own(subject: Subject) -> Iterator[str]:
     """Each item is read from its own files and columns, and no input depends on the targets."""
-    reader, source = subject.reader(), subject.prepared.source
+    reader = subject.reader()
     samples = [reader.read(item) for item in subject.items]
     if len(samples) > 1 and not any(_differing(samples[0], other) for other in samples[1:]):
         yield f"the first {len(samples)} items are read alike: `read` opens the same file for every item"
-    targets = [entry["target"] for entry in subject.config["outputs"].values()]
-    columns = [subject.config["data"]["columns"]["target"], *targets]
-    names = [name for each in columns for name in (each if isinstance(each, list) else [each])]
-    order = np.random.default_rng(0).permutation(len(source))
-    shuffled = {name: source.frame[name].to_numpy()[order] for name in (*names, "mask") if name in source.frame}
-    rows = Rows(replace(source, frame=source.frame.assign(**shuffled)), reader.samples)
-    moved = replace(reader, rows=rows)
+    moved = replace(reader, rows=Rows(shuffle(subject.config, subject.prepared).source, reader.samples))
     leaked = set[str]().union(
         *(_differing(sample, moved.read(item)) for item, sample in zip(subject.items, samples, strict=True))
     )
     if leaked:
+        columns = ", ".join(target_columns(subject.config)[:-1])
         yield (
-            f"the input {_names(leaked)} depends on the target ({', '.join(shuffled)}), which a test table does not "
-            "have: `columns` of the reader, or samples.numbers or samples.categories, name it"
+            f"the input {_names(leaked)} depends on the target ({columns}), which a test table does not have: "
+            "`columns` of the reader, or samples.numbers or samples.categories, name it"
         )
 
 

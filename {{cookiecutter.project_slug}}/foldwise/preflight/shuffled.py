@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from foldwise.data.batches import collate, to_device
-from foldwise.data.prepare import Prepared
-from foldwise.preflight.subject import ITEMS, ShortTraining, Subject
+from foldwise.preflight.subject import ITEMS, ShortTraining, Subject, shuffle
 from foldwise.tasks.outputs import activate
 
 STEPS = 100  # per phase
@@ -25,7 +24,7 @@ def check_shuffled(subject: Subject) -> Iterator[str]:
     held = subject.part.held(prepared.fold_of_items)[:HELD]
     if output.meaning.kind == "vectors" or prepared.pseudo or not len(held):
         return
-    other = Subject(subject.config, shuffle(prepared, subject.config), subject.part, subject.code)
+    other = Subject(subject.config, shuffle(subject.config, prepared), subject.part, subject.code)
     short = ShortTraining(other, STEPS).run()
     network = (short.ema.network if short.ema else short.module.network).to(other.device).eval()
     samples = other.plain(other.reader(targets=True))
@@ -50,33 +49,6 @@ def check_shuffled(subject: Subject) -> Iterator[str]:
             f"trained on shuffled labels, the network predicts the held-out ones better than in {SHUFFLES} other "
             "orders: an input gives the target away, or the training sees the targets of held-out items"
         )
-
-
-def shuffle(prepared: Prepared, config) -> Prepared:  # type: ignore[no-untyped-def]
-    """Give each item the targets of another one; masks those of an image of the same size."""
-    rng, count = np.random.default_rng(0), len(prepared.items)
-    sizes = prepared.scan[["height", "width"]].astype(str).agg("x".join, axis=1).to_numpy()
-    masks = any("mask" in table.frame for table in prepared.tables.values())
-    order = np.arange(count)
-    for size in np.unique(sizes) if masks else [None]:
-        among = np.flatnonzero(sizes == size) if masks else np.arange(count)
-        order[among] = rng.permutation(among)
-    tables = {}
-    for name, table in prepared.tables.items():
-        frame = table.frame
-        if "mask" in frame:
-            frame = frame.assign(mask=frame["mask"].to_numpy()[order])
-        tables[name] = replace(table, frame=frame, target=None if table.target is None else table.target[order])
-    frame = prepared.source.frame.copy()
-    targets = [config["data"]["columns"]["target"], *(entry["target"] for entry in config["outputs"].values())]
-    names = {name for each in targets for name in (each if isinstance(each, list) else [each])} | {"mask"}
-    for name in [name for name in names if name in frame]:
-        old, new = prepared.source.frame[name].to_numpy(object), frame[name].to_numpy(object).copy()
-        for item, source in zip(prepared.items, order, strict=True):
-            new[list(item.rows)] = old[prepared.items[int(source)].rows[0]]
-        frame[name] = new
-    main = prepared.outputs[0].target
-    return replace(prepared, tables=tables, table=tables[main], source=replace(prepared.source, frame=frame))
 
 
 def chance_of(predicted: np.ndarray, targets: np.ndarray) -> float:

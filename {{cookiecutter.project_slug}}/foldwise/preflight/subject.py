@@ -22,20 +22,24 @@ from foldwise.data.images import image_hw
 from foldwise.data.prepare import Prepared, present_classes
 from foldwise.data.reading import Reader
 from foldwise.data.samples import Rows
+from foldwise.errors import Refusal
 from foldwise.models.mixing import Mix
 from foldwise.models.module import TrainingModule
 from foldwise.models.network import Batch
 from foldwise.processes.group import Rank
 from foldwise.reporting.pictures import choose_samples
+from foldwise.tasks import find_task
+from foldwise.tasks.outputs import Output
 from foldwise.training.build import build_trainer, build_training
 from foldwise.training.ema import reestimate_batch_norm
 from foldwise.training.fold import initial_seed
 from foldwise.training.trial import attach_trainer
 
 ITEMS = 8  # of a batch
+SURE = 1e-3  # distance from 0 and 1 of a perfect prediction
 STEPS = 4  # per phase of a `ShortTraining`
 LEARNT = 0.4  # of its first value: the loss of a batch that has been learnt; 0.45 is the best after two softmaxes
-SINGLE = {
+SINGLE: dict[str, Any] = {
     "devices": 1,
     "num_nodes": 1,
     "strategy": "auto",
@@ -114,24 +118,51 @@ class Subject:
         return to_device(self.packed, self.device)
 
     @cached_property
+    def least(self) -> float:
+        """Share of the loss of knowing nothing that a perfect prediction costs: of smoothed or soft targets."""
+        output, batch, loss = self.outputs[0], self.batch, self.training.module.loss
+        if not output.meaning.probabilities:
+            return 0.0
+        target, weight = batch[output.target], batch["weight"]
+        ideal = ideal_outputs(output, target, self.config["data"]["ignore_index"])
+        costs = [float(loss(scale * ideal, target, weight)) for scale in (0, 0.3, 0.6, 1)]
+        return max(0.0, min(costs) / costs[0])
+
+    @cached_property
     def learnt(self) -> tuple[TrainingModule, list[float]]:
         """A module, in eval mode, that was trained on `batch` until it was learnt, and the losses of the steps."""
         for lr in (2e-3, 2e-4):
             module = self.module()
-            losses = _learn(module, self.batch, lr)
-            if np.median(losses[-3:]) < LEARNT * losses[0]:
+            losses = _learn(module, self.batch, lr, self.least + 0.75 * LEARNT * (1 - self.least))
+            if np.median(losses[-3:]) < self.limit * losses[0]:
                 break
         reestimate_batch_norm(module.network, [self.packed], self.device)
         return module.eval(), losses
+
+    @property
+    def limit(self) -> float:
+        """Share of its first value that the loss of a batch goes below when it is learnt."""
+        return self.least + LEARNT * (1 - self.least)
 
     @cached_property
     def short(self) -> "ShortTraining":
         return ShortTraining(self).run()
 
 
-def _learn(module: TrainingModule, batch: Batch, lr: float) -> list[float]:
+def ideal_outputs(output: Output, target: Tensor, ignored: int) -> Tensor:
+    """Raw outputs that predict a target of class probabilities, but for `SURE`; 0 where it is ignored or unknown."""
+    if output.meaning.kind == "maps":
+        target = torch.where(target == ignored, 0, target)
+        if output.meaning.exclusive:
+            target = torch.nn.functional.one_hot(target, len(output.columns)).movedim(-1, 1)
+    target = target.float().nan_to_num().clamp(SURE, 1 - SURE)
+    return target.log() if output.meaning.exclusive else target.logit()
+
+
+def _learn(module: TrainingModule, batch: Batch, lr: float, enough: float) -> list[float]:
+    """Losses of the steps, until they are below `enough` times the first."""
     optimizer, losses = torch.optim.Adam(module.network.parameters(), lr=lr), list[float]()
-    while len(losses) < 100 and (len(losses) < 5 or max(losses[-3:]) > LEARNT / 2 * losses[0]):
+    while len(losses) < 100 and (len(losses) < 5 or max(losses[-3:]) > enough * losses[0]):
         loss = loss_of(module.training_step(dict(batch), len(losses)))
         losses.append(float(loss.detach()))
         if not np.isfinite(losses[-1]) or not loss.requires_grad:
@@ -145,6 +176,37 @@ def _learn(module: TrainingModule, batch: Batch, lr: float) -> list[float]:
 def loss_of(result: Any) -> Tensor:
     """The loss that `training_step` returns, alone or in a dict."""
     return result["loss"] if isinstance(result, dict) else result
+
+
+def shuffle(config: Mapping[str, Any], prepared: Prepared) -> Prepared:
+    """Give each item the targets of another one; masks those of an image of the same size."""
+    rng, frame = np.random.default_rng(0), prepared.source.frame
+    masks = any("mask" in table.frame for table in prepared.tables.values())
+    sizes = prepared.scan[["height", "width"]].to_numpy() if masks else np.zeros((len(prepared.items), 1))
+    _, alike = np.unique(sizes, axis=0, return_inverse=True)
+    order = np.arange(len(alike))
+    for number in range(alike.max() + 1):
+        among = np.flatnonzero(alike == number)
+        order[among] = rng.permutation(among)
+    tables = {}
+    for field, table in prepared.tables.items():
+        cells = {name: table.frame[name].to_numpy()[order] for name in ("mask",) if name in table.frame}
+        target = None if table.target is None else table.target[order]
+        tables[field] = replace(table, frame=table.frame.assign(**cells), target=target)
+    columns = {}
+    for name in [name for name in target_columns(config) if name in frame]:
+        columns[name] = frame[name].to_numpy(object).copy()
+        for item, other in zip(prepared.items, order, strict=True):
+            columns[name][list(item.rows)] = frame[name].iat[prepared.items[int(other)].rows[0]]
+    source = replace(prepared.source, frame=frame.assign(**columns))
+    return replace(prepared, tables=tables, table=tables[prepared.outputs[0].target], source=source)
+
+
+def target_columns(config: Mapping[str, Any]) -> list[str]:
+    """Columns of the table that the targets of all outputs are read from."""
+    main = config["data"]["columns"]["target"] or find_task(config["task"]).column
+    columns = [main, *(entry["target"] for entry in config["outputs"].values()), "mask"]
+    return [name for each in columns for name in (each if isinstance(each, list) else [each])]
 
 
 class ShortTraining(pl.Callback):
@@ -180,6 +242,10 @@ class ShortTraining(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
         self.learning.append(set())
+
+    def on_before_backward(self, trainer: pl.Trainer, module: Any, loss: Tensor) -> None:
+        if not loss.requires_grad:
+            raise Refusal("the loss has no gradient: a `detach` or `no_grad` between the network and the loss")
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, optimizer: Any) -> None:
         self.optimized |= {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
