@@ -9,20 +9,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from groups import log_of, start_training
 from PIL import Image
 from safetensors.torch import save_file
 from tiny import code_of, prepare_tiny, tiny_config
 
 from foldwise.code.source import Code, trust
 from foldwise.data.holdout import Holdout
-from foldwise.errors import Refusal
 from foldwise.preflight import learning, reading
 from foldwise.preflight.flight import fly
 from foldwise.preflight.sheet import draw_sheet
 from foldwise.preflight.shuffled import chance_of, check_shuffled
 from foldwise.preflight.subject import Subject
 from foldwise.schedule.phases import Schedule
-from foldwise.training.run import train
 
 MASKS = ("task=segmentation", "model=tiny_unet")
 
@@ -236,18 +235,13 @@ def test_a_planted_bug_is_found(bug: str, data: Path, tmp_path: Path, monkeypatc
 
 
 def test_shuffled_labels_are_learnt_no_better_than_chance_unless_the_network_gets_them(data: Path):
-    clean, leaking = subject_of(data), subject_of(data, "multiclass", LEAKING)
+    numbers = "+samples={_target_: foldwise.data.units.Units, mode: stored, numbers: [value]}"
+    clean, leaking = subject_of(data), subject_of(data, "regression", "loss=mse", numbers)
     assert not [*check_shuffled(clean)]
-    kind = type(leaking.training.network.net)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kind, "forward", lambda self, batch: {"logits": self.net(batch["image"]) + told(batch)})
+        forward(lambda net, x, batch: x + batch["numbers"][:, :1])(leaking, patch)
         (sentence,) = check_shuffled(leaking)
     assert "gives the target away" in sentence
-
-
-def told(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Logits of the categories, which are in the order of their names if they are as frequent."""
-    return 5 * F.one_hot((batch["categories"][:, 0] - 1).clamp(0, 2), 3).float()
 
 
 def test_the_permutation_test_is_uniform_where_nothing_is_learnt():
@@ -267,16 +261,23 @@ def test_the_sheet_shows_what_the_network_gets(data: Path):
 
 def test_training_is_the_same_after_it_and_a_failure_leaves_no_run(data: Path, tmp_path: Path):
     """Same run, same bytes; a second start does not check again; a failure names how to train all the same."""
-    config = tiny_config(data, "multiclass", "fold=0", "epochs=1", "preflight=new")
-    runs = [train(config | {"preflight": asked}, tmp_path / str(asked)) for asked in ("new", False)]
-    assert runs[0].name == runs[1].name
-    assert [(run / "preflight.png").exists() for run in runs] == [True, False]
-    weights = [(run / "fold0" / "model" / "model.safetensors").read_bytes() for run in runs]
-    assert weights[0] == weights[1]
-    before = (runs[0] / "preflight.png").stat().st_mtime_ns
-    assert train(config, tmp_path / "new") == runs[0]
-    assert (runs[0] / "preflight.png").stat().st_mtime_ns == before
-    wild = tiny_config(data, "multiclass", "fold=0", "epochs=1", "preflight=new", "optimizer.lr=1")
-    with pytest.raises(Refusal, match=r"(?s)learning rate is too\s+high.*preflight\.png.*preflight=false"):
-        train(wild, tmp_path / "wild")
-    assert [path.name for path in (tmp_path / "wild").iterdir()] == ["preflight.png"]
+    config = tiny_config(data, "multiclass", "fold=0", "epochs=1", f"data.prepared={tmp_path}")
+
+    def start(asked: object, folder: str, code: int = 0, **optimizer: float) -> str:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        changed = config | {"preflight": asked, "optimizer": config["optimizer"] | optimizer}
+        command = start_training(changed, tmp_path / folder)
+        command.join(timeout=60)
+        assert command.exitcode == code, log_of(tmp_path / folder)
+        return log_of(tmp_path / folder)
+
+    assert "checks passed" in start("new", "new") and "preflight" not in start(False, "off")
+    weights = [tmp_path.glob(f"{folder}/runs/*/fold0/model/model.safetensors") for folder in ("new", "off")]
+    (checked,), (unchecked,) = weights
+    assert checked.relative_to(tmp_path / "new") == unchecked.relative_to(tmp_path / "off")
+    assert checked.read_bytes() == unchecked.read_bytes()
+    assert (checked.parents[2] / "preflight.png").exists() and not (unchecked.parents[2] / "preflight.png").exists()
+    log = start("new", "off", code=2, lr=1.0)
+    assert "the learning rate is too high" in log and "train in spite of it with preflight=false" in log
+    assert (tmp_path / "off/runs/preflight.png").exists() and len(list(tmp_path.glob("off/runs/*/identity.json"))) == 1
+    assert "preflight" not in start("new", "new").partition("is finished")[2]
