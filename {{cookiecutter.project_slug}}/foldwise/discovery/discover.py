@@ -61,8 +61,7 @@ def discover(root: Path, name: str) -> Findings:
     if sample is not None:
         found.say("sample submission", f"{sample.path}: {_describe_sample(sample)}")
     masks = rows.target is not None and rows.target.task == "segmentation"
-    look = pixels.look_at_pictures(root, rows.frame[rows.image].tolist(), masks)
-    _take(found, look)
+    pixels.look_at_pictures(found, rows.frame[rows.image].tolist(), masks)
     _name_others(found, survey, tables, [train, test, sample])
     return found
 
@@ -112,12 +111,6 @@ def _place(found: Findings, home: Path, frame: pd.DataFrame, name: str, stored: 
     return path.as_posix()
 
 
-def _take(found: Findings, look: pixels.Pixels) -> None:
-    found.lines += look.lines
-    found.settings |= look.settings
-    found.doubts += look.doubts
-
-
 def _settle(found: Findings, survey: Survey, rows: Rows, tables: Sequence[Found]) -> None:
     """Settings that the target asks for."""
     target = rows.target
@@ -132,7 +125,7 @@ def _settle(found: Findings, survey: Survey, rows: Rows, tables: Sequence[Found]
     found.settings["label_separator"] = target.separator
     names, file = find_names(survey, tables)
     if target.kind == "files":
-        _take(found, pixels.look_at_masks(found.root, rows.frame[target.columns[0]].tolist(), names))
+        pixels.look_at_masks(found, [path for path in rows.frame[target.columns[0]] if path], names)
     if names:
         found.say("class names", f"{file}: {some(names['names'], 8)}")
     whys = {
@@ -153,7 +146,8 @@ def _settle(found: Findings, survey: Survey, rows: Rows, tables: Sequence[Found]
 
 def _find_test(found: Findings, survey: Survey, rows: Rows, test: Found | None, home: Path, inside: Path) -> None:
     known = set(rows.frame[rows.image])
-    loose = [path for path in survey.pictures if split_of(path) == "test" and not is_mask(path) and path not in known]
+    loose = [path for path in survey.pictures if split_of(path) == "test" and path not in known]
+    loose = [path for path in loose if not is_mask(path)] or loose  # seg_train/ and seg_test/ are of no masks
     frame, stored, where = None, None, ""
     if test is not None and test.link is not None:
         link, frame = test.link, test.frame

@@ -13,6 +13,7 @@ NO_CLASS = {
 }  # fmt: skip
 NO_FOLDER = NO_CLASS | IMAGE | MASK | {"data", "dataset", "jpg", "png", "part", "batch", "set", "split", "fold"}
 FEWEST = 2  # pictures of a class, on average, in a folder a class
+MOST_ALIKE = 0.9  # of the pictures must lie equally deep
 MOST_TOKENS = 3  # that a mask's name has besides its picture's
 
 
@@ -34,26 +35,29 @@ class Labelled:
 def by_folder(pictures: Sequence[str]) -> Labelled | None:
     """Find a folder a class among pictures of one split."""
     parts = {path: path.split("/")[:-1] for path in pictures}
+    depth, count = Counter(map(len, parts.values())).most_common(1)[0]
+    if count < MOST_ALIKE * len(parts):
+        return None
+    stray = f"{len(parts) - count:,} pictures lie beside the folders of classes, and were left out" * (
+        count < len(parts)
+    )
+    parts = {path: folders for path, folders in parts.items() if len(folders) == depth}
     common = 0
-    depth = min(map(len, parts.values()), default=0)
     while common < depth and len({tuple(folders[: common + 1]) for folders in parts.values()}) == 1:
         common += 1
     levels = {path: folders[common:] for path, folders in parts.items()}
-    depths = {len(folders) for folders in levels.values()}
-    if 0 in depths or len(depths) > 1:
-        return None
-    columns = [[folders[level] for folders in levels.values()] for level in range(depths.pop())]
+    columns = [[folders[level] for folders in levels.values()] for level in range(depth - common)]
     columns = [column for column in columns if len(set(column)) > 1]
     if any(words(name) and set(words(name)) <= NO_FOLDER for column in columns for name in set(column)):
         return None  # images/ and masks/, part1/ and part2/
     distinct = [len(set(column)) for column in columns]
-    if not columns or len(pictures) < FEWEST * min(distinct):
+    if not columns or count < FEWEST * min(distinct):
         return None
     base = "/".join(next(iter(parts.values()))[:common])
-    where = f"{base}/" if base else "the folder"
+    where = f"{base}/" if base else "it"
     if len(columns) == 1:
         classes = dict(zip(levels, columns[0], strict=True))
-        return Labelled(classes, f"{where} has a folder a class: {_shown(columns[0])}", {})
+        return Labelled(classes, f"{where} has a folder a class: {_shown(columns[0])}", {}, stray)
     # patient1/benign, patient2/benign: the names that return are classes, the others groups
     inner_of: dict[str, set[str]] = defaultdict(set)
     for outer, inner in zip(columns[-2], columns[-1], strict=True):
@@ -62,7 +66,7 @@ def by_folder(pictures: Sequence[str]) -> Labelled | None:
     if again and distinct[-1] < distinct[-2]:
         evidence = f"the folders {_shown(columns[-1])} return in {distinct[-2]:,} folders such as {columns[-2][0]}"
         groups = dict(zip(levels, columns[-2], strict=True))
-        return Labelled(dict(zip(levels, columns[-1], strict=True)), evidence, groups)
+        return Labelled(dict(zip(levels, columns[-1], strict=True)), evidence, groups, stray)
     doubt = (
         f"which folder of two is the class, as in {columns[0][0]}/{columns[-1][0]}: the first was taken; for the other "
         "write in columns target: folder"

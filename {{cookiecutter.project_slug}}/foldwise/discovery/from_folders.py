@@ -8,7 +8,7 @@ import pandas as pd
 
 from foldwise.data.cells import text_column
 from foldwise.data.problems import some
-from foldwise.discovery.files import Survey, is_mask, split_folder, split_of, stem
+from foldwise.discovery.files import TRAIN, Survey, is_mask, split_folder, split_of, stem
 from foldwise.discovery.findings import TABLES, Findings, Rows
 from foldwise.discovery.folders import by_folder, by_name, pair_masks
 from foldwise.discovery.groups import name_starts
@@ -30,14 +30,15 @@ def rows_of_folders(found: Findings, survey: Survey, tables: Sequence[Found]) ->
     if pairs:
         images = sorted(pairs)
         frame = pd.DataFrame({"id": _ids(images), "image": images, "mask": [pairs[path] for path in images]})
-        found.say("table", f"none; written: {len(frame):,} rows with columns id, image, mask")
+        found.say("table", f"there is none; one is written, with {len(frame):,} rows: id, image, mask")
         found.say("target", evidence)
         found.doubts += [f"{doubt}, and were left out"] if doubt else []
         _rest(found, by_split, split)
         rows = Rows(frame, "id", "image", target=Target(("mask",), "files", evidence))
         name_starts(found, rows)
         return rows
-    labelled = None if doubt else by_folder(paths) or by_name([path for path in paths if not is_mask(path)])
+    unread = [table for table in tables if TRAIN & table.words]  # whose targets are not those of folders
+    labelled = None if doubt or unread else by_folder(paths) or by_name([path for path in paths if not is_mask(path)])
     if labelled is None:
         raise Refusal(
             f"{found.root} has {len(survey.pictures):,} pictures, but no table leads to them, no folder is a class, "
@@ -46,12 +47,12 @@ def rows_of_folders(found: Findings, survey: Survey, tables: Sequence[Found]) ->
         )
     images = sorted(labelled.labels)
     frame = pd.DataFrame({"id": _ids(images), "image": images, "label": [labelled.labels[path] for path in images]})
-    found.say("table", f"none; written: {len(frame):,} rows with columns id, image, label")
+    found.say("table", f"there is none; one is written, with {len(frame):,} rows: id, image, label")
     found.say("target", labelled.evidence)
     found.doubts += [labelled.doubt] if labelled.doubt else []
     if labelled.groups:
         frame["folder"] = [labelled.groups[path] for path in images]
-        if not labelled.doubt:
+        if "columns target" not in labelled.doubt:
             found.settings["columns.group"] = "folder"
             found.say(
                 "groups", f"folder: {frame['folder'].nunique():,} folders that each hold pictures of several classes"
@@ -69,6 +70,9 @@ def _hint(survey: Survey, tables: Sequence[Found]) -> str:
     for table in tables:
         for name in table.frame:
             cells = [cell for cell in text_column(table.frame[name]).iloc[:TRIED] if len(cell) > 3]
+            found = sum(bool(survey.find(cell)[0]) for cell in cells)
+            if found > len(cells) / 5:
+                return f"; {found} of {len(cells)} cells of {name} in {table.path} lead to one: are files missing?"
             names = [stems[place] for cell in cells if (place := bisect_left(stems, cell)) < len(stems)]
             if cells and len(names) == len(cells) and all(map(str.startswith, names, cells)):
                 begins = f"column {name} of {table.path} begins names of pictures, such as {cells[0]} of {names[0]}"

@@ -8,14 +8,15 @@ from foldwise.data.cells import text_column
 from foldwise.data.problems import some
 from foldwise.data.targets import as_numbers
 from foldwise.discovery import pixels
-from foldwise.discovery.files import NEARLY, Survey, is_mask, parent, stem, words
+from foldwise.discovery.files import NEARLY, TEST, TRAIN, VALIDATION, Link, Survey, is_mask, parent, stem, words
 from foldwise.discovery.findings import Findings, Rows, first_free
 from foldwise.discovery.folders import pair_masks
 from foldwise.discovery.groups import choose_group
 from foldwise.discovery.tables import Found, folders_of
-from foldwise.discovery.targets import CLASS, Target, box_columns, choose_columns, judge
+from foldwise.discovery.targets import CLASS, TARGET, Target, box_columns, choose_columns, judge
 from foldwise.errors import Refusal
 
+NO_TARGET = ("width", "height", "fold", "kfold", "split")
 EMPTY_CODES = ("-1", "1 0", "0", "nan")  # how competitions write an empty mask
 
 
@@ -25,6 +26,7 @@ def rows_of_table(
     rows, key, part = _link_pictures(found, train, sample)
     free = [name for name in rows.frame if name not in (rows.id, rows.image, key, part, *box_columns(rows.frame))]
     free = [name for name in free if not _is_empty_or_index(rows.frame[name])]
+    free = [name for name in free if name.casefold() not in NO_TARGET] or free
     answers = pd.DataFrame() if sample is None else sample.beside_ids
     tested = None if test is None or test.is_sample else list(test.frame)
     columns, why, others = choose_columns(rows.frame, free, tested, answers)
@@ -35,13 +37,16 @@ def rows_of_table(
             "one row per picture, and run this again"
         )
     target = judge(rows.frame, columns, answers) if columns else None
-    if not set(columns) & set(answers) or (target is not None and target.kind == "rle"):
+    sure = any(name in answers or TARGET & set(words(name)) for name in columns)
+    if target is None or target.kind == "rle" or not sure:
         target = _mask_files(survey, rows, train, repeated, target) or target
     if target is None:
-        found.doubts.append(
-            f"which column of {train.path} is the target ({some(others or free, 8)}): write in columns target: <name>"
-        )
-        return rows
+        listed = others or free
+        sentence = f"which column of {train.path} is the target ({some(listed, 8)}): write in columns target: <name>"
+        answer = found.ask("Which column is the target?", listed, sentence) if listed else None
+        if answer is None:
+            return rows
+        target, others, why = judge(rows.frame, [answer], answers), [], "chosen"
     found.say("target", target.evidence + (f" ({why})" if why and target.kind != "files" else ""))
     if target.kind == "rle":
         of_class = next((name for name in [part, *free] if CLASS & set(words(name))), None)
@@ -50,6 +55,9 @@ def rows_of_table(
         rows, target = _join_rows(rows, target, train.path)
     if others and target.kind != "files":
         found.doubts.append(f"{some(others, 8)} could be the target as well: write in columns target: <name>")
+    for name in rows.frame:
+        if set(map(str.casefold, text_column(rows.frame[name]))) <= TRAIN | TEST | VALIDATION:
+            found.doubts.append(f"whether rows with another {name} than train are to be trained on: delete the others")
     rows.target = target
     _join_tables(found, rows, [table for table in tables if table not in (train, test, sample)])
     choose_group(found, rows)
@@ -90,7 +98,7 @@ def _mask_files(survey: Survey, rows: Rows, train: Found, repeated: bool, target
     """A column of mask files, or masks with the names of the pictures; None if there are none."""
     frame = rows.frame
     for link in train.others:
-        if link.column in frame and sum(map(is_mask, link.found)) > len(link.found) / 2:
+        if link.column in frame and _of_masks(link):
             path_of = dict(zip(text_column(train.frame[link.column]), link.found, strict=True))
             masks = [path_of[cell] for cell in text_column(frame[link.column])]
             evidence = f"{link.column}: each cell is a mask in {folders_of(link)}"
@@ -100,9 +108,10 @@ def _mask_files(survey: Survey, rows: Rows, train: Found, repeated: bool, target
     else:
         pairs, evidence, _ = pair_masks(survey.pictures)
         masks = [pairs.get(path, "") for path in frame[rows.image]]
-        if repeated or sum(map(bool, masks)) < NEARLY * len(frame) or (target is not None and target.kind != "rle"):
+        if repeated or sum(map(bool, masks)) < NEARLY * len(frame):
             return None
-        evidence += "" if target is None else f"; {some(target.columns)} has them as run-length codes too"
+        if target is not None:
+            evidence += f"; {some(target.columns)} could be the target as well"
     column = first_free(frame, "mask_path", "mask_file")
     rows.frame, rows.stored = frame.assign(**{column: masks}), None
     return Target((column,), "files", evidence)
@@ -122,6 +131,10 @@ def _join_tables(found: Findings, rows: Rows, tables: Sequence[Found]) -> None:
             rows.stored = None
             found.used.append(table.path)
             found.say("joined", f"{some(new, 8)} of {table.path}, which has a row for each picture")
+
+
+def _of_masks(link: Link) -> bool:
+    return sum(map(is_mask, link.found)) > len(link.found) / 2
 
 
 def _choose_id(frame: pd.DataFrame, column: str, picture: str, sample: Found | None) -> str:
@@ -187,10 +200,8 @@ def _runs(
         found.say("rows", f"one for each of {len(frame):,} pictures, {of}")
     frame = _with_empty(found, survey, frame, rows, columns)
     filled = [(image, code) for name in columns for image, code in zip(frame[rows.image], frame[name], strict=True)]
-    encoding, why, doubt = pixels.order_of_runs(found.root, [(image, code) for image, code in filled if code])
+    encoding = pixels.order_of_runs(found, [(image, code) for image, code in filled if code])
     found.settings |= {"mask_encoding": encoding, "classes": classes}
-    found.say("run-length codes", f"{encoding}: {why}")
-    found.doubts += [doubt] if doubt else []
     return Rows(frame, key if key in frame else rows.id, rows.image, stored), Target(
         tuple(columns), "rle", target.evidence
     )

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from foldwise.data.images import JPEGS, to_mode
 from foldwise.data.problems import some
 from foldwise.data.run_lengths import decode_runs
 from foldwise.data.scan import map_in_threads
+from foldwise.discovery.findings import Findings
 from foldwise.errors import Refusal
 
 PICTURES, MASKS, CODES = 200, 500, 40  # that are read
@@ -20,31 +20,19 @@ MOST_VALUES = 64  # of class masks
 MOST_NUMBERS = 16  # gray values that are steps of brightness, not class numbers
 
 
-@dataclass
-class Pixels:
-    """Settings that the pixels ask for, each evidence in a line."""
-
-    lines: list[tuple[str, str]] = field(default_factory=list)
-    settings: dict[str, Any] = field(default_factory=dict)
-    doubts: list[str] = field(default_factory=list)
-
-    def say(self, what: str, text: str) -> None:
-        self.lines.append((what, text))
-
-
 def spread(values: Sequence[Any], most: int) -> list[Any]:
     """At most so many values, evenly chosen."""
     return [values[place] for place in np.unique(np.linspace(0, len(values) - 1, min(most, len(values))).astype(int))]
 
 
-def look_at_pictures(root: Path, paths: Sequence[str], masks: bool) -> Pixels:
+def look_at_pictures(found: Findings, paths: Sequence[str], masks: bool) -> None:
     """Find channels, depth and orientation; with masks, the sizes of these tell whether pictures are to be turned."""
-    found, chosen = Pixels(), spread(paths, PICTURES)
+    chosen = spread(paths, PICTURES)
 
     def read(path: str) -> tuple[int, int, int, str, bool] | str:
         try:
             with noting() as notes:
-                image = decode_image(root / path)
+                image = decode_image(found.root / path)
         except ImageError as error:
             return str(error)
         return *image.shape, str(image.dtype), any(note.orientation != 1 for note in notes)
@@ -55,11 +43,14 @@ def look_at_pictures(root: Path, paths: Sequence[str], masks: bool) -> Pixels:
         raise Refusal(f"no picture of {len(chosen)} can be read; the first: {bad[0]}")
     height, width, channels, depths, turned = zip(*(r for r in results if not isinstance(r, str)), strict=True)
     kinds = {"uint8": "8 bits", "uint16": "16 bits", "float32": "floats"}
-    number = " or ".join(map(str, sorted(set(channels))))
+    number, depth = (
+        " or ".join(map(str, sorted(set(channels)))),
+        " or ".join(kinds[name] for name in sorted(set(depths))),
+    )
     found.say(
-        "channels",
-        f"{number} of {' or '.join(kinds[depth] for depth in sorted(set(depths)))}; pictures {_range(height)} high and "
-        f"{_range(width)} wide; {len(height):,} of {len(paths):,} were read",
+        "pixels",
+        f"{number} channel{'s' * (number != '1')} of {depth}; {_range(height)} pixels high and {_range(width)} wide "
+        f"({len(height):,} of {len(paths):,} pictures were read)",
     )
     if len(set(channels)) > 1 and max(channels) <= 4:
         found.settings["mode"] = "rgb"
@@ -71,20 +62,19 @@ def look_at_pictures(root: Path, paths: Sequence[str], masks: bool) -> Pixels:
         found.doubts.append("whether pictures are turned by their EXIF orientation: prepare.py proposes the line")
     if bad:
         found.doubts.append(f"what to do with pictures that cannot be read, {len(bad)} of {len(chosen)}: {bad[0]}")
-    return found
 
 
 def _range(values: Sequence[int]) -> str:
     return f"{min(values)}" if min(values) == max(values) else f"{min(values)} to {max(values)}"
 
 
-def look_at_masks(root: Path, paths: Sequence[str], names: Mapping[str, Sequence[Any]]) -> Pixels:
+def look_at_masks(found: Findings, paths: Sequence[str], names: Mapping[str, Sequence[Any]]) -> None:
     """Find how masks store their classes.
 
     Args:
         names: class names of the folder by "names", and their colours as #rrggbb by "colors".
     """
-    found, chosen = Pixels(), spread(paths, MASKS)
+    root, chosen = found.root, spread(paths, MASKS)
     colors = bool(names.get("colors")) or any(_has_colors(root / path) for path in spread(chosen, 8))
     read = _read_colors if colors else _read_numbers
     counts: Counter[int] = Counter()
@@ -104,7 +94,7 @@ def look_at_masks(root: Path, paths: Sequence[str], names: Mapping[str, Sequence
             f"what the {len(values):,} values up to {values[-1]:,} in {where} mean: smoothed edges, shares (masks: "
             "soft), numbers of objects? For classes write masks with a number for each"
         )
-        return found
+        return
     steps = len(values) <= MOST_NUMBERS and values[-1] >= max(8, 4 * len(values))
     void = [255] if values[-1] == 255 and len(values) > 2 and values[-2] < max(8, 4 * len(values)) else []
     real = [value for value in values if value not in void]
@@ -118,17 +108,16 @@ def look_at_masks(root: Path, paths: Sequence[str], names: Mapping[str, Sequence
     if len(real) > 2 and len(given) != count:
         last = "" if void else f"; if {real[-1]} means void, delete the last name and write ignore_index: {real[-1]}"
         found.doubts.append(f"the names of the classes {shown}: write them in classes{last}")
-    return found
 
 
-def _colors(found: Pixels, values: list[int], where: str, named: Mapping[str, str], inexact: bool) -> Pixels:
+def _colors(found: Findings, values: list[int], where: str, named: Mapping[str, str], inexact: bool) -> None:
     texts = [f"#{value:06x}" for value in values]
     if len(texts) > MOST_VALUES or (inexact and not named and len(texts) > 2) or len(texts) < 2:
         found.doubts.append(
             f"which of {len(texts):,} colours in {where} are classes: write mask_encoding: colors, "
             "mask_values: {'#000000': 0, '#ff0000': 1} with yours, and classes"
         )
-        return found
+        return
     if unknown := [text for text in texts if text not in named] if named and not inexact else []:
         found.doubts.append(f"the classes of the colours {some(unknown)}: add them to mask_values and classes")
     if not named and len(texts) > 2:
@@ -139,7 +128,6 @@ def _colors(found: Pixels, values: list[int], where: str, named: Mapping[str, st
         "classes": list(named.values()) or _class_names(len(texts)),
     }
     found.say("mask colours", f"{some(texts, 12)} in {where}")
-    return found
 
 
 def _class_names(count: int) -> list[str]:
@@ -169,30 +157,32 @@ def _main_colors(counts: Counter[int]) -> Counter[int]:
     return Counter({value: count for value, count in merged.items() if count * 1000 > counts.total()})
 
 
-def order_of_runs(root: Path, rows: Sequence[tuple[str, str]]) -> tuple[str, str, str]:
-    """Find whether codes run down the columns or along the rows: (encoding, evidence, doubt).
-
-    In the right order outlines are short: neighbouring pixels of a mask are alike in both directions.
+def order_of_runs(found: Findings, rows: Sequence[tuple[str, str]]) -> str:
+    """Find whether codes run down the columns or along the rows: in the right order, outlines are short.
 
     Args:
         rows: pictures and codes.
     """
     outlines = {"rle": 0, "rle_by_row": 0}
     for image, code in spread(rows, CODES):
-        size = stored_size(root / image)
+        size = stored_size(found.root / image)
         for name in outlines:
-            try:
-                mask = decode_runs(code, size, name == "rle_by_row", root / image)
-            except ImageError as error:
-                return "rle", "", str(error)
+            mask = decode_runs(code, size, name == "rle_by_row", found.root / image)
             outlines[name] += int((np.diff(mask, axis=0) != 0).sum() + (np.diff(mask, axis=1) != 0).sum())
     best, other = sorted(outlines, key=lambda name: outlines[name])
+    ways = {"rle": "down the columns", "rle_by_row": "along the rows"}
     if outlines[best] < 0.8 * outlines[other]:
         times = outlines[other] / max(1, outlines[best])
-        way = "down the columns" if best == "rle" else "along the rows"
-        return best, f"{way}, as outlines are {times:.1f} times as long in the other order", ""
-    doubt = (
-        "whether run-length codes run down the columns (rle, as on Kaggle) or along the rows cannot be seen in square "
-        "pictures; if the masks of prepared/samples.png lie wrong write mask_encoding: rle_by_row"
-    )
-    return "rle", "down the columns, as on Kaggle", doubt
+        found.say(
+            "run-length codes", f"{best}, {ways[best]}: outlines are {times:.1f} times as long in the other order"
+        )
+        return best
+    best = found.ask(
+        "In which order do the run-length codes count the pixels?",
+        list(outlines),
+        "whether run-length codes run down the columns (rle, as on Kaggle) or along the rows, which square pictures "
+        "do not show: if the masks of prepared/samples.png lie wrong write mask_encoding: rle_by_row",
+        "rle",
+    ) or "rle"  # fmt: skip
+    found.say("run-length codes", f"{best}, {ways[best]}: taken, as square pictures do not show it")
+    return best

@@ -78,6 +78,8 @@ def choose_columns(
         if len(answers.columns) == 1 and given and given <= names:
             return [name], "the answers of the sample submission are among its values", []
     left = [name for name in free if test is None or name not in test] or list(free)
+    if runs := [name for name in left if _are_runs(text_column(train[name]))]:
+        return runs, "", []
     binary = [name for name in left if set(text_column(train[name])) <= {"0", "1", "0.0", "1.0"}]
     if len(left) == 1:
         return left, "the only other column" if test is None else "the only one that the test table lacks", []

@@ -43,7 +43,7 @@ def fill_in(name: str, settings: Mapping[str, Any], choices: Mapping[str, str], 
             raise Refusal(
                 f"{base} has no line for {key}: add it, or delete the file and bring it back with git checkout"
             )
-        text = text[: found.start()] + line + (found[2] or "") + text[found.end() :]
+        text = text[: found.start()] + line + ("  " + found[2].lstrip() if found[2] else "") + text[found.end() :]
     defaults = [f"  - override /{group}@_global_.{group}: {choice}" for group, choice in choices.items()]
     lines = [*(f"# {line}".rstrip() for line in header), *(["defaults:", *defaults] if defaults else [])]
     text = "\n".join([*lines, "", text])
