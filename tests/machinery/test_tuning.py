@@ -141,7 +141,8 @@ def test_a_space_is_read_with_the_values_of_the_experiment(base):
         small: {fold: 0, data.image_size: half}
         space:
           optimizer.lr: {factor: 10}
-          batch_size: {low: 8, high: 16, step: 4}
+          batch_size: {low: 8, high: 16}
+          epochs: {factor: 2}
           loss.label_smoothing: {low: 0.1, high: 0.2}
           loss.gamma: {low: 1e-1, high: 4}
           loss: [focal, bce]
@@ -152,7 +153,8 @@ def test_a_space_is_read_with_the_values_of_the_experiment(base):
     smoothing = Range("loss.label_smoothing", 0.0, 0.2, 0.0)
     assert found.dimensions == (
         Range("optimizer.lr", 0.0004, 0.04, 0.004, log=True),
-        Range("batch_size", 4, 16, 4, step=4.0),
+        Range("batch_size", 4, 16, 4),
+        Range("epochs", 1, 4, 2, log=True),
         smoothing,
         Choices("loss", ("cross_entropy", "focal"), "cross_entropy"),
         Choices("ema", ("null", "0.99"), "null"),

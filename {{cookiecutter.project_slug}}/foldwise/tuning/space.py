@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from optuna import Trial
 
 FILE = "tune.yaml"
-FORMS = "a list of choices, {low: 0.0, high: 1.0}, with step or log: true, or {factor: 10}"
+FORMS = "a list of choices, {low: 0.0, high: 1.0}, with or without log: true, or {factor: 10}"
 ALONE = ("fold_workers=1", "logger=none", "preflight=false", "validate_every=1")  # settings of every trial
 SMALLEST, MULTIPLE = 64, 32  # pixels of half an image
 
@@ -53,12 +53,11 @@ class Range:
     high: float
     start: float
     log: bool = False
-    step: float | None = None
 
     def suggest(self, trial: "Trial") -> float:
         if isinstance(self.start, int):
-            return trial.suggest_int(self.name, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
-        return trial.suggest_float(self.name, self.low, self.high, step=self.step, log=self.log)
+            return trial.suggest_int(self.name, int(self.low), int(self.high), log=self.log)
+        return trial.suggest_float(self.name, self.low, self.high, log=self.log)
 
 
 Dimension = Choices | Range
@@ -196,7 +195,7 @@ def _dimension(name: str, entry: Any, start: Any) -> Dimension | None:
             raise Refusal(f"space.{name} is an empty list: name at least one choice")
         return Choices(name, tuple(dict.fromkeys(map(_text, [start, *entry]))), _text(start))
     keys = set(entry) if isinstance(entry, dict) else set()
-    if not (keys == {"factor"} or {"low", "high"} <= keys <= {"low", "high", "log", "step"}):
+    if not (keys == {"factor"} or {"low", "high"} <= keys <= {"low", "high", "log"}):
         raise Refusal(f"space.{name} is {entry!r}; it must be {FORMS}")
     try:  # YAML reads 1e-4 as text
         numbers = {key: float(entry[key]) for key in keys - {"log"}}
@@ -207,15 +206,17 @@ def _dimension(name: str, entry: Any, start: Any) -> Dimension | None:
         return None
     if "factor" in keys:
         numbers |= {"low": start / numbers["factor"], "high": start * numbers["factor"]}
-    low, high, step = numbers["low"], numbers["high"], numbers.get("step")
-    if low >= high or (log and (low <= 0 or step)) or (step is not None and step <= 0):
+    low, high = numbers["low"], numbers["high"]
+    if low >= high or (log and low <= 0):
         raise Refusal(
-            f"space.{name} is {entry!r}; low must be below high, factor above 1, step above 0, and with log: true low "
-            "above 0 and no step"
+            f"space.{name} is {entry!r}; low must be below high, factor above 1, and with log: true low above 0"
         )
-    if isinstance(start, int):
-        low, high = max(1.0, round(low)) if log else low, round(high)
-    return Range(name, min(low, start), max(high, start), start, log, step)
+    bounds = [entry["low"], entry["high"]] if "low" in entry else []
+    if isinstance(start, int) and all(isinstance(bound, int) for bound in bounds) and (bounds or low >= 1):
+        low, high = round(low), round(high)
+    else:
+        start = float(start)
+    return Range(name, min(low, start), max(high, start), start, log)
 
 
 def _possible(dimension: Choices, base: Sequence[str]) -> tuple[Choices, list[str]]:
