@@ -149,7 +149,7 @@ def test_a_space_is_read_with_the_values_of_the_experiment(base):
           ema: [0.99]
         """
     )
-    found = read_space(space, base, ["epochs=1"])
+    found = read_space(space, base, ["seed=7"])
     smoothing = Range("loss.label_smoothing", 0.0, 0.2, 0.0)
     assert found.dimensions == (
         Range("optimizer.lr", 0.0004, 0.04, 0.004, log=True),
@@ -161,7 +161,7 @@ def test_a_space_is_read_with_the_values_of_the_experiment(base):
     )
     assert found.half == ""  # 32 pixels are small already
     config = found.config(found.start | {"ema": "0.99"})
-    assert (config["fold"], config["epochs"], config["ema"], config["fold_workers"]) == (0, 1, 0.99, 1)
+    assert (config["fold"], config["seed"], config["ema"], config["fold_workers"]) == (0, 7, 0.99, 1)
     assert read_space(space, [*base, "data.image_size=[224,300]"]).half == "data.image_size=[96,128]"
     assert [note for note in found.notes if note.startswith("loss.gamma")]
     assert any("bce" in note for note in found.notes)
