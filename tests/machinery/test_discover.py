@@ -470,6 +470,21 @@ def folders_of_patients(root: Path) -> None:
                 picture(root / f"slides/patient_{patient:02}/{kind}/{number}.png")
 
 
+def coco(root: Path) -> None:
+    """As the FGVC competitions: JSON with images, annotations and categories."""
+    kinds = [{"id": number, "name": f"species {number}"} for number in range(3)]
+    for split, count in (("train", 30), ("test", 3)):
+        names = [f"{split}2018/Plantae/{number % 3}/{number:05}.jpg" for number in range(count)]
+        for name in names:
+            picture(root / name)
+        images = [{"id": number, "file_name": name, "location": number // 3} for number, name in enumerate(names)]
+        seen = [{"id": 7 * number, "image_id": number, "category_id": number % 3} for number in range(count)]
+        content = {"info": {}, "images": images, "categories": kinds} | (
+            {"annotations": seen} if split == "train" else {}
+        )
+        (root / f"{split}2018.json").write_text(json.dumps(content))
+
+
 OTHERS: dict[Callable[[Path], None], dict[str, Any]] = {
     labels_in_rows: {
         "table": TABLE, "columns.id": "file", "columns.target": "label", "label_separator": "|", "mode": "rgb",
@@ -484,6 +499,10 @@ OTHERS: dict[Callable[[Path], None], dict[str, Any]] = {
         "table": TABLE, "test_table": TEST, "columns.target": "mask", "mask_encoding": "colors",
         "mask_values": {"#808080": 0, "#804080": 1, "#000000": 2}, "classes": ["sky", "road", "void"],
         "task": "segmentation", "metric": "mean_iou",
+    },
+    coco: {
+        "table": TABLE, "test_table": TEST, "columns.target": "category_id",
+        "columns.group": "location",
     },
     folders_of_patients: {"table": TABLE, "columns.target": "label", "columns.group": "folder"},
 }  # fmt: skip

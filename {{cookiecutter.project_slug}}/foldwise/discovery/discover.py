@@ -156,7 +156,7 @@ def _find_test(found: Findings, survey: Survey, rows: Rows, test: Found | None, 
         same = rows.image == link.column and rows.id in frame and frame[link.column].tolist() == link.found
         frame = frame.assign(**{rows.id: ids, rows.image: link.found})
         frame = frame[frame[rows.image] != ""].drop_duplicates(rows.image)
-        stored = test.path if same and len(frame) == len(test.frame) and not test.headless else None
+        stored = test.path if same and len(frame) == len(test.frame) and not test.note else None
         frame = frame[[rows.id, rows.image]] if test.is_sample else frame
         where = f"{test.path}: {len(frame):,} pictures in {folders_of(link)}"
     elif loose:
@@ -202,7 +202,9 @@ def _name_others(found: Findings, survey: Survey, tables: Sequence[Found], used:
             "also there",
             f"{table.path}, not used: {len(table.frame):,} rows; columns {some(list(table.frame), 8)}{leads}",
         )
-    for suffix, count in survey.others.most_common(8):
+    others = survey.others.copy()
+    others[".json"] -= sum(table.path.endswith(".json") for table in tables)
+    for suffix, count in (+others).most_common(8):
         advice = " (an archive: unpack it if its files are needed)" if suffix in ARCHIVES else ""
         found.say(
             "also there", f"{count:,} {suffix or 'without suffix'}, not used, such as {survey.example[suffix]}{advice}"

@@ -98,10 +98,11 @@ class Survey:
     others: Counter[str]  # by suffix
     example: dict[str, str]  # a path of each suffix
     names: tuple[str, ...]  # JSON and text files that can hold class names
+    json: tuple[str, ...]
 
     @classmethod
     def of(cls, root: Path, skipped: Sequence[Path] = ()) -> "Survey":
-        pictures, tables, texts = list[str](), list[str](), list[str]()
+        pictures, tables, texts, objects = list[str](), list[str](), list[str](), list[str]()
         others, example = Counter[str](), dict[str, str]()
         away = {path.resolve() for path in skipped}
         with progress_bar("Listing files") as show:
@@ -116,13 +117,15 @@ class Survey:
                     kind = pictures if suffix in PICTURES else tables if suffix in TABLES else None
                     if suffix in (".json", ".txt") and (NAMES & set(words(PurePosixPath(name).stem))):
                         texts.append(path)
+                    if suffix == ".json":
+                        objects.append(path)
                     if kind is None:
                         others[suffix] += 1
                         example.setdefault(suffix, path)
                     else:
                         kind.append(path)
                 show(f"Listing files in {start}", len(pictures), 0)
-        return cls(root, tuple(pictures), tuple(tables), others, example, tuple(texts))
+        return cls(root, tuple(pictures), tuple(tables), others, example, tuple(texts), tuple(objects))
 
     @cached_property
     def by_name(self) -> dict[str, list[str]]:

@@ -69,8 +69,7 @@ def _link_pictures(found: Findings, train: Found, sample: Found | None) -> tuple
     link, part = train.link, ""
     assert link is not None
     frame = train.frame.assign(**{link.column: text_column(train.frame[link.column])})
-    header = ", which has no header" if train.headless else ""
-    found.say("table", f"{train.path}{header}: {len(frame):,} rows; columns {some(list(frame), 8)}")
+    found.say("table", f"{train.path} {train.note}".strip() + f": {len(frame):,} rows; columns {some(list(frame), 8)}")
     each = "the start of each cell" if train.part else "each cell"
     found.say("pictures", f"column {link.column}: {each} is a {link.how} in {folders_of(link)}")
     if link.rivals:
@@ -85,7 +84,7 @@ def _link_pictures(found: Findings, train: Found, sample: Found | None) -> tuple
         found.doubts.append(
             f"{len(missing):,} rows of {train.path} have no picture, such as {missing[0]!r}: they were left out"
         )
-    whole = not train.headless and not train.part and frame[link.column].tolist() == link.found
+    whole = not train.note and not train.part and frame[link.column].tolist() == link.found
     picture = link.column if whole else first_free(frame, "image", "image_path", "picture_path")
     frame = frame.assign(**{picture: link.found})
     frame = frame[frame[picture] != ""].reset_index(drop=True)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -14,6 +15,7 @@ from foldwise.discovery.files import MASK, TEST, TRAIN, VALIDATION, Link, Survey
 
 SAMPLE = {"sample", "submission", "submit", "example", "benchmark"}
 LONGEST = 200  # letters of a name that may lead to a file; run-length codes are longer
+MOST_JSON = 20  # files that are read; more are notes of pictures
 MOST_PARTS = 100  # classes in the ids of rows
 MOST_NAMES = 1000  # rows of a file of class names
 TRIED = 50  # rows of a column, before all are looked up
@@ -26,7 +28,7 @@ class Found:
     Attributes:
         link: the column that leads to pictures; None: none does. others: further such columns.
         part: what follows the picture's name in that column, such as the class in "a.jpg_1"; by row.
-        headless: the file has no header, and the columns were named here.
+        note: why the file cannot be used as it is, such as without a header; "": it can.
     """
 
     path: str
@@ -34,7 +36,7 @@ class Found:
     link: Link | None
     others: tuple[Link, ...] = ()
     part: tuple[str, ...] = ()
-    headless: bool = False
+    note: str = ""
 
     @property
     def words(self) -> set[str]:
@@ -60,22 +62,24 @@ class Found:
 def read_tables(survey: Survey) -> tuple[list[Found], list[str]]:
     """Read all tables; also return why some cannot be read."""
     tables, problems = [], []
-    for path in survey.tables:
+    for path in [*survey.tables, *(survey.json if len(survey.json) <= MOST_JSON else ())]:
         try:
-            frame, headless = _read(survey, path)
+            frame, note = _read(survey, path)
         except TableError as error:
             if not path.endswith(".txt"):  # most often a licence or a text to read
                 problems.append(f"{path}: {error.problems[0]}")
             continue
-        if len(frame):
-            tables.append(_linked(survey, Found(path, frame, None, headless=headless)))
+        if len(frame) and len(frame.columns):
+            tables.append(_linked(survey, Found(path, frame, None, note=note)))
     return tables, problems
 
 
-def _read(survey: Survey, path: str) -> tuple[pd.DataFrame, bool]:
+def _read(survey: Survey, path: str) -> tuple[pd.DataFrame, str]:
     file = survey.root / path
+    if path.endswith(".json"):
+        return _read_coco(file), "in COCO's form"
     if path.endswith(".parquet"):
-        return read_file(file).reset_index(drop=True), False
+        return read_file(file).reset_index(drop=True), ""
     header = _first_line(file)
     separator = find_separator(header)
     separator = r"\s+" if separator not in header and path.endswith(".txt") else separator
@@ -85,10 +89,33 @@ def _read(survey: Survey, path: str) -> tuple[pd.DataFrame, bool]:
             frame = pd.read_csv(file, sep=separator, header=None, dtype=str, na_filter=False, encoding="utf-8-sig")
         except ValueError as error:  # pandas' errors too
             raise TableError(file, [f"its rows differ in their number of cells ({error})"]) from error
-        return frame.set_axis([f"column_{number + 1}" for number in range(len(frame.columns))], axis=1), True
+        return frame.set_axis(
+            [f"column_{number + 1}" for number in range(len(frame.columns))], axis=1
+        ), "without a header"
     if path.endswith(".txt") and separator == r"\s+":
         raise TableError(file, ["it is text"])
-    return read_file(file).reset_index(drop=True), False
+    return read_file(file).reset_index(drop=True), ""
+
+
+def _read_coco(file: Path) -> pd.DataFrame:
+    """Rows of a JSON file as COCO has it, one for each annotation; no rows of other JSON."""
+    read = _read_json(file)
+    images = pd.DataFrame(read["images"] if isinstance(read, dict) and isinstance(read.get("images"), list) else [])
+    if "file_name" not in images or "id" not in images:
+        return pd.DataFrame()
+    if read.get("annotations"):
+        rows = pd.DataFrame(read["annotations"]).rename(columns={"id": "annotation"})
+        images = images.merge(rows, left_on="id", right_on="image_id").drop(columns=["image_id", "annotation"])
+    nested = [name for name in images if images[name].map(lambda cell: isinstance(cell, list | dict)).any()]
+    return images.drop(columns=[name for name in nested if name != "bbox"]).astype(str)
+
+
+def _read_json(file: Path) -> Any:
+    """The content of a JSON file; None if it is none."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8-sig"))
+    except ValueError:
+        return None
 
 
 def _first_line(file: Path) -> str:
@@ -178,14 +205,10 @@ def find_names(survey: Survey, tables: Sequence[Found]) -> tuple[dict[str, list[
 
 def _read_names(path: Path) -> list[str]:
     """Names of a JSON object {"0": name} or {name: 0}, or of a text with a name a line; [] for anything else."""
-    text = path.read_text(encoding="utf-8", errors="replace")
     if path.suffix.lower() == ".txt":
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        return lines if all(len(line) < 40 for line in lines) else []
-    try:
-        read = json.loads(text)
-    except json.JSONDecodeError:
-        return []
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return lines if all(0 < len(line.strip()) < 40 for line in lines) else []
+    read = _read_json(path)
     if not isinstance(read, dict) or not 1 < len(read) <= MOST_NAMES:
         return []
     pairs = {str(key): value for key, value in read.items()}
