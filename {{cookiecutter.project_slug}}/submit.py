@@ -39,12 +39,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     make.add_argument("--data", help="name of a file in configs/data, for sources without a config.yaml")
     make.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="with --data: config overrides")
     make.add_argument("--out", type=Path, help="file to write (default: submissions/<source>-<test>.csv)")
-    make.add_argument(
-        "--presence",
-        type=Path,
-        metavar="SOURCE",
-        help="masks: predictions of which classes an image has; those below a fitted threshold get no mask",
-    )
     add_decision_options(make)
     add_trust(make)
     add_format_options(make)

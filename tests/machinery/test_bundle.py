@@ -578,7 +578,7 @@ def test_out_of_memory_halves_the_batch_and_an_image_that_never_fits_is_left_out
     assert engine.batch_size == 2 and len(engine.notes) == 2
     assert [number for number, _ in halved] == list(range(9))
     for (_, one), (_, other) in zip(whole, halved, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+        np.testing.assert_allclose(one.values, other.values, atol=1e-5)
     most = 1
     assert [each for _, each in predict_nine()] == [None] * 9
 
@@ -632,8 +632,8 @@ def test_short_of_time_views_go_first_then_models_and_the_rest_predicts(data, bu
     assert keep_time(pace, engine.active) == []
     table = read_table(data / "test.csv", "multilabel", data, Columns(), CLASSES, has_target=False)
     (batch,) = engine.batches(table, [0], 0)
-    ((_, values),) = engine.predict(batch)
-    assert values.shape == (3, len(CLASSES))
+    ((_, predicted),) = engine.predict(batch)
+    assert predicted.values.shape == (3, len(CLASSES)) and predicted.present is None
 
 
 def test_what_goes_is_in_a_fixed_order_and_one_model_stays(bundle):

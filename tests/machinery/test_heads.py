@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,13 +14,19 @@ from safetensors.torch import load_file
 from stopping import Stop, watched
 from tiny import prepare_tiny, tiny_config, train_folds, train_here, write_data
 
+from foldwise.bundle.build import build_bundle
+from foldwise.bundle.host import write_manifest
+from foldwise.bundle.inferring import infer
+from foldwise.bundle.spec import BundledPresence, to_plain
 from foldwise.checks import check_config
 from foldwise.config import write_config
 from foldwise.data.holdout import Holdout
 from foldwise.errors import Refusal
+from foldwise.files import write_json
 from foldwise.inference.weights import load_model
 from foldwise.models.heads import Heads
 from foldwise.models.networks import build_network
+from foldwise.predictions.decisions.submission import difference
 from foldwise.predictions.schema import Header
 from foldwise.predictions.store import iter_maps, read_predictions, write_predictions
 from foldwise.processes.group import Rank
@@ -315,7 +322,8 @@ def test_predictions_of_a_table_have_each_kept_head(run, command):
 def test_presence_decides_which_masks_are_submitted(root, tmp_path, command):
     table = pd.read_csv(root / "train.csv")
     present = "task: multilabel, target: label, metric: macro_f1"
-    config = tiny_config(root, "segmentation", heads(presence=present), *SMALL)
+    no_code = ("samples._target_=foldwise.data.samples.Samples", "model._target_=foldwise.models.networks.ImageNetwork")
+    config = tiny_config(root, "segmentation", heads(presence=present), *SMALL, *no_code)
     run = train_here(config, tmp_path)
     assert sorted(path.name for path in (run / "outputs").iterdir()) == ["presence"]
     assert list(read_predictions(run / "outputs/presence/oof").columns) == sorted(table["label"].unique())
@@ -325,6 +333,30 @@ def test_presence_decides_which_masks_are_submitted(root, tmp_path, command):
     code, said, error = command("submit.py", "make", run, *options)
     assert (code, error) == (0, "") and "minimum-area+presence" in said
     assert "presence from" in (tmp_path / "ledger.csv").read_text() and out.is_file()
+    built = build_bundle([run], tmp_path / "bundle", decision="presence", presence=source)
+    assert built.spec.presence == BundledPresence(run=0, output="presence", columns=("blue", "green", "red"))
+    read = {"test": root / "test.csv", "images": root, "workers": 0, "device": "cpu"}
+    answers = infer(tmp_path / "bundle", out=tmp_path / "out", **read)
+    assert difference(out, answers, "rle") < 0.03  # stored maps have 8 bits
+    head = replace(built.spec.decision, presence=0.999)  # only the background is present enough
+    write_json(tmp_path / "bundle" / "bundle.json", to_plain(replace(built.spec, decision=head)))
+    write_manifest(tmp_path / "bundle")
+    assert difference(out, infer(tmp_path / "bundle", out=tmp_path / "empty", **read), "rle") > 0.1
+    words = (
+        "bundle.py",
+        tmp_path / "bundle",
+        "--rehearse",
+        "--table",
+        root / "train.csv",
+        "--rows",
+        12,
+        "--workers",
+        0,
+    )
+    code, said, error = command(*words)
+    assert (code, error) == (0, ""), said
+    with pytest.raises(Refusal, match="is no head of a bundled run"):
+        build_bundle([run], tmp_path / "again", presence=run)
     code, _, error = command("submit.py", "make", source, *options[:2], "--out", tmp_path / "other.csv")
     assert code and "--presence is for masks, but the task is multilabel" in error
     wrong = ("--presence", run, "--out", tmp_path / "other.csv", "--ledger", tmp_path / "other")

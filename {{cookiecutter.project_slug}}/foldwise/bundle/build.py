@@ -12,7 +12,7 @@ import numpy as np
 
 from foldwise.bundle.contents import copy_model, find_imports, needed_code, needed_library, targets_of
 from foldwise.bundle.host import MB, WHEELS, describe_sizes, installed_versions, write_manifest
-from foldwise.bundle.sources import RunSource, choose_post_processing, open_sources
+from foldwise.bundle.sources import RunSource, choose_post_processing, open_presence, open_sources
 from foldwise.bundle.spec import SPEC, BundledModel, BundledRun, BundleSpec, to_plain
 from foldwise.bundle.wheels import download_wheels
 from foldwise.code.runs import FOLDER as CODE_FOLDER
@@ -55,13 +55,14 @@ def build_bundle(
     kind: str | None = None,
     options: Mapping[str, Any] | None = None,
     host_packages: Path | None = None,
+    presence: Path | None = None,
 ) -> Built:
     """Write a bundle as a new folder, completely or not at all.
 
     Args:
         sources: runs, further outputs of runs (`<run>/outputs/<name>`), or one ensemble.
         oof: out-of-fold predictions that determine post-processing, views, their mean and tiles.
-        decision, exclusive, sums, sample, kind, options: as in `submit.make_submission`.
+        decision, exclusive, sums, presence, sample, kind, options: as in `submit.make_submission`.
         host_packages: `pip freeze` of the host; wheels of missing packages are added.
     """
     check_new(out)
@@ -73,7 +74,8 @@ def build_bundle(
     layout, notes = choose_layout(truth, sample_table, kind, options)
     for note in notes:
         warnings.warn(note, Note, stacklevel=2)
-    chosen = choose_post_processing(opened, truth, decision, exclusive, sums)
+    head = None if presence is None else open_presence(opened, presence, truth)
+    chosen = choose_post_processing(opened, truth, decision, exclusive, sums, head)
     score = chosen.outcome.overall
     names = [source.run.folder.resolve().name for source in opened.runs]
     unique = [f"{name}-{number}" if names.count(name) > 1 else name for number, name in enumerate(names)]
@@ -94,6 +96,7 @@ def build_bundle(
         fallback=truth.task.fallback(truth.table.target, len(truth.table.classes)),
         decision=chosen.decision,
         layout=layout,
+        presence=head if getattr(chosen.decision, "presence", 0) else None,
         metric=truth.metric.name,
         score=float(score) if np.isfinite(score) else None,
         half=half,

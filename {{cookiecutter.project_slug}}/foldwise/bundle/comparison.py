@@ -1,6 +1,7 @@
 """Comparison of a bundle's predictions with predict.py's."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,11 +51,17 @@ def compare_with_runs(
     good = test.iloc[sorted({row for number in numbers for row in inputs.test.items[number].rows})]
     good = good.assign(**{image_column: [name.partition("/")[2] for name in good[image_column]]})
     good.to_csv(work / "compared.csv", index=False)
-    predictions = [_predict(spec, run, work, number) for number, run in enumerate(spec.runs)]
+    folders = [_predict(spec, run, work, number) for number, run in enumerate(spec.runs)]
+    predictions = [_read(run, folder, run.output) for run, folder in zip(spec.runs, folders, strict=True)]
     layout = spec.layout
     submission, expected = out / f"submission{layout.suffix}", work / f"expected{layout.suffix}"
     if spec.maps:
-        write_masks(expected, layout, _masks(spec, predictions, ids), None)
+        present = None
+        if spec.presence is not None:
+            number, head = spec.presence.run, spec.presence.output
+            frame = _read(spec.runs[number], folders[number], head).frame
+            present = frame.groupby("id")[list(spec.presence.columns)].mean()
+        write_masks(expected, layout, _masks(spec, predictions, ids, present), None)
         return Comparison(len(ids), None, difference(expected, submission, layout.name, common=True))
     frames = [each.frame.drop(columns=MEMBER[1:]).groupby(["fold", "id"]).mean() for each in predictions]
     values = np.full((len(ids), len(spec.members), max(spec.widths)), np.nan, np.float32)
@@ -69,8 +76,8 @@ def compare_with_runs(
     return Comparison(len(ids), probability, difference(expected, submission, layout.name, common=True))
 
 
-def _predict(spec: BundleSpec, run: BundledRun, work: Path, number: int) -> Predictions:
-    """Predict the compared images as predict.py does; keep the bundled snapshots."""
+def _predict(spec: BundleSpec, run: BundledRun, work: Path, number: int) -> Path:
+    """Predict the compared images as predict.py does; the folder of the main output."""
     views = [View.from_name(name) for name in run.views]
     tta = {
         "views": list(dict.fromkeys(view.symmetry for view in views)),
@@ -83,14 +90,20 @@ def _predict(spec: BundleSpec, run: BundledRun, work: Path, number: int) -> Pred
     path.write_text(yaml.safe_dump(tta), encoding="utf-8")
     choices = Choices(tta=path, tiles=spec.tiles)
     table, out = work / "compared.csv", work / f"compared{number}"
-    (folder,) = predict_runs([Path(run.source)], choices, table, out, Console(quiet=True))
-    predictions = read_predictions(beside(folder, run.output))
+    return predict_runs([Path(run.source)], choices, table, out, Console(quiet=True))[0]
+
+
+def _read(run: BundledRun, folder: Path, output: str) -> Predictions:
+    """Read what `_predict` wrote for an output; keep the bundled snapshots."""
+    predictions = read_predictions(beside(folder, output))
     bundled = {(model.fold, Path(model.folder).name) for model in run.models}
     keys = zip(predictions.frame["fold"], predictions.frame["snapshot"], strict=True)
-    return Predictions(folder, predictions.header, predictions.frame[[key in bundled for key in keys]])
+    return replace(predictions, frame=predictions.frame[[key in bundled for key in keys]])
 
 
-def _masks(spec: BundleSpec, predictions: list[Predictions], ids: list[str]) -> Iterator[tuple[str, bytes]]:
+def _masks(
+    spec: BundleSpec, predictions: list[Predictions], ids: list[str], present: pd.DataFrame | None
+) -> Iterator[tuple[str, bytes]]:
     """Yield (id, encoded mask)."""
     for id in ids:
         maps: dict[tuple[int, int], list[np.ndarray]] = {member: [] for member in spec.members}
@@ -98,4 +111,5 @@ def _masks(spec: BundleSpec, predictions: list[Predictions], ids: list[str]) -> 
             for row in iter_maps(each, [id]):
                 maps[number, row.fold].append(row.probability)
         means = np.stack([np.mean(snapshots, axis=0) for snapshots in maps.values()])
-        yield id, spec.layout.encode(spec.decide_mask(spec.members, means))
+        of_image = None if present is None else present.loc[id].to_numpy()
+        yield id, spec.layout.encode(spec.decide_mask(spec.members, means, of_image))

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
@@ -22,6 +21,16 @@ from foldwise.inference.tta import TTA
 from foldwise.inference.weights import load_model, with_frames
 from foldwise.models.network import Batch
 from foldwise.tasks.views import View
+
+
+class Predicted(NamedTuple):
+    """Predictions of an image: of the A active members (A, C), or maps (A, C, H, W) at the stored size.
+
+    `present` is (K,) of `BundleSpec.presence`, None without it and if its run was dropped.
+    """
+
+    values: np.ndarray
+    present: np.ndarray | None
 
 
 class Engine:
@@ -54,20 +63,16 @@ class Engine:
         dataset = CarefulItems(table, models, TTA(), items, self.spec.tiles)
         return load_batches(dataset, self.batch_size, workers, self.device)
 
-    def predict(self, batch: ReadBatch) -> Iterator[tuple[int, np.ndarray | None]]:
-        """Yield (index, predictions) of each image of a batch.
-
-        Predictions are (A, columns) of the A active members, or maps (A, C, H, W) at the stored size; None for an image
-        that does not fit into memory alone.
-        """
+    def predict(self, batch: ReadBatch) -> Iterator[tuple[int, Predicted | None]]:
+        """Yield (index, predictions) of each image of a batch; None for one that does not fit into memory alone."""
         self.file_notes += batch.notes
         start = 0
         while start < len(batch.numbers):
             part = slice(start, start + self.batch_size)
             size = self.batch_size if self.spec.tiles else len(batch.numbers[part])
             try:
-                for values in self._values(batch, part):
-                    yield batch.numbers[start], values
+                for predicted in self._predict(batch, part):
+                    yield batch.numbers[start], predicted
                     start += 1
                 continue
             except torch.OutOfMemoryError:
@@ -83,30 +88,41 @@ class Engine:
                 start += 1
 
     @torch.inference_mode()
-    def _values(self, batch: ReadBatch, part: slice) -> Iterator[np.ndarray]:
+    def _predict(self, batch: ReadBatch, part: slice) -> Iterator[Predicted]:
         device = torch.device("cpu") if self.spec.tiles else self.device  # tiles are moved pass by pass
         batches = {
             inputs: {name: value[part].to(device, non_blocking=True) for name, value in unpack(packed).items()}
             for inputs, packed in batch.batches.items()
         }
-        members = [self._member(run, fold, batches) for run, fold in self.active.members]
+        head = self.spec.presence
+        members, presences = [], []
+        for run, fold in self.active.members:
+            predicted = self._member(run, fold, batches)
+            values = predicted[self.spec.runs[run].output]
+            if not self.spec.maps:
+                values = pad(values, (0, max(self.spec.widths) - values.shape[1]), value=float("nan"))
+            members.append(values)
+            if head is not None and head.run == run:
+                presences.append(predicted[head.output])
+        present = torch.stack(presences).mean(0).cpu().numpy() if presences else None
         for row, size in enumerate(batch.sizes[part]):
-            values = [member[[row]] for member in members]  # (1, C, ...): the mean of all views
-            yield self.predictors[0].at_size(self.spec.runs[0].output, values, size)[:, 0]
+            of_members = [member[[row]] for member in members]  # (1, C, ...): the mean of all views
+            of_image = None if present is None else present[row]
+            yield Predicted(self.predictors[0].at_size(self.spec.runs[0].output, of_members, size)[:, 0], of_image)
 
-    def _member(self, run: int, fold: int, batches: Mapping[InputSpec, Batch]) -> Tensor:
-        """Predict with one fold of a run: (B, columns) or (B, C, H, W), averaged over views and snapshots."""
-        output, snapshots, predictor = self.spec.runs[run].output, self.active.snapshots[run], self.predictors[run]
+    def _member(self, run: int, fold: int, batches: Mapping[InputSpec, Batch]) -> dict[str, Any]:
+        """Predict with one fold of a run: (B, columns) or (B, C, H, W) by output, averaged over views and snapshots."""
+        snapshots, predictor = self.active.snapshots[run], self.predictors[run]
         views, mean = [View.from_name(name) for name in self.active.views[run]], self.spec.runs[run].mean
-        total: Any = 0
+        total: dict[str, Any] = {}
         for snapshot in snapshots:
             model = self.model_index[run, fold, snapshot]
             fields = batches[predictor.inputs[model]]
             if self.spec.tiles:
-                tiled = predictor.predict_tiles(model, fields, self.batch_size)[output]
-                total = total + torch.from_numpy(tiled).float()[None] / 255
+                tiles = predictor.predict_tiles(model, fields, self.batch_size)
+                found = {name: torch.from_numpy(tiled).float()[None] / 255 for name, tiled in tiles.items()}
             else:
-                total = total + predictor.predict_views(model, fields, views, mean)[output][:, 0]
-        if not self.spec.maps:
-            total = pad(total, (0, max(self.spec.widths) - total.shape[1]), value=float("nan"))
-        return total / len(snapshots)
+                of_views = predictor.predict_views(model, fields, views, mean)
+                found = {name: values[:, 0] for name, values in of_views.items()}
+            total = {name: total.get(name, 0) + values for name, values in found.items()}
+        return {name: values / len(snapshots) for name, values in total.items()}

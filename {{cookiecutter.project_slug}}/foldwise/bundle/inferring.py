@@ -194,11 +194,11 @@ def _predict(
     for batch in engine.batches(inference.inputs.test.source, items, workers) if remaining else []:
         results: dict[int, Any] = {}
         problems = {remaining[item.number]: item.problem for item in batch.bad}
-        for index, values in engine.predict(batch):
-            if values is None:
+        for index, predicted in engine.predict(batch):
+            if predicted is None:
                 problems[remaining[index]] = "it does not fit into memory"
             else:
-                results[remaining[index]] = _answer(inference.spec, inference.layout, engine.active.members, values)
+                results[remaining[index]] = _answer(inference.spec, inference.layout, engine.active.members, *predicted)
         shards.add(results, problems)
         pace.advance(len(results) + len(problems), engine.active.passes)
         forecast = pace.forecast(engine.active.passes)
@@ -213,10 +213,12 @@ def _predict(
     return dropped, early
 
 
-def _answer(spec: BundleSpec, layout: Any, members: list[tuple[int, int]], values: np.ndarray) -> Any:
-    """Convert predictions (A, C), or maps (A, C, H, W), of `members` to what shards store."""
+def _answer(
+    spec: BundleSpec, layout: Any, members: list[tuple[int, int]], values: np.ndarray, present: np.ndarray | None = None
+) -> Any:
+    """Convert predictions of `members`, see `Predicted`, to what shards store."""
     if spec.maps:
-        return layout.encode(spec.decide_mask(members, values))
+        return layout.encode(spec.decide_mask(members, values, present))
     padded = np.full((len(spec.members), max(spec.widths)), np.nan, np.float32)
     padded[[spec.members.index(member) for member in members]] = values
     return padded

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from foldwise.bundle.spec import STACK, blend_folds
+from foldwise.bundle.spec import STACK, BundledPresence, blend_folds
 from foldwise.errors import Refusal
 from foldwise.files import read_json
 from foldwise.inference.runs import TrainedRun, check_together, load_run
 from foldwise.inference.tta import TTA
 from foldwise.predictions.decisions.deciding import Chosen, choose_decision
 from foldwise.predictions.decisions.layers import choose_masks
+from foldwise.predictions.decisions.presence import presence_by_id
 from foldwise.predictions.ensembles.stack import DESCRIPTION
 from foldwise.predictions.ground_truth import GroundTruth, align, check_predictions
 from foldwise.predictions.scoring import by_unit
@@ -148,19 +149,41 @@ def _problem(source: RunSource, first: RunSource) -> str:
     return ""
 
 
+def open_presence(sources: Sources, folder: Path, truth: GroundTruth) -> BundledPresence:
+    """Find the output of a bundled run that predicts the presence of classes; refuse any other source."""
+    if truth.task.kind != "maps":
+        raise Refusal(f"--presence is for masks, but the task is {truth.task.name}")
+    run, name = run_of(folder)
+    numbers = [number for number, each in enumerate(sources.runs) if each.run.folder.resolve() == run.resolve()]
+    outputs = {output.name: output for number in numbers[:1] for output in sources.runs[number].run.spec.outputs}
+    if not name or name not in outputs:
+        raise Refusal(
+            f"--presence {folder} is no head of a bundled run, and a bundle predicts presence in the same pass as the "
+            "masks: train them in one run, with outputs.presence, and name runs/<name>/outputs/presence"
+        )
+    return BundledPresence(run=numbers[0], output=name, columns=outputs[name].columns)
+
+
 def choose_post_processing(
     sources: Sources,
     truth: GroundTruth,
     decision: str | None = None,
     exclusive: Sequence[Sequence[str]] | None = None,
     sums: Sequence[Sequence[str]] = (),
+    presence: BundledPresence | None = None,
 ) -> Chosen:
     """Compare and fit post-processing out of fold on what is bundled, as submit.py does."""
     for source in sources.runs:
         if not source.feature:
             check_predictions(source.oof, truth)
     if truth.task.kind == "maps":
-        return choose_masks(truth.metric, blended_maps(sources, truth), decision)
+        found = None
+        if presence is not None:
+            masks = sources.runs[presence.run].oof
+            path = Path("oof") if masks.folder.name == "oof" else Path("predictions") / masks.folder.name
+            predictions = read_predictions(sources.runs[presence.run].run.folder / "outputs" / presence.output / path)
+            found = presence_by_id(predictions, truth, masks)
+        return choose_masks(truth.metric, blended_maps(sources, truth), decision, found)
     rows, predicted = blended_rows(sources, truth)
     scored = by_unit(truth.table, rows, predicted, truth.folds[rows])
     return choose_decision(truth.metric, scored, sources.blend == "rank", exclusive, decision, sums=sums)

@@ -63,6 +63,15 @@ class BundledRun:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BundledPresence:
+    """Output of a bundled run, by number, that predicts which classes of the masks an image has: those in `columns`."""
+
+    run: int
+    output: str
+    columns: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class BundleSpec:
     """A bundle.
 
@@ -73,6 +82,7 @@ class BundleSpec:
         fallback: (C,) prediction for images that cannot be used.
         decision: a fitted `Decision`, or how masks are made: `Cleaning`, `ClassCuts` or `Unchanged`.
         layout: submission format, one of `formats.FORMATS`.
+        presence: what the decision about masks also needs; None: nothing.
         score: out-of-fold score of the bundle, with its post-processing.
         half: weights are rounded to half precision.
         needs: modules that the host must have.
@@ -95,6 +105,7 @@ class BundleSpec:
     half: bool
     needs: Sequence[str]
     versions: Mapping[str, str]
+    presence: BundledPresence | None = None
     version: int = FORMAT_VERSION
     stacks: Stacks | None = None
     reduction: str = "mean"
@@ -166,11 +177,21 @@ class BundleSpec:
                 blended[fold][rows] = blend
         return blended
 
-    def decide_mask(self, members: Sequence[tuple[int, int]], maps: np.ndarray) -> np.ndarray:
+    def decide_mask(
+        self, members: Sequence[tuple[int, int]], maps: np.ndarray, present: np.ndarray | None = None
+    ) -> np.ndarray:
         """Make the mask, (H, W) or per class (C, H, W), from maps (A, C, H, W) of `members`: blend within folds,
-        average, clean."""
+        average, clean.
+
+        Args:
+            present: probabilities of the columns of `presence`, if it is given and known.
+        """
         blended = self._blend(members, maps)
-        return self.decision(sum(blended.values(), np.zeros(maps.shape[1:], np.float32)) / len(blended))
+        mean = sum(blended.values(), np.zeros(maps.shape[1:], np.float32)) / len(blended)
+        if self.presence is None or present is None:
+            return self.decision(mean)
+        of_class = dict(zip(self.presence.columns, present.tolist(), strict=True))
+        return self.decision(mean, np.array([of_class.get(name, 1.0) for name in self.classes]))
 
     def _blend(self, members: Sequence[tuple[int, int]], values: np.ndarray) -> dict[int, np.ndarray]:
         return blend_folds(find_task(self.task), self.blend, [run.weights for run in self.runs], members, values)
@@ -210,6 +231,7 @@ CLASSES: dict[str, Any] = {
         BundleSpec,
         BundledRun,
         BundledModel,
+        BundledPresence,
         Decision,
         Cleaning,
         ClassCuts,

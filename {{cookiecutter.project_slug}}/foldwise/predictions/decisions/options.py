@@ -6,7 +6,7 @@ from typing import Any
 
 
 def add_decision_options(parser: Any) -> None:
-    """Add --sample, --decision, --exclusive and --sum to a parser or an argument group."""
+    """Add --sample, --decision, --exclusive, --sum and --presence to a parser or an argument group."""
     parser.add_argument(
         "--sample", type=Path, help="the competition's sample submission, to set and check columns and ids"
     )
@@ -17,6 +17,8 @@ def add_decision_options(parser: Any) -> None:
     parser.add_argument("--exclusive", nargs="+", action="append", metavar="LABEL", help=exclusive)
     sums = "numbers: a total (a number or a column), then the columns that add up to it; repeat for further sums"
     parser.add_argument("--sum", nargs="+", action="append", default=[], dest="sums", metavar="COLUMN", help=sums)
+    presence = "masks: predictions of which classes an image has; those below a fitted threshold get no mask"
+    parser.add_argument("--presence", type=Path, metavar="SOURCE", help=presence)
 
 
 def add_format_options(parser: argparse.ArgumentParser) -> None:

@@ -28,11 +28,12 @@ def read_presence(
         if path is None:
             raise_problems(folder, ["it has no test predictions: python predict.py makes them"])
         assert path is not None
-        found.append(_by_id(read_predictions(path), truth, masks))
+        found.append(presence_by_id(read_predictions(path), truth, masks))
     return found[0], found[1]
 
 
-def _by_id(predictions: Predictions, truth: GroundTruth, masks: Predictions) -> Presence:
+def presence_by_id(predictions: Predictions, truth: GroundTruth, masks: Predictions) -> Presence:
+    """Average predictions of presence over members; arguments as in `read_presence`."""
     header, classes = predictions.header, truth.table.classes
     problems = []
     if header.kind != "rows":
