@@ -15,7 +15,7 @@ from stopping import Stop, watched
 from tiny import prepare_tiny, tiny_config, train_folds, train_here, write_data
 
 from foldwise.bundle.build import build_bundle
-from foldwise.bundle.host import write_manifest
+from foldwise.bundle.host import MANIFEST, write_manifest
 from foldwise.bundle.inferring import infer
 from foldwise.bundle.spec import BundledPresence, to_plain
 from foldwise.checks import check_config
@@ -340,6 +340,7 @@ def test_presence_decides_which_masks_are_submitted(root, tmp_path, command):
     assert difference(out, answers, "rle") < 0.03  # stored maps have 8 bits
     head = replace(built.spec.decision, presence=0.999)  # only the background is present enough
     write_json(tmp_path / "bundle" / "bundle.json", to_plain(replace(built.spec, decision=head)))
+    (tmp_path / "bundle" / MANIFEST).unlink()
     write_manifest(tmp_path / "bundle")
     assert difference(out, infer(tmp_path / "bundle", out=tmp_path / "empty", **read), "rle") > 0.1
     words = (

@@ -195,6 +195,8 @@ def test_soft_masks_to_a_submission(data, tmp_path, monkeypatch):
     assert max(each["PixelMae"] for each in scores.values()) < constant, scores
     assert all(each["Dice"] > 0.6 for each in scores.values()), scores
     assert read_predictions(run / "oof").header.task == "segmentation_soft"
+    page = (run / "report.html").read_text()
+    assert "PixelMae per class" in page and "absolute error" in page and "Dice" not in page
     predict(run, "none")
     monkeypatch.chdir(tmp_path)
     made = make_submission(run)

@@ -1,6 +1,7 @@
 """Identities: made individuals from training to submission, and each step against brute force."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -287,6 +288,14 @@ def test_folds_share_identities_or_keep_them_apart_and_the_notes_say_which():
     assert "folds share 1 of 3 identities" in identity_note(table, shared)
     assert "where 2 identities are new" in identity_note(table, shared)
     assert "folds keep the 2 identities apart" in identity_note(table, apart)
+
+
+def test_identities_of_one_image_are_refused_before_training(herd, tmp_path):
+    shutil.copytree(herd, tmp_path / "herd")
+    table = tmp_path / "herd" / "train.csv"
+    pd.read_csv(table).drop_duplicates("label").to_csv(table, index=False)
+    with pytest.raises(TableError, match="no identity has two images, so nothing can be found out of fold"):
+        prepare_tiny(config_of(tmp_path / "herd"))
 
 
 # the whole way

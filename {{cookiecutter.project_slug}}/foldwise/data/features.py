@@ -191,7 +191,8 @@ def _stale(features: FeatureSet, reading: Mapping[str, Any], sizes: Mapping[str,
     problems += [f"{name} is damaged or missing" for name in damaged]
     if not problems:
         return []
-    again = command(*record["command"], *(override(name, reading[name]) for name in short))
+    kept = [word for word in record["command"] if word.partition("=")[0] not in short]
+    again = command(*kept, *(override(name, reading[name]) for name in short))
     return [f"{folder} is stale: {'; '.join(problems)}. Make it again:\n  rm -r {folder}\n  {again}"]
 
 

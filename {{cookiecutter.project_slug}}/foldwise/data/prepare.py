@@ -123,6 +123,7 @@ def prepare(config: Mapping[str, Any], alias: str | None, make_folds: bool = Tru
     if find_task(task).exclusive:
         notes += mask_notes(scan, len(table.classes), data["ignore_index"], table.masks.values)
     places = fold_array(folds, table.ids)
+    _check_identities(table, places)
     statistics = compute_statistics(scan, items, places, data["scale"])
     scans, counts = [scan], {"": statistics["class_counts"]}
     for output in (*outputs[1:], *auxiliary):
@@ -247,6 +248,16 @@ def present_classes(table: Table, scan: pd.DataFrame) -> np.ndarray:
     if table.target is None:
         return (np.stack(scan["pixels"].tolist()) > 0).astype(np.float64)
     return find_task(table.task).strata(table.target)
+
+
+def _check_identities(table: Table, folds: np.ndarray) -> None:
+    """Refuse a retrieval table in which no scored image has another one of its identity to find."""
+    if table.target is None or find_task(table.task).kind != "vectors":
+        return
+    identity = table.target[:, 0]
+    if (np.bincount(identity)[identity[folds >= 0]] < 2).all():
+        problem = "no identity has two images, so nothing can be found out of fold and there is no score"
+        raise TableError(table.path, [f"{problem}: is data.columns.target the column of the identities?"])
 
 
 def _check_names(samples: Samples) -> None:

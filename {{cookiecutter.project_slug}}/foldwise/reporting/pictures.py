@@ -15,7 +15,7 @@ from foldwise.data.table import Table
 from foldwise.files import write_atomic
 from foldwise.predictions.store import Predictions, iter_average_maps
 from foldwise.reporting.figures import DPI, color_of, new_figure, nothing_to_show, shorten, to_png
-from foldwise.tasks import Task, find_task
+from foldwise.tasks import Soft, Task, find_task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,12 +89,16 @@ def overlay(
 def compare_masks(
     caption: str, items: TableItems, table: Table, rows: Sequence[int], predictions: Predictions, ignore_index: int
 ) -> list[tuple[str, "Figure"]]:
-    """Return captions and overlays of the predicted and true masks of these table rows."""
-    figures, answer = [], predictions.header.meaning.answer
+    """Return captions and overlays of the predicted and true masks of these table rows; and of soft ones' error."""
+    figures, task = [], predictions.header.meaning
     maps = iter_average_maps(predictions, [table.ids[row] for row in rows])
     for row, (id, probability) in zip(rows, maps, strict=True):
-        image = items.picture(row)
-        for name, mask in (("predicted", answer(probability)), ("ground truth", table.read_mask(row))):
+        image, true = items.picture(row), table.read_mask(row)
+        masks = {"predicted": task.answer(probability), "ground truth": true}
+        if isinstance(task, Soft):
+            error = np.where(true == ignore_index, ignore_index, np.abs(probability - true))
+            masks |= {"predicted": probability, "absolute error": error}
+        for name, mask in masks.items():
             figures.append((f"{caption}: {id}, {name}", overlay(image, mask, table.classes, ignore_index=ignore_index)))
     return figures
 

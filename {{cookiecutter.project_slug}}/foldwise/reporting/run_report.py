@@ -11,6 +11,7 @@ from foldwise.config import followers
 from foldwise.data.samples import TableItems
 from foldwise.data.table import Table
 from foldwise.predictions.metrics import Dice, MeanIoU, confusion_matrix, cross_entropy, is_correct, row_errors
+from foldwise.predictions.metrics.maps import PixelMetric
 from foldwise.predictions.search import Found
 from foldwise.predictions.store import Predictions, average_members
 from foldwise.reporting.figures import confusion, nothing_to_show, numbers, per_class
@@ -37,7 +38,8 @@ def report_run(
     """Write `report.html` of a finished run.
 
     Args:
-        counts: (N, C, 3) pixel counts of the images in the order of `oof`; None unless the task has maps.
+        counts: (N, C, 3) pixel counts of the images in the order of `oof`, or errors (N, C, 2) of a `PixelMetric`; None
+            unless the task has maps.
         found: names of the images; None unless the task is retrieval.
     """
     name = metric.name
@@ -131,12 +133,19 @@ def worst_rows(target: np.ndarray, values: np.ndarray, count: int, task: Task) -
 def _map_figures(
     table: Table, items: TableItems, metric: Any, oof: Predictions, counts: np.ndarray
 ) -> list[tuple[str, Any]]:
+    ids = oof.frame["id"].drop_duplicates().tolist()
+    if isinstance(metric, PixelMetric):
+        errors, pixels = counts.sum(axis=1).T
+        order = np.argsort(-errors / np.maximum(pixels, 1), kind="stable")[:OVERLAYS]
+        bars = per_class(metric.per_class(counts), oof.columns, metric.name, counts[:, :, 1].sum(axis=0), False)
+        worst = [table.row_of[ids[index]] for index in order]
+        pictures = compare_masks("Largest errors", items, table, worst, oof, metric.ignore_index)
+        return [(f"{metric.name} per class", bars), *pictures]
     support, shown = counts[:, :, 2].sum(axis=0), metric if isinstance(metric, Dice | MeanIoU) else MeanIoU()
     name = type(shown).__name__
     correct, predicted, true = np.moveaxis(counts.sum(axis=1), -1, 0)
     either = predicted + true - correct
     order = np.argsort(correct / np.maximum(either, 1), kind="stable")
-    ids = oof.frame["id"].drop_duplicates().tolist()
     worst = [table.row_of[ids[index]] for index in order if correct[index] < either[index]][:OVERLAYS]
     return [
         (f"{name} per class", per_class(shown.per_class(counts), oof.columns, name, support)),

@@ -16,6 +16,7 @@ from foldwise.data.samples import TableItems
 from foldwise.files import plain_number, write_json
 from foldwise.predictions.metrics import count_pixels, score_fold_evidence
 from foldwise.predictions.metrics.building import build_metric
+from foldwise.predictions.metrics.maps import PixelMetric
 from foldwise.predictions.scoring import score_table
 from foldwise.predictions.search import Found, search_oof
 from foldwise.predictions.sources import output_folder
@@ -30,7 +31,8 @@ from foldwise.tasks.outputs import Output
 class Scores:
     """The competition's metric per fold and overall (pooled or the mean of folds, as the metric defines).
 
-    `counts`: (N, C, 3) pixel counts of the images, for segmentation; `found`: their names, for retrieval.
+    `counts`: (N, C, 3) pixel counts of the images, or errors (N, C, 2) of a `PixelMetric`, for segmentation; `found`:
+    their names, for retrieval.
     """
 
     metric: Any
@@ -75,7 +77,8 @@ def score_predictions(parts: Sequence[Predictions], config: Mapping[str, Any], p
                 counts.append(count_pixels(mask, answer, len(table.classes), metric.ignore_index))
                 evidence.append(counts[-1] if metric.of_counts else metric.measure(mask, probability))
                 folds.append(prepared.folds[id])
-        return Scores(metric, *score_fold_evidence(metric, np.stack(evidence), np.array(folds)), np.stack(counts))
+        shown = np.stack(evidence if isinstance(metric, PixelMetric) else counts)
+        return Scores(metric, *score_fold_evidence(metric, np.stack(evidence), np.array(folds)), shown)
     if prepared.outputs[0].meaning.kind == "vectors":
         found = search_oof(parts, table, prepared.fold_of_items, metric.k)
         scores = score_fold_evidence(metric, found.rank, prepared.fold_of_items[found.rows])

@@ -68,7 +68,12 @@ def gather_evidence(
         fold_of = predictions.frame.drop_duplicates("id").set_index("id")["fold"]
         folds = fold_of.loc[truth.table.frame["id"].iloc[rows]].to_numpy(np.int64)
     if truth.task.kind == "vectors":
-        return _gather_names(name, predictions, truth, metrics, rows, folds)
+        found = search_oof([predictions], truth.table, truth.folds, 1)
+        found = found.take(np.isin(found.rows, rows))
+        ids = truth.table.frame["id"].iloc[rows]
+        named = pd.DataFrame({"name": found.names[:, 0], "similarity": found.scores[:, 0]}, ids)
+        wrong = 1 - 1 / np.maximum(found.rank, 1)
+        return Evidence(name, predictions, [(found.rank,) for _ in metrics], folds, rows, wrong, named)
     if truth.task.kind == "maps":
         return _gather_maps(name, predictions, truth, metrics, rows, folds, stepping(progress, name, len(rows)))
     table, task = truth.table, truth.task
@@ -84,22 +89,6 @@ def gather_evidence(
     wrong = cross_entropy(target, probability, task.exclusive)
     classes = _class_evidence(target, probability, task.exclusive)
     return Evidence(name, predictions, arrays, folds, rows, wrong, average, classes)
-
-
-def _gather_names(
-    name: str,
-    predictions: Predictions,
-    truth: GroundTruth,
-    metrics: Sequence[Any],
-    rows: np.ndarray,
-    folds: np.ndarray,
-) -> Evidence:
-    found = search_oof([predictions], truth.table, truth.folds, 1)
-    found = found.take(np.isin(found.rows, rows))
-    ids = truth.table.frame["id"].iloc[rows]
-    average = pd.DataFrame({"name": found.names[:, 0], "similarity": found.scores[:, 0]}, ids)
-    wrong = 1 - 1 / np.maximum(found.rank, 1)
-    return Evidence(name, predictions, [(found.rank,) for _ in metrics], folds, rows, wrong, average)
 
 
 def confusion_notes(one: Evidence, truth: GroundTruth, most: int = 10) -> list[str]:

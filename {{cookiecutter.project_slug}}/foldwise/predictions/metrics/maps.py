@@ -115,10 +115,13 @@ class PixelMetric(MapMetric):
         errors = np.abs(np.subtract(probability, mask, dtype=np.float64)) ** self.power
         return np.stack([np.where(valid, errors, 0).sum(axis=(1, 2)), valid.sum(axis=(1, 2))], axis=1)
 
+    def per_class(self, evidence: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
+        """Error (C,); NaN for a class without pixels that count."""
+        total, count = _pool(evidence, weight)
+        return ratio(total, count) ** (1 / self.power)
+
     def reduce(self, evidence: np.ndarray, weight: np.ndarray | None = None) -> float:
-        weight = np.ones(len(evidence)) if weight is None else np.asarray(weight, np.float64)
-        total, count = np.einsum("n,nck->kc", weight, np.asarray(evidence, np.float64))
-        return self.mean_of_classes(ratio(total, count) ** (1 / self.power), "no pixel counts")
+        return self.mean_of_classes(self.per_class(evidence, weight), "no pixel counts")
 
     def prepare(self, evidence: np.ndarray) -> Score:
         return partial(self.reduce, evidence)
@@ -171,6 +174,6 @@ def pixel_counts(confusion: np.ndarray) -> np.ndarray:
 
 
 def _pool(counts: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
-    """Sum counts over images: correct, predicted, true (3, C)."""
+    """Sum counts (N, C, K) over images to (K, C), such as correct, predicted, true."""
     weight = np.ones(len(counts)) if weight is None else np.asarray(weight, np.float64)
     return np.einsum("n,nck->kc", weight, np.asarray(counts, np.float64))

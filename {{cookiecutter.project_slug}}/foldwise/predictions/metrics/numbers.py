@@ -12,6 +12,8 @@ from foldwise.predictions.metrics.base import RowMetric, Score, weighted_mean
 if TYPE_CHECKING:
     from foldwise.data.table import Table
 
+EQUAL = "all targets or predictions are equal"
+
 
 @dataclass(frozen=True, kw_only=True)
 class NumberMetric(RowMetric):
@@ -92,10 +94,7 @@ class Pearson(NumberMetric):
     pooled = False
 
     def prepare(self, target: np.ndarray, probability: np.ndarray) -> Score:
-        def column(true: np.ndarray, predicted: np.ndarray) -> Score:
-            return lambda weight: _correlation(true, predicted, weight)
-
-        return self.of_columns(target, probability, column, "all targets or predictions are equal")
+        return self.of_columns(target, probability, _pearson, EQUAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +105,7 @@ class Spearman(NumberMetric):
     pooled = False
 
     def prepare(self, target: np.ndarray, probability: np.ndarray) -> Score:
-        def column(true: np.ndarray, predicted: np.ndarray) -> Score:
-            levels = [np.unique(values, return_inverse=True)[1] for values in (true, predicted)]
-            return lambda weight: _correlation(_ranks(levels[0], weight), _ranks(levels[1], weight), weight)
-
-        return self.of_columns(target, probability, column, "all targets or predictions are equal")
+        return self.of_columns(target, probability, _spearman, EQUAL)
 
 
 def row_errors(target: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -123,6 +118,15 @@ def row_errors(target: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 def _rmse(true: np.ndarray, predicted: np.ndarray) -> Score:
     mean = weighted_mean((true - predicted) ** 2)
     return lambda weight: float(np.sqrt(mean(weight)))
+
+
+def _pearson(true: np.ndarray, predicted: np.ndarray) -> Score:
+    return lambda weight: _correlation(true, predicted, weight)
+
+
+def _spearman(true: np.ndarray, predicted: np.ndarray) -> Score:
+    levels = [np.unique(values, return_inverse=True)[1] for values in (true, predicted)]
+    return lambda weight: _correlation(_ranks(levels[0], weight), _ranks(levels[1], weight), weight)
 
 
 def _ranks(level: np.ndarray, weight: np.ndarray) -> np.ndarray:
