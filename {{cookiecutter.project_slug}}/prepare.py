@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foldwise.command import exit_on_error, make_parser
+from foldwise.errors import Refusal
 from foldwise.shell import command, override
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def main() -> None:
     options = parse()
     with exit_on_error("run the same command again to resume; images already read are skipped"):
         if options.discover is not None:
+            if options.overrides or options.weights:
+                raise Refusal("--discover takes no other settings than --data: change the file that it writes")
             return discover_folder(options.discover.expanduser(), options.data)
         run(options.data, options.overrides, options.weights, options.network)
 

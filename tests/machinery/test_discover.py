@@ -442,6 +442,7 @@ def headless(root: Path) -> None:
     (root / "__MACOSX/train").mkdir(parents=True)
     (root / "__MACOSX/train/._train_0000.JPG").write_bytes(b"Mac OS X")
     (root / "train.zip").write_bytes(b"PK\3\4")
+    (root / "places.csv").write_bytes("id,place\n1,Zürich\n".encode("cp1252"))  # whose problem has two lines
 
 
 def paths_elsewhere(root: Path) -> None:
@@ -525,6 +526,8 @@ def test_a_folder_that_cannot_be_read_is_refused_with_the_reason(tmp_path: Path,
         picture(masks / f"train/{number}/images/cell{number}.png")
         for nucleus in "ab":
             save(masks / f"train/{number}/masks/{number}{nucleus}.png", blob())
+        picture(tmp_path / f"broken/{number}.jpg")
+    (tmp_path / "broken/places.csv").write_bytes("id,place\n1,Zürich\n".encode("cp1252"))
     table(boxes / "train.csv", image_id=[0, 0, 1, 1, 2, 3], bbox="[834, 222, 56, 36]", source=list("aabbcc"))
     table(several / "train.csv", Id=[f"cell{number}" for number in range(4)], Target=["16 0", "7 1", "5", "1"])
     for folder, reason in (
@@ -532,6 +535,7 @@ def test_a_folder_that_cannot_be_read_is_refused_with_the_reason(tmp_path: Path,
         (several, "column Id of train.csv begins names of pictures, such as cell0 of cell0_green"),
         (masks, "no folder is a class"),
         (tmp_path / "none", "there is no folder"),
+        (tmp_path / "broken", r"places\.csv: line 2 is not UTF-8"),
     ):
         with pytest.raises(Refusal, match=reason):
             discover(folder, NAME)

@@ -12,7 +12,7 @@ from foldwise.data.problems import some
 from foldwise.data.run_lengths import RUNS
 from foldwise.discovery import pixels, writing
 from foldwise.discovery.files import Survey, is_mask, split_of, stem
-from foldwise.discovery.findings import TABLES, Findings, Rows
+from foldwise.discovery.findings import TABLES, Findings, Rows, ask_for
 from foldwise.discovery.from_folders import rows_of_folders
 from foldwise.discovery.from_table import rows_of_table
 from foldwise.discovery.tables import (
@@ -32,6 +32,8 @@ ARCHIVES = (".zip", ".tar", ".gz", ".7z", ".rar", ".tgz", ".bz2", ".xz")
 
 def discover(root: Path, name: str) -> Findings:
     """Look at a folder, which is only read; the configuration would be called `name`."""
+    if name == "sample":
+        raise Refusal("data=sample is the embedded sample: choose another name with --data")
     if not root.is_dir():
         raise Refusal(
             f"there is no folder {root}: unpack the competition's files, and name the folder that they are in"
@@ -79,7 +81,7 @@ def write(found: Findings) -> list[Path]:
                 f"{text}Add --data <another name> to write a configuration of that name, or delete what is obsolete"
             )
         print(f"\n{text}")
-        if input("Replace these values? [y/N] ").strip().casefold() not in ("y", "yes"):
+        if ask_for("Replace these values? [y/N] ").casefold() not in ("y", "yes"):
             raise Refusal("nothing was written")
     header = [f"Found by python prepare.py --discover {found.root}"]
     header += [f"  {what}: {text}" for what, text in found.lines]

@@ -106,7 +106,7 @@ class Survey:
         others, example = Counter[str](), dict[str, str]()
         away = {path.resolve() for path in skipped}
         with progress_bar("Listing files") as show:
-            for folder, folders, names in os.walk(root, followlinks=True):
+            for folder, folders, names in os.walk(root):
                 inside = [n for n in folders if not n.startswith(".") and n.casefold() not in NO_DATA]
                 folders[:] = sorted(n for n in inside if (Path(folder) / n).resolve() not in away)
                 start = Path(folder).relative_to(root).as_posix()

@@ -48,7 +48,7 @@ class Findings:
         print(f"\n{question}")
         for number, option in enumerate(options, 1):
             print(f"  {number}  {option}{'  (Enter)' if option == usual else ''}")
-        while (answer := input("number: ").strip()) and not (answer.isdecimal() and 0 < int(answer) <= len(options)):
+        while (answer := ask_for("number: ")) and not (answer.isdecimal() and 0 < int(answer) <= len(options)):
             print(f"a number from 1 to {len(options)}, or nothing to decide later")
         if answer:
             return options[int(answer) - 1]
@@ -71,6 +71,14 @@ class Findings:
                 f"the competition's metric is in no file: {meaning.metric} was taken. For another one change the "
                 "line of /metric (python train.py --help lists them)"
             )
+
+
+def ask_for(prompt: str) -> str:
+    """What is typed; "" if the input ends."""
+    try:
+        return input(prompt).strip()
+    except EOFError:
+        return ""
 
 
 def project_choices() -> tuple[str, str]:

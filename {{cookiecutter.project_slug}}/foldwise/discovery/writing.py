@@ -45,7 +45,10 @@ def fill_in(name: str, settings: Mapping[str, Any], choices: Mapping[str, str], 
             )
         text = text[: found.start()] + line + ("  " + found[2].lstrip() if found[2] else "") + text[found.end() :]
     defaults = [f"  - override /{group}@_global_.{group}: {choice}" for group, choice in choices.items()]
-    lines = [*(f"# {line}".rstrip() for line in header), *(["defaults:", *defaults] if defaults else [])]
+    lines = [
+        *(f"# {line}".rstrip() for entry in header for line in entry.split("\n")),
+        *(["defaults:", *defaults] if defaults else []),
+    ]
     text = "\n".join([*lines, "", text])
     written = yaml.safe_load(text)
     for key, value in settings.items():
