@@ -185,8 +185,8 @@ def first_place(run: Run, repository: Path, weights: Path) -> None:
     run("train.py", "experiment=primatrix/frames", "experiment_name=first/lite0", *network, *SMALL)
     (source,) = runs_of(repository, ["lite0"], "first")
     run("predict.py", source, "--workers", 0)
-    units = ["--methods", "boosting", "network", "--unit-inputs", "quantiles:8", "--out", "ensembles/first"]
-    print(run("ensemble.py", source, *units))
+    units = ["--methods", "boosting", "network", "--use", "network", "--unit-inputs", "quantiles:8"]
+    print(run("ensemble.py", source, *units, "--out", "ensembles/first"))
     print(run("submit.py", "make", "ensembles/first", *SAMPLE, "first.csv"))
 
 

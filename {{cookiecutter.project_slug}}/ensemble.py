@@ -64,7 +64,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         type=_chunks,
         default=0,
         metavar="quantiles:N",
-        help="stacking gets units: of each class the sorted predictions of a unit's pictures, as N means",
+        help="stacking gets units: of each class the sorted predictions of a unit's pictures, as N means; then one "
+        "source is enough",
     )
     parser.add_argument(
         "--strict", action="store_true", help="also score each fold with a method that was chosen and fitted without it"

@@ -79,7 +79,7 @@ def ensemble(
     """
     check_new(out)
     sources = find_sources(folders, oof, test)
-    names = check_sources(sources, least=1 if features else 2)
+    names = check_sources(sources, least=1 if features or unit_inputs else 2)
     truth = read_ground_truth(sources[0].folder, data, overrides)
     count, least = len(truth.scored_folds), 3 if strict else 2
     if count < least:
