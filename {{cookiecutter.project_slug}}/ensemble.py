@@ -11,8 +11,9 @@ examples:
 
 The output can be used like a run: by evaluate.py, submit.py, and ensemble.py again.
 
-Stacking fits one model per class and fold. For 48 sources of 40,000 rows, 17 classes and 10 folds, two cores need about
-a minute each for linear and logistic, and 4 minutes for boosting; --strict multiplies that by half the number of folds.
+Stacking fits one model per class and fold, or one network per fold. For 48 sources of 40,000 rows, 17 classes and 10
+folds, two cores need about a minute each for linear and logistic, and 4 minutes for boosting; one core needs about a
+minute a fold for network. --strict multiplies that by half the number of folds.
 """
 
 import argparse

@@ -322,6 +322,12 @@ def test_what_cannot_be_bundled_is_refused_and_leaves_nothing(tmp_path, runs, bu
     stack = tmp_path / "stack"
     stack.mkdir()
     (stack / "ensemble.json").write_text(json.dumps({"method": "logistic", "weights": None, "sources": []}))
+    above = tmp_path / "above"
+    above.mkdir()
+    source = {"folder": str(stack), "oof": str(stack / "oof")}
+    made = {"method": "network", "weights": None, "folds": [0, 1], "sources": [source], "features": []}
+    (above / "ensemble.json").write_text(json.dumps(made))
+    (above / "stack.json").write_text("{}")
     drawn = shutil.copytree(runs[0], tmp_path / "drawn")
     header = json.loads((drawn / "oof" / "predictions.json").read_text())
     (drawn / "oof" / "predictions.json").write_text(
@@ -330,6 +336,7 @@ def test_what_cannot_be_bundled_is_refused_and_leaves_nothing(tmp_path, runs, bu
     out = tmp_path / "out"
     for arguments, message in (
         ([stack], "uses stacking (logistic), but has no stack.json with the fitted models"),
+        ([above], f"stacks the ensemble {stack}: make one of runs"),
         ([stack, runs[0]], "combine all sources with ensemble.py"),
         ([drawn], "random draws"),
         ([tmp_path], "is not a run"),
