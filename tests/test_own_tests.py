@@ -38,8 +38,8 @@ def test_they_pass_for_each_example(choices: list[str], repository: Path) -> Non
 
 
 READ = "read_image(rows.path(item.rows[0]), self.mode)"
-LOSS, NET = 'self.loss(outputs["logits"], batch["target"], batch["weight"])', 'self.net(batch["image"])'
-RETURN, HOOK = '        return {"logits": self.net(batch["image"])}', "    def losses(self"
+LOSS, NET = 'self.loss(outputs["logits"], batch["target"], batch["weight"])', '{"logits": logits,'
+RETURN, HOOK = f"        return {NET}", "    def losses(self"
 DIFFERENCE = "np.abs(solution - submission.loc[solution.index])"
 # By what breaks: the file, its text, and what takes its place.
 BUGS = {
@@ -62,10 +62,11 @@ BUGS = {
     "phases are not applied": ("module", HOOK, f"    def on_train_epoch_start(self):\n        pass\n\n{HOOK}"),
     "steps are not seeded": ("module", HOOK, f"    def on_train_batch_start(self, *_):\n        pass\n\n{HOOK}"),
     "batch norm in training mode": ("networks", RETURN, f"        self.net.train()\n{RETURN}"),
-    "a mean over the batch": ("networks", NET, f"{NET} - {NET}.mean(0)"),
-    "another forward in eval mode": ("networks", NET, f"{NET} * (1 if self.training else -1)"),
+    "a mean over the batch": ("networks", NET, '{"logits": logits - logits.mean(0),'),
+    "another forward in eval mode": ("networks", NET, '{"logits": logits * (1 if self.training else -1),'),
     "not saved": (
-        "networks", RETURN, f"        self.seen = getattr(self, 'seen', 0) + 0.05\n{RETURN[:-1]} * (1 + self.seen)}}"
+        "networks", RETURN,
+        "        self.seen = getattr(self, 'seen', 0) + 0.05\n        return {\"logits\": logits * (1 + self.seen),",
     ),
     "a score that is a loss": ("metric", "float(1 - ", "float("),
     "rows are left out": ("metric", DIFFERENCE, f"{DIFFERENCE}[: len(solution) * 2 // 3]"),
