@@ -401,9 +401,10 @@ def test_changes_of_the_owner_are_kept(tmp_path: Path, clean: None):
     path.write_text(text.replace("fit: stretch ", "fit: crop ").replace("  group: null ", "  group: label "))
     with pytest.raises(Refusal, match="columns.group: label, which would become null"):
         run(tmp_path)
-    path.write_text(text.replace("fit: stretch ", "fit: crop "))
+    path.write_text(text.replace("fit: stretch ", "fit: crop ").replace("  weight: null ", "  weight: label "))
     run(tmp_path)
-    assert yaml.safe_load(path.read_text())["fit"] == "crop"
+    config = yaml.safe_load(path.read_text())
+    assert config["fit"] == "crop" and config["columns"]["weight"] == "label"
     rows = Path(f"data/{NAME}/tables/train.csv")
     rows.write_text(rows.read_text().replace(",0,", ",1,"))
     with pytest.raises(Refusal, match=r"train\.csv has other rows"):

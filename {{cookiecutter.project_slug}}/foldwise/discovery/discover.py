@@ -27,6 +27,7 @@ from foldwise.discovery.tables import (
 from foldwise.errors import Refusal
 from foldwise.settings import OWNER
 
+UNSEEN = ("columns.unit", "columns.weight", "columns.fold")  # nothing tells these: those of a file are kept
 ARCHIVES = (".zip", ".tar", ".gz", ".7z", ".rar", ".tgz", ".bz2", ".xz")
 
 
@@ -70,9 +71,10 @@ def discover(root: Path, name: str) -> Findings:
 
 def write(found: Findings) -> list[Path]:
     """Write the configuration and its tables; values that its owner changed are refused, on a terminal asked about."""
-    changed = writing.conflicts(found.name, found.settings, found.choices)
-    changed += [f"{path} has other rows" for path, frame in found.tables.items() if writing.differs(path, frame)]
     path = writing.path_of(found.name)
+    settings = {key: value for key, value in found.settings.items() if key not in UNSEEN or not path.is_file()}
+    changed = writing.conflicts(found.name, settings, found.choices)
+    changed += [f"{path} has other rows" for path, frame in found.tables.items() if writing.differs(path, frame)]
     if changed:
         lines = "\n".join(f"  {line}" for line in changed)
         text = f"{path.relative_to(OWNER.parent)} has been changed and is not overwritten:\n{lines}\n"
@@ -86,7 +88,7 @@ def write(found: Findings) -> list[Path]:
     header = [f"Found by python prepare.py --discover {found.root}"]
     header += [f"  {what}: {text}" for what, text in found.lines]
     header += ["", "Not decided:"] * bool(found.doubts) + [f"  {doubt}" for doubt in found.doubts]
-    text = writing.fill_in(found.name, found.settings, found.choices, header)
+    text = writing.fill_in(found.name, settings, found.choices, header)
     writing.write(found.name, text, found.tables)
     return [path.relative_to(OWNER.parent), *found.tables]
 
@@ -183,16 +185,16 @@ def _describe_sample(sample: Found) -> str:
     cells = text_column(sample.frame[values[0]])
     tokens = cells.str.split().str.len()
     if len(values) > 1:
-        kind = f"{len(values)} columns of values (format columns)"
+        kind = f"{len(values)} columns of values (submit.py --format columns)"
     elif (cells == "").all():
         kind = f"{values[0]}, which is empty"
     elif cells.map(lambda cell: RUNS.fullmatch(cell) is not None).all() and tokens.max() > 1:
-        kind = f"{values[0]}, run-length codes (format rle)"
+        kind = f"{values[0]}, run-length codes (submit.py --format rle)"
     elif cells.str.fullmatch(r"-?\d*\.\d+").any():
-        kind = f"{values[0]}, a number (format columns)"
+        kind = f"{values[0]}, a number (submit.py --format columns)"
     else:
         ranked = tokens.min() == tokens.max() > 2
-        kind = f"{values[0]}, such as {cells.iat[0][:40]!r} (format {'ranking' if ranked else 'labels'})"
+        kind = f"{values[0]}, such as {cells.iat[0][:40]!r} (submit.py --format {'ranking' if ranked else 'labels'})"
     key = next(name for name in sample.frame if name not in values)
     return f"ids in {key}; {kind}"
 

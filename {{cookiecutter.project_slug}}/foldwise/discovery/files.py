@@ -72,10 +72,6 @@ class Link:
     rivals: tuple[str, ...] = ()
 
     @property
-    def share(self) -> float:
-        return sum(path != "" for path in self.found) / max(1, len(self.found))
-
-    @property
     def folders(self) -> Counter[str]:
         return Counter(parent(path) for path in self.found if path)
 

@@ -64,7 +64,9 @@ class Findings:
             self.choices |= {"task": name, "metric": meaning.metric}
         if masks == "overlapping":
             self.choices |= {"task": name, "metric": meaning.metric, "loss": "bce_dice"}
-        changed = "" if name == own_task else f"; configs/project.yaml has {own_task}"
+        changed = (
+            "" if name == own_task else f" (configs/project.yaml has {own_task}; the file's first lines change it)"
+        )
         self.say("task", f"{name}, {why}{changed}")
         if self.choices.get("metric") not in (None, own_metric):
             self.doubts.append(
