@@ -567,6 +567,17 @@ def targets_are(column: str) -> Callable[[Trained, Trained], None]:
     return check
 
 
+def crops_are(height: int, width: int) -> Callable[[Trained, Trained], None]:
+    """Of that size as prediction reads them, and trained on."""
+
+    def check(before: Trained, after: Trained) -> None:
+        assert (before.prepared.scan[["height", "width"]] == [18, 16]).all(axis=None)
+        assert (after.prepared.scan[["height", "width"]] == [height, width]).all(axis=None)
+        assert differs(before, after)
+
+    return check
+
+
 FLIP = "[{_target_:albumentations.HorizontalFlip,p:1.0}]"
 TWO = "phases=frozen_warmup epochs=4 phases.head.share=1 phases.train.share=1"
 PSEUDO = "data.pseudo=WORLD/pseudo.csv data.pseudo_share=0.5"
@@ -578,6 +589,7 @@ UNITS = (
     "data.mode=rgb data.columns.fold=null samples._target_=foldwise.data.units.Units +samples.unit=thing "
     "+samples.frames=1 model._target_=foldwise.models.pooled.PooledNetwork model.library=null +model.pool=mean"
 )
+CROP = "data.mode=rgb +samples.crop={box:[x0,y0,x1,y1]}"
 WHOLE = "data.columns.target=whole_mask"  # nothing is ignored
 
 SETTINGS: dict[str, Changes | Same] = {
@@ -615,6 +627,14 @@ SETTINGS: dict[str, Changes | Same] = {
         ensures(lambda a, b: same_weights(a, b) and b.spec["samples"]["_target_"] == "foldwise.data.samples:Samples"),
     ),
     "samples.mode": Same("the default is data.mode"),
+    "samples.crop.box": Changes("samples.crop.box=[left,y0,x1,y1]", crops_are(18, 12), CROP),
+    "samples.crop.margin": Changes("+samples.crop.margin=0.125", crops_are(24, 20), CROP),
+    "samples.crop.square": Changes("+samples.crop.square=true", crops_are(18, 18), CROP),
+    "samples.crop.jitter": Changes(
+        "+samples.crop.jitter=0.5",
+        ensures(lambda a, b: differs(a, b) and b.prepared.scan["width"].eq(16).all()),
+        CROP,
+    ),
     "data.sampling._target_": Same("test_retrieval draws identities"),
     "data.sampling.images": Changes("data.sampling.images=1", ensures(lambda a, b: a.ids != b.ids), WHO, "retrieval"),
     "loss.scale": Changes("loss.scale=5", ensures(differs), WHO, "retrieval"),  # by formula: test_retrieval

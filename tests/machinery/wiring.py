@@ -40,6 +40,7 @@ def write_world(root: Path) -> Path:
         weight=rng.integers(1, 9, len(table)) / 4,
         site=[f"site{row // 3}" for row in places],
         thing=[f"thing{row // 2}-{label}" for row, label in zip(places, table["label"], strict=True)],
+        **{"x0": 4, "y0": 6, "x1": 20, "y1": 24, "left": 8},
         part=(table.groupby("label").cumcount() + (table["label"] == "red")) % 2,
     )
     table = table.assign(whole_mask=table["mask"], tags=table["labels"].str.replace(" ", "|"))
