@@ -11,7 +11,7 @@ from foldwise.data.formats import describe_file
 from foldwise.data.problems import some
 from foldwise.data.run_lengths import RUNS
 from foldwise.discovery import pixels, writing
-from foldwise.discovery.files import Survey, is_mask, split_of, stem
+from foldwise.discovery.files import TRAIN, Survey, is_mask, split_of, stem, words
 from foldwise.discovery.findings import TABLES, Findings, Rows, ask_for
 from foldwise.discovery.from_folders import rows_of_folders
 from foldwise.discovery.from_table import rows_of_table
@@ -48,12 +48,15 @@ def discover(root: Path, name: str) -> Findings:
     found.settings |= writing.shipped(name) | {"root": inside.as_posix(), "test_table": None}
     tables, problems = read_tables(survey)
     train = choose_train(tables)
-    if train is None and problems:
+    if train is None and any(TRAIN & set(words(problem.partition(":")[0])) for problem in problems):
         raise Refusal("\n".join(problems))
     found.doubts += [f"a table that cannot be read: {problem}" for problem in problems]
     sample, test = choose_sample(tables, train), choose_test(tables, train)
     if train is None:
-        rows = rows_of_folders(found, survey, tables)
+        try:
+            rows = rows_of_folders(found, survey, tables)
+        except Refusal as error:
+            raise Refusal("\n".join([str(error), *problems])) from error
     else:
         rows = rows_of_table(found, survey, tables, train, test, sample)
     found.settings |= {"columns.id": rows.id, "columns.image": rows.image}

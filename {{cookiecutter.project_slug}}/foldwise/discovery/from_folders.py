@@ -71,6 +71,8 @@ def _hint(survey: Survey, tables: Sequence[Found]) -> str:
         for name in table.frame:
             cells = [cell for cell in text_column(table.frame[name]).iloc[:TRIED] if len(cell) > 3]
             found = sum(bool(survey.find(cell)[0]) for cell in cells)
+            if cells and found == len(cells):
+                return f"; column {name} of {table.path} leads to them, but no other column could be the target"
             if found > len(cells) / 5:
                 return f"; {found} of {len(cells)} cells of {name} in {table.path} lead to one: are files missing?"
             names = [stems[place] for cell in cells if (place := bisect_left(stems, cell)) < len(stems)]

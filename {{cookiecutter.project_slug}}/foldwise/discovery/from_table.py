@@ -6,6 +6,7 @@ import pandas as pd
 
 from foldwise.data.cells import text_column
 from foldwise.data.problems import some
+from foldwise.data.table import MISSING
 from foldwise.data.targets import as_numbers
 from foldwise.discovery import pixels
 from foldwise.discovery.files import NEARLY, TEST, TRAIN, VALIDATION, Link, Survey, is_mask, parent, stem, words
@@ -17,6 +18,7 @@ from foldwise.discovery.targets import CLASS, TARGET, Target, box_columns, choos
 from foldwise.errors import Refusal
 
 NO_TARGET = ("width", "height", "fold", "kfold", "split")
+NAMED = ("class", "grade", "individual")  # targets that no row may lack
 EMPTY_CODES = ("-1", "1 0", "0", "nan")  # how competitions write an empty mask
 
 
@@ -53,6 +55,8 @@ def rows_of_table(
         rows, target = _runs(found, survey, rows, target, key, of_class)
     elif repeated:
         rows, target = _join_rows(rows, target, train.path)
+    if empty := sum(text_column(rows.frame[target.columns[0]]).isin(MISSING)) if target.kind in NAMED else 0:
+        found.doubts.append(f"what the {empty:,} rows without a {target.columns[0]} are: fill them in, or delete them")
     if others and target.kind != "files":
         found.doubts.append(f"{some(others, 8)} could be the target as well: write in columns target: <name>")
     for name in rows.frame:

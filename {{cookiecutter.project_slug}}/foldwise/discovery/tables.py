@@ -11,6 +11,7 @@ import pandas as pd
 from foldwise.data.cells import text_column
 from foldwise.data.problems import TableError
 from foldwise.data.table_file import find_separator, read_file
+from foldwise.data.targets import LISTS
 from foldwise.discovery.files import MASK, TEST, TRAIN, VALIDATION, Link, Survey, is_mask, words
 
 SAMPLE = {"sample", "submission", "submit", "example", "benchmark"}
@@ -79,7 +80,8 @@ def _read(survey: Survey, path: str) -> tuple[pd.DataFrame, str]:
     if path.endswith(".json"):
         return _read_coco(file), "in COCO's form"
     if path.endswith(".parquet"):
-        return read_file(file).reset_index(drop=True), ""
+        frame = read_file(file).reset_index(drop=True)
+        return frame.map(lambda cell: "|".join(map(str, cell)) if isinstance(cell, LISTS) else cell), ""
     header = _first_line(file)
     separator = find_separator(header)
     separator = r"\s+" if separator not in header and path.endswith(".txt") else separator

@@ -11,7 +11,7 @@ import pandas as pd
 from foldwise.data.cells import text_column
 from foldwise.data.run_lengths import RUNS
 from foldwise.data.table import MISSING
-from foldwise.data.targets import LISTS, NEARLY_ALL, NUMBER, SEPARATORS, split_cells
+from foldwise.data.targets import NEARLY_ALL, NUMBER, SEPARATORS, split_cells
 from foldwise.discovery.files import words
 
 # Words in names of columns.
@@ -101,10 +101,8 @@ def judge(frame: pd.DataFrame, columns: Sequence[str], answers: pd.DataFrame) ->
     if len(columns) > 1:
         return _several(frame, columns)
     name = columns[0]
-    column, known = frame[name], set(words(name))
-    if column.map(lambda cell: isinstance(cell, LISTS)).any():
-        return Target((name,), "labels", f"{name} holds lists")
-    cells = text_column(column)
+    known = set(words(name))
+    cells = text_column(frame[name])
     filled = cells[~cells.isin(MISSING)]
     distinct = Counter(filled)
     if _are_runs(filled):
