@@ -37,14 +37,14 @@ def test_they_pass_for_each_example(choices: list[str], repository: Path) -> Non
     assert re.search(r"\d+ passed", printed)
 
 
-READ = "read_image(rows.path(item.rows[0]), self.mode)"
+READ = "self.read_image(rows, item.rows[0], rng)"
 LOSS, NET = 'self.loss(outputs["logits"], batch["target"], batch["weight"])', '{"logits": logits,'
 RETURN, HOOK = f"        return {NET}", "    def losses(self"
 DIFFERENCE = "np.abs(solution - submission.loc[solution.index])"
 # By what breaks: the file, its text, and what takes its place.
 BUGS = {
     "channels are swapped": ("samples", READ, f"np.ascontiguousarray({READ}[:, :, ::-1])"),
-    "another row is read": ("samples", "rows.path(item.rows[0])", "rows.path(0)"),
+    "another row is read": ("samples", READ, READ.replace("item.rows[0]", "0")),
     "items count rows otherwise": ("samples", "Item(id, (row,))", "Item(id, (len(rows) - 1 - row,))"),
     "a file is not declared": ("samples", "[rows.path(row) for row in item.rows]", "[rows.path(0)]"),
     "training reads darker images": ("samples", READ, f"{READ} // (1 if rng is None else 2)"),
