@@ -21,7 +21,7 @@ from foldwise.models.module import TrainingModule
 from foldwise.models.network import Batch
 from foldwise.models.networks import loaded_share
 from foldwise.models.normalized import set_trainable
-from foldwise.preflight.subject import Subject, ideal_outputs
+from foldwise.preflight.subject import Subject, forgetting, ideal_outputs
 from foldwise.tasks.outputs import Output, activate
 from foldwise.training.trial import ONE_VALUE
 
@@ -59,7 +59,7 @@ def _loss_problems(subject: Subject, training: bool) -> Iterator[str]:
         predicted = dict(first)
         for output in subject.outputs:
             predicted[output.key] = _ideal(output, batch[output.target], subject, wrong, move) + plus
-        with torch.no_grad():
+        with torch.no_grad(), forgetting(module):
             return float(module.losses(predicted, batch if weight is None else batch | {"weight": weight})["loss"])
 
     truth, count = loss(), len(subject.items)
@@ -83,7 +83,6 @@ def _loss_problems(subject: Subject, training: bool) -> Iterator[str]:
     maps = any(output.meaning.kind == "maps" for output in subject.outputs)
     if maps and not all(loss(move=move) > truth for move in SHIFTS):
         yield f"in {mode}, the loss is no higher if the masks are predicted flipped or moved"
-    module = subject.module().train(training)  # `losses` may remember samples
     half = torch.arange(count, device=subject.device) < count // 2
     wrong = list(range(count // 2))
     heavy, light = (torch.where(half, *pair) for pair in ((1.9, 0.1), (0.1, 1.9)))

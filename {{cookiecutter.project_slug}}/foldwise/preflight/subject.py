@@ -2,7 +2,8 @@
 
 import copy
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -163,7 +164,8 @@ def _learn(module: TrainingModule, batch: Batch, lr: float, enough: float) -> li
     """Losses of the steps, until they are below `enough` times the first."""
     optimizer, losses = torch.optim.Adam(module.network.parameters(), lr=lr), list[float]()
     while len(losses) < 100 and (len(losses) < 5 or max(losses[-3:]) > enough * losses[0]):
-        loss = loss_of(module.training_step(dict(batch), len(losses)))
+        with forgetting(module):
+            loss = loss_of(module.training_step(dict(batch), len(losses)))
         losses.append(float(loss.detach()))
         if not np.isfinite(losses[-1]) or not loss.requires_grad:
             break
@@ -171,6 +173,16 @@ def _learn(module: TrainingModule, batch: Batch, lr: float, enough: float) -> li
         loss.backward()
         optimizer.step()
     return losses
+
+
+@contextmanager
+def forgetting(module: TrainingModule) -> Iterator[None]:
+    """Undo what `losses` remembers in buffers, such as targets that it changes."""
+    buffers = [buffer for name, buffer in module.named_buffers() if not name.startswith("network.")]
+    before = [buffer.clone() for buffer in buffers]
+    yield
+    for buffer, value in zip(buffers, before, strict=True):
+        buffer.data = value
 
 
 def loss_of(result: Any) -> Tensor:
