@@ -65,7 +65,7 @@ def fly(
     warnings.simplefilter("ignore")
     begun = time.perf_counter()
     subject = Subject(config, prepared, parts[0], code)
-    checks = (*READING, *LEARNING, *([check_shuffled] if config["preflight"] == "full" else []))
+    checks = (*READING, *LEARNING, *([check_shuffled] if config.get("preflight", "new") == "full" else []))
     problems = [problem for check in checks for problem in check(subject)]
     sheet = draw_sheet(subject)
     if problems:

@@ -78,9 +78,10 @@ def _lead(
     team.send(identity=plan.identity)
     team.barrier()
     pictures, run = {"plan.png": plan.picture}, find_run(config, plan.identity, runs)
-    if config["preflight"] != "new" or not (run / "identity.json").exists():
+    asked = config.get("preflight", "new")  # an older configs/train.yaml lacks it
+    if asked != "new" or not (run / "identity.json").exists():
         pictures |= _check(context, plan, code, runs)
-    if config["preflight"] in (True, "full"):
+    if asked in (True, "full"):
         team.send(run=str(run))
         return run
     with lock(runs / ".lock"):  # jobs that start together share one folder
@@ -104,7 +105,7 @@ def _check(context: "Context", plan: Plan, code: Code, runs: Path) -> dict[str, 
 
     Raises a Refusal that lists all failures. The picture is then in `runs`, as if nothing else was asked for.
     """
-    asked = plan.config["preflight"]
+    asked = plan.config.get("preflight", "new")
     if asked is False:
         return {}
     console.print("checks before the first fold (preflight)")

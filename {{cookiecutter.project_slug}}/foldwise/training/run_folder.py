@@ -73,7 +73,7 @@ def resumed_config(config: Mapping[str, Any]) -> dict[str, Any]:
     read_identity(run)
     own = ("run", "fold", "fold_workers", "preflight")
     console.print(f"{run} resumes with its config.yaml; of this command line only {'=, '.join(own)}= count")
-    return read_config(run) | {name: config[name] for name in own}
+    return read_config(run) | {name: config[name] for name in own if name in config}
 
 
 def describe_changes(old: Path, new: Path) -> list[str]:
