@@ -2,7 +2,7 @@
 
 examples:
   python bundle.py runs/finetune_cnn-1a2b3c4d --out bundle --oof oof-flips
-  python bundle.py runs/a-* runs/b-* --out bundle --half --budget-mb 500 --sample data/competition/sample_submission.csv
+  python bundle.py runs/a-* runs/b-* --out bundle --half --budget-mb 500 --sample ~/Downloads/some-competition/sample_submission.csv
   python bundle.py ensembles/first --out bundle --wheels host.txt
   python bundle.py runs/unet-5e6f7a8b --out bundle --presence runs/unet-5e6f7a8b/outputs/presence
   python bundle.py bundle --rehearse --table data/competition/train.csv --rows 5000 --hidden 50000

@@ -1,7 +1,7 @@
 """Post-process, write a submission, and record it.
 
 examples:
-  python submit.py make runs/baseline-1a2b3c4d --sample data/competition/sample_submission.csv
+  python submit.py make runs/baseline-1a2b3c4d --sample ~/Downloads/some-competition/sample_submission.csv
   python submit.py make runs/ensemble --test test-d4 --oof oof-d4 --decision platt+expected-f --out submissions/bold.csv
   python submit.py make runs/unet-5e6f7a8b --format rle --classes car road --row-id "{id}_{index}"
   python submit.py make runs/unet-5e6f7a8b --presence runs/unet-5e6f7a8b/outputs/presence
@@ -64,7 +64,7 @@ def make_file(options: argparse.Namespace) -> None:
     error of the best is used. With --sample, the file is checked against the sample submission before it is written.
 
     examples:
-      python submit.py make runs/baseline-1a2b3c4d --sample data/competition/sample_submission.csv
+      python submit.py make runs/baseline-1a2b3c4d --sample ~/Downloads/some-competition/sample_submission.csv
       python submit.py make runs/baseline-1a2b3c4d --exclusive clear cloudy haze --exclusive day night
       python submit.py make team/anna --data competition --set metric=f_beta --decision one-threshold
     """

@@ -162,6 +162,15 @@ def test_a_command_shows_the_traceback_of_a_bug(error, capsys):
     assert said.endswith("\nThis is a bug, in solution/ or in foldwise/. The rest is kept.\n")
 
 
+def test_a_python_that_is_not_the_environments_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / ".venv").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop, exit_on_error():
+        raise ModuleNotFoundError("No module named 'hydra'", name="hydra")
+    sentence = f"error: {sys.executable} has no hydra: source .venv/bin/activate, then run the same command\n"
+    assert (stop.value.code, capsys.readouterr().err) == (2, sentence)
+
+
 # A command with a server of its own; in the folder are the modules that the server imports before it forks.
 SERVED = """
 import sys

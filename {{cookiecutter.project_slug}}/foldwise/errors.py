@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 # Errors in data loader workers arrive as the text of a traceback; only its end is for the user.
@@ -70,6 +71,8 @@ def explain(error: BaseException) -> str | None:
         return f"a DataLoader worker ended while it handed over a batch ({text or type(error).__name__}): {advice}"
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename or 'a file'} cannot be read or written ({error.strerror or text})"
+    if isinstance(error, ModuleNotFoundError) and Path(".venv").is_dir() and not Path(".venv").samefile(sys.prefix):
+        return f"{sys.executable} has no {error.name}: source .venv/bin/activate, then run the same command"
     name = type(error).__name__  # by name, to avoid importing torch and safetensors
     if name == "SafetensorError":
         return f"the weights cannot be written ({text})"

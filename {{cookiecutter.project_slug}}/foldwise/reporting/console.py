@@ -175,8 +175,8 @@ def _subgroup_table(title: str, rows: pd.DataFrame, evaluation: "Evaluation") ->
 def _difference_table(what: str, rows: pd.DataFrame) -> Table:
     several = rows["pairs"].iat[0] > 1
     over = ["95 % over images", *([f"95 % over {rows['pairs'].iat[0]} seeds"] if several else [])]
-    table = make_table(what, ["metric"], ["first", "second", "difference", *over], overflow="fold")
-    table.add_column("first is", overflow="fold")
+    table = make_table(what, ["metric"], ["left", "right", "difference", *over], overflow="fold")
+    table.add_column("left is", overflow="fold")
     for row in rows.itertuples():
         difference = f"{row.difference:+.4f}" + (f" ± {row.error:.4f}" if several else "")
         intervals = [format_interval(row.low, row.high)]

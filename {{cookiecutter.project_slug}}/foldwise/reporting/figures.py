@@ -80,10 +80,11 @@ def learning_curves(history: Mapping[int, pd.DataFrame], metric: str = "score") 
         _line(rates, frame, "lr", color=color)
     losses.set_title("loss: training dashed, validation solid")
     scores.set_title(f"{metric} (validation, no TTA)")
-    rates.set_title("learning rate")
+    rates.set_title("learning rate at the end of an epoch")
     scores.legend(fontsize=8, ncols=1 + len(history) // 8)
     for axis in (losses, scores, rates):
         axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     return figure
 
@@ -196,6 +197,7 @@ def reliability(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]])
     upper.set(ylabel="share that is correct", xlim=(0, 1), ylim=(0, 1), title=title)
     upper.legend(fontsize=8)
     lower.set(xlabel="probability", ylabel="share of predictions", yscale="log")
+    lower.tick_params(axis="y", which="minor", labelleft=False)
     return figure
 
 

@@ -131,7 +131,7 @@ def describe_choice(path: Path) -> list[str]:
     frame = _read_filled(path)
     same = comparable(frame)
     final = final_two(same)
-    lines = [f"{len(same)} submissions with {frame['metric'].iloc[-1]} on the folds {frame['folds'].iloc[-1]}"]
+    lines = [f"submissions     {len(same)}, with {frame['metric'].iloc[-1]} on the folds {frame['folds'].iloc[-1]}"]
     if len(same) < len(frame):
         lines.append(f"{len(frame) - len(same)} others are left out: they have another metric or other folds")
     lines.append(f"best            {_describe(final.best)}")
