@@ -2,10 +2,11 @@
 
 examples:
   python bundle.py runs/finetune_cnn-1a2b3c4d --out bundle --oof oof-flips
-  python bundle.py runs/a-* runs/b-* --out bundle --half --budget-mb 500 --sample ~/Downloads/some-competition/sample_submission.csv
+  python bundle.py runs/a-* runs/b-* --out bundle --half --budget-mb 500 \\
+      --sample ~/Downloads/some-competition/sample_submission.csv
   python bundle.py ensembles/first --out bundle --wheels host.txt
   python bundle.py runs/unet-5e6f7a8b --out bundle --presence runs/unet-5e6f7a8b/outputs/presence
-  python bundle.py bundle --rehearse --table data/competition/train.csv --rows 5000 --hidden 50000
+  python bundle.py bundle --rehearse --table data/competition/tables/train.csv --rows 5000 --hidden 50000
 
 Upload the folder as a data set; its notebook.ipynb runs infer.py. Rehearse it first: the host does not explain errors.
 """

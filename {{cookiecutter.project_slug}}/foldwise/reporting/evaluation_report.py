@@ -38,7 +38,7 @@ def write_evaluation(path: Path, evaluation: Evaluation, importance: pd.DataFram
     overall = scores[scores["column"] == ""]
     parts = [_summary(evaluation), "<h2>Scores</h2>", _table(overall.drop(columns=["column", "value"]))]
     if len(evaluation.differences):
-        differences = evaluation.differences.dropna(axis="columns", how="all")  # of one pair there is nothing over seeds
+        differences = evaluation.differences.dropna(axis="columns", how="all")  # one pair: no seeds
         differences = differences.rename(columns={"what": "left − right", "first": "left", "second": "right"})
         parts += ["<h2>Differences</h2>", _table(differences)]
         if (evaluation.differences["pairs"] == 1).any():
