@@ -537,6 +537,31 @@ def test_a_folder_that_cannot_be_read_is_refused_with_the_reason(tmp_path: Path,
         (masks, "no folder is a class"),
         (tmp_path / "none", "there is no folder"),
         (tmp_path / "broken", r"places\.csv: line 2 is not UTF-8"),
+        (Path(), "is this repository or holds it"),
+        (Path.cwd().parent, "is this repository or holds it"),
     ):
         with pytest.raises(Refusal, match=reason):
             discover(folder, NAME)
+    for name in ("", "../made", "made.yaml", "a b"):
+        with pytest.raises(Refusal, match="is no name of letters"):
+            discover(boxes, name)
+
+
+def test_what_no_setting_or_target_can_be_read_from_is_named(tmp_path: Path, clean: None):
+    cassava(tmp_path)
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    run(tmp_path)
+    path = writing.path_of(NAME)
+    text = path.read_text()
+    for broken, reason in (
+        ("name: [made", "cannot be read as YAML: .* line 1"),
+        ("- name", "has no settings"),
+        (f"defaults: [mine]\n{text}", "defaults: {mine: null}, which would become"),
+    ):
+        path.write_text(broken)
+        with pytest.raises(Refusal, match=reason):
+            run(tmp_path)
+        assert path.read_text() == broken
+    rows = pd.read_csv(tmp_path / "train.csv").assign(label="a")
+    rows.to_csv(tmp_path / "train.csv", index=False)
+    assert any("no column of train.csv can be the target" in doubt for doubt in discover(tmp_path, NAME).doubts)

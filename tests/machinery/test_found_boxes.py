@@ -9,6 +9,7 @@ from pseudo_world import LABELLED, UNLABELLED, begin_run, write_world
 from scipy import ndimage
 from tiny import CLASSES, prepare_tiny, tiny_config
 
+from foldwise.config import read_config
 from foldwise.data.boxes import BOX
 from foldwise.errors import Refusal
 from foldwise.predictions.found_boxes import Finder, write_boxes, write_data_config
@@ -104,7 +105,8 @@ def test_a_row_per_component_has_its_true_class(world):
 def test_found_boxes_train_in_their_own_folds_alone(world, tmp_path):
     root, run = world
     boxes = write_boxes(run, root / "parts.csv", Finder("components", tuple(CLASSES)))
-    settings = yaml.safe_load(write_data_config("competition", tmp_path, boxes, components=True).read_text())
+    path = write_data_config(read_config(run)["data"], tmp_path, boxes, components=True)
+    settings = yaml.safe_load(path.read_text())
     assert settings.pop("defaults") == ["competition", "_self_"]
     crop = "+samples.crop={box: [x0, y0, x1, y1]}"
     config = tiny_config(root, "multiclass", crop)
@@ -119,12 +121,19 @@ def test_found_boxes_train_in_their_own_folds_alone(world, tmp_path):
         prepare_tiny(config)
 
 
-def test_what_no_box_can_be_found_in_is_refused(world):
+def test_what_no_box_can_be_found_in_is_refused(world, command):
     root, run = world
+    code, _, error = command("tools/crop.py", run, "--classes", "blue", "--out", root / "sample.csv")
+    assert code == 2 and "there is a data=sample already" in error and not list(root.glob("sample*"))
     with pytest.raises(Refusal, match="--classes has car; the classes are background, blue"):
         write_boxes(run, root / "boxes.csv", Finder("union", ("car",)))
     with pytest.raises(Refusal, match="nothing was found in 16 images"):
         write_boxes(run, root / "boxes.csv", Finder("components", tuple(CLASSES), least=2000))
+    for threshold in (1.5, float("nan")):
+        with pytest.raises(Refusal, match=f"--threshold {threshold} is no probability"):
+            write_boxes(run, root / "boxes.csv", Finder("union", ("blue",), threshold))
+    with pytest.raises(Refusal, match="--classes has a class twice"):
+        write_boxes(run, root / "boxes.csv", Finder("union", ("blue", "blue")))
     (run / "ensemble.json").write_text("{}")
     with pytest.raises(Refusal, match="is an ensemble"):
         write_boxes(run, root / "boxes.csv", Finder("union", tuple(CLASSES)))

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -282,3 +283,11 @@ def test_the_command(world, command, tmp_path):
     assert (code, error) == (0, "")  # the same probability everywhere
     assert not len(pd.read_csv(tmp_path / "suspect.csv"))
     assert command("tools/label.py", "disagree", runs[0], "--out", tmp_path / "x.csv")[0] == 2
+    config = Path("configs/data/labelled.yaml")
+    config.write_text(f"defaults: [competition, _self_]\nname: labelled\nroot: {root}\ntable: {root}/train.csv\n")
+    try:
+        words = [tmp_path / "uncertain.csv", "--data", "labelled", "--out", tmp_path / "page.html"]
+        code, said, error = command("tools/label.py", "make", *words)
+    finally:
+        config.unlink()
+    assert (code, error) == (0, "") and said.strip().endswith(f"--out {root}/train-2.csv")

@@ -255,6 +255,8 @@ def test_runs_that_do_not_go_together_or_are_none(tmp_path, data):
     bare = make_run(tmp_path / "e", data, folds=(0,), test_table=None)
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "config.yaml").write_text("data: {}")
+    shutil.copytree(tmp_path / "d", tmp_path / "f")
+    (tmp_path / "f" / "ensemble.json").write_text("{}")
     cases = [
         ([run, other], "differ in classes"),
         ([run, table], "differ in test table"),
@@ -263,6 +265,7 @@ def test_runs_that_do_not_go_together_or_are_none(tmp_path, data):
         ([tmp_path / "nothing"], "is not a run"),
         ([data], "is not a run"),
         ([tmp_path / "d"], "has no model yet"),
+        ([tmp_path / "f"], "is an ensemble, which has no models of its own"),
     ]
     for runs, message in cases:
         with pytest.raises(Refusal, match=message):

@@ -161,6 +161,8 @@ def test_what_stacking_cannot_read_is_refused(tmp_path):
         run(world, tmp_path, methods=["linear"], relative_to="labels")
     with pytest.raises(Refusal, match="test.csv has no column fold"):
         run(world, tmp_path, methods=["linear"], relative_to="fold")
+    with pytest.raises(Refusal, match="has its own id, so nothing is relative to it"):
+        run(world, tmp_path, methods=["linear"], relative_to="id")
     with pytest.raises(Refusal, match="--relative-to, --unit-inputs need a stacking method"):
         run(world, tmp_path, relative_to="camera", unit_inputs=8)
     assert CLASSES

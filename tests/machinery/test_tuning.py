@@ -172,6 +172,11 @@ def test_a_space_is_read_with_the_values_of_the_experiment(base):
     [
         ("space: {optimizer.rate: [1, 2]}", "no setting 'optimizer.rate'"),
         ("space: {optimizer.lr: {factor: 1}}", "factor above 1"),
+        ("space: {optimizer.lr: {factor: 0}}", "factor above 1"),
+        ("space: {optimizer.lr: {factor: .nan}}", "factor above 1"),
+        ("space: {optimizer.lr: {low: 0.1, high: .inf}}", "low must be below high"),
+        ("space: {optimizer.lr: {factor: 10}", "cannot be read as YAML"),
+        ("small: [a]\nspace: {optimizer.lr: {factor: 10}}", "small is \\['a'\\]"),
         ("space: {optimizer.lr: {low: 1, high: 0}}", "low must be below high"),
         ("space: {optimizer.lr: {low: a, high: b}}", "must be numbers"),
         ("space: {optimizer.lr: 0.1}", "it must be a list of choices"),

@@ -54,8 +54,14 @@ def find_choice(group: str, choice: str) -> Path:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file; {} if it is empty."""
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    """Read a YAML file of settings; {} if it is empty."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Refusal(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise Refusal(f"{path} has no settings: each is a line such as name: value")
+    return content
 
 
 @cache

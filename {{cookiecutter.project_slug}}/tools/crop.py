@@ -42,24 +42,27 @@ def main() -> None:
     options = parse()
     with exit_on_error():
         from foldwise.config import read_config
+        from foldwise.errors import Refusal
         from foldwise.predictions.found_boxes import Finder, write_boxes, write_data_config
-        from foldwise.settings import OWNER
+        from foldwise.settings import OWNER, list_choices
 
+        if options.out.stem in list_choices("data"):
+            raise Refusal(f"there is a data={options.out.stem} already: choose another file name for --out")
         finder = Finder(options.how, tuple(options.classes), options.threshold, options.least, options.side)
         boxes = write_boxes(options.run, options.out, finder, options.test, options.table)
         components = options.how == "components"
-        base = read_config(options.run)["data"]["name"]
-        config = write_data_config(base, OWNER / "data", boxes, components)
+        config = write_data_config(read_config(options.run)["data"], OWNER / "data", boxes, components)
     for each in boxes:
         print(f"{each.path}: {each.rows:,} rows of {each.images:,} images; nothing found in {len(each.without):,}")
         for id in each.without[:5]:
             print(f"  nothing found: {id}")
         if len(each.without) > 5:
             print(f"  and {len(each.without) - 5:,} more")
-    print(f"\nWritten:\n  {config}")
+    print(f"\nWritten:\n  {config.relative_to(OWNER.parent)}")
     experiment = [override("experiment", "crops"), override("data", config.stem), override("task", "multiclass")]
     checked = f"{prepare_command(config.stem)} task=multiclass experiment=crops"
-    print(f"\nNext:\n  {checked}\n  {command('python', 'train.py', *experiment)}")
+    first = "" if components else f" write what is predicted behind target: in configs/data/{config.name}, then"
+    print(f"\nNext:{first}\n  {checked}\n  {command('python', 'train.py', *experiment)}")
 
 
 if __name__ == "__main__":

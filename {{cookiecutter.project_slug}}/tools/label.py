@@ -16,6 +16,7 @@ take: writes a new version of the training table (of the list, if it has boxes) 
 import argparse
 import sys
 from collections.abc import Callable
+from itertools import count as count_from
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +97,15 @@ def _print_list(frame: Any, run: Path, out: Path) -> None:
 def make(options: argparse.Namespace) -> None:
     from foldwise.labelling.page import open_list, write_page
 
-    count = write_page(open_list(options.list, _config(options.data)), options.out)
+    listed = open_list(options.list, _config(options.data))
+    count = write_page(listed, options.out)
     print(
         f"{count:,} images\n\nWritten:\n  {options.out}\n\nNext: open it in a browser, answer, save answers.csv, then"
     )
-    words = ["python", "tools/label.py", "take", "answers.csv", options.list, "--data", options.data, "--out"]
-    print(f"  {command(*words)} <new table>")
+    table = listed.path if listed.kind == "box" else listed.table.path
+    new = next(path for number in count_from(2) if not (path := table.with_stem(f"{table.stem}-{number}")).exists())
+    words = ["python", "tools/label.py", "take", "answers.csv", options.list, "--data", options.data, "--out", new]
+    print(f"  {command(*words)}")
 
 
 def take(options: argparse.Namespace) -> None:

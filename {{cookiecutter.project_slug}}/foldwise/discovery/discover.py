@@ -1,5 +1,6 @@
 """Find out what a competition's folder holds, and write the data configuration that reads it."""
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,10 @@ def discover(root: Path, name: str) -> Findings:
     """Look at a folder, which is only read; the configuration would be called `name`."""
     if name == "sample":
         raise Refusal("data=sample is the embedded sample: choose another name with --data")
+    if not re.fullmatch(r"[\w-]+", name):
+        raise Refusal(f"--data {name!r} is no name of letters, digits, _ and -, for a file in configs/data")
+    if OWNER.parent.is_relative_to(root.resolve()):
+        raise Refusal(f"{root.resolve()} is this repository or holds it: name the folder with the competition's files")
     if not root.is_dir():
         raise Refusal(
             f"there is no folder {root}: unpack the competition's files, and name the folder that they are in"

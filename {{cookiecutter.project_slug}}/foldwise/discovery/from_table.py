@@ -45,6 +45,8 @@ def rows_of_table(
     if target is None:
         listed = others or free
         sentence = f"which column of {train.path} is the target ({some(listed, 8)}): write in columns target: <name>"
+        if not listed:
+            found.doubts.append(f"no column of {train.path} can be the target: add one, and run this again")
         answer = found.ask("Which column is the target?", listed, sentence) if listed else None
         if answer is None:
             return rows

@@ -116,7 +116,7 @@ def _read_json(file: Path) -> Any:
     """The content of a JSON file; None if it is none."""
     try:
         return json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -69,7 +69,8 @@ def conflicts(name: str, settings: Mapping[str, Any], choices: Mapping[str, str]
         if _value(existing, key) not in (value, usual.get(key, value))
     ]
     defaults = [f"override /{group}@_global_.{group}" for group in choices]
-    known = {key: choice for entry in existing.get("defaults", []) for key, choice in dict(entry).items()}
+    entries = [entry if isinstance(entry, dict) else {entry: None} for entry in existing.get("defaults") or []]
+    known = {key: choice for entry in entries for key, choice in entry.items()}
     if known and known != dict(zip(defaults, choices.values(), strict=True)):
         changed.append(f"defaults: {_flow(known)}, which would become {_flow(dict(choices))}")
     return changed

@@ -84,6 +84,8 @@ def load_run(folder: Path) -> TrainedRun:
     folds = {int(match[1]): path for path in folder.glob("fold*") if (match := re.fullmatch(r"fold(\d+)", path.name))}
     folds[FULL] = folder / fold_name(FULL)
     models = {(fold, name): path for fold in sorted(folds) for name, path in find_models(folds[fold]).items()}
+    if not models and (folder / "ensemble.json").is_file():
+        raise Refusal(f"{folder} is an ensemble, which has no models of its own: name one of its runs")
     if not models:
         resume = command("python", "train.py", override("run", str(folder)))
         raise Refusal(f"{folder} has no model yet: no fold is finished; resume with {resume}")

@@ -8,7 +8,8 @@ probability of the pixels that make the box. `<table>.json` records the run, its
   `predicted` and, in training, `label`: the class that most of its pixels have in the ground truth; `fold`.
 """
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -143,21 +144,22 @@ def write_boxes(
     return written
 
 
-def write_data_config(base: str, folder: Path, boxes: Sequence[Boxes], components: bool) -> Path:
-    """Write `<folder>/<name of the table>.yaml`: the data settings `base` with the tables of boxes as its tables."""
+def write_data_config(data: Mapping[str, Any], folder: Path, boxes: Sequence[Boxes], components: bool) -> Path:
+    """Write `<folder>/<name of the table>.yaml`: the data settings of a run with the tables of boxes as its tables."""
     table = boxes[0].path
     path = folder / f"{table.stem}.yaml"
     check_new(path)
     columns = "id: id, image: image, target: label, group: picture" if components else "target: null"
     lines = [
-        f"# The data of {base} with the boxes that {MADE_BY} found. The fold column holds each box in the fold of its",
-        "# picture, which the model had not seen. Change target to the column that is to be predicted.",
-        f"defaults: [{base}, _self_]",
+        f"# The data of {data['name']} with the boxes that {MADE_BY} found. The fold column holds each box in the fold",
+        "# of its picture, which the model had not seen. Change target to the column that is to be predicted.",
+        f"defaults: [{data['name']}, _self_]",
         "",
-        f"name: {table.stem}",
-        f"table: {table}",
-        f"test_table: {boxes[1].path if len(boxes) > 1 else 'null'}",
-        f"prepared: {table.with_suffix('')}-prepared",
+        f"name: {json.dumps(table.stem)}",
+        f"root: {json.dumps(data['root'])}",
+        f"table: {json.dumps(str(table))}",
+        f"test_table: {json.dumps(str(boxes[1].path) if len(boxes) > 1 else None)}",
+        f"prepared: {json.dumps(str(table.with_suffix('')) + '-prepared')}",
         f"columns: {{{columns}, fold: {FOLD}}}",
         "classes: null",
     ]
@@ -175,6 +177,10 @@ def _check(truth: GroundTruth, finder: Finder) -> None:
     unknown = [name for name in finder.classes if name not in table.classes]
     if unknown:
         problems.append(f"--classes has {', '.join(unknown)}; the classes are {', '.join(table.classes)}")
+    if len(set(finder.classes)) < len(finder.classes):
+        problems.append("--classes has a class twice, whose probability would count twice: name each once")
+    if not 0 <= finder.threshold <= 1:
+        problems.append(f"--threshold {finder.threshold} is no probability, from 0 to 1")
     taken = [name for name in (*BOX, SCORE) if name in table.frame]
     if taken:
         problems.append(f"{table.path} has the columns {', '.join(taken)}, which are to be written: rename them")

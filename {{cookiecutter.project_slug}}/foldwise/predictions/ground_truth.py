@@ -174,6 +174,8 @@ def _open(source: Path, data: str | None, overrides: Sequence[str]) -> tuple[dic
     if data is None:
         if overrides:
             raise Refusal(f"{', '.join(overrides)} changes the configuration of --data: add --data <name>")
+        if not source.is_dir():
+            raise Refusal(f"there is no folder {source}")
         if not (source / "config.yaml").is_file():
             raise Refusal(f"{source} has no config.yaml: name its data and metric with --data <name>")
         config, code = read_config(source), run_code(run_of(source)[0])

@@ -1,6 +1,7 @@
 """Search space: the settings that trials vary, from a tune.yaml and the experiment's own values."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +140,8 @@ def read_space(path: Path, base: Sequence[str], small: Sequence[str] = ()) -> Sp
     if unknown or not isinstance(content.get("space"), dict) or not content["space"]:
         what = f"unknown {', '.join(unknown)}" if unknown else "no space"
         raise Refusal(f"{path} has {what}: it has small, overrides of every trial, and space, the settings to vary")
+    if not isinstance(content.get("small") or {}, dict):
+        raise Refusal(f"{path}: small is {content['small']!r}; it has lines such as data.image_size: 96")
     config = compose_config(base)
     chosen = HydraConfig.get().runtime.choices
     plain = resolve_config(config)
@@ -204,10 +207,10 @@ def _dimension(name: str, entry: Any, start: Any) -> Dimension | None:
     log = "factor" in keys or entry.get("log") is True
     if isinstance(start, bool) or not isinstance(start, int | float) or (log and start <= 0):
         return None
-    if "factor" in keys:
-        numbers |= {"low": start / numbers["factor"], "high": start * numbers["factor"]}
-    low, high = numbers["low"], numbers["high"]
-    if low >= high or (log and low <= 0):
+    if "factor" in keys and numbers["factor"] > 1:
+        numbers = {"low": start / numbers["factor"], "high": start * numbers["factor"]}
+    low, high = numbers.get("low", math.nan), numbers.get("high", math.nan)
+    if not -math.inf < low < high < math.inf or (log and low <= 0):
         raise Refusal(
             f"space.{name} is {entry!r}; low must be below high, factor above 1, and with log: true low above 0"
         )

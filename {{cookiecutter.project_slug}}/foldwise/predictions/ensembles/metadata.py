@@ -69,4 +69,9 @@ def _check_columns(names: Sequence[str], groups: Sequence[str], columns: Columns
         for name in dict.fromkeys((*names, *groups))
         if name not in table.frame and (name in groups or name not in NOT_METADATA)
     ]
+    problems += [
+        f"each row of {tables[0].path} has its own {name}, so nothing is relative to it"
+        for name in groups
+        if name in tables[0].frame and tables[0].frame[name].is_unique
+    ]
     raise_problems("--columns, --relative-to" if groups else "--columns", problems)
