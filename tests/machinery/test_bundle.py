@@ -264,6 +264,8 @@ def run_here(command, host, work):
 def test_the_rehearsal_of_rows(data, bundle, sandboxed, monkeypatch):
     if not sandboxed:
         monkeypatch.setattr(rehearsing, "run_sandboxed", run_here)
+    with pytest.raises(Refusal, match=r"--table nowhere\.csv does not exist"):
+        rehearse(bundle, Path("nowhere.csv"))
     rehearsed = rehearse(bundle, data / "test.csv", rows=60, workers=1)
     assert rehearsed.problems == []
     assert rehearsed.report["images"] == 60 + rehearsed.planted

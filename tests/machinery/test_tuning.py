@@ -135,6 +135,15 @@ def test_a_trial_of_a_lost_machine_is_repeated(base, storage):
     assert ask()[0] is None  # as many as were asked for
 
 
+@pytest.mark.parametrize(
+    ("storage", "reason"),
+    [("studies", "--storage is no database as in"), ("sqlite:////nowhere/a.db", "unable to open"), ("a://b", "driver")],
+)
+def test_a_database_that_cannot_be_opened_is_refused(storage, reason, tmp_path):
+    with pytest.raises(Refusal, match=reason):
+        open_study("study", storage, tmp_path, greater_is_better=True, epochs=3)
+
+
 def test_a_space_is_read_with_the_values_of_the_experiment(base):
     space = write_space(
         """
@@ -189,6 +198,11 @@ def test_a_space_is_read_with_the_values_of_the_experiment(base):
 def test_a_wrong_space_is_refused(base, text, message):
     with pytest.raises(Refusal, match=message):
         read_space(write_space(text), base)
+
+
+def test_a_setting_is_varied_or_set(base):
+    with pytest.raises(Refusal, match="it varies what --small optimizer.lr=3 sets"):
+        read_space(write_space("space: {optimizer.lr: {factor: 10}}"), base, ["optimizer.lr=3"])
 
 
 def test_times_are_read():

@@ -80,6 +80,8 @@ def rehearse(
             f"there is no run {', '.join(missing)} here to compare the bundle with: rehearse in the folder where "
             "you ran bundle.py"
         )
+    if not table.exists():
+        raise Refusal(f"--table {table} does not exist")
     run = load_run(Path(spec.runs[0].source))
     root = images or Path(run.data["root"])
     samples = load_samples(next(iter(run.models.values())))

@@ -169,6 +169,8 @@ def read_space(path: Path, base: Sequence[str], small: Sequence[str] = ()) -> Sp
             notes.append(f"{name} is not varied: it is {_text(start)} in the experiment")
         else:
             dimensions.append(dimension)
+    varied = [word for word in small if word.partition("=")[0].lstrip("+") in content["space"]]
+    problems += [f"it varies what --small {word} sets: leave one of them out" for word in varied]
     refuse_all(f"{path}: {problem}" for problem in problems)
     if not dimensions:
         raise Refusal(f"{path} has nothing that this experiment can vary:\n" + "\n".join(notes))

@@ -37,14 +37,22 @@ class Pruned(Exception):  # noqa: N818  not an error
 def open_study(name: str, storage: str | None, folder: Path, greater_is_better: bool, epochs: int) -> "Study":
     """Open the study that all workers share: a journal in `folder`, or a database by its URL."""
     import optuna
-    from optuna.storages import JournalStorage
+    from optuna.storages import JournalStorage, get_storage
     from optuna.storages.journal import JournalFileBackend
+    from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        shared = get_storage(storage or JournalStorage(JournalFileBackend(str(folder / "journal.log"))))
+    except ImportError as error:
+        raise Refusal(f"--storage needs the driver of its database: {error.__context__ or error}") from error
+    except SQLAlchemyError as error:
+        reason = str(error).splitlines()[0]
+        raise Refusal(f"--storage is no database as in postgresql://user@host/studies: {reason}") from error
     return optuna.create_study(
         study_name=name,
-        storage=storage or JournalStorage(JournalFileBackend(str(folder / "journal.log"))),
+        storage=shared,
         direction="maximize" if greater_is_better else "minimize",
         pruner=optuna.pruners.MedianPruner(n_startup_trials=COMPARED, n_warmup_steps=math.ceil(epochs * WARMUP)),
         load_if_exists=True,
