@@ -110,7 +110,11 @@ def test_wrong_boxes_are_named_together(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (3, "samples.crop is 3; it takes box"),
         ({"margin": 0.1}, "has no box"),
+        ({"box": 3}, "name four columns"),
+        ({"box": BOX, "square": "no"}, "square is 'no'; it must be true or false"),
+        ({"box": BOX, "mix": 3}, "chances for box, whole"),
         ({"box": BOX, "jiter": 0.1}, "has jiter; it takes box, shares"),
         ({"box": BOX[:3]}, "name four columns"),
         ({"box": BOX, "margin": 2}, "margin is 2"),

@@ -137,7 +137,11 @@ def test_a_trial_of_a_lost_machine_is_repeated(base, storage):
 
 @pytest.mark.parametrize(
     ("storage", "reason"),
-    [("studies", "--storage is no database as in"), ("sqlite:////nowhere/a.db", "unable to open"), ("a://b", "driver")],
+    [
+        ("studies", "--storage is no database as in"),
+        ("sqlite:////nowhere/a.db", "unable to open"),
+        ("postgresql+pg8000://a@b/c", "driver"),
+    ],
 )
 def test_a_database_that_cannot_be_opened_is_refused(storage, reason, tmp_path):
     with pytest.raises(Refusal, match=reason):

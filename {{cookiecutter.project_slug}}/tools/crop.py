@@ -59,8 +59,9 @@ def main() -> None:
         if len(each.without) > 5:
             print(f"  and {len(each.without) - 5:,} more")
     print(f"\nWritten:\n  {config.relative_to(OWNER.parent)}")
-    experiment = [override("experiment", "crops"), override("data", config.stem), override("task", "multiclass")]
-    checked = f"{prepare_command(config.stem)} task=multiclass experiment=crops"
+    words = ["task=multiclass", "metric=accuracy"]
+    experiment = [override("experiment", "crops"), override("data", config.stem), *words]
+    checked = f"{prepare_command(config.stem)} {' '.join(words)} experiment=crops"
     first = "" if components else f" write what is predicted behind target: in configs/data/{config.name}, then"
     print(f"\nNext:{first}\n  {checked}\n  {command('python', 'train.py', *experiment)}")
 

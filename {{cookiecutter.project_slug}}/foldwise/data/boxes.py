@@ -49,9 +49,10 @@ class Crop:
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Crop":
         known = [each.name for each in fields(cls)]
-        unknown = sorted(set(settings) - set(known))
-        if unknown or not settings.get("box"):
-            what = f"has {', '.join(unknown)}" if unknown else "has no box"
+        named = isinstance(settings, Mapping)
+        unknown = sorted(set(settings) - set(known)) if named else []
+        if not named or unknown or not settings.get("box"):
+            what = f"has {', '.join(unknown)}" if unknown else "has no box" if named else f"is {settings!r}"
             raise Refusal(f"samples.crop {what}; it takes {', '.join(known)}, such as box: [x0, y0, x1, y1]")
         crop = cls(**settings)
         problems = crop._problems()
@@ -63,7 +64,12 @@ class Crop:
         problems = [
             f"samples.crop.box {name} is {columns}: name four columns, of the left, top, right and bottom edge"
             for name, columns in self.boxes.items()
-            if isinstance(columns, str) or len(columns) != 4
+            if isinstance(columns, str) or not isinstance(columns, Sequence) or len(columns) != 4
+        ]
+        problems += [
+            f"samples.crop.{key} is {value!r}; it must be true or false"
+            for key, value in {"shares": self.shares, "square": self.square}.items()
+            if not isinstance(value, bool)
         ]
         problems += [
             f"samples.crop.{key} is {value!r}; it must be a number from 0 to 1"
@@ -71,9 +77,11 @@ class Crop:
             if not (is_number(value) and 0 <= value <= 1)
         ]
         names = [*self.boxes, WHOLE]
-        chances = list((self.mix or {}).values())
+        chances = list(self.mix.values()) if isinstance(self.mix, Mapping) else []
         if self.mix is not None and not (
-            set(self.mix) <= set(names) and all(is_number(x) and x >= 0 for x in chances) and any(chances)
+            set(self.mix if chances else ()) <= set(names)
+            and all(is_number(x) and x >= 0 for x in chances)
+            and any(chances)
         ):
             problems.append(f"samples.crop.mix must give chances for {', '.join(names)}, one of them above 0")
         return problems
