@@ -108,6 +108,8 @@ def test_a_planted_learning_rate_is_found_also_after_a_kill(base, command, tmp_p
 def test_a_space_without_effect_ends_in_not_better(base, command):
     """Seeds: the best is the luckiest, and the confirmation sees that."""
     space = write_space("small: {fold: 0}\nspace: {seed: [1, 2]}")
+    _, said, _ = command("tools/tune.py", *base, "--space", space, "--budget", "0.001s")
+    assert "no trial was finished; raise --budget" in said
     code, said, errors = command("tools/tune.py", *base, "--trials", 3, "--space", space, "--confirm", 1)
     assert code == 0 and "verdict  not better: LogLoss" in said, (said, errors)
     assert not Path("configs").exists() and "not better" in next(Path("tuning").glob("*/report.html")).read_text()
@@ -195,6 +197,7 @@ def test_a_space_is_read_with_the_values_of_the_experiment(base):
         ("space: {optimizer.lr: 0.1}", "it must be a list of choices"),
         ("space: {augmentation: [none, heavier]}", "there is no augmentation=heavier"),
         ("space: {loss.gamma: [1, 2]}", "nothing that this experiment can vary"),
+        ("space: {1: [a, b]}", "no setting '1'"),
         ("space: {}", "has no space"),
         ("search: {}", "unknown search"),
     ],
@@ -207,6 +210,8 @@ def test_a_wrong_space_is_refused(base, text, message):
 def test_a_setting_is_varied_or_set(base):
     with pytest.raises(Refusal, match="it varies what --small optimizer.lr=3 sets"):
         read_space(write_space("space: {optimizer.lr: {factor: 10}}"), base, ["optimizer.lr=3"])
+    with pytest.raises(Refusal, match="run=runs/a names a run that is trained already"):
+        read_space(write_space("space: {optimizer.lr: {factor: 10}}"), [*base, "run=runs/a"])
 
 
 def test_times_are_read():

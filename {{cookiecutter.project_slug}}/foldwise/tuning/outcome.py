@@ -33,7 +33,9 @@ def conclude(tuned: Tuned, space: Space, seeds: int, log: TextIO) -> str:
     """
     if (tuned.trials["state"] == "running").any():
         return _printed("other commands still run trials: the last one to end, or the same command later, concludes")
-    if tuned.best is None or tuned.is_start_best:
+    if tuned.best is None:
+        return _printed("not better: no trial was finished; raise --budget, or see why in trials.csv")
+    if tuned.is_start_best:
         return _printed("not better: no trial scored better than the experiment itself")
     scores, values = tuned.ranked.set_index("trial")["score"], tuned.params[tuned.best]
     own = next((scores[number] for number in scores.index if tuned.params[number] == tuned.start), float("nan"))

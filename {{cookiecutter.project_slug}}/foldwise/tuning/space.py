@@ -135,6 +135,9 @@ def read_space(path: Path, base: Sequence[str], small: Sequence[str] = ()) -> Sp
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
+    runs = [word for word in (*base, *small) if word.startswith("run=")]
+    if runs:
+        raise Refusal(f"{runs[0]} names a run that is trained already, and a search trains anew: leave it out")
     content = read_yaml(path)
     unknown = sorted(set(content) - {"small", "space"})
     if unknown or not isinstance(content.get("space"), dict) or not content["space"]:
@@ -148,6 +151,7 @@ def read_space(path: Path, base: Sequence[str], small: Sequence[str] = ()) -> Sp
     check_config(plain)
     dimensions, notes, problems = [], [], []
     for name, entry in content["space"].items():
+        name = str(name)  # YAML has numbers too
         if name not in list_groups() and not has(config, name):
             if name not in known_settings():
                 problems.append(unknown_setting(name))
