@@ -4,6 +4,7 @@ The choices are found, not listed: a file that is added is tested from then on.
 """
 
 import re
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -101,6 +102,8 @@ def test_no_choice_hides_a_package_in_its_code():
     for group, choice in ALL:
         for target in targets(content(group, choice)):
             assert get_object(target), f"{group}/{choice}"
+    for name in [name for name in sys.modules if name.partition(".")[0] == "solution"]:
+        del sys.modules[name]  # a training refuses what is imported from there
 
 
 # One training of a step uses the first choice of every group, the next one the second, and so on, so that every
