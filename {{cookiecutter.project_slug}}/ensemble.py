@@ -45,7 +45,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--weights", nargs="+", type=float, default=[], metavar="W", help="one per source: write their weighted mean"
     )
     parser.add_argument(
-        "--columns", nargs="+", default=[], metavar="NAME", help="columns of the table as further inputs of stacking"
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="columns of the table as further inputs of stacking; then one source is enough",
     )
     parser.add_argument(
         "--features",

@@ -393,6 +393,8 @@ def test_metadata_columns_reach_stacking(tmp_path):
     blind, _, _ = run(world, tmp_path, "blind", methods=["logistic"])
     seeing, out, _ = run(world, tmp_path, "seeing", methods=["logistic"], columns=["site"], use="logistic")
     assert seeing.overall[-1] < blind.overall[-1] - 0.05  # the site gives class a away
+    one = run(world, tmp_path, "one", sources=world.sources[:1], methods=["logistic"], columns=["site"])[0]
+    assert one.overall[-1] < blind.overall[-1] - 0.05  # one source is enough
     frame = read_predictions(out / "predictions" / "test-none").frame.groupby("id")["a"].mean()
     assert ((frame.loc[world.test_ids] > 0.5) == (world.test_truth[:, 0] > 0.5)).mean() > 0.95
     with pytest.raises(Refusal, match="labels is the target\n.*unit identifies(.|\n)*no column moon"):

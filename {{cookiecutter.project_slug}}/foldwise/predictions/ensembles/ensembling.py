@@ -62,13 +62,13 @@ def ensemble(
     """Compare methods of combining sources, and write the predictions of the chosen one as a new source.
 
     Args:
-        folders: two or more sources.
+        folders: two or more sources; one is enough with further inputs of stacking.
         oof, test, data, overrides: as in `find_sources` and `read_ground_truth`.
         methods: names, or "all"; empty: all blends. The best single source and the mean are always included.
         use: the method to write; None: the simplest within one standard error of the best.
         weights: one per source, to write their weighted mean.
         columns: metadata columns, as further inputs of stacking.
-        features: sources of any task, as further inputs of stacking; then one folder is enough.
+        features: sources of any task, as further inputs of stacking.
         relative_to: a column; stacking also gets each input's z-score and rank within the rows of equal values.
         unit_inputs: stacking gets units, each with so many means of its pictures' sorted predictions; 0: pictures.
         strict: also score each fold with a method that was chosen and fitted without it.
@@ -79,7 +79,7 @@ def ensemble(
     """
     check_new(out)
     sources = find_sources(folders, oof, test)
-    names = check_sources(sources, least=1 if features or unit_inputs else 2)
+    names = check_sources(sources, least=1 if columns or features or unit_inputs else 2)
     truth = read_ground_truth(sources[0].folder, data, overrides)
     count, least = len(truth.scored_folds), 3 if strict else 2
     if count < least:
