@@ -35,8 +35,9 @@ def rows_of_table(
     repeated = bool(rows.frame[rows.image].duplicated().any())
     if repeated and (boxes := box_columns(rows.frame)):
         raise Refusal(
-            f"{train.path} has a row per bounding box ({some(boxes)}), which no task here predicts: write a table with "
-            "one row per picture, and run this again"
+            f"{train.path} has a row per bounding box ({some(boxes)}), which no task here predicts. To classify what "
+            "is in the boxes, write the table by hand, with four columns of edges (docs/tasks.md); "
+            "else write one row per picture, and run this again"
         )
     target = judge(rows.frame, columns, answers) if columns else None
     sure = any(name in answers or TARGET & set(words(name)) for name in columns)
