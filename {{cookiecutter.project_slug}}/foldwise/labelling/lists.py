@@ -4,14 +4,15 @@ A list is a table with `id`, `image`, why the image is in it, and the mean proba
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from foldwise.audit.descriptors import PixelDescriber
-from foldwise.data.images import read_image, resize
-from foldwise.data.table import Table
+from foldwise.audit.descriptors import PixelDescriber, describe_images
+from foldwise.audit.duplicates import standardize
+from foldwise.data.samples import Samples, TableItems
 from foldwise.errors import Refusal, refuse_all
 from foldwise.files import check_new, write_atomic
 from foldwise.predictions.ground_truth import align, read_ground_truth
@@ -20,7 +21,6 @@ from foldwise.predictions.pseudo.rules import check_suffix, class_problems, conf
 from foldwise.predictions.pseudo.teachers import Teachers, check_probabilities, open_teachers
 from foldwise.predictions.sources import find_sources
 from foldwise.predictions.store import read_predictions
-from foldwise.reporting.pictures import displayable
 
 REASONS = ("entropy", "margin", "disagreement", "label", "likely", "doubt")  # columns besides id, image and classes
 POOL = 10  # times as many candidates as are chosen, for --diverse
@@ -115,7 +115,7 @@ def list_uncertain(
     frame = frame.sort_values(order, ascending=[False, True])
     if diverse:
         frame = frame.head(POOL * count)
-        frame = frame.iloc[spread(_describe(teachers.table, frame.index.to_numpy()), count)]
+        frame = frame.iloc[spread(_describe(teachers, frame.index.to_numpy()), count)]
     return _write(frame.head(count), out)
 
 
@@ -133,12 +133,12 @@ def spread(vectors: np.ndarray, count: int) -> list[int]:
     return chosen
 
 
-def _describe(table: Table, rows: np.ndarray) -> np.ndarray:
-    """Standardised descriptors (N, D) of the pictures of rows."""
-    describe = PixelDescriber()
-    pictures = [resize(displayable(read_image(table.image_path(row))), describe.size) for row in rows]
-    vectors = describe(np.stack(pictures)).astype(np.float64)
-    return (vectors - vectors.mean(axis=0)) / np.maximum(vectors.std(axis=0), 1e-6)
+def _describe(teachers: Teachers, rows: np.ndarray) -> np.ndarray:
+    """Descriptors (N, D) of the pictures of rows, as prepare.py compares them."""
+    data = teachers.truth.config["data"]
+    chosen = replace(teachers.table, frame=teachers.table.frame.iloc[rows].reset_index(drop=True))
+    items = TableItems.of(chosen, Samples(data["mode"]))
+    return standardize(describe_images([items], data, PixelDescriber(), progress=True).vectors)
 
 
 def _single(teachers: Teachers) -> list[Teachers]:
