@@ -37,7 +37,6 @@ from foldwise.predictions.schema import listed, raise_problems
 from foldwise.predictions.sources import find_sources
 from foldwise.predictions.store import Predictions, iter_average_maps, read_predictions
 
-HOWS = ("union", "components", "peak")
 NEIGHBOURS = 8  # pixels that touch at a corner are one component
 
 

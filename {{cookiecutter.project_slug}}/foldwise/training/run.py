@@ -78,7 +78,7 @@ def _lead(
     team.send(identity=plan.identity)
     team.barrier()
     pictures, run = {"plan.png": plan.picture}, find_run(config, plan.identity, runs)
-    asked = config.get("preflight", "new")  # an older configs/train.yaml lacks it
+    asked = config["preflight"]
     if asked != "new" or not (run / "identity.json").exists():
         pictures |= _check(context, plan, code, runs)
     if asked in (True, "full"):
@@ -105,7 +105,7 @@ def _check(context: "Context", plan: Plan, code: Code, runs: Path) -> dict[str, 
 
     Raises a Refusal that lists all failures. The picture is then in `runs`, as if nothing else was asked for.
     """
-    asked = plan.config.get("preflight", "new")
+    asked = plan.config["preflight"]
     if asked is False:
         return {}
     console.print("checks before the first fold (preflight)")
