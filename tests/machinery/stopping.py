@@ -2,10 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+import torch
+from safetensors.torch import load_file
+from tiny import train_folds
 
 from foldwise.training import fold
 
@@ -30,3 +34,13 @@ class Stop(pl.Callback):
     ) -> None:
         if (trainer.current_epoch, batch_idx) == (self.epoch, self.batch):
             raise OSError("killed")
+
+
+def check_resume(config: dict[str, Any], folder: Path, stop: Stop) -> None:
+    """A training of fold 0 that is stopped and started again ends with the weights of one never stopped."""
+    whole = train_folds(config, folder / "whole")
+    with watched(stop), pytest.raises(OSError, match="killed"):
+        train_folds(config, folder / "stopped")
+    resumed = train_folds(config, folder / "stopped")
+    first, second = (load_file(run / "fold0" / "model" / "model.safetensors") for run in (whole, resumed))
+    assert all(torch.equal(first[key], second[key]) for key in first)

@@ -385,14 +385,6 @@ def prepared(*overrides: str) -> Any:
     return ready
 
 
-@pytest.mark.parametrize("make", SHAPES, ids=lambda make: make.__name__)
-def test_a_folder_as_competitions_publish_it(make: Callable[[Path], None], tmp_path: Path, clean: None):
-    make(tmp_path)
-    run(tmp_path)
-    assert written(tmp_path) == SHAPES[make]
-    prepared()
-
-
 def test_changes_of_the_owner_are_kept(tmp_path: Path, clean: None):
     cassava(tmp_path)
     run(tmp_path)
@@ -510,11 +502,14 @@ OTHERS: dict[Callable[[Path], None], dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("make", OTHERS, ids=lambda make: make.__name__)
-def test_a_folder_of_another_shape(make: Callable[[Path], None], tmp_path: Path, clean: None):
+ALL = {**SHAPES, **OTHERS}
+
+
+@pytest.mark.parametrize("make", ALL, ids=lambda make: make.__name__)
+def test_what_a_folder_holds_is_written(make: Callable[[Path], None], tmp_path: Path, clean: None):
     make(tmp_path)
     run(tmp_path)
-    assert written(tmp_path) == OTHERS[make]
+    assert written(tmp_path) == ALL[make]
     prepared()
 
 

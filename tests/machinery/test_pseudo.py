@@ -9,9 +9,8 @@ import pandas as pd
 import pytest
 import torch
 from pseudo_world import LABELLED, UNLABELLED, config_of, draw, make_run, write_world
-from safetensors.torch import load_file
-from stopping import Stop, watched
-from tiny import CLASSES, prepare_tiny, train_folds, train_scored
+from stopping import Stop, check_resume
+from tiny import CLASSES, prepare_tiny, train_scored
 
 from foldwise.data.batches import unpack
 from foldwise.data.folds import folds_hash
@@ -356,12 +355,7 @@ def test_a_resumed_student_equals_one_never_stopped(labelled, tmp_path):
     config = config_of(
         labelled.root, "multiclass", "phases=both_then_train", "fold=0", "epochs=2", pseudo=labelled.table
     )
-    whole = train_folds(config, tmp_path / "whole")
-    with watched(Stop(1, 0)), pytest.raises(OSError, match="killed"):
-        train_folds(config, tmp_path / "stopped")
-    resumed = train_folds(config, tmp_path / "stopped")
-    first, second = (load_file(run / "fold0" / "model" / "model.safetensors") for run in (whole, resumed))
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    check_resume(config, tmp_path, Stop(1, 0))
 
 
 # the leak

@@ -5,8 +5,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pseudo_world import config_of, write_world
-from safetensors.torch import load_file
-from stopping import Stop, watched
+from stopping import Stop, check_resume, watched
 from tiny import prepare_tiny, train_folds
 
 from foldwise.checks import check_config
@@ -91,12 +90,7 @@ def test_a_label_is_kept_for_as_many_epochs_as_relabel_says(world, tmp_path):
 
 def test_a_stopped_training_ends_as_one_never_stopped(world, tmp_path):
     config = config_of(world, "multiclass", *COMMON, "phases.relabel.relabel=3", "ema=0.9")
-    whole = train_folds(config, tmp_path / "whole")
-    with watched(Stop(2, 0)), pytest.raises(OSError, match="killed"):
-        train_folds(config, tmp_path / "stopped")
-    resumed = train_folds(config, tmp_path / "stopped")
-    first, second = (load_file(run / "fold0" / "model" / "model.safetensors") for run in (whole, resumed))
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    check_resume(config, tmp_path, Stop(2, 0))
 
 
 def test_images_of_a_held_out_scene_are_left_out(world, tmp_path):
