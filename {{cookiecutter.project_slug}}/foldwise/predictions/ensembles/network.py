@@ -1,4 +1,4 @@
-"""A dense network of all classes for stacking, as in the second level of Pri-matrix's third place (DrivenData 2017).
+"""A dense network of all classes for stacking, as in that of Pri-matrix's third place (DrivenData 2017).
 
 Batch norm, two hidden layers with ReLU and dropout. Trained with torch, and turned into arrays.
 """
