@@ -1,0 +1,233 @@
+"""What is exported: models of a run, their post-processing, and the pictures to measure them on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from foldwise.bundle.sources import choose_post_processing, open_sources
+from foldwise.data.batches import unit_range, unpack
+from foldwise.data.fields import Field
+from foldwise.data.holdout import FULL
+from foldwise.errors import Refusal
+from foldwise.export.graph import CARRIED, Graph, graph_name, thresholds
+from foldwise.inference.predictor import Predictor
+from foldwise.inference.reading import InputSpec, Items, load_batches
+from foldwise.inference.runs import TrainedRun, load_run
+from foldwise.inference.tta import TTA
+from foldwise.inference.weights import Model, load_model
+from foldwise.models.network import Batch
+from foldwise.predictions.decisions.calibration import Platt, Temperature
+from foldwise.predictions.decisions.deciding import Decision
+from foldwise.predictions.ground_truth import GroundTruth, read_ground_truth
+from foldwise.training.identity import hash_identity, read_identity
+
+SHORTEST = 3  # of example stacks: the exporter takes an axis of length 1 for a constant
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Models of a run to export as one graph.
+
+    Attributes:
+        members: fold and snapshot of each model.
+        decision: calibration and rule; None: neither.
+        held: items of the ground truth to measure on: the held-out ones of the first fold.
+        trained: the other items.
+        seen: some model was trained on the held-out items.
+        notes: what is not in the graph, and why.
+    """
+
+    run: TrainedRun
+    truth: GroundTruth
+    members: list[tuple[int, str]]
+    models: list[Model]
+    decision: Decision | None
+    held: list[int]
+    trained: list[int]
+    seen: bool
+    notes: list[str]
+
+    @property
+    def fields(self) -> dict[str, Field]:
+        return {name: field for name, field in self.models[0].samples.fields.items() if not field.train_only}
+
+    @property
+    def maps(self) -> bool:
+        return self.run.spec.main.meaning.kind == "maps"
+
+    @property
+    def tiles(self) -> bool:
+        return self.run.spec.fit == "tiles"
+
+    def graph(self) -> Graph:
+        return Graph(self.models, [fold for fold, _ in self.members], self.decision)
+
+    def combine(self, predicted: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the graph computes, from the networks' values (M, 1, C, ...) by output; float64."""
+        combined = {}
+        for name, values in predicted.items():
+            folds: dict[int, list[np.ndarray]] = {}
+            for (fold, _), each in zip(self.members, values[:, 0].astype(np.float64), strict=True):
+                folds.setdefault(fold, []).append(each / 255 if self.tiles else each)
+            means = {fold: np.mean(each, axis=0) for fold, each in folds.items()}
+            if self.decision is not None and not name:
+                means = {fold: self.decision.calibrate(fold, each[None])[0] for fold, each in means.items()}
+            combined[name] = np.mean(list(means.values()), axis=0)
+        return combined
+
+    def answers(self, values: np.ndarray) -> np.ndarray:
+        """What is answered of values (N, C) of the main output, as numbers; of masks (C, H, W)."""
+        if self.maps:
+            return self.run.spec.main.meaning.answer(values)
+        return values if self.decision is None else self.decision.rule.decide(values)
+
+    def describe(self) -> dict[str, Any]:
+        """The file's metadata."""
+        spec, decision, outputs = self.run.spec, self.decision, self.run.spec.outputs
+        main = spec.main
+        exclusive = "argmax" if main.meaning.exclusive else "fixed-threshold"
+        rule = str(decision.rule) if decision else exclusive if main.meaning.probabilities else "values"
+        fixed = [0.5] * len(main.columns) if rule == "fixed-threshold" and decision is None else None
+        return {
+            "run": self.run.folder.resolve().name,
+            "identity": hash_identity(read_identity(self.run.folder)),
+            "folds": sorted({fold for fold, _ in self.members}),
+            "models": [
+                {"fold": fold, "snapshot": name, "sha256": model.spec.sha256}
+                for (fold, name), model in zip(self.members, self.models, strict=True)
+            ],
+            "task": main.task,
+            "classes": list(main.columns),
+            "outputs": [
+                {
+                    "output": graph_name(output),
+                    "name": output.name,
+                    "task": output.task,
+                    "kind": output.meaning.kind,
+                    "columns": list(output.columns),
+                }
+                for output in outputs
+            ],
+            "rule": rule,
+            "thresholds": thresholds(decision.rule, len(main.columns)) if decision else fixed,
+            "temperature": decision and _temperatures(decision, [fold for fold, _ in self.members]),
+            "size": list(spec.image_size),
+            "samples": {
+                "reader": spec.samples,
+                "state": spec.state,
+                "fields": {name: {"kind": each.kind, "ragged": each.ragged} for name, each in self.fields.items()},
+                "exif": spec.exif,
+                "fit": spec.fit,
+                "scales": spec.scales,
+                "channels": spec.network["channels"],
+            },
+            "notes": self.notes,
+        }
+
+
+def open_subject(folder: Path, folds: Sequence[str], oof: str = "oof", decision: str | None = None) -> Subject:
+    """Load the models of some folds of a run.
+
+    Args:
+        folds: numbers, "all" or "full"; the pictures of the first are measured.
+        oof, decision: as in `bundle.build`.
+    """
+    run = load_run(folder)
+    if run.spec.main.meaning.kind == "vectors":
+        raise Refusal("an export of retrieval would need all training images' vectors: predict with predict.py instead")
+    chosen = run.folds if list(folds) == ["all"] else [FULL if name == "full" else int(name) for name in folds]
+    if missing := [str(fold) for fold in chosen if fold not in run.members]:
+        raise Refusal(f"{folder} has no model of fold {', '.join(missing)}; it has {', '.join(map(str, run.members))}")
+    members = [member for member in run.models if member[0] in chosen]
+    models = [load_model(run.models[member]) for member in members]
+    other = [fold for (fold, _), model in zip(members, models, strict=True)
+             if InputSpec.of(model) != InputSpec.of(models[0])]  # fmt: skip
+    if other:
+        raise Refusal(
+            f"fold {other[0]} reads otherwise than fold {members[0][0]} (statistics of metadata are those of a fold's "
+            f"training items), so they cannot share their inputs: export one, with --folds {members[0][0]}"
+        )
+    truth = read_ground_truth(folder)
+    held = truth.folds >= 0 if chosen[0] == FULL else truth.folds == chosen[0]
+    trained = np.ones_like(held) if chosen[0] == FULL else ~held
+    notes: list[str] = []
+    if len(chosen) > 1 or FULL in chosen:
+        notes.append("scores are of pictures that a network of the graph was trained on: read only their differences")
+    if run.spec.fit == "tiles":
+        notes.append("the graph takes windows of the stored picture, which the reader of the file cuts and blends")
+    rule = _choose(run, truth, oof, decision, notes)
+    rows = [np.flatnonzero(each).tolist() for each in (held, trained)]
+    return Subject(run, truth, members, models, rule, *rows, len(chosen) > 1 or FULL in chosen, notes)
+
+
+def _choose(run: TrainedRun, truth: GroundTruth, oof: str, forced: str | None, notes: list[str]) -> Decision | None:
+    """Choose and fit post-processing out of fold, as bundle.py does, where it can be a part of the graph."""
+    if truth.task.kind == "maps":
+        return None
+    if "unit" in truth.table.frame:
+        notes.append(
+            "the run's answers are those of units: reduce the pictures' values first, then calibrate and decide"
+        )
+    elif len(truth.scored_folds) < 2 or run.missing_folds or not run.folds:
+        notes.append("post-processing is fitted out of fold, and not all folds have a model: none is in the graph")
+    else:
+        chosen = choose_post_processing(open_sources([run.folder], oof), truth, forced)
+        if type(chosen.decision.rule) in CARRIED:
+            return chosen.decision
+        carried = {rule.name for rule in CARRIED}
+        names = [each.name for each in chosen.outcomes if each.name.split("+")[-1] in carried]
+        raise Refusal(
+            f"the rule {chosen.decision.rule.name} has no form in a graph: add --decision {' or '.join(names)}"
+        )
+    return None
+
+
+def _temperatures(decision: Decision, folds: Sequence[int]) -> dict[str, Any] | None:
+    found: dict[str, Any] = {}
+    for fold in dict.fromkeys(folds):
+        calibrator = decision.calibrators.get(fold, decision.common)
+        if isinstance(calibrator, Temperature):
+            found[str(fold)] = float(calibrator.temperature)
+        elif isinstance(calibrator, Platt):
+            found[str(fold)] = {"slope": calibrator.slope.tolist(), "offset": calibrator.offset.tolist()}
+    return found or None
+
+
+def example_batch(subject: Subject) -> Batch:
+    """A batch of two items as the networks get it."""
+    model = subject.models[0]
+    inputs = InputSpec.of(model)
+    items = Items(subject.truth.items.source, {inputs: model}, TTA(), [*subject.held, *subject.trained][:2])
+    read = next(iter(load_batches(items, 2, 0, torch.device("cpu"))))
+    if read.bad:
+        raise Refusal("\n".join(each.problem for each in read.bad))
+    batch = unpack(read.batches[inputs])
+    batch = {name: value for name, value in batch.items() if name.removesuffix("_valid") in subject.fields}
+    for name, field in subject.fields.items():
+        if field.ragged:
+            for key in (name, f"{name}_valid"):
+                gap = max(0, SHORTEST - batch[key].shape[1])
+                batch[key] = torch.cat(
+                    [batch[key], batch[key].new_zeros(len(batch[key]), gap, *batch[key].shape[2:])], 1
+                )
+    return batch
+
+
+class OnnxPredictor(Predictor):
+    """A predictor whose network is a session of onnxruntime."""
+
+    def __init__(self, subject: Subject, session: Any, batch_size: int = 32, workers: int = 2) -> None:
+        super().__init__(subject.models[:1], TTA(), "cpu", batch_size, workers)
+        self.session = session
+        self.types = {each.name: each.type for each in session.get_inputs()}
+
+    def _values(self, model: int, batch: Batch) -> dict[str, torch.Tensor]:
+        feeds = {name: batch[name] for name in self.types}
+        floats = {name: unit_range(value) for name, value in feeds.items() if self.types[name] == "tensor(float)"}
+        names = [graph_name(output) for output in self.outputs]
+        found = self.session.run(names, {name: value.numpy() for name, value in (feeds | floats).items()})
+        return {output.name: torch.from_numpy(each) for output, each in zip(self.outputs, found, strict=True)}
