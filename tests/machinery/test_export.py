@@ -1,16 +1,15 @@
 """Exports: the graph gives what torch gives on every picture, and says what it is."""
 
-import json
 from pathlib import Path
 
 import pytest
 from tiny import tiny_config, train_scored, write_data
 
-ort = pytest.importorskip("onnxruntime", reason="needs the extra export")
-pytest.importorskip("onnxscript", reason="needs the extra export")
-
 from foldwise.export.exporting import export_run
 from foldwise.export.metadata import read_metadata
+
+pytest.importorskip("onnxscript", reason="needs the extra `export`")
+ort = pytest.importorskip("onnxruntime", reason="needs the extra `export`")
 
 
 @pytest.fixture(scope="module")
@@ -23,17 +22,14 @@ def opened(folder: Path):
     return session, read_metadata(session.get_modelmeta().custom_metadata_map, folder)
 
 
-@pytest.mark.parametrize(
-    "task, folds", [("multiclass", ["0"]), ("multilabel", ["all"]), ("regression", ["all"]), ("segmentation", ["1"])]
-)
+FOLDS = {"multiclass": ["0"], "multilabel": ["all"], "regression": ["all"], "segmentation": ["1"]}
+
+
+@pytest.mark.parametrize("task, folds", FOLDS.items())
 def test_a_run(root, tmp_path, task, folds):
     run = train_scored(tiny_config(root, task), tmp_path / "runs")
     exported = export_run(run, tmp_path / "out", folds)
     assert exported.difference <= 1e-4
     session, described = opened(tmp_path / "out")
-    print(
-        json.dumps(described, indent=1),
-        [(i.name, i.type, i.shape) for i in session.get_inputs()],
-        [(i.name, i.type, i.shape) for i in session.get_outputs()],
-    )
+    assert [each.name for each in session.get_inputs()] == ["image"]
     assert described["folds"] == ([0, 1] if folds == ["all"] else [int(folds[0])])

@@ -73,7 +73,7 @@ def check_equal(subject: Subject, path: Path) -> float:
             if not difference.max() <= TOLERANCE:
                 id = subject.truth.table.ids[subject.held[number]]
                 raise Refusal(
-                    f"the graph differs from torch by {difference.max():.2g} on {id} (at most {TOLERANCE:g} is allowed), "
-                    "so it was not written: an operation of the network is exported differently"
+                    f"the graph differs from torch by {difference.max():.2g} on {id}, and at most {TOLERANCE:g} is "
+                    "allowed, so it was not written: an operation of the network is exported differently"
                 )
     return worst

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from foldwise.data.fields import Field
-from foldwise.errors import Refusal
 from foldwise.export.metadata import DECISIONS, write_metadata
 from foldwise.inference.weights import Model
 from foldwise.models.network import Batch
@@ -38,11 +37,6 @@ class Graph(nn.Module):
 
     def __init__(self, models: Sequence[Model], members: Sequence[int], decision: Decision | None) -> None:
         super().__init__()
-        if decision is not None and type(decision.rule) not in CARRIED:
-            names = ", ".join(dict.fromkeys(rule.name for rule in CARRIED))
-            raise Refusal(
-                f"the rule {decision.rule.name} has no form in a graph: choose with --decision one of {names}"
-            )
         self.networks = nn.ModuleList(model.network for model in models)
         self.specs, self.members, self.decision = [model.spec for model in models], list(members), decision
         self.outputs = models[0].spec.outputs
@@ -90,26 +84,26 @@ def _calibrate(calibrator: Calibrator, p: Tensor) -> Tensor:
         return (p.clamp(min=SMALLEST).log() / calibrator.temperature).softmax(1)
     if isinstance(calibrator, Platt):
         p = p.clamp(SMALLEST, 1 - SMALLEST)
-        slope, offset = (
-            torch.from_numpy(np.asarray(each, np.float32)) for each in (calibrator.slope, calibrator.offset)
-        )
-        return (slope * (p.log() - (1 - p).log()) + offset).sigmoid()
+        return (_tensor(calibrator.slope) * (p.log() - (1 - p).log()) + _tensor(calibrator.offset)).sigmoid()
     return p
 
 
 def _decide(rule: rules.Rule, values: Tensor) -> Tensor:
     """Answers (B, C), uint8, or numbers float32."""
     if isinstance(rule, Range):
-        low, high = (torch.from_numpy(np.asarray(each, np.float32)) for each in (rule.low, rule.high))
         if isinstance(rule, Rounded):
-            step = torch.from_numpy(np.asarray(rule.step, np.float32))
+            step = _tensor(rule.step)
             values = torch.where(step > 0, (values / step.clamp(min=1e-6)).round() * step, values)
-        return values.clamp(low, high)
+        return values.clamp(_tensor(rule.low), _tensor(rule.high))
     if isinstance(rule, rules.Argmax):
         if isinstance(rule, rules.AdjustedArgmax):
-            values = values / torch.from_numpy((rule.share**rule.strength).astype(np.float32))
+            values = values / _tensor(rule.share**rule.strength)
         return (torch.arange(values.shape[1]) == values.argmax(1, keepdim=True)).to(torch.uint8)
     return (values >= torch.tensor(thresholds(rule, values.shape[1]))).to(torch.uint8)
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.asarray(values, np.float32))
 
 
 def thresholds(rule: Any, classes: int) -> list[float] | None:

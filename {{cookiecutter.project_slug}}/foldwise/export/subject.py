@@ -160,8 +160,8 @@ def open_subject(folder: Path, folds: Sequence[str], oof: str = "oof", decision:
     if run.spec.fit == "tiles":
         notes.append("the graph takes windows of the stored picture, which the reader of the file cuts and blends")
     rule = _choose(run, truth, oof, decision, notes)
-    rows = [np.flatnonzero(each).tolist() for each in (held, trained)]
-    return Subject(run, truth, members, models, rule, *rows, len(chosen) > 1 or FULL in chosen, notes)
+    rows, others = (np.flatnonzero(each).tolist() for each in (held, trained))
+    return Subject(run, truth, members, models, rule, rows, others, len(chosen) > 1 or FULL in chosen, notes)
 
 
 def _choose(run: TrainedRun, truth: GroundTruth, oof: str, forced: str | None, notes: list[str]) -> Decision | None:
@@ -169,9 +169,7 @@ def _choose(run: TrainedRun, truth: GroundTruth, oof: str, forced: str | None, n
     if truth.task.kind == "maps":
         return None
     if "unit" in truth.table.frame:
-        notes.append(
-            "the run's answers are those of units: reduce the pictures' values first, then calibrate and decide"
-        )
+        notes.append("answers are those of units: reduce the values of their pictures first, then decide")
     elif len(truth.scored_folds) < 2 or run.missing_folds or not run.folds:
         notes.append("post-processing is fitted out of fold, and not all folds have a model: none is in the graph")
     else:
@@ -180,9 +178,8 @@ def _choose(run: TrainedRun, truth: GroundTruth, oof: str, forced: str | None, n
             return chosen.decision
         carried = {rule.name for rule in CARRIED}
         names = [each.name for each in chosen.outcomes if each.name.split("+")[-1] in carried]
-        raise Refusal(
-            f"the rule {chosen.decision.rule.name} has no form in a graph: add --decision {' or '.join(names)}"
-        )
+        name, others = chosen.decision.rule.name, " or ".join(names)
+        raise Refusal(f"the rule {name} has no form in a graph: add --decision {others}")
     return None
 
 
@@ -210,10 +207,9 @@ def example_batch(subject: Subject) -> Batch:
     for name, field in subject.fields.items():
         if field.ragged:
             for key in (name, f"{name}_valid"):
-                gap = max(0, SHORTEST - batch[key].shape[1])
-                batch[key] = torch.cat(
-                    [batch[key], batch[key].new_zeros(len(batch[key]), gap, *batch[key].shape[2:])], 1
-                )
+                value = batch[key]
+                gap = value.new_zeros(len(value), max(0, SHORTEST - value.shape[1]), *value.shape[2:])
+                batch[key] = torch.cat([value, gap], 1)
     return batch
 
 
