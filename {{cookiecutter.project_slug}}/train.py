@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from foldwise.command import exit_on_error, take_trust
 from foldwise.config import check_overrides, register_resolvers, resolve_config
 from foldwise.machinery import describe_edits
-from foldwise.processes.exits import Stopped, leave_on_signals
+from foldwise.processes.exits import leave_on_signals
 from foldwise.processes.server import start_server
 from foldwise.settings import OWNER, train_help
 
@@ -31,12 +31,8 @@ def main(config: "DictConfig") -> None:
         print(edits, file=sys.stderr)
     from foldwise.training.run import train
 
-    try:
-        with exit_on_error(RESUME):
-            train(resolve_config(config))
-    except Stopped as stop:
-        print(f"\nstopped by {stop.number.name}; {RESUME}", file=sys.stderr)
-        sys.exit(stop.exit_code)
+    with exit_on_error(RESUME):
+        train(resolve_config(config))
 
 
 if __name__ == "__main__":

@@ -156,6 +156,8 @@ def test_settings_that_do_not_fit_are_refused(tmp_path):
         check_config(config)
     with pytest.raises(Refusal, match="data.masks=soft is for task=segmentation"):
         check_data(config)
+    with pytest.raises(Refusal, match="data.unit_reduction=max needs units"):
+        check_config(tiny_config(tmp_path, "multilabel", "data.unit_reduction=max"))
     assert find_task("segmentation_soft").describe_settings() == (
         "task=segmentation data.masks=soft loss=bce_dice metric=pixel_mae"
     )

@@ -171,6 +171,12 @@ def test_a_python_that_is_not_the_environments_is_named(tmp_path, monkeypatch, c
     assert (stop.value.code, capsys.readouterr().err) == (2, sentence)
 
 
+def test_a_python_without_packages_is_told_to_make_the_environment(tmp_path):
+    bare = subprocess.run([sys.executable, "-S", ROOT / "train.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert bare.returncode == 2 and not bare.stdout
+    assert bare.stderr.endswith(" has no torch: make setup, source .venv/bin/activate, then run the same command\n")
+
+
 # A command with a server of its own; in the folder are the modules that the server imports before it forks.
 SERVED = """
 import sys

@@ -170,10 +170,12 @@ def _mask_problems(task: str, masks: str) -> list[str]:
 
 
 def _unit_problems(config: Mapping[str, Any]) -> list[str]:
-    task = find_task(config["task"])
-    if config["data"].get("unit_reduction") != "noisy_or" or task.probabilities:
-        return []
-    return [f"data.unit_reduction=noisy_or is for probabilities, and the task is {task.name}: take mean or max"]
+    task, reduction = find_task(config["task"]), config["data"].get("unit_reduction", "mean")
+    if reduction != "mean" and config["data"]["columns"].get("unit") is None:
+        return [f"data.unit_reduction={reduction} needs units: name their column by data.columns.unit, or set mean"]
+    if reduction == "noisy_or" and not task.probabilities:
+        return [f"data.unit_reduction=noisy_or is for probabilities, and the task is {task.name}: take mean or max"]
+    return []
 
 
 def _unknown(config: Mapping[str, Any]) -> list[str]:

@@ -6,10 +6,16 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 from foldwise.code.source import OPTION, trust_all
-from foldwise.errors import exit_code, explain, show_notes
+from foldwise.errors import exit_code, explain, other_python, show_notes
+from foldwise.processes.exits import Stopped
+
+if find_spec("torch") is None:  # here, as the commands import further packages before `exit_on_error`
+    print(f"error: {other_python('torch')}", file=sys.stderr)
+    sys.exit(2)
 
 
 def make_parser(text: str | None, opens_runs: bool = False) -> argparse.ArgumentParser:
@@ -79,10 +85,11 @@ def duration(text: str) -> float:
 
 @contextmanager
 def exit_on_error(after: str = "nothing was written") -> Iterator[None]:
-    """Exit with 2 and a message on a refusal, with 1 and the traceback on a bug, and with 130 on Ctrl-C.
+    """Exit with 2 and a message on a refusal, with 1 and the traceback on a bug, with 130 on Ctrl-C, and with the code
+    of a signal.
 
     Args:
-        after: what is kept and how to resume, printed after a traceback and after Ctrl-C.
+        after: what is kept and how to resume, printed after a traceback, Ctrl-C and a signal.
     """
     try:
         with show_notes():
@@ -90,6 +97,9 @@ def exit_on_error(after: str = "nothing was written") -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"\nstopped; {after}", file=sys.stderr)
         sys.exit(130)
+    except Stopped as stop:
+        print(f"\nstopped by {stop.number.name}; {after}", file=sys.stderr)
+        sys.exit(stop.exit_code)
     except Exception as error:
         sentence = explain(error)
         if sentence is not None:

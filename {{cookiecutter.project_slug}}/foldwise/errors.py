@@ -72,7 +72,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename or 'a file'} cannot be read or written ({error.strerror or text})"
     if isinstance(error, ModuleNotFoundError) and Path(".venv").is_dir() and not Path(".venv").samefile(sys.prefix):
-        return f"{sys.executable} has no {error.name}: source .venv/bin/activate, then run the same command"
+        return other_python(error.name)
     name = type(error).__name__  # by name, to avoid importing torch and safetensors
     if name == "SafetensorError":
         return f"the weights cannot be written ({text})"
@@ -81,6 +81,11 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
         return f"{text.strip().rstrip('.')}: {advice}"
     return None
+
+
+def other_python(module: str | None) -> str:
+    setup = "" if Path(".venv").is_dir() else "make setup, "
+    return f"{sys.executable} has no {module}: {setup}source .venv/bin/activate, then run the same command"
 
 
 def exit_code(error: Exception) -> int:

@@ -77,6 +77,7 @@ def label(options: argparse.Namespace) -> None:
         print(f"  {path}")
     experiment = [override("experiment", config["experiment_name"])] if config["experiment_name"] else []
     words = [*experiment, override("data", config["data"]["name"]), override("data.pseudo", str(options.out))]
+    words += [override("model.weights", config["model"]["weights"])] if config["model"]["weights"] else []
     print(f"\nNext:\n  {command('python', 'train.py', *words)}")
     print("Add phases=both_then_train or phases=pseudo_then_train to end training on the real rows.")
 

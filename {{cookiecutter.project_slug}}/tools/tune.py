@@ -13,15 +13,14 @@ the same time, on this or another machine with the same disk (or --storage), it 
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root, where foldwise/ is
 
 from foldwise.command import duration, exit_on_error, make_parser, whole_number
 from foldwise.errors import Refusal
-from foldwise.processes.exits import Stopped, leave_on_signals
-
-RESUME = "the same command resumes"
+from foldwise.processes.exits import leave_on_signals
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -42,22 +41,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     options = parse()
     leave_on_signals()
-    try:
-        with exit_on_error(RESUME):
-            run(options)
-    except Stopped as stop:
-        print(f"\nstopped by {stop.number.name}; {RESUME}", file=sys.stderr)
-        sys.exit(stop.exit_code)
+    with exit_on_error("the same command resumes"):
+        run(options)
 
 
 def run(options: argparse.Namespace) -> None:
     """Search, print the result, and write the report."""
     if not any(word.startswith("experiment=") for word in options.overrides):
         raise Refusal("name the experiment to start from: python tools/tune.py experiment=baseline")
-    try:
-        import optuna  # noqa: F401
-    except ImportError:
-        raise Refusal("the search needs Optuna: pip install 'optuna>=5'") from None
+    if find_spec("optuna") is None:
+        raise Refusal("the search needs Optuna: pip install 'optuna>=5'")
     from foldwise.reporting.tuning_report import print_tuned, report_tuned
     from foldwise.tuning.outcome import conclude
     from foldwise.tuning.space import read_space, space_file

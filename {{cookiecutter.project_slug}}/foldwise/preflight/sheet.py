@@ -4,7 +4,6 @@ import torch
 
 from foldwise.data.batches import collate, to_device
 from foldwise.data.sampling import SampleKey
-from foldwise.models.network import Batch
 from foldwise.preflight.subject import Subject
 from foldwise.reporting.figures import color_of, shorten, to_png
 from foldwise.reporting.pictures import COLUMNS, MOST_NAMES, describe_target, displayable, gallery, paint
@@ -27,7 +26,9 @@ def draw_sheet(subject: Subject) -> bytes | None:
             mix = subject.training.module.mixes[phase.name]
             batch = mix(to_device(collate(samples, subject.dataset.fields), torch.device("cpu")))
             for row in range(len(samples)):
-                picture = _picture(batch, images[0], row)
+                image = batch[images[0]][row]
+                image = image[0] if image.ndim == 4 else image  # the first of a stack
+                picture = displayable(image.permute(1, 2, 0).numpy())
                 target = batch[output.target][row].numpy()
                 title = f"{phase.name}: {subject.prepared.table.ids[subject.items[row]]}"
                 if output.meaning.kind == "maps":
@@ -39,9 +40,3 @@ def draw_sheet(subject: Subject) -> bytes | None:
     names = output.columns[:MOST_NAMES] if output.meaning.kind == "maps" else ()
     legend = [(shorten(name), color_of(number)) for number, name in enumerate(names)]
     return to_png(gallery(pictures, titles, legend))
-
-
-def _picture(batch: Batch, name: str, row: int):  # type: ignore[no-untyped-def]
-    image = batch[name][row]
-    image = image[0] if image.ndim == 4 else image  # the first of a stack
-    return displayable(image.permute(1, 2, 0).numpy())
