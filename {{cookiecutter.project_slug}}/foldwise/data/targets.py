@@ -77,7 +77,7 @@ def _split(cell: str, separator: str) -> tuple[str, ...]:
     return () if parts == [""] else tuple(parts)
 
 
-def _find_separator(cells: Sequence[str], names: Sequence[str]) -> tuple[str, str] | None:
+def find_separator(cells: Sequence[str], names: Sequence[str]) -> tuple[str, str] | None:
     """Find a separator other than spaces, and an example; None unless nearly all cells with it split into known names.
 
     Known are `names` and what other cells have too.
@@ -119,7 +119,7 @@ def hard_targets(
         check.cells(np.array(of_value, dtype=bool)[codes], labels, message)
 
     new = multilabel and not {part for text in texts for part in text.split()} <= set(names or ())
-    if new and (found_separator := _find_separator(texts, names or ())):
+    if new and (found_separator := find_separator(texts, names or ())):
         separator, example = found_separator
         text = f"cells such as {example!r} seem to hold several labels: write in configs/data: "
         keep = "" if example[0] in "[({" else '; or label_separator: " " if each is one label'

@@ -3,25 +3,26 @@
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 from foldwise.data.images import JPEGS
+from foldwise.data.problems import some
 from foldwise.data.table_file import CSV
 from foldwise.progress import progress_bar
 
 PICTURES = (*JPEGS, ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".pgm", ".ppm")
 TABLES = (*CSV, ".parquet")
-NO_DATA = ("__macosx", "thumbs.db", "desktop.ini", "prepared")  # of the system, and of prepare.py
+NO_DATA = re.compile(r"\..*|__macosx|thumbs\.db|desktop\.ini|prepared", re.IGNORECASE)  # system's, prepare.py's
 TRAIN, TEST, VALIDATION = {"train", "training"}, {"test", "testing", "tests"}, {"val", "valid", "validation", "dev"}
 MASK = {
     "mask", "masks", "label", "labels", "annotation", "annotations", "annot", "gt", "groundtruth", "truth", "seg",
     "segmentation", "segmentations", "segmented", "target", "targets", "gtfine",
 }  # fmt: skip
 IMAGE = {"image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "jpegimages", "rgb"}
-NAMES = {"class", "classes", "label", "labels", "names", "categories"}  # of a file with class names
 NEARLY = 0.98  # of the cells of a column must lead to pictures, for some are often missing
 
 
@@ -37,14 +38,6 @@ def split_of(path: str) -> str:
             if known & set(words(part)):
                 return name
     return ""
-
-
-def split_folder(path: str) -> str:
-    """The folder of a path that names its split, or else its own."""
-    folder = parent(path)
-    while split_of(path) and not (TRAIN | TEST | VALIDATION) & set(words(folder.rpartition("/")[2])):
-        folder = parent(folder)
-    return f"{folder}/"
 
 
 def is_mask(path: str) -> bool:
@@ -72,8 +65,14 @@ class Link:
     rivals: tuple[str, ...] = ()
 
     @property
-    def folders(self) -> Counter[str]:
-        return Counter(parent(path) for path in self.found if path)
+    def folders(self) -> str:
+        """The folders of the pictures, the most frequent first."""
+        counts = Counter(parent(path) for path in self.found if path)
+        return some([f"{folder}/" if folder else "the folder itself" for folder, _ in counts.most_common()], 3)
+
+    @property
+    def of_masks(self) -> bool:
+        return sum(map(is_mask, self.found)) > len(self.found) / 2
 
 
 def parent(path: str) -> str:
@@ -84,73 +83,48 @@ def stem(path: str) -> str:
     return PurePosixPath(path).stem
 
 
-@dataclass(frozen=True)
+def suffix(path: str) -> str:
+    return PurePosixPath(path).suffix.lower()
+
+
 class Survey:
-    """All files of a folder by kind, as sorted paths relative to it."""
+    """The files of a folder, as paths relative to it, without those in the folder `skipped`."""
 
-    root: Path
-    pictures: tuple[str, ...]
-    tables: tuple[str, ...]
-    others: Counter[str]  # by suffix
-    example: dict[str, str]  # a path of each suffix
-    names: tuple[str, ...]  # JSON and text files that can hold class names
-    json: tuple[str, ...]
-
-    @classmethod
-    def of(cls, root: Path, skipped: Sequence[Path] = ()) -> "Survey":
-        pictures, tables, texts, objects = list[str](), list[str](), list[str](), list[str]()
-        others, example = Counter[str](), dict[str, str]()
-        away = {path.resolve() for path in skipped}
+    def __init__(self, root: Path, skipped: Path) -> None:
+        self.root, self.files = root, list[str]()
         with progress_bar("Listing files") as show:
             for folder, folders, names in os.walk(root):
-                inside = [n for n in folders if not n.startswith(".") and n.casefold() not in NO_DATA]
-                folders[:] = sorted(n for n in inside if (Path(folder) / n).resolve() not in away)
                 start = Path(folder).relative_to(root).as_posix()
-                for name in sorted(names):
-                    if name.startswith(".") or name.casefold() in NO_DATA:
-                        continue
-                    path, suffix = name if start == "." else f"{start}/{name}", PurePosixPath(name).suffix.lower()
-                    kind = pictures if suffix in PICTURES else tables if suffix in TABLES else None
-                    if suffix in (".json", ".txt") and (NAMES & set(words(PurePosixPath(name).stem))):
-                        texts.append(path)
-                    if suffix == ".json":
-                        objects.append(path)
-                    if kind is None:
-                        others[suffix] += 1
-                        example.setdefault(suffix, path)
-                    else:
-                        kind.append(path)
-                show(f"Listing files in {start}", len(pictures), 0)
-        return cls(root, tuple(pictures), tuple(tables), others, example, tuple(texts), tuple(objects))
+                inside = (name for name in folders if not NO_DATA.fullmatch(name) and Path(folder, name) != skipped)
+                folders[:] = sorted(inside)
+                kept = sorted(name for name in names if not NO_DATA.fullmatch(name))
+                self.files += kept if start == "." else [f"{start}/{name}" for name in kept]
+                show(f"Listing files in {start}", len(self.files), 0)
+        self.pictures = [path for path in self.files if suffix(path) in PICTURES]
+        self.others = [path for path in self.files if suffix(path) not in PICTURES + TABLES]
 
     @cached_property
     def by_name(self) -> dict[str, list[str]]:
-        return _by(self.pictures, lambda path: path.rpartition("/")[2].casefold())
-
-    @cached_property
-    def by_stem(self) -> dict[str, list[str]]:
-        return _by(self.pictures, lambda path: stem(path).casefold())
-
-    @cached_property
-    def by_number(self) -> dict[str, list[str]]:
-        return _by([p for p in self.pictures if stem(p).isdecimal()], lambda path: stem(path).lstrip("0"))
+        """Pictures by what cells have of them: name, name without suffix (after a slash), and number (after #)."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for path in self.pictures:
+            name = stem(path).casefold()
+            number = [f"#{name.lstrip('0')}"] if name.isdecimal() else []
+            for key in (path.rpartition("/")[2].casefold(), f"/{name}", *number):
+                found[key].append(path)
+        return found
 
     def find(self, cell: str) -> tuple[list[str], str]:
         """The pictures that a cell can mean, and how it names them."""
         text = cell.replace("\\", "/").strip()
         name = text.rpartition("/")[2].casefold()
-        if not name:
-            return [], ""
-        for how, found in (
-            ("file name", self.by_name.get(name)),
-            ("file name without suffix", self.by_stem.get(name)),
-            (
-                "file name with another suffix",
-                self.by_stem.get(stem(name)) if re.search(r"\.[a-z]{2,5}$", name) else None,
-            ),
-            ("number without leading zeros", self.by_number.get(name.lstrip("0")) if name.isdecimal() else None),
-        ):
-            if found:
+        ways = {"file name": name, "file name without suffix": f"/{name}"}
+        if re.search(r"\.[a-z]{2,5}$", name):
+            ways["file name with another suffix"] = f"/{stem(name)}"
+        if name.isdecimal():
+            ways["number without leading zeros"] = f"#{name.lstrip('0')}"
+        for how, key in ways.items():
+            if name and (found := self.by_name.get(key)):
                 return (_nearest(text, found), how) if "/" in text else (found, how)
         return [], ""
 
@@ -173,22 +147,13 @@ class Survey:
         return Link(column, chosen, hows.most_common(1)[0][0] if hows else "", tuple(rivals))
 
 
-def _by(paths: Sequence[str], key: Callable[[str], str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = defaultdict(list)
-    for path in paths:
-        found[key(path)].append(path)
-    return dict(found)
-
-
 def _nearest(text: str, found: Sequence[str]) -> list[str]:
     """Those whose folders agree with the cell's in most places from the end."""
     wanted = parent(text).casefold().split("/")[::-1]
 
     def agree(path: str) -> int:
-        parts = parent(path).casefold().split("/")[::-1]
-        return next(
-            (n for n, (a, b) in enumerate(zip(wanted, parts, strict=False)) if a != b), min(len(wanted), len(parts))
-        )
+        pairs = zip(wanted, parent(path).casefold().split("/")[::-1], strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     best = max(map(agree, found))
     return [path for path in found if agree(path) == best]

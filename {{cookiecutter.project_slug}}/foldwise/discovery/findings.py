@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,7 @@ import pandas as pd
 
 from foldwise.discovery.files import PICTURES
 from foldwise.discovery.targets import Target
-from foldwise.tasks import find_task
-
-TABLES = "tables"  # folder of the tables that are written, in data/<name>
+from foldwise.settings import OWNER
 
 
 @dataclass
@@ -37,59 +36,40 @@ class Findings:
     doubts: list[str] = field(default_factory=list)
     used: list[str] = field(default_factory=list)
 
+    @property
+    def inside(self) -> Path:
+        """The folder as the configuration names it."""
+        repository = OWNER.parent
+        return self.root.relative_to(repository) if self.root.is_relative_to(repository) else self.root
+
+    @property
+    def folder(self) -> Path:
+        """Where tables are written."""
+        return Path("data") / self.name / "tables"
+
+    def place(self, frame: pd.DataFrame, name: str, stored: str | None = None) -> str:
+        """The path of a table for the configuration: one of the folder, or else a new one, which is written."""
+        if stored is not None:
+            return (self.inside / stored).as_posix()
+        self.tables[self.folder / name] = frame
+        return (self.folder / name).as_posix()
+
     def say(self, what: str, text: str) -> None:
         self.lines.append((what, text))
 
     def ask(self, question: str, options: Sequence[str], sentence: str, usual: str | None = None) -> str | None:
         """Ask on a terminal; elsewhere, or if nothing is answered, note the sentence and take the usual option."""
-        if not sys.stdin.isatty():
-            self.doubts.append(sentence)
-            return usual
-        print(f"\n{question}")
-        for number, option in enumerate(options, 1):
-            print(f"  {number}  {option}{'  (Enter)' if option == usual else ''}")
-        while (answer := ask_for("number: ")) and not (answer.isdecimal() and 0 < int(answer) <= len(options)):
-            print(f"a number from 1 to {len(options)}, or nothing to decide later")
-        if answer:
-            return options[int(answer) - 1]
+        if sys.stdin.isatty():
+            print(f"\n{question}")
+            for number, option in enumerate(options, 1):
+                print(f"  {number}  {option}{'  (Enter)' if option == usual else ''}")
+            with suppress(EOFError):
+                while answer := input("number: ").strip():
+                    if answer in map(str, range(1, len(options) + 1)):
+                        return options[int(answer) - 1]
+                    print(f"a number from 1 to {len(options)}, or nothing to decide later")
         self.doubts.append(sentence)
         return usual
-
-    def set_task(self, name: str, why: str, masks: str = "exclusive") -> None:
-        """Choose the task, with a metric and a loss of it where the repository's own do not suit."""
-        own_task, own_metric = project_choices()
-        meaning = find_task("segmentation_overlapping" if masks == "overlapping" else name)
-        self.settings["masks"] = masks
-        if name != own_task:
-            self.choices |= {"task": name, "metric": meaning.metric}
-        if masks == "overlapping":
-            self.choices |= {"task": name, "metric": meaning.metric, "loss": "bce_dice"}
-        changed = (
-            "" if name == own_task else f" (configs/project.yaml has {own_task}; the file's first lines change it)"
-        )
-        self.say("task", f"{name}, {why}{changed}")
-        if self.choices.get("metric") not in (None, own_metric):
-            self.doubts.append(
-                f"the competition's metric is in no file: {meaning.metric} was taken. For another one change the "
-                "line of /metric (python train.py --help lists them)"
-            )
-
-
-def ask_for(prompt: str) -> str:
-    """What is typed; "" if the input ends."""
-    try:
-        return input(prompt).strip()
-    except EOFError:
-        return ""
-
-
-def project_choices() -> tuple[str, str]:
-    """The task and the metric of configs/project.yaml."""
-    from foldwise.settings import OWNER, read_yaml
-
-    entries = read_yaml(OWNER / "project.yaml")["defaults"]
-    chosen = {key: value for entry in entries if isinstance(entry, dict) for key, value in entry.items()}
-    return str(chosen["task"]), str(chosen["metric"])
 
 
 @dataclass

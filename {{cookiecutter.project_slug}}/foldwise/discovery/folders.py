@@ -1,11 +1,21 @@
-"""Targets that folders and names of files tell: a folder a class, a class in each name, masks beside the pictures."""
+"""Rows of a folder without a table of its pictures: masks of equal names, a folder a class, or a class in each name."""
 
 import re
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import commonpath
 
-from foldwise.discovery.files import IMAGE, MASK, NEARLY, is_mask, parent, split_of, stem, words
+import pandas as pd
+
+from foldwise.data.cells import text_column
+from foldwise.discovery.files import IMAGE, MASK, NEARLY, TRAIN, Survey, is_mask, parent, split_of, stem, suffix, words
+from foldwise.discovery.findings import Findings, Rows
+from foldwise.discovery.groups import name_starts
+from foldwise.discovery.tables import TRIED, Found
+from foldwise.discovery.targets import Target
+from foldwise.errors import Refusal
 
 NO_CLASS = {
     "img", "image", "images", "dsc", "dscn", "dscf", "pxl", "dji", "gopr", "mvi", "photo", "pic", "picture", "frame",
@@ -19,7 +29,7 @@ MOST_TOKENS = 3  # that a mask's name has besides its picture's
 
 @dataclass(frozen=True)
 class Labelled:
-    """Labels of pictures, by folder or name.
+    """Labels or masks of pictures, by path.
 
     Attributes:
         groups: what else the folders name, such as a patient; by picture.
@@ -32,47 +42,107 @@ class Labelled:
     doubt: str = ""
 
 
+def rows_of_folders(found: Findings, survey: Survey, tables: Sequence[Found]) -> Rows:
+    by_split = {split: [p for p in survey.pictures if split_of(p) == split] for split in ("train", "", "validation")}
+    split = next((split for split, paths in by_split.items() if paths), None)
+    if split is None:
+        raise Refusal(
+            f"{found.root} has only pictures of a test, and no table with a target: is it the whole competition?"
+        )
+    paths = by_split.pop(split)
+    loose = [path for path in survey.pictures if is_mask(path) and split_of(path) == "" and split]
+    pairs, evidence, doubt = pair_masks([*paths, *loose])
+    unread = [table for table in tables if TRAIN & table.words]  # whose targets are not those of folders
+    if pairs:
+        labelled: Labelled | None = Labelled(pairs, evidence, {}, f"{doubt}, and were left out" if doubt else "")
+    else:
+        pictures = [path for path in paths if not is_mask(path)]
+        labelled = None if doubt or unread else by_folder(paths) or by_name(pictures)
+    if labelled is None:
+        raise Refusal(
+            f"{found.root} has {len(survey.pictures):,} pictures, but no table leads to them, no folder is a class, "
+            f"and no masks have their names{f' ({doubt})' if doubt else ''}{_hint(survey, tables)}: write a table with "
+            "one row per picture (docs/data.md), and run this again"
+        )
+    column, kind = ("mask", "files") if pairs else ("label", "class")
+    images = sorted(labelled.labels)
+    frame = pd.DataFrame({"id": _ids(images), "image": images, column: [labelled.labels[path] for path in images]})
+    rows = Rows(frame, "id", "image", target=Target((column,), kind, labelled.evidence))
+    found.say("table", f"there is none; one is written, with {len(frame):,} rows: id, image, {column}")
+    found.say("target", labelled.evidence)
+    found.doubts += [labelled.doubt] if labelled.doubt else []
+    if labelled.groups:
+        frame["folder"] = [labelled.groups[path] for path in images]
+        if "columns target" not in labelled.doubt:
+            found.settings["columns.group"] = "folder"
+            each = "that each hold pictures of several classes"
+            found.say("groups", f"folder: {frame['folder'].nunique():,} folders {each}")
+    else:
+        name_starts(found, rows)
+    if others := [path for paths in by_split.values() for path in paths if not is_mask(path)]:
+        table = found.place(pd.DataFrame({"id": _ids(others), "image": others}), "val.csv")
+        found.doubts.append(
+            f"{len(others):,} more pictures are in {commonpath(map(parent, others)) or '.'}/: they are not trained on; "
+            f"to predict them write test_table: {table}"
+        )
+    return rows
+
+
+def _hint(survey: Survey, tables: Sequence[Found]) -> str:
+    """What the folder has that could tell the targets."""
+    stems = sorted(map(stem, survey.pictures))
+    for table in tables:
+        for name in table.frame:
+            cells = [cell for cell in text_column(table.frame[name]).iloc[:TRIED] if len(cell) > 3]
+            found = sum(bool(survey.find(cell)[0]) for cell in cells)
+            if cells and found == len(cells):
+                return f"; column {name} of {table.path} leads to them, but no other column could be the target"
+            if found > len(cells) / 5:
+                return f"; {found} of {len(cells)} cells of {name} in {table.path} lead to one: are files missing?"
+            names = [stems[place] for cell in cells if (place := bisect_left(stems, cell)) < len(stems)]
+            if cells and len(names) == len(cells) and all(map(str.startswith, names, cells)):
+                begins = f"column {name} of {table.path} begins names of pictures, such as {cells[0]} of {names[0]}"
+                return f"; {begins}: are there several for a row?"
+    return next((f"; {path} is not read" for path in survey.others if suffix(path) == ".json"), "")
+
+
+def _ids(paths: Sequence[str]) -> list[str]:
+    """Names without suffix; with folders where names repeat."""
+    for names in ([stem(path) for path in paths], [path.rpartition(".")[0] for path in paths]):
+        if len(set(names)) == len(names):
+            return names
+    return list(paths)
+
+
 def by_folder(pictures: Sequence[str]) -> Labelled | None:
     """Find a folder a class among pictures of one split."""
-    parts = {path: path.split("/")[:-1] for path in pictures}
-    depth, count = Counter(map(len, parts.values())).most_common(1)[0]
-    if count < MOST_ALIKE * len(parts):
+    depth, count = Counter(path.count("/") for path in pictures).most_common(1)[0]
+    parts = {path: path.split("/")[:-1] for path in pictures if path.count("/") == depth}
+    levels = [level for level in zip(*parts.values(), strict=True) if len(set(level)) > 1]
+    sizes = [len(set(level)) for level in levels]
+    named = [set(words(name)) for level in levels for name in set(level)]
+    if count < MOST_ALIKE * len(pictures) or not levels or count < FEWEST * min(sizes):
         return None
-    stray = f"{len(parts) - count:,} pictures lie beside the folders of classes, and were left out" * (
-        count < len(parts)
-    )
-    parts = {path: folders for path, folders in parts.items() if len(folders) == depth}
-    common = 0
-    while common < depth and len({tuple(folders[: common + 1]) for folders in parts.values()}) == 1:
-        common += 1
-    levels = {path: folders[common:] for path, folders in parts.items()}
-    columns = [[folders[level] for folders in levels.values()] for level in range(depth - common)]
-    columns = [column for column in columns if len(set(column)) > 1]
-    if any(words(name) and set(words(name)) <= NO_FOLDER for column in columns for name in set(column)):
-        return None  # images/ and masks/, part1/ and part2/
-    distinct = [len(set(column)) for column in columns]
-    if not columns or count < FEWEST * min(distinct):
+    if any(name and name <= NO_FOLDER for name in named):  # images/ and masks/, part1/ and part2/
         return None
-    base = "/".join(next(iter(parts.values()))[:common])
-    where = f"{base}/" if base else "it"
-    if len(columns) == 1:
-        classes = dict(zip(levels, columns[0], strict=True))
-        return Labelled(classes, f"{where} has a folder a class: {_shown(columns[0])}", {}, stray)
-    # patient1/benign, patient2/benign: the names that return are classes, the others groups
-    inner_of: dict[str, set[str]] = defaultdict(set)
-    for outer, inner in zip(columns[-2], columns[-1], strict=True):
-        inner_of[inner].add(outer)
-    again = sum(len(outers) > 1 for outers in inner_of.values()) > len(inner_of) / 2
-    if again and distinct[-1] < distinct[-2]:
-        evidence = f"the folders {_shown(columns[-1])} return in {distinct[-2]:,} folders such as {columns[-2][0]}"
-        groups = dict(zip(levels, columns[-2], strict=True))
-        return Labelled(dict(zip(levels, columns[-1], strict=True)), evidence, groups, stray)
-    doubt = (
-        f"which folder of two is the class, as in {columns[0][0]}/{columns[-1][0]}: the first was taken; for the other "
-        "write in columns target: folder"
-    )
-    labels, groups = dict(zip(levels, columns[0], strict=True)), dict(zip(levels, columns[-1], strict=True))
-    return Labelled(labels, f"{where} has a folder a class: {_shown(columns[0])}", groups, doubt)
+    outer, inner, groups = levels[0], levels[-1], {}
+    doubt = f"{len(pictures) - count:,} pictures lie beside the folders of classes, and were left out"
+    doubt = doubt if count < len(pictures) else ""
+    if len(levels) > 1:
+        # patient1/benign, patient2/benign: the names that return are classes, the others groups
+        times = Counter(name for _, name in set(zip(levels[-2], inner, strict=True)))
+        if sum(n > 1 for n in times.values()) > sizes[-1] / 2 and sizes[-1] < sizes[-2]:
+            evidence = f"the folders {_shown(inner)} return in {sizes[-2]:,} folders such as {levels[-2][0]}"
+            groups = dict(zip(parts, levels[-2], strict=True))
+            return Labelled(dict(zip(parts, inner, strict=True)), evidence, groups, doubt)
+        groups = dict(zip(parts, inner, strict=True))
+        doubt = (
+            f"which folder of two is the class, as in {outer[0]}/{inner[0]}: the first was taken; for the other write "
+            "in columns target: folder"
+        )
+    base = commonpath(map(parent, parts))
+    evidence = f"{f'{base}/' if base else 'it'} has a folder a class: {_shown(outer)}"
+    return Labelled(dict(zip(parts, outer, strict=True)), evidence, groups, doubt)
 
 
 def by_name(pictures: Sequence[str]) -> Labelled | None:

@@ -1,6 +1,7 @@
 """Rows of a folder that has a table: pictures, id, target and groups by its columns."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 import pandas as pd
 
@@ -9,11 +10,11 @@ from foldwise.data.problems import some
 from foldwise.data.table import MISSING
 from foldwise.data.targets import as_numbers
 from foldwise.discovery import pixels
-from foldwise.discovery.files import NEARLY, TEST, TRAIN, VALIDATION, Link, Survey, is_mask, parent, stem, words
+from foldwise.discovery.files import NEARLY, TEST, TRAIN, VALIDATION, Survey, parent, stem, words
 from foldwise.discovery.findings import Findings, Rows, first_free
 from foldwise.discovery.folders import pair_masks
 from foldwise.discovery.groups import choose_group
-from foldwise.discovery.tables import Found, folders_of
+from foldwise.discovery.tables import Found
 from foldwise.discovery.targets import CLASS, TARGET, Target, box_columns, choose_columns, judge
 from foldwise.errors import Refusal
 
@@ -26,14 +27,16 @@ def rows_of_table(
     found: Findings, survey: Survey, tables: Sequence[Found], train: Found, test: Found | None, sample: Found | None
 ) -> Rows:
     rows, key, part = _link_pictures(found, train, sample)
-    free = [name for name in rows.frame if name not in (rows.id, rows.image, key, part, *box_columns(rows.frame))]
-    free = [name for name in free if not _is_empty_or_index(rows.frame[name])]
+    boxes, index = box_columns(rows.frame), list(map(str, range(len(rows.frame))))
+    free = [name for name in rows.frame if name not in (rows.id, rows.image, key, part, *boxes)]
+    texts = {name: text_column(rows.frame[name]) for name in free}
+    free = [name for name in free if texts[name].nunique() > 1 and texts[name].tolist() != index]
     free = [name for name in free if name.casefold() not in NO_TARGET] or free
     answers = pd.DataFrame() if sample is None else sample.beside_ids
     tested = None if test is None or test.is_sample else list(test.frame)
     columns, why, others = choose_columns(rows.frame, free, tested, answers)
     repeated = bool(rows.frame[rows.image].duplicated().any())
-    if repeated and (boxes := box_columns(rows.frame)):
+    if repeated and boxes:
         raise Refusal(
             f"{train.path} has a row per bounding box ({some(boxes)}), which no task here predicts. To classify what "
             "is in the boxes, write the table by hand, with four columns of edges (docs/tasks.md); "
@@ -78,10 +81,10 @@ def _link_pictures(found: Findings, train: Found, sample: Found | None) -> tuple
     frame = train.frame.assign(**{link.column: text_column(train.frame[link.column])})
     found.say("table", f"{train.path} {train.note}".strip() + f": {len(frame):,} rows; columns {some(list(frame), 8)}")
     each = "the start of each cell" if train.part else "each cell"
-    found.say("pictures", f"column {link.column}: {each} is a {link.how} in {folders_of(link)}")
+    found.say("pictures", f"column {link.column}: {each} is a {link.how} in {link.folders}")
     if link.rivals:
         found.doubts.append(
-            f"pictures of these names are in {some(link.rivals)} too; those in {folders_of(link)} were taken. To use "
+            f"pictures of these names are in {some(link.rivals)} too; those in {link.folders} were taken. To use "
             "others, move these away and run this again"
         )
     if train.part:
@@ -103,21 +106,19 @@ def _link_pictures(found: Findings, train: Found, sample: Found | None) -> tuple
 def _mask_files(survey: Survey, rows: Rows, train: Found, repeated: bool, target: Target | None) -> Target | None:
     """A column of mask files, or masks with the names of the pictures; None if there are none."""
     frame = rows.frame
-    for link in train.others:
-        if link.column in frame and _of_masks(link):
-            path_of = dict(zip(text_column(train.frame[link.column]), link.found, strict=True))
-            masks = [path_of[cell] for cell in text_column(frame[link.column])]
-            evidence = f"{link.column}: each cell is a mask in {folders_of(link)}"
-            if masks == frame[link.column].tolist():
-                return Target((link.column,), "files", evidence)
-            break
+    link = next((link for link in train.others if link.column in frame and link.of_masks), None)
+    if link is not None:
+        path_of = dict(zip(text_column(train.frame[link.column]), link.found, strict=True))
+        masks = [path_of[cell] for cell in text_column(frame[link.column])]
+        evidence = f"{link.column}: each cell is a mask in {link.folders}"
+        if masks == frame[link.column].tolist():
+            return Target((link.column,), "files", evidence)
     else:
         pairs, evidence, _ = pair_masks(survey.pictures)
         masks = [pairs.get(path, "") for path in frame[rows.image]]
         if repeated or sum(map(bool, masks)) < NEARLY * len(frame):
             return None
-        if target is not None:
-            evidence += f"; {some(target.columns)} could be the target as well"
+        evidence += f"; {some(target.columns)} could be the target as well" if target is not None else ""
     column = first_free(frame, "mask_path", "mask_file")
     rows.frame, rows.stored = frame.assign(**{column: masks}), None
     return Target((column,), "files", evidence)
@@ -139,27 +140,13 @@ def _join_tables(found: Findings, rows: Rows, tables: Sequence[Found]) -> None:
             found.say("joined", f"{some(new, 8)} of {table.path}, which has a row for each picture")
 
 
-def _of_masks(link: Link) -> bool:
-    return sum(map(is_mask, link.found)) > len(link.found) / 2
-
-
 def _choose_id(frame: pd.DataFrame, column: str, picture: str, sample: Found | None) -> str:
     """The column of the ids: the sample submission's, one called id, that of the pictures, or else any unique."""
     if frame[picture].duplicated().any():
         return column
-    named = [sample.frame.columns[0]] if sample is not None else []
-    named += [
-        *(name for name in frame if name.casefold() == "id"),
-        column,
-        *(name for name in frame if "id" in words(name)),
-    ]
-    unique = (name for name in [*named, *frame] if name in frame and frame[name].is_unique and name != picture)
-    return next(unique, column)
-
-
-def _is_empty_or_index(column: pd.Series) -> bool:
-    texts = text_column(column)
-    return texts.nunique() < 2 or texts.tolist() == list(map(str, range(len(texts))))
+    usual = (name for name in frame if name.casefold() == "id"), [column], (n for n in frame if "id" in words(n)), frame
+    named = [*([] if sample is None else [sample.frame.columns[0]]), *chain(*usual)]
+    return next((name for name in named if name in frame and frame[name].is_unique and name != picture), column)
 
 
 def _join_rows(rows: Rows, target: Target, path: str) -> tuple[Rows, Target]:

@@ -26,15 +26,16 @@ def choose_group(found: Findings, rows: Rows) -> None:
     candidates = find_groups(rows.frame, [rows.id, rows.image], target)
     if not candidates:
         found.say("groups", "none: no column that repeats is called patient, site, video, ... or begins the ids")
-        return name_starts(found, rows)
+        name_starts(found, rows)
+        return
     finest = candidates[-1][0]
-    chosen, why = next((name, why) for name, why in candidates if nested(rows.frame, name, finest))
+    inner = rows.frame.groupby(finest)  # each of whose values occurs with one of the chosen alone
+    chosen, why = next((name, why) for name, why in candidates if (inner[name].nunique() == 1).all())
     found.settings["columns.group"] = chosen
     found.say("groups", f"{chosen}: {why}")
     others = [f"{name} ({why})" for name, why in candidates if name != chosen]
     if others:
         found.doubts.append(f"rows could also be held together by {'; '.join(others)}: write in columns group: <name>")
-    return None
 
 
 def find_groups(frame: pd.DataFrame, taken: Sequence[str], target: Sequence[str]) -> list[tuple[str, str]]:
@@ -55,21 +56,13 @@ def find_groups(frame: pd.DataFrame, taken: Sequence[str], target: Sequence[str]
     return sorted(found, key=lambda pair: frame[pair[0]].nunique())
 
 
-def nested(frame: pd.DataFrame, outer: str, inner: str) -> bool:
-    """Whether each value of `inner` occurs with one of `outer` alone."""
-    return bool((frame.groupby(inner)[outer].nunique() == 1).all())
-
-
 def name_starts(found: Findings, rows: Rows) -> None:
     """Add a column with the start of each name before its last part, if starts repeat, as in 10_left and 10_right."""
     starts = rows.frame[rows.image].str.extract(r"([^/]*[^/._-])[._-]+[^/._-]+\.\w+$")[0].fillna("")
     count, target = starts.nunique(), rows.target
     labels = rows.frame[target.columns[0]] if target is not None else starts
-    if (
-        (starts == "").any()
-        or not LEAST <= count <= REPEATED * len(starts)
-        or starts.groupby(labels).nunique().max() == 1
-    ):
+    few = not LEAST <= count <= REPEATED * len(starts)
+    if few or (starts == "").any() or starts.groupby(labels).nunique().max() == 1:
         return
     column = first_free(rows.frame, "name_start")
     rows.frame, rows.stored = rows.frame.assign(**{column: starts}), None

@@ -25,7 +25,7 @@ def spread(values: Sequence[Any], most: int) -> list[Any]:
     return [values[place] for place in np.unique(np.linspace(0, len(values) - 1, min(most, len(values))).astype(int))]
 
 
-def look_at_pictures(found: Findings, paths: Sequence[str], masks: bool) -> None:
+def inspect_pictures(found: Findings, paths: Sequence[str], masks: bool) -> None:
     """Find channels, depth and orientation; with masks, the sizes of these tell whether pictures are to be turned."""
     chosen = spread(paths, PICTURES)
 
@@ -43,10 +43,7 @@ def look_at_pictures(found: Findings, paths: Sequence[str], masks: bool) -> None
         raise Refusal(f"no picture of {len(chosen)} can be read; the first: {bad[0]}")
     height, width, channels, depths, turned = zip(*(r for r in results if not isinstance(r, str)), strict=True)
     kinds = {"uint8": "8 bits", "uint16": "16 bits", "float32": "floats"}
-    number, depth = (
-        " or ".join(map(str, sorted(set(channels)))),
-        " or ".join(kinds[name] for name in sorted(set(depths))),
-    )
+    number, depth = (" or ".join(map(str, sorted(set(each)))) for each in (channels, [kinds[d] for d in depths]))
     found.say(
         "pixels",
         f"{number} channel{'s' * (number != '1')} of {depth}; {_range(height)} pixels high and {_range(width)} wide "
@@ -68,7 +65,7 @@ def _range(values: Sequence[int]) -> str:
     return f"{min(values)}" if min(values) == max(values) else f"{min(values)} to {max(values)}"
 
 
-def look_at_masks(found: Findings, paths: Sequence[str], names: Mapping[str, Sequence[Any]]) -> None:
+def inspect_masks(found: Findings, paths: Sequence[str], names: Mapping[str, Sequence[Any]]) -> None:
     """Find how masks store their classes.
 
     Args:
@@ -76,9 +73,8 @@ def look_at_masks(found: Findings, paths: Sequence[str], names: Mapping[str, Seq
     """
     root, chosen = found.root, spread(paths, MASKS)
     colors = bool(names.get("colors")) or any(_has_colors(root / path) for path in spread(chosen, 8))
-    read = _read_colors if colors else _read_numbers
     counts: Counter[int] = Counter()
-    for part in map_in_threads(lambda path: read(root / path), chosen, "Reading masks", 16, True):
+    for part in map_in_threads(lambda path: _count_values(root / path, colors), chosen, "Reading masks", 16, True):
         for counted in part:
             counts.update(counted)
     where = f"{'all' if len(chosen) == len(paths) else 'a sample of'} {len(chosen):,} masks"
@@ -138,15 +134,11 @@ def _has_colors(path: Path) -> bool:
     return path.suffix.lower() in JPEGS or decode_mask(path).ndim == 3
 
 
-def _read_numbers(path: Path) -> dict[int, int]:
-    values, counts = np.unique(decode_mask(path), return_counts=True)
-    return {int(value): int(count) for value, count in zip(values, counts, strict=True)}
-
-
-def _read_colors(path: Path) -> dict[int, int]:
-    image = to_mode(decode_image(path), "rgb", path).astype(np.int32)
-    values, counts = np.unique(image[:, :, 0] << 16 | image[:, :, 1] << 8 | image[:, :, 2], return_counts=True)
-    return {int(value): int(count) for value, count in zip(values, counts, strict=True)}
+def _count_values(path: Path, colors: bool) -> Counter[int]:
+    """Pixels by value, or by colour as 0xrrggbb."""
+    cells = to_mode(decode_image(path), "rgb", path) @ np.array([1 << 16, 1 << 8, 1]) if colors else decode_mask(path)
+    values, counts = np.unique(cells, return_counts=True)
+    return Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))
 
 
 def _main_colors(counts: Counter[int]) -> Counter[int]:
@@ -172,17 +164,14 @@ def order_of_runs(found: Findings, rows: Sequence[tuple[str, str]]) -> str:
     best, other = sorted(outlines, key=lambda name: outlines[name])
     ways = {"rle": "down the columns", "rle_by_row": "along the rows"}
     if outlines[best] < 0.8 * outlines[other]:
-        times = outlines[other] / max(1, outlines[best])
-        found.say(
-            "run-length codes", f"{best}, {ways[best]}: outlines are {times:.1f} times as long in the other order"
-        )
+        times = f"{outlines[other] / max(1, outlines[best]):.1f} times"
+        found.say("run-length codes", f"{best}, {ways[best]}: outlines are {times} as long in the other order")
         return best
-    best = found.ask(
-        "In which order do the run-length codes count the pixels?",
-        list(outlines),
+    question = "In which order do the run-length codes count the pixels?"
+    sentence = (
         "whether run-length codes run down the columns (rle, as on Kaggle) or along the rows, which square pictures "
-        "do not show: if the masks of prepared/samples.png lie wrong write mask_encoding: rle_by_row",
-        "rle",
-    ) or "rle"  # fmt: skip
+        "do not show: if the masks of prepared/samples.png lie wrong write mask_encoding: rle_by_row"
+    )
+    best = found.ask(question, list(outlines), sentence, "rle") or "rle"
     found.say("run-length codes", f"{best}, {ways[best]}: taken, as square pictures do not show it")
     return best

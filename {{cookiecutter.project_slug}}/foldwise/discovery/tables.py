@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -12,7 +11,7 @@ from foldwise.data.cells import text_column
 from foldwise.data.problems import TableError
 from foldwise.data.table_file import find_separator, read_file
 from foldwise.data.targets import LISTS
-from foldwise.discovery.files import MASK, TEST, TRAIN, VALIDATION, Link, Survey, is_mask, words
+from foldwise.discovery.files import MASK, TABLES, TEST, TRAIN, VALIDATION, Link, Survey, suffix, words
 
 SAMPLE = {"sample", "submission", "submit", "example", "benchmark"}
 LONGEST = 200  # letters of a name that may lead to a file; run-length codes are longer
@@ -63,7 +62,9 @@ class Found:
 def read_tables(survey: Survey) -> tuple[list[Found], list[str]]:
     """Read all tables; also return why some cannot be read."""
     tables, problems = [], []
-    for path in [*survey.tables, *(survey.json if len(survey.json) <= MOST_JSON else ())]:
+    json_files = [path for path in survey.others if suffix(path) == ".json"]
+    of_tables = [path for path in survey.files if suffix(path) in TABLES]
+    for path in [*of_tables, *(json_files if len(json_files) <= MOST_JSON else ())]:
         try:
             frame, note = _read(survey, path)
         except TableError as error:
@@ -82,26 +83,34 @@ def _read(survey: Survey, path: str) -> tuple[pd.DataFrame, str]:
     if path.endswith(".parquet"):
         frame = read_file(file).reset_index(drop=True)
         return frame.map(lambda cell: "|".join(map(str, cell)) if isinstance(cell, LISTS) else cell), ""
-    header = _first_line(file)
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as opened:
+            header = opened.readline().strip()
+    except UnicodeDecodeError:
+        header = ""  # read_file names the encoding
     separator = find_separator(header)
-    separator = r"\s+" if separator not in header and path.endswith(".txt") else separator
-    cells = [cell.strip() for cell in (header.split() if separator == r"\s+" else header.split(separator))]
+    spaces = separator not in header and path.endswith(".txt")
+    cells = map(str.strip, header.split(None if spaces else separator))
     if any(3 < len(cell) < LONGEST and survey.find(cell)[0] for cell in cells):
         try:
-            frame = pd.read_csv(file, sep=separator, header=None, dtype=str, na_filter=False, encoding="utf-8-sig")
+            frame = pd.read_csv(
+                file, sep=r"\s+" if spaces else separator, header=None, dtype=str, na_filter=False,
+                encoding="utf-8-sig",
+            )  # fmt: skip
         except ValueError as error:  # pandas' errors too
             raise TableError(file, [f"its rows differ in their number of cells ({error})"]) from error
-        return frame.set_axis(
-            [f"column_{number + 1}" for number in range(len(frame.columns))], axis=1
-        ), "without a header"
-    if path.endswith(".txt") and separator == r"\s+":
+        return frame.set_axis([f"column_{n + 1}" for n in range(len(frame.columns))], axis=1), "without a header"
+    if spaces:
         raise TableError(file, ["it is text"])
     return read_file(file).reset_index(drop=True), ""
 
 
 def _read_coco(file: Path) -> pd.DataFrame:
     """Rows of a JSON file as COCO has it, one for each annotation; no rows of other JSON."""
-    read = _read_json(file)
+    try:
+        read = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError):
+        return pd.DataFrame()
     images = pd.DataFrame(read["images"] if isinstance(read, dict) and isinstance(read.get("images"), list) else [])
     if "file_name" not in images or "id" not in images:
         return pd.DataFrame()
@@ -110,22 +119,6 @@ def _read_coco(file: Path) -> pd.DataFrame:
         images = images.merge(rows, left_on="id", right_on="image_id").drop(columns=["image_id", "annotation"])
     nested = [name for name in images if images[name].map(lambda cell: isinstance(cell, list | dict)).any()]
     return images.drop(columns=[name for name in nested if name != "bbox"]).astype(str)
-
-
-def _read_json(file: Path) -> Any:
-    """The content of a JSON file; None if it is none."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError):
-        return None
-
-
-def _first_line(file: Path) -> str:
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as opened:
-            return opened.readline().strip()
-    except UnicodeDecodeError:
-        return ""  # read_file names the encoding
 
 
 def _linked(survey: Survey, table: Found) -> Found:
@@ -140,8 +133,7 @@ def _linked(survey: Survey, table: Found) -> Found:
     if links:
 
         def rank(link: Link) -> tuple[bool, int, bool, bool]:
-            of_masks = sum(map(is_mask, filter(None, link.found))) > len(link.found) / 2
-            return not of_masks, len(set(link.found)), link.how == "file name", "id" in words(link.column)
+            return not link.of_masks, len(set(link.found)), link.how == "file name", "id" in words(link.column)
 
         links.sort(key=rank, reverse=True)
         return replace(table, link=links[0], others=tuple(links[1:]))
@@ -179,14 +171,7 @@ def choose_sample(tables: Sequence[Found], train: Found | None) -> Found | None:
     return next((t for t in tables if t is not train and t.is_sample and len(t.frame.columns) > 1), None)
 
 
-def folders_of(link: Link) -> str:
-    """The folders of a link's pictures, the most frequent first, in words."""
-    names = [f"{folder}/" if folder else "the folder itself" for folder, _ in link.folders.most_common(3)]
-    more = len(link.folders) - len(names)
-    return ", ".join(names) + (f" and {more} more" if more > 0 else "")
-
-
-def find_names(survey: Survey, tables: Sequence[Found]) -> tuple[dict[str, list[str]], str]:
+def find_names(tables: Sequence[Found]) -> tuple[dict[str, list[str]], str]:
     """Find a file of class names: the names in the order of their numbers, and colours as #rrggbb, with the file."""
     for table in tables:
         column = {name.casefold().strip(): name for name in table.frame}
@@ -201,19 +186,4 @@ def find_names(survey: Survey, tables: Sequence[Found]) -> tuple[dict[str, list[
         numbers = list(map(str, range(len(names))))
         if any(text_column(table.frame[other]).tolist() == numbers for other in table.frame):
             return {"names": names}, table.path
-    found = ((_read_names(survey.root / path), path) for path in survey.names)
-    return next((({"names": names}, path) for names, path in found if names), ({}, ""))
-
-
-def _read_names(path: Path) -> list[str]:
-    """Names of a JSON object {"0": name} or {name: 0}, or of a text with a name a line; [] for anything else."""
-    if path.suffix.lower() == ".txt":
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        return lines if all(0 < len(line.strip()) < 40 for line in lines) else []
-    read = _read_json(path)
-    if not isinstance(read, dict) or not 1 < len(read) <= MOST_NAMES:
-        return []
-    pairs = {str(key): value for key, value in read.items()}
-    pairs = pairs if all(key.isdecimal() for key in pairs) else {str(value): key for key, value in pairs.items()}
-    order = [str(number) for number in range(len(pairs))]
-    return [str(pairs[number]) for number in order] if pairs.keys() == set(order) else []
+    return {}, ""

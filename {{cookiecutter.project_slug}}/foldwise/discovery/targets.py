@@ -1,6 +1,5 @@
 """Which columns of a table are the target and the groups, and what kind of target it is; each with its evidence."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from foldwise.data.cells import text_column
+from foldwise.data.problems import some
 from foldwise.data.run_lengths import RUNS
 from foldwise.data.table import MISSING
-from foldwise.data.targets import NEARLY_ALL, NUMBER, SEPARATORS, split_cells
+from foldwise.data.targets import NEARLY_ALL, NUMBER, find_separator, split_cells
 from foldwise.discovery.files import words
 
 # Words in names of columns.
@@ -36,12 +36,23 @@ CLASS = {"class", "classid", "label", "category"}  # of a mask in a row
 RARE = 0.5  # share of names with one or two rows, from which they look like individuals
 
 
+TASKS = {  # of each kind of target, and why
+    "class": ("multiclass", "as each picture has one class"),
+    "individual": ("multiclass", "as each picture has one name"),
+    "grade": ("multiclass", "as each picture has one grade"),
+    "labels": ("multilabel", "as a picture has any number of labels"),
+    "number": ("regression", "as the target is a number"),
+    "rle": ("segmentation", "a mask per class, as codes can overlap"),
+    "files": ("segmentation", "as each pixel has a class"),
+}
+
+
 @dataclass(frozen=True)
 class Target:
     """What a column holds, or several.
 
     Attributes:
-        kind: class, labels, number, grade, individual, rle, files, or "" (undecided).
+        kind: one of TASKS, or "" (undecided).
     """
 
     columns: tuple[str, ...]
@@ -52,8 +63,7 @@ class Target:
 
     @property
     def task(self) -> str:
-        tasks = {"labels": "multilabel", "number": "regression", "rle": "segmentation", "files": "segmentation"}
-        return tasks.get(self.kind, "multiclass")
+        return TASKS[self.kind][0] if self.kind else ""
 
 
 def choose_columns(
@@ -100,125 +110,106 @@ def judge(frame: pd.DataFrame, columns: Sequence[str], answers: pd.DataFrame) ->
     """
     if len(columns) > 1:
         return _several(frame, columns)
-    name = columns[0]
-    known = set(words(name))
+    (name,), known = columns, set(words(columns[0]))
     cells = text_column(frame[name])
     filled = cells[~cells.isin(MISSING)]
     distinct = Counter(filled)
+    rare = sum(count < 3 for count in distinct.values())
+    kind = "individual" if len(distinct) > MANY and rare > RARE * len(distinct) else "class"
     if _are_runs(filled):
         return Target((name,), "rle", f"{name} holds run-length codes (start length ...), as {filled.iat[0][:20]!r}")
-    numbers = all(NUMBER.fullmatch(cell) for cell in distinct)
-    if not numbers and (separator := _separator(distinct, bool(SEVERAL & known))):
-        parts = {part for cell in split_cells(filled, separator[0]) for part in cell}
-        what = "spaces" if separator[0] == " " else repr(separator[0])
+    if all(NUMBER.fullmatch(cell) for cell in distinct):
+        return _numbers(name, known, filled, kind, text_column(answers[name]) if name in answers else ())
+    if found := _separator([*distinct], bool(SEVERAL & known)):
+        separator, doubt = found
+        parts = {part for cell in split_cells(filled, separator) for part in cell}
+        what = "spaces" if separator == " " else repr(separator)
         evidence = f"{name}: {len(distinct):,} different cells are made of {len(parts):,} names separated by {what}"
-        return Target((name,), "labels", evidence, None if separator[0] == " " else separator[0], separator[1])
-    if numbers:
-        return _numbers(name, known, filled, distinct, text_column(answers[name]) if name in answers else ())
-    shown = ", ".join(str(value) for value, _ in distinct.most_common(3))
-    evidence = f"{name}: {len(distinct):,} different names in {len(filled):,} rows, such as {shown}"
-    rare = sum(count < 3 for count in distinct.values())
+        return Target((name,), "labels", evidence, None if separator == " " else separator, doubt)
+    evidence = f"{name}: {len(distinct):,} different names in {len(filled):,} rows, such as {some([*distinct], 3)}"
     if len(distinct) == len(filled):
         return Target((name,), "", evidence, doubt=f"every row of {name} has another value, which cannot be learnt")
-    if len(distinct) > MANY and rare > RARE * len(distinct):
-        return Target((name,), "individual", f"{evidence}; {rare:,} of them have one or two pictures")
-    return Target((name,), "class", evidence)
+    return Target((name,), kind, evidence + f"; {rare:,} of them have one or two pictures" * (kind == "individual"))
 
 
 def _several(frame: pd.DataFrame, columns: Sequence[str]) -> Target:
-    shown = f"{len(columns)} columns ({', '.join(columns[:3])}{', ...' if len(columns) > 3 else ''})"
-    values = frame[list(columns)].replace(list(MISSING), np.nan).apply(pd.to_numeric, errors="coerce").to_numpy(float)
+    names, shown = tuple(columns), f"{len(columns)} columns ({some(columns, 3)})"
     if all(_are_runs(text_column(frame[name])) for name in columns):
-        return Target(tuple(columns), "rle", f"{shown} of run-length codes")
-    if np.isnan(values).all() or (np.isnan(values) & (frame[list(columns)] != "").to_numpy()).any():
-        return Target(tuple(columns), "", f"{shown}", doubt=f"{shown} hold texts: one of them can be the target")
-    inside = ((values >= 0) & (values <= 1)).all()
-    one = np.abs(values.sum(axis=1) - 1).max() < 1e-3
-    if inside and one:
-        kind = "a 1 in each row" if np.isin(values, (0, 1)).all() else "probabilities, which add up to 1 in each row"
-        return Target(tuple(columns), "class", f"{shown} with {kind}")
-    if inside and np.isin(values, (0, 1)).all():
+        return Target(names, "rle", f"{shown} of run-length codes")
+    texts = frame[list(columns)].replace(list(MISSING), "")
+    values = texts.apply(pd.to_numeric, errors="coerce").to_numpy(float)
+    if (np.isnan(values) & (texts != "").to_numpy()).any() or np.isnan(values).all():
+        return Target(names, "", shown, doubt=f"{shown} hold texts: one of them can be the target")
+    inside, binary = ((values >= 0) & (values <= 1)).all(), np.isin(values, (0, 1)).all()
+    if inside and np.abs(values.sum(axis=1) - 1).max() < 1e-3:
+        kind = "a 1 in each row" if binary else "probabilities, which add up to 1 in each row"
+        return Target(names, "class", f"{shown} with {kind}")
+    if binary:
         most = int(values.sum(axis=1).max())
-        return Target(tuple(columns), "labels", f"{shown} of 0 and 1, none to {most} of them 1 in a row")
-    if (values == np.round(values)).all() and not inside:
+        return Target(names, "labels", f"{shown} of 0 and 1, none to {most} of them 1 in a row")
+    if (values == np.round(values)).all():
         doubt = f"{shown} are whole numbers: amounts or classes? For amounts write in columns target: [...]"
-        return Target(tuple(columns), "", shown, doubt=doubt)
-    doubt = (
-        f"{shown} are numbers from 0 to 1; if they are probabilities of labels set task=multilabel" if inside else ""
-    )
-    return Target(tuple(columns), "number", f"{shown} of numbers", doubt=doubt)
+        return Target(names, "", shown, doubt=doubt)
+    doubt = f"{shown} are numbers from 0 to 1; if they are probabilities of labels set task=multilabel"
+    return Target(names, "number", f"{shown} of numbers", doubt=doubt if inside else "")
 
 
-def _numbers(name: str, known: set[str], cells: pd.Series, distinct: Counter[str], answers: Sequence[str]) -> Target:
-    values = sorted(set(map(float, distinct)))
-    low, high = f"{values[0]:g}", f"{values[-1]:g}"
-    fraction = next((cell for cell in distinct if not float(cell).is_integer()), None)
-    if fraction is not None:
-        return Target((name,), "number", f"{name} has decimals such as {fraction}, from {low} to {high}")
-    evidence = f"{name}: {len(values):,} different whole numbers, {low} to {high}, in {len(cells):,} rows"
+def _numbers(name: str, known: set[str], cells: pd.Series, kind: str, answers: Sequence[str]) -> Target:
+    """The target of a column of numbers; `kind`, class or individual, if they are names."""
+    values, doubt = sorted(set(map(float, cells))), ""
+    few, extent = len(values) <= FEW, f"{values[0]:g} to {values[-1]:g}"
+    fractions = [cell for cell in cells if not float(cell).is_integer()]
+    if fractions:
+        return Target((name,), "number", f"{name} has decimals such as {fractions[0]}, from {extent}")
+    evidence = f"{name}: {len(values):,} different whole numbers, {extent}, in {len(cells):,} rows"
+    decimals = [cell for cell in answers if NUMBER.fullmatch(cell) and not float(cell).is_integer()]
     if len(values) == 2:
-        return Target((name,), "class", evidence)
-    if GRADES & known and len(values) <= FEW:
-        return Target((name,), "grade", evidence)
-    if (AMOUNTS | SIZES) & known:
-        return Target((name,), "number", evidence)
-    if (NAMES | INDIVIDUAL) & known:
-        rare = sum(count < 3 for count in distinct.values())
-        many = len(values) > MANY and rare > RARE * len(values)
-        return Target((name,), "individual" if many else "class", evidence)
-    fractions = [cell for cell in answers if NUMBER.fullmatch(cell) and not float(cell).is_integer()]
-    if fractions and len(values) > FEW:
-        return Target((name,), "number", f"{evidence}; the sample submission has decimals such as {fractions[0]}")
-    if len(values) <= FEW and values == [values[0] + step for step in range(len(values))]:
-        return Target((name,), "class", evidence)
-    kind = "class" if len(values) <= MANY else "number"
-    other = "task=regression metric=rmse" if kind == "class" else "task=multiclass metric=accuracy"
-    return Target(
-        (name,), kind, evidence, doubt=f"{name} may be classes or amounts; taken as {kind}. The other: {other}"
-    )
+        kind = "class"
+    elif GRADES & known and few:
+        kind = "grade"
+    elif (AMOUNTS | SIZES) & known:
+        kind = "number"
+    elif (NAMES | INDIVIDUAL) & known:
+        pass
+    elif decimals and not few:
+        kind, evidence = "number", f"{evidence}; the sample submission has decimals such as {decimals[0]}"
+    elif few and values == [values[0] + step for step in range(len(values))]:
+        kind = "class"
+    else:
+        kind = "class" if len(values) <= MANY else "number"
+        other = "task=regression metric=rmse" if kind == "class" else "task=multiclass metric=accuracy"
+        doubt = f"{name} may be classes or amounts; taken as {kind}. The other: {other}"
+    return Target((name,), kind, evidence, doubt=doubt)
 
 
 def _are_runs(cells: pd.Series) -> bool:
     """Whether all filled cells are run-length codes whose starts grow, and most have several runs or a long one."""
     filled = cells[~cells.isin((*MISSING, "-1", "1 0", "0"))]
-    some = filled.iloc[:: max(1, len(filled) // 500)]
-    if some.empty or not some.map(lambda cell: RUNS.fullmatch(str(cell).strip()) is not None).all():
+    sample = filled.iloc[:: max(1, len(filled) // 500)]
+    if sample.empty or not sample.map(lambda cell: RUNS.fullmatch(str(cell).strip()) is not None).all():
         return False
-    numbers = [np.array(str(cell).split(), np.int64) for cell in some]
+    numbers = [np.array(str(cell).split(), np.int64) for cell in sample]
     grow = all((np.diff(code[0::2]) > code[1:-1:2] - 1).all() for code in numbers)
     return grow and bool(np.median([code[1::2].sum() for code in numbers]) > 1 or max(map(len, numbers)) > 6)
 
 
-def _separator(distinct: Counter[str], several: bool) -> tuple[str, str] | None:
+def _separator(distinct: Sequence[str], several: bool) -> tuple[str, str] | None:
     """The separator of the labels in cells, with a doubt; None if each cell is one name."""
-    best: tuple[str, str] | None = None
-    for separator in SEPARATORS:
-        cells = {
-            cell: [
-                part for part in re.split(r"\s+" if separator == " " else re.escape(separator), cell) if part.strip()
-            ]
-            for cell in distinct
-        }
-        combined = [cell for cell, parts in cells.items() if len(parts) > 1]
-        times = Counter(part.strip() for parts in cells.values() for part in set(parts))
-        if not combined or any(len(set(parts)) < len(parts) for parts in cells.values()):
-            continue
-        parts = [part.strip() for cell in combined for part in cells[cell]]
-        shared = sum(times[part] > 1 for part in parts) / len(parts)
-        bracketed = sum(cell.strip()[0] in "[({" for cell in combined) == len(combined)
-        lengths = {len(parts) for parts in cells.values()}
-        if separator == " " and not bracketed:
-            numbers = all(re.fullmatch(r"\d+", part) for part in times)
-            if numbers or (len(times) < len(distinct) and shared >= NEARLY_ALL and len(lengths) > 1):
-                doubt = (
-                    ""
-                    if numbers or several or len(times) * 2 <= len(distinct)
-                    else (f"cells such as {combined[0]!r} may be one class: then add task=multiclass metric=accuracy")
-                )
-                best = best or (" ", doubt)
-        elif shared >= NEARLY_ALL or (several and shared >= 0.5):
-            return separator, ""
-    return best
+    if found := find_separator(distinct, ()):
+        return found[0], ""
+    cells = [cell.split() for cell in distinct]
+    combined = [parts for parts in cells if len(parts) > 1]
+    times = Counter(part for parts in cells for part in set(parts))
+    if not combined or any(len(set(parts)) < len(parts) for parts in cells):
+        return None
+    if all(map(str.isdecimal, times)):
+        return " ", ""
+    shared = [times[part] > 1 for parts in combined for part in parts]
+    if len(times) >= len(cells) or sum(shared) < NEARLY_ALL * len(shared) or len(set(map(len, cells))) < 2:
+        return None
+    sure = several or len(times) * 2 <= len(cells)
+    doubt = f"cells such as {' '.join(combined[0])!r} may be one class: then add task=multiclass metric=accuracy"
+    return " ", "" if sure else doubt
 
 
 def box_columns(frame: pd.DataFrame) -> list[str]:
