@@ -17,7 +17,7 @@ from tiny import code_of, prepare_tiny, tiny_config
 from foldwise.code.source import Code, trust
 from foldwise.data.holdout import Holdout
 from foldwise.preflight import learning, reading
-from foldwise.preflight.flight import fly
+from foldwise.preflight.checks import run_checks
 from foldwise.preflight.sheet import draw_sheet
 from foldwise.preflight.shuffled import chance_of, check_shuffled
 from foldwise.preflight.subject import Subject
@@ -42,9 +42,9 @@ def test_nothing_is_said_of_what_is_right(kind: str, data: Path):
     overrides = {"segmentation": ["model=tiny_unet"], "regression": ["loss=mse"], "retrieval": ["experiment=retrieval"]}
     asked = "preflight=full" if kind == "multiclass" else "preflight=true"
     config = tiny_config(data, kind, "batch_size=8", asked, *overrides.get(kind, []))
-    flight = fly(config, prepare_tiny(config), [Holdout((0,)), Holdout((1,))], trusted_code(config), 1, 1)
-    assert not flight.problems and flight.sheet is not None
-    assert "checks passed" in flight.lines[0] and "2 models will take about" in flight.lines[-1]
+    found = run_checks(config, prepare_tiny(config), [Holdout((0,)), Holdout((1,))], trusted_code(config), 1, 1)
+    assert not found.problems and found.sheet is not None
+    assert "checks passed" in found.lines[0] and "2 models will take about" in found.lines[-1]
 
 
 def module(name: str, change: Callable[..., Any]) -> Callable[[Subject, pytest.MonkeyPatch], None]:
@@ -151,8 +151,8 @@ BUGS: dict[str, tuple[Any, str, Plant | None, tuple[str, ...]]] = {
     "half of the batch": (
         learning.check_losses, "a part of the batch", losses(lambda s, x, y, w: s.loss(x[:4], y[:4], w[:4])), ()
     ),
-    "weights are forgotten": (
-        learning.check_losses, "forgets", losses(lambda s, x, y, w: s.loss(x, y, torch.ones_like(w))), ()
+    "weights are ignored": (
+        learning.check_losses, "ignores", losses(lambda s, x, y, w: s.loss(x, y, torch.ones_like(w))), ()
     ),
     "a sigmoid for a softmax": (
         learning.check_losses, "is that of a sigmoid",
@@ -198,11 +198,11 @@ BUGS: dict[str, tuple[Any, str, Plant | None, tuple[str, ...]]] = {
         read(lambda x, rows, item, rng: x[:, :, ::-1] if rng is None else x), (),
     ),
     "darker in training": (
-        reading.check_alike, "otherwise than prediction",
+        reading.check_alike, "differently from prediction",
         read(lambda x, rows, item, rng: x // (1 if rng is None else 2)), (),
     ),
     "np.random": (
-        reading.check_alike, "a second time", read(lambda x, rows, item, rng: np.roll(x, np.random.randint(9), 0)), ()
+        reading.check_alike, "read again", read(lambda x, rows, item, rng: np.roll(x, np.random.randint(9), 0)), ()
     ),
     "channels are blue, green, red": (
         reading.check_channels, "OpenCV", read(lambda x, rows, item, rng: x[:, :, ::-1]), ()

@@ -5,12 +5,18 @@ import pytest
 import torch
 from conftest import World
 
-from foldwise.preflight.flight import LEARNING, READING
+from foldwise.preflight.checks import LEARNING, READING
+from foldwise.preflight.short import ShortTraining
 from foldwise.preflight.subject import Subject
 
 
+@pytest.fixture(scope="module")
+def short(subject: Subject) -> ShortTraining:
+    return ShortTraining(subject).run()
+
+
 @pytest.mark.parametrize("check", (*READING, *LEARNING), ids=lambda check: check.__name__)
-def test_before_the_flight(check, subject: Subject):
+def test_nothing_is_found(check, subject: Subject):
     """Where channels mean something else than red, green and blue on purpose, leave out check_channels."""
     assert not [*check(subject)]
 
@@ -19,9 +25,8 @@ def moved(before, after, names) -> list[str]:
     return [name for name in names if not torch.equal(before[name], after[name])]
 
 
-def test_batch_norm_learns_and_the_ema_follows(subject: Subject):
+def test_batch_norm_learns_and_the_ema_follows(short: ShortTraining):
     """`on_train_epoch_start` without `super()`, or a module that trains another network than `self.network`."""
-    short = subject.short
     start, *_, frozen, end = short.states
     statistics = [name for name in end if "running_" in name]
     assert moved(frozen, end, statistics) == statistics, "BatchNorm never learns its statistics"
@@ -29,7 +34,7 @@ def test_batch_norm_learns_and_the_ema_follows(subject: Subject):
     assert moved(start, average, names) and moved(end, average, names), "the EMA is the network as it began or ended"
 
 
-def test_a_training_repeats(world: World, subject: Subject):
+def test_a_training_repeats(world: World, subject: Subject, short: ShortTraining):
     """A random generator without a seed, or `on_train_batch_start` without `super()`."""
     again, draws = subject.module(), []
     for seed in (1, 2):
@@ -38,5 +43,5 @@ def test_a_training_repeats(world: World, subject: Subject):
         again.on_train_batch_start({}, 0)
         draws.append((float(torch.rand(())), np.random.random()))
     assert draws[0] == draws[1], "the random numbers of a step depend on what came before"
-    end = subject.short.states[-1]
-    assert not moved(end, world.subject().short.states[-1], end)
+    end = short.states[-1]
+    assert not moved(end, ShortTraining(world.subject()).run().states[-1], end)

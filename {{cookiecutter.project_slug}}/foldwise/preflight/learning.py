@@ -18,15 +18,15 @@ from foldwise.code.runs import keep_code
 from foldwise.errors import Refusal
 from foldwise.inference.weights import load_model, save_model
 from foldwise.models.module import TrainingModule
-from foldwise.models.network import Batch
 from foldwise.models.networks import loaded_share
 from foldwise.models.normalized import set_trainable
-from foldwise.preflight.subject import Subject, forgetting, ideal_outputs
+from foldwise.preflight.short import ShortTraining
+from foldwise.preflight.subject import Subject, ideal_outputs, kept_buffers
 from foldwise.tasks.outputs import Output, activate
 from foldwise.training.trial import ONE_VALUE
 
 SHIFTS = [partial(move, dims=[axis]) for axis in (-2, -1) for move in (torch.flip, partial(torch.roll, shifts=3))]
-WORSE = 3.0  # times the loss of knowing nothing: more than initial weights cost
+WORSE = 3.0  # times the loss of a constant prediction: more than initial weights cost
 RISEN = 10.0  # times it: more than the steps of a small batch cost
 LARGEST = 30.0  # root mean square of what the first layer gets; normalised images have about 1
 DEPENDENT = (
@@ -37,61 +37,56 @@ SILENT = 0.1  # share of the trainable parameters that may have no gradient
 
 
 def check_losses(subject: Subject) -> Iterator[str]:
-    """The loss is least for the ground truth, of every sample, and heeds the weights."""
-    if any(output.meaning.kind == "vectors" for output in subject.outputs):
-        return
-    for training in (True, False):
-        yield from _loss_problems(subject, training)
+    """The loss is lowest for the ground truth of each sample, and uses the weights."""
+    if all(output.meaning.kind != "vectors" for output in subject.outputs):
+        for mode in ("training", "validation"):
+            yield from (f"in {mode}, {problem}" for problem in _loss_problems(subject, mode == "training"))
 
 
 def _loss_problems(subject: Subject, training: bool) -> Iterator[str]:
-    batch, mode = subject.batch, "training" if training else "validation"
-    module = subject.module().train(training)
+    batch, module = subject.batch, subject.module().train(training)
     with torch.no_grad():
-        first = module.network(batch)
+        raw = module.network(batch)
 
     def loss(
-        wrong: Sequence[int] = (),
-        move: Callable[[Tensor], Tensor] | None = None,
-        plus: float = 0.0,
-        weight: Tensor | None = None,
+        wrong: Sequence[int] = (), move: Callable[[Tensor], Tensor] | None = None, plus: float = 0.0, **changes: Tensor
     ) -> float:
-        predicted = dict(first)
-        for output in subject.outputs:
-            predicted[output.key] = _ideal(output, batch[output.target], subject, wrong, move) + plus
-        with torch.no_grad(), forgetting(module):
-            return float(module.losses(predicted, batch if weight is None else batch | {"weight": weight})["loss"])
+        ideal = {o.key: _ideal(o, batch[o.target], subject, wrong, move) + plus for o in subject.outputs}
+        with torch.no_grad(), kept_buffers(module):
+            return float(module.losses(raw | ideal, batch | changes)["loss"])
 
-    truth, count = loss(), len(subject.items)
-    ignored = [sample for sample in range(count) if not loss([sample]) > truth and _known(subject, batch, sample)]
-    main = subject.outputs[0]
+    truth, count, main = loss(), len(subject.items), subject.outputs[0]
+    target = batch[main.target]
+    unknown = target.isnan() if target.is_floating_point() else target == subject.config["data"]["ignore_index"]
+    known = [sample for sample in range(count) if not unknown[sample].all()]
+    ignored = [sample for sample in known if not loss([sample]) > truth]
     if main.meaning.probabilities and not subject.outputs[1:]:
         same = math.isclose(loss(plus=3.0), truth, rel_tol=1e-3, abs_tol=1e-5)
         if same != main.meaning.exclusive:
             is_, other = ("softmax", "sigmoid") if main.meaning.exclusive else ("sigmoid", "softmax")
             yield (
-                f"in {mode}, the loss is that of a {other}, and the task {main.task} predicts by a {is_}: "
-                f"use the loss of the configuration, `self.loss`, or another task"
+                f"the loss is that of a {other}, and the task {main.task} predicts by a {is_}: use the loss of the "
+                "configuration, `self.loss`, or another task"
             )
             return
     if ignored:
         yield (
-            f"in {mode}, the loss is no higher if sample {', '.join(map(str, ignored))} of {count} is predicted wrong: "
-            "a wrong sign, targets of another sample (a roll or shuffle), or a part of the batch only"
+            f"the loss is no higher if sample {', '.join(map(str, ignored))} of {count} is predicted wrong: a wrong "
+            "sign, targets of another sample (a roll or shuffle), or a part of the batch only"
         )
         return
     maps = any(output.meaning.kind == "maps" for output in subject.outputs)
     if maps and not all(loss(move=move) > truth for move in SHIFTS):
-        yield f"in {mode}, the loss is no higher if the masks are predicted flipped or moved"
+        yield "the loss is no higher if the masks are predicted flipped or moved"
     half = torch.arange(count, device=subject.device) < count // 2
     wrong = list(range(count // 2))
     heavy, light = (torch.where(half, *pair) for pair in ((1.9, 0.1), (0.1, 1.9)))
     try:
-        heeded = loss(wrong, weight=heavy) > loss(wrong, weight=light)
+        weighted = loss(wrong, weight=heavy) > loss(wrong, weight=light)
     except Refusal:  # a loss of the whole batch, such as Dice, takes equal weights alone
-        heeded = loss(wrong, weight=torch.full_like(heavy, 2.0)) > 1.2 * loss(wrong, weight=torch.ones_like(heavy))
-    if not heeded:
-        yield f'in {mode}, the loss forgets batch["weight"]: pass it on, or multiply the losses of the samples by it'
+        weighted = loss(wrong, weight=torch.full_like(heavy, 2.0)) > 1.2 * loss(wrong, weight=torch.ones_like(heavy))
+    if not weighted:
+        yield 'the loss ignores batch["weight"]: pass it on, or multiply the losses of the samples by it'
 
 
 def _ideal(
@@ -110,15 +105,9 @@ def _ideal(
     return ideal
 
 
-def _known(subject: Subject, batch: Batch, sample: int) -> bool:
-    """True if a sample has the main target."""
-    target, ignored = batch[subject.outputs[0].target][sample], subject.config["data"]["ignore_index"]
-    return not bool(target.isnan().all() if target.is_floating_point() else (target == ignored).all())
-
-
 def check_start(subject: Subject) -> Iterator[str]:
-    """The inputs are scaled, and the first loss is about that of knowing nothing."""
-    sizes, hooks = list[float](), []
+    """The inputs are scaled, and the first loss is about that of a constant prediction."""
+    sizes = list[float]()
 
     def measure(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         sizes.append(float(inputs[0].float().square().mean().sqrt()))
@@ -126,27 +115,23 @@ def check_start(subject: Subject) -> Iterator[str]:
     module = subject.module()
     for layer in module.network.modules():
         if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            hooks.append(layer.register_forward_pre_hook(measure))
-    start, nothing = first_loss(subject, module)
-    for hook in hooks:
-        hook.remove()
+            layer.register_forward_pre_hook(measure)
+    start, constant = first_loss(subject, module)
     if sizes and not sizes[0] < LARGEST:
         yield (
             f"the first layer gets values of size {sizes[0]:.3g}, where 1 is usual: the images are not divided by 255 "
             "or by data.scale, or not normalised by mean and std"
         )
+    compared = f"the first loss is {start:.3g}, and that of a constant prediction {constant or 0:.3g}"
     if not math.isfinite(start):
         yield f"the first loss is {start}: a logarithm or a division by 0 in `losses`, or NaN in the inputs"
-    elif nothing is not None and start > WORSE * nothing:
+    elif constant is not None and start > WORSE * constant:
         yield (
-            f"the first loss is {start:.3g}, and knowing nothing costs {nothing:.3g}: the inputs are not normalised, "
-            "the head starts with large weights, or the loss belongs to another task"
+            f"{compared}: the inputs are not normalised, the head starts with large weights, or the loss belongs to "
+            "another task"
         )
-    elif nothing is not None and start < nothing / WORSE and not subject.config["init"]:
-        yield (
-            f"the first loss is {start:.3g}, and knowing nothing costs {nothing:.3g}: an input gives the target away, "
-            "or `losses` does not see what the network predicts"
-        )
+    elif constant is not None and start < constant / WORSE and not subject.config["init"]:
+        yield f"{compared}: an input gives the target away, or `losses` does not see what the network predicts"
     weights = subject.config["model"]["weights"]
     if weights and not subject.prepared.features:
         share = loaded_share(subject.training.network.net, Path(weights), subject.training.network.net.head())
@@ -170,33 +155,31 @@ def first_loss(subject: Subject, module: TrainingModule | None = None) -> tuple[
 
 
 def check_learnt(subject: Subject) -> Iterator[str]:
-    """One batch is learnt, also in eval mode, and the outputs depend on the inputs."""
-    module, losses = subject.learnt
-    batch = subject.batch
+    """One batch can be learnt, also in eval mode, and the outputs depend on the inputs."""
+    (module, losses), batch = subject.learnt, subject.batch
     if not np.isfinite(losses).all():
         yield f"the loss of a batch becomes {losses[-1]} when it is learnt: a logarithm or a root of 0 in `losses`?"
         return
+    with torch.no_grad():
+        raw = module.network(batch)
+        evaluated, predicted = float(module.losses(raw, batch)["loss"]), activate(raw, subject.outputs)
     if np.median(losses[-3:]) >= subject.limit * losses[0] and losses[0] > 0:
         yield (
             f"one batch is not learnt: its loss goes from {losses[0]:.3g} to {losses[-1]:.3g} in {len(losses)} steps. "
             "The outputs are activated twice (a softmax or sigmoid before the loss), a `detach` or `no_grad` cuts the "
             "gradient, or the network ends in a ReLU"
         )
-    else:
-        with torch.no_grad():
-            evaluated = float(module.losses(module.network(batch), batch)["loss"])
-        if not evaluated < 2 * losses[-1] + 0.2 * losses[0]:
+    elif not evaluated < 2 * losses[-1] + 0.2 * losses[0]:
+        yield (
+            f"what is learnt in training mode is lost in eval mode: the loss of a batch is {losses[-1]:.3g}, then "
+            f"{evaluated:.3g}. `forward` does something else in eval mode"
+        )
+    for name, values in predicted.items():
+        if len(values) > 1 and float((values - values[:1]).abs().max()) <= 1e-6 * float(values.abs().max()):
             yield (
-                f"what is learnt in training mode is not there in eval mode: the loss of a batch is {losses[-1]:.3g}, "
-                f"then {evaluated:.3g}. `forward` does something else in eval mode"
+                f"the output {name or 'logits'} is the same for every input: a dead ReLU, weights that stay 0, or an "
+                "input that `forward` does not use"
             )
-    with torch.no_grad():
-        for name, values in activate(module.network(batch), subject.outputs).items():
-            if len(values) > 1 and float((values - values[:1]).abs().max()) <= 1e-6 * float(values.abs().max()):
-                yield (
-                    f"the output {name or 'logits'} is the same for every input: a dead ReLU, weights that stay 0, or "
-                    "an input that `forward` does not use"
-                )
 
 
 def check_saved(subject: Subject) -> Iterator[str]:
@@ -233,7 +216,7 @@ def check_saved(subject: Subject) -> Iterator[str]:
 def check_phases(subject: Subject) -> Iterator[str]:
     """Each phase trains what it says, at a learning rate that is neither 0 nor too high."""
     try:
-        short = subject.short
+        short = ShortTraining(subject).run()
     except Refusal as error:
         yield str(error)
         return
@@ -258,16 +241,16 @@ def check_phases(subject: Subject) -> Iterator[str]:
             )
         silent = trains - short.learning[number]
         share = sum(sizes[name] for name in silent) / max(1, sum(sizes[name] for name in trains))
-        still = short.learning[number] & trains - moved
-        missing = {name for name in still if id(parameters[name]) not in short.optimized}
+        unmoved = short.learning[number] & trains - moved
+        missing = {name for name in unmoved if id(parameters[name]) not in short.optimized}
         if missing:
             yield (
                 f"the optimizer does not have {_some(missing)}: `make_optimizer` or `configure_optimizers` must take "
                 "all parameters of self.network"
             )
-        elif len(still) > len(short.learning[number]) / 2:
+        elif len(unmoved) > len(short.learning[number]) / 2:
             yield (
-                f"phase {phase.name}: {_some(still)} do not change: the learning rate is too low (optimizer.lr="
+                f"phase {phase.name}: {_some(unmoved)} do not change: the learning rate is too low (optimizer.lr="
                 f"{lr:g} times phases.{phase.name}.lr and the scheduler's factor), or no step is made"
             )
         elif share > SILENT:
@@ -275,10 +258,8 @@ def check_phases(subject: Subject) -> Iterator[str]:
                 f"phase {phase.name}: {share:.0%} of what should train gets no gradient: {_some(silent)}. A `detach` "
                 "or `no_grad`, layers that `forward` does not use, or `requires_grad_(False)`"
             )
-    losses = short.losses
-    _, nothing = first_loss(subject)
-    highest = max(losses)
-    if not np.isfinite(losses).all() or highest > RISEN * max(losses[0], nothing or 0):
+    losses, highest, (_, constant) = short.losses, max(short.losses), first_loss(subject)
+    if not np.isfinite(losses).all() or highest > RISEN * max(losses[0], constant or 0):
         yield (
             f"the loss rises from {losses[0]:.3g} to {highest:.3g} in {len(losses)} steps: the learning rate is too "
             f"high; try optimizer.lr={lr / 100:g}"

@@ -1,4 +1,4 @@
-"""Checks of what is read: training and prediction alike, each item its own files, nothing that is not declared.
+"""Checks of the reader: same for training and prediction, each item from its own files, only what is declared.
 
 A check yields a sentence with the usual cause for each failure.
 """
@@ -18,7 +18,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from foldwise.data.images import ImageError
 from foldwise.data.reading import Reader
 from foldwise.data.samples import Rows, Sample
-from foldwise.preflight.subject import Subject, shuffle, target_columns
+from foldwise.preflight.shuffled import shuffle, target_columns
+from foldwise.preflight.subject import Subject
 
 MOVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "flipped": lambda x: x[:, ::-1],
@@ -42,13 +43,13 @@ def check_alike(subject: Subject) -> Iterator[str]:
         if "image" in changed:
             drawn.append([_pixels(each).mean(0) for each in (plain, *random)] + [_pixels(plain).std(0)])
     if again:
-        yield f"{_names(again)} of an item is read otherwise a second time: draw random numbers from `rng` in `read`"
+        yield f"{_names(again)} of an item differs when it is read again: draw random numbers from `rng` in `read`"
         return
     if targets:
-        yield f"{_names(targets)} is read otherwise when there are targets: `read` tests `rows.targets` for more"
+        yield f"{_names(targets)} is read differently when there are targets: `read` tests `rows.targets` for more"
     if always - targets:
         yield (
-            f"training reads {_names(always)} otherwise than prediction, always: a step of `read`, such as the order "
+            f"training always reads {_names(always)} differently from prediction: a step of `read`, such as the order "
             "of the channels or a normalisation, is only where there is an `rng`"
         )
     elif drawn:  # at random, values differ, but not on average
@@ -78,13 +79,13 @@ def check_own(subject: Subject) -> Iterator[str]:
         )
 
 
-def check_declared(subject: Subject, count: int = 4) -> Iterator[str]:
+def check_declared(subject: Subject) -> Iterator[str]:
     """An item is read the same where nothing but its declared files, rows and columns are there."""
     reader, prepared = subject.reader(), subject.prepared
     if prepared.features:
         return
     samples, source = prepared.samples, prepared.source
-    for number in subject.items[:count]:
+    for number in subject.items[:4]:
         item = prepared.items[number]
         with tempfile.TemporaryDirectory() as scratch:
             for path in reader.files(number):
@@ -106,7 +107,7 @@ def check_declared(subject: Subject, count: int = 4) -> Iterator[str]:
                     return
         if changed := _differing(reader.read(number), sample):
             yield (
-                f"{_names(changed)} of {item.id} is read otherwise where only its own rows and files are there: "
+                f"{_names(changed)} of {item.id} is read differently where only its own rows and files are there: "
                 "`read` takes something of the whole table, which `fit` should have kept, or of another row"
             )
             return
@@ -114,17 +115,15 @@ def check_declared(subject: Subject, count: int = 4) -> Iterator[str]:
 
 def check_channels(subject: Subject) -> Iterator[str]:
     """The channels of the network are red, green and blue, as in the files."""
+
+    def blank(channel: int, _: int, image: Image.Image) -> Image.Image | None:
+        bands = list(image.split())
+        bands[channel : channel + 1] = [Image.new("L", image.size)]
+        return Image.merge("RGB", bands) if len(bands) == 3 else None
+
     with tempfile.TemporaryDirectory() as scratch:
         for channel, name in enumerate(("red", "green", "blue")):
-
-            def blank(_: int, image: Image.Image, channel: int = channel) -> Image.Image | None:
-                bands = list(image.split())
-                if len(bands) < 3:
-                    return None
-                bands[channel] = Image.new("L", image.size)
-                return Image.merge("RGB", bands)
-
-            reader = _changed(subject, Path(scratch) / name, blank)
+            reader = _changed(subject, Path(scratch) / name, partial(blank, channel))
             if reader is None:
                 return
             flat = np.max([_pixels(reader.read(item)).std(0) for item in subject.items], axis=0) < 1e-3
@@ -142,32 +141,29 @@ def check_masks(subject: Subject) -> Iterator[str]:
     def things(sample: Sample, name: str) -> np.ndarray:
         return (sample[name] > 0) & (sample[name] != ignored)
 
+    def paint(name: str, item: int, image: Image.Image) -> Image.Image:
+        white = Image.fromarray(np.uint8(255) * things(plain.read(item), name))
+        return white.resize(image.size, Image.Resampling.NEAREST).convert(image.mode)
+
     for name in [name for name, field in fields.items() if field.kind == "mask"]:
-
-        def paint(item: int, image: Image.Image, name: str = name) -> Image.Image:
-            white = Image.fromarray(np.uint8(255) * things(plain.read(item), name))
-            return white.resize(image.size, Image.Resampling.NEAREST).convert(image.mode)
-
         with tempfile.TemporaryDirectory() as scratch:
-            reader = _changed(subject, Path(scratch), paint, targets=True)
+            reader = _changed(subject, Path(scratch), partial(paint, name), targets=True)
             if reader is None:
                 return
+            read = [("`read`", subject.plain(reader), (item, 0)) for item in subject.items]
             augmented = subject.augmented(reader)
-            for samples, draws in ((subject.plain(reader), 1), (augmented, 4)):
-                for item in subject.items:
-                    for draw in range(draws):
-                        sample = samples.read((item, draw))
-                        image, mask = sample["image"].mean(axis=0), things(sample, name)
-                        white = image > image.max() / 2
-                        fits = {how: (move(white) == mask).sum() for how, move in MOVES.items()}
-                        better = [how for how, same in fits.items() if same > (white == mask).sum()]
-                        if better:
-                            where = "an augmentation" if draws > 1 else "`read`"
-                            yield (
-                                f"the image of {plain.items[item].id} would fit its {name} better {better[0]}: "
-                                f"{where} flips or moves one without the other"
-                            )
-                            return
+            read += [("an augmentation", augmented, (item, draw)) for item in subject.items for draw in range(4)]
+            for where, samples, (item, draw) in read:
+                sample = samples.read((item, draw))
+                image, mask = sample["image"].mean(axis=0), things(sample, name)
+                white = image > image.max() / 2
+                better = [how for how, move in MOVES.items() if (move(white) == mask).sum() > (white == mask).sum()]
+                if better:
+                    yield (
+                        f"the image of {plain.items[item].id} would fit its {name} better {better[0]}: {where} flips "
+                        "or moves one without the other"
+                    )
+                    return
 
 
 def check_augmented(subject: Subject) -> Iterator[str]:
@@ -219,11 +215,8 @@ def _listed(value: Any) -> list[Any]:
 def _differing(first: Sample, second: Sample) -> set[str]:
     """The fields of the first sample in which the second differs."""
     pairs = {name: (_listed(value), _listed(second[name])) for name, value in first.items()}
-    return {name for name, (a, b) in pairs.items() if len(a) != len(b) or not all(map(_same, a, b))}
-
-
-def _same(a: Any, b: Any) -> bool:
-    return np.array_equal(a, b, equal_nan=True)
+    same = partial(np.array_equal, equal_nan=True)
+    return {name for name, (a, b) in pairs.items() if len(a) != len(b) or not all(map(same, a, b))}
 
 
 def _pixels(sample: Sample) -> np.ndarray:

@@ -1,20 +1,55 @@
 """Training on shuffled labels: what is learnt must be worth nothing on the held-out items."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from foldwise.data.batches import collate, to_device
-from foldwise.preflight.subject import ITEMS, ShortTraining, Subject, shuffle
+from foldwise.data.prepare import Prepared
+from foldwise.preflight.short import ShortTraining
+from foldwise.preflight.subject import ITEMS, Subject
+from foldwise.tasks import find_task
 from foldwise.tasks.outputs import activate
 
 STEPS = 100  # per phase
 HELD = 200  # items at most
 SHUFFLES = 999
 SIDE = 16  # pixels of the maps that are compared
+
+
+def shuffle(config: Mapping[str, Any], prepared: Prepared) -> Prepared:
+    """Give each item the targets of another one; masks those of an image of the same size."""
+    rng, frame = np.random.default_rng(0), prepared.source.frame
+    masks = any("mask" in table.frame for table in prepared.tables.values())
+    sizes = prepared.scan[["height", "width"]].to_numpy() if masks else np.zeros((len(prepared.items), 1))
+    _, alike = np.unique(sizes, axis=0, return_inverse=True)
+    order = np.arange(len(alike))
+    for number in range(alike.max() + 1):
+        among = np.flatnonzero(alike == number)
+        order[among] = rng.permutation(among)
+    tables = {}
+    for field, table in prepared.tables.items():
+        cells = {name: table.frame[name].to_numpy()[order] for name in ("mask",) if name in table.frame}
+        target = None if table.target is None else table.target[order]
+        tables[field] = replace(table, frame=table.frame.assign(**cells), target=target)
+    columns = {}
+    for name in [name for name in target_columns(config) if name in frame]:
+        columns[name] = frame[name].to_numpy(object).copy()
+        for item, other in zip(prepared.items, order, strict=True):
+            columns[name][list(item.rows)] = frame[name].iat[prepared.items[int(other)].rows[0]]
+    source = replace(prepared.source, frame=frame.assign(**columns))
+    return replace(prepared, tables=tables, table=tables[prepared.outputs[0].target], source=source)
+
+
+def target_columns(config: Mapping[str, Any]) -> list[str]:
+    """Columns of the table that the targets of all outputs are read from."""
+    main = config["data"]["columns"]["target"] or find_task(config["task"]).column
+    columns = [main, *(entry["target"] for entry in config["outputs"].values()), "mask"]
+    return [name for each in columns for name in (each if isinstance(each, list) else [each])]
 
 
 def check_shuffled(subject: Subject) -> Iterator[str]:

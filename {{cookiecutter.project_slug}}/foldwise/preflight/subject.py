@@ -1,7 +1,6 @@
 """A training that is about to start, with a few of its items, as the checks look at it."""
 
 import copy
-import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,19 +16,17 @@ from torch import Tensor
 
 from foldwise.code.source import Code
 from foldwise.data.batches import Packed, collate, to_device
-from foldwise.data.dataset import EpochTransform, ItemDataset, make_loader
+from foldwise.data.dataset import EpochTransform, ItemDataset
 from foldwise.data.holdout import Holdout
 from foldwise.data.images import image_hw
 from foldwise.data.prepare import Prepared, present_classes
 from foldwise.data.reading import Reader
 from foldwise.data.samples import Rows
-from foldwise.errors import Refusal
 from foldwise.models.mixing import Mix
 from foldwise.models.module import TrainingModule
 from foldwise.models.network import Batch
 from foldwise.processes.group import Rank
 from foldwise.reporting.pictures import choose_samples
-from foldwise.tasks import find_task
 from foldwise.tasks.outputs import Output
 from foldwise.training.build import build_trainer, build_training
 from foldwise.training.ema import reestimate_batch_norm
@@ -38,7 +35,6 @@ from foldwise.training.trial import attach_trainer
 
 ITEMS = 8  # of a batch
 SURE = 1e-3  # distance from 0 and 1 of a perfect prediction
-STEPS = 4  # per phase of a `ShortTraining`
 LEARNT = 0.4  # of its first value: the loss of a batch that has been learnt; 0.45 is the best after two softmaxes
 SINGLE: dict[str, Any] = {
     "devices": 1,
@@ -63,7 +59,7 @@ class Subject:
         assert isinstance(dataset, ItemDataset)
         self.dataset = dataset
         rows = part.trained(prepared.fold_of_items)
-        chosen = choose_samples(present_classes(prepared.table, prepared.scan)[rows], ITEMS * STEPS)
+        chosen = choose_samples(present_classes(prepared.table, prepared.scan)[rows], 4 * ITEMS)
         self.rows = [int(rows[number]) for number in chosen]
         self.items = self.rows[:ITEMS]
         self.device = self.trainer(1).strategy.root_device
@@ -120,7 +116,7 @@ class Subject:
 
     @cached_property
     def least(self) -> float:
-        """Share of the loss of knowing nothing that a perfect prediction costs: of smoothed or soft targets."""
+        """Loss of a perfect prediction, as a share of a constant one's: above 0 for smoothed or soft targets."""
         output, batch, loss = self.outputs[0], self.batch, self.training.module.loss
         if not output.meaning.probabilities:
             return 0.0
@@ -145,10 +141,6 @@ class Subject:
         """Share of its first value that the loss of a batch goes below when it is learnt."""
         return self.least + LEARNT * (1 - self.least)
 
-    @cached_property
-    def short(self) -> "ShortTraining":
-        return ShortTraining(self).run()
-
 
 def ideal_outputs(output: Output, target: Tensor, ignored: int) -> Tensor:
     """Raw outputs that predict a target of class probabilities, but for `SURE`; 0 where it is ignored or unknown."""
@@ -164,7 +156,7 @@ def _learn(module: TrainingModule, batch: Batch, lr: float, enough: float) -> li
     """Losses of the steps, until they are below `enough` times the first."""
     optimizer, losses = torch.optim.Adam(module.network.parameters(), lr=lr), list[float]()
     while len(losses) < 100 and (len(losses) < 5 or max(losses[-3:]) > enough * losses[0]):
-        with forgetting(module):
+        with kept_buffers(module):
             loss = loss_of(module.training_step(dict(batch), len(losses)))
         losses.append(float(loss.detach()))
         if not np.isfinite(losses[-1]) or not loss.requires_grad:
@@ -176,8 +168,8 @@ def _learn(module: TrainingModule, batch: Batch, lr: float, enough: float) -> li
 
 
 @contextmanager
-def forgetting(module: TrainingModule) -> Iterator[None]:
-    """Undo what `losses` remembers in buffers, such as targets that it changes."""
+def kept_buffers(module: TrainingModule) -> Iterator[None]:
+    """Restore the buffers of the losses afterwards, such as targets that they change."""
     buffers = [buffer for name, buffer in module.named_buffers() if not name.startswith("network.")]
     before = [buffer.clone() for buffer in buffers]
     yield
@@ -188,90 +180,3 @@ def forgetting(module: TrainingModule) -> Iterator[None]:
 def loss_of(result: Any) -> Tensor:
     """The loss that `training_step` returns, alone or in a dict."""
     return result["loss"] if isinstance(result, dict) else result
-
-
-def shuffle(config: Mapping[str, Any], prepared: Prepared) -> Prepared:
-    """Give each item the targets of another one; masks those of an image of the same size."""
-    rng, frame = np.random.default_rng(0), prepared.source.frame
-    masks = any("mask" in table.frame for table in prepared.tables.values())
-    sizes = prepared.scan[["height", "width"]].to_numpy() if masks else np.zeros((len(prepared.items), 1))
-    _, alike = np.unique(sizes, axis=0, return_inverse=True)
-    order = np.arange(len(alike))
-    for number in range(alike.max() + 1):
-        among = np.flatnonzero(alike == number)
-        order[among] = rng.permutation(among)
-    tables = {}
-    for field, table in prepared.tables.items():
-        cells = {name: table.frame[name].to_numpy()[order] for name in ("mask",) if name in table.frame}
-        target = None if table.target is None else table.target[order]
-        tables[field] = replace(table, frame=table.frame.assign(**cells), target=target)
-    columns = {}
-    for name in [name for name in target_columns(config) if name in frame]:
-        columns[name] = frame[name].to_numpy(object).copy()
-        for item, other in zip(prepared.items, order, strict=True):
-            columns[name][list(item.rows)] = frame[name].iat[prepared.items[int(other)].rows[0]]
-    source = replace(prepared.source, frame=frame.assign(**columns))
-    return replace(prepared, tables=tables, table=tables[prepared.outputs[0].target], source=source)
-
-
-def target_columns(config: Mapping[str, Any]) -> list[str]:
-    """Columns of the table that the targets of all outputs are read from."""
-    main = config["data"]["columns"]["target"] or find_task(config["task"]).column
-    columns = [main, *(entry["target"] for entry in config["outputs"].values()), "mask"]
-    return [name for each in columns for name in (each if isinstance(each, list) else [each])]
-
-
-class ShortTraining(pl.Callback):
-    """A training by the run's own module, optimizer and schedule, with `steps` steps a phase, on new items at each.
-
-    Attributes:
-        states: of the network at first, then after each phase.
-        losses: of the steps.
-        learning: names of the parameters that got a gradient, for each phase.
-    """
-
-    def __init__(self, subject: Subject, steps: int = STEPS) -> None:
-        self.subject, self.steps = subject, steps
-        self.module = copy.deepcopy(subject.training.module)
-        self.module.schedule = replace(self.module.schedule, steps_per_epoch=steps)
-        self.ema = copy.deepcopy(subject.training.ema)
-        self.losses: list[float] = []
-        self.learning: list[set[str]] = []
-        self.optimized: set[int] = set()
-        self.states = [self._state()]
-
-    def run(self) -> "ShortTraining":
-        random.seed(0)
-        np.random.seed(0)
-        torch.manual_seed(0)
-        rows = np.resize(self.subject.rows, self.steps * ITEMS)
-        loader = make_loader(self.subject.dataset, [(int(row), 0) for row in rows], ITEMS, 0)
-        callbacks = [*([self.ema] if self.ema else []), self]
-        epochs = self.module.schedule.epochs
-        settings = {"precision": "32-true", "limit_train_batches": self.steps}
-        self.subject.trainer(epochs, callbacks, **settings).fit(self.module, loader)
-        return self
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
-        self.learning.append(set())
-
-    def on_before_backward(self, trainer: pl.Trainer, module: Any, loss: Tensor) -> None:
-        if not loss.requires_grad:
-            raise Refusal("the loss has no gradient: a `detach` or `no_grad` between the network and the loss")
-
-    def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, optimizer: Any) -> None:
-        self.optimized |= {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        self.learning[-1] |= {
-            name
-            for name, parameter in self.module.network.named_parameters()
-            if parameter.grad is not None and bool(parameter.grad.any())
-        }
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, *_: Any) -> None:
-        self.losses.append(float(loss_of(outputs)))
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
-        self.states.append(self._state())
-
-    def _state(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.module.network.state_dict().items()}

@@ -110,16 +110,16 @@ def _check(context: "Context", plan: Plan, code: Code, runs: Path) -> dict[str, 
         return {}
     console.print("checks before the first fold (preflight)")
     arguments = plan.config, plan.prepared, plan.parts, code, plan.world, len(plan.visible)
-    flight = call(context, _fly, *arguments)
-    pictures = {} if flight.sheet is None else {"preflight.png": flight.sheet}
-    if flight.problems or asked != "new":
+    found = call(context, _run_checks, *arguments)
+    pictures = {} if found.sheet is None else {"preflight.png": found.sheet}
+    if found.problems or asked != "new":
         for name, picture in pictures.items():
             _write_picture(runs / name, picture)
     sheet = f"{runs / 'preflight.png'} shows what the network gets; " if pictures else ""
-    if flight.problems:
-        problems = "\n".join(f"- {problem}" for problem in flight.problems)
+    if found.problems:
+        problems = "\n".join(f"- {problem}" for problem in found.problems)
         raise Refusal(f"the preflight found\n{problems}\n{sheet}train in spite of it with preflight=false")
-    for line in flight.lines:
+    for line in found.lines:
         console.print(f"  {line}", markup=False, highlight=False)
     if asked != "new":
         console.print(f"{sheet}train with the same command without preflight={str(asked).lower()}")
@@ -127,10 +127,10 @@ def _check(context: "Context", plan: Plan, code: Code, runs: Path) -> dict[str, 
 
 
 # Imports torch, so only a child process calls it.
-def _fly(*arguments: Any) -> Any:
-    from foldwise.preflight.flight import fly
+def _run_checks(*arguments: Any) -> Any:
+    from foldwise.preflight.checks import run_checks
 
-    return fly(*arguments)
+    return run_checks(*arguments)
 
 
 def _write_picture(path: Path, picture: bytes) -> None:

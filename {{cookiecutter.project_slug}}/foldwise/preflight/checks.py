@@ -42,7 +42,7 @@ LEARNING: tuple[Check, ...] = (
 )
 
 
-class Flight(NamedTuple):
+class Result(NamedTuple):
     """Result of the checks: sentences about failures, lines about the rest, and the PNG of the sheet, if any."""
 
     problems: list[str]
@@ -50,9 +50,9 @@ class Flight(NamedTuple):
     sheet: bytes | None
 
 
-def fly(
+def run_checks(
     config: Mapping[str, Any], prepared: Prepared, parts: Sequence[Holdout], code: Code, world: int, at_once: int
-) -> Flight:
+) -> Result:
     """Check a training in this process, whose random generators and settings it changes.
 
     Args:
@@ -69,15 +69,15 @@ def fly(
     problems = [problem for check in checks for problem in check(subject)]
     sheet = draw_sheet(subject)
     if problems:
-        return Flight(problems, [], sheet)
-    start, nothing = learning.first_loss(subject)
+        return Result(problems, [], sheet)
+    start, constant = learning.first_loss(subject)
     _, losses = subject.learnt
-    chance = "" if nothing is None else f", knowing nothing {nothing:.3g}"
+    compared = "" if constant is None else f", of a constant prediction {constant:.3g}"
     lines = [
-        f"first loss {start:.3g}{chance}; one batch learnt in {len(losses)} steps, to {losses[-1]:.2g}",
+        f"first loss {start:.3g}{compared}; one batch learnt in {len(losses)} steps, to {losses[-1]:.2g}",
         *_forecast(config, subject, parts, world, at_once),
     ]
-    return Flight([], [f"{len(checks)} checks passed in {time.perf_counter() - begun:.0f} s", *lines], sheet)
+    return Result([], [f"{len(checks)} checks passed in {time.perf_counter() - begun:.0f} s", *lines], sheet)
 
 
 def _forecast(
@@ -85,28 +85,24 @@ def _forecast(
 ) -> list[str]:
     """Time of a batch, memory, and duration of the training."""
     size = local_batch_size(config, Rank(0, world))
-    begun = time.perf_counter()
-    rows = np.resize(subject.rows, size)
-    batches = []
-    for epoch in range(subject.training.module.schedule.epochs):  # one a phase
-        samples = [subject.dataset[int(row), epoch] for row in (rows if epoch == 0 else rows[:1])]
-        if epoch == 0:
-            read = time.perf_counter() - begun
-        batches.append(collate(samples if epoch == 0 else samples * size, subject.dataset.fields))
-    steps, predict, memory = _time_steps(subject, [to_device(batch, subject.device) for batch in batches])
+    begun, rows = time.perf_counter(), [int(row) for row in np.resize(subject.rows, size)]
+    samples = [subject.dataset[row, 0] for row in rows]
+    read = time.perf_counter() - begun
+    further = range(1, subject.training.module.schedule.epochs)  # one a phase
+    packed = [samples, *([subject.dataset[rows[0], epoch]] * size for epoch in further)]
+    batches = [to_device(collate(each, subject.dataset.fields), subject.device) for each in packed]
+    steps, predict, memory = _time_steps(subject, batches)
     workers, cpus = config["data"]["workers"], os.cpu_count() or 1
     if subject.device.type == "cpu":  # workers take the cores of the training
         times = [step + read / (cpus if workers else 1) for step in steps]
     else:
         times = [max(step, read / workers) if workers else step + read for step in steps]
     accumulated, limit = config["trainer"]["accumulate_grad_batches"], config["trainer"]["limit_train_batches"]
-    folds = subject.prepared.fold_of_items
-    total = 0.0
+    folds, phases, total = subject.prepared.fold_of_items, build_phases(config["phases"]), 0.0
     for part in parts:
         passes = max(1, len(part.trained(folds)) // (size * world * accumulated)) * accumulated
         passes = min(passes, limit) if isinstance(limit, int) else passes
         held = len(part.held(folds)) / (size * world)
-        phases = build_phases(config["phases"])
         total += sum(phase.epochs * passes * each for phase, each in zip(phases, times, strict=True))
         validated = sum(phase.epochs for phase in phases) / config["validate_every"]
         total += held * (validated + len(TTA.from_config(config["tta"]).names)) * (predict + read / max(1, workers))
@@ -125,6 +121,7 @@ def _forecast(
 def _time_steps(subject: Subject, batches: Sequence[Mapping[str, Tensor]]) -> tuple[list[float], float, str]:
     """Seconds of a step in each phase, and of a prediction, and the memory that they need."""
     gpu = subject.device.type == "cuda"
+    wait = torch.cuda.synchronize if gpu else lambda: None
     context = subject.trainer(1).precision_plugin.forward_context
     module = subject.module()
     optimizer = module.make_optimizer(module.network)
@@ -138,25 +135,16 @@ def _time_steps(subject: Subject, batches: Sequence[Mapping[str, Tensor]]) -> tu
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            _wait(gpu)
+            wait()
             last = time.perf_counter() - begun
         steps.append(last)
     module.eval()
     with torch.no_grad(), context():
         begun = time.perf_counter()
         module.network(dict(batches[0]))
-        _wait(gpu)
+        wait()
         predict = time.perf_counter() - begun
-    if gpu:
-        free = torch.cuda.get_device_properties(subject.device).total_memory
-        return steps, predict, f"{_gigabytes(torch.cuda.max_memory_reserved())} of {_gigabytes(free)} GPU memory"
-    return steps, predict, f"{_gigabytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)} memory"
-
-
-def _wait(gpu: bool) -> None:
-    if gpu:
-        torch.cuda.synchronize()
-
-
-def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:.1f} GB"
+    if not gpu:
+        return steps, predict, f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.1f} GB memory"
+    used, total = torch.cuda.max_memory_reserved(), torch.cuda.get_device_properties(subject.device).total_memory
+    return steps, predict, f"{used / 1e9:.1f} of {total / 1e9:.1f} GB GPU memory"
