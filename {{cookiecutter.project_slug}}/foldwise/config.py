@@ -36,7 +36,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("image_hw", lambda size: list(image_hw(size)), replace=True)
 
 
-def compose_config(overrides: Sequence[str], name: str = "train") -> "DictConfig":
+def compose_config(overrides: Sequence[str]) -> "DictConfig":
     """Compose the configuration of `train.py` with overrides; raise a Refusal if they do not compose."""
     from hydra import compose, initialize_config_dir
     from hydra.core.hydra_config import HydraConfig
@@ -44,12 +44,12 @@ def compose_config(overrides: Sequence[str], name: str = "train") -> "DictConfig
     from omegaconf import flag_override
     from omegaconf.errors import OmegaConfBaseException
 
-    if not (OWNER / f"{name}.yaml").is_file():
-        raise Refusal(f"there is no {OWNER}/{name}.yaml: start the command in the repository's root, where configs/ is")
+    if not (OWNER / "train.yaml").is_file():
+        raise Refusal(f"there is no {OWNER}/train.yaml: start the command in the repository's root, where configs/ is")
     register_resolvers()
     with initialize_config_dir(str(OWNER), version_base=None):
         try:
-            config = compose(name, list(overrides), return_hydra_config=True)
+            config = compose("train", list(overrides), return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise Refusal(_explain(error)) from error
     HydraConfig.instance().set_config(config)  # `${hydra:...}` refers to the last composed configuration

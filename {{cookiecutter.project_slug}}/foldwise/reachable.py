@@ -4,10 +4,10 @@ import urllib.error
 import urllib.request
 
 
-def connection_problem(url: str, seconds: float = 5) -> str | None:
-    """Why a server does not answer within seconds, or None; client libraries would retry for minutes."""
+def connection_problem(url: str) -> str | None:
+    """Why a server does not answer within 5 seconds, or None; client libraries would retry for minutes."""
     try:
-        urllib.request.urlopen(url, timeout=seconds).close()
+        urllib.request.urlopen(url, timeout=5).close()
     except urllib.error.HTTPError:
         return None  # any answer will do
     except OSError as error:

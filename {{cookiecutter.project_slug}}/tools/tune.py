@@ -63,6 +63,7 @@ def run(options: argparse.Namespace) -> None:
         tuned = tune(space, options.trials, options.budget, options.storage, log)
         print_tuned(tuned)
         verdict = conclude(tuned, space, options.confirm, log)
+        print(f"verdict  {verdict}", flush=True)
     report_tuned(tuned, verdict)
     print(f"report   {tuned.folder / 'report.html'}")
 

@@ -33,15 +33,12 @@ def module_target(target: str) -> str:
 
 
 @contextmanager
-def working_code(config: Mapping[str, Any], root: Path | None = None) -> Iterator[Code]:
-    """Copy the code that a configuration reaches in `root/solution`, and make it importable within the block.
+def working_code(config: Mapping[str, Any]) -> Iterator[Code]:
+    """Copy the code that a configuration reaches in `solution/`, and make it importable within the block.
 
     Later edits do not affect this process or its children.
-
-    Args:
-        root: the folder that contains `solution/`; None for the current one.
     """
-    code = collect_code(all_targets(config), root or Path.cwd())
+    code = collect_code(all_targets(config), Path.cwd())
     with tempfile.TemporaryDirectory(prefix="foldwise-") as scratch:
         entry = ""
         if code.files:

@@ -29,9 +29,9 @@ class Herd(NamedTuple):
 HERDS = (Herd(28, 6, 2), Herd(12, 1, 2), Herd(20, 0, 2))
 
 
-def write_individuals(root: Path, herds: tuple[Herd, ...] = HERDS, seed: int = SEED) -> None:
+def write_individuals(root: Path, herds: tuple[Herd, ...] = HERDS) -> None:
     """Write images, `train.csv`, `test.csv` and `test_solution.csv` into `root`."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     (root / "images").mkdir(parents=True, exist_ok=True)
     rows = []
     names = rng.permutation(sum(herd.identities for herd in herds)).tolist()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
+from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,19 +25,16 @@ HEADER = """# @package _global_
 
 
 def conclude(tuned: Tuned, space: Space, seeds: int, log: TextIO) -> str:
-    """Compare the best settings with the experiment over `seeds` full trainings each, and write them as an experiment.
+    """Compare the best settings with the experiment over `seeds` full trainings each, and return the verdict.
 
-    Nothing is written if they are not better. With 0 seeds nothing is compared.
-
-    Returns:
-        The verdict, a sentence.
+    They are written as an experiment unless they are not better. With 0 seeds nothing is compared.
     """
     if (tuned.trials["state"] == "running").any():
-        return _printed("other commands still run trials: the last one to end, or the same command later, concludes")
+        return "other commands still run trials: the last one to end, or the same command later, concludes"
     if tuned.best is None:
-        return _printed("not better: no trial was finished; raise --budget, or see why in trials.csv")
+        return "not better: no trial was finished; raise --budget, or see why in trials.csv"
     if tuned.is_start_best:
-        return _printed("not better: no trial scored better than the experiment itself")
+        return "not better: no trial scored better than the experiment itself"
     scores, values = tuned.ranked.set_index("trial")["score"], tuned.params[tuned.best]
     own = next((scores[number] for number in scores.index if tuned.params[number] == tuned.start), float("nan"))
     verdict = (
@@ -48,11 +46,6 @@ def conclude(tuned: Tuned, space: Space, seeds: int, log: TextIO) -> str:
             verdict = _confirm(space, values, seeds, log)
     if not verdict.startswith("not better"):
         _write_experiment(tuned, space, tuned.best, values, verdict)
-    return _printed(verdict)
-
-
-def _printed(verdict: str) -> str:
-    print(f"verdict  {verdict}", flush=True)
     return verdict
 
 
@@ -84,10 +77,8 @@ def _write_experiment(tuned: Tuned, space: Space, trial: int, values: Mapping[st
     others = [word for name, word in given.items() if name != "experiment" and name not in tuned.start]
     changed = {name: value for name, value in values.items() if value != tuned.start[name] or name in given}
     groups = {name: value for name, value in changed.items() if name in list_groups()}
-    content: dict[str, Any] = {
-        "defaults": [experiment, *({f"override /{name}": value} for name, value in groups.items())]
-    }
-    content["defaults"].append("_self_")
+    chosen = [{f"override /{name}": value} for name, value in groups.items()]
+    content: dict[str, Any] = {"defaults": [experiment, *chosen, "_self_"]}
     for name, value in changed.items():
         if name not in groups:
             *parents, last = name.split(".")
@@ -95,15 +86,13 @@ def _write_experiment(tuned: Tuned, space: Space, trial: int, values: Mapping[st
             for key in parents:
                 place = place.setdefault(key, {})
             place[last] = yaml.safe_load(value) if isinstance(value, str) else value
-    folder, number = OWNER / "experiment", 1
-    while True:
+    for number in count(1):
         name = f"{experiment}_tuned" + (f"_{number}" if number > 1 else "")
         line = command("python", "train.py", f"experiment={name}", *others)
         header = HEADER.format(experiment=experiment, trial=trial, folder=tuned.folder, command=line, verdict=verdict)
         text = header + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-        path = folder / f"{name}.yaml"
+        path = OWNER / "experiment" / f"{name}.yaml"
         if not path.exists() or path.read_text(encoding="utf-8") == text:
             break
-        number += 1
     write_text(path, text)
     print(f"written  {path.relative_to(OWNER.parent)}\nnext     {line}", flush=True)

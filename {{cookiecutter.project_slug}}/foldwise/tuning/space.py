@@ -5,7 +5,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from optuna import Trial
 
 from foldwise.checks import check_config
 from foldwise.config import compose_config, resolve_config
@@ -23,10 +27,6 @@ from foldwise.settings import (
 )
 from foldwise.shell import override
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-    from optuna import Trial
-
 FILE = "tune.yaml"
 FORMS = "a list of choices, {low: 0.0, high: 1.0}, with or without log: true, or {factor: 10}"
 ALONE = ("fold_workers=1", "logger=none", "preflight=false", "validate_every=1")  # settings of every trial
@@ -41,7 +41,7 @@ class Choices:
     values: tuple[str, ...]
     start: str
 
-    def suggest(self, trial: "Trial") -> str:
+    def suggest(self, trial: Trial) -> str:
         return str(trial.suggest_categorical(self.name, self.values))
 
 
@@ -55,7 +55,7 @@ class Range:
     start: float
     log: bool = False
 
-    def suggest(self, trial: "Trial") -> float:
+    def suggest(self, trial: Trial) -> float:
         if isinstance(self.start, int):
             return trial.suggest_int(self.name, int(self.low), int(self.high), log=self.log)
         return trial.suggest_float(self.name, self.low, self.high, log=self.log)
@@ -86,7 +86,7 @@ class Space:
         """The experiment's own values."""
         return {dimension.name: dimension.start for dimension in self.dimensions}
 
-    def suggest(self, trial: "Trial") -> dict[str, Any]:
+    def suggest(self, trial: Trial) -> dict[str, Any]:
         """Values of a trial: groups first, then the settings that these choices have."""
         groups = [dimension for dimension in self.dimensions if dimension.name in list_groups()]
         found: dict[str, Any] = {dimension.name: dimension.suggest(trial) for dimension in groups}
@@ -107,7 +107,7 @@ def words(values: Mapping[str, Any]) -> list[str]:
     return [f"{name}={value}" for name, value in values.items()]
 
 
-def has(config: "DictConfig", name: str) -> bool:
+def has(config: DictConfig, name: str) -> bool:
     """Whether a configuration has a setting, null included."""
     node: Any = config
     for key in name.split("."):
@@ -132,9 +132,6 @@ def read_space(path: Path, base: Sequence[str], small: Sequence[str] = ()) -> Sp
         base: overrides of the full training.
         small: further overrides of trials, which replace those of the file.
     """
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
-
     runs = [word for word in (*base, *small) if word.startswith("run=")]
     if runs:
         raise Refusal(f"{runs[0]} names a run that is trained already, and a search trains anew: leave it out")
@@ -245,9 +242,6 @@ def _possible(dimension: Choices, base: Sequence[str]) -> tuple[Choices, list[st
 
 def _text(value: Any) -> str:
     """A value as written in an override."""
-    if hasattr(value, "keys") or hasattr(value, "append"):
-        from omegaconf import OmegaConf
-
-        value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-        return json.dumps(value).replace(" ", "")
-    return override("", value)[1:] if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, str):
+        return override("", value)[1:]
+    return json.dumps(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value, separators=(",", ":"))

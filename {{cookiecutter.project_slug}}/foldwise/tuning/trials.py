@@ -8,10 +8,18 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import numpy as np
+import optuna
 import pandas as pd
+from optuna import Study, Trial
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.samplers import TPESampler
+from optuna.storages import JournalStorage, get_storage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from foldwise.data.holdout import Holdout
 from foldwise.errors import Refusal
@@ -19,10 +27,6 @@ from foldwise.files import read_json
 from foldwise.locks import lock
 from foldwise.training.run import train
 from foldwise.tuning.space import Space
-
-if TYPE_CHECKING:
-    from optuna import Study, Trial
-    from optuna.trial import FrozenTrial
 
 RANDOM = 10  # trials before the sampler models the scores, and
 COMPARED = 5  # before trials are pruned
@@ -34,13 +38,8 @@ class Pruned(Exception):  # noqa: N818  not an error
     """The curve of a trial lies below the median of the others at the same epoch."""
 
 
-def open_study(name: str, storage: str | None, folder: Path, greater_is_better: bool, epochs: int) -> "Study":
+def open_study(name: str, storage: str | None, folder: Path, greater_is_better: bool, epochs: int) -> Study:
     """Open the study that all workers share: a journal in `folder`, or a database by its URL."""
-    import optuna
-    from optuna.storages import JournalStorage, get_storage
-    from optuna.storages.journal import JournalFileBackend
-    from sqlalchemy.exc import SQLAlchemyError
-
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -59,11 +58,8 @@ def open_study(name: str, storage: str | None, folder: Path, greater_is_better: 
     )
 
 
-def next_trial(study: "Study", space: Space, folder: Path, seed: int, most: int) -> "Trial | None":
+def next_trial(study: Study, space: Space, folder: Path, seed: int, most: int) -> Trial | None:
     """Start the next trial, or one whose process was killed; None if `most` are finished or running."""
-    from optuna.samplers import TPESampler
-    from optuna.trial import TrialState
-
     with lock(folder / ".lock"):
         _take_over(study)
         count = len(counted(study))
@@ -79,23 +75,14 @@ def next_trial(study: "Study", space: Space, folder: Path, seed: int, most: int)
         return trial
 
 
-def counted(study: "Study") -> "list[FrozenTrial]":
+def counted(study: Study) -> list[FrozenTrial]:
     """Trials that are finished or running; not those that were killed, which another trial repeats."""
-    from optuna.trial import TrialState
-
-    trials = study.get_trials(deepcopy=False)
-    return [
-        trial
-        for trial in trials
-        if trial.state != TrialState.WAITING and (trial.state != TrialState.FAIL or "refused" in trial.user_attrs)
-    ]
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+    return [trial for trial in trials if trial.state != TrialState.FAIL or "refused" in trial.user_attrs]
 
 
-def _take_over(study: "Study") -> None:
+def _take_over(study: Study) -> None:
     """Enqueue the values of killed trials again; their folder lets the training resume."""
-    from optuna.exceptions import UpdateFinishedTrialError
-    from optuna.trial import TrialState
-
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if _is_dead(trial):
             try:
@@ -105,7 +92,7 @@ def _take_over(study: "Study") -> None:
             study.enqueue_trial(trial.params, {"folder": trial.user_attrs.get("folder", trial.number)})
 
 
-def _is_dead(trial: "FrozenTrial") -> bool:
+def _is_dead(trial: FrozenTrial) -> bool:
     host, process = trial.user_attrs.get("worker", (None, 0))
     if host == socket.gethostname():
         try:
@@ -118,7 +105,7 @@ def _is_dead(trial: "FrozenTrial") -> bool:
     return time.time() - float(trial.user_attrs.get("seen", started)) > LOST
 
 
-def run_trial(study: "Study", trial: "Trial", space: Space, folder: Path, log: TextIO) -> None:
+def run_trial(study: Study, trial: Trial, space: Space, folder: Path, log: TextIO) -> None:
     """Train a trial and record its score, that it was pruned, or why it was refused; nothing on other errors.
 
     Args:
@@ -128,8 +115,6 @@ def run_trial(study: "Study", trial: "Trial", space: Space, folder: Path, log: T
     Raises:
         Refusal: the trial is the experiment itself and cannot be trained; the next command tries it again.
     """
-    from optuna.trial import TrialState
-
     values = space.suggest(trial)
     own = folder / str(trial.user_attrs.get("folder", trial.number))
     same = [other for other in study.get_trials(states=(TrialState.COMPLETE,)) if other.params == values]
@@ -155,10 +140,10 @@ def run_trial(study: "Study", trial: "Trial", space: Space, folder: Path, log: T
     shutil.rmtree(own, ignore_errors=True)
 
 
-def _watch(trial: "Trial", phases: Mapping[str, Any]) -> Callable[[Path, Holdout], None]:
+def _watch(trial: Trial, phases: Mapping[str, Any]) -> Callable[[Path, Holdout], None]:
     """Report each epoch's score of the folds, one after another, and raise `Pruned`."""
     epochs = sum(phase["epochs"] for phase in phases.values())
-    reported: dict[str, int] = {}
+    reported: dict[str, int] = {}  # epochs by fold
     beat = time.time()
 
     def watch(run: Path, part: Holdout) -> None:
@@ -167,14 +152,11 @@ def _watch(trial: "Trial", phases: Mapping[str, Any]) -> Callable[[Path, Holdout
             beat = time.time()
             trial.set_user_attr("seen", beat)
         path, before = run / part.name / "history.csv", reported.setdefault(part.name, 0)
-        if not path.exists():
-            return
-        scores = pd.read_csv(path)["score"].tolist()
+        scores = pd.read_csv(path)["score"].tolist() if path.exists() else []
         for epoch, score in enumerate(scores[before:], before + 1):
-            step = reported[part.name] = epoch
-            step += epochs * (len(reported) - 1)
+            reported[part.name] = epoch
             if math.isfinite(score):
-                trial.report(score, step)
+                trial.report(score, epoch + epochs * (len(reported) - 1))
                 if epoch < epochs and trial.should_prune():
                     raise Pruned
 

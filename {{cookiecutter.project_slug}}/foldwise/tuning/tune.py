@@ -14,10 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
+from optuna import Study
+from optuna.importance import get_param_importances
+from optuna.trial import TrialState
 
 from foldwise.code.runs import working_code
 from foldwise.data.sample import is_sample
@@ -29,9 +32,6 @@ from foldwise.training.identity import hash_identity
 from foldwise.training.plan import make_plan
 from foldwise.tuning.space import Range, Space
 from foldwise.tuning.trials import counted, next_trial, open_study, run_trial
-
-if TYPE_CHECKING:
-    from optuna import Study
 
 FOLDER = Path("tuning")
 EXPLAINED = 10  # complete trials from which importances are computed
@@ -105,10 +105,7 @@ def _prepare(space: Space, log: TextIO) -> tuple[Space, dict[str, Any], str, Any
     return space, config, f"{config['experiment_name']}-{hash_identity(identity | {'space': repr(space)})}", metric
 
 
-def _result(study: "Study", space: Space, folder: Path, metric: Any, explain: bool = False) -> Tuned:
-    from optuna.importance import get_param_importances
-    from optuna.trial import TrialState
-
+def _result(study: Study, space: Space, folder: Path, metric: Any, explain: bool = False) -> Tuned:
     states = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "refused"}
     trials = counted(study)
     rows = [
