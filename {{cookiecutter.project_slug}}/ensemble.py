@@ -7,6 +7,7 @@ examples:
   python ensemble.py runs/* --out ensembles/clips --methods boosting network --unit-inputs quantiles:8
   python ensemble.py runs/a --features runs/a/outputs/grade --methods logistic --out ensembles/heads
   python ensemble.py runs/a runs/b ensembles/first --out ensembles/second --weights 0.5 0.2 0.3
+  python ensemble.py predictions/yolo predictions/detr --out ensembles/boxes --methods nms wbf
   python ensemble.py predictions/anna predictions/ben --data competition --set metric=f_beta --out ensembles/team
 
 The output can be used like a run: by evaluate.py, submit.py, and ensemble.py again.
@@ -38,6 +39,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         default=[],
         metavar="NAME",
         help="methods to compare with the best single source and the mean: geometric, rank, simplex, greedy; "
+        "boxes: nms, wbf; "
         "stacking: linear, logistic, boosting, network; or all (default: all but stacking)",
     )
     parser.add_argument("--use", metavar="NAME", help="write this method (default: the simplest good one)")

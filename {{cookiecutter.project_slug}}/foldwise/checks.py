@@ -125,6 +125,8 @@ def check_data(config: Mapping[str, Any]) -> None:
 def task_problems(task_name: str, loss: Mapping[str, Any]) -> list[str]:
     """Losses that do not fit the task, each with what to add."""
     task = find_task(task_name)
+    if task.kind == "boxes":
+        return ["detectors are trained elsewhere: read their boxes with tools/boxes.py (docs/tasks.md)"]
     problems = []
     for name in dict.fromkeys(_loss_names(loss)):
         if name in LOSSES and not LOSSES[name](task):

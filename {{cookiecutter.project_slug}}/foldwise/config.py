@@ -168,6 +168,8 @@ def _output(name: str, entry: Any, data: Mapping[str, Any]) -> dict[str, Any]:
     task = find_task(entry["task"])
     if task.kind == "vectors":
         problems.append(f"outputs.{name}.task is {task.name}, which can only be the main task: task={task.name}")
+    if task.kind == "boxes":
+        problems.append(f"outputs.{name}.task is {task.name}: detectors are trained elsewhere, leave the output out")
     if problems:
         raise Refusal("\n".join(problems))
     filled["metric"] = filled["metric"] or task.metric

@@ -34,9 +34,9 @@ class Table:
     """A checked table.
 
     Attributes:
-        frame: the file's columns, plus `id` and `image` (text) and, if declared, `mask`, `group`, `unit` (text),
-            `weight` (float) and `fold` (int); index 0 to N - 1. Undeclared columns with these names are dropped, so
-            that they are not used by accident.
+        frame: the file's columns, plus `id` and `image` (text) and, if declared, `mask`, `boxes`, `group`, `unit`
+            (text), `weight` (float) and `fold` (int); index 0 to N - 1. Undeclared columns with these names are
+            dropped, so that they are not used by accident.
         exif: `data.exif`: "apply", "ignore", or None, which is apply.
         ordered: the order of `classes` was given, not found by sorting.
         target: float32 (N, C), one-hot, multi-hot or soft; for retrieval int64 (N, 1), the index of the identity; None
@@ -178,6 +178,8 @@ def read_table(
         for name, column in zip(target_columns, cells, strict=True):
             check_masks(column, root, name, stored.encoding, meaning.exclusive and missing is None, check)
         frame["mask"] = cells[0].str.cat(cells[1:], sep=SEPARATOR) if cells[1:] else cells[0]
+    if meaning.kind == "boxes" and has_target:
+        frame["boxes"] = text_column(raw[target_columns[0]])
     if "weight" in declared:
         frame["weight"] = weight_column(raw[declared["weight"]], check)
     if "fold" in declared:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from foldwise.data.boxes import BOX
 from foldwise.data.problems import some
 from foldwise.errors import Refusal
 from foldwise.tasks import TASKS, Task, find_task
@@ -20,8 +21,10 @@ FILES = {
     "rows": "predictions.parquet",
     "maps": "index.parquet",
     "vectors": "predictions.parquet",
+    "boxes": "predictions.parquet",
 }  # kind of the task -> file
 INDEX_COLUMNS = ["id", *MEMBER, "file", "height", "width"]
+BOX_COLUMNS = ["id", *MEMBER, "class", "score", *BOX]
 
 
 class PredictionsError(Refusal):
@@ -42,7 +45,7 @@ class Header:
         tta: {"views": [...], "mean": "arithmetic", "geometric" or "rank"}; also "tiles": True for tiled images.
         members: [{"fold": ..., "snapshot": ..., "view": ...}], filled in when the rows are written.
         created_by: the command or person.
-        kind: "rows", "maps" or "vectors"; filled in from the task.
+        kind: "rows", "maps", "vectors" or "boxes"; filled in from the task.
     """
 
     split: str  # "oof" or "test"
@@ -74,7 +77,8 @@ class Header:
 
 def row_columns(frame: pd.DataFrame, header: Header, where: Path) -> list[str]:
     """Return the expected columns of rows or an index; refuse a frame with missing or unknown columns."""
-    expected = INDEX_COLUMNS if header.kind == "maps" else ["id", *MEMBER, *header.columns]
+    others = {"maps": INDEX_COLUMNS, "boxes": BOX_COLUMNS}
+    expected = others.get(header.kind, ["id", *MEMBER, *header.columns])
     problems = [f"the column {name} is missing" for name in expected if name not in frame]
     unknown = [name for name in frame if name not in expected]
     problems += [
@@ -86,6 +90,8 @@ def row_columns(frame: pd.DataFrame, header: Header, where: Path) -> list[str]:
 
 def clip_values(frame: pd.DataFrame, header: Header, dtype: Any = None) -> pd.DataFrame:
     """Clip rows to the task's range; the values become one block, because pandas is slow with thousands of columns."""
+    if header.kind == "boxes":
+        return frame
     values = header.meaning.clip(frame[header.columns].to_numpy(dtype))
     rest = frame.drop(columns=header.columns)
     return pd.concat([rest, pd.DataFrame(values, frame.index, header.columns)], axis=1)
@@ -150,7 +156,9 @@ def frame_problems(frame: pd.DataFrame, header: Header) -> list[str]:
     if problems:
         return problems
     if header.kind != "maps":
-        problems += _value_problems(frame, header)
+        problems += (_box_problems if header.kind == "boxes" else _value_problems)(frame, header)
+    if header.kind == "boxes":  # any number of a member
+        frame = frame.drop_duplicates(["id", *MEMBER])
     if repeated := listed("ids have several rows for one member", frame["id"][frame.duplicated(["id", *MEMBER])]):
         return problems + repeated
     members = frame[MEMBER].drop_duplicates()
@@ -174,6 +182,31 @@ def _value_problems(frame: pd.DataFrame, header: Header) -> list[str]:
         for what, rows in header.meaning.problems(values).items()
         if rows.any()
     ]
+
+
+def _box_problems(frame: pd.DataFrame, header: Header) -> list[str]:
+    """A box has a class, a score from 0 to 1 and an area; a member that found nothing has one row without a box."""
+    other = [name for name in ("score", *BOX) if not pd.api.types.is_float_dtype(frame[name])]
+    if other:
+        return [f"the column {name} is {frame[name].dtype}, not a float" for name in other]
+    score, edges = frame["score"].to_numpy(), frame[list(BOX)].to_numpy()
+    nothing = (frame["class"] == "").to_numpy() & np.isnan(score) & np.isnan(edges).all(axis=1)
+    classes = set(header.columns)
+    bad = {
+        "have a class that is not in columns": ~frame["class"].isin(classes).to_numpy(),
+        "have no score from 0 to 1": ~((score >= 0) & (score <= 1)),
+        "have no area (left, top, right, bottom)": ~((edges[:, :2] < edges[:, 2:]).all(axis=1)),
+        "have infinite edges": np.isinf(edges).any(axis=1),
+        "have a box beside an empty one": nothing & frame.duplicated(["id", *MEMBER], keep=False).to_numpy(),
+    }
+    problems = [
+        f"{rows.sum()} rows {what}: ids {some(sorted(frame['id'][rows].unique()))}"
+        for what, values in bad.items()
+        if (rows := values & (what.startswith("have a box") | ~nothing)).any()
+    ]
+    if not nothing.all() and np.nanmax(edges) <= 1.5:
+        problems.append("all boxes are within 0 to 1, so they seem to be shares: multiply them by the picture's sides")
+    return problems
 
 
 def members_of(frame: pd.DataFrame) -> list[tuple[int, str, str]]:

@@ -6,13 +6,15 @@ averaged). Averaging over members comes last, because calibration and stacking a
 member separately.
 
     predictions.json      the sidecar, see `Header`
-    predictions.parquet   rows, vectors: id (text), fold (integer), snapshot (text), view (text), float columns
+    predictions.parquet   rows, vectors: id (text), fold (integer), snapshot (text), view (text), float columns;
+                          boxes: the same and class (text), score, x0, y0, x1, y1 in pixels of the picture (floats), a
+                          row a box; a member that found nothing has a row of class "" and NaN
     index.parquet         maps: id, fold, snapshot, view, file, height, width
     maps/000000.npz       maps: one array "probability" (C, H, W) uint8, probability = value / 255
 
 The `task` (see `foldwise.tasks`) defines the values, and whether they are rows (multiclass, multilabel), maps
-(segmentation) or vectors (retrieval). With split `oof`, each id is predicted only by its held-out fold, or vectors by
-every fold, to be searched among; with split `test`, by every member.
+(segmentation), vectors (retrieval) or boxes (detection). With split `oof`, each id is predicted only by its held-out
+fold, or vectors by every fold, to be searched among; with split `test`, by every member.
 
 Any pipeline can write a prediction folder with pandas alone:
 

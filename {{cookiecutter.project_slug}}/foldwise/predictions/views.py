@@ -32,6 +32,8 @@ def average_views(folder: Path, out: Path, mean: str, views: Sequence[str] | Non
     if set(chosen) - set(kept) or not chosen or len(set(chosen)) < len(chosen):
         raise Refusal(f"{folder} has the views {', '.join(kept)}; choose from these, each once")
     task = predictions.header.meaning
+    if task.kind == "boxes":
+        raise Refusal("views of boxes are fused, not averaged: evaluate.py and ensemble.py do that by themselves")
     if mean == "rank" and task.kind == "maps":
         raise Refusal("the rank mean is meaningless for pixels: choose the arithmetic or geometric mean for masks")
     if mean not in (*task.means, *(["rank"] if task.probabilities else [])):

@@ -11,12 +11,14 @@ from foldwise.predictions.evaluation.evidence import (
     ClassEvidence,
     Evidence,
     class_table,
+    disagreement,
     expected_calibration_error,
+    gather_boxes,
     reliability_curve,
 )
 from foldwise.reporting.console import TWO_FILES
 from foldwise.reporting.figures import confusion, intervals, numbers, reliability
-from foldwise.reporting.pictures import compare_masks, compare_values
+from foldwise.reporting.pictures import compare_boxes, compare_masks, compare_values
 from foldwise.reporting.report import escape, figure_html, summary_html, table_html, write_page
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ def write_evaluation(path: Path, evaluation: Evaluation, importance: pd.DataFram
             target, values, _ = one.arrays[0]
             figure = numbers(target, values, evaluation.truth.table.classes)
             parts.append(figure_html(f"Predicted and true numbers: {one.name}", figure))
+    elif evaluation.truth.task.kind == "boxes":
+        parts.append(_class_scores(evaluation))
     parts += [figure_html(caption, figure) for caption, figure in _galleries(evaluation, first)]
     if evaluation.notes:
         items = "".join(f"<li>{escape(note)}</li>\n" for note in evaluation.notes)
@@ -104,9 +108,19 @@ def _classes(evaluation: Evaluation, name: str, classes: ClassEvidence) -> list[
     return parts
 
 
+def _class_scores(evaluation: Evaluation) -> str:
+    """The score of each class and prediction, if the metric has such."""
+    metric, frame = evaluation.metrics[0], pd.DataFrame({"class": evaluation.truth.table.classes})
+    if not hasattr(metric, "per_class"):
+        return ""
+    scores = {one.name: metric.per_class(*one.arrays[0]) for one in evaluation.evidence}
+    return f"<h2>Classes: {escape(metric.name)}</h2>\n{_table(frame.assign(**scores))}"
+
+
 def _galleries(evaluation: Evaluation, first: Evidence) -> list[tuple[str, "Figure"]]:
     """Captions and pictures of the worst, the most uncertain, and the shown images."""
-    classes, truth, maps = first.classes, evaluation.truth, first.average is None
+    classes, truth = first.classes, evaluation.truth
+    maps = truth.task.kind == "maps"
     all_rows = np.ones(len(first.rows), bool)
     if classes is None:
         chosen = {"Largest errors (look here for label errors)": (first.wrong, all_rows)}
@@ -115,6 +129,10 @@ def _galleries(evaluation: Evaluation, first: Evidence) -> list[tuple[str, "Figu
             "Most wrong (look here for label errors)": (first.wrong, ~classes.correct),
             "Most uncertain": (classes.unsure, all_rows),
         }
+    apart = disagreement(evaluation.evidence) if first.boxes else None
+    if apart is not None:
+        what = "members" if len(evaluation.evidence) == 1 else "predictions"
+        chosen[f"Largest disagreement of the {what}"] = (apart, all_rows)
     rows_of = {}
     for caption, (values, among) in chosen.items():
         order = np.argsort(-values, kind="stable")
@@ -126,6 +144,10 @@ def _galleries(evaluation: Evaluation, first: Evidence) -> list[tuple[str, "Figu
         if maps:
             chosen_rows, ignore_index = rows[: SHOWN // 4].tolist(), truth.metric.ignore_index
             figures += compare_masks(title, truth.items, truth.table, chosen_rows, first.predictions, ignore_index)
+        elif first.boxes and len(rows):
+            boxes = gather_boxes(first.predictions, truth, rows[:SHOWN])
+            figure = compare_boxes(truth.items, truth.table, rows[:SHOWN].tolist(), boxes)
+            figures.append((f"{title}: found boxes, over those of the ground truth (thick, white)", figure))
         elif len(rows):
             assert first.average is not None
             chosen_rows = rows[:SHOWN].tolist()

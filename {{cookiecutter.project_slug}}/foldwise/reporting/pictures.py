@@ -13,6 +13,7 @@ from foldwise.data.prepare import Prepared, present_classes
 from foldwise.data.samples import TableItems
 from foldwise.data.table import Table
 from foldwise.files import write_atomic
+from foldwise.predictions.boxes import Boxes
 from foldwise.predictions.store import Predictions, iter_average_maps
 from foldwise.reporting.figures import DPI, color_of, new_figure, nothing_to_show, shorten, to_png
 from foldwise.tasks import Soft, Task, find_task
@@ -114,6 +115,28 @@ def compare_values(items: TableItems, table: Table, rows: Sequence[int], values:
     return gallery(map(items.picture, rows), titles)
 
 
+def compare_boxes(
+    items: TableItems, table: Table, rows: Sequence[int], boxes: Sequence[tuple[Boxes, Boxes, Any]]
+) -> "Figure":
+    """Draw a gallery of these table rows with true boxes, white and thick, and found ones in their class's colour.
+
+    The number is of true and found boxes; a found one is the fainter, the lower its score.
+    """
+
+    def picture(row: int, true: Boxes, found: Boxes) -> np.ndarray:
+        image = displayable(items.picture(row)).copy()
+        width = max(1, round(max(image.shape) / THUMBNAIL))
+        for edges in true.edges:
+            _frame(image, edges, 3 * width, np.full(3, 255))
+        for label, score, edges in reversed(list(zip(*found, strict=True))):
+            _frame(image, edges, width, 255 * np.array(color_of(int(label))), 0.2 + 0.8 * score)
+        return image
+
+    titles = [f"{table.ids[row]}\n{len(a.label)} → {len(b.label)}" for row, (a, b, _) in zip(rows, boxes, strict=True)]
+    legend = [(shorten(name), color_of(number)) for number, name in enumerate(table.classes[:MOST_NAMES])]
+    return gallery((picture(row, a, b) for row, (a, b, _) in zip(rows, boxes, strict=True)), titles, legend)
+
+
 def paint(image: np.ndarray, mask: np.ndarray, classes: int, ignore_index: int | None = None) -> np.ndarray:
     """Paint the classes of a mask over an image (H, W, 3) uint8; ignored pixels are hatched.
 
@@ -182,12 +205,17 @@ def _with_box(items: TableItems, row: int, crop: Crop) -> np.ndarray:
         image = displayable(read_image(items.rows.path(first), items.samples.mode)).copy()
     window = crop.window(image.shape[:2], items.rows, first, None)
     if window is not None:
-        left, top, right, bottom = window
-        width = max(1, round(max(image.shape) / THUMBNAIL * FRAME))
-        frame = image[top:bottom, left:right]
-        for edge in (frame[:width], frame[-width:], frame[:, :width], frame[:, -width:]):
-            edge[:] = FRAME_COLOR
+        _frame(image, window, max(1, round(max(image.shape) / THUMBNAIL * FRAME)), np.array(FRAME_COLOR))
     return image
+
+
+def _frame(image: np.ndarray, edges: Sequence[float], width: int, color: np.ndarray, opacity: float = 1.0) -> None:
+    """Draw a frame of some pixels' width inside of a box, into the image (H, W, 3) uint8."""
+    left, top, right, bottom = (max(0, round(float(edge))) for edge in edges)
+    frame = image[top:bottom, left:right]
+    line = np.ones(frame.shape[:2], bool)
+    line[width:-width, width:-width] = False
+    frame[line] = np.rint((1 - opacity) * frame[line] + opacity * color).astype(np.uint8)
 
 
 def choose_samples(present: np.ndarray, count: int) -> list[int]:

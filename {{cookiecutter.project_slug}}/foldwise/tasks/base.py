@@ -26,7 +26,8 @@ class Task:
 
     Attributes:
         name: in configurations and prediction headers.
-        kind: what is stored per item: one row of values, one value per pixel ("maps"), or an embedding ("vectors").
+        kind: what is stored per item: one row of values, one value per pixel ("maps"), an embedding
+            ("vectors"), or any number of boxes ("boxes").
         exclusive: an item or pixel has one class; its probabilities sum to 1.
         probabilities: values are class probabilities, so confusions, calibration and log loss apply.
         column: default target column of a table.

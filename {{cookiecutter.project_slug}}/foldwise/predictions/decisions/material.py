@@ -99,7 +99,7 @@ def choose_layout(
     of_rows = "columns" if values or several or by_class or "positive" in options else "labels"
     numbers = task.kind == "maps" and not task.exclusive and not truth.metric.of_counts
     of_maps = "masks" if numbers else "rle"
-    chosen = FORMATS[kind or {"maps": of_maps, "vectors": "ranking"}.get(task.kind, of_rows)]
+    chosen = FORMATS[kind or {"maps": of_maps, "vectors": "ranking", "boxes": "boxes"}.get(task.kind, of_rows)]
     option = f"--format {chosen.name}"
     problems = [f"{option} has no {name}" for name in sorted(options.keys() - {item.name for item in fields(chosen)})]
     if not chosen.suits(task):
@@ -133,6 +133,7 @@ def choose_layout(
     raise_problems("the format", problems)
     columns = Columns.from_config(truth.config["data"]["columns"])
     value = columns.target if isinstance(columns.target, str) else task.column
+    value = "PredictionString" if chosen.name == "boxes" else value
     layout = chosen(classes=classes, id_column=columns.id, value_column=value, **options)
     if sample is None:
         return layout, notes

@@ -10,7 +10,14 @@ import pandas as pd
 
 from foldwise.errors import Refusal
 from foldwise.files import check_new
-from foldwise.predictions.decisions.deciding import Chosen, Decision, bayes_notes, choose_decision
+from foldwise.predictions.boxes import Boxes, found_boxes, merge, picture_sides
+from foldwise.predictions.decisions.deciding import (
+    Chosen,
+    Decision,
+    Outcome,
+    bayes_notes,
+    choose_decision,
+)
 from foldwise.predictions.decisions.layers import choose_masks, class_sums, shares_of
 from foldwise.predictions.decisions.ledger import read_ledger, record
 from foldwise.predictions.decisions.material import Material, open_material
@@ -18,7 +25,9 @@ from foldwise.predictions.decisions.naming import choose_naming, name_images, sh
 from foldwise.predictions.decisions.presence import Presence, read_presence
 from foldwise.predictions.decisions.rules import takes_values
 from foldwise.predictions.decisions.submission import write_masks, write_table
-from foldwise.predictions.ground_truth import align
+from foldwise.predictions.evaluation.evidence import gather_boxes
+from foldwise.predictions.ground_truth import align, read_test_table
+from foldwise.predictions.metrics import score_fold_evidence
 from foldwise.predictions.scoring import by_unit
 from foldwise.predictions.search import Found, search_test
 from foldwise.predictions.store import average_members, iter_average_maps
@@ -92,6 +101,9 @@ def make_submission(
         shared = "share of images named new first: out of fold by one model an image, test by the mean of several"
         if not chosen.shares["ground truth"][0]:
             notes.append("Out of fold no individual is new, so no threshold was fitted and no test image is named new.")
+    elif truth.task.kind == "boxes":
+        chosen = _write_boxes(material, out, decision)
+        shared = "boxes a picture of each class"
     else:
         chosen = _write_rows(material, out, decision, exclusive, sums, progress)
         what = "mean value" if takes_values(metric) else "share of positives"
@@ -153,6 +165,30 @@ def _write_names(material: Material, out: Path, decision: str | None) -> Chosen:
     single = [share_of_new(naming.place(find([fold])) == 0) for fold in sorted(set(test.frame["fold"]))]
     of_test = {"test, one model": np.mean(single, axis=0), "test": share_of_new(naming.place(found) == 0)}
     return chosen._replace(shares=chosen.shares | of_test)
+
+
+def _write_boxes(material: Material, out: Path, decision: str | None) -> Chosen:
+    """Write the members' boxes, fused; there is nothing to fit: floors are fitted by ensemble.py."""
+    truth, layout = material.truth, material.layout
+    if decision not in (None, "none"):
+        raise Refusal(f"--decision {decision} is not for boxes: their scores are written as they are; leave it out")
+    rows = np.flatnonzero(truth.folds >= 0)
+    boxes = gather_boxes(material.oof, truth, rows)
+    evidence = np.fromiter((truth.metric.measure(true, found) for true, found, _ in boxes), object, len(boxes))
+    outcome = Outcome("none", *score_fold_evidence(truth.metric, evidence, truth.folds[rows]), np.zeros(len(rows)))
+    answers = {id: merge(members) for id, members in found_boxes(material.test).items()}
+
+    def share(each: Sequence[Boxes]) -> np.ndarray:
+        labels = np.concatenate([boxes.label for boxes in each])
+        return np.bincount(labels, minlength=len(truth.table.classes)) / len(each)
+
+    shares = {"ground truth": share([true for true, _, _ in boxes]), "out of fold": share([f for _, f, _ in boxes])}
+    shares["test"] = share(list(answers.values()))
+    if layout.shares:
+        table = read_test_table(truth)
+        answers = {id: boxes._replace(edges=boxes.edges / picture_sides(table, id)) for id, boxes in answers.items()}
+    write_table(out, layout.table(list(answers), list(answers.values())), material.sample)
+    return Chosen([outcome], 0, "none", shares)
 
 
 def _models(material: Material) -> tuple[list[str], dict[int, np.ndarray]]:

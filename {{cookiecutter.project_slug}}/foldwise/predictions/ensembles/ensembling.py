@@ -8,6 +8,7 @@ The output is itself a source, for later steps and for ensembles of ensembles:
     config.yaml            task, data and metric
     ensemble.json          sources, methods, scores, weights, verdict
     stack.json, stack.safetensors    of stacking: the fitted models, see `stack`
+    fusion.json            of boxes: weights, score floors and IoU for each fold
     report.html
 """
 
@@ -24,6 +25,7 @@ from foldwise.config import write_config
 from foldwise.errors import Refusal
 from foldwise.files import check_new, new_folder, write_json
 from foldwise.predictions.ensembles.blending import BLENDS, BLENDS_OF_VALUES, RANK, Method, given
+from foldwise.predictions.ensembles.box_ensemble import BOX_FUSIONS, BoxEnsemble
 from foldwise.predictions.ensembles.comparing import Comparison
 from foldwise.predictions.ensembles.features import read_features
 from foldwise.predictions.ensembles.joining import check_sources
@@ -96,6 +98,8 @@ def ensemble(
         combined = MapEnsemble(sources, names, truth, progress)
     elif truth.task.kind == "vectors":
         combined = VectorEnsemble(sources, names, truth, progress)
+    elif truth.task.kind == "boxes":
+        combined = BoxEnsemble(sources, names, truth, progress)
     else:
         metadata = partial(read_metadata, truth, columns, relative_to, bool(unit_inputs))
         combined = RowEnsemble(sources, names, truth, metadata, partial(read_features, features, truth, oof, test))
@@ -145,6 +149,8 @@ def choose_methods(
         possible = MAP_BLENDS[truth.task.exclusive]
     elif truth.task.kind == "vectors":
         possible = MAP_BLENDS[True][:2]
+    elif truth.task.kind == "boxes":
+        possible = BOX_FUSIONS
     elif truth.task.probabilities:
         possible = tuple(method for method in (*BLENDS, *STACKERS) if method is not RANK or _can_rank(truth))
     else:

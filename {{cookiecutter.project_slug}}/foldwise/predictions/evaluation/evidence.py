@@ -7,12 +7,14 @@ memory.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from foldwise.errors import Refusal
+from foldwise.predictions.boxes import Boxes, difference, found_boxes, merge, true_boxes
 from foldwise.predictions.ground_truth import GroundTruth
 from foldwise.predictions.metrics import confusion_matrix, count_pixels, cross_entropy, is_correct, row_errors
 from foldwise.predictions.metrics.base import ratio
@@ -46,8 +48,9 @@ class Evidence:
     folds: np.ndarray  # (U,) 0 for test predictions
     rows: np.ndarray  # (U,) index of the unit's first row in the table
     wrong: np.ndarray  # (U,) error
-    average: pd.DataFrame | None = None  # values of all images by id, averaged over members; None for maps
+    average: pd.DataFrame | None = None  # values of all images by id, averaged over members; None for maps and boxes
     classes: ClassEvidence | None = None  # None if the values are not class probabilities
+    boxes: Sequence[tuple[Boxes, Boxes, Sequence[Boxes]]] = ()  # see `gather_boxes`
 
 
 def gather_evidence(
@@ -74,6 +77,8 @@ def gather_evidence(
         named = pd.DataFrame({"name": found.names[:, 0], "similarity": found.scores[:, 0]}, ids)
         wrong = 1 - 1 / np.maximum(found.rank, 1)
         return Evidence(name, predictions, [(found.rank,) for _ in metrics], folds, rows, wrong, named)
+    if truth.task.kind == "boxes":
+        return _gather_boxes(name, predictions, truth, metrics, rows, folds)
     if truth.task.kind == "maps":
         return _gather_maps(name, predictions, truth, metrics, rows, folds, stepping(progress, name, len(rows)))
     table, task = truth.table, truth.task
@@ -164,6 +169,35 @@ def _gather_maps(
     classes = ClassEvidence(np.sum(counts, axis=0), matrix, sums, np.array(right), np.array(unsure))
     arrays = [(np.stack(evidence),) for evidence in measured]
     return Evidence(name, predictions, arrays, folds, rows, np.array(wrong), classes=classes)
+
+
+def _gather_boxes(
+    name: str, predictions: Predictions, truth: GroundTruth, metrics: Sequence[Any], rows: np.ndarray, folds: np.ndarray
+) -> Evidence:
+    boxes = gather_boxes(predictions, truth, rows)
+    arrays = [(np.fromiter((metric.measure(*each[:2]) for each in boxes), object, len(boxes)),) for metric in metrics]
+    wrong = np.array([difference(true, found) for true, found, _ in boxes])
+    return Evidence(name, predictions, arrays, folds, rows, wrong, boxes=boxes)
+
+
+def gather_boxes(
+    predictions: Predictions, truth: GroundTruth, rows: np.ndarray
+) -> list[tuple[Boxes, Boxes, list[Boxes]]]:
+    """Of each of these rows: the true boxes, those found, and each member's."""
+    members = found_boxes(predictions)
+    of_rows = [(true_boxes(truth.table, row), members[truth.table.ids[row]]) for row in rows.tolist()]
+    return [(true, merge(found), found) for true, found in of_rows]
+
+
+def disagreement(evidence: Sequence[Evidence]) -> np.ndarray | None:
+    """Mean difference (U,) of an image's boxes between predictions, or of one between its members; None if alone."""
+    sides = [[each.boxes[unit][1] for each in evidence] for unit in range(len(evidence[0].boxes))]
+    if len(evidence) == 1:
+        sides = [list(members) for _, _, members in evidence[0].boxes]
+    if max(map(len, sides), default=0) < 2:
+        return None
+    pairs = [[difference(a, b) for a, b in combinations(each, 2)] for each in sides]
+    return np.array([np.mean(each) if each else 0.0 for each in pairs])
 
 
 def class_table(evidence: ClassEvidence, truth: GroundTruth) -> pd.DataFrame:

@@ -3,7 +3,8 @@
 Row metrics are called as `metric(target, probability, weight, rows)`: target (N, C) one-hot, multi-hot or soft;
 probability (N, C) in [0, 1]; weight (N,) or None; rows (N,) records with ids and table columns (`base.row_records`) or
 None. Tasks without probabilities pass their values. Map metrics see one image at a time: `measure(mask, probability)`
-returns its evidence, and `reduce` turns the stacked evidence into the score. Rank metrics reduce ranks (N,).
+returns its evidence, and `reduce` turns the stacked evidence into the score; metrics of boxes likewise. Rank metrics
+reduce ranks (N,).
 
 Call `metric.for_task(task, classes)` first. It refuses a metric that does not suit the task, before training starts.
 After training, data never makes a metric raise. What is undefined, such as the AUC of a class that never occurs, is
@@ -13,6 +14,7 @@ Write your own metric as a frozen dataclass in `solution/metric.py`, named by a 
 
     RowMetric    implement `_score(target, probability, weight)`, or `_score_rows(target, probability, weight, rows)`
     MapMetric    implement `measure(mask, probability)` and `reduce(evidence, weight)`
+    BoxMetric    implement `measure(true, found)` and `reduce(evidence)`
     CountMetric  a MapMetric on pixel counts; implement only `reduce(counts, weight)`
 
 Declare its tasks as in `tasks.ForTasks`. It may ignore weights: the bootstrap of such a metric repeats rows.
@@ -28,6 +30,7 @@ from foldwise.predictions.metrics.binary import (
     Precision,
     Recall,
 )
+from foldwise.predictions.metrics.detection import BoxMetric, DetectionMap, DetectionMap50
 from foldwise.predictions.metrics.folds import fold_score, score_fold_evidence, score_folds
 from foldwise.predictions.metrics.maps import (
     CountMetric,
@@ -61,6 +64,8 @@ METRICS: dict[str, type[Metric]] = {
     "average_precision": AveragePrecision,
     "balanced_accuracy": BalancedAccuracy,
     "binary_f_beta": BinaryFBeta,
+    "detection_map": DetectionMap,
+    "detection_map50": DetectionMap50,
     "dice": Dice,
     "f_beta": FBeta,
     "log_loss": LogLoss,
@@ -87,10 +92,10 @@ METRICS: dict[str, type[Metric]] = {
 }
 
 __all__ = [
-    "METRICS", "R2", "Accuracy", "AveragePrecision", "BalancedAccuracy", "BinaryFBeta", "BinaryMetric", "CountMetric",
-    "Dice", "FBeta", "LogLoss", "MacroF1", "Mae", "MapAtK", "MapMetric", "Mape", "Matthews", "MeanAveragePrecision",
-    "MeanIoU", "Metric", "Pearson", "PixelMae", "PixelRmse", "Precision", "Published", "QuadraticKappa", "RankMetric",
-    "Recall", "RecallAtK", "Rmse", "Rmsle", "RocAuc", "RowMetric", "Spearman", "confusion_matrix", "count_pixels",
-    "cross_entropy", "fold_score", "is_correct", "pixel_confusion", "pixel_counts", "row_errors",
-    "score_fold_evidence", "score_folds",
+    "METRICS", "R2", "Accuracy", "AveragePrecision", "BalancedAccuracy", "BinaryFBeta", "BinaryMetric", "BoxMetric",
+    "CountMetric", "DetectionMap", "DetectionMap50", "Dice", "FBeta", "LogLoss", "MacroF1", "Mae", "MapAtK",
+    "MapMetric", "Mape", "Matthews", "MeanAveragePrecision", "MeanIoU", "Metric", "Pearson", "PixelMae", "PixelRmse",
+    "Precision", "Published", "QuadraticKappa", "RankMetric", "Recall", "RecallAtK", "Rmse", "Rmsle", "RocAuc",
+    "RowMetric", "Spearman", "confusion_matrix", "count_pixels", "cross_entropy", "fold_score", "is_correct",
+    "pixel_confusion", "pixel_counts", "row_errors", "score_fold_evidence", "score_folds",
 ]  # fmt: skip
