@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 COMMANDS = ["prepare", "train", "predict", "evaluate", "ensemble", "export", "submit", "bundle"]
-TOOLS = ["average", "average_weights", "pseudo_label", "distill", "features", "tune", "unpack", "crop", "label"]
+TOOLS = ["average", "average_weights", "pseudo_label", "distill", "features", "tune", "unpack", "crop", "boxes", "label"]
 RECIPES = """# Recipes
 
 Every experiment, by the comment in its file. Generated. Everything after `experiment=<name>` changes one thing; a

@@ -105,7 +105,10 @@ def run(name: str, overrides: list[str], weights: Path | None, network: str) -> 
         if (written := Path(data["prepared"]) / file).exists():
             print(f"  {written}")
     chosen = [] if any(word.startswith("experiment=") for word in overrides) else ["experiment=baseline"]
-    print(f"\nNext:\n  {command('python', 'train.py', *chosen, override('data', name), *overrides)}")
+    following = command("python", "train.py", *chosen, override("data", name), *overrides)
+    if config["task"] == "detection":
+        following = f"{command('python', 'tools/boxes.py', 'found', '--data', name)} --from <coco, yolo or table> ..."
+    print(f"\nNext:\n  {following}")
 
 
 def make_describer(weights: Path | None, network: str) -> "Describer":

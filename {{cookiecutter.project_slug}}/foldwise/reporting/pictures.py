@@ -13,7 +13,7 @@ from foldwise.data.prepare import Prepared, present_classes
 from foldwise.data.samples import TableItems
 from foldwise.data.table import Table
 from foldwise.files import write_atomic
-from foldwise.predictions.boxes import Boxes
+from foldwise.predictions.boxes import Boxes, true_boxes
 from foldwise.predictions.store import Predictions, iter_average_maps
 from foldwise.reporting.figures import DPI, color_of, new_figure, nothing_to_show, shorten, to_png
 from foldwise.tasks import Soft, Task, find_task
@@ -118,23 +118,28 @@ def compare_values(items: TableItems, table: Table, rows: Sequence[int], values:
 def compare_boxes(
     items: TableItems, table: Table, rows: Sequence[int], boxes: Sequence[tuple[Boxes, Boxes, Any]]
 ) -> "Figure":
-    """Draw a gallery of these table rows with true boxes, white and thick, and found ones in their class's colour.
-
-    The number is of true and found boxes; a found one is the fainter, the lower its score.
-    """
+    """Draw a gallery of these table rows with true boxes, white and thick, and found ones; titled with their counts."""
 
     def picture(row: int, true: Boxes, found: Boxes) -> np.ndarray:
         image = displayable(items.picture(row)).copy()
         width = max(1, round(max(image.shape) / THUMBNAIL))
         for edges in true.edges:
             _frame(image, edges, 3 * width, np.full(3, 255))
-        for label, score, edges in reversed(list(zip(*found, strict=True))):
-            _frame(image, edges, width, 255 * np.array(color_of(int(label))), 0.2 + 0.8 * score)
-        return image
+        return draw_boxes(image, found)
 
     titles = [f"{table.ids[row]}\n{len(a.label)} → {len(b.label)}" for row, (a, b, _) in zip(rows, boxes, strict=True)]
     legend = [(shorten(name), color_of(number)) for number, name in enumerate(table.classes[:MOST_NAMES])]
     return gallery((picture(row, a, b) for row, (a, b, _) in zip(rows, boxes, strict=True)), titles, legend)
+
+
+def draw_boxes(image: np.ndarray, boxes: Boxes) -> np.ndarray:
+    """Draw boxes in their class's colour, the lower the score the fainter, best last; return (H, W, 3) uint8."""
+    image = displayable(image).copy()
+    width = max(1, round(max(image.shape) / THUMBNAIL))
+    for row in np.argsort(boxes.score, kind="stable"):
+        color = 255 * np.array(color_of(int(boxes.label[row])))
+        _frame(image, boxes.edges[row], width, color, 0.2 + 0.8 * boxes.score[row])
+    return image
 
 
 def paint(image: np.ndarray, mask: np.ndarray, classes: int, ignore_index: int | None = None) -> np.ndarray:
@@ -186,11 +191,12 @@ def draw_samples(data: Mapping[str, Any], prepared: Prepared) -> Path:
     def picture(row: int) -> np.ndarray:
         crop = items.samples.crop
         shown = items.picture(row) if crop is None else _with_box(items, row, crop)
+        shown = draw_boxes(shown, true_boxes(table, row)) if find_task(table.task).kind == "boxes" else shown
         image = _fit(displayable(shown), THUMBNAIL, THUMBNAIL)
         return paint(image, table.read_mask(row), count, data["ignore_index"]) if masks else image
 
     rows = choose_samples(present_classes(table, prepared.scan), SAMPLES)
-    names = table.classes[:MOST_NAMES] if masks else ()
+    names = table.classes[:MOST_NAMES] if masks or find_task(table.task).kind == "boxes" else ()
     legend = [(shorten(name), color_of(number)) for number, name in enumerate(names)]
     figure = gallery(map(picture, rows), [_title(table, row) for row in rows], legend)
     with write_atomic(path) as temporary:
