@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 COMMANDS = ["prepare", "train", "predict", "evaluate", "ensemble", "export", "submit", "bundle"]
-TOOLS = ["average", "average_weights", "pseudo_label", "distill", "features", "tune", "unpack", "crop", "boxes", "label"]
+TOOLS = [
+    "average", "average_weights", "pseudo_label", "distill", "features", "tune", "unpack", "crop", "boxes", "label",
+]  # fmt: skip
 RECIPES = """# Recipes
 
 Every experiment, by the comment in its file. Generated. Everything after `experiment=<name>` changes one thing; a
