@@ -262,8 +262,11 @@ class World:
             for id in self.test_ids
         ]
         frames = {"oof": oof, "test": pd.concat(test)}
-        oof.drop(columns=["snapshot", "view"]).to_csv(self.root / f"{name}.csv", index=False)
-        oof_parts = [Part(self.root / f"{name}.csv")]
+        oof_parts = []
+        for number, kind in enumerate(CLASSES):  # one file a class
+            path = self.root / f"{name}{number}.csv"
+            oof[oof["class"].isin([kind, ""])].drop(columns=["snapshot", "view"]).to_csv(path, index=False)
+            oof_parts.append(Part(path))
         tests = []
         for fold, frame in frames["test"].groupby("fold"):
             path = self.root / f"{name}-test{fold}.csv"
@@ -418,10 +421,10 @@ def test_every_problem_of_the_files_is_listed(world, tmp_path):
         "no score from 0 to 1: 1 of pictures: p0",
         "lead out of their picture: 1 of pictures: p0",
         "have no area: 1 of pictures: p0",
-        "not in fold 0, so its model was trained on them: p1",
+        "not in fold 0, whose model learnt from them: p1",
         "--oof has no boxes of fold 1",
         "--oof has no boxes of fold 2",
-        "say which fold's model found them: 0=",
+        "name the model's fold: 0=",
     ):
         assert sentence in text, (sentence, text)
     assert not (tmp_path / "out").exists()

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from foldwise.config import compose_config, resolve_config, write_config
-from foldwise.data.boxes import BOX
+from foldwise.data.boxes import BOX, origin_path
 from foldwise.data.columns import Columns
 from foldwise.data.holdout import FULL
 from foldwise.data.table import Table, read_table
@@ -228,64 +228,66 @@ def write_found(
     settings = ["task=detection", "metric=detection_map", *overrides]
     truth = read_ground_truth(out, data, settings)
     classes = truth.table.classes
-    problems, frames = [], {}
     scored = {id: fold for id, fold in zip(truth.table.ids, truth.folds.tolist(), strict=True) if fold >= 0}
+    ids_of = {fold: [id for id, own in scored.items() if own == fold] for fold in truth.scored_folds}
     reader = BoxReader(truth.table, classes, names or {}, annotations)
-    parts = []
+    problems = reader.problems
+    read = []
     for part in oof:
         frame = reader.read(kind, part, scored=True)
         folds = frame["id"].map(scored).fillna(-1).astype(int)
-        wrong = folds.eq(-1) if part.fold is None else folds.ne(part.fold)
-        why = (
-            "are never scored"
-            if part.fold is None
-            else f"are not in fold {part.fold}, so its model was trained on them"
-        )
-        problems += [f"{part.path}: {each}" for each in listed(f"predicted ids {why}", frame["id"][wrong])]
-        for fold in truth.scored_folds if part.fold is None else [part.fold]:
-            ids = [id for id, own in scored.items() if own == fold]
-            parts.append(_member(frame, ids, classes, fold, part.view))
-    covered = {int(frame["fold"].iat[0]) for frame in parts if len(frame)}
-    problems += [f"--oof has no boxes of fold {fold}" for fold in truth.scored_folds if fold not in covered]
-    frames["oof"] = parts
+        why = "are never scored" if part.fold is None else f"are not in fold {part.fold}, whose model learnt from them"
+        wrong = frame["id"][folds.eq(-1) if part.fold is None else folds.ne(part.fold)]
+        problems += [f"{part.path}: {each}" for each in listed(f"predicted ids {why}", wrong)]
+        origin = read_json(origin_path(part.path)) if origin_path(part.path).is_file() else {}  # of tools/crop.py
+        if isinstance(origin, dict) and origin.get("folds_hash", truth.folds_hash) != truth.folds_hash:
+            problems.append(f"{part.path}: its boxes were found with other folds than those of data={data}")
+        read.append((part, frame))
+    given = {fold for part in oof for fold in (ids_of if part.fold is None else [part.fold])}
+    problems += [f"--oof has no boxes of fold {fold}" for fold in sorted(ids_of.keys() - given)]
+    problems += [f"--oof has boxes of fold {fold}, which does not exist" for fold in sorted(given - ids_of.keys())]
+    sides = {"oof": (read, ids_of)}
     if test:
         table = read_test_table(truth)
-        of_test = BoxReader(table, classes, names or {}, annotations, reader.problems)
-        problems += [
-            f"--test {part.path}: say which fold's model found them: 0={part.path}"
-            for part in test
-            if part.fold is None
-        ]
-        frames["test"] = [
-            _member(of_test.read(kind, part, scored=True), table.ids, classes, part.fold or 0, part.view)
-            for part in test
-        ]
-    refuse_all([*reader.problems, *problems])
+        of_test = BoxReader(table, classes, names or {}, annotations, problems)
+        problems += [f"--test {part.path}: name the model's fold: 0={part.path}" for part in test if part.fold is None]
+        found = [(part, of_test.read(kind, part, scored=True)) for part in test]
+        sides["test"] = (found, {part.fold: table.ids for part in test if part.fold is not None})
+    refuse_all(problems)
     counts = {}
-    views = list(dict.fromkeys(part.view for part in oof))
     with new_folder(out) as folder:
-        for split, each in frames.items():
+        for split, (found, ids) in sides.items():
             header = Header(
                 split=split,
                 task="detection",
                 columns=classes,
                 run=out.name,
                 folds_hash=truth.folds_hash,
-                tta={"views": views, "mean": "arithmetic"},
+                tta={"views": list(dict.fromkeys(part.view for part, _ in found)), "mean": "arithmetic"},
                 created_by=ORIGIN,
             )
-            frame = pd.concat(each, ignore_index=True)
+            frame = _members(found, ids, classes)
             write_predictions(folder / "oof" if split == "oof" else folder / "predictions" / split, frame, header)
-            found = frame["class"] != ""
-            counts[split] = int(found.sum()), frame["id"].nunique() - frame["id"][found].nunique()
+            boxes = frame["class"] != ""
+            counts[split] = int(boxes.sum()), frame["id"].nunique() - frame["id"][boxes].nunique()
         write_config(folder, {key: truth.config[key] for key in ("task", "data", "samples", "metric")})
     return counts
 
 
-def _member(frame: pd.DataFrame, ids: Sequence[str], classes: Sequence[str], fold: int, view: str) -> pd.DataFrame:
-    """Rows of a prediction folder of these ids."""
-    label = pd.Index(classes).get_indexer(frame["class"])
-    rows_of = frame.groupby("id").indices
-    every = Boxes(label, frame["score"].to_numpy(), frame[list(BOX)].to_numpy())
-    found = ((id, every.take(rows_of.get(id, np.zeros(0, np.int64)))) for id in ids)
-    return boxes_frame(found, classes, {"fold": fold, "snapshot": "last", "view": view})
+def _members(
+    read: Sequence[tuple[Part, pd.DataFrame]], ids_of: Mapping[int, Sequence[str]], classes: Sequence[str]
+) -> pd.DataFrame:
+    """Rows of a prediction folder; several files of one fold and view are one member, a row for each id at least."""
+    frames: dict[tuple[int, str], list[pd.DataFrame]] = {}
+    for part, frame in read:
+        for fold in ids_of if part.fold is None else [part.fold]:
+            frames.setdefault((fold, part.view), []).append(frame)
+    parts = []
+    for (fold, view), each in frames.items():
+        frame = pd.concat(each, ignore_index=True)
+        rows_of = frame.groupby("id").indices
+        label = pd.Index(classes).get_indexer(frame["class"])
+        every = Boxes(label, frame["score"].to_numpy(), frame[list(BOX)].to_numpy())
+        found = ((id, every.take(rows_of.get(id, np.zeros(0, np.int64)))) for id in ids_of[fold])
+        parts.append(boxes_frame(found, classes, {"fold": fold, "snapshot": "last", "view": view}))
+    return pd.concat(parts, ignore_index=True)
