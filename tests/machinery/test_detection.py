@@ -437,6 +437,31 @@ def test_every_problem_of_the_files_is_listed(world, tmp_path):
         )
 
 
+def test_broken_files_are_refused(world, tmp_path):
+    coco = coco_files(world, tmp_path / "coco", world.true)
+    (tmp_path / "list.json").write_text(json.dumps([{"image_id": 100, "category_id": 10, "bbox": [1, 2, 3]}]))
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "p0.txt").write_text("0 0.5 0.5 0.1 0.1 0.9\n0 0.5 0.5 0.1\n7 0.5 0.5 0.1 0.1 0.9\n")
+    cases = [
+        (
+            "coco",
+            tmp_path / "list.json",
+            "1 entries, counted from 0, lack one of image_id, category_id, bbox, score: 0",
+        ),
+        ("coco", coco / "annotations.json", "has no list of results"),
+        ("yolo", tmp_path / "0", r"confidence \(save_conf=True\): 1 such: p0.txt:2"),
+        ("yolo", tmp_path / "0", "a class that is none of car, road sign"),
+        ("yolo", tmp_path / "list.json", "is no folder"),
+    ]
+    for kind, path, message in cases:
+        with pytest.raises(Refusal, match=message):
+            known = [coco / "annotations.json"]
+            write_found(kind, [Part(path, 0)], [], tmp_path / "out", "competition", world.settings, known)
+    with pytest.raises(Refusal, match="no file of COCO annotations"):
+        parts = [Part(coco / "identity0.json", 0)]
+        write_found("coco", parts, [], tmp_path / "out", "competition", world.settings, [tmp_path / "list.json"])
+
+
 def test_a_prediction_folder_of_boxes_is_checked(world, tmp_path):
     good = read_predictions(world.sources[0] / "oof")
     frame = good.frame

@@ -33,6 +33,7 @@ IDENTITY = "identity"
 OUTSIDE = 1.0  # pixels that a box may lead out of its picture; it is cut
 MOST_SHARE = 1.5  # edges up to this are shares of the picture's sides
 ORIGIN = "tools/boxes.py"
+KEYS = ("image_id", "category_id", "bbox", "score")  # of COCO's results
 
 
 class Part(NamedTuple):
@@ -126,23 +127,34 @@ class BoxReader:
         return report
 
     def _read_coco(self, path: Path, scored: bool) -> pd.DataFrame:
-        known = [read_json(each) for each in (self.annotations if scored else [path])]
-        images = {image["id"]: str(image["file_name"]) for each in known for image in each.get("images", [])}
-        classes = {kind["id"]: str(kind["name"]) for each in known for kind in each.get("categories", [])}
-        results = read_json(path) if scored else known[0]["annotations"]
-        if not isinstance(results, list):
-            raise Refusal(
-                f"{path} is no list of results: give COCO's results, [{{image_id, category_id, bbox, score}}]"
-            )
-        rows = []
-        for each in results:
-            if each.get("iscrowd"):
+        images, classes = dict[Any, str](), dict[Any, str]()
+        known: Any = {}
+        for file in self.annotations if scored else [path]:
+            known = read_json(file)
+            try:
+                images |= {image["id"]: str(image["file_name"]) for image in known["images"]}
+                classes |= {kind["id"]: str(kind["name"]) for kind in known.get("categories", [])}
+            except (KeyError, TypeError, AttributeError) as error:
+                raise Refusal(
+                    f"{file} is no file of COCO annotations: it lacks the names of images or classes"
+                ) from error
+        entries = read_json(path) if scored else known.get("annotations")
+        if not isinstance(entries, list):
+            raise Refusal(f"{path} has no list of {'results' if scored else 'annotations'}, as COCO's files have")
+        rows, bad = [], []
+        for number, each in enumerate(entries):
+            try:
+                x, y, width, height = map(float, each["bbox"])
+                name = images.get(each["image_id"], str(each["image_id"]))
+                kind = classes.get(each["category_id"], str(each["category_id"]))
+                score = float(each["score"]) if scored else 1.0
+            except (KeyError, TypeError, ValueError):
+                bad.append(str(number))
                 continue
-            x, y, width, height = map(float, each["bbox"])
-            name = images.get(each["image_id"], str(each["image_id"]))
-            kind = classes.get(each["category_id"], str(each["category_id"]))
             name = name if name in self.id_of else Path(name).name
-            rows.append((name, kind, float(each.get("score", 1)), x, y, x + width, y + height))
+            rows += [(name, kind, score, x, y, x + width, y + height)] * (not each.get("iscrowd"))
+        keys = ", ".join(KEYS[: 3 + scored])
+        self.problems += [f"{path}: {each}" for each in listed(f"entries, counted from 0, lack one of {keys}", bad)]
         return _frame(rows)
 
     def _read_yolo(self, path: Path, scored: bool) -> pd.DataFrame:
