@@ -1,6 +1,7 @@
 """No byte of what decides about a fold depends on the fold's labels: all of them are others, and nothing may move.
 
-For pseudo labels, distillation, and ensembles of rows: test_pseudo, test_distillation, test_ensemble.
+For pseudo labels, distillation, ensembles of rows and of boxes: test_pseudo, test_distillation, test_ensemble,
+test_detection.
 """
 
 import json

@@ -85,13 +85,13 @@ class BoxReader:
         sides = np.array([picture_sides(self.table, id) for id in ids]).reshape(-1, 4)[place]
         transposed, flips = self._symmetry(part.view)
         sides = sides[:, [1, 0, 3, 2]] if transposed else sides
-        if frame.attrs.get("shares") or (len(edges) and np.nanmax(edges) <= MOST_SHARE):
+        if (edges[~np.isnan(edges)] <= MOST_SHARE).all():
             edges = edges * sides
         report = self._reporter(part.path, frame["id"])
-        report("boxes have no area", ~((edges[:, :2] < edges[:, 2:]).all(axis=1)))
-        outside = (edges < -OUTSIDE) | (edges > sides + OUTSIDE)
-        report("boxes lead out of their picture", outside.any(axis=1))
+        outside = ((edges < -OUTSIDE) | (edges > sides + OUTSIDE)).any(axis=1)
+        report("boxes lead out of their picture", outside)
         edges = edges.clip(0, sides)
+        report("boxes have no area", ~((edges[:, :2] < edges[:, 2:]).all(axis=1) | outside))
         for axis in flips:
             low, high = (0, 2) if axis == -1 else (1, 3)
             edges[:, [low, high]] = sides[:, [low]] - edges[:, [high, low]]
@@ -175,9 +175,7 @@ class BoxReader:
                 rows.append((file.stem, name, score, x - width / 2, y - height / 2, x + width / 2, y + height / 2))
         last = ", confidence (save_conf=True)" if scored else ""
         self.problems += [f"{path}: lines are not class, x, y, width, height{last}: {e}" for e in listed("such", bad)]
-        frame = _frame(rows)
-        frame.attrs["shares"] = True
-        return frame
+        return _frame(rows)
 
     def _read_table(self, path: Path, scored: bool) -> pd.DataFrame:
         frame = read_file(path)

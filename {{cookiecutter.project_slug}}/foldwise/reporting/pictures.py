@@ -124,7 +124,7 @@ def compare_boxes(
         image = displayable(items.picture(row)).copy()
         width = max(1, round(max(image.shape) / THUMBNAIL))
         for edges in true.edges:
-            _frame(image, edges, 3 * width, np.full(3, 255))
+            _frame(image, edges, 2 * width, np.full(3, 255))
         return draw_boxes(image, found)
 
     titles = [f"{table.ids[row]}\n{len(a.label)} → {len(b.label)}" for row, (a, b, _) in zip(rows, boxes, strict=True)]
