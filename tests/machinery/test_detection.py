@@ -50,7 +50,7 @@ def random_boxes(rng, count, classes=3, near=None, whole=False, extent=80):
 # metric
 
 
-def by_pycocotools(pairs, classes, thresholds=None):
+def by_pycocotools(pairs, classes, thresholds=None, most=100):
     coco, evaluation = pytest.importorskip("pycocotools.coco"), pytest.importorskip("pycocotools.cocoeval")
 
     def described(boxes, image):
@@ -69,6 +69,7 @@ def by_pycocotools(pairs, classes, thresholds=None):
         scores = evaluation.COCOeval(data, found, "bbox")
         if thresholds is not None:
             scores.params.iouThrs = np.array(thresholds)
+        scores.params.maxDets = [most]
         scores.evaluate()
         scores.accumulate()
     precision = scores.eval["precision"][:, :, :, 0, -1]
@@ -89,10 +90,10 @@ def random_pairs(rng, whole):
 @pytest.mark.filterwarnings("ignore::foldwise.errors.Note")
 def test_map_is_that_of_pycocotools(seed):
     pairs = random_pairs(np.random.default_rng(seed), seed % 2)
-    for metric in (DetectionMap(), DetectionMap50(), DetectionMap(thresholds=(0.3, 0.9))):
+    for metric in (DetectionMap(), DetectionMap50(), DetectionMap(thresholds=(0.3, 0.9), most=20)):
         metric = metric.for_task("detection", list("abcd"))
         evidence = np.fromiter((metric.measure(*pair) for pair in pairs), object)
-        expected = by_pycocotools(pairs, 4, metric.thresholds)
+        expected = by_pycocotools(pairs, 4, metric.thresholds, metric.most)
         assert metric.reduce(evidence) == pytest.approx(expected, abs=1e-12)
 
 

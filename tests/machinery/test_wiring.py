@@ -910,6 +910,8 @@ SETTINGS: dict[str, Changes | Same] = {
         ],
         Same("test_a_published_metric_gets_its_settings"),
     ),
+    "metric.thresholds": Same("of boxes: test_detection"),
+    "metric.most": Same("of boxes: test_detection"),
     # trainers
     "trainer.accelerator": Same("hardware; trainer=cpu here"),
     "trainer.devices": Same("hardware: test_devices"),
