@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from tiny import prepare_tiny, tiny_config, write_data
+from tiny import make_spec, prepare_tiny, random_model, tiny_config, write_data
 
 from foldwise.audit.descriptors import PixelDescriber
 from foldwise.audit.image_notes import audit_images
@@ -15,6 +15,8 @@ from foldwise.data.samples import Rows, Samples, TableItems
 from foldwise.data.table import Columns, read_table
 from foldwise.data.units import Units
 from foldwise.errors import Refusal
+from foldwise.inference.predictor import Predictor
+from foldwise.inference.tta import TTA
 from foldwise.reporting.pictures import FRAME_COLOR, draw_samples
 
 BOX = ["x0", "y0", "x1", "y1"]
@@ -175,3 +177,37 @@ def test_pictures_with_several_boxes_stay_in_one_fold(world):
 def test_masks_are_not_cut(world):
     with pytest.raises(Refusal, match="not their masks"):
         prepare_tiny(tiny_config(world, "segmentation", "+samples.crop={box: [x0, y0, x1, y1]}"))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_margin_is_predicted_as_by_a_model_with_that_margin(tmp_path, bits):
+    """At the border, without a box, several boxes of a picture; two models, one of several pictures."""
+    image = np.random.default_rng(0).integers(0, 1 << bits, (20, 30, 3), f"uint{bits}")
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    frame = pd.DataFrame([(10, 5, 20, 15), (0, 0, 9, 7), (25, 19, 30, 20), (None,) * 4], columns=BOX)
+    frame = frame.assign(id=[*"abcd"], image="a.png", label="thing")
+    frame.to_csv(tmp_path / "train.csv", index=False)
+    table = read_table(tmp_path / "train.csv", "multiclass", tmp_path, Columns(), ["other", "thing"])
+
+    def models(margin):
+        crop = {"box": BOX, "margin": margin, "square": True}
+        reader = {"mode": "stored", "crop": crop}
+        specs = [{"samples": {"_target_": "foldwise.data.samples:Samples", **reader}}]
+        network = {"_target_": "foldwise.models.pooled:PooledNetwork", "name": "test_resnet", "pool": "mean"}
+        network |= {"channels": {"image": 3}, "outputs": {"logits": 2}}
+        specs += [{"samples": {"_target_": "foldwise.data.units:Units", "unit": "image", **reader}, "network": network}]
+        scaled = {"images": {"image": {"scale": float((1 << bits) - 1), "mean": [0.5] * 3, "std": [0.3] * 3}}}
+        return [random_model(make_spec("multiclass", ["other", "thing"], **spec, **scaled), 1) for spec in specs]
+
+    def predict(number, margin, tta, **choices):
+        predictor = Predictor([models(margin)[number]], tta, workers=0, **choices)
+        return np.stack([values[""][0] for _, values in predictor.predict(table)])
+
+    tta = TTA.choose(["identity", "hflip"], margins=[0, 0.3])
+    for number, items in enumerate((4, 1)):
+        expected = [predict(number, margin, TTA.choose(["identity", "hflip"]), keep_views=True) for margin in (0, 0.3)]
+        views = predict(number, 0.1, tta, keep_views=True)
+        assert views.shape == (items, 4, 2)
+        np.testing.assert_allclose(views, np.concatenate(expected, axis=1), atol=1e-6)
+        np.testing.assert_allclose(predict(number, 0.1, tta)[:, 0], views.mean(axis=1), atol=1e-6)
+        assert np.abs(views[:, 0] - views[:, 2]).max() > 1e-3

@@ -6,15 +6,23 @@ import pandas as pd
 import pytest
 import yaml
 from pseudo_world import LABELLED, UNLABELLED, begin_run, write_world
+from rich.console import Console
 from scipy import ndimage
-from tiny import CLASSES, prepare_tiny, tiny_config
+from tiny import CLASSES, prepare_tiny, tiny_config, train_folds
 
 from foldwise.config import read_config
 from foldwise.data.boxes import BOX
+from foldwise.data.images import ImageError, read_image, to_unit
+from foldwise.data.samples import TableItems
 from foldwise.errors import Refusal
-from foldwise.predictions.found_boxes import Finder, write_boxes, write_data_config
+from foldwise.inference.predicting import Choices, predict_runs
+from foldwise.inference.weights import load_model
+from foldwise.predictions.finder import Finder, write_map
+from foldwise.predictions.found_boxes import write_boxes, write_data_config
 from foldwise.predictions.schema import Header
+from foldwise.predictions.store import read_predictions
 from foldwise.predictions.writers import PredictionWriter
+from foldwise.settings import find_choice
 
 NAMES = ["background", *CLASSES]
 EMPTY = 3  # a training picture in which nothing is predicted
@@ -121,8 +129,72 @@ def test_found_boxes_train_in_their_own_folds_alone(world, tmp_path):
         prepare_tiny(config)
 
 
+def test_a_test_picture_without_components_is_read_whole(world):
+    root, run = world
+    parts = write_boxes(run, root / "parts.csv", Finder("components", ("blue",)))
+    frame = pd.read_csv(root / "parts_test.csv")
+    assert set(frame["picture"]) == {f"row{row}" for row in UNLABELLED}
+    empty = frame[frame["x0"].isna()]
+    assert empty["picture"].tolist() == parts[1].without and len(empty)
+    assert pd.read_csv(root / "parts.csv")["x0"].notna().all()
+
+
+@pytest.mark.parametrize("how", ["union", "components"])
+def test_maps_are_channels_of_their_pictures(world, how):
+    root, run = world
+    boxes = write_boxes(run, root / "things.csv", Finder(how, ("blue", "red"), map=True))
+    target = "label" if how == "union" else "predicted"
+    overrides = ["data.columns.fold=fold", f"data.columns.target={target}", "+samples.channels=[score_map]"]
+    overrides += ["data.columns.group=picture"] if how == "components" else []
+    overrides += [f"data.table={root}/things.csv", f"data.test_table={root}/things_test.csv", "data.classes=null"]
+    cropped = tiny_config(root, "multiclass", *overrides, "+samples.crop={box: [x0, y0, x1, y1]}")
+    config = tiny_config(root, "multiclass", *overrides)
+    prepared = prepare_tiny(config)
+    items = TableItems.of(prepared.source, prepared.samples)
+    frame = prepared.source.frame
+    for row, item in enumerate(items.items):
+        image = items.samples.read(items.rows, item, {}, None)["image"]
+        number = int((frame["picture"] if how == "components" else frame["id"])[row].removeprefix("row"))
+        mask = cv2.imread(str(root / f"masks/{number}.png"), cv2.IMREAD_UNCHANGED)
+        assert image.shape == (*mask.shape, 4) and image.dtype == np.uint8
+        shown = {0, 255} if number != EMPTY else {0}
+        assert set(np.unique(image[:, :, 3])) <= shown
+        if number not in (4, EMPTY):  # 4: another class is predicted
+            assert (image[:, :, 3] > 0)[np.isin(mask, [1, 3])].mean() > 0.8
+    trained = train_folds(cropped, root / "runs")
+    model = load_model(trained / "fold0" / "model")
+    assert model.spec.network["channels"] == {"image": 4} and len(model.spec.images["image"]["mean"]) == 4
+    tta = find_choice("tta", "none")
+    (folder,) = predict_runs([trained], Choices(tta=tta, workers=0, device="cpu"), console=Console(quiet=True))
+    assert len(read_predictions(folder).frame) == 2 * boxes[1].rows
+
+    # The identity depends on the pixels of the maps, and other folds are refused without a crop too.
+    (name,) = set(frame["score_map"][:1])
+    cv2.imwrite(str(root / name), np.zeros((3, 3), np.uint8))
+    with pytest.raises(ImageError, match=r"has 3 x 3 pixels of uint8, and its picture \d+ x \d+ pixels of uint8"):
+        items.samples.read(items.rows, items.items[0], {}, None)
+    config["data"]["columns"]["fold"] = None
+    with pytest.raises(Refusal, match=r"would leak labels: set data\.columns\.fold=fold"):
+        prepare_tiny(config)
+
+
+def test_maps_have_the_bits_of_their_pictures(tmp_path):
+    score = np.linspace(0, 1, 12, dtype=np.float32).reshape(1, 12)  # one pixel high
+    names = [write_map(tmp_path, number, score, scale) for number, scale in enumerate((255, 4095, 65535))]
+    assert write_map(tmp_path, 0, score[:, ::-1], 255) != names[0]
+    for name, scale in zip(names, (255, 4095, 65535), strict=True):
+        stored = read_image(tmp_path / name)
+        assert stored.dtype == (np.uint8 if scale == 255 else np.uint16)
+        np.testing.assert_allclose(
+            to_unit(stored, scale)[:, :, 0] / (255 if scale == 255 else 1), score, atol=0.51 / scale
+        )
+
+
 def test_what_no_box_can_be_found_in_is_refused(world, command):
     root, run = world
+    for how, option in (("peak", "--least"), ("union", "--side")):
+        code, _, error = command("tools/crop.py", run, "--classes", "a", "--out", "b.csv", "--how", how, option, "9")
+        assert code == 2 and f"{option} has no meaning with --how {how}" in error
     code, _, error = command("tools/crop.py", run, "--classes", "blue", "--out", root / "sample.csv")
     assert code == 2 and "there is a data=sample already" in error and not list(root.glob("sample*"))
     with pytest.raises(Refusal, match="--classes has car; the classes are background, blue"):

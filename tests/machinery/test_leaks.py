@@ -14,6 +14,7 @@ from rows import scored
 from test_ensemble import World
 from tiny import CLASSES, train_folds
 
+from foldwise.data.boxes import BOX, FOLD, SCORE, SCORE_MAP
 from foldwise.data.folds import folds_hash
 from foldwise.data.pseudo import provenance_path
 from foldwise.files import write_json
@@ -24,6 +25,8 @@ from foldwise.predictions.decisions.masks import CANDIDATES, WITH_PRESENCE, comp
 from foldwise.predictions.decisions.rules import rules_for
 from foldwise.predictions.ensembles.ensembling import ensemble
 from foldwise.predictions.ensembles.stack import Stacks, _arrays
+from foldwise.predictions.finder import Finder
+from foldwise.predictions.found_boxes import write_boxes
 from foldwise.predictions.metrics import Dice, FBeta, LogLoss, MacroF1, MeanIoU, QuadraticKappa, Rmse
 from foldwise.predictions.schema import Header
 from foldwise.predictions.store import iter_maps, read_predictions
@@ -59,6 +62,19 @@ def test_a_model_and_its_predictions(task, tmp_path):
     assert decided(runs[0], 1) != decided(runs[1], 1)  # the labels do matter
     scores = [json.loads((run / "fold0" / "metrics.json").read_text())["score"] for run in runs]
     assert scores[0] != scores[1]
+    if task == "segmentation":
+        for how in ("union", "components", "peak"):
+            first, second = (found_in(run, how) for run in runs)
+            pd.testing.assert_frame_equal(first[first["fold"] == 0], second[second["fold"] == 0])
+            assert not first.equals(second)
+
+
+def found_in(run, how):
+    """The boxes that a run finds, and the hashes of their maps."""
+    out = run.parent / f"{how}.csv"
+    write_boxes(run, out, Finder(how, ("blue", "green"), 0.3, side=8, map=True))
+    frame = pd.read_csv(out)
+    return frame[[*BOX, SCORE, SCORE_MAP, FOLD]].sort_values([FOLD, SCORE_MAP, SCORE], ignore_index=True)
 
 
 # Statistics of metadata and the pool belong to what is fitted on the training items.

@@ -291,10 +291,24 @@ def test_sets_of_frames_are_views_with_names_and_only_for_readers_that_have_them
         Predictor([random_model(make_spec("multiclass", ["a", "b"]), 0)], tta)
 
 
+def test_margins_are_views_that_are_read(tmp_path):
+    tta = TTA.choose(["identity", "hflip"], margins=[0, 0.1])
+    assert tta.names == ["identity@margin0", "hflip@margin0", "identity@margin0.1", "hflip@margin0.1"]
+    assert TTA.from_names(tta.names, tta.mean) == tta and tta.margins == [0, 0.1]
+    for choices in ({"margins": [2]}, {"margins": [0.1], "frames": 2}, {"margins": [0.1, 0.1]}, {"margins": 0.1}):
+        with pytest.raises(Refusal, match=r"tta.margins|tta.frames is combined"):
+            TTA.choose(**choices)
+    for name in ("identity@margin", "identity@margin.10", "identity@0.10"):
+        with pytest.raises(Refusal, match=f"there is no view {name}"):
+            View.from_name(name)
+    with pytest.raises(Refusal, match="there is no samples.crop: choose another TTA"):
+        Predictor([random_model(make_spec("multiclass", ["a", "b"]), 0)], tta)
+
+
 def test_every_config_loads_without_hydra(tmp_path):
     found = {name: len(load_tta(path).names) for name, path in list_choices("tta").items()}
     expected = {"none": 1, "flips": 2, "d4": 8, "five_crops": 5, "scales": 6, "d4_scales": 24, "random": 8}
-    expected |= {"d4_crops": 48, "random_crops": 32, "frames": 4}
+    expected |= {"d4_crops": 48, "random_crops": 32, "frames": 4, "margins": 3}
     assert found == expected
     with pytest.raises(Refusal, match="there is no TTA .*/d5.yaml; .* has d4, "):
         load_tta(find_choice("tta", "d4").with_name("d5.yaml"))

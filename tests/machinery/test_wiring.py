@@ -635,6 +635,7 @@ SETTINGS: dict[str, Changes | Same] = {
         ensures(lambda a, b: differs(a, b) and b.prepared.scan["width"].eq(16).all()),
         CROP,
     ),
+    "samples.channels": Same("test_found_boxes: the pictures of a training have the channels of the maps"),
     "data.sampling._target_": Same("test_retrieval draws identities"),
     "data.sampling.images": Changes("data.sampling.images=1", ensures(lambda a, b: a.ids != b.ids), WHO, "retrieval"),
     "loss.scale": Changes("loss.scale=5", ensures(differs), WHO, "retrieval"),  # by formula: test_retrieval
@@ -874,6 +875,11 @@ SETTINGS: dict[str, Changes | Same] = {
         "tta.frames=3",
         ensures(lambda a, b: [len(each.oof.header.tta["views"]) for each in (a, b)] == [4, 3]),
         f"tta=frames {UNITS}",
+    ),
+    "tta.margins": Changes(
+        "tta.margins=[0,0.5]",
+        ensures(lambda a, b: [len(each.oof.header.tta["views"]) for each in (a, b)] == [3, 2]),
+        f"tta=margins {CROP}",
     ),
     "tta.draws": Changes("tta.draws=3", ensures(lambda a, b: not np.allclose(a.answers(), b.answers())), "tta=random"),
     "tta.transforms": Changes(f"tta.transforms={FLIP}", views_are(lambda x: [x.flip(-1)]), "tta=random tta.draws=2"),

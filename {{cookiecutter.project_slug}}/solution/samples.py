@@ -25,7 +25,7 @@ class Samples(samples.Samples):
 
     def files(self, rows: Rows, item: Item) -> list[Path]:
         """List every file that `read` opens."""
-        return [rows.path(row) for row in item.rows]
+        return [path for row in item.rows for path in rows.files(row)]
 
     def fit(self, rows: Rows, items: Sequence[Item]) -> dict[str, Any]:
         """Learn from the training items, such as a column's mean. Saved with the model and passed to `read`."""

@@ -29,13 +29,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--classes", nargs="+", required=True, metavar="CLASS", help="classes whose pixels count")
     parser.add_argument("--how", default="union", choices=["union", "components", "peak"], help="default: union")
     parser.add_argument("--threshold", type=float, default=0.5, help="least probability of a pixel (default: 0.5)")
-    parser.add_argument(
-        "--least", type=whole_number(1), default=1, metavar="PIXELS", help="smallest group (default: 1)"
-    )
-    parser.add_argument("--side", type=whole_number(1), default=64, metavar="PIXELS", help="of a peak (default: 64)")
+    parser.add_argument("--least", type=whole_number(1), metavar="PIXELS", help="smallest group (default: 1)")
+    parser.add_argument("--side", type=whole_number(1), metavar="PIXELS", help="of a peak (default: 64)")
+    parser.add_argument("--map", action="store_true", help="also write the probability, as a channel of the picture")
     parser.add_argument("--test", metavar="NAME", help="test predictions of the run (default: the only ones there)")
     parser.add_argument("--table", type=Path, help="table of the test images (default: data.test_table of the run)")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    unused = "least" if options.how == "peak" else "side"
+    if getattr(options, unused) is not None:
+        parser.error(f"--{unused} has no meaning with --how {options.how}: leave it out")
+    return options
 
 
 def main() -> None:
@@ -43,12 +46,14 @@ def main() -> None:
     with exit_on_error():
         from foldwise.config import read_config
         from foldwise.errors import Refusal
-        from foldwise.predictions.found_boxes import Finder, write_boxes, write_data_config
+        from foldwise.predictions.finder import Finder
+        from foldwise.predictions.found_boxes import write_boxes, write_data_config
         from foldwise.settings import OWNER, list_choices
 
         if options.out.stem in list_choices("data"):
             raise Refusal(f"there is a data={options.out.stem} already: choose another file name for --out")
-        finder = Finder(options.how, tuple(options.classes), options.threshold, options.least, options.side)
+        sizes = {"least": options.least or 1, "side": options.side or 64}
+        finder = Finder(options.how, tuple(options.classes), options.threshold, **sizes, map=options.map)
         boxes = write_boxes(options.run, options.out, finder, options.test, options.table)
         components = options.how == "components"
         config = write_data_config(read_config(options.run)["data"], OWNER / "data", boxes, components)
@@ -60,10 +65,10 @@ def main() -> None:
             print(f"  and {len(each.without) - 5:,} more")
     print(f"\nWritten:\n  {config.relative_to(OWNER.parent)}")
     words = ["task=multiclass", "metric=accuracy"]
-    experiment = [override("experiment", "crops"), override("data", config.stem), *words]
-    checked = f"{prepare_command(config.stem)} {' '.join(words)} experiment=crops"
+    words += ["experiment=crops", *(["+samples.channels=[score_map]"] if options.map else [])]
+    checked = f"{prepare_command(config.stem)} {command(*words)}"
     first = "" if components else f" write what is predicted behind target: in configs/data/{config.name}, then"
-    print(f"\nNext:{first}\n  {checked}\n  {command('python', 'train.py', *experiment)}")
+    print(f"\nNext:{first}\n  {checked}\n  {command('python', 'train.py', override('data', config.stem), *words)}")
 
 
 if __name__ == "__main__":

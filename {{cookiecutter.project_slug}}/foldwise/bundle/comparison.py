@@ -84,6 +84,7 @@ def _predict(spec: BundleSpec, run: BundledRun, work: Path, number: int) -> Path
         "mean": run.mean,
         "scales": list(dict.fromkeys(view.scale for view in views if view.crop is None)),
         "crops": list(dict.fromkeys(view.crop for view in views if view.crop is not None)),
+        "margins": [margin for margin in TTA.from_names(run.views, run.mean).margins if margin is not None],
         "frames": TTA.from_names(run.views, run.mean).frames,
     }
     path = work / f"tta{number}.yaml"

@@ -18,7 +18,7 @@ from foldwise.data.table import Table
 from foldwise.inference.predictor import Predictor
 from foldwise.inference.reading import InputSpec, ReadBatch, load_batches
 from foldwise.inference.tta import TTA
-from foldwise.inference.weights import load_model, with_frames
+from foldwise.inference.weights import load_model
 from foldwise.models.network import Batch
 from foldwise.tasks.views import View
 
@@ -47,10 +47,12 @@ class Engine:
         self.model_index: dict[tuple[int, int, int], int] = {}  # by run, fold and snapshot, within the run
         self.predictors: list[Predictor] = []  # of each run, since their outputs may differ
         for number, run in enumerate(spec.runs):
-            frames = TTA.from_names(run.views, run.mean).frames
-            loaded = [with_frames(load_model(bundle / model.folder), frames) for model in run.models]
+            loaded, tta = (
+                [load_model(bundle / model.folder) for model in run.models],
+                TTA.from_names(run.views, run.mean),
+            )
             self.model_index |= {(number, each.fold, each.snapshot): n for n, each in enumerate(run.models)}
-            self.predictors.append(Predictor(loaded, TTA(), device, batch_size, precision=precision, tiles=spec.tiles))
+            self.predictors.append(Predictor(loaded, tta, device, batch_size, precision=precision, tiles=spec.tiles))
         self.models = [model for predictor in self.predictors for model in predictor.models]
         self.batch_size = max(1, batch_size // max(len(run.views) for run in spec.runs))
         self.notes: list[str] = []
@@ -58,8 +60,7 @@ class Engine:
 
     def batches(self, table: Table, items: Sequence[int], workers: int) -> DataLoader[Any]:
         """Make a loader of `ReadBatch`es."""
-        inputs = [each for predictor in self.predictors for each in predictor.inputs]
-        models = dict(zip(inputs, self.models, strict=True))
+        models = {inputs: model for predictor in self.predictors for inputs, model in predictor.read.items()}
         dataset = CarefulItems(table, models, TTA(), items, self.spec.tiles)
         return load_batches(dataset, self.batch_size, workers, self.device)
 
@@ -117,12 +118,11 @@ class Engine:
         total: dict[str, Any] = {}
         for snapshot in snapshots:
             model = self.model_index[run, fold, snapshot]
-            fields = batches[predictor.inputs[model]]
             if self.spec.tiles:
-                tiles = predictor.predict_tiles(model, fields, self.batch_size)
+                tiles = predictor.predict_tiles(model, batches, self.batch_size)
                 found = {name: torch.from_numpy(tiled).float()[None] / 255 for name, tiled in tiles.items()}
             else:
-                of_views = predictor.predict_views(model, fields, views, mean)
+                of_views = predictor.predict_views(model, batches, views, mean)
                 found = {name: values[:, 0] for name, values in of_views.items()}
             total = {name: total.get(name, 0) + values for name, values in found.items()}
         return {name: values / len(snapshots) for name, values in total.items()}

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 WHOLE = "whole"  # the name of the whole picture in `mix`
 # Columns of the tables that tools/crop.py writes, and what their origin says.
-BOX, SCORE, FOLD, MADE_BY = ("x0", "y0", "x1", "y1"), "box_score", "fold", "tools/crop.py"
+BOX, SCORE, SCORE_MAP, FOLD, MADE_BY = ("x0", "y0", "x1", "y1"), "box_score", "score_map", "fold", "tools/crop.py"
 
 
 @dataclass(frozen=True)
@@ -163,23 +163,29 @@ def origin_path(table: Path) -> Path:
     return table.with_suffix(".json")
 
 
+def read_origin(table: Path) -> dict[str, Any] | None:
+    """What that file says; None if the boxes are not those of tools/crop.py."""
+    path = origin_path(table)
+    origin = read_json(path) if path.is_file() else None
+    return origin if isinstance(origin, dict) and origin.get("created_by") == MADE_BY else None
+
+
 def check_boxes(items: "TableItems", fold: str | None) -> None:
-    """Refuse masks beside cropped pictures, pictures that folds could split, and found boxes in other folds.
+    """Refuse masks beside cropped pictures, pictures that folds could split, and found boxes and maps in other folds.
 
     Args:
         fold: `data.columns.fold`.
     """
-    table = items.source
-    if items.samples.crop is None:
-        return
-    if "mask" in table.frame:
-        raise Refusal("samples.crop cuts pictures and not their masks: train masks on whole pictures")
-    origin = origin_path(table.path)
-    if origin.is_file() and read_json(origin).get("created_by") == MADE_BY and fold != FOLD:
+    table, samples = items.source, items.samples
+    if (samples.crop is not None or samples.channels) and read_origin(table.path) and fold != FOLD:
         raise Refusal(
             f"the boxes of {table.path} come from models that had not seen the fold of their picture. In other folds "
             f"they would leak labels: set data.columns.fold={FOLD}"
         )
+    if samples.crop is None:
+        return
+    if "mask" in table.frame:
+        raise Refusal("samples.crop cuts pictures and not their masks: train masks on whole pictures")
     holder = next((name for name in ("fold", "group") if name in table.frame), "id")
     shared = table.frame[holder].groupby(table.frame["image"]).nunique()
     split = shared.index[shared > 1].tolist()

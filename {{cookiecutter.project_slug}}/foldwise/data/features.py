@@ -139,8 +139,11 @@ def image_bytes(items: TableItems, scan: pd.DataFrame) -> dict[str, str]:
 def check_reader(items: TableItems) -> None:
     """Refuse a reader whose sample is more than one image, or depends on the training items of a fold."""
     samples, name = items.samples, type(items.samples).__name__
-    if samples.crop is not None:
-        raise Refusal("features are stored by picture, and samples.crop cuts several out of one: leave one of them out")
+    if samples.crop is not None or samples.channels:
+        raise Refusal(
+            "features are stored of whole pictures by themselves: leave out data.features, or samples.crop and "
+            "samples.channels"
+        )
     if type(samples) is Units:
         return
     if list(samples.fields) != image_fields(samples) or len(samples.fields) != 1:

@@ -3,18 +3,19 @@
 A competition subclasses `Samples` in solution/samples.py. Everything reads through it, in training and in prediction.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 
 from foldwise.data.boxes import Crop
 from foldwise.data.fields import Field, Item
-from foldwise.data.images import MODES, read_image
+from foldwise.data.images import MODES, ImageError, read_image
 from foldwise.data.orientation import oriented
 from foldwise.data.problems import TableError, some
 from foldwise.data.table import UNDECLARED, Table
@@ -30,6 +31,7 @@ class Rows:
         columns = [*samples.columns, *(samples.target_columns if targets else ())]
         require_columns(table, columns)
         self.source, self.root, self.targets, self.exif = table.path, table.root, targets, table.exif
+        self.channels = samples.channels
         names = ["id", "image", *columns, *(["mask"] if targets and "mask" in table.frame else [])]
         self._columns = {name: table.frame[name].to_numpy(object) for name in names}
         self._numbers: dict[str, np.ndarray] = {}
@@ -60,14 +62,16 @@ class Rows:
         return self._numbers[column]
 
     def path(self, row: int, column: str = "image") -> Path:
-        """The file that a column names; refuses a path outside the data root."""
-        text = str(self[column][row])
+        """The file that a column names, under the data root or, of `samples.channels`, under the table's folder."""
+        text, root = str(self[column][row]), self.source.parent if column in self.channels else self.root
         relative = PurePosixPath(text)
         if not text or relative.is_absolute() or ".." in relative.parts:
-            raise Refusal(
-                f"{self.source}: {column} {text!r} of id {self['id'][row]!r} must be a path under {self.root}"
-            )
-        return self.root / relative
+            raise Refusal(f"{self.source}: {column} {text!r} of id {self['id'][row]!r} must be a path under {root}")
+        return root / relative
+
+    def files(self, row: int) -> list[Path]:
+        """The picture of a row, and the files of its further channels."""
+        return [self.path(row, column) for column in ("image", *self.channels)]
 
 
 def require_columns(table: Table, columns: Sequence[str]) -> None:
@@ -94,6 +98,7 @@ class Samples:
     Attributes:
         columns: of the table, besides id and image.
         crop: cuts pictures by columns of boxes (foldwise/data/boxes.py).
+        channels: columns of files whose channels are stacked behind those of the picture, such as `score_map`.
         target_columns: seen only while `rows.targets` is true, in training and validation.
         fields: of a sample; the targets of the task are added automatically.
     """
@@ -103,14 +108,28 @@ class Samples:
     fields: Mapping[str, Field] = {"image": Field("image")}
 
     crop: Crop | None = None
+    channels: Sequence[str] = ()
 
-    def __init__(self, mode: str = "stored", crop: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, mode: str = "stored", crop: Mapping[str, Any] | None = None, channels: Sequence[str] = ()
+    ) -> None:
         if mode not in MODES:
             raise Refusal(f"data.mode is {mode!r}; it must be one of {', '.join(MODES)}")
         self.mode = mode
         if crop is not None:
             self.crop = Crop.of(crop)
             self.columns = list(dict.fromkeys([*self.columns, *self.crop.columns]))
+        if isinstance(channels, str):
+            raise Refusal(f"samples.channels is {channels!r}: write [{channels}]")
+        if channels:
+            self.channels = list(channels)
+            self.columns = list(dict.fromkeys([*self.columns, *channels]))
+
+    def with_margin(self, margin: float) -> Self:
+        """A reader that cuts with another margin (tta.margins)."""
+        other = copy.copy(self)
+        other.crop = self.crop and replace(self.crop, margin=margin)
+        return other
 
     def items(self, rows: Rows) -> list[Item]:
         """List the items to predict: here one per row, with its id."""
@@ -118,7 +137,7 @@ class Samples:
 
     def files(self, rows: Rows, item: Item) -> list[Path]:
         """List every file that `read` opens; they are checked before training and part of a run's identity."""
-        return [rows.path(row) for row in item.rows]
+        return [path for row in item.rows for path in rows.files(row)]
 
     def fit(self, rows: Rows, items: Sequence[Item]) -> dict[str, Any]:
         """Learn from the training items, such as a column's mean; returns JSON values, saved with the model."""
@@ -139,8 +158,15 @@ class Samples:
         return {"image": self.read_image(rows, item.rows[0], rng)}
 
     def read_image(self, rows: Rows, row: int, rng: np.random.Generator | None) -> np.ndarray:
-        """Read the picture (H, W, C) of a row, cut by `crop`."""
-        image = read_image(rows.path(row), self.mode)
+        """Read the picture (H, W, C) of a row with its further `channels`, cut by `crop`."""
+        first, *others = rows.files(row)
+        image = read_image(first, self.mode)
+        further = [read_image(path) for path in others]
+        for path, other in zip(others, further, strict=True):
+            if other.shape[:2] != image.shape[:2] or other.dtype != image.dtype:
+                size, expected = (f"{one.shape[1]} x {one.shape[0]} pixels of {one.dtype}" for one in (other, image))
+                raise ImageError(f"{path} has {size}, and its picture {expected}")
+        image = np.concatenate([image, *further], axis=2) if further else image
         return image if self.crop is None else self.crop.cut(image, rows, row, rng)
 
     def picture(self, sample: Mapping[str, Any]) -> np.ndarray:

@@ -63,8 +63,9 @@ class Units(Samples):
         categories: Sequence[str] = (),
         rare: int = 5,
         crop: Mapping[str, Any] | None = None,
+        channels: Sequence[str] = (),
     ) -> None:
-        super().__init__(mode, crop)
+        super().__init__(mode, crop, channels)
         needless = {"order": order, "frames": frames, "view": view}
         if unit is None and any(needless.values()):
             given = ", ".join(f"samples.{name}" for name, value in needless.items() if value)

@@ -4,7 +4,7 @@ Each item is read and decoded once. Results come out one item at a time, in orde
 number of items.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 
@@ -24,7 +24,7 @@ from foldwise.inference.device import keep_freed_memory
 from foldwise.inference.reading import InputSpec, Items, ReadBatch, load_batches
 from foldwise.inference.tiles import predict_tiled
 from foldwise.inference.tta import TTA
-from foldwise.inference.weights import Model, with_frames
+from foldwise.inference.weights import Model, with_frames, with_margin
 from foldwise.models.network import Batch
 from foldwise.tasks.outputs import activate
 from foldwise.tasks.views import View, view_batches
@@ -78,7 +78,13 @@ class Predictor:
             model.network.to(self.device).eval()
         self.views = tta.names if keep_views else [tta.name]
         self.batch_size = max(1, batch_size // len(tta.names))
-        self.inputs = [InputSpec.of(model) for model in models]
+        cut = {
+            (number, margin): with_margin(model, margin)
+            for number, model in enumerate(models)
+            for margin in tta.margins
+        }
+        self.inputs = {key: InputSpec.of(model) for key, model in cut.items()}
+        self.read = {self.inputs[key]: model for key, model in cut.items()}
         self.spatial = [seen_spatial(model.samples.fields) for model in models]
 
     def _check_models(self, tiles: bool) -> None:
@@ -125,7 +131,7 @@ class Predictor:
         """
         if items is not None and not len(items):
             return
-        read = Items(table, dict(zip(self.inputs, self.models, strict=True)), self.tta, items, self.tiles)
+        read = Items(table, self.read, self.tta, items, self.tiles)
         for batch in load_batches(read, self.batch_size, self.workers, self.device):
             self.notes += batch.notes
             if batch.bad and not self.skip_bad:
@@ -137,7 +143,7 @@ class Predictor:
 
     def _predict_batch(self, read: ReadBatch) -> Iterator[Values]:
         batches = {inputs: to_device(packed, self.device) for inputs, packed in read.batches.items()}
-        predicted = [self.predict_views(model, batches[inputs]) for model, inputs in enumerate(self.inputs)]
+        predicted = [self.predict_views(model, batches) for model in range(len(self.models))]
         for row, size in enumerate(read.sizes):
             yield {name: self.at_size(name, [values[name][row] for values in predicted], size) for name in self.tasks}
 
@@ -151,24 +157,37 @@ class Predictor:
 
     def _predict_tiles(self, read: ReadBatch) -> Iterator[Values]:
         batches = {inputs: unpack(packed) for inputs, packed in read.batches.items()}
-        maps = [self.predict_tiles(model, batches[inputs]) for model, inputs in enumerate(self.inputs)]
+        maps = [self.predict_tiles(model, batches) for model in range(len(self.models))]
         yield {name: np.stack([each[name] for each in maps])[:, None] for name in self.tasks}
 
     @torch.inference_mode()
     def predict_views(
-        self, model: int, batch: Batch, views: Sequence[View] | None = None, mean: str | None = None
+        self,
+        model: int,
+        batches: Mapping[InputSpec, Batch],
+        views: Sequence[View] | None = None,
+        mean: str | None = None,
     ) -> dict[str, Tensor]:
         """Predict a batch with the model at index `model`: (B, V, C, ...) by output; maps at the network's size.
 
         Args:
-            batch: on the device. With draws, spatial fields are (B, D, ...), ragged ones (B, N, D, ...).
+            batches: of each of `read`, on the device. With draws, spatial fields are (B, D, ...), ragged ones
+                (B, N, D, ...).
             views, mean: replace those of the TTA.
         """
         draws = self.tta.draws or 1
-        if self.tta.draws:
-            batch = {name: self._split_draws(name, value, model, batch) for name, value in batch.items()}
+        chosen = list(views or self.tta.views)
+        by_view: dict[str, dict[View, Tensor]] = {name: {} for name in self.tasks}
+        for margin in dict.fromkeys(view.margin for view in chosen):
+            batch = batches[self.inputs[model, margin]]
+            if self.tta.draws:
+                batch = {name: self._split_draws(name, value, model, batch) for name, value in batch.items()}
+            of_margin = [view for view in chosen if view.margin == margin]
+            for name, of_views in self._values_of_views(model, batch, of_margin).items():
+                by_view[name] |= zip(of_margin, of_views, strict=True)
         predicted = {}
-        for name, of_views in self._values_of_views(model, batch, views or self.tta.views).items():
+        for name, of_view in by_view.items():
+            of_views = [of_view[view] for view in chosen]
             by_draw = [value.unflatten(0, (-1, draws))[:, draw] for draw in range(draws) for value in of_views]
             if len(self.views) > 1:
                 predicted[name] = torch.stack(by_draw, 1)
@@ -197,11 +216,13 @@ class Predictor:
         return {name: [by_view[index] for index in range(len(views))] for name, by_view in undone.items()}
 
     @torch.inference_mode()
-    def predict_tiles(self, model: int, batch: Batch, batch_size: int | None = None) -> dict[str, np.ndarray]:
+    def predict_tiles(
+        self, model: int, batches: Mapping[InputSpec, Batch], batch_size: int | None = None
+    ) -> dict[str, np.ndarray]:
         """Predict the maps (C, H, W) uint8 of one item by tiles, `batch_size` tiles per pass."""
         columns = {output.name: len(output.columns) for output in self.outputs}
         size = self.models[model].spec.image_size
-        network = partial(self._values, model)
+        network, batch = partial(self._values, model), batches[self.inputs[model, None]]
         return predict_tiled(batch, self.spatial[model], network, size, columns, batch_size or self.batch_size)
 
     def _values(self, model: int, batch: Batch) -> dict[str, Tensor]:

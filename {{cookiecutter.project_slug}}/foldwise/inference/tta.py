@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from foldwise.errors import Refusal
+from foldwise.files import is_number
 from foldwise.tasks.views import CROPS, SYMMETRIES, View
 
 MEANS = ("arithmetic", "geometric", "median")
-KEYS = ("views", "mean", "scales", "crops", "frames", "draws", "transforms")
+KEYS = ("views", "mean", "scales", "crops", "frames", "margins", "draws", "transforms")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class TTA:
         scales: Sequence[float] = (1.0,),
         crops: Sequence[str] = (),
         frames: int = 1,
+        margins: Sequence[float] = (),
         draws: int = 0,
         transforms: Sequence[Mapping[str, Any]] = (),
     ) -> "TTA":
@@ -42,6 +44,7 @@ class TTA:
 
         Args:
             frames: above 1, so many sets of evenly spaced pictures of an item, in place of scales and crops.
+            margins: around the boxes of `samples.crop`, in place of scales and crops.
         """
         problems = _list_problems("views", views, SYMMETRIES) + _list_problems("crops", crops, CROPS)
         if not isinstance(scales, Sequence) or not all(isinstance(s, int | float) and 0.1 <= s <= 4 for s in scales):
@@ -54,14 +57,18 @@ class TTA:
             problems.append(f"tta.draws is {draws!r}; it must be above 0 with tta.transforms, and 0 without")
         if type(frames) is not int or frames < 1:
             problems.append(f"tta.frames is {frames!r}; it must be a whole number from 1")
-        elif frames > 1 and (list(scales) != [1.0] or crops or draws):
-            problems.append(
-                "tta.frames is combined with tta.views alone: leave out tta.scales, tta.crops and tta.draws"
-            )
+        if not isinstance(margins, Sequence) or not all(is_number(margin) and 0 <= margin <= 1 for margin in margins):
+            problems.append(f"tta.margins is {margins!r}; it must be a list of numbers from 0 to 1")
+        elif len(set(margins)) < len(margins):
+            problems.append(f"tta.margins has a number twice: {list(margins)}")
+        reading = [name for name, given in {"frames": frames != 1, "margins": margins}.items() if given]
+        if reading and (list(scales) != [1.0] or crops or draws or len(reading) > 1):
+            problems.append(f"tta.{reading[0]} is combined with tta.views alone: leave out what else there is")
         if problems:
             raise Refusal("; ".join(problems))
         zooms: list[dict[str, Any]] = [*({"scale": scale} for scale in scales), *({"crop": crop} for crop in crops)]
         zooms = zooms if frames == 1 else [{"frames": (first, frames)} for first in range(frames)]
+        zooms = [{"margin": float(margin)} for margin in margins] or zooms
         return cls(tuple(View(name, **zoom) for zoom in zooms for name in views), mean, draws, tuple(transforms))
 
     @classmethod
@@ -79,8 +86,13 @@ class TTA:
 
     @property
     def frames(self) -> int:
-        """Sets of pictures that an item is predicted from, see `foldwise.inference.weights.denser`."""
+        """Sets of pictures that an item is predicted from, see `foldwise.inference.weights.with_frames`."""
         return max(1 if view.frames is None else view.frames[1] for view in self.views)
+
+    @property
+    def margins(self) -> list[float | None]:
+        """Different margins of the views; None is the run's own."""
+        return list(dict.fromkeys(view.margin for view in self.views))
 
     @property
     def names(self) -> list[str]:

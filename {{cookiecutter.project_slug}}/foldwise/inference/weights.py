@@ -91,6 +91,21 @@ def with_frames(model: Model, sets: int) -> Model:
     return replace(model, samples=check_frames(model.samples).with_sets(sets), spec=spec)
 
 
+def with_margin(model: Model, margin: float | None) -> Model:
+    """Let a model's reader cut with another margin; None: its own."""
+    if margin is None:
+        return model
+    check_margins(model.samples)
+    settings = {**model.spec.samples, "crop": {**model.spec.samples["crop"], "margin": margin}}
+    return replace(model, samples=model.samples.with_margin(margin), spec=replace(model.spec, samples=settings))
+
+
+def check_margins(samples: Samples) -> None:
+    """Refuse a reader without boxes."""
+    if samples.crop is None:
+        raise Refusal("tta.margins cuts boxes with several margins, and there is no samples.crop: choose another TTA")
+
+
 def check_frames(samples: Samples) -> Units:
     """Refuse a reader that cannot read further sets of pictures."""
     if isinstance(samples, Units) and samples.frames is not None:

@@ -5,7 +5,10 @@ probability of the pixels that make the box. `<table>.json` records the run, its
 
 - one box per image (union, peak): the rows and columns of the table that the run was trained on, and `fold`.
 - one row per component: `id` ("<image>-<number>"), `picture` (the id of the image), `image`, `area` in pixels,
-  `predicted` and, in training, `label`: the class that most of its pixels have in the ground truth; `fold`.
+  `predicted` and, in training, `label`: the class that most of its pixels have in the ground truth; `fold`. A test
+  image without any has one row without a box.
+
+With `Finder.map`, `score_map` names a file of the summed probability in the folder `<table>-maps`.
 """
 
 import json
@@ -13,17 +16,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 
-from foldwise.data.boxes import BOX, FOLD, MADE_BY, SCORE, origin_path
+from foldwise.data.boxes import BOX, FOLD, MADE_BY, SCORE, SCORE_MAP, origin_path
+from foldwise.data.images import default_scale, read_image
+from foldwise.data.orientation import oriented
+from foldwise.data.problems import some
 from foldwise.data.table import Table
 from foldwise.data.table_file import read_file
 from foldwise.errors import Refusal, refuse_all
-from foldwise.files import check_new, sha256_file, write_atomic, write_json, write_text
+from foldwise.files import check_new, new_folder, sha256_file, write_atomic, write_json, write_text
+from foldwise.predictions.finder import Finder, write_map
 from foldwise.predictions.ground_truth import (
     GroundTruth,
     check_predictions,
@@ -36,59 +42,6 @@ from foldwise.predictions.pseudo.teachers import IDENTITY, run_problems
 from foldwise.predictions.schema import listed, raise_problems
 from foldwise.predictions.sources import find_sources
 from foldwise.predictions.store import Predictions, iter_average_maps, read_predictions
-
-NEIGHBOURS = 8  # pixels that touch at a corner are one component
-
-
-class Found(NamedTuple):
-    """A box in pixels, with the mean probability of its pixels and the mask (H, W) bool of them."""
-
-    box: tuple[int, int, int, int]
-    score: float
-    mask: np.ndarray
-
-
-@dataclass(frozen=True)
-class Finder:
-    """Finds boxes in the summed probability of some classes.
-
-    Attributes:
-        how: "union": around all pixels from `threshold` on; "components": around each connected group of them; "peak":
-            a square of `side` pixels where its mean is highest, if that is `threshold` at least.
-        least: pixels; smaller components do not count.
-    """
-
-    how: str
-    classes: tuple[str, ...]
-    threshold: float = 0.5
-    least: int = 1
-    side: int = 64
-
-    def find(self, score: np.ndarray) -> list[Found]:
-        """Find boxes in a score (H, W) of 0 to 1, the largest first."""
-        if self.how == "peak":
-            return self._peak(score)
-        count, labels, figures, _ = cv2.connectedComponentsWithStats(
-            (score >= self.threshold).astype(np.uint8), connectivity=NEIGHBOURS
-        )
-        kept = [n for n in range(1, count) if figures[n, cv2.CC_STAT_AREA] >= self.least]
-        kept.sort(key=lambda n: (-int(figures[n, cv2.CC_STAT_AREA]), n))
-        masks = [labels == number for number in kept]
-        if self.how == "union" and masks:
-            masks = [np.any(masks, axis=0)]
-        return [Found(_around(mask), float(score[mask].mean()), mask) for mask in masks]
-
-    def _peak(self, score: np.ndarray) -> list[Found]:
-        height, width = (min(self.side, side) for side in score.shape)
-        sums = cv2.integral(score.astype(np.float64))
-        means = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
-        top, left = np.unravel_index(int(means.argmax()), means.shape)
-        mean = float(means[top, left]) / (height * width)
-        if mean < self.threshold:
-            return []
-        mask = np.zeros(score.shape, bool)
-        mask[top : top + height, left : left + width] = True
-        return [Found((int(left), int(top), int(left) + width, int(top) + height), mean, mask)]
 
 
 @dataclass(frozen=True)
@@ -125,7 +78,7 @@ def write_boxes(
         problems += listed(f"ids of {images.path} have no prediction", set(images.ids) - set(predictions.frame["id"]))
         raise_problems(predictions.folder, problems)
         parts.append((out.with_name(f"{out.stem}_test{out.suffix}"), images, predictions))
-    check_new(*(path for part, *_ in parts for path in (part, origin_path(part))))
+    check_new(*(path for part, *_ in parts for path in (part, origin_path(part), maps_folder(part))))
     origin = {
         "created_by": MADE_BY,
         "run": str(run),
@@ -136,7 +89,8 @@ def write_boxes(
     written = []
     with ExitStack() as stack:
         for path, part, predictions in parts:
-            frame, boxes = _frame(truth, part, predictions, finder, path)
+            folder = stack.enter_context(new_folder(maps_folder(path))) if finder.map else None
+            frame, boxes = _frame(truth, part, predictions, finder, path, folder)
             write_table(stack.enter_context(write_atomic(path)), frame)
             write_json(stack.enter_context(write_atomic(origin_path(path))), origin | {"rows": boxes.rows})
             written.append(boxes)
@@ -180,71 +134,74 @@ def _check(truth: GroundTruth, finder: Finder) -> None:
         problems.append("--classes has a class twice, whose probability would count twice: name each once")
     if not 0 <= finder.threshold <= 1:
         problems.append(f"--threshold {finder.threshold} is no probability, from 0 to 1")
-    taken = [name for name in (*BOX, SCORE) if name in table.frame]
+    taken = [name for name in (*BOX, SCORE, SCORE_MAP) if name in table.frame]
     if taken:
         problems.append(f"{table.path} has the columns {', '.join(taken)}, which are to be written: rename them")
     refuse_all(problems)
 
 
 def _frame(
-    truth: GroundTruth, table: Table, predictions: Predictions, finder: Finder, path: Path
+    truth: GroundTruth, table: Table, predictions: Predictions, finder: Finder, path: Path, folder: Path | None
 ) -> tuple[pd.DataFrame, Boxes]:
-    """The table of boxes of one set of images."""
-    found = dict(_find_all(truth, table, predictions, finder))
-    without = [id for id in table.ids if not any(each["box"] for each in found.get(id, []))]
-    folds = dict(zip(truth.table.ids, truth.folds.tolist(), strict=True)) if table is truth.table else {}
-    if finder.how == "components":
-        rows = [
-            {"id": f"{id}-{number}", "picture": id, "image": table.frame["image"].iat[row]}
-            | _edges(each)
-            | {name: value for name, value in each.items() if name not in ("box", SCORE)}
-            | ({FOLD: folds[id]} if folds else {})
-            for row, id in enumerate(table.ids)
-            for number, each in enumerate(found.get(id, []))
-        ]
-        if not rows:
-            raise Refusal(f"nothing was found in {len(table)} images: lower --threshold or --least")
-        frame = pd.DataFrame(rows)
-    else:
-        frame = read_file(table.path).reset_index(drop=True)
-        edges = [_edges((found.get(id) or [{"box": None, SCORE: None}])[0]) for id in table.ids]
-        frame = frame.drop(columns=[FOLD], errors="ignore").join(pd.DataFrame(edges).astype(object))
-        frame = frame.assign(**{FOLD: [folds[id] for id in table.ids]}) if folds else frame
-    return frame, Boxes(path, len(frame), len(table), without)
+    """The table of boxes of one set of images; their scores are written into `folder`."""
+    training = table is truth.table
+    found: dict[str, list[dict[str, Any]]] = {}
+    maps: dict[str, str] = {}
+    scale = _scale(truth) if folder else 0
+    for id, score, rows in _find_all(truth, table, predictions, finder):
+        found[id] = rows
+        if folder is not None:
+            name = write_map(folder, table.row_of[id], score, scale)
+            maps[id] = f"{maps_folder(path).name}/{name}"
+    unknown = [id for id in table.ids if id not in maps] if folder is not None else []
+    if unknown:
+        raise Refusal(f"--map needs a prediction of every image, and {len(unknown)} have none: {some(unknown)}")
+    if finder.how == "components" and not any(found.values()):
+        raise Refusal(f"nothing was found in {len(table)} images: lower --threshold or --least")
+    frame = finder.table(read_file(table.path), table.ids, table.frame["image"], found, maps, every=not training)
+    if training:
+        folds = dict(zip(table.ids, truth.folds.tolist(), strict=True))
+        held = frame["picture"] if finder.how == "components" else table.ids
+        frame = frame.drop(columns=[FOLD], errors="ignore").assign(**{FOLD: [folds[id] for id in held]})
+    return frame, Boxes(path, len(frame), len(table), [id for id in table.ids if not found.get(id)])
 
 
-def _edges(found: dict[str, Any]) -> dict[str, Any]:
-    values = found["box"] or (None,) * 4
-    return dict(zip(BOX, values, strict=True)) | {SCORE: found[SCORE]}
+def maps_folder(table: Path) -> Path:
+    return table.with_name(f"{table.stem}-maps")
+
+
+def _scale(truth: GroundTruth) -> float:
+    """The stored value of the pictures that stands for 1.0."""
+    data = truth.config["data"]
+    with oriented(truth.table.exif):
+        scale = data["scale"] or default_scale(read_image(truth.table.image_path(0), data["mode"]).dtype)
+    if not 1 < scale <= 65535:
+        raise Refusal(f"--map stores 8 or 16 bits beside pictures of as many, and these have {scale:g} for 1.0")
+    return float(scale)
 
 
 def _find_all(
     truth: GroundTruth, table: Table, predictions: Predictions, finder: Finder
-) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yield (id, boxes) of every predicted image."""
+) -> Iterator[tuple[str, np.ndarray, list[dict[str, Any]]]]:
+    """Yield (id, score, cells of each box) of every predicted image."""
     from rich.console import Console
     from rich.progress import track
 
     classes = list(table.classes)
-    chosen = [classes.index(name) for name in finder.classes]
     predicted = set(predictions.frame["id"])
     ids = [id for id in table.ids if id in predicted]
     console = Console(stderr=True)
     maps = iter_average_maps(predictions, ids)
     for id, probability in track(maps, "finding boxes", len(ids), console=console, transient=True):
-        parts = probability[chosen]
-        score = parts.sum(axis=0) if truth.task.exclusive else parts.max(axis=0)
+        parts, score = finder.score(probability, classes, truth.task.exclusive)
         found = finder.find(score)
-        rows = [{"box": each.box, SCORE: round(each.score, 6), "area": int(each.mask.sum())} for each in found]
-        if finder.how == "components":
+        rows = finder.describe(found, parts)
+        if finder.how == "components" and table is truth.table and found:
+            mask = table.read_mask(table.row_of[id])
             for row, each in zip(rows, found, strict=True):
-                row["predicted"] = finder.classes[int(parts[:, each.mask].mean(axis=1).argmax())]
-            if table is truth.table and found:
-                mask = table.read_mask(table.row_of[id])
-                for row, each in zip(rows, found, strict=True):
-                    row["label"] = _label(mask, each.mask, classes)
-                rows = [row for row in rows if row["label"] is not None]
-        yield id, rows
+                row["label"] = _label(mask, each.mask, classes)
+            rows = [row for row in rows if row["label"] is not None]
+        yield id, score, rows
 
 
 def _label(mask: np.ndarray, where: np.ndarray, classes: Sequence[str]) -> str | None:
@@ -254,8 +211,3 @@ def _label(mask: np.ndarray, where: np.ndarray, classes: Sequence[str]) -> str |
     if not len(values):
         return None
     return classes[int(np.bincount(values, minlength=len(classes)).argmax())]
-
-
-def _around(mask: np.ndarray) -> tuple[int, int, int, int]:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

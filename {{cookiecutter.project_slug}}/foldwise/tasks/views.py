@@ -1,8 +1,8 @@
 """Views of an image for test-time augmentation, and their inverse for predicted maps.
 
-A view is a symmetry of the square, applied to the whole image, the rescaled image or a crop, or to every n-th picture
-of a stack. Symmetries are undone exactly, on odd and non-square sizes too. Scales and crops resample twice, so their
-maps are a little smoother.
+A view is a symmetry of the square, applied to the whole image, the rescaled image or a crop, to every n-th picture of a
+stack, or to what is read with another margin around a box. Symmetries are undone exactly, on odd and non-square sizes
+too. Scales and crops resample twice, so their maps are a little smoother.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,6 +17,7 @@ from foldwise.data.batches import unit_range
 from foldwise.errors import Refusal
 
 CROPPED = 0.875  # share of height and width that a crop keeps
+MARGIN = "margin"  # in names
 MULTIPLE = 32  # scaled sizes are rounded to multiples of this, as most decoders need
 # Of each symmetry: whether it transposes, and the axes it flips afterwards. Rotations are counterclockwise.
 SYMMETRIES: dict[str, tuple[bool, tuple[int, ...]]] = {
@@ -45,12 +46,14 @@ class View:
 
     Attributes:
         frames: (first, step) of the pictures that are taken of a stack; None: all.
+        margin: of `samples.crop`; None: that of the run.
     """
 
     symmetry: str
     scale: float = 1.0
     crop: str | None = None
     frames: tuple[int, int] | None = None
+    margin: float | None = None
 
     @classmethod
     def from_name(cls, name: str) -> "View":
@@ -60,6 +63,8 @@ class View:
             first, of, step = where.partition("of")
             if of:
                 view = cls(symmetry, frames=(int(first) - 1, int(step)))
+            elif where.startswith(MARGIN):
+                view = cls(symmetry, margin=float(where.removeprefix(MARGIN)))
             else:
                 view = cls(symmetry, crop=where) if where in CROPS else cls(symmetry, float(where or 1))
             if symmetry in SYMMETRIES and view.name == name:
@@ -68,9 +73,10 @@ class View:
 
     @property
     def name(self) -> str:
-        """For example `hflip`, `hflip@0.75`, `hflip@top-left` or `hflip@1of4`, of the frames."""
+        """For example `hflip`, `hflip@0.75`, `hflip@top-left`, `hflip@margin0.1`, or `hflip@1of4`, of the frames."""
         where = self.crop or ("" if self.scale == 1 else f"{self.scale:g}")
         where = where if self.frames is None else f"{self.frames[0] + 1}of{self.frames[1]}"
+        where = where if self.margin is None else f"{MARGIN}{self.margin:g}"
         return f"{self.symmetry}@{where}" if where else self.symmetry
 
     def take(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

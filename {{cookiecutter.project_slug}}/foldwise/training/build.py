@@ -22,7 +22,7 @@ from foldwise.data.samples import Rows
 from foldwise.errors import Refusal
 from foldwise.inference.spec import ModelSpec
 from foldwise.inference.tta import TTA
-from foldwise.inference.weights import check_frames, normalize
+from foldwise.inference.weights import check_frames, check_margins, normalize
 from foldwise.models.features import EncodersNetwork
 from foldwise.models.mixing import Mix
 from foldwise.models.module import Setup, TrainingModule
@@ -125,6 +125,8 @@ def build_spec(config: Mapping[str, Any], prepared: Prepared, state: Mapping[str
         raise Refusal(f"{without_tta} without TTA: choose tta=none")
     if tta.frames > 1:
         check_frames(prepared.samples)
+    if tta.margins != [None]:
+        check_margins(prepared.samples)
     network = {name: value for name, value in model.items() if name not in TRAINING_ONLY and value is not None}
     if prepared.features:
         network["encoders"] = [features.encoder for features in prepared.features]
