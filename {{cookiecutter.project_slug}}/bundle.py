@@ -6,6 +6,7 @@ examples:
       --sample ~/Downloads/some-competition/sample_submission.csv
   python bundle.py ensembles/first --out bundle --wheels host.txt
   python bundle.py runs/unet-5e6f7a8b --out bundle --presence runs/unet-5e6f7a8b/outputs/presence
+  python bundle.py runs/crops-7a8b9c0d --out bundle           # with the run of masks that found the boxes of its table
   python bundle.py bundle --rehearse --table data/competition/tables/train.csv --rows 5000 --hidden 50000
 
 Upload the folder as a data set; its notebook.ipynb runs infer.py. Rehearse it first: the host does not explain errors.
@@ -86,7 +87,7 @@ def build(options: argparse.Namespace) -> None:
     print_outcomes(Console(), built.spec.metric, built.chosen.outcomes, built.chosen.chosen_index)
     print(describe_sizes(built.sizes))
     print(f"\nWritten:\n  {options.out}")
-    words = ("python", "bundle.py", options.out, "--rehearse", "--table", built.truth.table.path)
+    words = ("python", "bundle.py", options.out, "--rehearse", "--table", built.table)
     print(f"\nNext:\n  {command(*words)}")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from foldwise.bundle.contents import copy_model, find_imports, needed_code, needed_library, targets_of
 from foldwise.bundle.host import MB, WHEELS, describe_sizes, installed_versions, write_manifest
-from foldwise.bundle.sources import RunSource, choose_post_processing, open_presence, open_sources
+from foldwise.bundle.sources import RunSource, choose_post_processing, open_first, open_presence, open_sources
 from foldwise.bundle.spec import SPEC, BundledModel, BundledRun, BundleSpec, to_plain
 from foldwise.bundle.wheels import download_wheels
 from foldwise.code.runs import FOLDER as CODE_FOLDER
@@ -25,7 +25,8 @@ from foldwise.predictions.decisions.deciding import Chosen
 from foldwise.predictions.decisions.material import choose_layout
 from foldwise.predictions.decisions.sample import read_sample
 from foldwise.predictions.ensembles.stack import Stacks
-from foldwise.predictions.ground_truth import GroundTruth, read_ground_truth
+from foldwise.predictions.finder import Finder
+from foldwise.predictions.ground_truth import read_ground_truth
 
 CODE = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("infer.py")
@@ -34,12 +35,17 @@ READERS = ("decoding.py", "jpeg.py", "png.py", "tiff.py")
 
 
 class Built(NamedTuple):
-    """What was written, and how its post-processing was chosen; `sizes` are bytes by file."""
+    """What was written, and how its post-processing was chosen.
+
+    Attributes:
+        sizes: bytes by file.
+        table: to rehearse with.
+    """
 
     spec: BundleSpec
     chosen: Chosen
     sizes: dict[str, int]
-    truth: GroundTruth
+    table: Path
 
 
 def build_bundle(
@@ -60,7 +66,8 @@ def build_bundle(
     """Write a bundle as a new folder, completely or not at all.
 
     Args:
-        sources: runs, further outputs of runs (`<run>/outputs/<name>`), or one ensemble.
+        sources: runs, further outputs of runs (`<run>/outputs/<name>`), or one ensemble. If tools/crop.py found the
+            boxes of their table, the run of masks that it names comes with them.
         oof: out-of-fold predictions that determine post-processing, views, their mean and tiles.
         decision, exclusive, sums, presence, sample, kind, options: as in `submit.make_submission`.
         host_packages: `pip freeze` of the host; wheels of missing packages are added.
@@ -77,10 +84,12 @@ def build_bundle(
     head = None if presence is None else open_presence(opened, presence, truth)
     chosen = choose_post_processing(opened, truth, decision, exclusive, sums, head)
     score = chosen.outcome.overall
-    names = [source.run.folder.resolve().name for source in opened.runs]
+    first = open_first(opened.runs)
+    every = [*opened.runs, *([first[0]] if first else [])]
+    names = [source.run.folder.resolve().name for source in every]
     unique = [f"{name}-{number}" if names.count(name) > 1 else name for number, name in enumerate(names)]
-    runs = [_describe_run(name, source) for name, source in zip(unique, opened.runs, strict=True)]
-    models = [source.run.models[key] for source in opened.runs for key in source.snapshots]
+    runs = [_describe_run(name, source) for name, source in zip(unique, every, strict=True)]
+    models = [source.run.models[key] for source in every for key in source.snapshots]
     specs = [read_spec(model) for model in models]
     codes = [needed_code(model, each) for model, each in zip(models, specs, strict=True)]
     targets = {target for each in specs for target in targets_of(each)}
@@ -89,10 +98,10 @@ def build_bundle(
     spec = BundleSpec(
         task=truth.task.name,
         classes=list(truth.table.classes),
-        runs=runs,
+        runs=runs[: len(opened.runs)],
         blend=opened.blend,
         tiles=opened.runs[0].tiles,
-        columns={name: truth.config["data"]["columns"][name] for name in ("id", "image", "unit", "group")},
+        columns=_columns(truth.config["data"]),
         fallback=truth.task.fallback(truth.table.target, len(truth.table.classes)),
         decision=chosen.decision,
         layout=layout,
@@ -104,6 +113,7 @@ def build_bundle(
         versions=installed_versions(needs),
         reduction=truth.table.reduction,
         stacks=None if opened.stacked is None else Stacks.load(opened.stacked),
+        first=_describe_first(runs[-1], *first, half) if first else None,
     )
     with new_folder(out) as folder:
         bundled = [folder / model.folder for run in runs for model in run.models]
@@ -129,7 +139,7 @@ def build_bundle(
                 f"the bundle has {total:.1f} MB, more than --budget-mb {budget_mb:g}:\n{describe_sizes(sizes)}\n"
                 "make it smaller with --half, fewer runs, or an ensemble made with --use greedy"
             )
-    return Built(spec, chosen, sizes, truth)
+    return Built(spec, chosen, sizes, Path((first[0] if first else opened.runs[0]).run.data["table"]))
 
 
 def _describe_run(name: str, source: RunSource) -> BundledRun:
@@ -148,6 +158,30 @@ def _describe_run(name: str, source: RunSource) -> BundledRun:
         columns=len(source.output.columns) if source.feature else None,
         feature=source.feature,
     )
+
+
+def _describe_first(run: BundledRun, source: RunSource, finder: Finder, half: bool) -> BundleSpec:
+    main = source.run.spec.main
+    return BundleSpec(
+        task=main.task,
+        classes=list(main.columns),
+        runs=[run],
+        blend="arithmetic",
+        tiles=source.tiles,
+        columns=_columns(source.run.data),
+        fallback=np.zeros(len(main.columns)),
+        decision=finder,
+        layout=None,
+        metric="",
+        score=None,
+        half=half,
+        needs=(),
+        versions={},
+    )
+
+
+def _columns(data: Mapping[str, Any]) -> dict[str, str | None]:
+    return {name: data["columns"][name] for name in ("id", "image", "unit", "group")}
 
 
 def write_notebook(bundle: Path, name: str) -> None:

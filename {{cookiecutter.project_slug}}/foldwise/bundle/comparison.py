@@ -1,6 +1,7 @@
 """Comparison of a bundle's predictions with predict.py's."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -10,15 +11,18 @@ import pandas as pd
 import yaml
 from rich.console import Console
 
+from foldwise.bundle.first_stage import SHARDS as FIRST
 from foldwise.bundle.inferring import SHARDS
 from foldwise.bundle.inputs import Inputs
-from foldwise.bundle.shards import read_rows
+from foldwise.bundle.shards import REQUEST, Shards, read_rows
 from foldwise.bundle.spec import BundledRun, BundleSpec
+from foldwise.files import read_json
 from foldwise.inference.predicting import Choices, beside, predict_runs
 from foldwise.inference.tta import TTA
 from foldwise.predictions.decisions.submission import difference, write_masks, write_table
 from foldwise.predictions.schema import MEMBER
-from foldwise.predictions.store import Predictions, iter_maps, read_predictions
+from foldwise.predictions.store import Predictions, iter_average_maps, iter_maps, read_predictions
+from foldwise.tasks import find_task
 from foldwise.tasks.views import View
 
 COMPARED = 200  # images at most, since predicting them again takes time
@@ -44,14 +48,11 @@ def compare_with_runs(
         out: folder that infer.py wrote, with shards.
         work: scratch folder.
     """
-    image_column = str(spec.columns["image"])
     first = {image.path: image for image in reversed(inputs.images) if image.id not in bad}
     images = sorted(first.values(), key=lambda image: image.number)[:COMPARED]
     ids, numbers = [image.id for image in images], [image.number for image in images]
-    good = test.iloc[sorted({row for number in numbers for row in inputs.test.items[number].rows})]
-    good = good.assign(**{image_column: [name.partition("/")[2] for name in good[image_column]]})
-    good.to_csv(work / "compared.csv", index=False)
-    folders = [_predict(spec, run, work, number) for number, run in enumerate(spec.runs)]
+    table = _write_table(spec, test, inputs, numbers, out)
+    folders = [_predict(spec, run, table, work / f"compared{number}") for number, run in enumerate(spec.runs)]
     predictions = [_read(run, folder, run.output) for run, folder in zip(spec.runs, folders, strict=True)]
     layout = spec.layout
     submission, expected = out / f"submission{layout.suffix}", work / f"expected{layout.suffix}"
@@ -76,7 +77,31 @@ def compare_with_runs(
     return Comparison(len(ids), probability, difference(expected, submission, layout.name, common=True))
 
 
-def _predict(spec: BundleSpec, run: BundledRun, work: Path, number: int) -> Path:
+def compare_boxes(first: BundleSpec, test: pd.DataFrame, inputs: Inputs, out: Path, work: Path) -> float:
+    """Share of the first images whose boxes are not those in the masks that predict.py makes."""
+    shards = Shards(out / FIRST, first, read_json(out / FIRST / REQUEST))
+    good = [number for number, problem in sorted(shards.done().items()) if not problem][:COMPARED]
+    images, finder = [inputs.images[number] for number in good], first.decision
+    table = _write_table(first, test, inputs, [image.number for image in images], out)
+    masks = _read(first.runs[0], _predict(first, first.runs[0], table, work / "compared-masks"), "")
+    different = 0
+    for number, (_, probability) in zip(good, iter_average_maps(masks, [image.id for image in images]), strict=True):
+        _, score = finder.score(probability, first.classes, find_task(first.task).exclusive)
+        rows, _ = json.loads(shards.mask(number) or b"")
+        different += [row["box"] for row in rows] != [list(each.box) for each in finder.find(score)]
+    return different / max(1, len(good))
+
+
+def _write_table(spec: BundleSpec, test: pd.DataFrame, inputs: Inputs, items: Sequence[int], out: Path) -> Path:
+    """The rows of items with paths under the data root, beside the maps that they may name."""
+    column = str(spec.columns["image"])
+    rows = test.iloc[sorted({row for item in items for row in inputs.test.items[item].rows})]
+    rows = rows.assign(**{column: [name.partition("/")[2] for name in rows[column]]})
+    rows.to_csv(out / "compared.csv", index=False)
+    return out / "compared.csv"
+
+
+def _predict(spec: BundleSpec, run: BundledRun, table: Path, out: Path) -> Path:
     """Predict the compared images as predict.py does; the folder of the main output."""
     views = [View.from_name(name) for name in run.views]
     tta = {
@@ -87,10 +112,9 @@ def _predict(spec: BundleSpec, run: BundledRun, work: Path, number: int) -> Path
         "margins": [margin for margin in TTA.from_names(run.views, run.mean).margins if margin is not None],
         "frames": TTA.from_names(run.views, run.mean).frames,
     }
-    path = work / f"tta{number}.yaml"
+    path = out.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(tta), encoding="utf-8")
     choices = Choices(tta=path, tiles=spec.tiles)
-    table, out = work / "compared.csv", work / f"compared{number}"
     return predict_runs([Path(run.source)], choices, table, out, Console(quiet=True))[0]
 
 

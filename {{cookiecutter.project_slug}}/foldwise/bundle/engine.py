@@ -1,6 +1,9 @@
 """Networks of a bundle on a device; halves the batch when memory runs out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,18 +12,23 @@ import torch
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
-from foldwise.bundle.inputs import CarefulItems
+from foldwise.bundle.host import MANIFEST
+from foldwise.bundle.inputs import CarefulItems, Inputs
+from foldwise.bundle.shards import Shards
 from foldwise.bundle.spec import BundleSpec
-from foldwise.bundle.time_limit import Active
+from foldwise.bundle.time_limit import Active, Pace, keep_time
 from foldwise.data.batches import unpack
 from foldwise.data.decoding import FileNote
 from foldwise.data.table import Table
+from foldwise.files import sha256_file
 from foldwise.inference.predictor import Predictor
 from foldwise.inference.reading import InputSpec, ReadBatch, load_batches
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import load_model
 from foldwise.models.network import Batch
 from foldwise.tasks.views import View
+
+PRINT_SECONDS = 30
 
 
 class Predicted(NamedTuple):
@@ -126,3 +134,69 @@ class Engine:
                 found = {name: values[:, 0] for name, values in of_views.items()}
             total = {name: total.get(name, 0) + values for name, values in found.items()}
         return {name: values / len(snapshots) for name, values in total.items()}
+
+
+def describe_request(bundle: Path, inputs: Inputs, precision: str) -> dict[str, Any]:
+    """What predictions depend on, for `Shards`."""
+    files = json.dumps([[image.id, str(image.path)] for image in inputs.images])
+    return {
+        "bundle": sha256_file(bundle / MANIFEST),
+        "files": hashlib.sha256(files.encode()).hexdigest(),
+        "precision": precision,
+    }
+
+
+class Finished(NamedTuple):
+    """How a pass over the images went: its speed, what was dropped to save time, and the forecast after a tenth."""
+
+    pace: Pace
+    dropped: list[str]
+    early: float | None
+
+
+def predict_images(
+    engine: Engine,
+    inputs: Inputs,
+    shards: Shards,
+    workers: int,
+    answer: Callable[[int, Predicted], Any],
+    time_limit: float | None,
+    begun: float,
+    later: int = 0,
+) -> Finished:
+    """Predict the images that have no answer in the shards yet, until time is up.
+
+    Args:
+        answer: makes of an image's number and predictions what is stored.
+        time_limit, begun, later: see `Pace`.
+    """
+    done = shards.done()
+    remaining = [number for number in range(len(inputs.images)) if number not in done]
+    if done:
+        print(f"note: {len(done)} images were predicted before")
+    print(f"{len(remaining)} images, {len(engine.model_index)} networks, on {engine.device}", flush=True)
+    pace = Pace(len(remaining), time_limit, begun, later=later)
+    dropped: list[str] = []
+    early: float | None = None
+    printed = time.monotonic()
+    items = [inputs.images[number].number for number in remaining]
+    for batch in engine.batches(inputs.test.source, items, workers) if remaining else []:
+        results: dict[int, Any] = {}
+        problems = {remaining[item.number]: item.problem for item in batch.bad}
+        for index, predicted in engine.predict(batch):
+            if predicted is None:
+                problems[remaining[index]] = "it does not fit into memory"
+            else:
+                results[remaining[index]] = answer(remaining[index], predicted)
+        shards.add(results, problems)
+        pace.advance(len(results) + len(problems), engine.active.passes)
+        forecast = pace.forecast(engine.active.passes)
+        if early is None and pace.done >= len(remaining) / 10:
+            early = forecast
+        if pace.is_over:
+            break
+        dropped += keep_time(pace, engine.active)
+        if time.monotonic() - printed > PRINT_SECONDS and forecast is not None:
+            print(f"{pace.done} of {len(remaining)} images; estimated total {forecast / 60:.1f} min", flush=True)
+            printed = time.monotonic()
+    return Finished(pace, dropped, early)

@@ -1,7 +1,5 @@
 """Prediction of a hidden test with a bundle, as infer.py does it. It always writes a complete submission."""
 
-import hashlib
-import json
 import resource
 import shutil
 import sys
@@ -15,18 +13,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from foldwise.bundle.engine import Engine
-from foldwise.bundle.host import MANIFEST
+from foldwise.bundle.engine import Engine, Predicted, describe_request, predict_images
+from foldwise.bundle.first_stage import open_boxes
 from foldwise.bundle.inputs import Inputs, read_inputs
 from foldwise.bundle.shards import Shards, read_rows
 from foldwise.bundle.spec import BundleSpec, read_bundle, to_plain
-from foldwise.bundle.time_limit import Pace, keep_time
 from foldwise.data.decoding import stored_size
 from foldwise.data.orientation import oriented
 from foldwise.data.problems import some
 from foldwise.data.samples import Rows
 from foldwise.errors import Refusal
-from foldwise.files import check_new, sha256_file, write_json
+from foldwise.files import check_new, write_json
 from foldwise.inference.device import choose_device
 from foldwise.inference.reading import describe_notes, write_bad_images
 from foldwise.inference.spec import read_spec
@@ -38,7 +35,6 @@ from foldwise.predictions.writers import BAD
 from foldwise.tasks import find_task
 
 BAD_SHARE = 0.01  # of the images: warn if more could not be used
-PRINT_SECONDS = 30
 SHARDS, REPORT = "shards", "inference.json"
 
 
@@ -70,6 +66,8 @@ def infer(
 ) -> Path:
     """Predict, and write the submission, `bad_images.csv` and `inference.json`; return the submission's path.
 
+    A bundle of two stages first finds the boxes, see `first_stage`, and then predicts their table.
+
     Args:
         time_limit: in seconds. For the others see infer.py --help.
         begun: start of the command on `time.monotonic`; default: now.
@@ -78,24 +76,24 @@ def infer(
         Refusal: test, sample submission or options are not valid; nothing is written.
     """
     begun = time.monotonic() if begun is None else begun
+    device = choose_device(device)
+    first = open_boxes(bundle, test, images, sample, out)
+    if first is not None:
+        test, images = first.table, first.inputs.test.source.root
+        open_inference(bundle, test, images, sample, out)  # as if nothing were found: refuses what is wrong early
+        first.find(batch_size, workers, device, precision, time_limit, begun)
     inference = open_inference(bundle, test, images, sample, out)
     spec, requested = inference.spec, inference.inputs.images
-    engine = Engine(bundle, spec, choose_device(device), batch_size, precision)
-    files = json.dumps([[image.id, str(image.path)] for image in requested])
-    request = {
-        "bundle": sha256_file(bundle / MANIFEST),
-        "files": hashlib.sha256(files.encode()).hexdigest(),
-        "format": to_plain(inference.layout),
-        "precision": precision,
-    }
+    engine = Engine(bundle, spec, device, batch_size, precision)
+    request = describe_request(bundle, inference.inputs, precision) | {"format": to_plain(inference.layout)}
     shards = Shards(out / SHARDS, spec, request)
-    done = shards.done()
-    remaining = [number for number in range(len(requested)) if number not in done]
-    for note in [*inference.inputs.notes, *([f"{len(done)} images were predicted before"] if done else [])]:
+    for note in inference.inputs.notes:
         print(f"note: {note}")
-    print(f"{len(remaining)} images, {len(engine.model_index)} networks, on {engine.device}", flush=True)
-    pace = Pace(len(remaining), time_limit, begun)
-    dropped, early = _predict(inference, engine, shards, pace, remaining, workers)
+
+    def answer(number: int, predicted: Predicted) -> Any:
+        return _answer(spec, inference.layout, engine.active.members, *predicted)
+
+    pace, dropped, early = predict_images(engine, inference.inputs, shards, workers, answer, time_limit, begun)
     problems = dict.fromkeys(range(len(requested)), "no time was left") | shards.done()
     bad = [(requested[number].id, requested[number].path, problem) for number, problem in problems.items() if problem]
     _write_submission(inference, shards)
@@ -107,6 +105,7 @@ def infer(
     for note in of_files:
         print(f"note: {note}")
     report = {
+        **({} if first is None else {"first_stage": first.report}),
         "images": len(requested),
         "bad_images": len(bad),
         "seconds": round(seconds, 3),
@@ -114,14 +113,15 @@ def infer(
         "seconds_per_image": pace.seconds,
         "forecast_after_a_tenth": early,
         "dropped": dropped,
-        "notes": [*engine.notes, *of_files],
+        "notes": [*(first.notes if first else []), *engine.notes, *of_files],
         "device": str(engine.device),
         "memory_mb": round((main_kb + workers * worker_kb) / 1000),  # upper bound: counts shared memory per worker
         "gpu_memory_mb": round(torch.cuda.max_memory_allocated() / 1e6) if engine.device.type == "cuda" else None,
     }
     write_json(out / REPORT, report)
     if not keep_shards:
-        shutil.rmtree(shards.folder)
+        for folder in (shards.folder, *([first.shards, first.maps] if first else [])):
+            shutil.rmtree(folder, ignore_errors=True)
     share = len(bad) / len(requested)
     text = f"{len(bad)} of {len(requested)} images ({share:.1%}) could not be used and got the fallback: {out / BAD}"
     if share > BAD_SHARE:
@@ -181,36 +181,6 @@ def _select_requested(inputs: Inputs, layout: Any, sample: Sample) -> Inputs:
     if missing:
         notes.append(f"{len(missing)} rows of {sample.path} have no image and get the fallback: {some(missing)}")
     return inputs._replace(images=images, notes=[*inputs.notes, *notes])
-
-
-def _predict(
-    inference: Inference, engine: Engine, shards: Shards, pace: Pace, remaining: list[int], workers: int
-) -> tuple[list[str], float | None]:
-    """Predict the remaining images until time is up; return what was dropped, and the forecast after a tenth."""
-    dropped: list[str] = []
-    early: float | None = None
-    printed = time.monotonic()
-    items = [inference.inputs.images[number].number for number in remaining]
-    for batch in engine.batches(inference.inputs.test.source, items, workers) if remaining else []:
-        results: dict[int, Any] = {}
-        problems = {remaining[item.number]: item.problem for item in batch.bad}
-        for index, predicted in engine.predict(batch):
-            if predicted is None:
-                problems[remaining[index]] = "it does not fit into memory"
-            else:
-                results[remaining[index]] = _answer(inference.spec, inference.layout, engine.active.members, *predicted)
-        shards.add(results, problems)
-        pace.advance(len(results) + len(problems), engine.active.passes)
-        forecast = pace.forecast(engine.active.passes)
-        if early is None and pace.done >= len(remaining) / 10:
-            early = forecast
-        if pace.is_over:
-            break
-        dropped += keep_time(pace, engine.active)
-        if time.monotonic() - printed > PRINT_SECONDS and forecast is not None:
-            print(f"{pace.done} of {len(remaining)} images; estimated total {forecast / 60:.1f} min", flush=True)
-            printed = time.monotonic()
-    return dropped, early
 
 
 def _answer(

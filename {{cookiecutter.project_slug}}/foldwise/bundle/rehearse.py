@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,8 @@ import pandas as pd
 import tifffile
 from PIL import Image
 
-from foldwise.bundle.comparison import Comparison, compare_with_runs
+from foldwise.bundle.comparison import Comparison, compare_boxes, compare_with_runs
+from foldwise.bundle.first_stage import BOXES
 from foldwise.bundle.inferring import REPORT
 from foldwise.bundle.inputs import LARGEST, Inputs, read_inputs
 from foldwise.bundle.spec import BundleSpec, read_bundle
@@ -74,7 +75,8 @@ def rehearse(
         hidden: rows of the real hidden test, for the forecast; default: `rows`.
     """
     spec = read_bundle(bundle)
-    missing = [run.source for run in spec.runs if not (Path(run.source) / "config.yaml").is_file()]
+    seen = spec.first or spec  # what reads the test
+    missing = [run.source for run in (*spec.runs, *seen.runs) if not (Path(run.source) / "config.yaml").is_file()]
     if missing:
         raise Refusal(
             f"there is no run {', '.join(missing)} here to compare the bundle with: rehearse in the folder where "
@@ -82,10 +84,12 @@ def rehearse(
         )
     if not table.exists():
         raise Refusal(f"--table {table} does not exist")
-    run = load_run(Path(spec.runs[0].source))
+    run = load_run(Path(seen.runs[0].source))
     root = images or Path(run.data["root"])
     samples = load_samples(next(iter(run.models.values())))
-    inputs = read_inputs(table, root, spec.columns, set(), samples)
+    inputs = read_inputs(table, root, seen.columns, set(), samples)
+    second = load_samples(next(iter(load_run(Path(spec.runs[0].source)).models.values())))
+    columns = [*samples.columns, *(spec.stacks.columns if spec.stacks else ()), *second.columns]
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as name:
         work = Path(name)
         host, out = work / "input", work / "out"
@@ -94,8 +98,8 @@ def rehearse(
         (host / "images" / DATA).symlink_to(root.resolve(), target_is_directory=True)
         test, planted = _draw(
             inputs,
-            [*samples.columns, *(spec.stacks.columns if spec.stacks else ())],
-            spec,
+            [name for name in dict.fromkeys(columns) if name in inputs.test.source.frame],
+            seen,
             rows,
             plant(work / "planted"),
         )
@@ -104,27 +108,36 @@ def rehearse(
             if path.exists():  # "missing.png" does not
                 shutil.copy(path, host / "images" / name)
         test.to_csv(host / "test.csv", index=False)
-        hidden_test = read_inputs(host / "test.csv", host / "images", spec.columns, set(), samples)
+        hidden_test = read_inputs(host / "test.csv", host / "images", seen.columns, set(), samples)
         layout = spec.layout
         ids = layout.row_ids(list(dict.fromkeys(image.unit for image in hidden_test.images)))
+        by_box = spec.first is not None and spec.first.decision.how == "components"
         sample = pd.DataFrame({name: ids if name == layout.id_column else 0 for name in layout.columns})
         sample.to_csv(host / "sample.csv", index=False)
         command = [sys.executable, "bundle/infer.py", "--test", "test.csv", "--images", "images"]
-        command += ["--sample-submission", "sample.csv", "--out", str(out), "--keep-shards"]
+        # The rows of components, without a unit that holds those of a picture together, are not known before.
+        command += [] if by_box and spec.columns["unit"] is None else ["--sample-submission", "sample.csv"]
+        command += ["--out", str(out), "--keep-shards"]
         done = run_sandboxed([*command, "--workers", str(workers), "--batch-size", str(batch_size)], host, work)
         if done.returncode:
             raise Refusal(f"infer.py failed with exit code {done.returncode}:\n{done.stderr.strip()}")
         report = read_json(out / REPORT)
         bad = pd.read_csv(out / BAD, dtype=str, keep_default_na=False)
+        boxes = None
+        if spec.first is not None:
+            boxes = compare_boxes(spec.first, test, hidden_test, out, work)
+            test = pd.read_csv(out / BOXES, dtype=str, keep_default_na=False)
+            hidden_test = read_inputs(out / BOXES, host / "images", spec.columns, set(), second)
         comparison = compare_with_runs(spec, test, hidden_test, set(bad["id"]), out, work)
-    speed = report["seconds_per_image"]
-    hidden_seconds = None if speed is None else report["seconds_to_first_batch"] + speed * (hidden or rows)
+    hidden_seconds = _forecast(report, hidden or rows)
     problems = [
         f"the planted bad image {name} was predicted as a good one"
         for name in planted
         if str(Path("images") / name) not in set(bad["image"])
     ]
     probability, answers = ROUNDED if spec.half else EXACT
+    if boxes is not None and not boxes <= answers:
+        problems.append(f"{boxes:.2%} of the images have other boxes than tools/crop.py finds, more than {answers:.0%}")
     if comparison.probability is not None and not comparison.probability <= probability:
         problems.append(
             f"probabilities differ from predict.py's by {comparison.probability:.2g}, more than {probability}"
@@ -132,6 +145,17 @@ def rehearse(
     if comparison.answers is not None and not comparison.answers <= answers:
         problems.append(f"answers differ from predict.py's by {comparison.answers:.2%}, more than {answers:.0%}")
     return Rehearsed(report, bad, len(planted), comparison, hidden_seconds, problems)
+
+
+def _forecast(report: Mapping[str, Any], hidden: int) -> float | None:
+    """Seconds for so many images at the measured speeds."""
+    speed, first = report["seconds_per_image"], report.get("first_stage")
+    if speed is None or (first and first["seconds_per_image"] is None):
+        return None
+    if not first:
+        return report["seconds_to_first_batch"] + speed * hidden
+    starting = report["seconds_to_first_batch"] - first["seconds"]
+    return starting + (first["seconds_per_image"] + speed * report["images"] / first["images"]) * hidden
 
 
 def plant(folder: Path) -> list[Path]:
@@ -228,6 +252,8 @@ def describe(rehearsed: Rehearsed, hidden: int) -> list[str]:
         f"memory      {report['memory_mb']} MB with workers{gpu}",
         f"fallback    {len(rehearsed.bad)} images, {rehearsed.planted} of them planted",
     ]
+    if first := report.get("first_stage"):
+        lines.append(f"boxes       nothing found in {first['without_box']} of {first['images']} images")
     early = report["forecast_after_a_tenth"]
     if early is not None:
         lines.append(f"forecast    {early:.0f} s after the first tenth ({early / report['seconds'] - 1:+.1%})")

@@ -1,22 +1,26 @@
 """Sources of a bundle: runs with equal weights, or an ensemble with its weights or stack; and their post-processing."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from foldwise.bundle.spec import STACK, BundledPresence, blend_folds
+from foldwise.data.boxes import read_origin
+from foldwise.data.problems import some
 from foldwise.errors import Refusal
-from foldwise.files import read_json
+from foldwise.files import read_json, sha256_file
 from foldwise.inference.runs import TrainedRun, check_together, load_run
 from foldwise.inference.tta import TTA
 from foldwise.predictions.decisions.deciding import Chosen, choose_decision
 from foldwise.predictions.decisions.layers import choose_masks
 from foldwise.predictions.decisions.presence import presence_by_id
 from foldwise.predictions.ensembles.stack import DESCRIPTION
+from foldwise.predictions.finder import Finder
 from foldwise.predictions.ground_truth import GroundTruth, align, check_predictions
+from foldwise.predictions.pseudo.teachers import IDENTITY
 from foldwise.predictions.scoring import by_unit
 from foldwise.predictions.store import Predictions, iter_average_maps, read_predictions
 from foldwise.tasks.outputs import Output, run_of
@@ -81,6 +85,25 @@ def open_sources(folders: Sequence[Path], oof: str) -> Sources:
     if problems:
         raise Refusal("\n".join(problems))
     return sources
+
+
+def open_first(runs: Sequence[RunSource]) -> tuple[RunSource, Finder] | None:
+    """The run in whose masks the boxes of the runs' tables were found, and how; None if they come from elsewhere."""
+    tables = [Path(source.run.data["table"]) for source in runs]
+    origins = [read_origin(table) for table in tables]
+    if any(origin != origins[0] for origin in origins):
+        raise Refusal(f"the boxes of {some(sorted(set(map(str, tables))))} were found differently: bundle one of them")
+    origin = origins[0]
+    if origin is None:
+        return None
+    run = Path(origin["run"])
+    if not (run / IDENTITY).is_file() or sha256_file(run / IDENTITY)[:16] != origin["identity"]:
+        raise Refusal(
+            f"the boxes of {tables[0]} were found in masks of {run}, which a bundle needs and which is not here or has "
+            "changed: bundle where it is, or find the boxes again with tools/crop.py"
+        )
+    finder = Finder(**{each.name: origin[each.name] for each in fields(Finder) if each.name in origin})
+    return open_sources([run], "oof").runs[0], finder
 
 
 def _of_ensemble(folder: Path) -> Sources:

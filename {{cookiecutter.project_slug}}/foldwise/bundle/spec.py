@@ -23,6 +23,7 @@ from foldwise.predictions.decisions.masks import Cleaning
 from foldwise.predictions.ensembles.blending import MAP_EDGE, arithmetic, geometric, rank_mean
 from foldwise.predictions.ensembles.extra import Extra
 from foldwise.predictions.ensembles.stack import Stacks
+from foldwise.predictions.finder import Finder
 from foldwise.tasks import Task, find_task
 
 SPEC = "bundle.json"
@@ -80,7 +81,8 @@ class BundleSpec:
         tiles: predict maps in tiles at the stored resolution.
         columns: names of the test table's id, image, unit and group column, or None.
         fallback: (C,) prediction for images that cannot be used.
-        decision: a fitted `Decision`, or how masks are made: `Cleaning`, `ClassCuts` or `Unchanged`.
+        decision: a fitted `Decision`, or how masks are made: `Cleaning`, `ClassCuts` or `Unchanged`; of `first`, the
+            `Finder` of boxes.
         layout: submission format, one of `formats.FORMATS`.
         presence: what the decision about masks also needs; None: nothing.
         score: out-of-fold score of the bundle, with its post-processing.
@@ -89,6 +91,7 @@ class BundleSpec:
         versions: of these modules and Python where the bundle was written.
         stacks: of the blend STACK, in files of their own.
         reduction: of the images of a unit, see `Task.of_units`.
+        first: the networks whose masks give the boxes that these read; it has no layout.
     """
 
     task: str
@@ -109,6 +112,7 @@ class BundleSpec:
     version: int = FORMAT_VERSION
     stacks: Stacks | None = None
     reduction: str = "mean"
+    first: "BundleSpec | None" = None
 
     @property
     def maps(self) -> bool:
@@ -236,6 +240,7 @@ CLASSES: dict[str, Any] = {
         Cleaning,
         ClassCuts,
         Unchanged,
+        Finder,
         Group,
         *RULES,
         *FITTED,

@@ -16,6 +16,9 @@ class Pace:
 
     The first batch does not count, because it waits for workers and kernel selection. Forecasts assume that a pass
     costs the same in every network; later ones correct the error.
+
+    Args:
+        later: passes per image that a second stage needs at least.
     """
 
     def __init__(
@@ -24,8 +27,9 @@ class Pace:
         limit: float | None = None,
         start: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        later: int = 0,
     ) -> None:
-        self.images, self.clock = images, clock
+        self.images, self.clock, self.later = images, clock, later
         self.allowed = float("inf") if limit is None else limit * (1 - RESERVE)  # seconds
         self.start = self.now = self.first = clock() if start is None else start
         self.done = self.measured = 0  # images: all, and those after the first batch
@@ -51,7 +55,8 @@ class Pace:
         if not self.passes or self.measured < STEADY * self.images:
             return None
         seconds_per_pass = (self.now - self.first) / self.passes
-        return self.now - self.start + seconds_per_pass * passes * (self.images - self.done)
+        left = passes * (self.images - self.done) + self.later * self.images
+        return self.now - self.start + seconds_per_pass * left
 
     @property
     def is_over(self) -> bool:
