@@ -19,7 +19,7 @@ from foldwise.bundle.shards import Shards
 from foldwise.bundle.spec import BundleSpec, read_bundle
 from foldwise.data.boxes import BOX, SCORE, SCORE_MAP
 from foldwise.data.problems import some
-from foldwise.files import write_atomic
+from foldwise.files import check_new, write_atomic
 from foldwise.inference.spec import read_spec
 from foldwise.inference.weights import load_samples
 from foldwise.predictions.decisions.sample import read_sample
@@ -88,6 +88,7 @@ class Boxes:
         answers = {id: json.loads(text) for id, text in stored.items() if text is not None}
         found = {id: rows for id, (rows, _) in answers.items()}
         self.write(found, {id: f"{MAPS}/{name}" for id, (_, name) in answers.items() if name})
+        self.notes += engine.notes
         without = [id for id in stored if not found.get(id)]
         if without:
             self.notes.append(f"{len(without)} of {len(stored)} images have no box and are read whole: {some(without)}")
@@ -121,6 +122,7 @@ def open_boxes(bundle: Path, test: Path, images: Path | None, sample: Path | Non
     spec = read_bundle(bundle)
     if spec.first is None:
         return None
+    check_new(out / f"submission{spec.layout.suffix}")
     names = set() if sample is None else set(read_sample(sample).frame.to_numpy().ravel())
     folder = bundle / spec.first.runs[0].models[0].folder
     model = read_spec(folder)

@@ -23,7 +23,7 @@ from foldwise.data.orientation import oriented
 from foldwise.data.problems import some
 from foldwise.data.samples import Rows
 from foldwise.errors import Refusal
-from foldwise.files import check_new, write_json
+from foldwise.files import check_new, sha256_file, write_json
 from foldwise.inference.device import choose_device
 from foldwise.inference.reading import describe_notes, write_bad_images
 from foldwise.inference.spec import read_spec
@@ -86,6 +86,7 @@ def infer(
     spec, requested = inference.spec, inference.inputs.images
     engine = Engine(bundle, spec, device, batch_size, precision)
     request = describe_request(bundle, inference.inputs, precision) | {"format": to_plain(inference.layout)}
+    request |= {} if first is None else {"boxes": sha256_file(first.table)}
     shards = Shards(out / SHARDS, spec, request)
     for note in inference.inputs.notes:
         print(f"note: {note}")
