@@ -30,7 +30,7 @@ BOXES, SHARDS, MAPS = "boxes.csv", "shards-boxes", "maps"
 
 
 @dataclass
-class Boxes:
+class FirstStage:
     """The first stage of one inference.
 
     Attributes:
@@ -117,7 +117,9 @@ class Boxes:
             boxes.to_csv(temporary, index=False)
 
 
-def open_boxes(bundle: Path, test: Path, images: Path | None, sample: Path | None, out: Path) -> Boxes | None:
+def open_first_stage(
+    bundle: Path, test: Path, images: Path | None, sample: Path | None, out: Path
+) -> FirstStage | None:
     """Read the test for the first stage, and write its table as if nothing were found; None if there is none."""
     spec = read_bundle(bundle)
     if spec.first is None:
@@ -128,9 +130,9 @@ def open_boxes(bundle: Path, test: Path, images: Path | None, sample: Path | Non
     model = read_spec(folder)
     inputs = read_inputs(test, images, spec.first.columns, names, load_samples(folder), model.exif)
     scale = next(iter(model.scales.values())) or 255.0
-    boxes = Boxes(bundle, spec, inputs, scale, out)
-    boxes.write({}, {})
-    return boxes
+    stage = FirstStage(bundle, spec, inputs, scale, out)
+    stage.write({}, {})
+    return stage
 
 
 def as_stored(maps: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from foldwise.bundle.engine import Engine, Predicted, describe_request, predict_images
-from foldwise.bundle.first_stage import open_boxes
+from foldwise.bundle.first_stage import open_first_stage
 from foldwise.bundle.inputs import Inputs, read_inputs
 from foldwise.bundle.shards import Shards, read_rows
 from foldwise.bundle.spec import BundleSpec, read_bundle, to_plain
@@ -77,7 +77,7 @@ def infer(
     """
     begun = time.monotonic() if begun is None else begun
     device = choose_device(device)
-    first = open_boxes(bundle, test, images, sample, out)
+    first = open_first_stage(bundle, test, images, sample, out)
     if first is not None:
         test, images = first.table, first.inputs.test.source.root
         open_inference(bundle, test, images, sample, out)  # as if nothing were found: refuses what is wrong early
