@@ -12,7 +12,7 @@ import pytest
 from pseudo_world import LABELLED, UNLABELLED, begin_run, config_of, write_world
 from rows import scored
 from test_ensemble import World
-from tiny import CLASSES, train_folds
+from tiny import CLASSES, prepare_tiny, train_folds
 
 from foldwise.data.boxes import BOX, FOLD, SCORE, SCORE_MAP
 from foldwise.data.folds import folds_hash
@@ -32,6 +32,7 @@ from foldwise.predictions.schema import Header
 from foldwise.predictions.store import iter_maps, read_predictions
 from foldwise.predictions.writers import PredictionWriter
 from foldwise.training.averaging import choose_counts
+from foldwise.training.results import merge_oof
 
 # All that may look at labels: weights of classes, balancing, averages, restarts with snapshots.
 CHOICES = {
@@ -53,16 +54,19 @@ def decided(run, fold):
 
 
 def test_a_model_and_its_predictions(task, tmp_path):
-    runs = []
+    runs, configs = [], []
     for flipped in (False, True):
         root = write_world(tmp_path / str(flipped), flipped)
-        runs.append(train_folds(config_of(root, task, *CHOICES[task], *COMMON), root / "runs"))
+        configs.append(config_of(root, task, *CHOICES[task], *COMMON))
+        runs.append(train_folds(configs[-1], root / "runs"))
     first, second = (decided(run, 0) for run in runs)
     assert len(first) >= 4 and first == second
     assert decided(runs[0], 1) != decided(runs[1], 1)  # the labels do matter
     scores = [json.loads((run / "fold0" / "metrics.json").read_text())["score"] for run in runs]
     assert scores[0] != scores[1]
     if task == "segmentation":
+        for run, config in zip(runs, configs, strict=True):
+            merge_oof(run, prepare_tiny(config))
         for how in ("union", "components", "peak"):
             first, second = (found_in(run, how) for run in runs)
             pd.testing.assert_frame_equal(first[first["fold"] == 0], second[second["fold"] == 0])

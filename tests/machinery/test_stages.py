@@ -42,7 +42,7 @@ def data(tmp_path_factory) -> Path:
 def masks(tmp_path_factory, data) -> Path:
     run = make_run(tmp_path_factory.mktemp("runs") / "masks", data, "segmentation", 0)
     config = yaml.safe_load((run / "config.yaml").read_text())
-    config["data"] |= {"scale": None, "mode": "stored"}
+    config["data"] |= {"scale": 230.0, "mode": "stored"}
     config |= {"top_k": 0, "phases": {}, "callbacks": {}, "scheduler": {"_target_": "constant"}}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     header = json.loads((run / "oof" / "predictions.json").read_text())
@@ -53,10 +53,11 @@ def masks(tmp_path_factory, data) -> Path:
     return run
 
 
-def threshold_of(masks: Path) -> float:
+def threshold_of(masks: Path, how: str) -> float:
     """Reached in three of four pictures."""
-    maps = iter_average_maps(read_predictions(masks / "predictions" / "test-none"))
-    return float(np.quantile([probability[1].max() for _, probability in maps], 0.25))
+    maps = [probability[1] for _, probability in iter_average_maps(read_predictions(masks / "predictions/test-none"))]
+    peak = Finder("peak", ("blue",), 0, side=9)
+    return float(np.quantile([peak.find(each)[0].score if how == "peak" else each.max() for each in maps], 0.25))
 
 
 @pytest.fixture(scope="module", params=["union", "components", "peak"])
@@ -64,8 +65,7 @@ def stages(request, tmp_path_factory, data, masks) -> tuple[Path, list[Path]]:
     """The folder of the tables that crop.py writes, and two runs of two folds on them; one with the maps too."""
     how = request.param
     root = tmp_path_factory.mktemp(how)
-    threshold = threshold_of(masks) / (2 if how == "peak" else 1)
-    write_boxes(masks, root / "boxes.csv", Finder(how, ("blue",), threshold, side=9, map=how != "peak"))
+    write_boxes(masks, root / "boxes.csv", Finder(how, ("blue",), threshold_of(masks, how), side=9, map=how != "peak"))
     columns = {"id": "id", "image": "image", "fold": "fold", **dict.fromkeys(("target", "group", "unit", "weight"))}
     if how == "components":
         columns |= {"unit": "picture", "group": "picture"}
@@ -87,7 +87,7 @@ def stages(request, tmp_path_factory, data, masks) -> tuple[Path, list[Path]]:
         channels = {"channels": ["score_map"]} if number and how != "peak" else {}
         reader = {"mode": "stored", "crop": CROP, **channels}
         count = 4 if channels else 3
-        images = {"image": {"scale": 255.0, "mean": [0.4] * count, "std": [0.3] * count}}
+        images = {"image": {"scale": 230.0, "mean": [0.4] * count, "std": [0.3] * count}}
         spec = {"samples": {"_target_": "foldwise.data.samples:Samples", **reader}, "images": images}
         run = root / name
         for fold in (0, 1):

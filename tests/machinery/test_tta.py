@@ -69,8 +69,11 @@ def predictor(values, tta, outputs=("",), fields=None, keep_views=False):
 
 def mean_of(tta, network, x):
     """The mean over the views of what a function of a picture gives."""
-    found = predictor(lambda batch: {"": network(batch["image"])}, tta).predict_views(0, {"image": x})
-    return found[""][:, 0]
+    return views_of(predictor(lambda batch: {"": network(batch["image"])}, tta), {"image": x})[""][:, 0]
+
+
+def views_of(made, batch, views=None):
+    return made.predict_views(0, {made.inputs[0, None]: batch}, views)
 
 
 def corners(x):
@@ -228,12 +231,12 @@ def test_all_spatial_fields_are_turned_and_the_rest_stays_with_its_image():
 
     kinds = {name: Field("map" if name != "image" else "image") for name in ("image", "stack", "depth", "seen")}
     whole = predictor(values, TTA.choose(D4), ("map", "row"), kinds, keep_views=True)
-    found = whole.predict_views(0, fields)
+    found = views_of(whole, fields)
     assert shapes == [4 * batch, 4 * batch]
     assert torch.equal(found["map"], (place / 105)[:, None].expand(-1, 8, -1, -1, -1))
     assert torch.equal(found["row"], fields["age"][:, None, None].expand(-1, 8, -1))
     shapes.clear()
-    some = whole.predict_views(0, fields, [View("hflip"), View("rot90"), View("rot180")])
+    some = views_of(whole, fields, [View("hflip"), View("rot90"), View("rot180")])
     assert shapes == [2 * batch, batch] and torch.equal(some["map"], found["map"][:, :3])
 
 
@@ -245,7 +248,7 @@ def test_samples_without_images_have_one_view_many_times():
         return {"": batch["age"]}
 
     whole = predictor(values, TTA.choose(D4), fields={"age": Field("values")}, keep_views=True)
-    found = whole.predict_views(0, {"age": torch.rand(2, 1)})
+    found = views_of(whole, {"age": torch.rand(2, 1)})
     assert len(calls) == 1 and found[""].shape == (2, 8, 1)
 
 

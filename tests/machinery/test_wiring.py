@@ -635,7 +635,6 @@ SETTINGS: dict[str, Changes | Same] = {
         ensures(lambda a, b: differs(a, b) and b.prepared.scan["width"].eq(16).all()),
         CROP,
     ),
-    "samples.channels": Same("test_found_boxes: the pictures of a training have the channels of the maps"),
     "data.sampling._target_": Same("test_retrieval draws identities"),
     "data.sampling.images": Changes("data.sampling.images=1", ensures(lambda a, b: a.ids != b.ids), WHO, "retrieval"),
     "loss.scale": Changes("loss.scale=5", ensures(differs), WHO, "retrieval"),  # by formula: test_retrieval

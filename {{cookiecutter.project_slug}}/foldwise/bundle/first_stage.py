@@ -26,7 +26,7 @@ from foldwise.predictions.decisions.sample import read_sample
 from foldwise.predictions.finder import Finder, write_map
 from foldwise.tasks import find_task
 
-BOXES, SHARDS, MAPS = "boxes.csv", "shards-boxes", "maps"
+BOXES, SHARDS, MAPS = "boxes.csv", "boxes-shards", "boxes-maps"
 
 
 @dataclass
@@ -35,54 +35,40 @@ class FirstStage:
 
     Attributes:
         inputs: the images of the test.
+        columns: of the second stage.
         scale: the stored value of the images that stands for 1.0.
-        out: folder of `table`, shards and maps.
+        out: folder of the table, shards and maps.
         report: of inference.json.
     """
 
     bundle: Path
-    spec: BundleSpec
+    first: BundleSpec
+    columns: Mapping[str, str | None]
     inputs: Inputs
     scale: float
     out: Path
     report: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    @property
-    def table(self) -> Path:
-        return self.out / BOXES
-
-    @property
-    def shards(self) -> Path:
-        return self.out / SHARDS
-
-    @property
-    def maps(self) -> Path:
-        return self.out / MAPS
-
-    @property
-    def networks(self) -> BundleSpec:
-        assert self.spec.first is not None
-        return self.spec.first
-
     def find(
         self, batch_size: int, workers: int, device: str, precision: str, time_limit: float | None, begun: float
     ) -> None:
         """Predict the images, and write the table; call again to resume. At least one pass is left for what follows."""
         print("first stage: finding boxes", flush=True)
-        engine = Engine(self.bundle, self.networks, device, batch_size, precision)
-        finder: Finder = self.networks.decision
-        exclusive = find_task(self.networks.task).exclusive
-        self.maps.mkdir(exist_ok=True)
+        engine = Engine(self.bundle, self.first, device, batch_size, precision)
+        finder: Finder = self.first.decision
+        exclusive = find_task(self.first.task).exclusive
+        maps = self.out / MAPS
+        maps.mkdir(exist_ok=True)
 
         def answer(number: int, predicted: Predicted) -> bytes:
             mean = as_stored(predicted.values).mean(axis=0)
-            parts, score = finder.score(mean, self.networks.classes, exclusive)
-            name = write_map(self.maps, number, score, self.scale) if finder.map else ""
+            parts, score = finder.score(mean, self.first.classes, exclusive)
+            name = write_map(maps, number, score, self.scale) if finder.map else ""
             return json.dumps([finder.describe(finder.find(score), parts), name]).encode()
 
         request = describe_request(self.bundle, self.inputs, precision)
-        shards = Shards(self.shards, self.networks, request)
+        shards = Shards(self.out / SHARDS, self.first, request)
         pace, dropped, _ = predict_images(engine, self.inputs, shards, workers, answer, time_limit, begun, later=1)
         stored = {image.id: shards.mask(number) for number, image in enumerate(self.inputs.images)}
         answers = {id: json.loads(text) for id, text in stored.items() if text is not None}
@@ -106,14 +92,14 @@ class FirstStage:
 
     def write(self, found: Mapping[str, Any], maps: Mapping[str, str]) -> None:
         """Write the table of the second stage, with the columns that it was trained on."""
-        frame, columns = self.inputs.test.source.frame, self.spec.columns
+        frame, columns = self.inputs.test.source.frame, self.columns
         named = {name: frame[key] for key, name in columns.items() if name is not None and key in frame}
         needless = [*(key for key in columns if key not in named), *BOX, SCORE, SCORE_MAP]
         raw = frame.assign(**named).drop(columns=needless, errors="ignore")
-        finder: Finder = self.networks.decision
+        finder: Finder = self.first.decision
         cells = {id: maps.get(id, "") for id in frame["id"]} if finder.map else {}
         boxes = finder.table(raw, frame["id"], frame["image"], found, cells, every=True)
-        with write_atomic(self.table) as temporary:
+        with write_atomic(self.out / BOXES) as temporary:
             boxes.to_csv(temporary, index=False)
 
 
@@ -130,7 +116,7 @@ def open_first_stage(
     model = read_spec(folder)
     inputs = read_inputs(test, images, spec.first.columns, names, load_samples(folder), model.exif)
     scale = next(iter(model.scales.values())) or 255.0
-    stage = FirstStage(bundle, spec, inputs, scale, out)
+    stage = FirstStage(bundle, spec.first, spec.columns, inputs, scale, out)
     stage.write({}, {})
     return stage
 

@@ -14,7 +14,8 @@ import pandas as pd
 import torch
 
 from foldwise.bundle.engine import Engine, Predicted, describe_request, predict_images
-from foldwise.bundle.first_stage import open_first_stage
+from foldwise.bundle.first_stage import BOXES, MAPS, open_first_stage
+from foldwise.bundle.first_stage import SHARDS as FIRST
 from foldwise.bundle.inputs import Inputs, read_inputs
 from foldwise.bundle.shards import Shards, read_rows
 from foldwise.bundle.spec import BundleSpec, read_bundle, to_plain
@@ -79,14 +80,14 @@ def infer(
     device = choose_device(device)
     first = open_first_stage(bundle, test, images, sample, out)
     if first is not None:
-        test, images = first.table, first.inputs.test.source.root
+        test, images = out / BOXES, first.inputs.test.source.root
         open_inference(bundle, test, images, sample, out)  # as if nothing were found: refuses what is wrong early
         first.find(batch_size, workers, device, precision, time_limit, begun)
     inference = open_inference(bundle, test, images, sample, out)
     spec, requested = inference.spec, inference.inputs.images
     engine = Engine(bundle, spec, device, batch_size, precision)
     request = describe_request(bundle, inference.inputs, precision) | {"format": to_plain(inference.layout)}
-    request |= {} if first is None else {"boxes": sha256_file(first.table)}
+    request |= {} if first is None else {"boxes": sha256_file(out / BOXES)}
     shards = Shards(out / SHARDS, spec, request)
     for note in inference.inputs.notes:
         print(f"note: {note}")
@@ -121,8 +122,8 @@ def infer(
     }
     write_json(out / REPORT, report)
     if not keep_shards:
-        for folder in (shards.folder, *([first.shards, first.maps] if first else [])):
-            shutil.rmtree(folder, ignore_errors=True)
+        for name in (SHARDS, *((FIRST, MAPS) if first else ())):
+            shutil.rmtree(out / name)
     share = len(bad) / len(requested)
     text = f"{len(bad)} of {len(requested)} images ({share:.1%}) could not be used and got the fallback: {out / BAD}"
     if share > BAD_SHARE:

@@ -76,7 +76,11 @@ def rehearse(
     """
     spec = read_bundle(bundle)
     seen = spec.first or spec  # what reads the test
-    missing = [run.source for run in (*spec.runs, *seen.runs) if not (Path(run.source) / "config.yaml").is_file()]
+    missing = [
+        run.source
+        for run in (*spec.runs, *(spec.first.runs if spec.first else ()))
+        if not (Path(run.source) / "config.yaml").is_file()
+    ]
     if missing:
         raise Refusal(
             f"there is no run {', '.join(missing)} here to compare the bundle with: rehearse in the folder where "
