@@ -1,79 +1,147 @@
-"""Export of a run as a folder with one ONNX file."""
+"""Export of a run: variants of one graph, a table that compares them, and the chosen one.
 
+exports/<run>/
+    model.onnx        the smallest variant within one standard error of float's score, and within the budgets
+    comparison.csv    every variant: megabytes, milliseconds, memory, score, changes; the last ones by subgroup too
+    comparison.png    score over megabytes
+"""
+
+import importlib.util
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from foldwise.errors import Refusal
-from foldwise.export.graph import write_graph
-from foldwise.export.subject import OnnxPredictor, Subject, example_batch, open_subject
+from foldwise.export.graph import as_feeds, write_graph
+from foldwise.export.measuring import FLOAT, compare_answers, measure_speed
+from foldwise.export.metadata import PACKAGES, open_session
+from foldwise.export.subject import example_batch, open_subject, read_batches
+from foldwise.export.variants import write_half, write_int8
 from foldwise.files import check_new, new_folder
-from foldwise.inference.predictor import Predictor
-from foldwise.inference.tta import TTA
+from foldwise.reporting.figures import new_figure, to_png
 
-TOLERANCE = 1e-4  # of a probability; of a number, relative to it if above 1
 NAME = "model.onnx"
+CALIBRATED, JUDGED, BATCH = 96, 32, 8  # training pictures for the ranges, and to find what stays in float
+
+
+class Budget(NamedTuple):
+    """Most megabytes and most milliseconds (95th percentile) of a variant; None: any."""
+
+    mb: float | None = None
+    ms: float | None = None
+
+    def excess(self, variant: pd.Series) -> float:
+        """By what factor a variant misses the budget at most; up to 1: it does not."""
+        factors = [value / most for value, most in ((variant["mb"], self.mb), (variant["p95_ms"], self.ms)) if most]
+        return max(factors, default=0.0)
+
+
+UNLIMITED = Budget()
 
 
 class Exported(NamedTuple):
-    """The written folder, and the largest difference of the float graph from torch."""
+    """The table of variants, with `loss` and `chosen`, the subgroups of each, and notes."""
 
-    folder: Path
-    difference: float
+    variants: pd.DataFrame
+    subgroups: pd.DataFrame
+    metric: str
     notes: list[str]
 
 
 def export_run(
-    run: Path, out: Path, folds: Sequence[str] = ("0",), oof: str = "oof", decision: str | None = None
+    run: Path,
+    out: Path,
+    folds: Sequence[str] = ("0",),
+    *,
+    half: bool = False,
+    int8: bool = False,
+    budget: Budget = UNLIMITED,
+    threads: int = 0,
+    oof: str = "oof",
+    decision: str | None = None,
 ) -> Exported:
-    """Write `out`, a new folder."""
-    require()
+    """Write the new folder `out`.
+
+    Args:
+        folds, oof, decision: as in `open_subject`.
+        threads: of the measured milliseconds; 0: one per core.
+
+    Raises:
+        Refusal: the graph differs from torch, or no variant is within the budget.
+    """
+    require_packages()
     check_new(out)
     subject = open_subject(run, folds, oof, decision)
-    with new_folder(out) as folder:
-        write_graph(folder / NAME, subject.graph(), example_batch(subject), subject.fields, subject.describe())
-        difference = check_equal(subject, folder / NAME)
-    return Exported(out, difference, subject.notes)
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        paths = {FLOAT: work / "float.onnx"}
+        write_graph(paths[FLOAT], subject.graph(), example_batch(subject), subject.fields, subject.describe())
+        if half:
+            paths["half"] = work / "half.onnx"
+            write_half(paths[FLOAT], paths["half"])
+        session = open_session(paths[FLOAT])
+        if int8:
+            drawn = np.random.default_rng(0).permutation(subject.trained)[: CALIBRATED + JUDGED].tolist()
+            feeds = [as_feeds(batch, session) for batch in read_batches(subject, drawn, BATCH)]
+            judged = max(1, len(feeds) * JUDGED // (CALIBRATED + JUDGED))
+            paths |= write_int8(paths[FLOAT], work, feeds[judged:] or feeds, feeds[:judged])
+        answers = compare_answers(subject, paths)
+        one = as_feeds(next(read_batches(subject, subject.held[:1], 1)), session)
+        speed = measure_speed(subject, paths, one, threads)
+        overall = answers[answers["column"] == ""]
+        variants = speed.merge(overall.drop(columns=["column", "value", "images"]), on="variant")
+        sign = 1 if subject.truth.metric.greater_is_better else -1
+        variants["loss"] = sign * (variants["score"].iat[1] - variants["score"])
+        chosen = choose(variants, budget)
+        variants["chosen"] = variants["variant"] == chosen
+        exported = Exported(variants, answers[answers["column"] != ""], subject.truth.metric.name, subject.notes)
+        with new_folder(out) as folder:
+            shutil.copyfile(paths[chosen], folder / NAME)
+            pd.concat([variants, exported.subgroups]).to_csv(folder / "comparison.csv", index=False)
+            (folder / "comparison.png").write_bytes(draw(exported))
+    return exported
 
 
-def require() -> None:
+def require_packages() -> None:
     """Refuse without the packages of the extra `export`."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise Refusal(
-            f"{error.name} is not installed: uv pip install 'onnx>=1.18' 'onnxscript>=0.5' 'onnxruntime>=1.22'"
-        ) from error
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise Refusal(f"{', '.join(missing)}: not installed; pip install {' '.join(PACKAGES)} (the extra `export`)")
 
 
-def open_session(path: Path, threads: int = 0) -> Any:
-    """A session on the CPU; 0 threads: all cores."""
-    import onnxruntime
+def choose(variants: pd.DataFrame, budget: Budget) -> str:
+    """Name the smallest variant that loses at most one standard error of float's score and is within the budget."""
+    float_error = variants["error"].iat[1]
+    usable = variants.iloc[1:]
+    usable = usable[(usable["loss"] <= 0) | (usable["loss"] <= float_error)]
+    excess = usable.apply(budget.excess, axis=1)
+    within = usable[excess <= 1]
+    if not len(within):
+        nearest, others = usable.loc[excess.idxmin()], variants.drop(usable.index).iloc[1:]
+        text = f"no variant is within the budget; nearest: {describe(nearest)}"
+        text += "".join(f"\n{describe(other)}, but loses {other.loss:.4f}, and one standard error is {float_error:.4f}"
+                        for _, other in others.iterrows() if budget.excess(other) <= 1)  # fmt: skip
+        raise Refusal(f"{text}\ntrain a smaller network, distill this one into it, or raise the budget")
+    return str(within.loc[within["mb"].idxmin(), "variant"])
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+def describe(variant: pd.Series) -> str:
+    return f"{variant['variant']} with {variant['mb']:.2f} MB and {variant['p95_ms']:.1f} ms (95th percentile)"
 
 
-def check_equal(subject: Subject, path: Path) -> float:
-    """The largest difference of a graph from torch over the held-out items; refuse more than TOLERANCE."""
-    source = subject.truth.items.source
-    torch_values = Predictor(subject.models, TTA(), "cpu").predict(source, subject.held)
-    onnx_values = OnnxPredictor(subject, open_session(path)).predict(source, subject.held)
-    worst = 0.0
-    for (number, ours), (_, its) in zip(torch_values, onnx_values, strict=True):
-        for name, values in subject.combine(ours).items():
-            found = its[name][0, 0]
-            difference = np.abs(found - values) / np.maximum(np.abs(values), 1)
-            worst = max(worst, float(difference.max()))
-            if not difference.max() <= TOLERANCE:
-                id = subject.truth.table.ids[subject.held[number]]
-                raise Refusal(
-                    f"the graph differs from torch by {difference.max():.2g} on {id}, and at most {TOLERANCE:g} is "
-                    "allowed, so it was not written: an operation of the network is exported differently"
-                )
-    return worst
+def draw(exported: Exported) -> bytes:
+    """Scores with intervals over megabytes."""
+    figure = new_figure(7, 4)
+    axis = figure.subplots()
+    for row in exported.variants.itertuples():
+        ends = np.abs(np.array([[row.score - row.low], [row.high - row.score]]))
+        label = f"{row.variant}{' (chosen)' if row.chosen else ''}"
+        axis.errorbar([row.mb], [row.score], ends, fmt="o", capsize=3, label=label)
+    axis.set(xlabel="megabytes", ylabel=exported.metric)
+    axis.legend(fontsize=8)
+    return to_png(figure)

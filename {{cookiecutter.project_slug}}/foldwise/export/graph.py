@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from foldwise.data.batches import unit_range
 from foldwise.data.fields import Field
 from foldwise.export.metadata import DECISIONS, write_metadata
 from foldwise.inference.weights import Model
@@ -21,6 +22,7 @@ from foldwise.predictions.decisions.deciding import Decision
 from foldwise.predictions.decisions.number_rules import Range, Rounded, Values
 from foldwise.tasks.outputs import Output, activate
 
+Feeds = dict[str, np.ndarray]  # of a session, by the names of its inputs
 MAIN = {True: "probabilities", False: "values"}  # by Task.probabilities
 OPSET = 18
 CARRIED = (rules.Rule, Values, rules.Argmax, rules.AdjustedArgmax, rules.FixedThreshold, rules.OneThreshold,
@@ -113,6 +115,15 @@ def thresholds(rule: Any, classes: int) -> list[float] | None:
     return rule.thresholds.tolist() if isinstance(rule, rules.ClassThresholds) else None
 
 
+def as_feeds(batch: Batch, session: Any) -> Feeds:
+    """What a session takes of a batch, in its types."""
+    feeds = {}
+    for needed in session.get_inputs():
+        value = batch[needed.name]
+        feeds[needed.name] = (unit_range(value) if needed.type == "tensor(float)" else value).numpy()
+    return feeds
+
+
 def write_graph(
     path: Path, graph: Graph, batch: Batch, fields: Mapping[str, Field], described: Mapping[str, Any]
 ) -> None:
@@ -141,7 +152,7 @@ def write_graph(
                   for axis, length in enumerate(batch[str(value.name)].shape)]}
         for value in model.graph.inputs
     ]  # fmt: skip
-    model.metadata_props.update(write_metadata({**described, "inputs": inputs}))
+    model.metadata_props.update(write_metadata({"variant": "float", **described, "inputs": inputs}))
     program.save(str(path), external_data=False)
 
 

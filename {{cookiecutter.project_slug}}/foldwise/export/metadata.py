@@ -1,6 +1,7 @@
-"""What an exported file says of itself: JSON under the key `foldwise` of an ONNX file's metadata.
+"""Opening of an exported file, and what it says of itself: JSON under the key `foldwise` of the ONNX metadata.
 
 schema       1
+variant      float, half, or int8 and what of it is in float
 run          name of the run, and `identity`, its hash
 models       fold, snapshot and sha256 of each network in the graph; `folds` has the folds
 task         of the main output, and `classes`, its columns
@@ -22,8 +23,18 @@ from typing import Any
 
 from foldwise.errors import Refusal
 
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # the extra `export`
 KEY, SCHEMA = "foldwise", 1
 DECISIONS = "decisions"  # further output of a graph
+
+
+def open_session(path: object, threads: int = 0) -> Any:
+    """Open a file on the CPU; 0 threads: one per core."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3  # errors only
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def write_metadata(described: Mapping[str, Any]) -> dict[str, str]:

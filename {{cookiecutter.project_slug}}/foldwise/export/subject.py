@@ -1,20 +1,20 @@
 """What is exported: models of a run, their post-processing, and the pictures to measure them on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torchvision.transforms.functional import center_crop
 
 from foldwise.bundle.sources import choose_post_processing, open_sources
-from foldwise.data.batches import unit_range, unpack
-from foldwise.data.fields import Field
+from foldwise.data.batches import unpack
+from foldwise.data.fields import Field, seen_spatial
 from foldwise.data.holdout import FULL
-from foldwise.errors import Refusal
+from foldwise.errors import Refusal, refuse_all
 from foldwise.export.graph import CARRIED, Graph, graph_name, thresholds
-from foldwise.inference.predictor import Predictor
 from foldwise.inference.reading import InputSpec, Items, load_batches
 from foldwise.inference.runs import TrainedRun, load_run
 from foldwise.inference.tta import TTA
@@ -79,11 +79,17 @@ class Subject:
             combined[name] = np.mean(list(means.values()), axis=0)
         return combined
 
+    def decided(self, values: np.ndarray) -> np.ndarray:
+        """What the metric gets of values (C,) of the main output."""
+        return values if self.decision is None else self.decision.rule.decide(values[None])[0].astype(np.float64)
+
     def answers(self, values: np.ndarray) -> np.ndarray:
-        """What is answered of values (N, C) of the main output, as numbers; of masks (C, H, W)."""
+        """Answers of values (C,), or masks of (C, H, W), before any cleaning."""
+        task = self.run.spec.main.meaning
         if self.maps:
-            return self.run.spec.main.meaning.answer(values)
-        return values if self.decision is None else self.decision.rule.decide(values)
+            return task.answer(values)
+        decided = self.decided(values)
+        return decided == decided.max() if task.exclusive else decided >= 0.5
 
     def describe(self) -> dict[str, Any]:
         """The file's metadata."""
@@ -139,29 +145,29 @@ def open_subject(folder: Path, folds: Sequence[str], oof: str = "oof", decision:
     run = load_run(folder)
     if run.spec.main.meaning.kind == "vectors":
         raise Refusal("an export of retrieval would need all training images' vectors: predict with predict.py instead")
-    chosen = run.folds if list(folds) == ["all"] else [FULL if name == "full" else int(name) for name in folds]
-    if missing := [str(fold) for fold in chosen if fold not in run.members]:
-        raise Refusal(f"{folder} has no model of fold {', '.join(missing)}; it has {', '.join(map(str, run.members))}")
+    known = {"full" if fold == FULL else str(fold): fold for fold in run.members}
+    if missing := [name for name in folds if name not in known and name != "all"]:
+        raise Refusal(f"{folder} has no model of fold {', '.join(missing)}; it has {', '.join(known)}")
+    chosen = run.folds if "all" in folds else [known[name] for name in folds]
     members = [member for member in run.models if member[0] in chosen]
     models = [load_model(run.models[member]) for member in members]
-    other = [fold for (fold, _), model in zip(members, models, strict=True)
-             if InputSpec.of(model) != InputSpec.of(models[0])]  # fmt: skip
-    if other:
+    if len({InputSpec.of(model) for model in models}) > 1:
         raise Refusal(
-            f"fold {other[0]} reads otherwise than fold {members[0][0]} (statistics of metadata are those of a fold's "
-            f"training items), so they cannot share their inputs: export one, with --folds {members[0][0]}"
+            f"{folder}: the folds read differently (statistics of metadata are those of a fold's training items), so "
+            f"they cannot share their inputs: export one, with --folds {members[0][0]}"
         )
     truth = read_ground_truth(folder)
     held = truth.folds >= 0 if chosen[0] == FULL else truth.folds == chosen[0]
     trained = np.ones_like(held) if chosen[0] == FULL else ~held
     notes: list[str] = []
-    if len(chosen) > 1 or FULL in chosen:
+    seen = len(chosen) > 1 or FULL in chosen
+    if seen:
         notes.append("scores are of pictures that a network of the graph was trained on: read only their differences")
     if run.spec.fit == "tiles":
         notes.append("the graph takes windows of the stored picture, which the reader of the file cuts and blends")
     rule = _choose(run, truth, oof, decision, notes)
     rows, others = (np.flatnonzero(each).tolist() for each in (held, trained))
-    return Subject(run, truth, members, models, rule, rows, others, len(chosen) > 1 or FULL in chosen, notes)
+    return Subject(run, truth, members, models, rule, rows, others, seen, notes)
 
 
 def _choose(run: TrainedRun, truth: GroundTruth, oof: str, forced: str | None, notes: list[str]) -> Decision | None:
@@ -173,7 +179,13 @@ def _choose(run: TrainedRun, truth: GroundTruth, oof: str, forced: str | None, n
     elif len(truth.scored_folds) < 2 or run.missing_folds or not run.folds:
         notes.append("post-processing is fitted out of fold, and not all folds have a model: none is in the graph")
     else:
-        chosen = choose_post_processing(open_sources([run.folder], oof), truth, forced)
+        sources = open_sources([run.folder], oof)
+        if (views := sources.runs[0].oof.header.tta["views"]) != ["identity"]:
+            notes.append(
+                f"post-processing was fitted on {len(views)} views a picture, and the graph has one: predict.py --oof "
+                "--tta none, then export.py --oof oof-none"
+            )
+        chosen = choose_post_processing(sources, truth, forced)
         if type(chosen.decision.rule) in CARRIED:
             return chosen.decision
         carried = {rule.name for rule in CARRIED}
@@ -194,36 +206,28 @@ def _temperatures(decision: Decision, folds: Sequence[int]) -> dict[str, Any] | 
     return found or None
 
 
-def example_batch(subject: Subject) -> Batch:
-    """A batch of two items as the networks get it."""
+def read_batches(subject: Subject, rows: Sequence[int], size: int) -> Iterator[Batch]:
+    """Batches of items as the networks get them; of tiles, the window in the centre of each picture."""
     model = subject.models[0]
     inputs = InputSpec.of(model)
-    items = Items(subject.truth.items.source, {inputs: model}, TTA(), [*subject.held, *subject.trained][:2])
-    read = next(iter(load_batches(items, 2, 0, torch.device("cpu"))))
-    if read.bad:
-        raise Refusal("\n".join(each.problem for each in read.bad))
-    batch = unpack(read.batches[inputs])
-    batch = {name: value for name, value in batch.items() if name.removesuffix("_valid") in subject.fields}
-    for name, field in subject.fields.items():
-        if field.ragged:
-            for key in (name, f"{name}_valid"):
-                value = batch[key]
-                gap = value.new_zeros(len(value), max(0, SHORTEST - value.shape[1]), *value.shape[2:])
-                batch[key] = torch.cat([value, gap], 1)
+    items = Items(subject.truth.items.source, {inputs: model}, TTA(), rows, subject.tiles)
+    for read in load_batches(items, size, 0, torch.device("cpu")):
+        refuse_all(each.problem for each in read.bad)
+        batch = unpack(read.batches[inputs])
+        batch = {name: value for name, value in batch.items() if name.removesuffix("_valid") in subject.fields}
+        if subject.tiles:
+            spatial = seen_spatial(subject.fields)
+            batch |= {name: center_crop(batch[name], model.spec.image_size) for name in spatial}
+        yield batch
+
+
+def example_batch(subject: Subject) -> Batch:
+    """A batch of two items to export with, of stacks of at least SHORTEST pictures."""
+    batch = next(read_batches(subject, [*subject.held, *subject.trained][:2], 2))
+    for name, value in batch.items():
+        value = torch.cat([value, value])[:2]
+        if name.removesuffix("_valid") in subject.fields and subject.fields[name.removesuffix("_valid")].ragged:
+            gap = value.new_zeros(len(value), max(0, SHORTEST - value.shape[1]), *value.shape[2:])
+            value = torch.cat([value, gap], 1)
+        batch[name] = value
     return batch
-
-
-class OnnxPredictor(Predictor):
-    """A predictor whose network is a session of onnxruntime."""
-
-    def __init__(self, subject: Subject, session: Any, batch_size: int = 32, workers: int = 2) -> None:
-        super().__init__(subject.models[:1], TTA(), "cpu", batch_size, workers)
-        self.session = session
-        self.types = {each.name: each.type for each in session.get_inputs()}
-
-    def _values(self, model: int, batch: Batch) -> dict[str, torch.Tensor]:
-        feeds = {name: batch[name] for name in self.types}
-        floats = {name: unit_range(value) for name, value in feeds.items() if self.types[name] == "tensor(float)"}
-        names = [graph_name(output) for output in self.outputs]
-        found = self.session.run(names, {name: value.numpy() for name, value in (feeds | floats).items()})
-        return {output.name: torch.from_numpy(each) for output, each in zip(self.outputs, found, strict=True)}

@@ -136,6 +136,8 @@ class PooledNetwork(EncodersNetwork):
         assert self.normalize is not None
         if valid is None:
             return self.normalize(features.flatten(0, -2)).view_as(features)
+        if torch.onnx.is_in_onnx_export():
+            return self.normalize(features.flatten(0, 1)).view_as(features) * valid.unsqueeze(-1)
         result = features.clone()
         result[valid] = self.normalize(features[valid])
         return result

@@ -25,6 +25,9 @@ def encode_stack(encoder: nn.Module, images: Tensor, valid: Tensor | None = None
             not grow with the stacks. It cannot change the result: while a BatchNorm trains, all images go in one pass.
     """
     shape = images.shape[:2]
+    if torch.onnx.is_in_onnx_export():  # a graph has no tensors whose size depends on values: padding is encoded too
+        encoded = encoder(images.flatten(0, 1)).unflatten(0, shape)
+        return encoded if valid is None else encoded * valid.unsqueeze(-1)
     given = images.flatten(0, 1) if valid is None else images[valid]  # BatchNorm must not see padding
     if chunk and not any(isinstance(module, _BatchNorm) and module.training for module in encoder.modules()):
         learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in encoder.parameters())
@@ -111,11 +114,31 @@ class RecurrentPool(Pool):
     def forward(self, features: Tensor, valid: Tensor | None = None, slot: Tensor | None = None) -> Tensor:
         if valid is None:
             outputs, last = self.gru(features)
+        elif torch.onnx.is_in_onnx_export():
+            outputs, last = self._unpacked(features, valid)
         else:
             packed = pack_padded_sequence(features, valid.sum(1).cpu(), batch_first=True, enforce_sorted=False)
             outputs, last = self.gru(packed)
             outputs, _ = pad_packed_sequence(outputs, batch_first=True, total_length=features.shape[1])
         return torch.cat([*last, _filled(outputs, valid, -math.inf).amax(1)], 1)
+
+    def _unpacked(self, features: Tensor, valid: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Outputs (B, N, directions * hidden) and last states of padded stacks, without packing, for a graph.
+
+        The backward direction runs forward over the real images in reverse order, so that padding comes last in both.
+        """
+        count, place = valid.sum(1, keepdim=True), torch.arange(features.shape[1], device=features.device).unsqueeze(0)
+        reverse = torch.where(valid, count - 1 - place, place).unsqueeze(-1)
+        outputs, last = list[Tensor](), list[Tensor]()
+        for direction, weights in enumerate(self.gru.all_weights):
+            order = reverse if direction else place.unsqueeze(-1).expand_as(reverse)
+            start = features.new_zeros(1, len(features), self.gru.hidden_size)
+            ordered = features.gather(1, order.expand(-1, -1, features.shape[2]))
+            found, _ = torch.gru(ordered, start, list[Tensor](weights), True, 1, 0.0, False, False, True)
+            order = order.expand(-1, -1, found.shape[2])
+            last.append(found.gather(1, (count - 1).unsqueeze(-1).expand(-1, -1, found.shape[2]))[:, 0])
+            outputs.append(found.gather(1, order))
+        return torch.cat(outputs, 2), last
 
 
 class RecurrentAttentionPool(AttentionPool):

@@ -185,6 +185,29 @@ def _difference_table(what: str, rows: pd.DataFrame) -> Table:
     return table
 
 
+def print_export(variants: pd.DataFrame, groups: pd.DataFrame, metric: str, notes: Sequence[str]) -> None:
+    """Print the variants of an export, and the subgroups whose answers change most."""
+    console = Console(highlight=False, markup=False)
+    names = ["MB", "p50 ms", "p95 ms", "p50 / torch", "memory MB", metric, "interval", "change", "changed answers"]
+    table = make_table("", ["variant"], names, overflow="fold")
+    for row in variants.itertuples():
+        times = (f"{row.p50_ms:.1f}", f"{row.p95_ms:.1f}", f"{row.p50_ratio:.2f}", f"{row.memory_mb:.0f}")
+        ends = (f"{row.score:.4f}", format_interval(row.low, row.high), f"{row.change:.1g}", f"{row.changed:.2%}")
+        table.add_row(row.variant, f"{row.mb:.2f}", *times, *ends, style="bold" if row.chosen else None)
+    Console(file=console.file, width=max(console.width, 130)).print(table)
+    chosen = variants.loc[variants["chosen"], "variant"].iat[0]
+    console.print(
+        f"chosen      {chosen}: the smallest within one standard error of float ({variants['error'].iat[1]:.4f})"
+    )
+    worst = groups[(groups["variant"] == chosen) & (groups["changed"] > 0)].nlargest(NOTES, "changed")
+    for row in worst.itertuples():
+        console.print(
+            f"changed     {row.changed:.2%} of the answers where {row.column} is {row.value} ({row.images} images)"
+        )
+    for note in notes:
+        console.print(f"note: {note}", soft_wrap=True)
+
+
 def print_submission(console: Console, submission: "Submission") -> None:
     """Print the compared decisions, the chosen one, its files, and the next command."""
     path, ledger, metric, classes, chosen, shared, notes = submission

@@ -102,8 +102,8 @@ def _knots(values: np.ndarray) -> tuple[list[float], list[float]]:
 
 def _interpolate(x: "Tensor", knots: "Tensor", values: "Tensor") -> "Tensor":
     """`numpy.interp` of x (B,) between knots (K,): constant outside of them."""
-    import torch
 
-    right = torch.searchsorted(knots, x.contiguous()).clamp(1, len(knots) - 1)
+    # As torch.searchsorted, which has no form in an ONNX graph.
+    right = (knots < x.unsqueeze(1)).sum(1).clamp(1, len(knots) - 1)
     share = ((x - knots[right - 1]) / (knots[right] - knots[right - 1])).clamp(0, 1)
     return values[right - 1] + share * (values[right] - values[right - 1])
