@@ -123,7 +123,7 @@ def test_units_with_metadata_and_every_pool(tmp_path):
         codes, numbers = torch.randint(0, 5, (count, 1)), torch.randn(count, 1)
         missing = (numbers > 0.5).float()
         numbers = torch.cat([numbers * (1 - missing), missing], 1)
-        ragged = {"image": images, "image_valid": valid, "slot": slots, "slot_valid": valid}
+        ragged = {"image": images, "image_valid": valid, "slot": slots, "slot_valid": valid.clone()}
         return ragged | {"numbers": numbers, "categories": codes}
 
     graph = Graph([model], [0], None)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from foldwise.data.batches import unit_range
 from foldwise.data.fields import Field
+from foldwise.errors import Refusal
 from foldwise.export.metadata import DECISIONS, write_metadata
 from foldwise.inference.weights import Model
 from foldwise.models.network import Batch
@@ -136,10 +137,16 @@ def write_graph(
     ragged = {name for name, field in fields.items() if field.ragged}
     shapes = {name: {0: free, 1: free} if name.removesuffix("_valid") in ragged else {0: free} for name in batch}
     with quiet():
-        program = torch.onnx.export(
-            graph.eval(), (), kwargs={"batch": batch}, dynamic_shapes={"batch": shapes}, opset_version=OPSET,
-            output_names=graph.names, dynamo=True, verbose=False,
-        )  # fmt: skip
+        try:
+            program = torch.onnx.export(
+                graph.eval(), (), kwargs={"batch": batch}, dynamic_shapes={"batch": shapes}, opset_version=OPSET,
+                output_names=graph.names, dynamo=True, verbose=False,
+            )  # fmt: skip
+        except torch.onnx.OnnxExporterError as error:
+            name, cause = type(graph.networks[0].net).__name__, error.__cause__ or error
+            raise Refusal(
+                f"{name} cannot be exported as it is written, see docs/extend.md#networks: {cause}"
+            ) from error
     assert program is not None
     model = program.model
     for value in list(model.graph.inputs):

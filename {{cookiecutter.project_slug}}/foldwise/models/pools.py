@@ -132,7 +132,7 @@ class RecurrentPool(Pool):
         outputs, last = list[Tensor](), list[Tensor]()
         for direction, weights in enumerate(self.gru.all_weights):
             order = reverse if direction else place.unsqueeze(-1).expand_as(reverse)
-            start = features.new_zeros(1, len(features), self.gru.hidden_size)
+            start = features.new_zeros(1, features.shape[0], self.gru.hidden_size)
             ordered = features.gather(1, order.expand(-1, -1, features.shape[2]))
             found, _ = torch.gru(ordered, start, list[Tensor](weights), True, 1, 0.0, False, False, True)
             order = order.expand(-1, -1, found.shape[2])
@@ -171,8 +171,8 @@ class TransformerPool(Pool):
 
     def forward(self, features: Tensor, valid: Tensor | None = None, slot: Tensor | None = None) -> Tensor:
         x = self.project(features)
-        x = torch.cat([self.token.expand(len(x), -1, -1), x + _positions(x.shape[1], x.shape[2]).to(x)], 1)
-        padding = None if valid is None else torch.cat([valid.new_zeros(len(valid), 1), ~valid], 1)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x + _positions(x.shape[1], x.shape[2]).to(x)], 1)
+        padding = None if valid is None else torch.cat([valid.new_zeros(valid.shape[0], 1), ~valid], 1)
         return self.layers(x, src_key_padding_mask=padding)[:, 0]
 
 
