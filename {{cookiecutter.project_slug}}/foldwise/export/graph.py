@@ -144,9 +144,7 @@ def write_graph(
             )  # fmt: skip
         except torch.onnx.OnnxExporterError as error:
             name, cause = type(graph.networks[0].net).__name__, error.__cause__ or error
-            raise Refusal(
-                f"{name} cannot be exported as it is written, see docs/extend.md#networks: {cause}"
-            ) from error
+            raise Refusal(f"{name} cannot be exported as written (docs/extend.md#networks): {cause}") from error
     assert program is not None
     model = program.model
     for value in list(model.graph.inputs):
