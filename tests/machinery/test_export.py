@@ -11,6 +11,7 @@ from tiny import make_spec, random_model, tiny_config, train_scored, write_data
 
 from foldwise.errors import Refusal
 from foldwise.export import exporting, measuring
+from foldwise.export import variants as variants_of
 from foldwise.export.exporting import Budget, choose, export_run
 from foldwise.export.graph import CARRIED, Graph, as_feeds, write_graph
 from foldwise.export.metadata import open_session, read_metadata
@@ -24,6 +25,13 @@ from foldwise.predictions.store import read_predictions
 
 for package in ("onnxscript", "onnxruntime"):
     pytest.importorskip(package, reason="needs the extra `export`")
+
+
+@pytest.fixture(autouse=True)
+def no_memory(request, monkeypatch):
+    """One test measures memory, in a process per variant that imports torch."""
+    if "three_variants" not in request.node.name:
+        monkeypatch.setattr(measuring, "_memory", lambda *_: 0)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +50,8 @@ def opened(folder: Path):
     return session, read_metadata(session.get_modelmeta().custom_metadata_map, folder)
 
 
-def test_a_fold_in_three_variants(run, root, tmp_path, command):
+def test_a_fold_in_three_variants(run, root, tmp_path, command, monkeypatch):
+    monkeypatch.setattr(variants_of, "STRETCHES", 3)
     words = ("export.py", run, "--half", "--int8", "--threads", 1, "--out", tmp_path / "out")
     code, said, errors = command(*words)
     assert code == 0, errors
@@ -54,7 +63,7 @@ def test_a_fold_in_three_variants(run, root, tmp_path, command):
     assert variants.loc["float", "change"] < 1e-5 < variants.loc["int8", "change"]
     assert chosen[0] in said and (tmp_path / "out/comparison.png").stat().st_size > 1000
     # The file itself, on pictures that OpenCV reads, against what training wrote out of fold.
-    assert command("export.py", run, "--out", tmp_path / "float")[0] == 0
+    export_run(run, tmp_path / "float")
     session, described = opened(tmp_path / "float")
     assert described["variant"] == "float" and described["run"] == run.name and described["folds"] == [0]
     assert described["inputs"] == [{"name": "image", "dtype": "uint8", "axes": [None, 3, 32, 32]}]
@@ -66,8 +75,6 @@ def test_a_fold_in_three_variants(run, root, tmp_path, command):
         expected = Temperature(described["temperature"]["0"])(expected)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert decided.dtype == np.uint8 and (decided.argmax(1) == expected.argmax(1)).all() and (decided.sum(1) == 1).all()
-    code, _, errors = command("export.py", run, "--budget-mb", 0.001, "--out", tmp_path / "small")
-    assert code == 2 and "nearest: float with" in errors and not (tmp_path / "small").exists()
 
 
 def test_what_is_calibrated_on_is_never_held_out(run):
