@@ -31,8 +31,8 @@ from foldwise.predictions.schema import Header
 from foldwise.predictions.store import iter_maps, read_predictions, write_predictions
 from foldwise.processes.group import Rank
 from foldwise.training.build import build_training
+from foldwise.training.dry_run import inspect_config
 from foldwise.training.results import output_config
-from foldwise.training.trial import inspect_config
 
 MASK = "task: segmentation, target: mask, classes: [background,blue,green,red], loss: cross_entropy"
 LABELS = "task: multilabel, target: labels"

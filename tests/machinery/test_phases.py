@@ -22,7 +22,7 @@ from foldwise.reporting.figures import to_png
 from foldwise.reporting.phases import phases_figure
 from foldwise.schedule.phases import Phase, Schedule, build_phases, share_epochs
 from foldwise.schedule.schedulers import Constant, Cosine, Plateau
-from foldwise.training.trial import inspect_config
+from foldwise.training.dry_run import inspect_config
 
 STEPS = 7
 

@@ -22,7 +22,7 @@ from foldwise.models.module import Frozen
 from foldwise.models.networks import ImageNetwork
 from foldwise.predictions.store import iter_maps, read_predictions
 from foldwise.training import build
-from foldwise.training.trial import inspect_config
+from foldwise.training.dry_run import inspect_config
 
 # The first backward pass of a process decides whether its forks may have any, see groups.py.
 torch.ones(1, requires_grad=True).backward()

@@ -15,8 +15,8 @@ from foldwise.errors import Refusal
 from foldwise.predictions.store import read_predictions
 from foldwise.processes.group import Rank
 from foldwise.training.build import build_spec, build_trainer
+from foldwise.training.dry_run import inspect_config
 from foldwise.training.plan import choose_parts
-from foldwise.training.trial import inspect_config
 
 
 def weights(run, fold=0):

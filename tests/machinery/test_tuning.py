@@ -74,9 +74,13 @@ def trials_of(folder: Path) -> pd.DataFrame:
 def test_a_planted_learning_rate_is_found_also_after_a_kill(base, command, tmp_path, monkeypatch):
     space = write_space("small: {fold: 0}\nspace: {optimizer.lr: {factor: 100}, mixing: [none, mixup]}")
     words = [*base, "optimizer.lr=0.12", "--trials", TRIALS, "--space", space.resolve()]
-    (tmp_path / "first").mkdir()
-    (tmp_path / "first/solution").symlink_to(ROOT / "solution")
-    monkeypatch.chdir(tmp_path / "first")
+
+    def start_in(folder):
+        folder.mkdir()
+        (folder / "solution").symlink_to(ROOT / "solution")
+        monkeypatch.chdir(folder)
+
+    start_in(tmp_path / "first")
     code, said, errors = command("tools/tune.py", *words)
     assert code == 0, errors
     (experiment,) = (tmp_path / "configs/experiment").glob("*")
@@ -89,9 +93,7 @@ def test_a_planted_learning_rate_is_found_also_after_a_kill(base, command, tmp_p
     assert "pruned" in frame["state"].tolist()
     assert not list(Path("tuning").glob("*/[0-9]*"))
 
-    (tmp_path / "second").mkdir()
-    (tmp_path / "second/solution").symlink_to(ROOT / "solution")
-    monkeypatch.chdir(tmp_path / "second")
+    start_in(tmp_path / "second")
     killed = multiprocessing.get_context("fork").Process(target=command, args=("tools/tune.py", *words))
     killed.start()
     wait_for(lambda: len(list(Path("tuning").glob("*/2/*/fold0/last.ckpt"))) == 1)

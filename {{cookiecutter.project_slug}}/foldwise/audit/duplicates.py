@@ -5,26 +5,7 @@
   images.
 - `near`: a network's vectors are much more alike than those of their neighbours. Finds neighbouring frames of a video.
 
-Thresholds were measured on 4404 tiles (120 x 120) of three driving videos, 367 frames one second apart, in five random
-folds of whole frames. A frame is found if one of its tiles pairs with a tile of a neighbouring frame in another fold; a
-pair across two videos is a false alarm:
-
-                                           frames found    frames with a false alarm
-    near: cosine 0.8  and margin 0.25         97.8 %          2
-          cosine 0.8  and margin 0.30         95.8 %          0    (used)
-          cosine 0.85 and margin 0.33         86.5 %          0
-          cosine 0.973 alone                  29.2 %          0    (skies, roads and trees look the same everywhere)
-    copy: correlation 0.96                    46.1 %          2    (candidates from pixels)
-          0.96 and cosine 0.8, or 0.98        41.0 %          0    (used)
-          correlation 0.98                    31.5 %          0
-
-`near` and `copy` together find 96.6 %, without a false alarm.
-
-Of 100 copies planted among 243 photographs, pixels alone find all that were re-encoded, re-lit, made grey or shrunk, 99
-shifted by a twelfth, 85 cropped by a tenth, 17 cropped by a fifth, and no flipped ones; a network finds 100, 100, 88
-and 89 of the last four. Among the photographs themselves, pixels flag no pair, and the network one: two by the same
-photographer in the same white frame. Images with little content stay doubtful: among 1597 handwritten digits of 8 x 8
-pixels, 7 pairs are flagged (75 without the cosine).
+The thresholds were chosen on frames of driving videos: docs/benchmarks.md of the template.
 """
 
 from collections.abc import Sequence

@@ -21,12 +21,7 @@ Splits = Iterable[tuple[np.ndarray, np.ndarray]]  # rows to fit on, rows to pred
 
 
 def leak_notes(table: Table, samples: Samples, folds: np.ndarray) -> list[str]:
-    """Note columns of `Units`' metadata from which a decision tree predicts the target or the fold almost surely.
-
-    Args:
-        table: one row per item.
-        folds: (N,) of the items; -1: always train.
-    """
+    """Note columns of `Units`' metadata from which a decision tree predicts the items' target or fold almost surely."""
     if not isinstance(samples, Units):
         return []
     chosen = np.random.default_rng(0).permutation(len(table))[:MOST]

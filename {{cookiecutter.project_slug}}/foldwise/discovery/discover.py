@@ -67,13 +67,13 @@ def discover(root: Path, name: str) -> Findings:
     found.settings["table"] = found.place(rows.frame, "train.csv", rows.stored)
     found.say("id", f"column {rows.id}: {len(rows.frame):,} different values, such as {rows.frame[rows.id].iat[0]}")
     if rows.target is not None:
-        _set_target(found, rows, rows.target, tables)
+        _set_target(found, survey, rows, rows.target, tables)
     _find_test(found, survey, rows, test)
     if sample is not None:
         found.say("sample submission", f"{sample.path}: {_describe_sample(sample)}")
     masks = rows.target is not None and rows.target.task == "segmentation"
     pixels.inspect_pictures(found, rows.frame[rows.image].tolist(), masks)
-    _name_others(found, survey, [table for table in tables if table not in (train, test, sample)])
+    _name_others(found, survey, tables, (train, test, sample))
     return found
 
 
@@ -108,7 +108,7 @@ def _without_pictures(survey: Survey) -> str:
     return f"{survey.root} has no pictures{f'; it has {some(others)}' if others else ''}{advice}"
 
 
-def _set_target(found: Findings, rows: Rows, target: Target, tables: Sequence[Found]) -> None:
+def _set_target(found: Findings, survey: Survey, rows: Rows, target: Target, tables: Sequence[Found]) -> None:
     """Settings that the target asks for; the metric and loss too where the repository's own do not suit the task."""
     found.doubts += [target.doubt] if target.doubt else []
     if not target.kind:
@@ -116,7 +116,7 @@ def _set_target(found: Findings, rows: Rows, target: Target, tables: Sequence[Fo
     several = len(target.columns) > 1 or target.kind == "rle"
     found.settings["columns.target"] = list(target.columns) if several else target.columns[0]
     found.settings["label_separator"] = target.separator
-    names, file = find_names(tables)
+    names, file = find_names(survey, tables)
     if target.kind == "files":
         pixels.inspect_masks(found, [path for path in rows.frame[target.columns[0]] if path], names)
     if names:
@@ -191,8 +191,8 @@ def _describe_sample(sample: Found) -> str:
     return f"ids in {key}; {kind} (submit.py --format {form})"
 
 
-def _name_others(found: Findings, survey: Survey, tables: Sequence[Found]) -> None:
-    for table in [table for table in tables if table.path not in found.used][:8]:
+def _name_others(found: Findings, survey: Survey, tables: Sequence[Found], used: Sequence[Found | None]) -> None:
+    for table in [table for table in tables if table not in used and table.path not in found.used][:8]:
         leads = f", {table.link.column} leads to {table.link.folders}" if table.link is not None else ""
         columns = some(list(table.frame), 8)
         found.say("also there", f"{table.path}, not used: {len(table.frame):,} rows; columns {columns}{leads}")

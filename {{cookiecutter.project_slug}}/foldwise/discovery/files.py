@@ -23,6 +23,7 @@ MASK = {
     "segmentation", "segmentations", "segmented", "target", "targets", "gtfine",
 }  # fmt: skip
 IMAGE = {"image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "jpegimages", "rgb"}
+NAMES = {"class", "classes", "label", "labels", "names", "categories"}  # of a file with class names
 NEARLY = 0.98  # of the cells of a column must lead to pictures, for some are often missing
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -11,7 +12,7 @@ from foldwise.data.cells import text_column
 from foldwise.data.problems import TableError
 from foldwise.data.table_file import find_separator, read_file
 from foldwise.data.targets import LISTS
-from foldwise.discovery.files import MASK, TABLES, TEST, TRAIN, VALIDATION, Link, Survey, suffix, words
+from foldwise.discovery.files import MASK, NAMES, TABLES, TEST, TRAIN, VALIDATION, Link, Survey, stem, suffix, words
 
 SAMPLE = {"sample", "submission", "submit", "example", "benchmark"}
 LONGEST = 200  # letters of a name that may lead to a file; run-length codes are longer
@@ -107,10 +108,7 @@ def _read(survey: Survey, path: str) -> tuple[pd.DataFrame, str]:
 
 def _read_coco(file: Path) -> pd.DataFrame:
     """Rows of a JSON file as COCO has it, one for each annotation; no rows of other JSON."""
-    try:
-        read = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError):
-        return pd.DataFrame()
+    read = _read_json(file)
     images = pd.DataFrame(read["images"] if isinstance(read, dict) and isinstance(read.get("images"), list) else [])
     if "file_name" not in images or "id" not in images:
         return pd.DataFrame()
@@ -119,6 +117,14 @@ def _read_coco(file: Path) -> pd.DataFrame:
         images = images.merge(rows, left_on="id", right_on="image_id").drop(columns=["image_id", "annotation"])
     nested = [name for name in images if images[name].map(lambda cell: isinstance(cell, list | dict)).any()]
     return images.drop(columns=[name for name in nested if name != "bbox"]).astype(str)
+
+
+def _read_json(file: Path) -> Any:
+    """The content of a JSON file; None if it is none."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
 
 
 def _linked(survey: Survey, table: Found) -> Found:
@@ -171,7 +177,7 @@ def choose_sample(tables: Sequence[Found], train: Found | None) -> Found | None:
     return next((t for t in tables if t is not train and t.is_sample and len(t.frame.columns) > 1), None)
 
 
-def find_names(tables: Sequence[Found]) -> tuple[dict[str, list[str]], str]:
+def find_names(survey: Survey, tables: Sequence[Found]) -> tuple[dict[str, list[str]], str]:
     """Find a file of class names: the names in the order of their numbers, and colours as #rrggbb, with the file."""
     for table in tables:
         column = {name.casefold().strip(): name for name in table.frame}
@@ -186,4 +192,20 @@ def find_names(tables: Sequence[Found]) -> tuple[dict[str, list[str]], str]:
         numbers = list(map(str, range(len(names))))
         if any(text_column(table.frame[other]).tolist() == numbers for other in table.frame):
             return {"names": names}, table.path
-    return {}, ""
+    listed = [path for path in survey.files if suffix(path) in (".json", ".txt") and NAMES & set(words(stem(path)))]
+    found = ((_read_names(survey.root / path), path) for path in listed)
+    return next((({"names": names}, path) for names, path in found if names), ({}, ""))
+
+
+def _read_names(path: Path) -> list[str]:
+    """Names of a JSON object {"0": name} or {name: 0}, or of a text with a name a line; [] for anything else."""
+    if path.suffix.lower() == ".txt":
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return lines if all(0 < len(line.strip()) < 40 for line in lines) else []
+    read = _read_json(path)
+    if not isinstance(read, dict) or not 1 < len(read) <= MOST_NAMES:
+        return []
+    number_first = all(str(key).isdecimal() for key in read)
+    pairs = {str(key if number_first else value): str(value if number_first else key) for key, value in read.items()}
+    order = list(map(str, range(len(pairs))))
+    return [pairs[number] for number in order] if pairs.keys() == set(order) else []

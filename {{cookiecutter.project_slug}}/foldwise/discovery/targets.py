@@ -11,7 +11,7 @@ from foldwise.data.cells import text_column
 from foldwise.data.problems import some
 from foldwise.data.run_lengths import RUNS
 from foldwise.data.table import MISSING
-from foldwise.data.targets import NEARLY_ALL, NUMBER, find_separator, split_cells
+from foldwise.data.targets import NEARLY_ALL, NUMBER, SEPARATORS, find_separator, split_cells
 from foldwise.discovery.files import words
 
 # Words in names of columns.
@@ -114,19 +114,19 @@ def judge(frame: pd.DataFrame, columns: Sequence[str], answers: pd.DataFrame) ->
     cells = text_column(frame[name])
     filled = cells[~cells.isin(MISSING)]
     distinct = Counter(filled)
-    rare = sum(count < 3 for count in distinct.values())
+    names, rare = [name for name, _ in distinct.most_common()], sum(count < 3 for count in distinct.values())
     kind = "individual" if len(distinct) > MANY and rare > RARE * len(distinct) else "class"
     if _are_runs(filled):
         return Target((name,), "rle", f"{name} holds run-length codes (start length ...), as {filled.iat[0][:20]!r}")
     if all(NUMBER.fullmatch(cell) for cell in distinct):
         return _numbers(name, known, filled, kind, text_column(answers[name]) if name in answers else ())
-    if found := _separator([*distinct], bool(SEVERAL & known)):
+    if found := _separator(names, bool(SEVERAL & known)):
         separator, doubt = found
         parts = {part for cell in split_cells(filled, separator) for part in cell}
         what = "spaces" if separator == " " else repr(separator)
         evidence = f"{name}: {len(distinct):,} different cells are made of {len(parts):,} names separated by {what}"
         return Target((name,), "labels", evidence, None if separator == " " else separator, doubt)
-    evidence = f"{name}: {len(distinct):,} different names in {len(filled):,} rows, such as {some([*distinct], 3)}"
+    evidence = f"{name}: {len(distinct):,} different names in {len(filled):,} rows, such as {some(names, 3)}"
     if len(distinct) == len(filled):
         return Target((name,), "", evidence, doubt=f"every row of {name} has another value, which cannot be learnt")
     return Target((name,), kind, evidence + f"; {rare:,} of them have one or two pictures" * (kind == "individual"))
@@ -197,19 +197,27 @@ def _separator(distinct: Sequence[str], several: bool) -> tuple[str, str] | None
     """The separator of the labels in cells, with a doubt; None if each cell is one name."""
     if found := find_separator(distinct, ()):
         return found[0], ""
+    for separator in SEPARATORS.strip() if several else "":
+        if _shared([cell.split(separator) for cell in distinct]) >= 0.5:
+            return separator, ""
     cells = [cell.split() for cell in distinct]
-    combined = [parts for parts in cells if len(parts) > 1]
-    times = Counter(part for parts in cells for part in set(parts))
-    if not combined or any(len(set(parts)) < len(parts) for parts in cells):
-        return None
-    if all(map(str.isdecimal, times)):
+    names = {name for parts in cells for name in parts}
+    shared, lengths = _shared(cells), set(map(len, cells))
+    if shared and all(map(str.isdecimal, names)):
         return " ", ""
-    shared = [times[part] > 1 for parts in combined for part in parts]
-    if len(times) >= len(cells) or sum(shared) < NEARLY_ALL * len(shared) or len(set(map(len, cells))) < 2:
+    if len(names) >= len(cells) or shared < NEARLY_ALL or len(lengths) < 2:
         return None
-    sure = several or len(times) * 2 <= len(cells)
-    doubt = f"cells such as {' '.join(combined[0])!r} may be one class: then add task=multiclass metric=accuracy"
-    return " ", "" if sure else doubt
+    example = next(cell for cell, parts in zip(distinct, cells, strict=True) if len(parts) > 1)
+    doubt = f"cells such as {example!r} may be one class: then add task=multiclass metric=accuracy"
+    return " ", "" if several or len(names) * 2 <= len(cells) else doubt
+
+
+def _shared(cells: Sequence[Sequence[str]]) -> float:
+    """Share of the names in cells of several that other cells have too; 0 if a cell has one twice."""
+    times = Counter(name.strip() for names in cells for name in {*map(str.strip, names)})
+    shared = [times[name.strip()] > 1 for names in cells if len(names) > 1 for name in names]
+    repeated = any(len({*map(str.strip, names)}) < len(names) for names in cells)
+    return 0.0 if repeated or not shared else sum(shared) / len(shared)
 
 
 def box_columns(frame: pd.DataFrame) -> list[str]:

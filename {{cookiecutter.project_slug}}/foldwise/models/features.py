@@ -106,10 +106,8 @@ class FeatureNetwork(EncodersNetwork):
     """A head on the features of frozen encoders, for each output.
 
     Args:
-        encoders: arguments of each `Encoder`, and the `widths` of its stages.
         hidden: widths of the hidden layers; none for a linear head.
         dropout: of the inputs of each layer.
-        weights: files of the encoders, in training.
     """
 
     def __init__(

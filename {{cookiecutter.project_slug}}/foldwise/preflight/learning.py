@@ -23,7 +23,7 @@ from foldwise.models.normalized import set_trainable
 from foldwise.preflight.short import ShortTraining
 from foldwise.preflight.subject import Subject, ideal_outputs, kept_buffers
 from foldwise.tasks.outputs import Output, activate
-from foldwise.training.trial import ONE_VALUE
+from foldwise.training.dry_run import ONE_VALUE
 
 SHIFTS = [partial(move, dims=[axis]) for axis in (-2, -1) for move in (torch.flip, partial(torch.roll, shifts=3))]
 WORSE = 3.0  # times the loss of a constant prediction: more than initial weights cost
@@ -208,7 +208,7 @@ def check_saved(subject: Subject) -> Iterator[str]:
             yield DEPENDENT
         elif not torch.allclose(values, one_by_one, rtol=1e-3, atol=1e-4):
             yield (
-                "a saved model predicts otherwise than the trained one: what it learns is in a plain attribute or "
+                "a saved model predicts differently from the trained one: what it learns is in a plain attribute or "
                 "list; make it a parameter, a buffer or an nn.ModuleList"
             )
 

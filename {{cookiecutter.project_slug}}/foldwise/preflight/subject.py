@@ -29,9 +29,9 @@ from foldwise.processes.group import Rank
 from foldwise.reporting.pictures import choose_samples
 from foldwise.tasks.outputs import Output
 from foldwise.training.build import build_trainer, build_training
+from foldwise.training.dry_run import attach_trainer
 from foldwise.training.ema import reestimate_batch_norm
 from foldwise.training.fold import initial_seed
-from foldwise.training.trial import attach_trainer
 
 ITEMS = 8  # of a batch
 SURE = 1e-3  # distance from 0 and 1 of a perfect prediction

@@ -18,11 +18,8 @@ ADVICE = "lower optimizer.lr, set trainer.gradient_clip_val=1.0, or train in tra
 class EpochLosses(pl.Callback):
     """Averages the losses of an epoch in `means`; raises FloatingPointError if a loss or weight is not finite.
 
-    Passes the (B,) entries of the losses to the sampling at the end of an epoch, and checkpoints its state.
-
-    Args:
-        part: the model's name in messages.
-        pool: real training items; pseudo items are not observed.
+    Passes the (B,) entries of the losses of the `pool`, the real training items, to the sampling at the end of an
+    epoch, and checkpoints its state.
     """
 
     def __init__(self, part: str, pool: Pool) -> None:

@@ -58,12 +58,7 @@ warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # values are gathered b
 
 
 def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: Prepared, rank: Rank) -> None:
-    """Train one model with the run's copy of the code, resuming from last.ckpt if it exists.
-
-    Args:
-        part: its held-out folds, usually one.
-        config: resolved and checked by train.py.
-    """
+    """Train one model with the run's copy of the code, resuming from last.ckpt if it exists."""
     torch.set_num_threads(config["threads"] or max(1, torch.get_num_threads() // rank.sharing))
     folder = run / part.name
     folder.mkdir(exist_ok=True)

@@ -32,14 +32,7 @@ METRICS, REPORTING = "foldwise.predictions.metrics", "foldwise.reporting"
 def make_identity(
     config: Mapping[str, Any], world: int, contents: Mapping[str, str], code: Code = NO_CODE
 ) -> dict[str, str]:
-    """Flat description of a run; equal identities give equal results.
-
-    Args:
-        config: resolved.
-        world: processes per fold.
-        contents: from `hash_contents`.
-        code: what the configuration reaches in `solution/`.
-    """
+    """Flat description of a run of `world` processes per fold; equal identities give equal results."""
     settings = {key: json.dumps(value) for key, value in _flatten(config)}
     targets = trained_targets(config)
     definitions = Definitions(code, targets)

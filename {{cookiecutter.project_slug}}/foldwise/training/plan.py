@@ -46,12 +46,7 @@ class Plan:
 
 
 def make_plan(context: "Context", config: dict[str, Any], nodes: int, make_folds: bool, code: Code) -> Plan:
-    """Check data, configuration and devices; raise a Refusal for what cannot be used.
-
-    Args:
-        nodes: machines per fold.
-        make_folds: assign a fold to rows that have none.
-    """
+    """Check data, configuration and the devices of `nodes` machines; raise a Refusal for what cannot be used."""
     trainer, workers = config["trainer"], config["fold_workers"]
     prepared = prepare(config, code.alias, make_folds)
     parts = choose_parts(config["fold"], followers(config), prepared)
@@ -106,7 +101,7 @@ def _retrieval_problems(chosen: Any, prepared: Prepared) -> list[str]:
 def _inspect(config: Mapping[str, Any], prepared: Prepared, part: Holdout, nodes: int) -> tuple[dict[str, Any], bytes]:
     from foldwise.reporting.figures import to_png
     from foldwise.reporting.phases import phases_figure
-    from foldwise.training.trial import inspect_config
+    from foldwise.training.dry_run import inspect_config
 
     hardware, phases = inspect_config(config, prepared, part, nodes)
     return hardware, to_png(phases_figure(phases))

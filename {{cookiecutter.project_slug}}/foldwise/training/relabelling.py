@@ -24,8 +24,6 @@ class Relabelling(pl.Callback):
 
     Args:
         real, total: numbers of labelled items, and of all; the unlabelled ones come last.
-        output: whose targets are made.
-        sampler: of the training.
         load: makes a loader of items, given their indices.
     """
 

@@ -38,7 +38,7 @@ from foldwise.training.loaders import local_batch_size
 from foldwise.training.validation import build_metrics
 
 FIRST = Holdout((0,))
-ITEMS = 2  # batch size of the trial
+ITEMS = 2  # batch size
 STEPS = 20  # points per epoch in the learning-rate preview
 ONE_VALUE = "more than 1 value per channel"  # in torch's error
 
