@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-COMMANDS = ["prepare", "train", "predict", "evaluate", "ensemble", "export", "submit", "bundle"]
+COMMANDS = ["prepare", "plan", "train", "predict", "evaluate", "ensemble", "export", "submit", "bundle"]
 TOOLS = [
     "average", "average_weights", "pseudo_label", "distill", "features", "tune", "unpack", "crop", "boxes", "label",
 ]  # fmt: skip

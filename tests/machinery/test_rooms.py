@@ -20,7 +20,7 @@ FLOORS = [
     {"models", "inference", "reporting"},
     {"audit", "labelling", "discovery"},
     {"training", "preflight", "bundle"},
-    {"tuning", "export"},
+    {"tuning", "planning", "export"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

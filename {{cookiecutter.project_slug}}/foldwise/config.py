@@ -14,6 +14,7 @@ from foldwise.settings import (
     find_choice,
     known_settings,
     list_choices,
+    list_groups,
     read_yaml,
     unknown_choice,
     unknown_setting,
@@ -214,6 +215,21 @@ def read_config(run: Path) -> dict[str, Any]:
     config |= {name: value for name, value in ADDED.items() if name not in config}
     config["outputs"] = {name: OUTPUT | entry for name, entry in config["outputs"].items()}
     return config
+
+
+def experiment_text(header: str, starts: Sequence[str], settings: Mapping[str, Any]) -> str:
+    """An experiment file: comments, the experiments that it starts from, and settings by name as on a command line."""
+    groups = {name: value for name, value in settings.items() if name in list_groups() and isinstance(value, str)}
+    content: dict[str, Any] = {"defaults": [*starts, *({f"override /{name}": value} for name, value in groups.items())]}
+    content["defaults"] += ["_self_"] if starts else []
+    for name, value in settings.items():
+        if name not in groups:
+            *parents, last = name.split(".")
+            place = content
+            for key in parents:
+                place = place.setdefault(key, {})
+            place[last] = value
+    return f"# @package _global_\n{header}" + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def write_config(run: Path, config: dict[str, Any]) -> None:

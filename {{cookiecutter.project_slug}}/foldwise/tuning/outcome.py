@@ -8,17 +8,17 @@ from typing import Any, TextIO
 
 import yaml
 
+from foldwise.config import experiment_text
 from foldwise.files import write_text
 from foldwise.locks import lock
 from foldwise.reporting.console import format_interval, format_score
 from foldwise.reporting.tuning_report import Tuned
-from foldwise.settings import OWNER, list_groups
+from foldwise.settings import OWNER
 from foldwise.shell import command
 from foldwise.training.run import train
 from foldwise.tuning.space import Space
 
-HEADER = """# @package _global_
-# {experiment} with the best settings of trial {trial} in {folder}.
+HEADER = """# {experiment} with the best settings of trial {trial} in {folder}.
 #   {command}
 # {verdict}
 """
@@ -76,21 +76,12 @@ def _write_experiment(tuned: Tuned, space: Space, trial: int, values: Mapping[st
     given = {word.partition("=")[0].lstrip("+"): word for word in space.base}  # the command line would win
     others = [word for name, word in given.items() if name != "experiment" and name not in tuned.start]
     changed = {name: value for name, value in values.items() if value != tuned.start[name] or name in given}
-    groups = {name: value for name, value in changed.items() if name in list_groups()}
-    chosen = [{f"override /{name}": value} for name, value in groups.items()]
-    content: dict[str, Any] = {"defaults": [experiment, *chosen, "_self_"]}
-    for name, value in changed.items():
-        if name not in groups:
-            *parents, last = name.split(".")
-            place = content
-            for key in parents:
-                place = place.setdefault(key, {})
-            place[last] = yaml.safe_load(value) if isinstance(value, str) else value
+    settings = {name: yaml.safe_load(value) if isinstance(value, str) else value for name, value in changed.items()}
     for number in count(1):
         name = f"{experiment}_tuned" + (f"_{number}" if number > 1 else "")
         line = command("python", "train.py", f"experiment={name}", *others)
         header = HEADER.format(experiment=experiment, trial=trial, folder=tuned.folder, command=line, verdict=verdict)
-        text = header + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        text = experiment_text(header, [experiment], settings)
         path = OWNER / "experiment" / f"{name}.yaml"
         if not path.exists() or path.read_text(encoding="utf-8") == text:
             break

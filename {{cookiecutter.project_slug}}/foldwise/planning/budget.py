@@ -1,0 +1,171 @@
+"""Finds the network, image size and number of epochs that fit a budget, by timing a few steps of each candidate."""
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from foldwise.checks import check_config
+from foldwise.code.source import Code
+from foldwise.config import compose_config, resolve_config
+from foldwise.data.holdout import Holdout
+from foldwise.data.images import image_hw
+from foldwise.data.prepare import Prepared
+from foldwise.errors import Refusal
+from foldwise.planning.facts import Facts, Network
+from foldwise.planning.rules import Choice, Draft, choose, length_of, sizes_of
+from foldwise.preflight.forecast import Costs, forecast, in_words, measure
+from foldwise.preflight.subject import ITEMS, Subject
+from foldwise.schedule.phases import share_epochs
+from foldwise.settings import list_groups
+
+THREADS = torch.get_num_threads()  # before any measurement changes it
+TIMED = 16  # images of a timed batch
+START = 4.0  # seconds to start a model's process, to save its weights and to score it
+CHECKS = 30  # steps of `ITEMS` images that the checks before the first fold take
+SPARE = 1.05  # of the forecast, as measured times vary
+HOPELESS = 1.2  # times the budget: what is guessed to take longer is not timed
+
+
+class Measured(NamedTuple):
+    """A candidate with its configuration and costs."""
+
+    draft: Draft
+    choices: Mapping[str, Choice]
+    config: Mapping[str, Any]
+    costs: Costs
+
+    @property
+    def shown(self) -> str:
+        """One line on the speed."""
+        network = self.draft.network.name if self.draft.network else self.config["model"].get("name", "network")
+        train, read = (self.costs.size / seconds for seconds in (max(self.costs.steps), self.costs.read))
+        return f"{network} at {self.draft.size} pixels: {train:,.0f} images a second to train, {read:,.0f} to read"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Composes and times candidates.
+
+    Attributes:
+        base: overrides: the data, and what was given.
+        given: settings on the command line, which no rule changes.
+    """
+
+    facts: Facts
+    prepared: Prepared
+    parts: Sequence[Holdout]
+    code: Code
+    base: Sequence[str]
+    given: Mapping[str, Any]
+
+    def choose(self, draft: Draft) -> dict[str, Choice]:
+        """The rules' choices without what was given: settings, and all of a group but the model."""
+        taken = {name for name in self.given if name in list_groups()} - {"model", "data"}
+        found = {}
+        for name, choice in choose(self.facts, draft).items():
+            kept = {key: value for key, value in choice.settings.items() if key not in self.given}
+            kept = {key: value for key, value in kept.items() if key.partition(".")[0] not in taken}
+            found[name] = Choice(kept, choice.reason)
+        return found
+
+    def config(self, choices: Mapping[str, Choice]) -> dict[str, Any]:
+        """The configuration that train.py would compose."""
+        from omegaconf import OmegaConf, flag_override
+
+        settings = {key: value for choice in choices.values() for key, value in choice.settings.items()}
+        groups = {key: value for key, value in settings.items() if key in list_groups() and isinstance(value, str)}
+        config = compose_config([*self.base, *(f"{key}={value}" for key, value in groups.items())])
+        with flag_override(config, ["struct", "readonly"], False):
+            for key, value in settings.items():
+                if key not in groups:
+                    OmegaConf.update(config, key, value, merge=not isinstance(value, Mapping), force_add=True)
+        return resolve_config(config)
+
+    def time(self, draft: Draft) -> Measured:
+        """Time a few steps of a candidate."""
+        choices = self.choose(draft)
+        config = self.config(choices)
+        check_config(config)
+        sharing = 1 if self.facts.gpus else config["fold_workers"]
+        torch.set_num_threads(config["threads"] or max(1, THREADS // sharing))
+        subject = Subject(config, self.prepared, self.parts[0], self.code)
+        return Measured(draft, choices, config, measure(subject, min(TIMED, config["batch_size"])))
+
+    def seconds(self, measured: Measured, epochs: int) -> float:
+        """Forecast of the whole command for a number of epochs."""
+        draft = measured.draft._replace(epochs=epochs)
+        settings = {key: value for choice in self.choose(draft).values() for key, value in choice.settings.items()}
+        config = dict(measured.config)
+        config["validate_every"] = settings.get("validate_every", config["validate_every"])
+        shares = {name: phase["epochs"] for name, phase in config["phases"].items()}
+        shares = share_epochs(epochs, {name: settings.get(f"phases.{name}.share", old) for name, old in shares.items()})
+        config["phases"] = {name: phase | {"epochs": shares[name]} for name, phase in config["phases"].items()}
+        at_once = config["fold_workers"]
+        passed = forecast(config, measured.costs, self.prepared, self.parts, 1, at_once)
+        starts = START * math.ceil(len(self.parts) / at_once)
+        checks = CHECKS * max(measured.costs.steps) * ITEMS / measured.costs.size if config["preflight"] else 0
+        return SPARE * (passed + starts + checks + START)
+
+
+def fit(bench: Bench, budget: float) -> tuple[Measured, float]:
+    """The first candidate, from the best to the cheapest, that fits into `budget` seconds.
+
+    Returns:
+        The candidate, timed at its size, with as many epochs as fit, and the forecast in seconds.
+    """
+    warnings.simplefilter("ignore")
+    known, least = dict[tuple[Network | None, int], Measured](), math.inf
+    for draft, epochs in candidates(bench):
+        key = draft.network, draft.size
+        if key not in known:
+            guess = scaled(known, draft)
+            if guess and (needed := bench.seconds(guess, epochs)) > HOPELESS * budget:
+                least = min(least, needed)
+                continue
+            known[key] = bench.time(draft)
+            print(f"timed    {known[key].shown}", flush=True)
+        needed = bench.seconds(known[key], epochs)
+        least = min(least, needed)
+        if needed <= budget:
+            most = bench.given.get("epochs", length_of(bench.facts).most)
+            best = next(each for each in range(most, epochs - 1, -1) if bench.seconds(known[key], each) <= budget)
+            draft = draft._replace(epochs=best)
+            choices = bench.choose(draft)
+            found = Measured(draft, choices, bench.config(choices), known[key].costs)
+            return found, bench.seconds(found, best)
+    alone = f", or one fold: fold={bench.prepared.scored_folds[0]}" if len(bench.parts) > 1 else ""
+    raise Refusal(
+        f"--budget {in_words(budget)} is too short for the least sensible training here, which takes about "
+        f"{in_words(least)}: give --budget {math.ceil(least / 60)}m{alone}"
+    )
+
+
+def scaled(known: Mapping[tuple[Network | None, int], Measured], draft: Draft) -> Measured | None:
+    """A guess from the nearest size of the same network that was timed: costs grow with the pixels."""
+    sizes = [size for network, size in known if network == draft.network]
+    if not sizes:
+        return None
+    nearest = min(sizes, key=lambda size: abs(size - draft.size))
+    timed, factor = known[draft.network, nearest], (draft.size / nearest) ** 2
+    steps = tuple(step * factor for step in timed.costs.steps)
+    return timed._replace(costs=timed.costs._replace(steps=steps, predict=timed.costs.predict * factor))
+
+
+def candidates(bench: Bench) -> Iterator[tuple[Draft, int]]:
+    """Drafts from the best to the cheapest, with the fewest epochs that each must get.
+
+    A larger network is worth it only at full size and length; a smaller image if the full one leaves too few epochs.
+    """
+    facts, given = bench.facts, bench.given
+    length, networks = length_of(facts), facts.networks or (None,)
+    sizes = [min(image_hw(given["data.image_size"]))] if "data.image_size" in given else sizes_of(facts)
+    if "epochs" in given:
+        length = length._replace(least=given["epochs"], most=given["epochs"])
+    for network in reversed(networks):
+        yield Draft(network, sizes[0], length.most), length.most
+    for size in sizes:
+        yield Draft(networks[0], size, length.most), length.least
