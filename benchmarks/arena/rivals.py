@@ -2,7 +2,7 @@
 
     python rivals.py <rival> <set folder> --weights FILE --seconds 240 --seed 0 --out evidence.npz
 
-probe   logistic regression (ridge for numbers) on frozen features of each picture and its mirror image
+probe   logistic regression (ridge for numbers) on frozen features
 timm    timm's loader, optimizer and scheduler, with the augmentation that its training script has by default, AdamW
         3e-4, label smoothing 0.1
 loop    what one writes in an evening: AdamW 1e-3 on one cycle, flips, brightness
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 NETWORK = "tf_efficientnet_lite0"
 BATCH = {"segmentation": 8}
 MEAN = STD = 127.5  # of these weights
+FEWEST, FITTING = 200, 0.004  # rows that a probe takes at least; seconds to fit it, for a row
 RESERVE = 0.9  # of the seconds; the rest is for predicting and what was not measured
 
 
@@ -244,11 +245,18 @@ def probe(world: World, weights: Path, clock: Clock, seed: int) -> tuple[list[np
 
     net = build(world, weights).eval()
     net.reset_classifier(0)
-    rows = np.concatenate([world.trained, world.held])
-    with torch.no_grad():
-        features = [net(tensor([world.image(row), world.image(row)[:, ::-1]])).mean(0).numpy() for row in rows]
-    x, held = np.stack(features[: len(world.trained)]), np.stack(features[len(world.trained) :])
-    y = world.target[world.trained]
+
+    @torch.no_grad()
+    def extract(row: int) -> np.ndarray:
+        return net(tensor([world.image(row)]))[0].numpy()
+
+    held = np.stack([extract(row) for row in world.held])
+    rows, x = np.random.default_rng(seed).permutation(world.trained), list[np.ndarray]()
+    for row in rows:  # as many as fit
+        if len(x) > FEWEST and clock.left < FITTING * len(x):
+            break
+        x.append(extract(row))
+    y = world.target[rows[: len(x)]]
     if world.task == "regression":
         model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(1, 5, 9))).fit(x, y[:, 0])
         return list(model.predict(held)[:, None]), 0

@@ -17,7 +17,7 @@ from foldwise.planning.budget import Bench, Measured, fit
 from foldwise.planning.facts import Facts, Network, find_networks, look
 from foldwise.preflight.forecast import in_words
 from foldwise.settings import OWNER, list_groups
-from foldwise.shell import command, override
+from foldwise.shell import command
 from foldwise.training.plan import choose_parts
 
 WIDTH = 118  # of a comment
@@ -53,9 +53,9 @@ def plan(name: str, overrides: Sequence[str], budget: float, out: str) -> Path:
         facts = look(config, prepared, parts, networks, missing, gpus)
         print(f"data     {facts.describe()}", flush=True)
         found, seconds = fit(Bench(facts, prepared, parts, code, base, given), budget)
-    kept = {key: value for key, value in given.items() if key != "fold"}
-    settings = {key: value for choice in found.choices.values() for key, value in choice.settings.items()} | kept
-    folds = [override("fold", given["fold"])] if "fold" in given else []
+    settings = {key: value for choice in found.choices.values() for key, value in choice.settings.items()} | given
+    settings.pop("fold", None)
+    folds, kept = ([word for word in overrides if word.startswith("fold=") == asked] for asked in (True, False))
     train = ["python", "train.py", f"experiment={out}", f"data={name}", *folds]
     models = f"{len(parts)} model{'s' if len(parts) > 1 else ''}"
     cost = f"{models} in about {in_words(seconds)}, {found.costs.memory:.1f} GB memory, on "
@@ -85,14 +85,14 @@ def header(
     cost: str,
     train: Sequence[str],
     steps: Sequence[tuple[str, str]],
-    kept: Mapping[str, Any],
+    kept: Sequence[str],
     budget: float,
 ) -> str:
     """The comment of the file: what was chosen and why, what it costs, what to try next."""
     lines = [f"Planned by plan.py --budget {in_words(budget)}: {facts.describe()}.", f"  {command(*train)}"]
     lines += [f"{rule}: {choice.reason}." for rule, choice in found.choices.items()]
     if kept:
-        lines.append(f"Given on the command line: {', '.join(override(key, value) for key, value in kept.items())}.")
+        lines.append(f"Given on the command line: {' '.join(kept)}.")
     lines += [f"Cost: {cost}; {found.shown}.", "Try next, one change at a time (docs/plan.md):"]
     for line, why in steps:
         lines += [f"  {line}", f"      {why}"]
@@ -112,6 +112,7 @@ def next_steps(facts: Facts, found: Measured, train: Sequence[str]) -> list[tupl
     if draft.network and facts.task.name in ("multiclass", "multilabel"):
         words = ["python", "tools/features.py", train[3], f"model.name={draft.network.name}", "data.normalize=weights"]
         words += [f"model.weights={draft.network.weights}"] if draft.network.weights else []
+        words.append(f"data.image_size={draft.size}")
         why = "then experiment=probe data.features=[plain]: a linear probe, the score that fine-tuning must beat"
         steps.append((command(*words, "--views", "none,flip", "--out", "features/plain"), why))
     larger = 32 + draft.size
