@@ -1,6 +1,6 @@
 """Plans the first training of a data set: an experiment file that was chosen by rules and fits a budget."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
