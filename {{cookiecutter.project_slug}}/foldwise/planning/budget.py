@@ -23,7 +23,7 @@ from foldwise.schedule.phases import share_epochs
 from foldwise.settings import list_groups
 
 THREADS = torch.get_num_threads()  # before any measurement changes it
-TIMED = 16  # images of a timed batch
+TIMED = 16  # images of a batch timed on a CPU
 START = 4.0  # seconds to start a model's process, to save its weights and to score it
 CHECKS = 30  # steps of `ITEMS` images that the checks before the first fold take
 SPARE = 1.05  # of the forecast, as measured times vary
@@ -93,7 +93,8 @@ class Bench:
         sharing = 1 if self.facts.gpus else config["fold_workers"]
         torch.set_num_threads(config["threads"] or max(1, THREADS // sharing))
         subject = Subject(config, self.prepared, self.parts[0], self.code)
-        return Measured(draft, choices, config, measure(subject, min(TIMED, config["batch_size"])))
+        size = config["batch_size"] if self.facts.gpus else min(TIMED, config["batch_size"])
+        return Measured(draft, choices, config, measure(subject, size))
 
     def seconds(self, measured: Measured, epochs: int) -> float:
         """Forecast of the whole command for a number of epochs."""
@@ -126,7 +127,11 @@ def fit(bench: Bench, budget: float) -> tuple[Measured, float]:
             if guess and (needed := bench.seconds(guess, epochs)) > HOPELESS * budget:
                 least = min(least, needed)
                 continue
-            known[key] = bench.time(draft)
+            try:
+                known[key] = bench.time(draft)
+            except torch.OutOfMemoryError:
+                print(f"timed    {draft.size} pixels: more than the GPU's memory", flush=True)
+                continue
             print(f"timed    {known[key].shown}", flush=True)
         needed = bench.seconds(known[key], epochs)
         least = min(least, needed)
