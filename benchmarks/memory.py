@@ -42,7 +42,9 @@ def measure(keep: bool) -> None:
 
 
 if __name__ == "__main__":
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["timm"])
     for keep in (False, True, False, True):
-        process = multiprocessing.get_context("spawn").Process(target=measure, args=(keep,))
+        process = context.Process(target=measure, args=(keep,))
         process.start()
         process.join()

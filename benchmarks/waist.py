@@ -1,10 +1,11 @@
 """What the dicts at the waist cost: training and prediction of the sample, in turns with another commit.
 
-    .venv/bin/python benchmarks/waist.py 1ec8b23 [PAIRS [EPOCHS]]
+    .venv/bin/python benchmarks/waist.py 1ec8b23 [PAIRS [EPOCHS [OVERRIDE ...]]]
 
 Prints median ratios to that commit: of the seconds of an epoch (its history.csv, without the first), of the seconds of
 predict.py, and of an epoch with five extra keys in every sample. The guard: 1.03, and 1.05 with the keys. Both
-repositories are rendered into a temporary folder; the commit is checked out as a worktree there.
+repositories are rendered into a temporary folder; the commit is checked out as a worktree there. Overrides are of the
+trainings.
 """
 
 import csv
@@ -61,9 +62,9 @@ def predict(repository: Path, run: Path) -> float:
 
 def main() -> None:
     """Measure in turns, and print the ratios."""
-    if not 2 <= len(sys.argv) <= 4:
+    if len(sys.argv) < 2:
         raise SystemExit(__doc__)
-    pairs, epochs = (int(value) for value in [*sys.argv[2:], *("5", "4")[len(sys.argv) - 2 :]])
+    pairs, epochs = (int(value) for value in [*sys.argv[2:4], *("5", "4")[len(sys.argv[:4]) - 2 :]])
     with tempfile.TemporaryDirectory(prefix="waist-") as folder:
         other = Path(folder) / "other"
         worktree = ["git", "-C", str(ROOT), "worktree"]
@@ -71,18 +72,18 @@ def main() -> None:
         try:
             before, after = render(other, Path(folder) / "a"), render(ROOT, Path(folder) / "b")
             (after / "solution/waist.py").write_text(KEYS)
-            measure(before, after, pairs, epochs)
+            measure(before, after, pairs, epochs, sys.argv[4:])
         finally:
             subprocess.run([*worktree, "remove", "--force", str(other)], check=True)
 
 
-def measure(before: Path, after: Path, pairs: int, epochs: int) -> None:
+def measure(before: Path, after: Path, pairs: int, epochs: int, overrides: list[str]) -> None:
     """Print the ratio of each pair and their medians."""
     ratios: dict[str, list[float]] = {"epoch": [], "predict": [], "epoch with five keys": []}
     for pair in range(pairs):
-        old_run, old = train(before, f"pair{pair}", epochs)
-        new_run, new = train(after, f"pair{pair}", epochs)
-        _, keys = train(after, f"keys{pair}", epochs, "samples._target_=solution.waist.Samples")
+        old_run, old = train(before, f"pair{pair}", epochs, *overrides)
+        new_run, new = train(after, f"pair{pair}", epochs, *overrides)
+        _, keys = train(after, f"keys{pair}", epochs, *overrides, "samples._target_=solution.waist.Samples")
         ratios["epoch"].append(statistics.median(new) / statistics.median(old))
         ratios["epoch with five keys"].append(statistics.median(keys) / statistics.median(old))
         ratios["predict"].append(predict(after, new_run) / predict(before, old_run))

@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT, Render, run_command
 
 BENCHMARKS = ROOT / "benchmarks"
+SHORT = ["preflight=false", "data.workers=0", "trainer.limit_train_batches=2"]
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +16,7 @@ def repository(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A rendering with its prepared sample and one short run with kept views."""
     repository = render(tmp_path_factory.mktemp("benchmarks"), task="multilabel")
     run_command([sys.executable, "prepare.py", "--data", "sample"], repository)
-    short = ["epochs=1", "trainer.limit_train_batches=2", "data.workers=0", "logger=none", "trainer=cpu"]
+    short = ["epochs=1", "logger=none", "trainer=cpu", *SHORT]
     run_command([sys.executable, "train.py", "experiment=baseline", *short], repository)
     (run,) = (repository / "runs").glob("[!.]*")
     run_command([sys.executable, "predict.py", str(run), "--oof", "--tta", "flips", "--keep-views"], repository)
@@ -28,7 +29,7 @@ def test_each_is_tried_here() -> None:
 
 
 def test_arrays_and_memory(tmp_path: Path) -> None:
-    assert "stacking" in run_command([sys.executable, str(BENCHMARKS / "arrays.py"), "4000", "4"], tmp_path)
+    assert "stacking" in run_command([sys.executable, str(BENCHMARKS / "arrays.py"), "1000", "2"], tmp_path)
     assert "kept" in run_command([sys.executable, str(BENCHMARKS / "memory.py"), "32"], tmp_path)
 
 
@@ -48,5 +49,5 @@ def test_training_loop(render: Render, tmp_path: Path) -> None:
 def test_waist(tmp_path: Path) -> None:
     if subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, check=False).returncode:
         pytest.skip("not a git checkout: there is no other commit to compare with")
-    printed = run_command([sys.executable, str(BENCHMARKS / "waist.py"), "HEAD", "1", "2"], tmp_path)
+    printed = run_command([sys.executable, str(BENCHMARKS / "waist.py"), "HEAD", "1", "2", *SHORT], tmp_path)
     assert "median" in printed

@@ -1,4 +1,4 @@
-"""Each task goes the whole way for real: prepare, train, be killed, resume, be done, predict."""
+"""Each task goes the whole way for real: prepare, train (killed and resumed, for two tasks), be done, predict."""
 
 import shutil
 import sys
@@ -36,11 +36,11 @@ def test_task(task: str, render: Render, tmp_path: Path) -> None:
     rows = pd.read_csv(data / "train.csv", dtype={"id": str})["id"]
     assert sorted(folds["id"]) == sorted(rows)
 
-    kill_after_first_epoch(repository, TRAIN)
-    (run,) = (repository / "runs").glob("[!.]*")  # .lock lies there too
-    assert not (run / "metrics.json").exists()
+    if task in ("multiclass", "segmentation"):
+        kill_after_first_epoch(repository, TRAIN)
+        assert not list(repository.glob("runs/*/metrics.json"))
     run_command([sys.executable, *TRAIN], repository)
-    assert [run] == list((repository / "runs").glob("[!.]*")), "the same command made another run instead of resuming"
+    (run,) = (repository / "runs").glob("[!.]*")  # one: the same command resumes; .lock lies there too
     for fold in (0, 1):
         assert pd.read_csv(run / f"fold{fold}" / "history.csv")["epoch"].tolist() == [1, 2]
     assert predicted_ids(run / "oof") == sorted(rows), "not every row was predicted out of fold exactly once"

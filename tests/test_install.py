@@ -28,23 +28,14 @@ def test_lock_has_every_dependency() -> None:
         )
 
 
-@pytest.fixture(scope="module")
-def fresh(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A rendering with an environment of its own, made by `make setup`."""
-    repository = render(tmp_path_factory.mktemp("fresh"), task="multiclass", logger="csv")
+def test_a_fresh_environment_trains_the_baseline_and_passes_the_tests(render: Render, tmp_path: Path) -> None:
+    repository = render(tmp_path, task="multiclass", logger="csv")
     said = run_command(["make", "setup", f"PYTHON={sys.executable}"], repository)
     assert "source .venv/bin/activate" in said and "python train.py experiment=baseline" in said
-    return repository
-
-
-def test_baseline_trains_in_a_fresh_environment(fresh: Path) -> None:
     command = [".venv/bin/python", "train.py", "experiment=baseline", "epochs=1", "data.folds=2", "fold=0"]
-    run_command([*command, "trainer.limit_train_batches=3"], fresh)
-    assert list(fresh.glob("runs/*/fold0/metrics.json"))
-
-
-def test_rendered_tests_pass(fresh: Path) -> None:
-    said = run_command(["make", "test"], fresh, timeout=1200)
+    run_command([*command, "trainer.limit_train_batches=3"], repository)
+    assert list(repository.glob("runs/*/fold0/metrics.json"))
+    said = run_command(["make", "test"], repository, timeout=1200)
     assert re.search(r"\d+ passed", said)
     print(said.splitlines()[-1])
 

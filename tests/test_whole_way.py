@@ -65,30 +65,22 @@ def kept(run: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("choices", CASES)
 def test_an_example_goes_the_whole_way(choices: list[str], repository: Path, tmp_path: Path) -> None:
     work, straight = tmp_path / "work", tmp_path / "straight"
-    for folder in (work, straight):
-        shutil.copytree(repository, folder)
-        if choices[0] == "teacher":
-            train_teacher(folder)
+    shutil.copytree(repository, work)
+    if choices[0] == "teacher":
+        train_teacher(work)
     grouped = [] if any("columns.group" in word for word in choices) else ["data.columns.group=series"]
     data = [*(word for word in choices if word.startswith("data.")), *grouped, "data.image_size=32", "data.folds=2"]
     own = [f"experiment={choices[0]}", *choices[1:], *data]
     training = ["train.py", "data=competition", *own, *SMALL]
-    for folder in (work, straight):
-        run_command([sys.executable, "prepare.py", *own], folder)
+    run_command([sys.executable, "prepare.py", *own], work)
+    shutil.copytree(work, straight)
 
     kill_after_first_epoch(work, training)
     run = made(work, training)
     files = kept(run)
-    assert files and files == kept(made(straight, training)), "the resumed run is not the uninterrupted one"
-
-    sources = [run, *(run / "outputs").glob("*")]
-    run_command([sys.executable, "predict.py", str(run), "--tta", "flips", "--workers", "0"], work)
-    run_command([sys.executable, "predict.py", str(run), "--oof", "--tta", "flips", "--workers", "0"], work)
-    for source in sources:
-        run_command([sys.executable, "evaluate.py", str(source), "--resamples", "100"], work)
-        run_command([sys.executable, "submit.py", "make", str(source), "--ledger", f"{source.name}.csv"], work)
-        assert (source / "evaluation.html").exists() and (work / f"{source.name}.csv").exists()
-    assert len(list((work / "submissions").iterdir())) >= len(sources)
+    assert files and files == kept(made(straight, [*training, "preflight=false"])), (
+        "the resumed run is not the uninterrupted one"
+    )
 
     # The baseline beside it, where each row is a picture of one class; else the example with another seed.
     oof, rows = run / "oof" / "predictions.parquet", pd.read_csv(work / "data/competition/train.csv")["id"]
@@ -96,9 +88,17 @@ def test_an_example_goes_the_whole_way(choices: list[str], repository: Path, tmp
     plain = plain and not any("data.columns.image" in word for word in choices)
     plain = plain and choices[0] != "baseline"
     other = ["experiment=baseline", *data] if plain else [*own, "seed=1"]
-    run_command([sys.executable, "train.py", "data=competition", *other, *SMALL], work)
+    run_command([sys.executable, "train.py", "data=competition", *other, *SMALL, "preflight=false"], work)
     (second,) = {*(work / "runs").glob("[!.]*")} - {run}
-    run_command([sys.executable, "predict.py", str(second), "--tta", "flips", "--workers", "0"], work)
+
+    sources = [run, *(run / "outputs").glob("*")]
+    run_command([sys.executable, "predict.py", str(run), str(second), "--tta", "flips", "--workers", "0"], work)
+    run_command([sys.executable, "predict.py", str(run), "--oof", "--tta", "flips", "--workers", "0"], work)
+    for source in sources:
+        run_command([sys.executable, "evaluate.py", str(source), "--resamples", "100"], work)
+        run_command([sys.executable, "submit.py", "make", str(source), "--ledger", f"{source.name}.csv"], work)
+        assert (source / "evaluation.html").exists() and (work / f"{source.name}.csv").exists()
+    assert len(list((work / "submissions").iterdir())) >= len(sources)
     run_command([sys.executable, "ensemble.py", str(run), str(second), "--out", "ensembles/both"], work)
 
     run_command([sys.executable, "bundle.py", str(run), "--out", "bundle", "--oof", "oof-flips"], work)
