@@ -5,21 +5,21 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Render, run_command
+from conftest import ROOT, Render, Run, run_command
 
 BENCHMARKS = ROOT / "benchmarks"
 SHORT = ["preflight=false", "data.workers=0", "trainer.limit_train_batches=2"]
 
 
 @pytest.fixture(scope="module")
-def repository(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def repository(render: Render, tmp_path_factory: pytest.TempPathFactory, run_forked: Run) -> Path:
     """A rendering with its prepared sample and one short run with kept views."""
     repository = render(tmp_path_factory.mktemp("benchmarks"), task="multilabel")
-    run_command([sys.executable, "prepare.py", "--data", "sample"], repository)
+    run_forked(["prepare.py", "--data", "sample"], repository)
     short = ["epochs=1", "logger=none", "trainer=cpu", *SHORT]
-    run_command([sys.executable, "train.py", "experiment=baseline", *short], repository)
+    run_forked(["train.py", "experiment=baseline", *short], repository)
     (run,) = (repository / "runs").glob("[!.]*")
-    run_command([sys.executable, "predict.py", str(run), "--oof", "--tta", "flips", "--keep-views"], repository)
+    run_forked(["predict.py", str(run), "--oof", "--tta", "flips", "--keep-views"], repository)
     return repository
 
 
@@ -39,13 +39,14 @@ def test_steps(repository: Path) -> None:
     assert "| --- |" in run_command([sys.executable, str(BENCHMARKS / "steps.py"), str(run), str(views)], repository)
 
 
-def test_training_loop(render: Render, tmp_path: Path) -> None:
+def test_training_loop(render: Render, tmp_path: Path, run_forked: Run) -> None:
     repository = render(tmp_path, task="multiclass")
-    run_command([sys.executable, "prepare.py", "--data", "sample"], repository)
+    run_forked(["prepare.py", "--data", "sample"], repository)
     command = [sys.executable, str(BENCHMARKS / "training_loop.py"), str(repository), "2", "1"]
     assert "ratio" in run_command(command, tmp_path)
 
 
+@pytest.mark.slow
 def test_waist(tmp_path: Path) -> None:
     if subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, check=False).returncode:
         pytest.skip("not a git checkout: there is no other commit to compare with")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Render, run_command
+from conftest import ROOT, Render, Run, run_command
 
 EXAMPLES = ROOT / "examples"
 NAMES = sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir() and path.name not in ("amazon", "primatrix"))
@@ -64,7 +64,7 @@ def test_style_and_types_of_examples(repository: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_each_trains_two_steps_and_predicts(repository: Path) -> None:
+def test_each_trains_two_steps_and_predicts(repository: Path, run_forked: Run) -> None:
     words: list[str] = []
     count = 0
     for experiments in TRIED.values():
@@ -75,14 +75,14 @@ def test_each_trains_two_steps_and_predicts(repository: Path) -> None:
             words += [*(["--"] if words else []), experiment, *overrides, *prepared]
             count += 1
     script = str(ROOT / "tests" / "try_example.py")
-    printed = run_command([sys.executable, script, "made", *words], repository)
+    printed = run_forked([script, "made", *words], repository)
     predicted = [line for line in printed.splitlines() if line.endswith(" predicted")]
     assert len(predicted) == count, printed
 
 
-def test_a_teacher_from_another_run(repository: Path) -> None:
+def test_a_teacher_from_another_run(repository: Path, run_forked: Run) -> None:
     script = str(ROOT / "tests" / "try_example.py")
-    run_command([sys.executable, script, "made", "baseline", "epochs=1", "fold=full"], repository)
+    run_forked([script, "made", "baseline", "epochs=1", "fold=full"], repository)
     (model,) = repository.glob("runs/baseline-*/full/model")
     teacher = f"module.teacher={model.relative_to(repository)}"
-    assert "predicted" in run_command([sys.executable, script, "made", "teacher", teacher], repository)
+    assert "predicted" in run_forked([script, "made", "teacher", teacher], repository)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, Render, run_command
-from primatrix_way import Clip, features, log_loss, prior_loss, runs_of, timed, train, unpack, write_clips
+from conftest import ROOT, Render, Run, run_command
+from primatrix_way import Clip, features, log_loss, prior_loss, runs_of, train, unpack, write_clips
 
 LABELS = ["blank", "hog", "wild dog"]
 SMALL = [
@@ -40,7 +40,7 @@ def repository(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-def test_from_videos_to_a_submission(repository: Path) -> None:
+def test_from_videos_to_a_submission(repository: Path, run_forked: Run) -> None:
     pytest.importorskip("av")
     import timm
     from safetensors.torch import save_file
@@ -49,7 +49,10 @@ def test_from_videos_to_a_submission(repository: Path) -> None:
     save_file(timm.create_model("test_resnet").state_dict(), repository / "weights/tiny.safetensors")
     write_clips(repository, made_clips(), LABELS)
     (repository / "downloads/clips/test11.mp4").write_bytes(b"broken")
-    run = timed(repository)
+
+    def run(*words: object) -> str:
+        return run_forked([str(word) for word in words], repository)
+
     unpack(run, SMALL, 64, ["primatrix"])
     tables = {
         name: pd.read_csv(repository / f"data/primatrix/frames/{name}.csv") for name in ("train", "test", "broken")
@@ -66,8 +69,7 @@ def test_from_videos_to_a_submission(repository: Path) -> None:
     members = ["attention-resnet152", "concat_blank"]
     train(run, short, members)
     member, blank = runs_of(repository, members)
-    for each in (member, blank):
-        run("predict.py", each, "--workers", 0)
+    run("predict.py", member, blank, "--workers", 0)
     stack = ["--features", blank, "--methods", "network", "--use", "network", "--out", "ensembles/primatrix"]
     run("ensemble.py", member, *stack)
     sample = ["--sample", "data/primatrix/frames/sample.csv", "--out", "answer.csv"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Render, run_command
-from test_end_to_end import TRAIN, go_to_a_submission
+from test_end_to_end import go_the_whole_way, run_scripts
 
 # uv brings this backend itself. It packs every file of the package, those that are no Python, too.
 SETTINGS = """
@@ -45,21 +45,16 @@ def python(template: Path, tmp_path: Path) -> str:
 
 
 def test_an_installed_machinery_goes_the_whole_way(python: str, render: Render, tmp_path: Path) -> None:
-    repository = render(tmp_path, folds="2")
+    repository = render(tmp_path, task="regression", folds="2")
     shutil.rmtree(repository / "foldwise")
     where = run_command([python, "-c", "import foldwise; print(foldwise.__file__)"], repository)
     assert "site-packages" in where
 
     listed = run_command([python, "train.py", "--help"], repository)
     assert "\n* finetune_cnn " in listed and "\n  finetune_vit " in listed
-    run_command([python, "prepare.py", "--data", "sample"], repository)
-    said = run_command([python, *TRAIN, "tta=flips"], repository)
-    assert "machinery edited" not in said
-    (run,) = (repository / "runs").glob("[!.]*")
-    run_command([python, "predict.py", str(run), "--workers", "0"], repository)
-    go_to_a_submission(repository, run, 1, python)
+    run = go_the_whole_way(repository, "regression", run_scripts(python))
     run_command([python, "bundle.py", str(run), "--out", "bundle"], repository)
     assert (repository / "bundle" / "foldwise" / "bundle" / "inferring.py").is_file()
-    table = repository / "data" / "sample" / "multiclass" / "train.csv"
+    table = repository / "data" / "sample" / "regression" / "train.csv"
     options = ["--rehearse", "--table", str(table), "--rows", "20", "--workers", "0"]
     run_command([python, "bundle.py", "bundle", *options], repository)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import Render, kill_after_first_epoch, run_command
+from conftest import Render, Run, kill_after_first_epoch
 from test_examples import TRIED, render_examples
 
 ALWAYS = {"auxiliary", "clips", "heads"}
@@ -40,18 +40,18 @@ def repository(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Path
     return render_examples(render, tmp_path_factory.mktemp("way"), "data/competition")
 
 
-def train_teacher(folder: Path) -> None:
+def train_teacher(folder: Path, run_forked: Run) -> None:
     """Leave a short baseline of every row in weights/teacher, and nothing else."""
     options = ["experiment=baseline", "data=competition", "data.image_size=32", "data.folds=2", "fold=full"]
-    run_command([sys.executable, "prepare.py", "--data", "competition", "data.folds=2"], folder)
-    run = made(folder, ["train.py", *options, *SMALL])
+    run_forked(["prepare.py", "--data", "competition", "data.folds=2"], folder)
+    run = made(folder, ["train.py", *options, *SMALL], run_forked)
     shutil.move(run, folder / "weights" / "teacher")
     shutil.rmtree(folder / "data/competition/prepared")
 
 
-def made(folder: Path, command: list[str]) -> Path:
+def made(folder: Path, command: list[str], run_forked: Run) -> Path:
     """Run a training; the one run in `runs/`."""
-    run_command([sys.executable, *command], folder)
+    run_forked(command, folder)
     (run,) = (folder / "runs").glob("[!.]*")
     return run
 
@@ -63,22 +63,22 @@ def kept(run: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("choices", CASES)
-def test_an_example_goes_the_whole_way(choices: list[str], repository: Path, tmp_path: Path) -> None:
+def test_an_example_goes_the_whole_way(choices: list[str], repository: Path, tmp_path: Path, run_forked: Run) -> None:
     work, straight = tmp_path / "work", tmp_path / "straight"
     shutil.copytree(repository, work)
     if choices[0] == "teacher":
-        train_teacher(work)
+        train_teacher(work, run_forked)
     grouped = [] if any("columns.group" in word for word in choices) else ["data.columns.group=series"]
     data = [*(word for word in choices if word.startswith("data.")), *grouped, "data.image_size=32", "data.folds=2"]
     own = [f"experiment={choices[0]}", *choices[1:], *data]
     training = ["train.py", "data=competition", *own, *SMALL]
-    run_command([sys.executable, "prepare.py", *own], work)
+    run_forked(["prepare.py", *own], work)
     shutil.copytree(work, straight)
 
     kill_after_first_epoch(work, training)
-    run = made(work, training)
+    run = made(work, training, run_forked)
     files = kept(run)
-    assert files and files == kept(made(straight, [*training, "preflight=false"])), (
+    assert files and files == kept(made(straight, [*training, "preflight=false"], run_forked)), (
         "the resumed run is not the uninterrupted one"
     )
 
@@ -88,20 +88,21 @@ def test_an_example_goes_the_whole_way(choices: list[str], repository: Path, tmp
     plain = plain and not any("data.columns.image" in word for word in choices)
     plain = plain and choices[0] != "baseline"
     other = ["experiment=baseline", *data] if plain else [*own, "seed=1"]
-    run_command([sys.executable, "train.py", "data=competition", *other, *SMALL, "preflight=false"], work)
+    run_forked(["train.py", "data=competition", *other, *SMALL, "preflight=false"], work)
     (second,) = {*(work / "runs").glob("[!.]*")} - {run}
 
     sources = [run, *(run / "outputs").glob("*")]
-    run_command([sys.executable, "predict.py", str(run), str(second), "--tta", "flips", "--workers", "0"], work)
-    run_command([sys.executable, "predict.py", str(run), "--oof", "--tta", "flips", "--workers", "0"], work)
+    for each in (run, second):
+        run_forked(["predict.py", str(each), "--tta", "flips", "--workers", "0"], work)
+    run_forked(["predict.py", str(run), "--oof", "--tta", "flips", "--workers", "0"], work)
     for source in sources:
-        run_command([sys.executable, "evaluate.py", str(source), "--resamples", "100"], work)
-        run_command([sys.executable, "submit.py", "make", str(source), "--ledger", f"{source.name}.csv"], work)
+        run_forked(["evaluate.py", str(source), "--resamples", "100"], work)
+        run_forked(["submit.py", "make", str(source), "--ledger", f"{source.name}.csv"], work)
         assert (source / "evaluation.html").exists() and (work / f"{source.name}.csv").exists()
     assert len(list((work / "submissions").iterdir())) >= len(sources)
-    run_command([sys.executable, "ensemble.py", str(run), str(second), "--out", "ensembles/both"], work)
+    run_forked(["ensemble.py", str(run), str(second), "--out", "ensembles/both"], work)
 
-    run_command([sys.executable, "bundle.py", str(run), "--out", "bundle", "--oof", "oof-flips"], work)
+    run_forked(["bundle.py", str(run), "--out", "bundle", "--oof", "oof-flips"], work)
     rehearsal = ["bundle.py", "bundle", "--rehearse", "--table", "data/competition/test.csv", "--rows", "48"]
     command = [sys.executable, *rehearsal, "--workers", "0"]
     done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
