@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import sys
 import threading
 import traceback
@@ -40,7 +41,8 @@ def main() -> None:
 
 
 def run(request: dict[str, Any], known: set[str]) -> None:
-    """Run a script as `python <script>` in its folder would."""
+    """Run a script as `python <script>` in its folder would, for ten minutes at most."""
+    signal.alarm(600)
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
