@@ -3,7 +3,6 @@ machinery."""
 
 import importlib.util
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -55,13 +54,6 @@ def test_examples_are_small_and_all_are_tried() -> None:
         assert len(files) <= 3 and lines <= 150, f"{name}: {len(files)} files, {lines} lines"
         assert all(path.relative_to(EXAMPLES / name).parts[0] == "solution" for path in files)
         assert f"| `{name}` |" in listed
-
-
-def test_style_and_types_of_examples(repository: Path) -> None:
-    for command in (["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]):
-        arguments = [sys.executable, "-m", *command, "solution"]
-        done = subprocess.run(arguments, cwd=repository, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_each_trains_two_steps_and_predicts(repository: Path, run_forked: Run) -> None:

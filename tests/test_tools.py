@@ -1,4 +1,4 @@
-"""Style and types: the template's Python as it lies here, and a rendering by its own settings."""
+"""Style and types: the template's Python as it lies here, and a rendering with the examples by its own settings."""
 
 import subprocess
 import sys
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, SOURCE, Render
+from test_examples import render_examples
 
 TOOLS = [["ruff", "check", "--no-cache"], ["ruff", "format", "--check", "--no-cache"], ["mypy"]]
 
@@ -34,5 +35,5 @@ def test_template_in_place(command: list[str], cache: Path) -> None:
 
 
 @pytest.mark.parametrize("command", TOOLS, ids=" ".join)
-def test_a_rendering(command: list[str], render: Render, tmp_path: Path, cache: Path) -> None:
-    check(command, cache, render(tmp_path, task="segmentation"), ".")
+def test_a_rendering_with_all_examples(command: list[str], render: Render, tmp_path: Path, cache: Path) -> None:
+    check(command, cache, render_examples(render, tmp_path, "made"), ".")
