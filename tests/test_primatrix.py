@@ -69,7 +69,8 @@ def test_from_videos_to_a_submission(repository: Path, run_forked: Run) -> None:
     members = ["attention-resnet152", "concat_blank"]
     train(run, short, members)
     member, blank = runs_of(repository, members)
-    run("predict.py", member, blank, "--workers", 0)
+    for each in (member, blank):
+        run("predict.py", each, "--workers", 0)
     stack = ["--features", blank, "--methods", "network", "--use", "network", "--out", "ensembles/primatrix"]
     run("ensemble.py", member, *stack)
     sample = ["--sample", "data/primatrix/frames/sample.csv", "--out", "answer.csv"]
