@@ -153,8 +153,8 @@ def _frame(
         if folder is not None:
             name = write_map(folder, table.row_of[id], score, scale)
             maps[id] = f"{maps_folder(path).name}/{name}"
-    unknown = [id for id in table.ids if id not in maps] if folder is not None else []
-    if unknown:
+    unknown = [id for id in table.ids if id not in maps]
+    if unknown and finder.map and finder.how != "components":
         raise Refusal(f"--map needs a prediction of every image, and {len(unknown)} have none: {some(unknown)}")
     if finder.how == "components" and not any(found.values()):
         raise Refusal(f"nothing was found in {len(table)} images: lower --threshold or --least")
