@@ -12,9 +12,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foldwise.errors import Refusal
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @contextmanager
@@ -101,6 +104,12 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     with write_atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_csv(path: Path, frame: "pd.DataFrame") -> None:
+    """Write a table without its index atomically."""
+    with write_atomic(path) as temporary:
+        frame.to_csv(temporary, index=False)
 
 
 def read_text(path: Path) -> str:

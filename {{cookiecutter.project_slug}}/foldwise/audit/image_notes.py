@@ -15,7 +15,7 @@ from foldwise.data.problems import some
 from foldwise.data.samples import TableItems
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
-from foldwise.files import write_atomic
+from foldwise.files import write_csv
 from foldwise.tasks import find_task
 
 SHOWN = 3
@@ -34,8 +34,7 @@ def audit_images(
     equal = files if prepared.samples.crop is None else []  # several boxes of one file are no duplicates
     pairs = find_duplicates(ids, equal, prepared.fold_of_items, descriptors)
     pairs, conflicts = _compare_targets(pairs, prepared.table)
-    with write_atomic(folder / "duplicates.csv") as temporary:
-        pairs.to_csv(temporary, index=False)
+    write_csv(folder / "duplicates.csv", pairs)
     notes = _conflict_notes(conflicts, folder / "duplicates.csv") + _duplicate_notes(pairs, folder / "duplicates.csv")
     if not descriptors.learned:
         notes.append(
@@ -149,8 +148,7 @@ def _shift_notes(
         return [str(error)]
     ranked = pd.DataFrame({"id": train.ids, "test_likeness": likeness.round(4)})
     ranked = ranked.sort_values("test_likeness", ascending=False, kind="stable")
-    with write_atomic(path) as temporary:
-        ranked.to_csv(temporary, index=False)
+    write_csv(path, ranked)
     scan = scan_alike(test_items.source, data, prepared.samples, prepared.statistics, False)
     declared = ["id", "image", "group", "unit", *(name for name in data["columns"].values() if isinstance(name, str))]
     columns = column_aucs(

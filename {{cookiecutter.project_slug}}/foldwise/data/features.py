@@ -25,7 +25,7 @@ from foldwise.data.fields import Field, Item
 from foldwise.data.images import image_hw
 from foldwise.data.problems import some
 from foldwise.data.samples import Rows, Sample, Samples, TableItems
-from foldwise.data.scan import image_fields, reader_key
+from foldwise.data.scan import file_size, image_fields, reader_key
 from foldwise.data.table import Table
 from foldwise.data.units import Units
 from foldwise.errors import Refusal
@@ -188,7 +188,7 @@ def _stale(features: FeatureSet, reading: Mapping[str, Any], sizes: Mapping[str,
     weights = record["weights"]
     if weights["file"] and Path(weights["file"]).is_file() and sha256_file(Path(weights["file"])) != weights["sha256"]:
         problems.append(f"{weights['file']} has other weights")
-    damaged = [name for name, size in record["bytes"].items() if _size(folder / name) != size]
+    damaged = [name for name, size in record["bytes"].items() if file_size(folder / name) != size]
     if not damaged and sha256_file(features.weights) != record["sha256"][ENCODER]:
         damaged = [ENCODER]
     problems += [f"{name} is damaged or missing" for name in damaged]
@@ -223,7 +223,3 @@ def _find_rows(features: FeatureSet, table: Table) -> np.ndarray:
 def _open(file: Path) -> np.ndarray:
     """A memory map, opened once in each process: pickling one would read all of it."""
     return np.load(file, mmap_mode="r")
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1

@@ -13,7 +13,7 @@ from foldwise.data.splitting import make_folds
 from foldwise.data.table import Table
 from foldwise.data.table_file import read_file
 from foldwise.errors import Refusal
-from foldwise.files import write_atomic
+from foldwise.files import write_csv
 from foldwise.shell import prepare_command
 
 
@@ -32,8 +32,7 @@ def read_folds(path: Path | str) -> dict[str, int]:
 def write_folds(path: Path | str, folds: Mapping[str, int]) -> None:
     """Write a `folds.csv`, sorted by id so that diffs stay small."""
     frame = pd.DataFrame({"id": list(folds), "fold": np.array(list(folds.values()), dtype=int)}).sort_values("id")
-    with write_atomic(Path(path)) as temporary:
-        frame.to_csv(temporary, index=False)
+    write_csv(Path(path), frame)
 
 
 def folds_hash(folds: Mapping[str, int]) -> str:

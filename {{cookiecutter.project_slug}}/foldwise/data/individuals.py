@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from foldwise.files import write_atomic
+from foldwise.files import write_csv
 
 SIZE = 64  # pixels
 SEED = 7
@@ -59,8 +59,7 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
 def write_tables(root: Path, train: pd.DataFrame, test: pd.DataFrame, solution: pd.DataFrame) -> None:
     """Write the tables of a sample; train.csv last: the sample is complete when it exists."""
     for name, frame in (("test", test), ("test_solution", solution), ("train", train)):
-        with write_atomic(root / f"{name}.csv") as temporary:
-            frame.to_csv(temporary, index=False)
+        write_csv(root / f"{name}.csv", frame)
 
 
 def _pattern(rng: np.random.Generator) -> np.ndarray:

@@ -29,7 +29,7 @@ from foldwise.data.problems import TableError, some
 from foldwise.data.samples import Samples, TableItems
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
-from foldwise.files import write_atomic
+from foldwise.files import write_csv
 from foldwise.progress import progress_bar, silent, stepping
 
 # `sums` and `squares` are space-separated, one number per channel of the stored values. `values` is the
@@ -123,7 +123,7 @@ def _file_sizes(items: TableItems, table: Table) -> pd.DataFrame:
     has_masks = "mask" in table.frame
     key = reader_key(items.samples, table.exif) + (table.masks.reading if has_masks else "")
     masks = [table.mask_files(row) for row in range(len(table))] if has_masks else []
-    sizes = {path: _size(path) for path in dict.fromkeys([*chain(*files_of), *chain(*masks)])}
+    sizes = {path: file_size(path) for path in dict.fromkeys([*chain(*files_of), *chain(*masks)])}
     name_of = {path: _relative(path, table.root) for path in sizes}
     missing = [name_of[path] for path, size in sizes.items() if size < 0]
     if missing:
@@ -149,7 +149,8 @@ def box_hashes(items: TableItems) -> list[str]:
     return [hashlib.sha256(text.encode()).hexdigest()[:12] for text in texts]
 
 
-def _size(path: Path) -> int:
+def file_size(path: Path) -> int:
+    """Bytes of a file; -1 if there is none."""
     try:
         return path.stat().st_size
     except OSError:
@@ -203,8 +204,7 @@ def _extend_record(
             known = new if known.empty else pd.concat([known, new], ignore_index=True)
             # Drop the old line of a changed file.
             known = known.drop_duplicates(["image", "mask", "reader"], keep="last", ignore_index=True)
-            with write_atomic(record) as temporary:
-                known.to_csv(temporary, index=False)
+            write_csv(record, known)
     return known, failures
 
 

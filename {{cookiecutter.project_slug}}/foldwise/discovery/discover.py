@@ -26,6 +26,7 @@ from foldwise.discovery.tables import (
 )
 from foldwise.discovery.targets import TASKS, Target
 from foldwise.errors import Refusal
+from foldwise.files import write_csv, write_text
 from foldwise.settings import OWNER, read_yaml
 from foldwise.tasks import find_task
 
@@ -93,7 +94,9 @@ def write(found: Findings) -> list[Path]:
     header += [f"  {what}: {text}" for what, text in found.lines]
     header += ["", "Not decided:"] * bool(found.doubts) + [f"  {doubt}" for doubt in found.doubts]
     text = writing.fill_in(found.name, settings, found.choices, header)
-    writing.write(found.name, text, found.tables)
+    for table, frame in found.tables.items():
+        write_csv(table, frame)
+    write_text(path, text)
     return [path.relative_to(OWNER.parent), *found.tables]
 
 

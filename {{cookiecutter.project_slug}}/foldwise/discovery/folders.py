@@ -10,6 +10,7 @@ from os.path import commonpath
 import pandas as pd
 
 from foldwise.data.cells import text_column
+from foldwise.data.problems import some
 from foldwise.discovery.files import IMAGE, MASK, NEARLY, TRAIN, Survey, is_mask, parent, split_of, stem, suffix, words
 from foldwise.discovery.findings import Findings, Rows
 from foldwise.discovery.groups import name_starts
@@ -212,6 +213,4 @@ def _agree(mask: str, image: str) -> tuple[bool, int, int]:
 
 
 def _shown(names: Sequence[str]) -> str:
-    counts = Counter(names)
-    shown = [f"{name} ({count:,})" for name, count in counts.most_common(4)]
-    return ", ".join(shown) + (f" and {len(counts) - 4:,} more" if len(counts) > 4 else "")
+    return some([f"{name} ({count:,})" for name, count in Counter(names).most_common()], 4)

@@ -9,7 +9,6 @@ import pandas as pd
 import yaml
 
 from foldwise.errors import Refusal
-from foldwise.files import write_atomic, write_text
 from foldwise.settings import LIBRARY, OWNER, read_yaml
 
 SHIPPED = "competition"  # the configuration that has a comment for every key
@@ -89,13 +88,6 @@ def shipped(name: str) -> dict[str, Any]:
 def differs(path: Path, frame: pd.DataFrame) -> bool:
     """Whether a table exists with other rows."""
     return path.is_file() and path.read_text(encoding="utf-8") != frame.to_csv(index=False)
-
-
-def write(name: str, text: str, tables: Mapping[Path, pd.DataFrame]) -> None:
-    for path, frame in tables.items():
-        with write_atomic(path) as temporary:
-            frame.to_csv(temporary, index=False)
-    write_text(path_of(name), text)
 
 
 def _value(config: Mapping[str, Any], key: str) -> Any:

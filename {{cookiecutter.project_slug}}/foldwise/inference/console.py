@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table as RichTable
 
 from foldwise.data.problems import some
 from foldwise.data.samples import TableItems
@@ -17,6 +16,7 @@ from foldwise.inference.runs import TrainedRun
 from foldwise.inference.sharing import Choices
 from foldwise.predictions.store import class_shares, iter_average_maps, read_predictions
 from foldwise.predictions.writers import BAD
+from foldwise.reporting.console import make_table, print_line
 from foldwise.shell import command
 from foldwise.tasks import Classes
 
@@ -64,10 +64,8 @@ def print_shares(console: Console, folders: Sequence[Path]) -> None:
     if not isinstance(task, Classes) or task.kind == "maps":
         return  # would read every map again; overlays show more
     what = "images" if task.exclusive else "images with the label"
-    table = RichTable(title=f"share of {what}, averaged over the models", title_justify="left")
-    table.add_column("class")
-    for each in predictions:
-        table.add_column(each.header.run, justify="right")
+    title = f"share of {what}, averaged over the models"
+    table = make_table(title, ["class"], [each.header.run for each in predictions])
     shares = [class_shares(each.frame, each.header) for each in predictions]
     for name in classes[:SHOWN_CLASSES]:
         table.add_row(name, *(f"{share[name]:.1%}" for share in shares))
@@ -77,12 +75,12 @@ def print_shares(console: Console, folders: Sequence[Path]) -> None:
 
 
 def print_bad(console: Console, bad: Sequence[BadImage], total: int, folders: Sequence[Path]) -> None:
-    for line in [f"{len(bad)} of {total} images could not be read and got the fallback:"] if bad else []:
-        console.print(f"[yellow]{line}[/yellow]")
+    if bad:
+        console.print(f"[yellow]{len(bad)} of {total} images could not be read and got the fallback:[/yellow]")
     for id, _, problem in bad[:SHOWN_BAD]:
-        console.print(f"  {id}: {problem}", soft_wrap=True, highlight=False, markup=False)
+        print_line(console, f"  {id}: {problem}")
     for folder in folders if bad else ():
-        console.print(f"bad       {folder / BAD}", soft_wrap=True, highlight=False, markup=False)
+        print_line(console, f"bad       {folder / BAD}")
 
 
 def write_overlays(folder: Path, items: TableItems, count: int, bad: Collection[str] = ()) -> None:
@@ -117,4 +115,4 @@ def print_written(
     else:
         words = [*(["ensemble.py"] if len(runs) > 1 else ["submit.py", "make"]), *sources, "--test", first.name]
     for line in [*lines, f"next      {command('python', *words)}"]:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        print_line(console, line)

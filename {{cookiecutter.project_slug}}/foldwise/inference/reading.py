@@ -23,7 +23,7 @@ from foldwise.data.samples import Rows, Sample
 from foldwise.data.sampling import sample_seed
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
-from foldwise.files import write_atomic
+from foldwise.files import write_csv
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import Model
 
@@ -31,8 +31,7 @@ BadImage = tuple[str, Path, str]  # id, first file, problem
 
 
 def write_bad_images(path: Path, bad: Sequence[BadImage]) -> None:
-    with write_atomic(path) as temporary:
-        pd.DataFrame(bad, columns=["id", "image", "problem"]).to_csv(temporary, index=False)
+    write_csv(path, pd.DataFrame(bad, columns=["id", "image", "problem"]))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from foldwise.code.runs import keep_code
+from foldwise.data.problems import some
 from foldwise.errors import Refusal
 from foldwise.inference.weights import load_model, save_model
 from foldwise.models.module import TrainingModule
@@ -236,8 +237,9 @@ def check_phases(subject: Subject) -> Iterator[str]:
         ]
         if frozen:
             yield (
-                f"phase {phase.name} (trainable={phase.trainable}) changes what it should freeze: {_some(frozen)}. "
-                "`on_train_epoch_start` without `super()`, or a `train()` of your network that thaws it"
+                f"phase {phase.name} (trainable={phase.trainable}) changes what it should freeze: "
+                f"{some(sorted(frozen), 1)}. `on_train_epoch_start` without `super()`, or a `train()` of your network "
+                "that thaws it"
             )
         silent = trains - short.learning[number]
         share = sum(sizes[name] for name in silent) / max(1, sum(sizes[name] for name in trains))
@@ -245,18 +247,18 @@ def check_phases(subject: Subject) -> Iterator[str]:
         missing = {name for name in unmoved if id(parameters[name]) not in short.optimized}
         if missing:
             yield (
-                f"the optimizer does not have {_some(missing)}: `make_optimizer` or `configure_optimizers` must take "
-                "all parameters of self.network"
+                f"the optimizer does not have {some(sorted(missing), 1)}: `make_optimizer` or `configure_optimizers` "
+                "must take all parameters of self.network"
             )
         elif len(unmoved) > len(short.learning[number]) / 2:
             yield (
-                f"phase {phase.name}: {_some(unmoved)} do not change: the learning rate is too low (optimizer.lr="
-                f"{lr:g} times phases.{phase.name}.lr and the scheduler's factor), or no step is made"
+                f"phase {phase.name}: {some(sorted(unmoved), 1)} do not change: the learning rate is too low "
+                f"(optimizer.lr={lr:g} times phases.{phase.name}.lr and the scheduler's factor), or no step is made"
             )
         elif share > SILENT:
             yield (
-                f"phase {phase.name}: {share:.0%} of what should train gets no gradient: {_some(silent)}. A `detach` "
-                "or `no_grad`, layers that `forward` does not use, or `requires_grad_(False)`"
+                f"phase {phase.name}: {share:.0%} of what should train gets no gradient: {some(sorted(silent), 1)}. A "
+                "`detach` or `no_grad`, layers that `forward` does not use, or `requires_grad_(False)`"
             )
     losses, highest, (_, constant) = short.losses, max(short.losses), first_loss(subject)
     if not np.isfinite(losses).all() or highest > RISEN * max(losses[0], constant or 0):
@@ -264,8 +266,3 @@ def check_phases(subject: Subject) -> Iterator[str]:
             f"the loss rises from {losses[0]:.3g} to {highest:.3g} in {len(losses)} steps: the learning rate is too "
             f"high; try optimizer.lr={lr / 100:g}"
         )
-
-
-def _some(names: set[str] | list[str]) -> str:
-    first, *others = sorted(names)
-    return f"{first} and {len(others)} more" if others else first

@@ -71,7 +71,7 @@ def print_run(run: Path, folds: Sequence[int], greater_is_better: bool, can_trai
     if "full" in models:
         console.print("full                 trained on every row: no rows are left to score it")
     if any(name.startswith("without-") for name in models):
-        _print_line(console, f"teach a student      {command('python', 'tools/distill.py', run)} --out <table>.csv")
+        print_line(console, f"teach a student      {command('python', 'tools/distill.py', run)} --out <table>.csv")
     if missing and len(missing) < len(folds):
         console.print(f"folds {missing} are not finished: run the same command with fold=all to train them")
     if not missing:
@@ -80,12 +80,12 @@ def print_run(run: Path, folds: Sequence[int], greater_is_better: bool, can_trai
         console.print(f"epochs               {_describe_epochs(run, folds, greater_is_better)}")
         if can_train_full and "full" not in models:
             full = command("python", "train.py", override("run", str(run)), "fold=full")
-            _print_line(console, f"to train every row   {full}")
+            print_line(console, f"to train every row   {full}")
     if not missing or "full" in models:
-        _print_line(console, f"next                 {command('python', 'predict.py', run)}")
+        print_line(console, f"next                 {command('python', 'predict.py', run)}")
 
 
-def _print_line(console: Console, line: str) -> None:
+def print_line(console: Console, line: str) -> None:
     """Print a line to copy from, unbroken and as it is."""
     console.print(line, soft_wrap=True, markup=False, highlight=False)
 
@@ -222,7 +222,7 @@ def print_submission(console: Console, submission: "Submission") -> None:
         f"ledger      {ledger}",
         f"next        upload it, then: {command('python', 'submit.py', 'score', path)} <score of the leaderboard>",
     )
-    console.print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
+    print_line(console, "\n".join(lines))
 
 
 def print_outcomes(console: Console, metric: str, outcomes: Sequence["Outcome"], chosen: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from foldwise.files import write_atomic
+from foldwise.files import write_csv
 from foldwise.reporting.console import format_score, make_table
 from foldwise.reporting.figures import bars, color_of, new_figure, nothing_to_show, shorten
 from foldwise.reporting.report import figure_html, summary_html, table_html, write_page
@@ -97,8 +97,7 @@ def print_tuned(tuned: Tuned) -> None:
 
 def report_tuned(tuned: Tuned, verdict: str) -> None:
     """Write trials.csv and report.html, replacing older ones."""
-    with write_atomic(tuned.folder / "trials.csv") as temporary:
-        tuned.trials.to_csv(temporary, index=False)
+    write_csv(tuned.folder / "trials.csv", tuned.trials)
     better = "greater" if tuned.greater_is_better else "lower"
     ranked = tuned.ranked
     summary = {

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table as RichTable
 from tqdm import tqdm
 
 from foldwise.code.runs import run_code
@@ -35,6 +34,7 @@ from foldwise.predictions.metrics.building import build_metric
 from foldwise.predictions.store import Predictions, read_predictions
 from foldwise.predictions.writers import merge_folders
 from foldwise.processes.group import Rank
+from foldwise.reporting.console import make_table
 from foldwise.schedule.phases import build_phases
 from foldwise.training.averaging import average_states, choose_counts, find_snapshots, frozen_norms
 from foldwise.training.ema import reestimate_batch_norm
@@ -142,9 +142,8 @@ def average_weights(run: Path, out: Path, device: str = "auto") -> Averaging:
 
 def print_averaging(averaging: Averaging) -> None:
     """Print the score of each n on each fold, the choices, and the overall scores."""
-    table = RichTable(title=f"{averaging.metric} by the number of snapshots averaged", title_justify="left")
-    for name in ("fold", *map(str, averaging.scores), "chosen on the other folds"):
-        table.add_column(name, justify="right")
+    columns = ["fold", *map(str, averaging.scores), "chosen on the other folds"]
+    table = make_table(f"{averaging.metric} by the number of snapshots averaged", [], columns)
     for fold, n in averaging.chosen.items():
         table.add_row(str(fold), *(f"{of_n[fold]:.4f}" for of_n in averaging.scores.values()), str(n))
     console.print(table)

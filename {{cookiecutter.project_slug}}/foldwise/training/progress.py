@@ -9,7 +9,7 @@ import pandas as pd
 import pytorch_lightning as pl
 from tqdm import tqdm
 
-from foldwise.files import write_atomic
+from foldwise.files import write_csv
 from foldwise.training.epoch_losses import EpochLosses
 from foldwise.training.validation import Validation
 
@@ -45,8 +45,7 @@ class Progress(pl.Callback):
         module.log_dict(logged, rank_zero_only=True)
         if not trainer.is_global_zero:
             return
-        with write_atomic(self.folder / "history.csv") as temporary:
-            pd.DataFrame(self.history).to_csv(temporary, index=False)
+        write_csv(self.folder / "history.csv", pd.DataFrame(self.history))
         phase, _ = module.schedule.locate(trainer.current_epoch)
         metric = self.validation.metric.name
         validated = "" if math.isnan(row["val_loss"]) else f"  validation {row['val_loss']:.4f}"

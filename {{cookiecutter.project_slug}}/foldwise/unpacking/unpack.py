@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 
 from foldwise.errors import Refusal, explain
-from foldwise.files import publish, read_json, write_atomic, write_json
+from foldwise.files import publish, read_json, write_csv, write_json
 from foldwise.progress import Progress, silent, stepping
 from foldwise.unpacking.dicom import Dicom
 from foldwise.unpacking.video import Video
@@ -67,13 +67,11 @@ def unpack(
             pool.shutdown(cancel_futures=True)
             raise
     table = _table(source, files, unpacked | _read_rows(out, waiting))
-    with write_atomic(out / "bad_files.csv") as temporary:
-        pd.DataFrame(sorted(bad.items()), columns=["file", "problem"]).to_csv(temporary, index=False)
+    write_csv(out / "bad_files.csv", pd.DataFrame(sorted(bad.items()), columns=["file", "problem"]))
     if table.empty:
         first = next(iter(sorted(bad.items())))
         raise Refusal(f"none of the {len(files):,} files in {source} could be unpacked; {first[0]}: {first[1]}")
-    with write_atomic(out / "table.csv") as temporary:
-        table.to_csv(temporary, index=False)
+    write_csv(out / "table.csv", table)
     return Result(len(files), len(table), table["unit"].nunique(), bad)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from foldwise.errors import Refusal
-from foldwise.files import write_atomic
+from foldwise.files import write_atomic, write_csv
 from foldwise.predictions.decisions.submission import difference, read_text_table
 from foldwise.predictions.selection import paired_error
 
@@ -61,7 +61,7 @@ def read_ledger(path: Path) -> pd.DataFrame:
 def record(path: Path, **entry: Any) -> None:
     """Add a submission with these values of `COLUMNS`."""
     line = pd.DataFrame([{name: str(entry.get(name, "")) for name in COLUMNS}])
-    _write(path, pd.concat([read_ledger(path), line], ignore_index=True))
+    write_csv(path, pd.concat([read_ledger(path), line], ignore_index=True))
 
 
 def record_score(path: Path, file: Path, value: float) -> list[str]:
@@ -84,7 +84,7 @@ def record_score(path: Path, file: Path, value: float) -> list[str]:
             f"{frame['file'][rows[0]]} already has the score {recorded}: if that is wrong, correct it in {path}"
         )
     frame.loc[rows[0], "leaderboard"] = repr(value)
-    _write(path, frame)
+    write_csv(path, frame)
     both = frame[(frame["leaderboard"] != "") & (frame["oof_score"] != "")]
     if both.empty:
         return [f"written  {path}", "no submission has both an out-of-fold and a leaderboard score to compare"]
@@ -176,8 +176,3 @@ def _fold_scores(row: pd.Series) -> list[float]:
 def _describe(row: pd.Series) -> str:
     leaderboard = f", leaderboard {float(row['leaderboard']):.4f}" if row["leaderboard"] else ""
     return f"{row['file']} ({row['decision']}, out of fold {float(row['oof_score']):.4f}{leaderboard})"
-
-
-def _write(path: Path, frame: pd.DataFrame) -> None:
-    with write_atomic(path) as temporary:
-        frame.to_csv(temporary, index=False)
