@@ -7,13 +7,15 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from foldwise.code.source import OPTION, trust_all
 from foldwise.errors import exit_code, explain, other_python, show_notes
 from foldwise.processes.exits import Stopped
 
-if find_spec("torch") is None:  # here, as the commands import further packages before `exit_on_error`
+# Here, as the commands import further packages before `exit_on_error`. A bundle may do without torch.
+if find_spec("torch") is None and (Path(__file__).parents[1] / "Makefile").is_file():
     print(f"error: {other_python('torch')}", file=sys.stderr)
     sys.exit(2)
 
