@@ -67,6 +67,8 @@ def test_a_fold_in_three_variants(run, root, tmp_path, command, monkeypatch):
     session, described = opened(tmp_path / "float")
     assert described["variant"] == "float" and described["run"] == run.name and described["folds"] == [0]
     assert described["inputs"] == [{"name": "image", "dtype": "uint8", "axes": [None, 3, 32, 32]}]
+    script = [sys.executable, tmp_path / "float/predict_folder.py", root / "images", "--out", tmp_path / "p.csv"]
+    assert subprocess.run(script).returncode == 0 and run.name in (tmp_path / "float/README.md").read_text()
     stored = read_predictions(run / "oof").frame.query("fold == 0").set_index("id")
     pictures = [cv2.imread(str(root / f"images/{id[3:]}.png"))[:, :, ::-1].transpose(2, 0, 1) for id in stored.index]
     found, decided = session.run(["probabilities", "decisions"], {"image": np.stack(pictures)})
@@ -74,6 +76,9 @@ def test_a_fold_in_three_variants(run, root, tmp_path, command, monkeypatch):
     if described["temperature"]:
         expected = Temperature(described["temperature"]["0"])(expected)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+    delivered = pd.read_csv(tmp_path / "p.csv")
+    delivered = delivered.set_index("row" + delivered["image"].str.extract(r"(\d+)\.png")[0])
+    np.testing.assert_allclose(delivered.loc[stored.index, described["classes"]], expected, atol=1e-5)
     assert decided.dtype == np.uint8 and (decided.argmax(1) == expected.argmax(1)).all() and (decided.sum(1) == 1).all()
 
 

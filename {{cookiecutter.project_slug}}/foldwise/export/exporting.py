@@ -4,6 +4,7 @@ exports/<run>/
     model.onnx        the smallest variant within one standard error of float's score, and within the budgets
     comparison.csv    every variant: megabytes, milliseconds, memory, score, changes; the last ones by subgroup too
     comparison.png    score over megabytes
+    predict_folder.py, README.md    for those who have never seen this repository
 """
 
 import importlib.util
@@ -20,6 +21,7 @@ from foldwise.errors import Refusal
 from foldwise.export.graph import as_feeds, write_graph
 from foldwise.export.measuring import FLOAT, compare_answers, measure_speed
 from foldwise.export.metadata import PACKAGES, open_session
+from foldwise.export.reader import write_reader
 from foldwise.export.subject import example_batch, open_subject, read_batches
 from foldwise.export.variants import write_half, write_int8
 from foldwise.files import check_new, new_folder
@@ -102,6 +104,7 @@ def export_run(
         exported = Exported(variants, answers[answers["column"] != ""], subject.truth.metric.name, subject.notes)
         with new_folder(out) as folder:
             shutil.copyfile(paths[chosen], folder / NAME)
+            subject.notes += write_reader(folder / NAME, subject)
             pd.concat([variants, exported.subgroups]).to_csv(folder / "comparison.csv", index=False)
             (folder / "comparison.png").write_bytes(draw(exported))
     return exported
