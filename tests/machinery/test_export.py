@@ -1,5 +1,7 @@
 """Exports: the graph gives what torch gives, says what it is, and the table of variants names the right one."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2

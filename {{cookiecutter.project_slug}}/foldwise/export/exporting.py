@@ -104,7 +104,7 @@ def export_run(
         exported = Exported(variants, answers[answers["column"] != ""], subject.truth.metric.name, subject.notes)
         with new_folder(out) as folder:
             shutil.copyfile(paths[chosen], folder / NAME)
-            subject.notes += write_reader(folder / NAME, subject)
+            exported.notes.extend(write_reader(folder / NAME, subject))
             pd.concat([variants, exported.subgroups]).to_csv(folder / "comparison.csv", index=False)
             (folder / "comparison.png").write_bytes(draw(exported))
     return exported
