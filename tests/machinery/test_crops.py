@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from items import item_dataset, read_one
 
-from foldwise.data.augmentation import Augmentation
+from foldwise.data.augmentation import Augmentation, sample_seed
 from foldwise.data.crops import crop_sample
 from foldwise.data.dataset import EpochTransform
 from foldwise.data.fields import Field
-from foldwise.data.sampling import SampleKey, sample_seed
+from foldwise.data.sampling import SampleKey
 from foldwise.data.table import Columns, read_table
 
 IGNORE = 255

@@ -12,12 +12,12 @@ import torch
 from items import item_dataset, read_one
 from PIL import Image
 
-from foldwise.data.augmentation import Augmentation
+from foldwise.data.augmentation import Augmentation, sample_seed
 from foldwise.data.batches import unpack
 from foldwise.data.dataset import EpochTransform, ItemDataset, make_loader
 from foldwise.data.fields import Field
 from foldwise.data.samples import Samples
-from foldwise.data.sampling import Balanced, EpochSampler, Pool, SampleKey, Sampling, balanced_weights, sample_seed
+from foldwise.data.sampling import Balanced, EpochSampler, Pool, SampleKey, Sampling, balanced_weights
 from foldwise.data.table import Columns, Table, read_table
 from foldwise.errors import Refusal
 

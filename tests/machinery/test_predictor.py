@@ -20,8 +20,8 @@ from foldwise.data.images import ImageError, read_image, resize
 from foldwise.data.samples import Samples, group_items
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
+from foldwise.inference.items import describe_notes
 from foldwise.inference.predictor import Predictor
-from foldwise.inference.reading import describe_notes
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import Model, normalize
 from foldwise.models.network import Network

@@ -21,8 +21,9 @@ from foldwise.data.batches import unpack
 from foldwise.data.decoding import FileNote
 from foldwise.data.table import Table
 from foldwise.files import sha256_file
+from foldwise.inference.items import InputSpec
 from foldwise.inference.predictor import Predictor
-from foldwise.inference.reading import InputSpec, ReadBatch, load_batches
+from foldwise.inference.reading import ReadBatch, load_batches
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import load_model
 from foldwise.models.network import Batch

@@ -20,8 +20,8 @@ from foldwise.bundle.spec import BundleSpec, read_bundle
 from foldwise.data.boxes import BOX, SCORE, SCORE_MAP
 from foldwise.data.problems import some
 from foldwise.files import check_new, write_atomic
+from foldwise.inference.items import describe_model
 from foldwise.inference.spec import read_spec
-from foldwise.inference.weights import load_samples
 from foldwise.predictions.decisions.sample import read_sample
 from foldwise.predictions.finder import Finder, write_map
 from foldwise.tasks import find_task
@@ -114,7 +114,7 @@ def open_first_stage(
     names = set() if sample is None else set(read_sample(sample).frame.to_numpy().ravel())
     folder = bundle / spec.first.runs[0].models[0].folder
     model = read_spec(folder)
-    inputs = read_inputs(test, images, spec.first.columns, names, load_samples(folder), model.exif)
+    inputs = read_inputs(test, images, spec.first.columns, names, describe_model(folder).samples, model.exif)
     scale = next(iter(model.scales.values())) or 255.0
     stage = FirstStage(bundle, spec.first, spec.columns, inputs, scale, out)
     stage.write({}, {})

@@ -26,9 +26,8 @@ from foldwise.data.samples import Rows
 from foldwise.errors import Refusal
 from foldwise.files import check_new, sha256_file, write_json
 from foldwise.inference.device import choose_device
-from foldwise.inference.reading import describe_notes, write_bad_images
+from foldwise.inference.items import describe_model, describe_notes, write_bad_images
 from foldwise.inference.spec import read_spec
-from foldwise.inference.weights import load_samples
 from foldwise.predictions.decisions.sample import Sample, fit_layout, locate, read_sample
 from foldwise.predictions.decisions.submission import write_masks, write_table
 from foldwise.predictions.ensembles.extra import Extra
@@ -143,7 +142,7 @@ def open_inference(bundle: Path, test: Path, images: Path | None, sample_path: P
     sample = None if sample_path is None else read_sample(sample_path)
     names = set() if sample is None else set(sample.frame.to_numpy().ravel())
     folders = [bundle / run.models[0].folder for run in spec.runs]
-    readers = [load_samples(folder) for folder in folders]
+    readers = [describe_model(folder).samples for folder in folders]
     inputs = read_inputs(test, images, spec.columns, names, readers[0], read_spec(folders[0]).exif)
     for reader in readers[1:]:
         Rows(inputs.test.source, reader)  # refuses a missing column

@@ -15,7 +15,7 @@ from foldwise.data.table import Table
 from foldwise.data.table_file import read_file
 from foldwise.data.units import Units
 from foldwise.errors import Refusal
-from foldwise.inference.reading import Items, Read
+from foldwise.inference.items import Items, Read
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 LARGEST = 100_000_000  # pixels: 300 MB of RGB in each worker; PIL warns of a decompression bomb from 89 million

@@ -21,8 +21,8 @@ from foldwise.bundle.inputs import LARGEST, Inputs, read_inputs
 from foldwise.bundle.spec import BundleSpec, read_bundle
 from foldwise.errors import Refusal
 from foldwise.files import read_json
+from foldwise.inference.items import describe_model
 from foldwise.inference.runs import load_run
-from foldwise.inference.weights import load_samples
 from foldwise.predictions.writers import BAD
 
 DATA = "data"  # link to the table's images, next to the planted ones
@@ -90,9 +90,9 @@ def rehearse(
         raise Refusal(f"--table {table} does not exist")
     run = load_run(Path(seen.runs[0].source))
     root = images or Path(run.data["root"])
-    samples = load_samples(next(iter(run.models.values())))
+    samples = describe_model(next(iter(run.models.values()))).samples
     inputs = read_inputs(table, root, seen.columns, set(), samples)
-    second = load_samples(next(iter(load_run(Path(spec.runs[0].source)).models.values())))
+    second = describe_model(next(iter(load_run(Path(spec.runs[0].source)).models.values()))).samples
     columns = [*samples.columns, *(spec.stacks.columns if spec.stacks else ()), *second.columns]
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as name:
         work = Path(name)

@@ -1,6 +1,7 @@
 """Augment samples with albumentations, as a pure function of (sample, seed)."""
 
 import copy
+import hashlib
 import itertools
 import random
 import warnings
@@ -10,11 +11,16 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from foldwise.data.fields import MASKS, Field
-from foldwise.data.sampling import sample_seed
 from foldwise.errors import Refusal
 
 if TYPE_CHECKING:
     from albumentations.core.composition import TransformType
+
+
+def sample_seed(seed: int, epoch: int, id: str, repeat: int = 0) -> int:
+    """Hash to [0, 2**32), stable across processes and Python versions."""
+    digest = hashlib.blake2b(f"{seed}:{epoch}:{repeat}:{id}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little")
 
 
 class Augmentation:

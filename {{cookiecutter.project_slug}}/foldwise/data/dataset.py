@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from foldwise.data.augmentation import Augmentation
+from foldwise.data.augmentation import Augmentation, sample_seed
 from foldwise.data.batches import Packed, collate, pack_sample, start_worker
 from foldwise.data.crops import crop_sample
 from foldwise.data.reading import Reader, fit_sample
-from foldwise.data.sampling import EpochSampler, SampleKey, sample_seed
+from foldwise.data.sampling import EpochSampler, SampleKey
 
 
 class EpochTransform(NamedTuple):

@@ -4,7 +4,6 @@ The sampler yields keys (item, epoch, repeat). So a sample depends on (seed, epo
 rank or order, and persistent workers know the epoch.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -20,12 +19,6 @@ class SampleKey(NamedTuple):
     item: int
     epoch: int
     repeat: int = 0
-
-
-def sample_seed(seed: int, epoch: int, id: str, repeat: int = 0) -> int:
-    """Hash to [0, 2**32), stable across processes and Python versions."""
-    digest = hashlib.blake2b(f"{seed}:{epoch}:{repeat}:{id}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "little")
 
 
 class Sampling:

@@ -11,7 +11,8 @@ from foldwise.data.batches import unpack
 from foldwise.export import predict_folder
 from foldwise.export.metadata import open_session, read_metadata
 from foldwise.export.subject import Subject
-from foldwise.inference.reading import InputSpec, Items, load_batches
+from foldwise.inference.items import InputSpec, Items
+from foldwise.inference.reading import load_batches
 from foldwise.inference.tta import TTA
 
 COMPARED = 8  # pictures

@@ -15,7 +15,8 @@ from foldwise.data.fields import Field, seen_spatial
 from foldwise.data.holdout import FULL
 from foldwise.errors import Refusal, refuse_all
 from foldwise.export.graph import CARRIED, Graph, graph_name, thresholds
-from foldwise.inference.reading import InputSpec, Items, load_batches
+from foldwise.inference.items import InputSpec, Items
+from foldwise.inference.reading import load_batches
 from foldwise.inference.runs import TrainedRun, load_run
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import Model, load_model

@@ -11,7 +11,7 @@ from foldwise.data.problems import some
 from foldwise.data.samples import TableItems
 from foldwise.data.table import Columns, Table, read_table
 from foldwise.files import equal_files, write_atomic
-from foldwise.inference.reading import BadImage
+from foldwise.inference.items import BadImage
 from foldwise.inference.runs import TrainedRun
 from foldwise.inference.sharing import Choices
 from foldwise.predictions.store import class_shares, iter_average_maps, read_predictions

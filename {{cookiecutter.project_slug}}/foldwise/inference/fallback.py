@@ -11,11 +11,11 @@ from foldwise.data.decoding import stored_size
 from foldwise.data.orientation import oriented
 from foldwise.data.prepare import read_items, read_outputs
 from foldwise.errors import Refusal
+from foldwise.inference.items import BadImage, InputSpec, Items, Read, describe_model
 from foldwise.inference.predictor import Values
-from foldwise.inference.reading import BadImage, InputSpec, Items, Read
 from foldwise.inference.runs import TrainedRun
 from foldwise.inference.sharing import PredictionJob, Shards, Work
-from foldwise.inference.weights import load_model, load_samples
+from foldwise.inference.weights import load_model
 
 
 def fallback_values(run: TrainedRun) -> Values:
@@ -25,7 +25,7 @@ def fallback_values(run: TrainedRun) -> Values:
         return {output.name: output.meaning.fallback(None, len(output.columns)) for output in outputs}
     config = read_config(run.folder)
     data = config["data"] | {"classes": list(run.spec.classes)}
-    items = read_items(data, run.spec.task, load_samples(next(iter(run.models.values()))))
+    items = read_items(data, run.spec.task, describe_model(next(iter(run.models.values()))).samples)
     _, _, tables = read_outputs(config | {"data": data, "task": run.spec.task}, items.table, items.items)
     return {
         output.name: output.meaning.fallback(tables[output.target].target, len(output.columns)) for output in outputs

@@ -17,8 +17,9 @@ from foldwise.data.samples import TableItems
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
 from foldwise.inference.device import choose_device
+from foldwise.inference.items import InputSpec, Items
 from foldwise.inference.predicting import oof_jobs
-from foldwise.inference.reading import InputSpec, Items, load_batches
+from foldwise.inference.reading import load_batches
 from foldwise.inference.runs import load_run
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import Model, load_model

@@ -16,12 +16,11 @@ from foldwise.errors import Refusal
 from foldwise.inference.console import print_bad, print_notes, print_shares, print_written, write_overlays
 from foldwise.inference.device import choose_devices
 from foldwise.inference.fallback import add_fallback, fallback_values, find_bad
-from foldwise.inference.reading import write_bad_images
+from foldwise.inference.items import describe_model, write_bad_images
 from foldwise.inference.runs import TrainedRun, check_together, load_run
 from foldwise.inference.sharing import Choices, PredictionJob, Work, predict_work
 from foldwise.inference.spec import read_spec
 from foldwise.inference.tta import TTA, load_tta
-from foldwise.inference.weights import load_samples
 from foldwise.predictions.schema import Header
 from foldwise.predictions.sources import output_folder, source_name
 from foldwise.predictions.writers import BAD, PredictionWriter
@@ -58,7 +57,7 @@ def predict_runs(
     if first.spec.main.meaning.kind != "maps" and (choices.overlays or choices.tiles):
         raise Refusal(f"--overlay and --tiles are for masks, and {first.folder} is a {first.spec.task} run")
     source = _read_table(first, choices.oof, table_path, root)
-    items = TableItems.of(source, load_samples(next(iter(first.models.values()))))
+    items = TableItems.of(source, describe_model(next(iter(first.models.values()))).samples)
     table = items.table
     if choices.features and tta.names != ["identity"]:
         raise Refusal("--features reads stored features in one view: choose --tta none")

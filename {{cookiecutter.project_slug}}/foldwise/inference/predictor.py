@@ -21,7 +21,8 @@ from foldwise.data.problems import shorten
 from foldwise.data.table import Table
 from foldwise.errors import Refusal
 from foldwise.inference.device import keep_freed_memory
-from foldwise.inference.reading import InputSpec, Items, ReadBatch, load_batches
+from foldwise.inference.items import InputSpec, Items
+from foldwise.inference.reading import ReadBatch, load_batches
 from foldwise.inference.tiles import predict_tiled
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import Model, with_frames, with_margin

@@ -14,8 +14,8 @@ from foldwise.data.features import FeatureSet
 from foldwise.data.images import ImageError
 from foldwise.data.table import Table
 from foldwise.errors import Note, ProcessFailed, show_notes
+from foldwise.inference.items import describe_notes
 from foldwise.inference.predictor import Predictor, Values
-from foldwise.inference.reading import describe_notes
 from foldwise.inference.runs import TrainedRun
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import load_model, on_features

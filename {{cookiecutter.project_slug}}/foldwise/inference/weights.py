@@ -17,6 +17,7 @@ from foldwise.data.table import Table
 from foldwise.data.units import Units
 from foldwise.errors import Refusal
 from foldwise.files import sha256_file, write_atomic, write_json
+from foldwise.inference.items import build_samples
 from foldwise.inference.spec import SPEC, WEIGHTS, ModelError, ModelSpec, raise_problems, read_spec
 from foldwise.models.network import Network
 from foldwise.models.normalized import Normalized
@@ -79,7 +80,7 @@ def load_model(folder: Path) -> Model:
     net.drop_auxiliary()
     raise_problems(folder / WEIGHTS, _state_problems(state, net.state_dict()))
     net.load_state_dict(state)
-    return Model(normalize(net, spec).eval(), _build_samples(spec, alias), spec)
+    return Model(normalize(net, spec).eval(), build_samples(spec, alias), spec)
 
 
 def with_frames(model: Model, sets: int) -> Model:
@@ -130,19 +131,9 @@ def load_state(folder: Path) -> dict[str, torch.Tensor]:
         raise ModelError(f"{weights} cannot be read ({error})") from error
 
 
-def load_samples(folder: Path) -> Samples:
-    """Build the reader of a model folder, without loading weights."""
-    spec = read_spec(folder)
-    return _build_samples(spec, find_code(Path(folder), spec.code))
-
-
 def normalize(net: Network, spec: ModelSpec) -> Normalized:
     """Add the normalisation of its images to a network."""
     return Normalized(net, {name: (values["mean"], values["std"]) for name, values in spec.images.items()})
-
-
-def _build_samples(spec: ModelSpec, alias: str | None) -> Samples:
-    return resolve_strict(spec.samples["_target_"], alias, Samples)(**_arguments(spec.samples))
 
 
 def _arguments(described: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from foldwise.data.augmentation import sample_seed
 from foldwise.data.batches import Packed, unpack
-from foldwise.data.sampling import sample_seed
 from foldwise.errors import Refusal
 from foldwise.models.mixing import Mix
 from foldwise.models.network import Batch

@@ -8,13 +8,12 @@ too. Scales and crops resample twice, so their maps are a little smoother.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn.functional import interpolate
-
-from foldwise.data.batches import unit_range
 from foldwise.errors import Refusal
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CROPPED = 0.875  # share of height and width that a crop keeps
 MARGIN = "margin"  # in names
@@ -79,7 +78,7 @@ class View:
         where = where if self.margin is None else f"{MARGIN}{self.margin:g}"
         return f"{self.symmetry}@{where}" if where else self.symmetry
 
-    def take(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def take(self, batch: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
         """Take the view's pictures from the stacks of a batch (ragged fields, (B, N, ...), and their `_valid`)."""
         if self.frames is None:
             return dict(batch)
@@ -90,7 +89,7 @@ class View:
             for name, value in batch.items()
         }
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: "Tensor") -> "Tensor":
         """Apply the view to (..., H, W). Resampling turns uint8 into float in [0, 1]; int64 takes the nearest pixel."""
         height, width = x.shape[-2:]
         if self.crop is not None:
@@ -101,7 +100,7 @@ class View:
         transposes, flips = SYMMETRIES[self.symmetry]
         return (x.mT if transposes else x).flip(flips)
 
-    def inverse(self, maps: Tensor, size: Sequence[int]) -> Tensor:
+    def inverse(self, maps: "Tensor", size: Sequence[int]) -> "Tensor":
         """Map predictions (B, C, h, w) of the view back to the image's (height, width); NaN outside a crop."""
         height, width = size
         transposes, flips = SYMMETRIES[self.symmetry]
@@ -110,7 +109,7 @@ class View:
         if self.crop is None:
             return maps if maps.shape[-2:] == (height, width) else _resample(maps, (height, width))
         top, left, h, w = self._box(height, width)
-        whole = maps.new_full((*maps.shape[:-2], height, width), torch.nan)
+        whole = maps.new_full((*maps.shape[:-2], height, width), float("nan"))
         whole[..., top : top + h, left : left + w] = _resample(maps, (h, w))
         return whole
 
@@ -122,9 +121,11 @@ class View:
 
 
 def view_batches(
-    views: Sequence[View], batch: Mapping[str, Tensor], spatial: Collection[str]
-) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    views: Sequence[View], batch: Mapping[str, "Tensor"], spatial: Collection[str]
+) -> Iterator[tuple[list[int], dict[str, "Tensor"]]]:
     """Yield the indices of views with equal shapes and their batch, ordered by view; other fields are repeated."""
+    import torch
+
     transformed = [
         {name: view.forward(value) if name in spatial else value for name, value in view.take(batch).items()}
         for view in views
@@ -136,10 +137,14 @@ def view_batches(
         yield indices, {name: torch.cat([transformed[index][name] for index in indices]) for name in batch}
 
 
-def _resample(x: Tensor, size: Sequence[int]) -> Tensor:
+def _resample(x: "Tensor", size: Sequence[int]) -> "Tensor":
+    import torch
+    from torch.nn.functional import interpolate
+
     if x.dtype == torch.int64:
         planes = x.reshape(-1, 1, *x.shape[-2:]).float()
         return interpolate(planes, tuple(size), mode="nearest-exact").long().view(*x.shape[:-2], *size)
-    planes = unit_range(x).reshape(-1, *x.shape[-3:])  # each image of a stack
+    x = x if x.is_floating_point() else x.float() / 255
+    planes = x.reshape(-1, *x.shape[-3:])  # each image of a stack
     resampled = interpolate(planes, tuple(size), mode="bilinear", align_corners=False, antialias=True)
     return resampled.view(*x.shape[:-2], *size)

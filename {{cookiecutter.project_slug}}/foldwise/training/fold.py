@@ -28,9 +28,10 @@ from tqdm import tqdm
 from foldwise.code.alias import check_covered
 from foldwise.code.build import make
 from foldwise.code.runs import run_code
+from foldwise.data.augmentation import sample_seed
 from foldwise.data.holdout import Holdout
 from foldwise.data.prepare import Prepared
-from foldwise.data.sampling import EpochSampler, sample_seed
+from foldwise.data.sampling import EpochSampler
 from foldwise.inference.predictor import Predictor
 from foldwise.inference.tta import TTA
 from foldwise.inference.weights import Model, find_models, load_model, save_model
