@@ -34,6 +34,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     build.add_argument(
         "--wheels", type=Path, metavar="FREEZE", help="the host's pip freeze: add wheels of what it lacks"
     )
+    build.add_argument(
+        "--runtime", choices=["torch", "onnx"], default="torch", help="onnx: for a host without torch (default: torch)"
+    )
     add_decision_options(build)
     add_format_options(parser)
     rehearse = parser.add_argument_group("to rehearse a bundle")
@@ -83,6 +86,7 @@ def build(options: argparse.Namespace) -> None:
         kind=options.format,
         options=format_options(options),
         host_packages=options.wheels,
+        runtime=options.runtime,
     )
     print_outcomes(Console(), built.spec.metric, built.chosen.outcomes, built.chosen.chosen_index)
     print(describe_sizes(built.sizes))

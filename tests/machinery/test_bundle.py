@@ -116,6 +116,28 @@ def bundle(tmp_path_factory, runs) -> Path:
     return out
 
 
+def test_a_bundle_without_torch(tmp_path, data, runs, masks):
+    """It answers as the same bundle of torch does; the rehearsal runs it where torch cannot be imported."""
+    for package in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="needs the extra `export`")
+    for name, sources, options in (
+        ("rows", runs, {"oof": "oof-flips", "decision": "fixed-threshold"}),
+        ("masks", [masks[0]], {"decision": "minimum-area"}),
+    ):
+        built = build_bundle(sources, tmp_path / name, runtime="onnx", **options)
+        assert "onnxruntime" in built.spec.needs and "torch" not in built.spec.needs
+        assert not list((tmp_path / name).rglob("*.safetensors"))
+        rehearsed = rehearse(tmp_path / name, data / "test.csv", rows=10, workers=2)
+        assert rehearsed.problems == [] and len(rehearsed.bad) == rehearsed.planted == 7
+    with pytest.raises(Refusal, match=r"--runtime onnx has no .*@0.75"):
+        views = runs[0] / "predictions" / "oof-scales"
+        shutil.copytree(runs[0] / "predictions" / "oof-flips", views)
+        header = json.loads((views / "predictions.json").read_text())
+        header["tta"]["views"] = ["identity", "identity@0.75"]
+        (views / "predictions.json").write_text(json.dumps(header))
+        build_bundle(runs[:1], tmp_path / "no", oof="oof-scales", runtime="onnx")
+
+
 @pytest.fixture(scope="module")
 def masks(tmp_path_factory, data) -> tuple[Path, Path]:
     """A segmentation run, and a bundle of it in half precision."""
@@ -251,7 +273,7 @@ def test_masks_in_tiles_are_those_of_submit(tmp_path, data, masks):
         open_sources([run, other], tiled)
 
 
-def run_here(command, host, work):
+def run_here(command, host, work, without=()):
     """As `run_sandboxed`, without what takes seconds: a process that imports torch anew. So nothing is isolated."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(host)

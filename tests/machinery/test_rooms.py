@@ -19,8 +19,8 @@ FLOORS = [
     {"predictions"},
     {"models", "inference", "reporting"},
     {"audit", "labelling", "discovery"},
-    {"training", "preflight", "bundle"},
-    {"tuning", "planning", "export"},
+    {"training", "preflight", "bundle", "export"},
+    {"tuning", "planning"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from foldwise.bundle.contents import copy_model, find_imports, needed_code, needed_library, targets_of
+from foldwise.bundle.contents import copy_spec, copy_weights, find_imports, needed_code, needed_library, targets_of
 from foldwise.bundle.host import MB, WHEELS, describe_sizes, installed_versions, write_manifest
+from foldwise.bundle.passes import ENGINES
 from foldwise.bundle.sources import RunSource, choose_post_processing, open_first, open_presence, open_sources
 from foldwise.bundle.spec import SPEC, BundledModel, BundledRun, BundleSpec, to_plain
 from foldwise.bundle.wheels import download_wheels
@@ -62,6 +63,7 @@ def build_bundle(
     options: Mapping[str, Any] | None = None,
     host_packages: Path | None = None,
     presence: Path | None = None,
+    runtime: str = "torch",
 ) -> Built:
     """Write a bundle as a new folder, completely or not at all.
 
@@ -71,6 +73,7 @@ def build_bundle(
         oof: out-of-fold predictions that determine post-processing, views, their mean and tiles.
         decision, exclusive, sums, presence, sample, kind, options: as in `submit.make_submission`.
         host_packages: `pip freeze` of the host; wheels of missing packages are added.
+        runtime: of the networks, one of `passes.ENGINES`.
     """
     check_new(out)
     opened = open_sources(sources, oof)
@@ -89,12 +92,17 @@ def build_bundle(
     names = [source.run.folder.resolve().name for source in every]
     unique = [f"{name}-{number}" if names.count(name) > 1 else name for number, name in enumerate(names)]
     runs = [_describe_run(name, source) for name, source in zip(unique, every, strict=True)]
-    models = [source.run.models[key] for source in every for key in source.snapshots]
+    if onnx := runtime == "onnx":
+        from foldwise.bundle.onnx_models import check_exportable, write_network
+
+        check_exportable(every)
+    members = [(source, key) for source in every for key in source.snapshots]
+    models = [source.run.models[key] for source, key in members]
     specs = [read_spec(model) for model in models]
-    codes = [needed_code(model, each) for model, each in zip(models, specs, strict=True)]
-    targets = {target for each in specs for target in targets_of(each)}
+    codes = [needed_code(model, each, onnx) for model, each in zip(models, specs, strict=True)]
+    targets = {f"{ENGINES[runtime]}:Engine", *(target for each in specs for target in targets_of(each, onnx))}
     imports = find_imports(SCRIPT, CODE, READERS, targets, filter(None, codes))
-    needs = sorted(set(imports.needs).union(*map(needed_library, specs)))
+    needs = sorted(set(imports.needs).union(*map(needed_library, [] if onnx else specs)))
     spec = BundleSpec(
         task=truth.task.name,
         classes=list(truth.table.classes),
@@ -113,12 +121,18 @@ def build_bundle(
         versions=installed_versions(needs),
         reduction=truth.table.reduction,
         stacks=None if opened.stacked is None else Stacks.load(opened.stacked),
-        first=_describe_first(runs[-1], *first, half) if first else None,
+        first=_describe_first(runs[-1], *first, half, runtime) if first else None,
+        runtime=runtime,
     )
     with new_folder(out) as folder:
         bundled = [folder / model.folder for run in runs for model in run.models]
-        for model, target, code in zip(models, bundled, codes, strict=True):
-            copy_model(model, target, half, code)
+        for (source, key), model, target, code in zip(members, models, bundled, codes, strict=True):
+            target.mkdir(parents=True)
+            if onnx:
+                write_network(source, key, target, half)
+            else:
+                copy_weights(model, target, half)
+            copy_spec(model, target, code)
             if code is not None:
                 write_code(code, folder / CODE_FOLDER / code.hash)
         for path in imports.files:
@@ -160,7 +174,7 @@ def _describe_run(name: str, source: RunSource) -> BundledRun:
     )
 
 
-def _describe_first(run: BundledRun, source: RunSource, finder: Finder, half: bool) -> BundleSpec:
+def _describe_first(run: BundledRun, source: RunSource, finder: Finder, half: bool, runtime: str) -> BundleSpec:
     main = source.run.spec.main
     return BundleSpec(
         task=main.task,
@@ -177,6 +191,7 @@ def _describe_first(run: BundledRun, source: RunSource, finder: Finder, half: bo
         half=half,
         needs=(),
         versions={},
+        runtime=runtime,
     )
 
 

@@ -54,14 +54,14 @@ def find_imports(
     return Imports(sorted(file.path for file in reached), sorted(needs))
 
 
-def targets_of(spec: ModelSpec) -> list[str]:
-    """Names of a model's network and reader classes."""
-    return [spec.network["_target_"], spec.samples["_target_"]]
+def targets_of(spec: ModelSpec, onnx: bool = False) -> list[str]:
+    """Names of a model's reader and network classes; an ONNX file needs no class of its network."""
+    return [spec.samples["_target_"]] + [spec.network["_target_"]] * (not onnx)
 
 
-def needed_code(model: Path, spec: ModelSpec) -> Code | None:
-    """Collect the part of the run's code that a model's network and reader use; None if they are foldwise's."""
-    owned = [target for target in targets_of(spec) if inside(target.partition(":")[0], source.PACKAGE)]
+def needed_code(model: Path, spec: ModelSpec, onnx: bool = False) -> Code | None:
+    """Collect the part of the run's code that a model's reader and network use; None if they are foldwise's."""
+    owned = [target for target in targets_of(spec, onnx) if inside(target.partition(":")[0], source.PACKAGE)]
     return collect_code(owned, find_code_folder(model, spec.code)) if spec.code is not None and owned else None
 
 
@@ -70,13 +70,17 @@ def needed_library(spec: ModelSpec) -> set[str]:
     return {package for library, package in LIBRARIES.items() if spec.network.get("library") == library}
 
 
-def copy_model(model: Path, target: Path, half: bool, code: Code | None) -> None:
-    """Copy a model folder, recording the hash of the code it needs; `half` rounds weights to half precision."""
-    target.mkdir(parents=True)
+def copy_weights(model: Path, target: Path, half: bool) -> None:
+    """Copy the weights of a model folder; `half` rounds them to half precision."""
     shutil.copyfile(model / WEIGHTS, target / WEIGHTS)
     if half:
         _round(target / WEIGHTS)
-    changes = {"code": code and code.hash, "sha256": sha256_file(target / WEIGHTS)}
+
+
+def copy_spec(model: Path, target: Path, code: Code | None) -> None:
+    """Copy the description of a model folder, recording the hashes of the code it needs and of rounded weights."""
+    weights = target / WEIGHTS
+    changes = {"code": code and code.hash} | ({"sha256": sha256_file(weights)} if weights.is_file() else {})
     write_json(target / SPEC, {**read_json(model / SPEC), **changes})
 
 

@@ -1,26 +1,21 @@
 """Networks of a bundle on a device; halves the batch when memory runs out."""
 
-import hashlib
-import json
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
-from foldwise.bundle.host import MANIFEST
-from foldwise.bundle.inputs import CarefulItems, Inputs
-from foldwise.bundle.shards import Shards
+from foldwise.bundle.inputs import CarefulItems
+from foldwise.bundle.passes import Predicted
 from foldwise.bundle.spec import BundleSpec
-from foldwise.bundle.time_limit import Active, Pace, keep_time
+from foldwise.bundle.time_limit import Active
 from foldwise.data.batches import unpack
 from foldwise.data.decoding import FileNote
 from foldwise.data.table import Table
-from foldwise.files import sha256_file
+from foldwise.inference.device import choose_device
 from foldwise.inference.items import InputSpec
 from foldwise.inference.predictor import Predictor
 from foldwise.inference.reading import ReadBatch, load_batches
@@ -28,18 +23,6 @@ from foldwise.inference.tta import TTA
 from foldwise.inference.weights import load_model
 from foldwise.models.network import Batch
 from foldwise.tasks.views import View
-
-PRINT_SECONDS = 30
-
-
-class Predicted(NamedTuple):
-    """Predictions of an image: of the A active members (A, C), or maps (A, C, H, W) at the stored size.
-
-    `present` is (K,) of `BundleSpec.presence`, None without it and if its run was dropped.
-    """
-
-    values: np.ndarray
-    present: np.ndarray | None
 
 
 class Engine:
@@ -52,6 +35,7 @@ class Engine:
     """
 
     def __init__(self, bundle: Path, spec: BundleSpec, device: str, batch_size: int, precision: str) -> None:
+        device = choose_device(device)
         self.spec, self.active, self.device = spec, Active(spec), torch.device(device)
         self.model_index: dict[tuple[int, int, int], int] = {}  # by run, fold and snapshot, within the run
         self.predictors: list[Predictor] = []  # of each run, since their outputs may differ
@@ -66,6 +50,17 @@ class Engine:
         self.batch_size = max(1, batch_size // max(len(run.views) for run in spec.runs))
         self.notes: list[str] = []
         self.file_notes: list[FileNote] = []
+
+    @property
+    def gpu_memory_mb(self) -> int | None:
+        return round(torch.cuda.max_memory_allocated() / 1e6) if self.device.type == "cuda" else None
+
+    def close(self) -> None:
+        """Free the GPU for another engine."""
+        self.predictors.clear()
+        self.models.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def batches(self, table: Table, items: Sequence[int], workers: int) -> DataLoader[Any]:
         """Make a loader of `ReadBatch`es."""
@@ -135,69 +130,3 @@ class Engine:
                 found = {name: values[:, 0] for name, values in of_views.items()}
             total = {name: total.get(name, 0) + values for name, values in found.items()}
         return {name: values / len(snapshots) for name, values in total.items()}
-
-
-def describe_request(bundle: Path, inputs: Inputs, precision: str) -> dict[str, Any]:
-    """What predictions depend on, for `Shards`."""
-    files = json.dumps([[image.id, str(image.path)] for image in inputs.images])
-    return {
-        "bundle": sha256_file(bundle / MANIFEST),
-        "files": hashlib.sha256(files.encode()).hexdigest(),
-        "precision": precision,
-    }
-
-
-class Finished(NamedTuple):
-    """How a pass over the images went: its speed, what was dropped to save time, and the forecast after a tenth."""
-
-    pace: Pace
-    dropped: list[str]
-    early: float | None
-
-
-def predict_images(
-    engine: Engine,
-    inputs: Inputs,
-    shards: Shards,
-    workers: int,
-    answer: Callable[[int, Predicted], Any],
-    time_limit: float | None,
-    begun: float,
-    later: int = 0,
-) -> Finished:
-    """Predict the images that have no answer in the shards yet, until time is up.
-
-    Args:
-        answer: makes of an image's number and predictions what is stored.
-        time_limit, begun, later: see `Pace`.
-    """
-    done = shards.done()
-    remaining = [number for number in range(len(inputs.images)) if number not in done]
-    if done:
-        print(f"note: {len(done)} images were predicted before")
-    print(f"{len(remaining)} images, {len(engine.model_index)} networks, on {engine.device}", flush=True)
-    pace = Pace(len(remaining), time_limit, begun, later=later)
-    dropped: list[str] = []
-    early: float | None = None
-    printed = time.monotonic()
-    items = [inputs.images[number].number for number in remaining]
-    for batch in engine.batches(inputs.test.source, items, workers) if remaining else []:
-        results: dict[int, Any] = {}
-        problems = {remaining[item.number]: item.problem for item in batch.bad}
-        for index, predicted in engine.predict(batch):
-            if predicted is None:
-                problems[remaining[index]] = "it does not fit into memory"
-            else:
-                results[remaining[index]] = answer(remaining[index], predicted)
-        shards.add(results, problems)
-        pace.advance(len(results) + len(problems), engine.active.passes)
-        forecast = pace.forecast(engine.active.passes)
-        if early is None and pace.done >= len(remaining) / 10:
-            early = forecast
-        if pace.is_over:
-            break
-        dropped += keep_time(pace, engine.active)
-        if time.monotonic() - printed > PRINT_SECONDS and forecast is not None:
-            print(f"{pace.done} of {len(remaining)} images; estimated total {forecast / 60:.1f} min", flush=True)
-            printed = time.monotonic()
-    return Finished(pace, dropped, early)

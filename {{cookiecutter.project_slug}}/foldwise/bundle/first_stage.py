@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from foldwise.bundle.engine import Engine, Predicted, describe_request, predict_images
 from foldwise.bundle.inputs import Inputs, read_inputs
+from foldwise.bundle.passes import Predicted, describe_request, open_engine, predict_images
 from foldwise.bundle.shards import Shards
 from foldwise.bundle.spec import BundleSpec, read_bundle
 from foldwise.data.boxes import BOX, SCORE, SCORE_MAP
@@ -55,7 +54,7 @@ class FirstStage:
     ) -> None:
         """Predict the images, and write the table; call again to resume. At least one pass is left for what follows."""
         print("first stage: finding boxes", flush=True)
-        engine = Engine(self.bundle, self.first, device, batch_size, precision)
+        engine = open_engine(self.bundle, self.first, device, batch_size, precision)
         finder: Finder = self.first.decision
         exclusive = find_task(self.first.task).exclusive
         maps = self.out / MAPS
@@ -86,9 +85,7 @@ class FirstStage:
             "seconds_per_image": pace.seconds,
             "dropped": dropped,
         }
-        del engine
-        if device.startswith("cuda"):
-            torch.cuda.empty_cache()
+        engine.close()
 
     def write(self, found: Mapping[str, Any], maps: Mapping[str, str]) -> None:
         """Write the table of the second stage, with the columns that it was trained on."""

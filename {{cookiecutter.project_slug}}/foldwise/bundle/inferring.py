@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from foldwise.bundle.engine import Engine, Predicted, describe_request, predict_images
 from foldwise.bundle.first_stage import BOXES, MAPS, open_first_stage
 from foldwise.bundle.first_stage import SHARDS as FIRST
 from foldwise.bundle.inputs import Inputs, read_inputs
+from foldwise.bundle.passes import Predicted, describe_request, open_engine, predict_images
 from foldwise.bundle.shards import Shards, read_rows
 from foldwise.bundle.spec import BundleSpec, read_bundle, to_plain
 from foldwise.data.decoding import stored_size
@@ -25,7 +24,6 @@ from foldwise.data.problems import some
 from foldwise.data.samples import Rows
 from foldwise.errors import Refusal
 from foldwise.files import check_new, sha256_file, write_json
-from foldwise.inference.device import choose_device
 from foldwise.inference.items import describe_model, describe_notes, write_bad_images
 from foldwise.inference.spec import read_spec
 from foldwise.predictions.decisions.sample import Sample, fit_layout, locate, read_sample
@@ -76,7 +74,6 @@ def infer(
         Refusal: test, sample submission or options are not valid; nothing is written.
     """
     begun = time.monotonic() if begun is None else begun
-    device = choose_device(device)
     first = open_first_stage(bundle, test, images, sample, out)
     if first is not None:
         test, images = out / BOXES, first.inputs.test.source.root
@@ -84,7 +81,7 @@ def infer(
         first.find(batch_size, workers, device, precision, time_limit, begun)
     inference = open_inference(bundle, test, images, sample, out)
     spec, requested = inference.spec, inference.inputs.images
-    engine = Engine(bundle, spec, device, batch_size, precision)
+    engine = open_engine(bundle, spec, device, batch_size, precision)
     request = describe_request(bundle, inference.inputs, precision) | {"format": to_plain(inference.layout)}
     request |= {} if first is None else {"boxes": sha256_file(out / BOXES)}
     shards = Shards(out / SHARDS, spec, request)
@@ -117,7 +114,7 @@ def infer(
         "notes": [*(first.notes if first else []), *engine.notes, *of_files],
         "device": str(engine.device),
         "memory_mb": round((main_kb + workers * worker_kb) / 1000),  # upper bound: counts shared memory per worker
-        "gpu_memory_mb": round(torch.cuda.max_memory_allocated() / 1e6) if engine.device.type == "cuda" else None,
+        "gpu_memory_mb": engine.gpu_memory_mb,
     }
     write_json(out / REPORT, report)
     if not keep_shards:

@@ -122,7 +122,9 @@ def rehearse(
         # The rows of components, without a unit that holds those of a picture together, are not known before.
         command += [] if by_box and spec.columns["unit"] is None else ["--sample-submission", "sample.csv"]
         command += ["--out", str(out), "--keep-shards"]
-        done = run_sandboxed([*command, "--workers", str(workers), "--batch-size", str(batch_size)], host, work)
+        command += ["--workers", str(workers), "--batch-size", str(batch_size)]
+        without = ("torch",) if spec.runtime == "onnx" else ()
+        done = run_sandboxed(command, host, work, without)
         if done.returncode:
             raise Refusal(f"infer.py failed with exit code {done.returncode}:\n{done.stderr.strip()}")
         report = read_json(out / REPORT)
@@ -224,14 +226,17 @@ def _draw(
     return pd.DataFrame(entries), planted
 
 
-def run_sandboxed(command: Sequence[str], read_only: Path, work: Path) -> subprocess.CompletedProcess[str]:
+def run_sandboxed(
+    command: Sequence[str], read_only: Path, work: Path, without: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
     """Run a command as a host would: in the folder `read_only`, with a home in `work` and a clean environment.
 
     Blocks Python's sockets and write-protects the files, which root can still change.
     """
     home = work / "home"
     home.mkdir()
-    (home / "sitecustomize.py").write_text(NO_SOCKETS, encoding="utf-8")
+    absent = f"\nimport sys\n\nsys.modules.update(dict.fromkeys({list(without)!r}))\n"  # importing them fails
+    (home / "sitecustomize.py").write_text(NO_SOCKETS + absent, encoding="utf-8")
     environment = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
     environment |= {"HOME": str(home), "LANG": "C.UTF-8", "PYTHONPATH": str(home)}
     _protect(read_only, 0o555, 0o444)

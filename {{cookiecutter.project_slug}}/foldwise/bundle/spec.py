@@ -91,6 +91,7 @@ class BundleSpec:
         versions: of these modules and Python where the bundle was written.
         stacks: of the blend STACK, in files of their own.
         reduction: of the images of a unit, see `Task.of_units`.
+        runtime: of the networks, one of `passes.ENGINES`.
         first: the networks whose masks give the boxes that these read; it has no layout.
     """
 
@@ -112,6 +113,7 @@ class BundleSpec:
     version: int = FORMAT_VERSION
     stacks: Stacks | None = None
     reduction: str = "mean"
+    runtime: str = "torch"
     first: "BundleSpec | None" = None
 
     @property
