@@ -38,7 +38,7 @@ def write_network(source: RunSource, key: tuple[int, str], target: Path, half: b
     subject = Subject(source.run, truth, [key], [model], None, [0, 1], [], False, [])
     path = target / NETWORK
     float_path = path.with_suffix(".float") if half else path
-    write_graph(float_path, subject.graph(), example_batch(subject), subject.fields, subject.describe())
+    write_graph(float_path, subject.graph(), example_batch(subject), subject.fields, {"run": source.run.folder.name})
     if half:
         write_half(float_path, path)
         float_path.unlink()
