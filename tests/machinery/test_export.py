@@ -11,12 +11,15 @@ import pytest
 import torch
 from tiny import make_spec, random_model, tiny_config, train_scored, write_data
 
+from foldwise.data.images import read_image
+from foldwise.data.samples import Samples
 from foldwise.errors import Refusal
 from foldwise.export import exporting, measuring
 from foldwise.export import variants as variants_of
 from foldwise.export.exporting import Budget, choose, export_run
 from foldwise.export.graph import CARRIED, Graph, as_feeds, write_graph
 from foldwise.export.metadata import open_session, read_metadata
+from foldwise.export.reader import write_reader
 from foldwise.export.subject import open_subject
 from foldwise.models.pools import POOLS
 from foldwise.predictions.decisions import rules
@@ -82,6 +85,11 @@ def test_a_fold_in_three_variants(run, root, tmp_path, command, monkeypatch):
     delivered = delivered.set_index("row" + delivered["image"].str.extract(r"(\d+)\.png")[0])
     np.testing.assert_allclose(delivered.loc[stored.index, described["classes"]], expected, atol=1e-5)
     assert decided.dtype == np.uint8 and (decided.argmax(1) == expected.argmax(1)).all() and (decided.sum(1) == 1).all()
+    # A reader that does what no description says.
+    monkeypatch.setattr(Samples, "read_image", lambda _, rows, row, rng: read_image(rows.path(row))[:, ::-1])
+    (note,) = write_reader(tmp_path / "float/model.onnx", open_subject(run, ["0"]))
+    assert "has other pixels when the run's own reader" in note
+    assert "There is no `predict_folder.py`" in (tmp_path / "float/README.md").read_text()
 
 
 def test_what_is_calibrated_on_is_never_held_out(run):

@@ -382,7 +382,8 @@ def predict(
     writer, names = Writer(described, work / "masks", masks, root), [output.name for output in session.get_outputs()]
     taken = [each.name for each in session.get_inputs()]
     done, bad, begun = 0, 0, time.monotonic()
-    work.mkdir()
+    shutil.rmtree(work, ignore_errors=True)  # of a killed command
+    work.mkdir(parents=True)
     try:
         with (work / "table.csv").open("w", newline="", encoding="utf-8") as file:
             table, header = csv.writer(file), writer.header()
@@ -445,6 +446,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.batch < 1 or options.threads < 1:
         parser.error("--batch and --threads must be 1 or more")
+    if options.out.suffix != ".csv":
+        parser.error("--out must end with .csv")
     return options
 
 
