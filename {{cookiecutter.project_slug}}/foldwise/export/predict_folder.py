@@ -37,7 +37,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # of Pillow
 MOST_PIXELS = 1 << 30
 JPEG = b"\xff\xd8"  # its first bytes
 CROPPED = 0.875  # share of the shorter side that fit=crop keeps
-ORIENTATION, BITS, SAMPLES = 274, 258, 277  # tags of EXIF and TIFF
+ORIENTATION, BITS, SAMPLES, COLOURS = 274, 258, 277, 262  # tags of EXIF and TIFF
 SAMPLES_OF = {"L": 1, "F": 1, "RGB": 3, "RGBA": 4}  # a pixel, by Pillow's mode
 # How stored pixels become upright, by orientation.
 TURNS = {
@@ -116,6 +116,7 @@ def decode(data: bytes, upright: bool) -> np.ndarray:
             bits, samples, orientation = tags.get(BITS, (8,)), tags.get(SAMPLES, 1), tags.get(ORIENTATION, 1)
             lost = (samples > 1 and max(bits) > 8) or (picture.mode == "F" and data[:2] == b"MM")
             lost = lost or samples != SAMPLES_OF.get(picture.mode, samples)
+            lost = lost or (tags.get(COLOURS) == 0 and picture.mode not in ("1", "L"))  # white is zero
         else:
             lost = picture.format == "PNG" and data[24] == 16 and data[25] != 0
         if lost:
