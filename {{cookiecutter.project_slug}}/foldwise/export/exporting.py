@@ -47,7 +47,7 @@ UNLIMITED = Budget()
 
 
 class Exported(NamedTuple):
-    """The table of variants, with `loss` and `chosen`, the subgroups of each, and notes."""
+    """The table of variants, with `chosen`, the subgroups of each, and notes."""
 
     variants: pd.DataFrame
     subgroups: pd.DataFrame
@@ -97,8 +97,6 @@ def export_run(
         speed = measure_speed(subject, paths, one, threads)
         overall = answers[answers["column"] == ""]
         variants = speed.merge(overall.drop(columns=["column", "value", "images"]), on="variant")
-        sign = 1 if subject.truth.metric.greater_is_better else -1
-        variants["loss"] = sign * (variants["score"].iat[1] - variants["score"])
         chosen = choose(variants, budget)
         variants["chosen"] = variants["variant"] == chosen
         exported = Exported(variants, answers[answers["column"] != ""], subject.truth.metric.name, subject.notes)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from foldwise.inference.tta import TTA
 from foldwise.models.network import Batch
 from foldwise.predictions.evaluation.bootstrap import FEWEST_GROUPS, interval, resample, resampled_groups
 from foldwise.predictions.evaluation.subgroups import subgroup_columns, subgroups
-from foldwise.predictions.metrics import count_pixels, fold_score
+from foldwise.predictions.metrics import fold_score
 from foldwise.predictions.scoring import by_unit
 
 TOLERANCE = 1e-4  # of a probability; of a number, relative to it if it is above 1
@@ -84,8 +85,9 @@ def compare_answers(subject: Subject, paths: Mapping[str, Path]) -> pd.DataFrame
     """Score torch and every variant, over all held-out items and by subgroup.
 
     Returns:
-        variant, column, value, images, score, low, high, error (standard error of the score), change (largest, of a
-        value), changed (share of answers that differ from torch's, of masks of pixels).
+        variant, column, value, images; change (largest, of a value) and changed (share of answers that differ from
+        torch's, of masks of pixels); score with its interval (low, high) and standard error; loss against the float
+        graph, positive if worse, with its interval, paired.
 
     Raises:
         Refusal: the float graph differs from torch by more than TOLERANCE.
@@ -100,15 +102,8 @@ def compare_answers(subject: Subject, paths: Mapping[str, Path]) -> pd.DataFrame
         change.append([_difference(each, main[0]) for each in main])
         changed.append([float(np.mean(each != answers[0])) if comparable else np.nan for each in answers])
         if subject.maps:
-            mask, count = table.read_mask(row), len(table.classes)
-            values.append(
-                [
-                    count_pixels(mask, answer, count, metric.ignore_index)
-                    if metric.of_counts
-                    else metric.measure(mask, each)
-                    for each, answer in zip(main, answers, strict=True)
-                ]
-            )
+            mask = table.read_mask(row)
+            values.append([metric.measure(mask, each) for each in main])
         else:
             values.append([subject.decided(each) for each in main])
     rows, of_items = np.array(subject.held), np.stack([np.stack(each) for each in values], axis=1)
@@ -124,23 +119,27 @@ def compare_answers(subject: Subject, paths: Mapping[str, Path]) -> pd.DataFrame
     subsets = [("", "all", np.arange(len(first)))]
     for column in subgroup_columns(table, truth.config["data"]["columns"]):
         subsets += subgroups(table, column, rows[first])
-    records, parts = [], []
+    records, parts, scores = [], [], list[float]()
     for column, value, chosen in subsets:
         for number, name in enumerate(names):
             score = fold_score(metric, [array[chosen] for array in arrays[number]], np.zeros(len(chosen), int))
             parts.append((chosen, score))
-            enough = len(np.unique(groups[chosen])) >= FEWEST_GROUPS
+            with warnings.catch_warnings(action="ignore"):  # about classes that a subgroup lacks
+                scores.append(score(np.ones(len(chosen))))
             moved = np.array(change)[first[chosen], number].max(), np.array(changed)[first[chosen], number].mean()
-            records.append((name, column, value, len(chosen), score(np.ones(len(chosen))), enough, *moved))
-    samples = resample(parts, groups, RESAMPLES, seed=0)
-    columns = ["variant", "column", "value", "images", "score", "enough", "change", "changed"]
-    frame = pd.DataFrame(records, columns=columns)
-    frame[["low", "high"]] = [
-        interval(draws) if enough else (np.nan, np.nan)
-        for draws, enough in zip(samples.T, frame["enough"], strict=True)
+            records.append((name, column, value, len(chosen), *moved))
+    frame = pd.DataFrame(records, columns=["variant", "column", "value", "images", "change", "changed"])
+    samples, point = resample(parts, groups, RESAMPLES, seed=0), np.array(scores)
+    compared = [index - index % len(names) + 1 for index in range(len(frame))]  # the float graph of each subset
+    sign = 1 if metric.greater_is_better else -1
+    losses = sign * (samples[:, compared] - samples)
+    enough = [len(np.unique(groups[chosen])) >= FEWEST_GROUPS for chosen, _ in parts]
+    ends = [
+        (*interval(draws), *interval(lost)) if many else (np.nan,) * 4
+        for many, draws, lost in zip(enough, samples.T, losses.T, strict=True)
     ]
-    frame["error"] = np.nanstd(samples, axis=0, ddof=1)
-    return frame.drop(columns="enough")
+    frame[["low", "high", "loss_low", "loss_high"]] = ends
+    return frame.assign(score=point, error=np.nanstd(samples, axis=0, ddof=1), loss=sign * (point[compared] - point))
 
 
 def _difference(values: np.ndarray, reference: np.ndarray) -> float:

@@ -188,11 +188,12 @@ def _difference_table(what: str, rows: pd.DataFrame) -> Table:
 def print_export(variants: pd.DataFrame, groups: pd.DataFrame, metric: str, notes: Sequence[str]) -> None:
     """Print the variants of an export, and the subgroups whose answers change most."""
     console = Console(highlight=False, markup=False)
-    names = ["MB", "p50 ms", "p95 ms", "p50 / torch", "memory MB", metric, "interval", "change", "changed answers"]
+    names = ["MB", "p50 ms", "p95 ms", "p50 / torch", "memory MB", metric, "loss", "interval", "change", "changed"]
     table = make_table("", ["variant"], names, overflow="fold")
     for row in variants.itertuples():
         times = (f"{row.p50_ms:.1f}", f"{row.p95_ms:.1f}", f"{row.p50_ratio:.2f}", f"{row.memory_mb:.0f}")
-        ends = (f"{row.score:.4f}", format_interval(row.low, row.high), f"{row.change:.1g}", f"{row.changed:.2%}")
+        lost = f"{row.loss:.4f}", format_interval(row.loss_low, row.loss_high)
+        ends = f"{row.score:.4f}", *lost, f"{row.change:.1g}", f"{row.changed:.2%}"
         table.add_row(row.variant, f"{row.mb:.2f}", *times, *ends, style="bold" if row.chosen else None)
     Console(file=console.file, width=max(console.width, 130)).print(table)
     chosen = variants.loc[variants["chosen"], "variant"].iat[0]
