@@ -3,6 +3,7 @@
 `make test` takes three of them, `make test-all` takes all.
 """
 
+import importlib.util
 import re
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from conftest import Render, Run, kill_after_first_epoch
 from test_examples import TRIED, render_examples
 
 ALWAYS = {"auxiliary", "clips", "heads"}
+EXPORTED = {"auxiliary", "clips", "metadata"}
 HEADS = [  # built-in heads: a mask, which is kept, and classes that some rows lack
     "heads",
     "~outputs.background",
@@ -99,6 +101,10 @@ def test_an_example_goes_the_whole_way(choices: list[str], repository: Path, tmp
         assert (source / "evaluation.html").exists() and (work / f"{source.name}.csv").exists()
     assert len(list((work / "submissions").iterdir())) >= len(sources)
     run_forked(["ensemble.py", str(run), str(second), "--out", "ensembles/both"], work)
+
+    if choices[0] in EXPORTED and importlib.util.find_spec("onnxscript"):  # it compares the graph with torch
+        run_forked(["export.py", str(run), "--threads", "1", "--out", "exports/first"], work)
+        assert (work / "exports/first/model.onnx").exists()
 
     run_forked(["bundle.py", str(run), "--out", "bundle", "--oof", "oof-flips"], work)
     rehearsal = ["bundle.py", "bundle", "--rehearse", "--table", "data/competition/test.csv", "--rows", "48"]

@@ -22,7 +22,7 @@ from foldwise.inference.tta import TTA
 from foldwise.inference.weights import Model, load_model
 from foldwise.models.network import Batch
 from foldwise.predictions.decisions.calibration import Platt, Temperature
-from foldwise.predictions.decisions.deciding import Decision
+from foldwise.predictions.decisions.deciding import Decision, choose
 from foldwise.predictions.ground_truth import GroundTruth, read_ground_truth
 from foldwise.training.identity import hash_identity, read_identity
 
@@ -187,12 +187,19 @@ def _choose(run: TrainedRun, truth: GroundTruth, oof: str, forced: str | None, n
                 "--tta none, then export.py --oof oof-none"
             )
         chosen = choose_post_processing(sources, truth, forced)
-        if type(chosen.decision.rule) in CARRIED:
+        name, rule = chosen.outcome.name, chosen.decision.rule
+        if type(rule) in CARRIED:
             return chosen.decision
-        carried = {rule.name for rule in CARRIED}
-        names = [each.name for each in chosen.outcomes if each.name.split("+")[-1] in carried]
-        name, others = chosen.decision.rule.name, " or ".join(names)
-        raise Refusal(f"the rule {name} has no form in a graph: add --decision {others}")
+        kinds = {rule.name for rule in CARRIED}
+        carried = [outcome for outcome in chosen.outcomes if outcome.name.rpartition("+")[2] in kinds]
+        if forced is not None:
+            names = ", ".join(outcome.name for outcome in carried)
+            raise Refusal(f"--decision {forced} has no form in a graph: choose one of {names}")
+        best = carried[choose(carried, truth.metric.greater_is_better)].name
+        notes.append(
+            f"post-processing {best} is in the graph: {name}, which submit.py would choose, has no form in one"
+        )
+        return choose_post_processing(sources, truth, best).decision
     return None
 
 
