@@ -197,7 +197,7 @@ def _choose(run: TrainedRun, truth: GroundTruth, oof: str, forced: str | None, n
             raise Refusal(f"--decision {forced} has no form in a graph: choose one of {names}")
         best = carried[choose(carried, truth.metric.greater_is_better)].name
         notes.append(
-            f"post-processing {best} is in the graph: {name}, which submit.py would choose, has no form in one"
+            f"the graph has post-processing {best}: {name}, which submit.py would choose, has no form in one"
         )
         return choose_post_processing(sources, truth, best).decision
     return None
