@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from foldwise.command import exit_on_error, make_parser, positive_number, whole_number
+from foldwise.errors import Refusal
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -59,7 +60,9 @@ def main() -> None:
             oof=options.oof,
             decision=options.decision,
         )
-        print_export(*exported)
+        print_export(*exported[:4])
+        if exported.missed:
+            raise Refusal(exported.missed)
     print(f"\nWritten:\n  {out}")
 
 

@@ -47,12 +47,13 @@ UNLIMITED = Budget()
 
 
 class Exported(NamedTuple):
-    """The table of variants, with `chosen`, the subgroups of each, and notes."""
+    """The table of variants, with `chosen`, and of their subgroups; `missed` says why none was chosen and written."""
 
     variants: pd.DataFrame
     subgroups: pd.DataFrame
     metric: str
     notes: list[str]
+    missed: str
 
 
 def export_run(
@@ -67,14 +68,14 @@ def export_run(
     oof: str = "oof",
     decision: str | None = None,
 ) -> Exported:
-    """Write the new folder `out`.
+    """Write the new folder `out`, unless no variant is within the budget.
 
     Args:
         folds, oof, decision: as in `open_subject`.
         threads: of the measured milliseconds; 0: one per core.
 
     Raises:
-        Refusal: the graph differs from torch, or no variant is within the budget.
+        Refusal: the graph differs from torch.
     """
     require_packages()
     check_new(out)
@@ -97,13 +98,16 @@ def export_run(
         speed = measure_speed(subject, paths, one, threads)
         overall = answers[answers["column"] == ""]
         variants = speed.merge(overall.drop(columns=["column", "value", "images"]), on="variant")
-        chosen = choose(variants, budget)
+        chosen, missed = choose(variants, budget)
         variants["chosen"] = variants["variant"] == chosen
-        exported = Exported(variants, answers[answers["column"] != ""], subject.truth.metric.name, subject.notes)
+        groups = answers[answers["column"] != ""]
+        exported = Exported(variants, groups, subject.truth.metric.name, subject.notes, missed)
+        if missed:
+            return exported
         with new_folder(out) as folder:
             shutil.copyfile(paths[chosen], folder / NAME)
             exported.notes.extend(write_reader(folder / NAME, subject))
-            pd.concat([variants, exported.subgroups]).to_csv(folder / "comparison.csv", index=False)
+            pd.concat([variants, groups]).to_csv(folder / "comparison.csv", index=False)
             (folder / "comparison.png").write_bytes(draw(exported))
     return exported
 
@@ -115,8 +119,11 @@ def require_packages() -> None:
         raise Refusal(f"{', '.join(missing)}: not installed; pip install {' '.join(PACKAGES)} (the extra `export`)")
 
 
-def choose(variants: pd.DataFrame, budget: Budget) -> str:
-    """Name the smallest variant that loses at most one standard error of float's score and is within the budget."""
+def choose(variants: pd.DataFrame, budget: Budget) -> tuple[str, str]:
+    """Name the smallest variant that loses at most one standard error of float's score and is within the budget.
+
+    If there is none, the name is empty, and the text says what came nearest.
+    """
     float_error = variants["error"].iat[1]
     usable = variants.iloc[1:]
     usable = usable[(usable["loss"] <= 0) | (usable["loss"] <= float_error)]
@@ -127,8 +134,8 @@ def choose(variants: pd.DataFrame, budget: Budget) -> str:
         text = f"no variant is within the budget; nearest: {describe(nearest)}"
         text += "".join(f"\n{describe(other)}, but loses {other.loss:.4f}, and one standard error is {float_error:.4f}"
                         for _, other in others.iterrows() if budget.excess(other) <= 1)  # fmt: skip
-        raise Refusal(f"{text}\ntrain a smaller network, distill this one into it, or raise the budget")
-    return str(within.loc[within["mb"].idxmin(), "variant"])
+        return "", f"{text}\nTrain a smaller network, distill this one into it, or raise the budget"
+    return str(within.loc[within["mb"].idxmin(), "variant"]), ""
 
 
 def describe(variant: pd.Series) -> str:

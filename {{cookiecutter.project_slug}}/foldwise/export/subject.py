@@ -196,9 +196,7 @@ def _choose(run: TrainedRun, truth: GroundTruth, oof: str, forced: str | None, n
             names = ", ".join(outcome.name for outcome in carried)
             raise Refusal(f"--decision {forced} has no form in a graph: choose one of {names}")
         best = carried[choose(carried, truth.metric.greater_is_better)].name
-        notes.append(
-            f"the graph has post-processing {best}: {name}, which submit.py would choose, has no form in one"
-        )
+        notes.append(f"the graph has post-processing {best}: {name}, which submit.py would choose, has no form in one")
         return choose_post_processing(sources, truth, best).decision
     return None
 

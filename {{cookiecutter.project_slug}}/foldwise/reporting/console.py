@@ -188,6 +188,7 @@ def _difference_table(what: str, rows: pd.DataFrame) -> Table:
 def print_export(variants: pd.DataFrame, groups: pd.DataFrame, metric: str, notes: Sequence[str]) -> None:
     """Print the variants of an export, and the subgroups whose answers change most."""
     console = Console(highlight=False, markup=False)
+    console.print(f"one standard error of float's score is {variants['error'].iat[1]:.4f}")
     names = ["MB", "p50 ms", "p95 ms", "p50 / torch", "memory MB", metric, "loss", "interval", "change", "changed"]
     table = make_table("", ["variant"], names, overflow="fold")
     for row in variants.itertuples():
@@ -196,15 +197,11 @@ def print_export(variants: pd.DataFrame, groups: pd.DataFrame, metric: str, note
         ends = f"{row.score:.4f}", *lost, f"{row.change:.1g}", f"{row.changed:.2%}"
         table.add_row(row.variant, f"{row.mb:.2f}", *times, *ends, style="bold" if row.chosen else None)
     Console(file=console.file, width=max(console.width, 130)).print(table)
-    chosen = variants.loc[variants["chosen"], "variant"].iat[0]
-    console.print(
-        f"chosen      {chosen}: the smallest within one standard error of float ({variants['error'].iat[1]:.4f})"
-    )
-    worst = groups[(groups["variant"] == chosen) & (groups["changed"] > 0)].nlargest(NOTES, "changed")
-    for row in worst.itertuples():
-        console.print(
-            f"changed     {row.changed:.2%} of the answers where {row.column} is {row.value} ({row.images} images)"
-        )
+    for chosen in variants.loc[variants["chosen"], "variant"]:
+        console.print(f"chosen      {chosen}: the smallest within one standard error of float's score")
+        worst = groups[(groups["variant"] == chosen) & (groups["changed"] > 0)].nlargest(NOTES, "changed")
+        for row in worst.itertuples():
+            console.print(f"changed     {row.changed:.2%} where {row.column} is {row.value} ({row.images} images)")
     for note in notes:
         console.print(f"note: {note}", soft_wrap=True)
 
