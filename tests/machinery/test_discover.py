@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from foldwise.data.prepare import check_test_table, prepare
 from foldwise.data.run_lengths import encode_runs
 from foldwise.discovery import writing
 from foldwise.discovery.discover import discover, write
-from foldwise.discovery.findings import Findings
+from foldwise.discovery.findings import Findings, Rows
+from foldwise.discovery.groups import choose_group
+from foldwise.discovery.targets import judge
 from foldwise.errors import Refusal
 
 NAME = "made"
@@ -560,3 +562,55 @@ def test_what_no_setting_or_target_can_be_read_from_is_named(tmp_path: Path, cle
     rows = pd.read_csv(tmp_path / "train.csv").assign(label="a")
     rows.to_csv(tmp_path / "train.csv", index=False)
     assert any("no column of train.csv can be the target" in doubt for doubt in discover(tmp_path, NAME).doubts)
+
+
+def rows_of(names: Sequence[str], **columns: Any) -> Rows:
+    return Rows(
+        pd.DataFrame({"id": [f"r{number}" for number in range(len(names))], "image": names, **columns}), "id", "image"
+    )
+
+
+def test_the_coarsest_column_that_holds_the_others_together_is_the_group():
+    number = np.arange(80)
+    names = [f"{n}.png" for n in number]
+    for site, group in ((number // 8, "site"), (number % 10, "patient")):  # in the second, patients are at two sites
+        found = Findings(Path("made"), NAME)
+        choose_group(found, rows_of(names, patient=number // 2, site=site, site_width=number // 4, camera=number % 12))
+        assert found.settings["columns.group"] == group
+        (doubt,) = found.doubts
+        assert ("patient (" in doubt, "site (" in doubt) == (group == "site", group == "patient")
+        assert "site_width" not in doubt and "camera" not in doubt
+
+
+@pytest.mark.parametrize(("starts", "repeat"), [(40, True), (60, False)])
+def test_starts_of_names_become_a_column_where_most_repeat(starts: int, repeat: bool):
+    rows = rows_of(
+        [f"{min(n, starts - 1) if starts > 40 else n // 2}_{n}.png" for n in range(80)], label=["a", "b"] * 40
+    )
+    rows.target = judge(rows.frame, ["label"], pd.DataFrame())
+    choose_group(found := Findings(Path("made"), NAME), rows)
+    assert ("name_start" in rows.frame, len(found.doubts)) == (repeat, repeat)
+
+
+@pytest.mark.parametrize(("rare", "kind"), [(24, "individual"), (16, "class")])
+def test_names_of_few_pictures_are_individuals(rare: int, kind: str):
+    cells = [f"n{number}" for number in range(40) for _ in range(1 if number < rare else 3)]
+    assert judge(pd.DataFrame({"label": cells}), ["label"], pd.DataFrame()).kind == kind
+
+
+def test_a_column_called_tags_holds_labels_that_other_cells_seldom_have():
+    cells = ["a,b", "a,c", "b,d", "x,y"] * 2
+    kinds = {name: judge(pd.DataFrame({name: cells}), [name], pd.DataFrame()).kind for name in ("tags", "label")}
+    assert kinds == {"tags": "labels", "label": "class"}
+
+
+@pytest.mark.parametrize(("suffix", "ids"), [("", ["t1", "t2"]), (".jpg", ["t1.jpg", "t2.jpg"])])
+def test_ids_of_test_pictures_are_written_as_those_of_the_table(suffix: str, ids: list[str], tmp_path: Path):
+    names = [f"p{number}" for number in range(12)]
+    for name in names:
+        picture(tmp_path / f"train/{name}.jpg")
+    for name in ("t1", "t2"):
+        picture(tmp_path / f"test/{name}.jpg")
+    table(tmp_path / "train.csv", id=[name + suffix for name in names], label=["a", "b"] * 6)
+    (frame,) = (frame for path, frame in discover(tmp_path, NAME).tables.items() if path.name == "test.csv")
+    assert sorted(frame["id"]) == ids
