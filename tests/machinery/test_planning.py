@@ -103,6 +103,7 @@ def test_the_forecast_counts_every_step(data):
     # A batch of 4 costs two of 2; 12 held-out rows are six of them, validated in 3 epochs and then predicted.
     once = 3 * 3 * 2 * (2.0 + 0.5) + 6 * 3 * (1.0 + 0.5) + 6 * (1.0 + 0.5)
     assert forecast(config, costs, prepared, parts, 1, 1) == pytest.approx(2 * once)
+    assert forecast(config, costs, prepared, parts, 1, 2) == pytest.approx(once)
     views = config | {"tta": config["tta"] | {"views": ["identity", "hflip"]}}
     assert forecast(views, costs, prepared, parts[:1], 1, 1) == pytest.approx(once + 6 * 1.0)
     gpu, reading = costs._replace(gpu=True), config | {"data": config["data"] | {"workers": 1}}

@@ -17,7 +17,7 @@ from tiny import code_of, prepare_tiny, tiny_config
 from foldwise.code.source import Code, trust
 from foldwise.data.holdout import Holdout
 from foldwise.preflight import learning, reading
-from foldwise.preflight.checks import run_checks
+from foldwise.preflight.checks import LEARNING, READING, run_checks
 from foldwise.preflight.sheet import draw_sheet
 from foldwise.preflight.shuffled import chance_of, check_shuffled
 from foldwise.preflight.subject import Subject
@@ -44,7 +44,8 @@ def test_nothing_is_said_of_what_is_right(kind: str, data: Path):
     config = tiny_config(data, kind, "batch_size=8", asked, *overrides.get(kind, []))
     found = run_checks(config, prepare_tiny(config), [Holdout((0,)), Holdout((1,))], trusted_code(config), 1, 1)
     assert not found.problems and found.sheet is not None
-    assert "checks passed" in found.lines[0] and "2 models will take about" in found.lines[-1]
+    count = len(READING) + len(LEARNING) + (asked == "preflight=full")
+    assert f"{count} checks passed" in found.lines[0] and "2 models will take about" in found.lines[-1]
 
 
 def module(name: str, change: Callable[..., Any]) -> Callable[[Subject, pytest.MonkeyPatch], None]:
@@ -148,6 +149,12 @@ BUGS: dict[str, tuple[Any, str, Plant | None, tuple[str, ...]]] = {
     "the loss has the wrong sign": (
         learning.check_losses, "a wrong sign", losses(lambda s, x, y, w: -s.loss(x, y, w)), ()
     ),
+    "no loss in validation": (
+        learning.check_losses, "in validation", losses(lambda s, x, y, w: s.loss(x, y, w) * s.training), ()
+    ),
+    "the target is an output": (
+        learning.check_start, "gives the target away", forward(lambda net, x, batch: x + 20 * batch["target"]), ()
+    ),
     "half of the batch": (
         learning.check_losses, "a part of the batch", losses(lambda s, x, y, w: s.loss(x[:4], y[:4], w[:4])), ()
     ),
@@ -182,6 +189,10 @@ BUGS: dict[str, tuple[Any, str, Plant | None, tuple[str, ...]]] = {
         learning.check_phases, "should freeze", module("on_train_epoch_start", lambda self: None),
         ("phases=frozen_warmup",),
     ),
+    "batch norm is thawed": (
+        learning.check_phases, "should freeze", before(lambda net, batch: net.train() and None),
+        ("+phases.train.freeze_bn=true",),
+    ),
     "batch norm in training mode": (
         learning.check_saved, "other images of the batch", before(lambda net, batch: net.train() and None), ()
     ),
@@ -200,6 +211,14 @@ BUGS: dict[str, tuple[Any, str, Plant | None, tuple[str, ...]]] = {
     "darker in training": (
         reading.check_alike, "differently from prediction",
         read(lambda x, rows, item, rng: x // (1 if rng is None else 2)), (),
+    ),
+    "darker in training at random": (
+        reading.check_alike, "brighter or darker",
+        read(lambda x, rows, item, rng: x if rng is None else np.roll(x // 2, rng.integers(9), 0)), (),
+    ),
+    "darker with targets": (
+        reading.check_alike, "when there are targets",
+        read(lambda x, rows, item, rng: x // (2 if rows.targets else 1)), (),
     ),
     "np.random": (
         reading.check_alike, "read again", read(lambda x, rows, item, rng: np.roll(x, np.random.randint(9), 0)), ()
