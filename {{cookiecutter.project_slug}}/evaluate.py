@@ -5,13 +5,17 @@ examples:
   python evaluate.py runs/baseline-1a2b3c4d --by camera city --show data/competition/look_at.txt
   python evaluate.py runs/baseline-1a2b3c4d runs/mixup-5e6f7a8b runs/larger-9c0d1e2f --oof oof-d4
   python evaluate.py runs/larger-s1 runs/larger-s2 runs/larger-s3 --against runs/base-s1 runs/base-s2 runs/base-s3
+  python evaluate.py runs/baseline-1a2b3c4d runs/cleaned-9c0d1e2f --gold
+  python evaluate.py runs/round-0a1b2c3d runs/round-4e5f6071 runs/round-8293a4b5 --rounds
   python evaluate.py runs/metadata-1a2b3c4d --importance
   python evaluate.py predictions/from-a-friend --table data/competition/holdout.csv --data competition
 
 Further sources are compared with the first. Change one thing at a time, or you cannot say what made the difference.
 Two runs that differ only in their seed show how large differences are by chance. --against compares several seeds per
-side. --importance uses the saved models of a PooledNetwork: the score from the pictures alone, the metadata alone, and
-with each column of metadata shuffled within its fold.
+side. --gold scores the gold rows (data.columns.gold), which no model was trained on. --rounds compares each run with
+the one trained before it, on the gold rows if the table has some, else out of fold on the rows that all runs have, and
+writes rounds.csv and rounds.png anew. --importance uses the saved models of a PooledNetwork: the score from the
+pictures alone, the metadata alone, and with each column of metadata shuffled within its fold.
 """
 
 import argparse
@@ -37,6 +41,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("sources", nargs="+", type=Path, help="runs, ensembles, folders with their layout, or prediction folders")
     help = "second side of a comparison over seeds: as many sources, same seeds in the same order"
     add("--against", nargs="+", type=Path, default=[], metavar="SOURCE", help=help)
+    add("--gold", action="store_true", help="score the gold rows of the table (default: score out of fold)")
+    add("--rounds", action="store_true", help="compare each run with the one before it; write rounds.csv, rounds.png")
     add("--oof", default="oof", help="name of the out-of-fold predictions, e.g. oof-d4 (default: oof)")
     add("--table", type=Path, help="labelled table to score test predictions on (default: score out of fold)")
     add("--test", help="with --table: name of the test predictions (default: the only ones)")
@@ -60,9 +66,19 @@ def main() -> None:
         report = report_path(options.out, options.sources[0])
         if options.importance and (len(options.sources) > 1 or options.against or options.table):
             raise Refusal("--importance is of one run, out of fold: name no other source, and no --table")
+        if ((options.rounds or options.gold) and options.table) or (options.rounds and options.against):
+            raise Refusal(
+                "--gold and --rounds score the competition's table, and --rounds compares run after run: "
+                "leave out --table and --against"
+            )
+        from foldwise.config import read_config
         from foldwise.predictions.evaluation.evaluate import evaluate
+        from foldwise.predictions.evaluation.rounds import by_time, tabulate_rounds
 
-        changes = {} if options.against else describe_runs(options.sources)
+        if options.rounds:
+            options.sources = by_time(options.sources)
+            options.gold = bool(read_config(options.sources[-1])["data"]["columns"].get("gold"))
+        changes = {} if options.against else describe_runs(options.sources, options.rounds)
         with progress_bar("reading") as progress:
             evaluation = evaluate(
                 options.sources,
@@ -70,6 +86,8 @@ def main() -> None:
                 oof=options.oof,
                 test=options.test,
                 labelled=options.table,
+                gold=options.gold,
+                rounds=options.rounds,
                 data=options.data,
                 overrides=options.set,
                 by=options.by,
@@ -85,9 +103,12 @@ def main() -> None:
         from foldwise.reporting.evaluation_report import write_evaluation
 
         names = [one.name for one in evaluation.evidence]
-        print_evaluation(evaluation, {names[number]: lines for number, lines in changes.items()}, importance)
+        titles = {n: f"{names[n - 1 if options.rounds else 0]} -> {names[n]}" for n in changes}
+        print_evaluation(evaluation, {titles[n]: lines for n, lines in changes.items()}, importance)
         write_evaluation(report, evaluation, importance)
-    print(f"\nWritten:\n  {report}")
+        if options.rounds:
+            write_rounds(tabulate_rounds(evaluation, options.sources, [[], *changes.values()], options.gold))
+    print(f"\nWritten:\n  {report}", *(["rounds.csv", "rounds.png"] if options.rounds else []), sep="\n  ")
     if len(options.sources) == 1:
         source = options.sources[0]
         others = [path.parent for path in source.resolve().parent.glob("*/oof") if path.parent != source.resolve()]
@@ -96,12 +117,28 @@ def main() -> None:
         print(f"\nNext, to compare it with another:\n  {known}{'' if other else ' <another run>'}")
 
 
-def describe_runs(sources: list[Path]) -> dict[int, list[str]]:
-    """Describe how each further run, by its index, differs from the first; skip sources that are not runs."""
+def describe_runs(sources: list[Path], rounds: bool) -> dict[int, list[str]]:
+    """Describe how each further run, by its index, differs from the first; of rounds, from the one before it.
+
+    Sources that are not runs are skipped.
+    """
     from foldwise.training.run_folder import describe_changes
 
     runs = [number for number, source in enumerate(sources) if (source / "identity.json").is_file()]
-    return {number: describe_changes(sources[0], sources[number]) for number in runs if number} if 0 in runs else {}
+    if 0 not in runs:
+        return {}
+    return {n: describe_changes(sources[n - 1 if rounds else 0], sources[n]) for n in runs if n}
+
+
+def write_rounds(frame: "pd.DataFrame") -> None:
+    """Write rounds.csv and rounds.png, a function of the runs alone, in the place of older ones."""
+    from foldwise.files import write_atomic
+    from foldwise.reporting.figures import rounds, to_png
+
+    picture = to_png(rounds(frame))
+    with write_atomic(Path("rounds.csv")) as table, write_atomic(Path("rounds.png")) as image:
+        frame.to_csv(table, index=False)
+        image.write_bytes(picture)
 
 
 def find_importance(

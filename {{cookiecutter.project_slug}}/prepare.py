@@ -127,6 +127,7 @@ def show(prepared: "Prepared", notes: list[str]) -> None:
     import numpy as np
     from rich.console import Console
 
+    from foldwise.data.holdout import GOLD
     from foldwise.reporting.console import make_table
     from foldwise.tasks import find_task
 
@@ -138,7 +139,7 @@ def show(prepared: "Prepared", notes: list[str]) -> None:
         "known numbers per column" if task.transforms else f"{'pixels' if task.kind == 'maps' else 'images'} per class"
     )
     title = f"{table.path}: {len(table)} rows; {what} and fold"
-    names = ["train" if fold == -1 else f"fold {fold}" for fold in folds]
+    names = [{-1: "train", GOLD: "gold"}.get(fold, f"fold {fold}") for fold in folds.tolist()]
     histogram = make_table(title, ["column" if task.transforms else "class"], [*names, "all"])
     for number in np.sort(np.argsort(counts.sum(axis=0), kind="stable")[:SHOWN_CLASSES]):
         of_class = counts[:, number]

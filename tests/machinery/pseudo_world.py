@@ -41,13 +41,13 @@ def config_of(root, task, *overrides, pseudo=None):
     return config
 
 
-def make_run(root, name, probability, task="multiclass", overrides=(), header=None):
+def make_run(root, name, probability, task="multiclass", overrides=(), header=None, rows=UNLABELLED):
     """A run as train.py and predict.py leave it, but for its models; `probability` is (2 folds, N, 3)."""
     folder, values = begin_run(root, name, task, overrides)
     member = {"snapshot": "last", "view": "identity"}
     frames = [
-        pd.DataFrame(rows, columns=CLASSES).assign(id=[f"row{row}" for row in UNLABELLED], fold=fold, **member)
-        for fold, rows in enumerate(probability)
+        pd.DataFrame(of_fold, columns=CLASSES).assign(id=[f"row{row}" for row in rows], fold=fold, **member)
+        for fold, of_fold in enumerate(probability)
     ]
     test = Header(split="test", **values | (header or {}))
     write_predictions(folder / "predictions" / "test-none", pd.concat(frames), test)

@@ -19,7 +19,7 @@ from foldwise.config import write_config
 from foldwise.errors import Refusal
 from foldwise.files import write_json
 from foldwise.labelling.answers import take_answers
-from foldwise.labelling.lists import find_suspects, list_suspects, list_uncertain, spread
+from foldwise.labelling.lists import find_suspects, list_boxes, list_suspects, list_uncertain, spread
 from foldwise.labelling.page import open_list, write_page
 from foldwise.predictions.schema import Header
 from foldwise.predictions.store import write_predictions
@@ -113,6 +113,46 @@ def test_disagreement_is_the_entropy_that_runs_do_not_share(tmp_path):
         list_uncertain(runs[:1], tmp_path / "one.csv", 8, disagreement=True)
     diverse = list_uncertain(runs, tmp_path / "diverse.csv", 3, diverse=True)
     assert len(diverse) == 3 and diverse["id"][0] == list_uncertain(runs, tmp_path / "most.csv", 1)["id"][0]
+
+
+def test_labelled_images_and_scenes_of_gold_rows_are_not_listed_again(tmp_path):
+    root = write_world(tmp_path / "world")
+    train = pd.read_csv(root / "train.csv", dtype=str).assign(sure=["1"] * 3 + ["0"] * 13)
+    train.loc[5, ["id", "image"]] = ["row17", "images/17.png"]
+    train.to_csv(root / "train.csv", index=False)
+    test = pd.read_csv(root / "test.csv").assign(site=["s2", *"abcdefg"])  # that of a gold row
+    test.to_csv(root / "test.csv", index=False)
+    columns = ["data.columns.gold=sure", "data.columns.group=site", "data.columns.fold=null"]
+    found = list_uncertain([make_run(root, "a", draw("multiclass", 1), overrides=columns)], tmp_path / "list.csv", 99)
+    assert sorted(found["id"]) == [f"row{row}" for row in range(18, 24)]
+    # new rows come with their group, and are refused where a column holds the folds
+    config = tiny_config(root, "multiclass", *columns)
+    (root / "answers.csv").write_text("id,label,seconds\nrow18,red,1\n")
+    take_answers(open_list(tmp_path / "list.csv", config), root / "answers.csv", root / "train-2.csv")
+    last = pd.read_csv(root / "train-2.csv", keep_default_na=False).iloc[-1]
+    assert last[["id", "site", "label", "sure"]].tolist() == ["row18", "b", "red", ""]
+    fixed = open_list(tmp_path / "list.csv", tiny_config(root, "multiclass", "data.columns.fold=part"))
+    with pytest.raises(Refusal, match="1 answers are new rows, which have no fold in the column 'part'"):
+        take_answers(fixed, root / "answers.csv", root / "train-3.csv")
+    test[test["id"] == "row17"].to_csv(root / "test.csv", index=False)
+    run = make_run(root, "b", draw("multiclass", 1)[:, 1:2], overrides=columns, rows=[17])
+    with pytest.raises(Refusal, match="have a label, or belong to gold rows"):
+        list_uncertain([run], tmp_path / "none.csv", 9)
+
+
+def test_boxes_that_are_missing_come_first_then_those_of_images_with_several(tmp_path):
+    frame = pd.DataFrame(
+        {"id": list("abcdef"), "image": ["1", "2", "2", "3", "4", "5"], "x0": 1, "y0": 2, "x1": 3, "y1": 4}
+    )
+    frame = frame.astype(object)
+    frame.loc[5, ["x0", "y0", "x1", "y1"]] = ""
+    frame.to_csv(tmp_path / "found.csv", index=False)
+    listed = list_boxes(tmp_path / "found.csv", tmp_path / "boxes.csv")
+    assert listed[["id", "boxes"]].to_numpy().tolist() == [["f", 0], ["b", 2], ["c", 2]]
+    assert list_boxes(tmp_path / "found.csv", tmp_path / "one.csv", 1)["id"].tolist() == ["f"]
+    pd.DataFrame({"id": ["a"], "image": ["1"]}).to_csv(tmp_path / "none.csv", index=False)
+    with pytest.raises(Refusal, match="no column x0, y0, x1, y1"):
+        list_boxes(tmp_path / "none.csv", tmp_path / "x.csv")
 
 
 # the page
@@ -223,6 +263,19 @@ def test_five_boxes_are_dragged(world):
     boxes = pd.read_csv(root / "list-2.csv")[["x0", "y0", "x1", "y1"]]
     expected = [[8, 9, 20, 24], [4, 6, 32, 30], [3, 2, 10, 12], [np.nan] * 4, [6, 4, 22, 22]]
     np.testing.assert_allclose(boxes, expected, atol=0.11)
+
+
+def test_boxes_of_the_training_table_are_corrected_there(world):
+    root, config = world
+    train = pd.read_csv(root / "train.csv").assign(x0="", y0="", x1="", y1="")
+    train.to_csv(root / "train.csv", index=False)
+    boxes = open_list(root / "train.csv", config)
+    boxes.frame.head(2).to_csv(root / "boxes.csv", index=False)
+    (root / "answers.csv").write_text("id,x0,y0,x1,y1,seconds\nrow1,1,2,3,4,1\n")
+    taken = take_answers(open_list(root / "boxes.csv", config), root / "answers.csv", root / "train-2.csv")
+    after = pd.read_csv(root / "train-2.csv")
+    assert taken.changed == 1 and len(after) == 16
+    assert after.loc[1, ["x0", "y0", "x1", "y1"]].tolist() == [1, 2, 3, 4] and after["x0"].isna().sum() == 15
 
 
 def test_masks_are_accepted_or_rejected(world):

@@ -12,7 +12,7 @@ import pytest
 from pseudo_world import LABELLED, UNLABELLED, begin_run, config_of, write_world
 from rows import scored
 from test_ensemble import World
-from tiny import CLASSES, prepare_tiny, train_folds
+from tiny import CLASSES, prepare_tiny, train_folds, train_scored
 
 from foldwise.data.boxes import BOX, FOLD, SCORE, SCORE_MAP
 from foldwise.data.folds import folds_hash
@@ -79,6 +79,21 @@ def found_in(run, how):
     write_boxes(run, out, Finder(how, ("blue", "green"), 0.3, side=8, map=True))
     frame = pd.read_csv(out)
     return frame[[*BOX, SCORE, SCORE_MAP, FOLD]].sort_values([FOLD, SCORE_MAP, SCORE], ignore_index=True)
+
+
+def test_gold_rows(task, tmp_path):
+    """With other labels in the gold rows nothing moves but their score."""
+    runs = []
+    for flipped in (False, True):
+        root = write_world(tmp_path / str(flipped), flipped)
+        frame = pd.read_csv(root / "train.csv", keep_default_na=False)
+        frame.assign(gold=(frame["part"] == 0).astype(int)).to_csv(root / "train.csv", index=False)
+        gold = ["data.columns.fold=null", "data.columns.gold=gold"]
+        runs.append(train_scored(config_of(root, task, *CHOICES[task], *COMMON, *gold), root / "runs"))
+    for fold in (0, 1):
+        assert decided(runs[0], fold) == decided(runs[1], fold)
+    first, second = (json.loads((run / "metrics.json").read_text()) for run in runs)
+    assert first.pop("gold") != second.pop("gold") and first == second
 
 
 # Statistics of metadata and the pool belong to what is fitted on the training items.

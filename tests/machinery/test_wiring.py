@@ -31,6 +31,7 @@ from foldwise.config import compose_config
 from foldwise.data.images import read_mask
 from foldwise.predictions.metrics.base import row_records
 from foldwise.predictions.metrics.building import build_metric
+from foldwise.predictions.store import read_predictions
 from foldwise.settings import LIBRARY, OWNER
 from foldwise.training import fold, identity
 
@@ -498,6 +499,16 @@ def table_column(name: str) -> Callable[[Trained], pd.Series]:
     return lambda trained: pd.read_csv(trained.prepared.table.root / "train.csv")[name]
 
 
+def gold_is_only_scored(before: Trained, after: Trained) -> None:
+    gold = set(after.oof.frame["id"]) | {id for step in after.ids for id in step}
+    gold = set(before.prepared.table.ids) - gold
+    assert gold == {
+        id for id, sure in zip(before.prepared.table.ids, table_column("sure")(before), strict=True) if sure
+    }
+    found = read_predictions(next(after.fold.glob("gold-*")))
+    assert set(found.frame["id"]) == gold and not list(before.fold.glob("gold-*"))
+
+
 def folds_are_stratified(_: Trained, after: Trained) -> None:
     counts = pd.crosstab(after.prepared.fold_of_items, table_column("label")(after)).to_numpy()
     assert len(counts) == 3 and (np.ptp(counts, axis=0) <= 1).all()
@@ -682,6 +693,7 @@ SETTINGS: dict[str, Changes | Same] = {
         ensures(lambda a, b: b.prepared.fold_of_items.tolist() == table_column("part")(b).tolist()),
         "data.columns.fold=null",
     ),
+    "data.columns.gold": Changes("data.columns.gold=sure", gold_is_only_scored),
     "data.classes": Changes(
         "data.classes=[red,blue,green]", ensures(lambda a, b: list(b.oof.columns) == ["red", "blue", "green"])
     ),

@@ -20,7 +20,7 @@ from foldwise.data.prepare import Prepared, prepare
 from foldwise.tasks import find_task
 from foldwise.training.identity import hash_contents, make_identity
 from foldwise.training.plan import choose_parts
-from foldwise.training.results import finish_fold, finish_run, merge_oof, score_predictions, write_scores
+from foldwise.training.results import finish_fold, finish_run, merge_gold, merge_oof, score_predictions, write_scores
 from foldwise.training.run_folder import create_or_resume_run, resumed_config
 
 if TYPE_CHECKING:
@@ -226,5 +226,6 @@ def train_scored(config: dict[str, Any], folder: Path) -> Path:
     """As `train_here`, without the report, whose figures take longer than the training."""
     run = train_folds(config, folder)
     prepared = prepare_tiny(config)
-    write_scores(run, config, score_predictions([merge_oof(run, prepared)], config, prepared))
+    scores = score_predictions([merge_oof(run, prepared)], config, prepared)
+    write_scores(run, config, scores, merge_gold(run, config, prepared))
     return run

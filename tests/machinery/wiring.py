@@ -42,6 +42,7 @@ def write_world(root: Path) -> Path:
         thing=[f"thing{row // 2}-{label}" for row, label in zip(places, table["label"], strict=True)],
         **{"x0": 4, "y0": 6, "x1": 20, "y1": 24, "left": 8},
         part=(table.groupby("label").cumcount() + (table["label"] == "red")) % 2,
+        sure=(places % 6 == 0).astype(int),
     )
     table = table.assign(whole_mask=table["mask"], tags=table["labels"].str.replace(" ", "|"))
     for name, ignored in (("mask", 255), ("mask7", 7)):  # a corner of another size in each is ignored

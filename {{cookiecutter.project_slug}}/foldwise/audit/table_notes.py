@@ -26,7 +26,7 @@ def audit_table(data: Mapping[str, Any], prepared: Prepared) -> list[str]:
     counts = prepared.statistics["class_counts"]
     never, missing = [], []
     for number, name in enumerate(prepared.table.classes):
-        empty = [fold for fold, of_class in counts.items() if fold != "-1" and of_class[number] == 0]
+        empty = [fold for fold, of_class in counts.items() if int(fold) >= 0 and of_class[number] == 0]
         if sum(of_class[number] for of_class in counts.values()) == 0:
             never.append(f"class {name!r} never occurs")
         elif empty:

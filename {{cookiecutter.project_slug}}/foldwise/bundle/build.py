@@ -110,7 +110,7 @@ def build_bundle(
         blend=opened.blend,
         tiles=opened.runs[0].tiles,
         columns=_columns(truth.config["data"]),
-        fallback=truth.task.fallback(truth.table.target, len(truth.table.classes)),
+        fallback=truth.task.fallback(truth.table.trained_target, len(truth.table.classes)),
         decision=chosen.decision,
         layout=layout,
         presence=head if getattr(chosen.decision, "presence", 0) else None,

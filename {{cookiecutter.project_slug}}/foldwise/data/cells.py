@@ -71,6 +71,29 @@ def weight_column(column: pd.Series, check: Check) -> pd.Series:
     return weight
 
 
+def gold_column(column: pd.Series, check: Check) -> pd.Series:
+    """Convert 1 and 0, true and false, or an empty cell, to bool."""
+    texts = text_column(column).str.strip().str.lower()
+    gold = texts.isin(["1", "1.0", "true"])
+    bad = ~gold & ~texts.isin(["", "0", "0.0", "false"])
+    check.cells(bad, column, "the cell {} of the gold column is not 1 (never trained, always scored), 0 or empty")
+    if not gold.any() and not bad.any():
+        check.problems.append(
+            f"the gold column {column.name!r} marks no row with 1: do so, or set data.columns.gold=null"
+        )
+    return gold
+
+
+def check_gold(frame: pd.DataFrame, check: Check) -> None:
+    """Refuse scenes with gold rows and others, which are trained: the gold score would be too good."""
+    for name in frame.columns.intersection(["image", "group", "unit"], sort=False):
+        shared = sorted(set(frame[name][frame["gold"]]) & set(frame[name][~frame["gold"]]))
+        if shared:
+            check.problems.append(
+                f"{len(shared):,} {name}s have gold rows and others: {some(shared)}; mark all rows of each, or none"
+            )
+
+
 def fold_column(column: pd.Series, check: Check) -> pd.Series:
     fold = pd.to_numeric(column, errors="coerce").astype(float)
     bad = ~np.isfinite(fold) | (fold < -1) | (fold != np.floor(fold))

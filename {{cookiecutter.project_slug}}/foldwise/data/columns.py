@@ -38,6 +38,7 @@ class Columns:
     unit: str | None = None
     weight: str | None = None
     fold: str | None = None
+    gold: str | None = None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Columns":

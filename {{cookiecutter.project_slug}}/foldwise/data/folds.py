@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from foldwise.data.holdout import GOLD
 from foldwise.data.problems import TableError, explain_ids, some
 from foldwise.data.splitting import make_folds
 from foldwise.data.table import Table
@@ -46,17 +47,19 @@ def fold_array(folds: Mapping[str, int], ids: Sequence[str]) -> np.ndarray:
 
 
 def table_folds(table: Table, data: Mapping[str, Any]) -> dict[str, int]:
-    """Read the fold of each id (-1: always train) from the table's fold column, else from a complete folds.csv."""
+    """Read the fold of each id (-1: always train, or GOLD) from the fold column, else from a complete folds.csv."""
+    gold = dict.fromkeys(np.array(table.ids, object)[table.gold].tolist(), GOLD)
     if "fold" in table.frame:
-        return dict(zip(table.ids, table.frame["fold"].tolist(), strict=True))
+        return dict(zip(table.ids, table.frame["fold"].tolist(), strict=True)) | gold
     path, command = Path(data["prepared"]) / "folds.csv", prepare_command(data["name"])
     if not path.exists():
         raise Refusal(f"{path} does not exist; make it with: {command}")
     stored = read_folds(path)
-    missing = [id for id in table.ids if id not in stored]
+    missing = [id for id in table.ids if id not in stored and id not in gold]
     if missing:
         why = explain_ids(stored, table.ids)
         raise Refusal(f"{len(missing)} rows have no fold in {path}{why}: {some(missing)}; {command} adds them")
+    stored |= gold
     return {id: stored[id] for id in table.ids}
 
 
@@ -71,14 +74,15 @@ def update_folds(
     stored = read_folds(path) if path.exists() else {}
     if "fold" in table.frame:
         folds = table_folds(table, data)
-        found = sorted(set(folds.values()) - {-1})
+        found = sorted(fold for fold in set(folds.values()) if fold >= 0)
         if found != list(range(n_folds)):
             problem = f"the fold column has the folds {found}, but data.folds={n_folds} needs 0 to {n_folds - 1}"
             problem += ": subtract 1 from each" if found == list(range(1, n_folds + 1)) else ""
             raise TableError(table.path, [problem])
-        if stored != folds:
-            write_folds(path, folds)
-        return folds, ["the given folds replace the ones in folds.csv"] if stored and stored != folds else []
+        given = {name: fold for name, fold in folds.items() if fold != GOLD}
+        if stored != given:
+            write_folds(path, given)
+        return folds, ["the given folds replace the ones in folds.csv"] if stored and stored != given else []
     if not extend:
         table_folds(table, data)
     if stored and max(stored.values()) + 1 != n_folds:
@@ -86,13 +90,16 @@ def update_folds(
             f"{path} has {max(stored.values()) + 1} folds, but data.folds is {n_folds}; "
             f"to make new folds, delete it and run: {prepare_command(data['name'])}"
         )
-    new = [name for name in table.ids if name not in stored]
-    if not new:
-        return {name: stored[name] for name in table.ids}, []
-    assigned = make_folds(table.ids, n_folds, target, _fold_groups(table), seed, stored)
-    folds = dict(zip(table.ids, assigned.tolist(), strict=True))
-    write_folds(path, stored | folds)  # removed rows keep their fold in case they come back
-    return folds, [f"{len(new)} new rows joined the folds"] if stored else []
+    rows = np.flatnonzero(~table.gold)
+    ids = [table.ids[row] for row in rows]
+    new = [name for name in ids if name not in stored]
+    if new:
+        groups = _fold_groups(table)
+        assigned = make_folds(ids, n_folds, target[rows], groups and [groups[row] for row in rows], seed, stored)
+        # Removed rows keep their fold in case they come back.
+        write_folds(path, stored | dict(zip(ids, assigned.tolist(), strict=True)))
+    joined = [f"{len(new)} new rows joined the folds"] if stored and new else []
+    return table_folds(table, data), joined
 
 
 def _fold_groups(table: Table) -> list[str] | None:

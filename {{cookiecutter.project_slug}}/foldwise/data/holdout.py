@@ -11,11 +11,12 @@ from foldwise.errors import Refusal
 # The "fold" of a full fit in predictions: trained on every row, so nothing can score it. (-1 in a table or in folds.csv
 # marks a row that always trains.)
 FULL = -2
+GOLD = -3  # the "fold" of gold rows: never trained, and scored by the models of all folds
 
 
 @dataclass(frozen=True)
 class Holdout:
-    """The folds that a model is not trained on, ascending; rows of fold -1 always train."""
+    """The folds that a model is not trained on, ascending; rows of fold -1 always train, gold rows never."""
 
     folds: tuple[int, ...]
 
@@ -35,7 +36,7 @@ class Holdout:
 
     def trained(self, folds: np.ndarray) -> np.ndarray:
         """Indices of the training rows, given the fold of each row (N,)."""
-        return np.flatnonzero(~np.isin(folds, self.folds))
+        return np.flatnonzero(~np.isin(folds, (*self.folds, GOLD)))
 
     def held(self, folds: np.ndarray) -> np.ndarray:
         """Indices of the held-out rows, given the fold of each row (N,)."""

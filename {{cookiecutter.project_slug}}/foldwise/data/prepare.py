@@ -1,7 +1,7 @@
 """Check the table and all images, make folds, compute statistics."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from foldwise.data.columns import Columns
 from foldwise.data.features import FeatureSet, StoredFeatures, open_features
 from foldwise.data.fields import Item
 from foldwise.data.folds import fold_array, folds_hash, update_folds
-from foldwise.data.holdout import Holdout
+from foldwise.data.holdout import GOLD, Holdout
 from foldwise.data.image_problems import damage_notes
 from foldwise.data.mask_problems import mask_notes
 from foldwise.data.problems import TableError
@@ -43,7 +43,7 @@ class Prepared:
         outputs: what the models predict, the main output first.
         auxiliary: further outputs that are trained only (`keep: false`).
         tables: like `table` for each output, by target field.
-        folds: by item id; -1 means always train.
+        folds: by item id; -1 means always train, GOLD never.
         unlabelled: items that phases with `relabel` train on.
         class_counts: of each output by name, see `count_classes`.
     """
@@ -87,12 +87,18 @@ class Prepared:
 
     @property
     def scored_folds(self) -> list[int]:
-        return sorted(set(self.folds.values()) - {-1})
+        return sorted(fold for fold in set(self.folds.values()) if fold >= 0)
 
     def predicted(self, part: Holdout) -> np.ndarray:
         """Indices of the items that a model predicts out of fold: held-out ones; all for vectors, to search among."""
         folds = self.fold_of_items
         return np.arange(len(folds)) if self.outputs[0].meaning.kind == "vectors" else part.held(folds)
+
+    @cached_property
+    def gold(self) -> "Prepared | None":
+        """The same data with the gold rows as its only fold, to predict and score them; None without such rows."""
+        folds = {id: 0 if fold == GOLD else -1 for id, fold in self.folds.items()}
+        return replace(self, folds=folds) if 0 in folds.values() else None
 
     @property
     def oof_ids(self) -> list[str]:
@@ -244,16 +250,28 @@ def scan_alike(
 
 
 def present_classes(table: Table, scan: pd.DataFrame) -> np.ndarray:
-    """Return the memberships (N, K) of items, 0 and 1, to balance folds by: classes in masks, else `Task.strata`."""
-    if table.target is None:
-        return (np.stack(scan["pixels"].tolist()) > 0).astype(np.float64)
-    return find_task(table.task).strata(table.target)
+    """Return the memberships (N, K) of items, 0 and 1, to balance folds by: classes in masks, else `Task.strata`.
+
+    Gold rows have none, so that they change no fold.
+    """
+    target, rows = table.trained_target, ~table.gold
+    if target is None:
+        found = np.stack(scan["pixels"].tolist())[rows] > 0
+    else:
+        found = find_task(table.task).strata(target)
+    present = np.zeros((len(table), found.shape[1]))
+    present[rows] = found
+    return present
 
 
 def _check_identities(table: Table, folds: np.ndarray) -> None:
     """Refuse a retrieval table in which no scored image has another one of its identity to find."""
     if table.target is None or find_task(table.task).kind != "vectors":
         return
+    if table.gold.any():
+        raise TableError(
+            table.path, ["retrieval searches among all images, so it has no gold rows: set data.columns.gold=null"]
+        )
     identity = table.target[:, 0]
     if (np.bincount(identity)[identity[folds >= 0]] < 2).all():
         problem = "no identity has two images, so nothing can be found out of fold and there is no score"

@@ -90,7 +90,7 @@ def read_pseudo(data: Mapping[str, Any], real: Table, folds: Iterable[int], fold
         problems.append(f"it was made with the folds {made_with}, but the folds are {folds_hash} now: make it again")
     if STUDENT not in table.frame:
         raise TableError(path, [*problems, f"there is no column {STUDENT!r}"])
-    existing = sorted(set(folds) - {-1})
+    existing = sorted(fold for fold in set(folds) if fold >= 0)
     student = table.frame[STUDENT].astype(str).map({student_name(fold): fold for fold in [*existing, FULL]})
     unknown = student.isna()
     for name, value in zip(table.frame["id"][unknown], table.frame[STUDENT][unknown], strict=True):

@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise.data.cells import check_ids, check_masks, fold_column, text_column, weight_column
+from foldwise.data.cells import (
+    check_gold,
+    check_ids,
+    check_masks,
+    fold_column,
+    gold_column,
+    text_column,
+    weight_column,
+)
 from foldwise.data.columns import Columns, missing_columns
 from foldwise.data.masks import IN_FILES, SEPARATOR, StoredMasks
 from foldwise.data.orientation import oriented
@@ -25,7 +33,7 @@ from foldwise.data.targets import check_class_names, check_units, fill_missing, 
 from foldwise.errors import Refusal
 from foldwise.tasks import Task, find_task
 
-UNDECLARED = ("mask", "group", "unit", "weight", "fold")  # read only where data.columns names such a column
+UNDECLARED = ("mask", "group", "unit", "weight", "fold", "gold")  # read only where data.columns names such a column
 MISSING = ("", "nan", "NaN", "None", "NULL", "null", "<NA>")  # texts of missing values, which are no group
 
 
@@ -35,8 +43,8 @@ class Table:
 
     Attributes:
         frame: the file's columns, plus `id` and `image` (text) and, if declared, `mask`, `boxes`, `group`, `unit`
-            (text), `weight` (float) and `fold` (int); index 0 to N - 1. Undeclared columns with these names are
-            dropped, so that they are not used by accident.
+            (text), `weight` (float), `fold` (int) and `gold` (bool); index 0 to N - 1. Undeclared columns with these
+            names are dropped, so that they are not used by accident.
         exif: `data.exif`: "apply", "ignore", or None, which is apply.
         ordered: the order of `classes` was given, not found by sorting.
         target: float32 (N, C), one-hot, multi-hot or soft; for retrieval int64 (N, 1), the index of the identity; None
@@ -99,6 +107,16 @@ class Table:
             return self.masks.read(self.mask_cells(row), self.root, self.image_path(row))
 
     @property
+    def gold(self) -> np.ndarray:
+        """Rows that are never trained, bool (N,)."""
+        return self.frame["gold"].to_numpy(bool) if "gold" in self.frame else np.zeros(len(self), bool)
+
+    @property
+    def trained_target(self) -> np.ndarray | None:
+        """The target without gold rows."""
+        return None if self.target is None else self.target[~self.gold]
+
+    @property
     def weights(self) -> np.ndarray:
         """Sample weights, float32 (N,), with mean 1; ones without a weight column."""
         if "weight" not in self.frame:
@@ -127,7 +145,7 @@ def read_table(
         root: folder of the image and mask paths, which must not leave it.
         classes: ordered class names; None takes those found, sorted (as numbers if all are numbers). Required for
             segmentation: class i is pixel value i.
-        has_target: False for a test table: target, weight and fold are not read, and the group column is optional.
+        has_target: False for a test table: target, weight, fold, gold are not read, and the group column is optional.
         needs_group: False makes the group column optional with targets too.
         masks: arguments of `StoredMasks`.
         exif, reduction: see `Table`.
@@ -148,7 +166,7 @@ def read_table(
 
     optional = {"id": columns.id, "image": columns.image, "unit": columns.unit}
     if has_target:
-        optional |= {"weight": columns.weight, "fold": columns.fold}
+        optional |= {"weight": columns.weight, "fold": columns.fold, "gold": columns.gold}
         if meaning.field.spatial:  # a target is a file
             optional["mask"] = target_columns[0]
     if (has_target and needs_group) or columns.group in raw.columns:
@@ -184,6 +202,9 @@ def read_table(
         frame["weight"] = weight_column(raw[declared["weight"]], check)
     if "fold" in declared:
         frame["fold"] = fold_column(raw[declared["fold"]], check)
+    if "gold" in declared:
+        frame["gold"] = gold_column(raw[declared["gold"]], check)
+        check_gold(frame, check)
 
     names = check_class_names(classes, meaning, check)
     target = None

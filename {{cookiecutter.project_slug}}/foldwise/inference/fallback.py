@@ -28,7 +28,8 @@ def fallback_values(run: TrainedRun) -> Values:
     items = read_items(data, run.spec.task, describe_model(next(iter(run.models.values()))).samples)
     _, _, tables = read_outputs(config | {"data": data, "task": run.spec.task}, items.table, items.items)
     return {
-        output.name: output.meaning.fallback(tables[output.target].target, len(output.columns)) for output in outputs
+        output.name: output.meaning.fallback(tables[output.target].trained_target, len(output.columns))
+        for output in outputs
     }
 
 

@@ -28,21 +28,22 @@ class Taken(NamedTuple):
 
 
 def take_answers(listed: ToLabel, answers: Path, out: Path) -> Taken:
-    """Write a new version of the training table, or of the list if it has boxes, and `<out>.log.csv` beside it.
+    """Write a new version of `listed.base`, and `<out>.log.csv` beside it.
 
     Labels replace those of known ids; other ids, and accepted masks, become new rows with the columns of the list that
     the table has. Nothing else of the table changes.
     """
     check_suffix(out)
     log = out.with_name(f"{out.stem}.log.csv")
-    origin = origin_path(listed.path)
+    table = listed.base
+    origin = origin_path(table)
     carried = [origin_path(out)] if listed.kind == "box" and origin.is_file() else []
     check_new(out, log, *carried)
     given = _read_answers(listed, answers)
-    table = listed.path if listed.kind == "box" else listed.table.path
     frame = read_file(table).reset_index(drop=True)
     columns = Columns.from_config(listed.data["columns"])
-    id_column, names = ("id", list(BOX)) if listed.kind == "box" else (columns.id, [_target(listed, columns)])
+    id_column = "id" if table == listed.path else columns.id
+    names = list(BOX) if listed.kind == "box" else [_target(listed, columns)]
     accepted = given[given["mask"] == ACCEPT] if listed.kind == "mask" else given
     answered = accepted
     if listed.kind == "mask":
@@ -69,6 +70,11 @@ def take_answers(listed: ToLabel, answers: Path, out: Path) -> Taken:
             {"id": answer["id"], "column": name, "before": old, "after": new, "seconds": answer["seconds"]}
             for name, old, new in zip(names, before, values, strict=True)
         ]
+    if rows and columns.fold is not None:
+        raise Refusal(
+            f"{len(rows)} answers are new rows, which have no fold in the column {columns.fold!r}: set "
+            "data.columns.fold=null; folds.csv has the given folds, and new rows join them"
+        )
     if rows:
         frame = pd.concat([frame, pd.DataFrame(rows, dtype=object)[list(dict.fromkeys(rows[0]))]], ignore_index=True)
     with ExitStack() as stack:

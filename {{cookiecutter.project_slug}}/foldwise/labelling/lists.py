@@ -1,6 +1,6 @@
-"""Lists of images that are worth a look by hand: suspect labels, uncertain predictions, models that disagree.
+"""Lists of images that are worth a look by hand: suspect labels, uncertain predictions, models that disagree, boxes.
 
-A list is a table with `id`, `image`, why the image is in it, and the mean probability of each class.
+A list is a table with `id`, `image`, why the image is in it, and the mean probability of each class or the box.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,11 @@ import pandas as pd
 
 from foldwise.audit.descriptors import PixelDescriber, describe_images
 from foldwise.audit.duplicates import standardize
+from foldwise.data.boxes import BOX
+from foldwise.data.holdout import GOLD
+from foldwise.data.pseudo import same_scene
 from foldwise.data.samples import Samples, TableItems
+from foldwise.data.table_file import read_file
 from foldwise.errors import Refusal, refuse_all
 from foldwise.files import check_new, write_atomic
 from foldwise.predictions.ground_truth import align, read_ground_truth
@@ -86,7 +90,10 @@ def list_uncertain(
     diverse: bool = False,
     disagreement: bool = False,
 ) -> pd.DataFrame:
-    """Write the images that the models of all folds are least certain about.
+    """Write the images without a label that the models of all folds are least certain about.
+
+    Images of the training table are left out, and those that share a file, group or unit with gold rows. Columns that
+    both tables have, such as groups, are copied, since `take` needs them.
 
     `entropy` is that of the mean prediction (multi-label: mean over the labels; masks: mean over the pixels), `margin`
     the gap between the two most probable classes (multi-label: between presence and absence of the least certain label;
@@ -106,17 +113,40 @@ def list_uncertain(
     if disagreement and (len(runs) < 2 or teachers.task.kind == "maps"):
         raise Refusal("a disagreement needs two runs that predict classes or labels")
     probability, entropy, margin = _uncertainty(teachers)
-    frame = teachers.table.frame[["id", "image"]].assign(entropy=entropy, margin=margin)
+    truth, unlabelled = teachers.truth, teachers.table.frame
+    own = ("id", "image", *REASONS, *teachers.classes)
+    copied = [name for name in read_file(truth.table.path) if name in unlabelled and name not in own]
+    frame = unlabelled[["id", "image", *copied]].assign(entropy=entropy, margin=margin)
     if disagreement:
         each = [_entropy(one.probability(), teachers) for one in _single(teachers)]
         frame["disagreement"] = (entropy - np.mean(each, axis=0)).clip(0)
     frame = frame.join(pd.DataFrame(probability, columns=teachers.classes))
+    known = frame["id"].isin(truth.table.ids) | frame["image"].isin(truth.table.frame["image"])
+    frame = frame[~known & ~same_scene(unlabelled, truth.table.frame[truth.folds == GOLD])]
+    if frame.empty:
+        raise Refusal(f"all images of {teachers.table.path} have a label, or belong to gold rows")
     order = ["disagreement" if disagreement else "entropy", "id"]
     frame = frame.sort_values(order, ascending=[False, True])
     if diverse:
         frame = frame.head(POOL * count)
         frame = frame.iloc[spread(_describe(teachers, frame.index.to_numpy()), count)]
     return _write(frame.head(count), out)
+
+
+def list_boxes(table: Path, out: Path, most: int | None = None) -> pd.DataFrame:
+    """Write the rows of a table of boxes that are worth a look: without a box, then of images with several boxes."""
+    check_suffix(out)
+    check_new(out)
+    frame = read_file(table).reset_index(drop=True)
+    missing = [name for name in ("id", "image", *BOX) if name not in frame]
+    if missing:
+        raise Refusal(
+            f"{table} has no column {', '.join(missing)}: it is no table of boxes, as tools/crop.py writes it"
+        )
+    boxes = (frame[list(BOX)].astype(str).replace("nan", "") != "").all(axis=1).groupby(frame["image"]).transform("sum")
+    frame = frame.assign(boxes=boxes)[boxes != 1]
+    frame = frame.sort_values("boxes", key=lambda n: n.where(n > 0, np.inf), ascending=False, kind="stable")
+    return _write(frame.head(most or len(frame)), out)
 
 
 def spread(vectors: np.ndarray, count: int) -> list[int]:

@@ -48,6 +48,12 @@ class ToLabel:
     data: Mapping[str, Any]
 
     @property
+    def base(self) -> Path:
+        """The table that answers change: the training table, or the list if that has no boxes."""
+        own = self.kind == "box" and not set(BOX) <= set(self.table.frame)
+        return self.path if own else self.table.path
+
+    @property
     def classes(self) -> list[str]:
         return [ACCEPT, REJECT] if self.kind == "mask" else [] if self.kind == "box" else list(self.table.classes)
 
@@ -137,7 +143,7 @@ def _item(listed: ToLabel, row: "pd.Series[str]") -> dict[str, Any]:
 def _note(row: "pd.Series[str]", labels: list[str]) -> str:
     """What the page says beside an image: its label now, and why it is in the list."""
     parts = [f"label now: {' '.join(labels)}"] if labels else []
-    shown = ("likely", "doubt", "entropy", "disagreement", "box_score", "confidence")
+    shown = ("likely", "doubt", "entropy", "disagreement", "boxes", "box_score", "confidence")
     parts += [f"{name.replace('box_score', 'score')}: {row[name]}" for name in shown if row.get(name)]
     return "; ".join(parts)
 

@@ -127,6 +127,10 @@ def _check(truth: GroundTruth, finder: Finder) -> None:
         problems.append(f"boxes are found in masks, and {table.path} has the task {truth.task.name}")
     if len(truth.items.source) != len(table):
         problems.append("an item with several pictures has no box of its own")
+    if table.gold.any():
+        problems.append(
+            "gold rows have no out-of-fold masks to find boxes in: train the masks with data.columns.gold=null"
+        )
     unknown = [name for name in finder.classes if name not in table.classes]
     if unknown:
         problems.append(f"--classes has {', '.join(unknown)}; the classes are {', '.join(table.classes)}")

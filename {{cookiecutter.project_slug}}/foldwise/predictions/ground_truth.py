@@ -1,7 +1,7 @@
 """Ground truth: targets, folds and metric. Checks that predictions match it.
 
-Out-of-fold predictions are scored on the competition's table and folds. Any predictions can be scored on a labelled
-table, for example a benchmark, a hold-out, or a test set with published labels.
+Out-of-fold predictions are scored on the competition's table and folds, those of gold rows on these. Any predictions
+can be scored on a labelled table, for example a benchmark, a hold-out, or a test set with published labels.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from foldwise.code.runs import current_code, module_target, run_code
 from foldwise.code.source import NO_CODE, Code
 from foldwise.config import compose_config, read_config, resolve_config
 from foldwise.data.folds import fold_array, folds_hash, table_folds
+from foldwise.data.holdout import GOLD
 from foldwise.data.prepare import read_items
 from foldwise.data.problems import explain_ids
 from foldwise.data.samples import Samples, TableItems
@@ -33,7 +34,7 @@ class GroundTruth:
     """Targets, folds and metric of a competition."""
 
     table: Table
-    folds: np.ndarray  # (N,) int64; -1 for rows that are never scored, as those without a target
+    folds: np.ndarray  # (N,) int64; below 0 for rows that are not scored: gold, always trained, or without a target
     folds_hash: str  # "" for a labelled table, which has no folds
     metric: Any  # set up for the task
     config: dict[str, Any]
@@ -46,7 +47,7 @@ class GroundTruth:
 
     @property
     def scored_folds(self) -> list[int]:
-        return sorted(set(self.folds.tolist()) - {-1})
+        return sorted(fold for fold in set(self.folds.tolist()) if fold >= 0)
 
 
 def read_ground_truth(source: Path, data: str | None = None, overrides: Sequence[str] = ()) -> GroundTruth:
@@ -78,7 +79,7 @@ def read_labelled_table(
     """
     config, samples, code = _open(source, data, overrides)
     section = config["data"]
-    columns = replace(Columns.from_config(section["columns"]), fold=None, weight=None)
+    columns = replace(Columns.from_config(section["columns"]), fold=None, weight=None, gold=None)
     source_table = read_table(
         path,
         header.task,
@@ -92,6 +93,26 @@ def read_labelled_table(
     table = items.table
     metric = build_metric(config["metric"], header.task, table.classes, table, code.alias)
     return GroundTruth(table, np.where(table.known, 0, -1), "", metric, config, items, code)
+
+
+def gold_rows(truth: GroundTruth) -> GroundTruth:
+    """Return the gold rows alone as scored, like a labelled table; Refusal if there are none."""
+    if not (truth.folds == GOLD).any():
+        raise Refusal(
+            f"{truth.table.path} has no gold rows: name a column that marks them with 1 in data.columns.gold, and train"
+        )
+    return replace(truth, folds=np.where(truth.folds == GOLD, 0, -1), folds_hash="")
+
+
+def shared_rows(truth: GroundTruth, predictions: Sequence[Predictions]) -> GroundTruth:
+    """Return the rows that all predictions have as scored, in whatever folds they were; Refusal if there are none."""
+    if any(part.header.kind == "vectors" for part in predictions):
+        raise Refusal("rounds of retrieval are not comparable: new images are searched among, too")
+    shared = set.intersection(*(set(part.frame["id"]) for part in predictions))
+    scored = (truth.folds >= 0) & truth.table.frame["id"].isin(shared).to_numpy()
+    if not scored.any():
+        raise Refusal(f"no row of {truth.table.path} is in all predictions: name runs of one competition")
+    return replace(truth, folds=np.where(scored, truth.folds, -1), folds_hash="")
 
 
 def read_test_table(truth: GroundTruth, path: Path | None = None) -> Table:

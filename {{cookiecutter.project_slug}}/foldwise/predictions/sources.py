@@ -2,7 +2,8 @@
 
 <source>/
     oof/                   out-of-fold predictions
-    predictions/<name>/    test predictions, such as test-d4; out-of-fold predictions with other TTA, such as oof-d4
+    predictions/<name>/    test predictions, such as test-d4; out-of-fold predictions with other TTA, such as oof-d4;
+                           gold: of the gold rows, by train.py
     config.yaml            data and metric (runs and ensembles)
     outputs/<name>/        one more source for each further output of a run
 """
@@ -19,6 +20,7 @@ from foldwise.shell import command
 from foldwise.tasks.outputs import FOLDER, Output
 
 T = TypeVar("T")
+GOLD_FOLDER = "gold"
 
 
 def output_folder(run: Path, output: Output) -> Path:
@@ -49,7 +51,7 @@ def find_sources(folders: Sequence[Path], oof: str = "oof", test: str | None = N
 
     Args:
         oof: "oof", or the name of out-of-fold predictions in `predictions/`, for example oof-d4.
-        test: a name in `predictions/`; None takes the only test predictions, if there are any.
+        test: a name in `predictions/`; None takes the only test predictions but gold, if there are any.
     """
     return _find_each(folders, lambda folder: Source(folder, _find_oof(folder, oof), _find_test(folder, test)))
 
@@ -107,6 +109,7 @@ def _find_test(source: Path, test: str | None) -> Path | None:
     folders = sorted(path.parent for path in (source / "predictions").glob(f"*/{HEADER}"))
     found = {folder.name: folder for folder in folders if read_header(folder).split == "test"}
     if test is None:
+        found.pop(GOLD_FOLDER, None)
         if len(found) > 1:
             raise Refusal(f"{source} has several test predictions: choose with --test {' or --test '.join(found)}")
         return next(iter(found.values()), None)

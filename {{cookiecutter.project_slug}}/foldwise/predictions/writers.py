@@ -36,7 +36,7 @@ from foldwise.predictions.store import read_map, read_predictions, sort_rows, wr
 from foldwise.tasks.classes import ROUNDING
 
 REQUEST, BAD = "request.json", "bad_images.csv"
-ONCE = ("id", "snapshot", "view")  # what an out-of-fold prediction has once; vectors have it of each fold
+ONCE = ("id", "snapshot", "view")  # what an out-of-fold prediction has once; others have it of each fold
 BLOCK = 4096  # rows per file of a shard
 
 
@@ -237,7 +237,7 @@ def merge_folders(shards: Sequence[Path], folder: Path, ids: Sequence[str]) -> N
         for name in ("split", "task", "columns", "run", "folds_hash", "tta"):
             if getattr(part.header, name) != getattr(header, name):
                 raise PredictionsError(part.folder, [f"its {name} differs from {parts[0].folder}"])
-    key = ("id", *MEMBER) if header.kind == "vectors" else ONCE
+    key = ("id", *MEMBER) if header.kind == "vectors" or header.split == "test" else ONCE
     frame = merge([part.frame.assign(part=index) for index, part in enumerate(parts)], ids, key)
     if header.kind != "maps":
         return write_predictions(folder, frame.drop(columns="part"), header)

@@ -55,16 +55,21 @@ def print_run(run: Path, folds: Sequence[int], greater_is_better: bool, can_trai
     names = [*map(fold_name, folds), "full", *(path.name for path in sorted(run.glob("without-*")))]
     models = {name: read_json(path) for name in names if (path := run / name / "metrics.json").exists()}
     missing = [fold for fold in folds if fold_name(fold) not in models]
-    table = make_table(run.name, [], ["model", next(iter(models.values()))["metric"], "epochs", "seconds"])
+    columns = ["model", next(iter(models.values()))["metric"], "epochs", "seconds"]
+    has_gold = any("gold" in model for model in models.values())
+    table = make_table(run.name, [], [*columns, "gold"] if has_gold else columns)
     for name, model in models.items():
-        table.add_row(name, format_score(model["score"]), str(model["epochs"]), f"{model['seconds']:.0f}")
+        gold = [format_score(model.get("gold"))] if has_gold else []
+        table.add_row(name, format_score(model["score"]), str(model["epochs"]), f"{model['seconds']:.0f}", *gold)
     scores = [model["score"] for name, model in models.items() if name.startswith("fold")]
     scores = [score for score in scores if score is not None]
     if len(scores) > 1:
         table.add_section()
         table.add_row("mean ± std", f"{np.mean(scores):.4f} ± {np.std(scores):.4f}")
     if (run / "oof").exists():
-        table.add_row("OOF overall", format_score(None if missing else read_json(run / "metrics.json")["overall"]))
+        scored = {"overall": None} if missing else read_json(run / "metrics.json")
+        gold = ["", "", format_score(scored.get("gold"))] if has_gold else []
+        table.add_row("OOF overall", format_score(scored["overall"]), *gold)
     console.print(table)
     if any(model["chosen_on_own_fold"] for model in models.values()):
         console.print("[yellow]optimistic: epochs or learning rates were chosen on the fold that is scored[/yellow]")
@@ -107,14 +112,14 @@ def print_evaluation(
     """Print scores, subgroups, differences and notes.
 
     Args:
-        changes: how each further run differs from the first.
+        changes: how a run differs from another, by the names of both.
         importance: of `measure_importance`.
     """
     console, scores = Console(highlight=False, markup=False), evaluation.scores
     first, over_all = evaluation.evidence[0], scores["column"] == ""
-    for name, lines in changes.items():
+    for names, lines in changes.items():
         count = "1 change" if len(lines) == 1 else f"{len(lines)} changes"
-        console.print(f"{first.name} -> {name}: {count}")
+        console.print(f"{names}: {count}")
         for line in lines[:CHANGES]:
             console.print(f"  {line}")
         if len(lines) > CHANGES:
@@ -284,7 +289,7 @@ def print_students(students: Sequence["Student"]) -> None:
 
 def print_listed(frame: pd.DataFrame) -> None:
     """Print the first images of a list, without the probabilities."""
-    known = ("id", "image", "label", "likely", "doubt", "entropy", "margin", "disagreement")
+    known = ("id", "image", "label", "likely", "doubt", "entropy", "margin", "disagreement", "boxes")
     names = [name for name in frame if name in known]
     _print_rows(names, frame[names].to_numpy().tolist())
 

@@ -6,6 +6,7 @@ They accept empty data; with too many classes, they show the ones that matter mo
 import io
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -220,6 +221,30 @@ def intervals(frame: pd.DataFrame, name: str) -> "Figure":
     axis.grid(axis="x", alpha=0.3)
     axis.set_title(name)
     axis.legend(fontsize=8)
+    return figure
+
+
+def rounds(frame: pd.DataFrame) -> "Figure":
+    """Plot the score of each round (`predictions.evaluation.rounds`), and its difference from the one before."""
+    figure = new_figure(max(6, 2 + 1.1 * len(frame)), 6)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    places = np.arange(len(frame))
+    for axis, name, low, high in (
+        (upper, "score", "low", "high"),
+        (lower, "difference", "difference_low", "difference_high"),
+    ):
+        axis.plot(places, frame[name], "o-" if axis is upper else "o", color=color_of(0))
+        axis.vlines(places, frame[low].astype(float), frame[high].astype(float), color=color_of(0))
+        axis.grid(axis="y", alpha=0.3)
+    first = frame.iloc[0]
+    upper.set(ylabel=first["metric"], title=f"{first['images']:,} images, {first['scored_on']}; 95 % intervals")
+    lower.axhline(0, color="0.6", linestyle="--", linewidth=1)
+    lower.set(ylabel="difference from the round before")
+    names = [
+        f"{number}\n{shorten(Path(row.table).stem, 14)}\n{row.rows} rows"
+        for number, row in enumerate(frame.itertuples())
+    ]
+    lower.set_xticks(places, names, fontsize=8)
     return figure
 
 

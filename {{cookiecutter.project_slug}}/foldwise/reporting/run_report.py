@@ -34,6 +34,7 @@ def report_run(
     oof: Predictions,
     counts: np.ndarray | None,
     found: Found | None = None,
+    gold: float | None = None,
 ) -> None:
     """Write `report.html` of a finished run.
 
@@ -41,6 +42,7 @@ def report_run(
         counts: (N, C, 3) pixel counts of the images in the order of `oof`, or errors (N, C, 2) of a `PixelMetric`; None
             unless the task has maps.
         found: names of the images; None unless the task is retrieval.
+        gold: score of the gold rows, if there are any.
     """
     name = metric.name
     summary = {
@@ -59,6 +61,7 @@ def report_run(
         values = list(per_fold.values())
         scores += [{"fold": "mean", name: float(np.mean(values))}, {"fold": "std", name: float(np.std(values))}]
     scores.append({"fold": "OOF overall", name: overall})
+    scores += [] if gold is None else [{"fold": "gold rows, by the mean of all folds", name: gold}]
     history = {fold: pd.read_csv(run / f"fold{fold}" / "history.csv") for fold in per_fold}
     if found is not None:
         figures = _name_figures(table, items, metric, found)

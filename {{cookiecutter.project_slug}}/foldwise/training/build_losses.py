@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from foldwise.code.build import make
-from foldwise.data.holdout import Holdout
+from foldwise.data.holdout import GOLD, Holdout
 from foldwise.data.prepare import Prepared
 from foldwise.data.targets import check_order
 from foldwise.errors import Refusal
@@ -33,7 +33,7 @@ def build_loss(settings: Mapping[str, Any], prepared: Prepared, output: Output, 
     """The loss of an output; named `class_weights` (`BALANCES`) and `margin` are computed from the training items."""
     loss: Any = copy.deepcopy(settings)
     by_fold = prepared.class_counts[output.name]
-    total = np.sum([values for key, values in by_fold.items() if int(key) not in part.folds], axis=0).tolist()
+    total = np.sum([values for key, values in by_fold.items() if int(key) not in (*part.folds, GOLD)], axis=0).tolist()
     for term in [loss, *(term["loss"] for term in loss.get("terms", []))]:
         name = term.get("class_weights")
         if isinstance(name, str):

@@ -7,6 +7,7 @@ Runs in one process per device, which write to `<run>/fold<k>/` (other names: da
     model/            weights and model.json: all that inference needs
     snapshots/<name>/ the same for each snapshot; if there are any, they predict instead of model/
     oof-<r>-of-<n>/   rank r's predictions of its held-out rows
+    gold-<r>-of-<n>/  the same of gold rows
 """
 
 import shutil
@@ -124,7 +125,11 @@ def train_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: Pr
         save_model(folder / "model", scored, spec)
     trainer.strategy.barrier()  # every rank loads the saved model
     models = {name: load_model(path) for name, path in find_models(folder).items()}
-    predict_held_out(config, prepared, models, predicted, device, run, part, f"oof-{rank.index}-of-{rank.world_size}")
+    shard = f"{rank.index}-of-{rank.world_size}"
+    if prepared.gold and len(part.folds) < 2:
+        gold = prepared.gold.predicted(Holdout((0,)))[rank.index :: rank.world_size]
+        predict_held_out(config, prepared, models, gold, device, run, part, f"gold-{shard}", split="test")
+    predict_held_out(config, prepared, models, predicted, device, run, part, f"oof-{shard}")
     check_covered(alias)
 
 
@@ -143,6 +148,7 @@ def predict_held_out(
     part: Holdout,
     name: str,
     created_by: str = "train.py",
+    split: str = "oof",
 ) -> None:
     """Predict items with a fold's networks as predict.py would, and write one prediction folder per output.
 
@@ -151,6 +157,7 @@ def predict_held_out(
 
     Args:
         models: by snapshot name.
+        split: "test" for gold rows, which are in no fold and get that of the model.
     """
     outputs = prepared.outputs
     folders = [output_folder(run, output) / part.name / name for output in outputs]
@@ -174,7 +181,7 @@ def predict_held_out(
         for output, folder in zip(outputs, folders, strict=True):  # main output closes last: done
             shutil.rmtree(folder, ignore_errors=True)
             header = Header(
-                split="oof",
+                split=split,
                 task=output.task,
                 columns=output.stored,
                 run=source_name(run, output),
@@ -185,7 +192,7 @@ def predict_held_out(
             writers.append(stack.enter_context(PredictionWriter(folder, header)))
         for index, values in predictions:
             id = ids[rows[index]]
-            fold = prepared.folds[id] if outputs[0].meaning.kind != "vectors" else part.fold
+            fold = part.fold if split == "test" or outputs[0].meaning.kind == "vectors" else prepared.folds[id]
             for output, writer in zip(outputs, writers, strict=True):
                 for snapshot, views in zip(models, values[output.name], strict=True):
                     writer.add(id, fold, snapshot, tta.name, views[0])

@@ -47,7 +47,8 @@ def _with_unlabelled(prepared: Prepared, added: TableItems, part: Holdout) -> tu
         items=[*prepared.items, *(Item(item.id, tuple(row + start for row in item.rows)) for item in added.items)],
         tables={prepared.outputs[0].target: table},
     )
-    held = [prepared.items[index] for index in part.held(prepared.fold_of_items)]
+    trained = set(part.trained(prepared.fold_of_items).tolist())
+    held = [item for index, item in enumerate(prepared.items) if index not in trained]
     shared = same_scene(added.source.frame, prepared.source.frame.iloc[[row for item in held for row in item.rows]])
     ids = {item.id for item in held}  # such as a unit that both tables have
     free = [item.id not in ids and not shared[list(item.rows)].any() for item in added.items]

@@ -19,7 +19,7 @@ from foldwise.predictions.metrics.building import build_metric
 from foldwise.predictions.metrics.maps import PixelMetric
 from foldwise.predictions.scoring import score_table
 from foldwise.predictions.search import Found, search_oof
-from foldwise.predictions.sources import output_folder
+from foldwise.predictions.sources import GOLD_FOLDER, output_folder
 from foldwise.predictions.store import Predictions, average_members, iter_average_maps, read_predictions
 from foldwise.predictions.writers import merge_folders
 from foldwise.reporting.console import print_run
@@ -52,6 +52,7 @@ def finish_fold(run: Path, part: Holdout, config: Mapping[str, Any], prepared: P
         "metric": type(_metric(config, prepared)).__name__,
         # A full fit has no held-out rows.
         "score": plain_number(score_predictions(shards, config, prepared).overall if part.folds else math.nan),
+        **score_gold(sorted(folder.glob(f"{GOLD_FOLDER}-*-of-*")), config, prepared),
         "epochs": len(history),
         "seconds": round(float(history["seconds"].sum()), 1),
         "processes": world_size,
@@ -90,6 +91,14 @@ def score_predictions(parts: Sequence[Predictions], config: Mapping[str, Any], p
     return Scores(metric, *score_table(metric, table, rows, probability, prepared.fold_of_items[rows]))
 
 
+def score_gold(folders: Sequence[Path], config: Mapping[str, Any], prepared: Prepared) -> dict[str, float | None]:
+    """Score gold rows for metrics.json: the mean prediction of the models in disjoint folders; empty without any."""
+    if not prepared.gold or not folders:
+        return {}
+    parts = [read_predictions(folder) for folder in folders]
+    return {"gold": plain_number(score_predictions(parts, config, prepared.gold).overall)}
+
+
 def finish_run(run: Path, config: Mapping[str, Any], prepared: Prepared) -> None:
     """Merge the folds if all are finished, and print the scores. Safe to repeat."""
     existing = prepared.scored_folds
@@ -101,8 +110,9 @@ def finish_run(run: Path, config: Mapping[str, Any], prepared: Prepared) -> None
         scores = score_predictions([oof], config, prepared)
         items = TableItems.of(prepared.source, prepared.samples)
         parts = scores.metric, scores.per_fold, scores.overall, oof, scores.counts, scores.found
-        report_run(run, config, prepared.table, items, *parts)
-        write_scores(run, config, scores)
+        gold = merge_gold(run, config, prepared)
+        report_run(run, config, prepared.table, items, *parts, gold=gold.get("gold"))
+        write_scores(run, config, scores, gold)
     can_train_full = prepared.outputs[0].meaning.kind != "vectors"
     print_run(run, existing, _metric(config, prepared).greater_is_better, can_train_full)
 
@@ -112,7 +122,8 @@ def _finish_output(run: Path, config: Mapping[str, Any], prepared: Prepared, out
     folder, own_config = output_folder(run, output), output_config(config, output)
     own = replace(prepared, table=prepared.tables[output.target], outputs=(replace(output, name=""),))
     write_config(folder, own_config)
-    write_scores(folder, own_config, score_predictions([merge_oof(folder, own)], own_config, own))
+    scores = score_predictions([merge_oof(folder, own)], own_config, own)
+    write_scores(folder, own_config, scores, merge_gold(folder, own_config, own))
 
 
 def output_config(config: Mapping[str, Any], output: Output) -> dict[str, Any]:
@@ -131,8 +142,19 @@ def merge_oof(source: Path, prepared: Prepared) -> Predictions:
     return read_predictions(source / "oof")
 
 
-def write_scores(run: Path, config: Mapping[str, Any], scores: Scores) -> None:
-    """Write metrics.json, which marks the run as finished."""
+def merge_gold(source: Path, config: Mapping[str, Any], prepared: Prepared) -> dict[str, float | None]:
+    """Merge the folds' predictions of the gold rows into `predictions/gold`, and score them; see `score_gold`."""
+    folder = source / "predictions" / GOLD_FOLDER
+    if prepared.gold and not folder.exists():
+        shards = sorted(source.glob(f"fold*/{GOLD_FOLDER}-*-of-*"))
+        merge_folders(shards, folder, prepared.gold.oof_ids)
+    return score_gold([folder] if folder.exists() else [], config, prepared)
+
+
+def write_scores(
+    run: Path, config: Mapping[str, Any], scores: Scores, gold: Mapping[str, float | None] | None = None
+) -> None:
+    """Write metrics.json, which marks the run as finished; `gold` from `merge_gold`."""
     values = list(scores.per_fold.values())
     record = {
         "metric": scores.metric.name,
@@ -140,6 +162,7 @@ def write_scores(run: Path, config: Mapping[str, Any], scores: Scores) -> None:
         "mean": plain_number(float(np.mean(values))),
         "std": plain_number(float(np.std(values))),
         "folds": plain_scores(scores.per_fold),
+        **(gold or {}),
         "chosen_on_own_fold": bool(followers(config)),
     }
     write_json(run / "metrics.json", record)

@@ -17,9 +17,16 @@ from foldwise.errors import Refusal
 from foldwise.predictions.evaluation.bootstrap import FEWEST_GROUPS, compare, interval, resample, resampled_groups
 from foldwise.predictions.evaluation.evidence import Evidence, confusion_notes, gather_evidence
 from foldwise.predictions.evaluation.subgroups import shown_rows, subgroup_columns, subgroups
-from foldwise.predictions.ground_truth import GroundTruth, check_predictions, read_ground_truth, read_labelled_table
+from foldwise.predictions.ground_truth import (
+    GroundTruth,
+    check_predictions,
+    gold_rows,
+    read_ground_truth,
+    read_labelled_table,
+    shared_rows,
+)
 from foldwise.predictions.metrics import METRICS, fold_score
-from foldwise.predictions.sources import find_predictions
+from foldwise.predictions.sources import GOLD_FOLDER, find_predictions
 from foldwise.predictions.store import read_predictions
 from foldwise.progress import Progress, silent
 
@@ -51,6 +58,8 @@ def evaluate(
     oof: str = "oof",
     test: str | None = None,
     labelled: Path | None = None,
+    gold: bool = False,
+    rounds: bool = False,
     data: str | None = None,
     overrides: Sequence[str] = (),
     by: Sequence[str] | None = None,
@@ -67,6 +76,9 @@ def evaluate(
             it, each source is compared with the first.
         oof, test: as in `find_sources`.
         labelled: a labelled table; default: the competition's table, out of fold.
+        gold: score the gold rows of the competition's table, in place of out-of-fold predictions.
+        rounds: score the rows that all sources have, by the last source's table, and compare each source with the one
+            before it.
         data, overrides: as in `read_ground_truth`.
         by: columns that define subgroups; default: those with 2 to 20 values.
         show: images to show but not score: a file of ids, or column=value.
@@ -78,14 +90,18 @@ def evaluate(
     if test and labelled is None:
         raise Refusal(f"--test {test} has no ground truth: name a labelled table with --table <file>")
     paths = [*sources, *against]
-    predictions = [read_predictions(folder) for folder in find_predictions(paths, oof, test, labelled is not None)]
-    configured = next((path for path in paths if (path / "config.yaml").is_file()), paths[0])
+    tested = gold or labelled is not None
+    found = find_predictions(paths, oof, GOLD_FOLDER if gold else test, tested)
+    predictions = [read_predictions(folder) for folder in found]
+    configured = next((path for path in paths[:: -1 if rounds else 1] if (path / "config.yaml").is_file()), paths[0])
     if labelled is not None and predictions[0].header.kind == "vectors":
         raise Refusal("--table is not for retrieval, whose images are searched among those of the training table")
     if labelled is None:
         truth = read_ground_truth(configured, data, overrides)
     else:
         truth = read_labelled_table(labelled, predictions[0].header, configured, data, overrides)
+    truth = gold_rows(truth) if gold else truth
+    truth = shared_rows(truth, predictions) if rounds else truth
     for prediction in predictions:
         check_predictions(prediction, truth)
     columns = subgroup_columns(truth.table, truth.config["data"]["columns"], by)
@@ -137,7 +153,7 @@ def evaluate(
         metrics=metrics,
         evidence=evidence,
         scores=frame,
-        differences=_differences(frame, samples, len(sources), metrics),
+        differences=_differences(frame, samples, len(sources), metrics, rounds),
         groups=int(groups.max()) + 1,
         drawn=drawn,
         resamples=resamples,
@@ -160,14 +176,16 @@ def _metrics(truth: GroundTruth) -> list[Any]:
     return [truth.metric, *(kind(**options).for_task(truth.task.name, truth.table.classes) for kind in others)]
 
 
-def _differences(frame: pd.DataFrame, samples: np.ndarray, sources: int, metrics: Sequence[Any]) -> pd.DataFrame:
-    """Compare side with side, or each further source with the first."""
+def _differences(
+    frame: pd.DataFrame, samples: np.ndarray, sources: int, metrics: Sequence[Any], rounds: bool
+) -> pd.DataFrame:
+    """Compare side with side, or each further source with the first; of rounds, with the one before."""
     names = list(dict.fromkeys(frame["prediction"]))
     shape = (-1, len(names), len(metrics))
     overall = frame["score"].to_numpy().reshape(shape)[0]
     draws = samples.reshape(len(samples), *shape)[:, 0]
     enough = frame["groups"].iat[0] >= FEWEST_GROUPS
-    sides = [([number], [0]) for number in range(1, sources)]
+    sides = [([number], [number - 1 if rounds else 0]) for number in range(1, sources)]
     if sources < len(names):
         sides = [(list(range(sources)), list(range(sources, len(names))))]
     rows = []

@@ -15,7 +15,7 @@ from foldwise.tasks import find_task
 
 MOST_VALUES = 20  # of a column with subgroups by default
 MOST_SUBGROUPS = 100  # of a column named with --by
-CANONICAL = ("id", "image", "mask", "group", "unit", "weight", "fold")
+CANONICAL = ("id", "image", "mask", "group", "unit", "weight", "fold", "gold")
 
 
 def subgroup_columns(table: Table, declared: Mapping[str, Any], by: Sequence[str] | None = None) -> list[str]:

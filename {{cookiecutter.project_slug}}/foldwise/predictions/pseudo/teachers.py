@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from foldwise.config import followers, read_config
+from foldwise.data.holdout import GOLD
 from foldwise.data.pseudo import same_scene
 from foldwise.data.table import Table
 from foldwise.errors import Refusal, refuse_all
@@ -84,8 +85,8 @@ class Teachers:
             yield maps.mean(axis=0)
 
     def held_out(self, fold: int) -> np.ndarray:
-        """Find images that share a file, group or unit with the fold, (N,) bool."""
-        return same_scene(self.table.frame, self.truth.table.frame[self.truth.folds == fold])
+        """Find images that share a file, group or unit with the fold or with gold rows, (N,) bool."""
+        return same_scene(self.table.frame, self.truth.table.frame[np.isin(self.truth.folds, (fold, GOLD))])
 
     def describe(self) -> dict[str, Any]:
         """Return the origin of the targets as plain values."""
