@@ -73,15 +73,18 @@ def weight_column(column: pd.Series, check: Check) -> pd.Series:
 
 def gold_column(column: pd.Series, check: Check) -> pd.Series:
     """Convert 1 and 0, true and false, or an empty cell, to bool."""
-    texts = text_column(column).str.strip().str.lower()
-    gold = texts.isin(["1", "1.0", "true"])
-    bad = ~gold & ~texts.isin(["", "0", "0.0", "false"])
+    gold = is_gold(column)
+    bad = ~gold & ~text_column(column).str.strip().str.lower().isin(["", "0", "0.0", "false"])
     check.cells(bad, column, "the cell {} of the gold column is not 1 (never trained, always scored), 0 or empty")
     if not gold.any() and not bad.any():
         check.problems.append(
             f"the gold column {column.name!r} marks no row with 1: do so, or set data.columns.gold=null"
         )
     return gold
+
+
+def is_gold(column: pd.Series) -> pd.Series:
+    return text_column(column).str.strip().str.lower().isin(["1", "1.0", "true"])
 
 
 def check_gold(frame: pd.DataFrame, check: Check) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from foldwise.config import read_config
+from foldwise.data.cells import is_gold
 from foldwise.data.columns import Columns
 from foldwise.data.table_file import read_file
 from foldwise.errors import Refusal
@@ -73,11 +74,13 @@ def _describe(run: Path, before: Path | None, changes: Sequence[str]) -> dict[st
 
 
 def _read_labels(run: Path) -> "pd.Series[str] | None":
-    """The targets of a run's table by id, as text; None if the table is gone."""
+    """The targets of a run's table without gold rows, by id, as text; None if the table is gone."""
     config = read_config(run)
     table, columns = Path(config["data"]["table"]), Columns.from_config(config["data"]["columns"])
     if not table.is_file():
         return None
     target = columns.target or find_task(config["task"]).column
-    frame = read_file(table).astype(str).set_index(columns.id)
+    frame = read_file(table)
+    frame = frame if columns.gold is None else frame[~is_gold(frame[columns.gold])]
+    frame = frame.astype(str).set_index(columns.id)
     return frame[[target] if isinstance(target, str) else list(target)].agg("\n".join, axis=1)
