@@ -162,7 +162,7 @@ def test_boxes_that_are_missing_come_first_then_those_of_images_with_several(tmp
 def world(tmp_path):
     """16 labelled pictures, 8 unlabelled ones, and the configuration of their data."""
     root = write_world(tmp_path / "world")
-    return root, tiny_config(root, "multiclass", "data.columns.fold=part")
+    return root, tiny_config(root, "multiclass")
 
 
 def listed(world, frame, task="multiclass", **data):
