@@ -1,13 +1,12 @@
 """Each task goes the whole way for real: prepare, train (killed and resumed, for two tasks), be done, predict."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
-from conftest import Render, Run, kill_after_first_epoch, run_command
+from conftest import Render, Run, kill_after_first_epoch
 
 TRAIN = [
     *("train.py", "experiment=baseline", "epochs=2", "batch_size=16", "data.workers=0", "logger=csv"),
@@ -25,15 +24,10 @@ def predicted_ids(folder: Path) -> list[str]:
     return sorted(pd.read_parquet(folder / name)["id"])
 
 
-@pytest.mark.parametrize("task", ["multiclass", "multilabel", "segmentation"])  # regression: test_wheel.py
+# Regression goes it in test_wheel.py, each command in a process of its own.
+@pytest.mark.parametrize("task", ["multiclass", "multilabel", "segmentation"])
 def test_task(task: str, render: Render, tmp_path: Path, run_forked: Run) -> None:
-    run = run_scripts(sys.executable) if task == "multiclass" else run_forked
-    go_the_whole_way(render(tmp_path, task=task, folds="2"), task, run, killed=task != "multilabel")
-
-
-def run_scripts(python: str) -> Run:
-    """Run scripts by a Python."""
-    return lambda words, folder: run_command([python, *words], folder)
+    go_the_whole_way(render(tmp_path, task=task, folds="2"), task, run_forked, killed=task != "multilabel")
 
 
 def go_the_whole_way(repository: Path, task: str, run_script: Run, killed: bool = False) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Render, run_command
-from test_end_to_end import go_the_whole_way, run_scripts
+from test_end_to_end import go_the_whole_way
 
 # uv brings this backend itself. It packs every file of the package, those that are no Python, too.
 SETTINGS = """
@@ -52,7 +52,7 @@ def test_an_installed_machinery_goes_the_whole_way(python: str, render: Render, 
 
     listed = run_command([python, "train.py", "--help"], repository)
     assert "\n* finetune_cnn " in listed and "\n  finetune_vit " in listed
-    run = go_the_whole_way(repository, "regression", run_scripts(python))
+    run = go_the_whole_way(repository, "regression", lambda words, folder: run_command([python, *words], folder))
     run_command([python, "bundle.py", str(run), "--out", "bundle"], repository)
     assert (repository / "bundle" / "foldwise" / "bundle" / "inferring.py").is_file()
     table = repository / "data" / "sample" / "regression" / "train.csv"
