@@ -13,11 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from pseudo_world import UNLABELLED, draw, make_run, write_world
+from scipy.special import entr
 from tiny import CLASSES, prepare_tiny, tiny_config, write_data
 
 from foldwise.config import write_config
 from foldwise.errors import Refusal
-from foldwise.files import write_json
+from foldwise.files import read_json, write_json
+from foldwise.labelling import lists
 from foldwise.labelling.answers import take_answers
 from foldwise.labelling.lists import find_suspects, list_boxes, list_suspects, list_uncertain, spread
 from foldwise.labelling.page import open_list, write_page
@@ -102,17 +104,43 @@ def test_spread_takes_the_farthest_from_all_that_are_chosen():
 def test_disagreement_is_the_entropy_that_runs_do_not_share(tmp_path):
     root = write_world(tmp_path / "world")
     same = draw("multiclass", 1)
+    same[:, 2] = 1 / 3  # of the largest entropy, in which all agree
     runs = [make_run(root, "a", same), make_run(root, "b", same)]
     assert list_uncertain(runs, tmp_path / "same.csv", 8, disagreement=True)["disagreement"].max() < 1e-5
     other = same.copy()
-    other[:, 5] = np.roll(same[:, 5], 1, axis=1)
+    other[:, 5] = np.roll(same[:, 5], 1, axis=1) * [0.9, 0.9, 0.9] + [0.1, 0, 0]
     runs[1] = make_run(root, "c", other)
     found = list_uncertain(runs, tmp_path / "other.csv", 8, disagreement=True)
-    assert found["id"][0] == f"row{UNLABELLED[5]}" and found["disagreement"][1] < 1e-5 < found["disagreement"][0]
+    assert found["id"][0] == f"row{UNLABELLED[5]}" and found["disagreement"][1] < 1e-5
+    means = np.stack([same.mean(axis=0)[5], other.mean(axis=0)[5]])
+    own, shared = entr(means).sum(axis=1).mean(), entr(means.mean(axis=0)).sum()
+    assert found["disagreement"][0] == pytest.approx(shared - own, abs=1e-5)
+    assert list_uncertain(runs, tmp_path / "entropy.csv", 8)["id"][0] == f"row{UNLABELLED[2]}"
     with pytest.raises(Refusal, match="two runs"):
         list_uncertain(runs[:1], tmp_path / "one.csv", 8, disagreement=True)
-    diverse = list_uncertain(runs, tmp_path / "diverse.csv", 3, diverse=True)
-    assert len(diverse) == 3 and diverse["id"][0] == list_uncertain(runs, tmp_path / "most.csv", 1)["id"][0]
+
+
+def test_diverse_ones_are_among_the_least_certain(tmp_path, monkeypatch):
+    runs = [make_run(write_world(tmp_path / "world"), "a", draw("multiclass", 1))]
+    most = list_uncertain(runs, tmp_path / "most.csv", 3)["id"].tolist()
+    for pool, alike in ((10, False), (1, True)):
+        monkeypatch.setattr(lists, "POOL", pool)
+        diverse = list_uncertain(runs, tmp_path / f"diverse{pool}.csv", 3, diverse=True)["id"].tolist()
+        assert diverse[0] == most[0] and len(diverse) == 3 and (set(diverse) == set(most)) == alike
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_margins_and_entropies_are_those_of_the_chosen_predictions(task, tmp_path):
+    root, probability = write_world(tmp_path / "world"), draw(task, 2)
+    run, other = make_run(root, "a", draw(task, 1), task), make_run(root, "b", probability, task)
+    shutil.copytree(other / "predictions/test-none", run / "predictions/test-other")
+    found = list_uncertain([run], tmp_path / "list.csv", 8, test="test-other").sort_values("id")
+    mean = probability.mean(axis=0)
+    if task == "multiclass":
+        entropy, margin = entr(mean).sum(axis=1), np.sort(mean)[:, -1] - np.sort(mean)[:, -2]
+    else:
+        entropy, margin = (entr(mean) + entr(1 - mean)).mean(axis=1), np.abs(2 * mean - 1).min(axis=1)
+    np.testing.assert_allclose(found[["entropy", "margin"]], np.stack([entropy, margin], axis=1), atol=1e-5)
 
 
 def test_labelled_images_and_scenes_of_gold_rows_are_not_listed_again(tmp_path):
@@ -289,6 +317,31 @@ def test_masks_are_accepted_or_rejected(world):
     assert (taken.new, taken.rejected, taken.changed) == (1, 1, 0)
     after = pd.read_csv(root / "train-2.csv")
     assert after[["id", "image", "mask"]].iloc[-1].tolist() == ["row18", "images/18.png", "masks/18.png"]
+
+
+def test_labels_in_another_order_are_the_same(world):
+    root, _ = world
+    table = pd.read_csv(root / "train.csv", keep_default_na=False).assign(labels="blue green")
+    table.to_csv(root / "train.csv", index=False)
+    answers = pd.DataFrame({"id": ["row0", "row1"], "labels": ["green blue", "green"], "seconds": [1.5, 2.5]})
+    answers.to_csv(root / "answers.csv", index=False)
+    labels = listed(world, images([0, 1]), "multilabel", label_separator=" ")
+    taken = take_answers(labels, root / "answers.csv", root / "train-2.csv")
+    assert (taken.same, taken.changed, taken.new) == (1, 1, 0)
+    log = pd.read_csv(taken.log)
+    expected = [["row1", "labels", "blue green", "green", 2.5, "answers.csv"]]
+    assert log[["id", "column", "before", "after", "seconds", "answers"]].to_numpy().tolist() == expected
+
+
+def test_corrected_boxes_are_still_those_of_their_models(world):
+    root, _ = world
+    boxes = images([16]).assign(x0=4, y0=6, x1=20, y1=24)
+    write_json(root / "list.json", {"created_by": "tools/crop.py", "run": "runs/x"})
+    pd.DataFrame({"id": ["row16"], "x0": [5], "y0": [6], "x1": [20], "y1": [24], "seconds": [1]}).to_csv(
+        root / "answers.csv", index=False
+    )
+    take_answers(listed(world, boxes), root / "answers.csv", root / "list-2.csv")
+    assert read_json(root / "list-2.json") == read_json(root / "list.json") | {"corrected_by": "answers.csv"}
 
 
 # what is refused
