@@ -86,7 +86,7 @@ def load_run(folder: Path) -> TrainedRun:
     models = {(fold, name): path for fold in sorted(folds) for name, path in find_models(folds[fold]).items()}
     if not models and (folder / "ensemble.json").is_file():
         raise Refusal(f"{folder} is an ensemble, which has no models of its own: name one of its runs")
-    if not models and config["task"] == "detection":
+    if not models and config.get("task") == "detection":
         raise Refusal(f"{folder} has the boxes of a detector that was trained elsewhere, and no models")
     if not models:
         resume = command("python", "train.py", override("run", str(folder)))
