@@ -9,7 +9,7 @@ import torch
 
 from foldwise.data.batches import unpack
 from foldwise.export import predict_folder
-from foldwise.export.metadata import open_session, read_metadata
+from foldwise.export.metadata import DECISIONS, open_session, read_metadata
 from foldwise.export.subject import Subject
 from foldwise.inference.items import InputSpec, Items
 from foldwise.inference.reading import load_batches
@@ -21,12 +21,14 @@ TOLERANCE = 1  # of 255: decoders of JPEG may round otherwise
 
 def write_reader(file: Path, subject: Subject) -> list[str]:
     """Write predict_folder.py and README.md beside a graph; return a note if predict_folder.py cannot read for it."""
-    described = read_metadata(open_session(file).get_modelmeta().custom_metadata_map, file)
+    session = open_session(file)
+    described = read_metadata(session.get_modelmeta().custom_metadata_map, file)
+    decides = DECISIONS in [output.name for output in session.get_outputs()]
     problems = predict_folder.unsupported(described) or _differences(described, subject)
     reason = "; ".join(problems)
     if not problems:
         shutil.copyfile(str(predict_folder.__file__), file.with_name("predict_folder.py"))
-    file.with_name("README.md").write_text(_readme(described, reason), encoding="utf-8")
+    file.with_name("README.md").write_text(_readme(described, reason, decides), encoding="utf-8")
     return [f"there is no predict_folder.py, which cannot read as this run does: {reason}"] * bool(problems)
 
 
@@ -56,11 +58,11 @@ def _differences(described: dict[str, Any], subject: Subject) -> list[str]:
 
 README = """# {run}
 
-A model for {task}, as one file, `model.onnx`: fold {folds} of the run `{run}`, identity `{identity}`.
+A model of the task {task}, as one file, `model.onnx`: fold {folds} of the run `{run}`, identity `{identity}`.
 
 {use}
 
-The inputs of the file; N is any number of pictures. Pictures are RGB, channels first, of height x width {size}, and not
+The inputs of the file; N is any number. Pictures are {size} (height x width), channels first, colours as RGB, and not
 normalised: the graph does that.
 
 {inputs}
@@ -80,7 +82,7 @@ WITHOUT = (
 )
 
 
-def _readme(described: dict[str, Any], reason: str) -> str:
+def _readme(described: dict[str, Any], reason: str, decides: bool) -> str:
     inputs = [
         f"- `{each['name']}`: {each['dtype']}, {' x '.join(str(length or 'N') for length in each['axes'])}"
         for each in described["inputs"]
@@ -90,6 +92,7 @@ def _readme(described: dict[str, Any], reason: str) -> str:
         f"- `{each['output']}`: {each['task']}, {shapes.get(each['kind'], each['kind'])}: {', '.join(each['columns'])}"
         for each in described["outputs"]
     ]
+    outputs += [f"- `{DECISIONS}`: the answers, by the rule {described['rule']}"] * decides
     return README.format(
         **{name: described[name] for name in ("run", "task", "identity")},
         folds=", ".join(map(str, described["folds"])),
