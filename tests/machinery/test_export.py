@@ -128,6 +128,10 @@ def test_all_folds_are_one_graph(root, tmp_path, task, more):
     assert exported.variants["change"].iat[1] < (0.005 if task == "segmentation" else 1e-4)
     _, described = opened(tmp_path / "out")
     assert described["folds"] == [0, 1] and len(described["models"]) == 2 and described["notes"]
+    if task == "multilabel":
+        assert len(described["thresholds"]) == 3 and [each["output"] for each in described["outputs"]][1:] == ["mask"]
+        with pytest.raises(Refusal, match="--decision expected-f has no form in a graph: choose one of fixed-th"):
+            open_subject(run, ["0"], decision="expected-f")
 
 
 def test_units_with_metadata_and_every_pool(tmp_path):
