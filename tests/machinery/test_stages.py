@@ -154,8 +154,10 @@ def test_a_picture_that_cannot_be_read_costs_its_own_answer(tmp_path, data, bund
     assert not (tmp_path / "out" / MAPS).exists()
 
 
-def test_the_rehearsal_covers_both_stages(data, bundle, monkeypatch):
-    monkeypatch.setattr(rehearsing, "run_sandboxed", run_here)
+@pytest.mark.parametrize("sandboxed", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_rehearsal_covers_both_stages(data, bundle, sandboxed, monkeypatch):
+    if not sandboxed:
+        monkeypatch.setattr(rehearsing, "run_sandboxed", run_here)
     rehearsed = rehearsing.rehearse(bundle, data / "train.csv", rows=30, workers=0, hidden=1000)
     assert rehearsed.problems == [] and len(rehearsed.bad) == rehearsed.planted == 7
     assert rehearsed.report["first_stage"]["images"] == 37
