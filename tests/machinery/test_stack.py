@@ -119,6 +119,27 @@ def test_z_scores_and_ranks_within_groups():
         np.testing.assert_allclose(score[groups == group], (own - own.mean(0)) / deviation, atol=1e-5)
 
 
+@pytest.mark.parametrize("joint", [False, True])
+def test_inputs_are_those_of_the_class_and_relative_to_their_group(joint):
+    rng = np.random.default_rng(0)
+    probability, values = rng.random((2, 12, 3)).astype(np.float32), rng.random((12, 1)).astype(np.float32)
+    extra = Extra(values, np.arange(12), np.arange(12) % 3)
+    made = Inputs(joint=joint, odds=True, relative=True).make(probability, extra)(1)
+    odds = np.log(probability / (1 - probability))
+    own = [*odds, values] if joint else [odds[:, :, 1].T, odds.mean(axis=0), values]
+    for group in range(3):
+        inside = np.hstack(own)[group::3]
+        score, rank = (inside - inside.mean(axis=0)) / inside.std(axis=0), (rankdata(inside, axis=0) - 0.5) / 4
+        np.testing.assert_allclose(made[group::3], np.hstack([inside, score, rank]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_group_ends_where_another_model_predicts():
+    frame, none = pd.DataFrame({"id": list("abcd"), "camera": ["x", "x", "x", "y"]}), Encoder({}, {})
+    first, second, third, fourth = Extra.of(frame, none, "camera", np.array([0, 0, 1, 1])).groups
+    assert first == second and len({first, third, fourth}) == 3
+    assert len(set(Extra.of(frame, none, "camera").groups)) == 2 and len(set(Extra.of(frame, none, None).groups)) == 1
+
+
 @pytest.mark.parametrize("method", ["linear", "logistic", "boosting", "network"])
 def test_a_saved_stack_predicts_what_was_written(method, tmp_path):
     """With everything that it can read: columns, a group, units."""
