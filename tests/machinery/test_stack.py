@@ -84,6 +84,7 @@ def test_the_network_as_arrays_is_that_of_torch(task):
     offset, unit = (target.mean(0), target.std(0)) if task == "regression" else (0, 1)
     aim = torch.from_numpy((target - offset) / unit).float()
     *_, net = network._train(torch.from_numpy(inputs), aim, kind, network.EPOCHS[0])
+    assert [layer.p for layer in net if isinstance(layer, torch.nn.Dropout)] == [0.25, 0.25]
     with torch.no_grad():
         expected = kind.activate(net(torch.from_numpy(inputs))).numpy() * unit + offset
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
@@ -93,6 +94,14 @@ def test_the_network_as_arrays_is_that_of_torch(task):
     assert ((better[:, 0] > better[:, 1]) == (target[:, 0] > target[:, 1])).mean() > 0.9
     inputs[:, 5] = 100  # constant until now
     assert Dense(**same, layers=layers, link=link).predict(inputs).tolist() == better.tolist()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "group", "alone"), [(Inputs(), None, True), (Inputs(chunks=2), None, False), (Inputs(), "camera", False)]
+)
+def test_units_and_groups_are_predicted_together(inputs, group, alone):
+    stacks = Stacks({0: Stack([], inputs, find_task("multilabel"))}, Encoder({}, {}), group)
+    assert stacks.of_one_item == alone
 
 
 @pytest.mark.parametrize("chunks", [1, 3, 8])
