@@ -14,7 +14,7 @@ from tiny import ROOT, prepare_tiny, tiny_config
 from foldwise.config import compose_config, resolve_config
 from foldwise.data.holdout import Holdout
 from foldwise.planning.facts import Facts, Network
-from foldwise.planning.rules import MULTIPLE, Draft, choose, image_sides, length_of, sizes_of
+from foldwise.planning.rules import MULTIPLE, RULES, Choice, Draft, image_sides, length_of, settings_of, sizes_of
 from foldwise.preflight.forecast import Costs, forecast, in_words
 from foldwise.tasks import TASKS
 
@@ -41,12 +41,16 @@ FACTS = Facts(
 )
 
 
+def choose(facts: Facts, draft: Draft) -> dict[str, Choice]:
+    return {name: rule(facts, draft) for name, rule in RULES.items()}
+
+
 def settings(facts: Facts = FACTS, epochs: int = 13, size: int = 224, **changes: Any) -> dict[str, Any]:
     facts = dataclasses.replace(facts, **changes)
     draft = Draft(facts.networks[0] if facts.networks else None, size, epochs)
     choices = choose(facts, draft)
     assert all(choice.reason and not choice.reason.endswith(".") for choice in choices.values())
-    return {key: value for choice in choices.values() for key, value in choice.settings.items()}
+    return settings_of(choices)
 
 
 def test_hundreds_get_frozen_statistics_and_thousands_more_augmentation():

@@ -16,7 +16,7 @@ from foldwise.data.images import image_hw
 from foldwise.data.prepare import Prepared
 from foldwise.errors import Refusal
 from foldwise.planning.facts import Facts, Network
-from foldwise.planning.rules import Choice, Draft, choose, length_of, sizes_of
+from foldwise.planning.rules import RULES, Choice, Draft, length_of, settings_of, sizes_of
 from foldwise.preflight.forecast import Costs, forecast, in_words, measure
 from foldwise.preflight.subject import ITEMS, Subject
 from foldwise.schedule.phases import share_epochs
@@ -66,17 +66,17 @@ class Bench:
         """The rules' choices without what was given: settings, and all of a group but the model."""
         taken = {name for name in self.given if name in list_groups()} - {"model", "data"}
         found = {}
-        for name, choice in choose(self.facts, draft).items():
-            kept = {key: value for key, value in choice.settings.items() if key not in self.given}
-            kept = {key: value for key, value in kept.items() if key.partition(".")[0] not in taken}
-            found[name] = Choice(kept, choice.reason)
+        for name, rule in RULES.items():
+            settings, reason = rule(self.facts, draft)
+            kept = {key for key in settings.keys() - self.given.keys() if key.partition(".")[0] not in taken}
+            found[name] = Choice({key: value for key, value in settings.items() if key in kept}, reason)
         return found
 
     def config(self, choices: Mapping[str, Choice]) -> dict[str, Any]:
         """The configuration that train.py would compose."""
         from omegaconf import OmegaConf, flag_override
 
-        settings = {key: value for choice in choices.values() for key, value in choice.settings.items()}
+        settings = settings_of(choices)
         groups = {key: value for key, value in settings.items() if key in list_groups() and isinstance(value, str)}
         config = compose_config([*self.base, *(f"{key}={value}" for key, value in groups.items())])
         with flag_override(config, ["struct", "readonly"], False):
@@ -98,8 +98,7 @@ class Bench:
 
     def seconds(self, measured: Measured, epochs: int) -> float:
         """Forecast of the whole command for a number of epochs."""
-        draft = measured.draft._replace(epochs=epochs)
-        settings = {key: value for choice in self.choose(draft).values() for key, value in choice.settings.items()}
+        settings = settings_of(self.choose(measured.draft._replace(epochs=epochs)))
         config = dict(measured.config)
         config["validate_every"] = settings.get("validate_every", config["validate_every"])
         shares = {name: phase["epochs"] for name, phase in config["phases"].items()}

@@ -15,6 +15,7 @@ from foldwise.errors import Refusal
 from foldwise.files import write_text
 from foldwise.planning.budget import Bench, Measured, fit
 from foldwise.planning.facts import Facts, Network, find_networks, look
+from foldwise.planning.rules import settings_of
 from foldwise.preflight.forecast import in_words
 from foldwise.settings import OWNER, list_groups
 from foldwise.shell import command
@@ -53,7 +54,7 @@ def plan(name: str, overrides: Sequence[str], budget: float, out: str) -> Path:
         facts = look(config, prepared, parts, networks, missing, gpus)
         print(f"data     {facts.describe()}", flush=True)
         found, seconds = fit(Bench(facts, prepared, parts, code, base, given), budget)
-    settings = {key: value for choice in found.choices.values() for key, value in choice.settings.items()} | given
+    settings = settings_of(found.choices) | given
     settings.pop("fold", None)
     folds, kept = ([word for word in overrides if word.startswith("fold=") == asked] for asked in (True, False))
     train = ["python", "train.py", f"experiment={out}", f"data={name}", *folds]

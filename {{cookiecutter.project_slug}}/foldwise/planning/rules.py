@@ -251,6 +251,6 @@ RULES: dict[str, Callable[[Facts, Draft], Choice]] = {
 }
 
 
-def choose(facts: Facts, draft: Draft) -> dict[str, Choice]:
-    """What every rule chooses."""
-    return {name: rule(facts, draft) for name, rule in RULES.items()}
+def settings_of(choices: Mapping[str, Choice]) -> dict[str, Any]:
+    """The settings of all rules together."""
+    return {name: value for choice in choices.values() for name, value in choice.settings.items()}
