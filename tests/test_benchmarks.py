@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from conftest import ROOT, Render, Run, run_command
 
@@ -44,6 +46,32 @@ def test_training_loop(render: Render, tmp_path: Path, run_forked: Run) -> None:
     run_forked(["prepare.py", "--data", "sample"], repository)
     command = [sys.executable, str(BENCHMARKS / "training_loop.py"), str(repository), "2", "1"]
     assert "ratio" in run_command(command, tmp_path)
+
+
+@pytest.mark.slow
+def test_arena(tmp_path: Path) -> None:
+    """Two ways on a set of two colours; the rest needs data and weights that are not here."""
+    import timm
+    from safetensors.torch import save_file
+
+    folder, rng, rows = tmp_path / "sets/fashion_500", np.random.default_rng(0), ["id,image,label,group,fold"]
+    (folder / "images").mkdir(parents=True)
+    for number in range(60):
+        colour = np.full((28, 28, 3), 60 + 120 * (number % 2), np.uint8)
+        cv2.imwrite(str(folder / f"images/{number}.png"), colour + rng.integers(0, 60, colour.shape, np.uint8))
+        rows.append(f"{number},images/{number}.png,kind{number % 2},{number},{int(number > 19)}")
+    (folder / "train.csv").write_text("\n".join(rows))
+    weights = tmp_path / "tf_efficientnet_lite0.safetensors"
+    save_file(timm.create_model("tf_efficientnet_lite0").state_dict(), weights)
+    arena = [sys.executable, str(BENCHMARKS / "arena/run.py"), "--sets", str(tmp_path / "sets"), "--seeds", "0"]
+    arena += ["--weights", str(weights), "--folder", str(tmp_path / "results"), "--only", folder.name]
+    arena += ["--seconds", "30", "--rivals", "plan", "probe"]
+    said = run_command(arena, tmp_path)
+    assert said.count("CPU seconds") == 2
+    assert "CPU seconds" not in run_command(arena, tmp_path)  # resumed: all is done
+    table = [str(tmp_path / "results"), "--sets", str(tmp_path / "sets"), "--seconds", "30"]
+    printed = run_command([sys.executable, str(BENCHMARKS / "arena/table.py"), *table], tmp_path)
+    assert "| fashion_500 | probe | 1 | 1.000 |" in printed and "| fashion_500 | plan | 1 |" in printed
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ def test_sizes_keep_proportions_in_multiples_of_the_stride():
     assert image_sides(FACTS, 96) == (96, 128)
     assert settings()["data.fit"] == "stretch"
     cut = settings(alike=False)
-    assert cut["data.fit"] == "crop" and cut["data.image_size"] == 224
+    assert cut["data.fit"] == "crop" and cut["data.image_size"] == [224, 224]
     masks = dataclasses.replace(FACTS, task=TASKS["segmentation"], alike=False, height=720, width=960)
     assert settings(masks, size=96)["data.fit"] == "stretch" and settings(masks, size=96)["data.image_size"] == [
         96,

@@ -15,7 +15,7 @@ from foldwise.errors import Refusal
 from foldwise.files import write_text
 from foldwise.planning.budget import Bench, Measured, fit
 from foldwise.planning.facts import Facts, Network, find_networks, look
-from foldwise.planning.rules import settings_of
+from foldwise.planning.rules import image_sides, settings_of
 from foldwise.preflight.forecast import in_words
 from foldwise.settings import OWNER, list_groups
 from foldwise.shell import command
@@ -113,13 +113,14 @@ def next_steps(facts: Facts, found: Measured, train: Sequence[str]) -> list[tupl
     if draft.network and facts.task.name in ("multiclass", "multilabel"):
         words = ["python", "tools/features.py", train[3], f"model.name={draft.network.name}", "data.normalize=weights"]
         words += [f"model.weights={draft.network.weights}"] if draft.network.weights else []
-        words.append(f"data.image_size={draft.size}")
+        words.append(f"data.image_size={found.config['data']['image_size']}".replace(" ", ""))
         why = "then experiment=probe data.features=[plain]: a linear probe, the score that fine-tuning must beat"
         steps.append((command(*words, "--views", "none,flip", "--out", "features/plain"), why))
     larger = 32 + draft.size
     if min(facts.height, facts.width) > draft.size:
         why = f"more of the {facts.height} x {facts.width} pixels; {(larger / draft.size) ** 2:.1f} times the cost"
-        steps.append((command(*train, f"data.image_size={larger}"), why))
+        height, width = image_sides(facts, larger)
+        steps.append((command(*train, f"data.image_size=[{height},{width}]"), why))
     else:
         steps.append((command(*train, f"epochs={2 * draft.epochs}"), "twice as long"))
     tune = ["python", "tools/tune.py", *train[2:], "--trials", "30", "--confirm", "3"]

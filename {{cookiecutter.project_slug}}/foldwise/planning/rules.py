@@ -97,7 +97,6 @@ def pixels(facts: Facts, draft: Draft) -> Choice:
         why = "every pixel is predicted, so nothing is cut"
     elif not facts.alike:
         fit, why = "crop", "proportions differ, and are kept; what is at the borders is cut"
-    size = sides[0] if sides[0] == sides[1] else list(sides)
     shown = f"{sides[0]} x {sides[1]} pixels, {fit}: {why}"
     if draft.size < wanted:
         shown += f"; {wanted} pixels would be too slow for the budget"
@@ -105,7 +104,7 @@ def pixels(facts: Facts, draft: Draft) -> Choice:
         shown += "; larger images cost more, with the square of the side"
     if facts.object_px is not None and (seen := facts.object_px * draft.size / min(facts.height, facts.width)) < 8:
         shown += f". The smallest class is about {seen:.0f} pixels wide at this size: it may be missed"
-    return Choice({"data.image_size": size, "data.fit": fit}, shown)
+    return Choice({"data.image_size": list(sides), "data.fit": fit}, shown)
 
 
 def image_sides(facts: Facts, size: int) -> tuple[int, int]:
