@@ -165,7 +165,7 @@ def augmentation(facts: Facts, draft: Draft) -> Choice:
     mirrored = "mirror images must mean the same; for letters or signs: augmentation=light tta=none"
     if facts.masks or (facts.rows >= HUNDREDS and draft.epochs >= 8):
         return Choice({"augmentation": "photo", "tta": "flips"}, f"photo, flips in prediction too: {mirrored}")
-    return Choice({"augmentation": "flip", "tta": "flips"}, f"flips alone, as training is short: {mirrored}")
+    return Choice({"augmentation": "flip", "tta": "flips"}, f"flips alone, for few images or epochs: {mirrored}")
 
 
 def loss(facts: Facts, draft: Draft) -> Choice:
