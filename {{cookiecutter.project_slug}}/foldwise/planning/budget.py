@@ -24,8 +24,8 @@ from foldwise.settings import list_groups
 
 THREADS = torch.get_num_threads()  # before any measurement changes it
 TIMED = 16  # images of a batch timed on a CPU
-START = 4.0  # seconds to start a model's process, to save its weights and to score it
-CHECKS = 30  # steps of `ITEMS` images that the checks before the first fold take
+RUN, MODEL = 15.0, 3.0  # seconds of a command to import, check, score and report, and of each model in it; measured
+CHECKS = 60  # steps of `ITEMS` images that the checks before the first fold take
 SPARE = 1.05  # of the forecast, as measured times vary
 HOPELESS = 1.2  # times the budget: what is guessed to take longer is not timed
 
@@ -106,9 +106,9 @@ class Bench:
         config["phases"] = {name: phase | {"epochs": shares[name]} for name, phase in config["phases"].items()}
         at_once = config["fold_workers"]
         passed = forecast(config, measured.costs, self.prepared, self.parts, 1, at_once)
-        starts = START * math.ceil(len(self.parts) / at_once)
+        starts = RUN + MODEL * math.ceil(len(self.parts) / at_once)
         checks = CHECKS * max(measured.costs.steps) * ITEMS / measured.costs.size if config["preflight"] else 0
-        return SPARE * (passed + starts + checks + START)
+        return SPARE * (passed + starts + checks)
 
 
 def fit(bench: Bench, budget: float) -> tuple[Measured, float]:
