@@ -120,7 +120,9 @@ def repository(tmp_path, monkeypatch, data):
     """Words of a plan for the tiny data, in a copy of configs/."""
     from foldwise import config
     from foldwise.planning import plan
+    from foldwise.preflight import forecast as costs
 
+    monkeypatch.setattr(costs, "ENOUGH", 0.0)
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     (tmp_path / "solution").symlink_to(ROOT / "solution")
     monkeypatch.chdir(tmp_path)
