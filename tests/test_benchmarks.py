@@ -71,7 +71,7 @@ def test_arena(tmp_path: Path) -> None:
     assert "CPU seconds" not in run_command(arena, tmp_path)  # resumed: all is done
     table = [str(tmp_path / "results"), "--sets", str(tmp_path / "sets"), "--seconds", "30"]
     printed = run_command([sys.executable, str(BENCHMARKS / "arena/table.py"), *table], tmp_path)
-    assert "| fashion_500 | probe | 1 | 1.000 |" in printed and "| fashion_500 | plan | 1 |" in printed
+    assert "| fashion_500 | probe | 1 |" in printed and "| fashion_500 | plan | 1 |" in printed
 
 
 @pytest.mark.slow
