@@ -29,6 +29,7 @@ from foldwise.predictions.scoring import by_unit
 
 TOLERANCE = 1e-4  # of a probability; of a number, relative to it if it is above 1
 RESAMPLES, TURNS, SECONDS = 1000, 50, 20.0
+BATCH = 8  # pictures, of which all variants' maps are in memory at once
 FLOAT = "float"
 ROOT = Path(__file__).parents[2]
 # Peak memory of a fresh process that loads a model and predicts one picture.
@@ -61,7 +62,7 @@ class Lockstep(Predictor):
     """Reads each item once, and predicts it with the networks in torch and with every session of onnxruntime."""
 
     def __init__(self, subject: Subject, sessions: Sequence[Any]) -> None:
-        super().__init__([*subject.models, *subject.models[:1] * len(sessions)], TTA(), "cpu")
+        super().__init__([*subject.models, *subject.models[:1] * len(sessions)], TTA(), "cpu", BATCH)
         self.subject, self.sessions = subject, sessions
 
     def _values(self, model: int, batch: Batch) -> dict[str, torch.Tensor]:

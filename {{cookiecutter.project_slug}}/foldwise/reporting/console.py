@@ -201,7 +201,7 @@ def print_export(variants: pd.DataFrame, groups: pd.DataFrame, metric: str, note
         lost = f"{row.loss:.4f}", format_interval(row.loss_low, row.loss_high)
         ends = f"{row.score:.4f}", *lost, f"{row.change:.1g}", f"{row.changed:.2%}"
         table.add_row(row.variant, f"{row.mb:.2f}", *times, *ends, style="bold" if row.chosen else None)
-    Console(file=console.file, width=max(console.width, 130)).print(table)
+    Console(file=console.file, width=max(console.width, 145)).print(table)
     for chosen in variants.loc[variants["chosen"], "variant"]:
         console.print(f"chosen      {chosen}: the smallest within one standard error of float's score")
         worst = groups[(groups["variant"] == chosen) & (groups["changed"] > 0)].nlargest(NOTES, "changed")
