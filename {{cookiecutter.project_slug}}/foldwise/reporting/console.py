@@ -204,7 +204,7 @@ def print_export(variants: pd.DataFrame, groups: pd.DataFrame, metric: str, note
     Console(file=console.file, width=max(console.width, 145)).print(table)
     for chosen in variants.loc[variants["chosen"], "variant"]:
         console.print(f"chosen      {chosen}: the smallest within one standard error of float's score")
-        worst = groups[(groups["variant"] == chosen) & (groups["changed"] > 0)].nlargest(NOTES, "changed")
+        worst = groups[(groups["variant"] == chosen) & (groups["changed"] >= 0.0001)].nlargest(NOTES, "changed")
         for row in worst.itertuples():
             console.print(f"changed     {row.changed:.2%} where {row.column} is {row.value} ({row.images} images)")
     for note in notes:
