@@ -117,9 +117,10 @@ def test_the_command_ends_with_2_before_torch_is_imported(tmp_path: Path, comman
     assert command("train.py", "epochz=1") == (2, "", sentence)
     script = (
         "import runpy, sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "import foldwise.command\n"  # asks whether torch is installed
         "sys.modules['torch'] = None\n"  # importing it is an error, also in the processes of folds
         "sys.argv = ['train.py', 'experiment=baseline', '+epochz=1']\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
         f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n"
     )
     (tmp_path / "configs").symlink_to(ROOT / "configs")

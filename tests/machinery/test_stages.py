@@ -1,6 +1,7 @@
 """Bundles of two stages: a run of masks finds the boxes, as tools/crop.py does, and others predict what is in them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from foldwise.bundle.time_limit import Pace
 from foldwise.data.boxes import BOX
 from foldwise.data.folds import write_folds
 from foldwise.errors import Refusal
-from foldwise.inference.weights import save_model
+from foldwise.inference.weights import load_model, save_model
 from foldwise.predictions.finder import Finder
 from foldwise.predictions.found_boxes import write_boxes
 from foldwise.predictions.store import iter_average_maps, read_predictions
@@ -41,6 +42,14 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def masks(tmp_path_factory, data) -> Path:
     run = make_run(tmp_path_factory.mktemp("runs") / "masks", data, "segmentation", 0)
+    for fold in (0, 1):  # a random head is so sure that no threshold lies between two pictures
+        model = load_model(run / f"fold{fold}" / "model")
+        for module in model.network.net.head():
+            for parameter in module.parameters():
+                parameter.data *= 0.4
+        save_model(run / f"fold{fold}" / "model", model.network, model.spec)
+    shutil.rmtree(run / "oof")
+    predict(run, "none", run / "oof", oof=True)
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["data"] |= {"scale": 230.0, "mode": "stored"}
     config |= {"top_k": 0, "phases": {}, "callbacks": {}, "scheduler": {"_target_": "constant"}}
