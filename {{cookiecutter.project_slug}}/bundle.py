@@ -15,7 +15,7 @@ Upload the folder as a data set; its notebook.ipynb runs infer.py. Rehearse it f
 import argparse
 from pathlib import Path
 
-from foldwise.command import exit_on_error, make_parser
+from foldwise.command import exit_on_error, make_parser, positive_number, whole_number
 from foldwise.errors import Refusal
 from foldwise.predictions.decisions.options import add_decision_options, add_format_options, format_options
 from foldwise.shell import command
@@ -30,7 +30,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--oof", default="oof", help="out-of-fold predictions of the runs; their views or tiles are used (default: oof)"
     )
     build.add_argument("--half", action="store_true", help="store weights in half precision, at half the size")
-    build.add_argument("--budget-mb", type=float, metavar="MB", help="refuse a larger bundle")
+    build.add_argument("--budget-mb", type=positive_number, metavar="MB", help="refuse a larger bundle")
     build.add_argument(
         "--wheels", type=Path, metavar="FREEZE", help="the host's pip freeze: add wheels of what it lacks"
     )
@@ -43,11 +43,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     rehearse.add_argument("--rehearse", action="store_true", help="run the bundle as the host would")
     rehearse.add_argument("--table", type=Path, help="rows to draw from")
     rehearse.add_argument("--images", type=Path, help="folder of its images (default: the run's data.root)")
-    rehearse.add_argument("--rows", type=int, default=5000, help="rows of the rehearsal (default: 5000)")
-    rehearse.add_argument("--hidden", type=int, help="rows of the hidden test, to forecast its time (default: --rows)")
-    rehearse.add_argument("--workers", type=int, default=2, help="processes that read images (default: 2)")
+    rehearse.add_argument("--rows", type=whole_number(1), default=5000, help="rows of the rehearsal (default: 5000)")
     rehearse.add_argument(
-        "--batch-size", type=int, default=32, help="images per forward pass, counting every view (default: 32)"
+        "--hidden", type=whole_number(1), help="rows of the hidden test, to forecast its time (default: --rows)"
+    )
+    rehearse.add_argument("--workers", type=whole_number(0), default=2, help="processes that read images (default: 2)")
+    rehearse.add_argument(
+        "--batch-size",
+        type=whole_number(1),
+        default=32,
+        help="images per forward pass, counting every view (default: 32)",
     )
     options = parser.parse_args(arguments)
     if options.rehearse and options.table is None:

@@ -12,6 +12,7 @@ import pytest
 
 from foldwise.checks import task_problems
 from foldwise.data.folds import write_folds
+from foldwise.data.holdout import FULL
 from foldwise.errors import Refusal
 from foldwise.predictions.box_files import Part, write_found, write_truth
 from foldwise.predictions.boxes import Boxes, Fusion, boxes_frame, difference, found_boxes, overlaps
@@ -417,11 +418,11 @@ def test_every_problem_of_the_files_is_listed(world, tmp_path):
         )
     text = str(error.value)
     for sentence in (
-        "pictures that the table does not have: 1 of pictures: p0x",
-        "a class that is none of car, road sign: 1 of pictures: p0",
-        "no score from 0 to 1: 1 of pictures: p0",
-        "lead out of their picture: 1 of pictures: p0",
-        "have no area: 1 of pictures: p0",
+        "pictures that the table does not have, in 1 pictures: p0x",
+        "a class that is none of car, road sign, in 1 pictures: p0",
+        "no score from 0 to 1, in 1 pictures: p0",
+        "lead out of their picture, in 1 pictures: p0",
+        "have no area, in 1 pictures: p0",
         "not in fold 0, whose model learnt from them: p1",
         "--oof has no boxes of fold 1",
         "--oof has no boxes of fold 2",
@@ -461,6 +462,19 @@ def test_broken_files_are_refused(world, tmp_path):
     with pytest.raises(Refusal, match="no file of COCO annotations"):
         parts = [Part(coco / "identity0.json", 0)]
         write_found("coco", parts, [], tmp_path / "out", "competition", world.settings, [tmp_path / "list.json"])
+    known = [coco / "annotations.json"]
+    for parts, message in (
+        ([Part(coco / "identity0.json", 0)] * 2, "the same boxes in several files of one fold and view of --oof"),
+        ([Part(coco / "identity0.json", FULL)], "the model of all rows has no held-out pictures"),
+    ):
+        with pytest.raises(Refusal, match=message):
+            write_found("coco", parts, [], tmp_path / "out", "competition", world.settings, known)
+    annotations = json.loads(known[0].read_text())
+    annotations["categories"].pop()
+    (tmp_path / "unnamed.json").write_text(json.dumps(annotations))
+    with pytest.raises(Refusal, match="1 categories have no name: "):
+        write_truth("coco", tmp_path / "unnamed.json", tmp_path / "out.csv", "competition", world.settings)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.csv").exists()
 
 
 def test_a_prediction_folder_of_boxes_is_checked(world, tmp_path):

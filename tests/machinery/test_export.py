@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ import pytest
 import torch
 from tiny import make_spec, random_model, tiny_config, train_scored, write_data
 
+from foldwise.data.holdout import GOLD
 from foldwise.data.images import read_image
 from foldwise.data.samples import Samples
 from foldwise.errors import Refusal
@@ -93,10 +95,13 @@ def test_a_fold_in_three_variants(run, root, tmp_path, command, monkeypatch):
     assert "There is no `predict_folder.py`" in (tmp_path / "float/README.md").read_text()
 
 
-def test_what_is_calibrated_on_is_never_held_out(run):
+def test_what_is_calibrated_on_is_never_held_out(run, monkeypatch):
     subject = open_subject(run, ["0"])
     assert set(subject.truth.folds[subject.held]) == {0} and set(subject.truth.folds[subject.trained]) == {1}
     assert not subject.seen and open_subject(run, ["all"]).seen
+    truth = replace(subject.truth, folds=np.where(subject.truth.folds == 1, GOLD, subject.truth.folds))
+    monkeypatch.setattr("foldwise.export.subject.read_ground_truth", lambda *_: truth)
+    assert not open_subject(run, ["0"], "oof", None).trained  # gold rows
 
 
 def test_a_missed_budget_ends_with_code_2(run, tmp_path, command):

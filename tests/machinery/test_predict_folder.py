@@ -180,6 +180,27 @@ def test_a_folder_with_a_damaged_picture(tmp_path):
     assert "a table with a row for each picture" in run(model, "--help").stdout
 
 
+def test_what_stops_it_is_a_sentence(tmp_path):
+    model = write_model(tmp_path / "model", described())
+    (tmp_path / "short.csv").write_text("age,image\n1\n")
+    (tmp_path / "latin.csv").write_bytes(b"image\n\xff.png\n")
+    (tmp_path / "file").touch()
+    photo = tmp_path / "x.png"
+    Image.new("RGB", (9, 9)).save(photo)
+    cases = [
+        ("none", "p.csv", "none does not exist"),
+        ("short.csv", "p.csv", "has no image in row 1"),
+        ("latin.csv", "p.csv", "is no table in UTF-8"),
+        ("x.png", "file/p.csv", "Not a directory"),
+    ]
+    for path, out, words in cases:
+        done = run(model, tmp_path / path, "--out", tmp_path / out)
+        assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, (path, done.stderr)
+    (model / "model.onnx").write_bytes((model / "model.onnx").read_bytes()[:50])
+    done = run(model, photo, "--out", tmp_path / "p.csv")
+    assert done.returncode == 2 and "copy the whole folder again" in done.stderr and "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("task", ["segmentation", "segmentation_overlapping"])
 def test_masks_have_the_size_of_the_pictures(tmp_path, task):
     output = {"output": "probabilities", "name": "", "task": task, "kind": "maps", "columns": ["a b", "c"]}

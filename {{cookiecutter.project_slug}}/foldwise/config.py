@@ -211,7 +211,9 @@ def read_config(run: Path) -> dict[str, Any]:
     path = run / "config.yaml"
     if not path.is_file():
         raise Refusal(f"{run} is not a run: it has no config.yaml; runs are the folders that train.py makes in runs/")
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config = read_yaml(path)
+    if not config:
+        raise Refusal(f"{path} is empty: copy the whole folder again")
     config |= {name: value for name, value in ADDED.items() if name not in config}
     config["outputs"] = {name: OUTPUT | entry for name, entry in config["outputs"].items()}
     return config

@@ -18,7 +18,7 @@ from foldwise.bundle.shards import Shards
 from foldwise.bundle.spec import BundleSpec, read_bundle
 from foldwise.data.boxes import BOX, SCORE, SCORE_MAP
 from foldwise.data.problems import some
-from foldwise.files import check_new, write_atomic
+from foldwise.files import check_new, write_csv
 from foldwise.inference.items import describe_model
 from foldwise.inference.spec import read_spec
 from foldwise.predictions.decisions.sample import read_sample
@@ -96,8 +96,7 @@ class FirstStage:
         finder: Finder = self.first.decision
         cells = {id: maps.get(id, "") for id in frame["id"]} if finder.map else {}
         boxes = finder.table(raw, frame["id"], frame["image"], found, cells, every=True)
-        with write_atomic(self.out / BOXES) as temporary:
-            boxes.to_csv(temporary, index=False)
+        write_csv(self.out / BOXES, boxes)
 
 
 def open_first_stage(

@@ -28,9 +28,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
+try:
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
+except ImportError as error:
+    print(f"{error.name} is not installed: pip install numpy pillow onnxruntime", file=sys.stderr)
+    sys.exit(2)
 
+SCHEMA = 1  # of the model's metadata
 MODEL = Path(__file__).with_name("model.onnx")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # of Pillow
@@ -280,13 +285,20 @@ def list_rows(paths: Sequence[Path], described: dict[str, Any]) -> list[dict[str
     state = described["samples"]["state"]
     columns = ["image", *state.get("numbers", {}), *state.get("categories", {})]
     for path in paths:
-        if path.suffix.lower() == ".csv":
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                table = list(csv.DictReader(file))
+        if not path.exists():
+            raise Unusable(f"{path} does not exist")
+        if path.suffix.lower() == ".csv" and not path.is_dir():
+            try:
+                with path.open(newline="", encoding="utf-8-sig") as file:
+                    table = list(csv.DictReader(file, restval=""))
+            except (UnicodeDecodeError, csv.Error) as error:
+                raise Unusable(f"{path} is no table in UTF-8 with commas: {error}") from error
             if missing := [name for name in columns if not table or name not in table[0]]:
                 raise Unusable(
                     f"{path} has no rows or no column {', '.join(missing)}: the model reads {', '.join(columns)}"
                 )
+            if empty := [str(number) for number, row in enumerate(table, 1) if not row["image"]]:
+                raise Unusable(f"{path} has no image in row {', '.join(empty[:5])}{' ...' * (len(empty) > 5)}")
             rows += [{**row, "image": str(path.parent / row["image"])} for row in table]
         elif len(columns) > 1:
             raise Unusable(
@@ -417,16 +429,24 @@ def predict(
 
 def open_session(threads: int) -> tuple[Any, dict[str, Any]]:
     """The model on the GPU if there is one, and what its file says of itself."""
-    import onnxruntime
-
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise Unusable("onnxruntime is not installed: pip install onnxruntime") from error
     if not MODEL.is_file():
         raise Unusable(f"{MODEL} is missing: copy the whole folder")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     known = onnxruntime.get_available_providers()
     providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in known]
-    session = onnxruntime.InferenceSession(str(MODEL), options, providers=providers)
-    described = json.loads(session.get_modelmeta().custom_metadata_map["foldwise"])
+    try:
+        session = onnxruntime.InferenceSession(str(MODEL), options, providers=providers)
+        described = json.loads(session.get_modelmeta().custom_metadata_map["foldwise"])
+        schema = described["schema"]
+    except Exception as error:  # onnxruntime raises many types
+        raise Unusable(f"{MODEL} is damaged, or not from export.py: copy the whole folder again ({error})") from error
+    if schema != SCHEMA:
+        raise Unusable(f"{MODEL} has the schema {schema}, and this file reads {SCHEMA}: take the one exported with it")
     if problems := unsupported(described):
         raise Unusable(f"{MODEL} cannot be predicted with this file: {'; '.join(problems)}")
     return session, described
@@ -463,7 +483,7 @@ def main() -> None:
         if not rows:
             raise Unusable(f"there is no picture in {', '.join(map(str, options.paths))}")
         bad = predict(session, described, rows, options.out, options.batch, options.threads)
-    except Unusable as error:
+    except (Unusable, OSError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
     print(f"{len(rows) - bad} of {len(rows)} pictures predicted: {options.out}")

@@ -12,7 +12,7 @@ from torchvision.transforms.functional import center_crop
 from foldwise.bundle.sources import choose_post_processing, open_sources
 from foldwise.data.batches import unpack
 from foldwise.data.fields import Field, seen_spatial
-from foldwise.data.holdout import FULL
+from foldwise.data.holdout import FULL, GOLD
 from foldwise.errors import Refusal, refuse_all
 from foldwise.export.graph import CARRIED, Graph, graph_name, thresholds
 from foldwise.inference.items import InputSpec, Items
@@ -37,7 +37,7 @@ class Subject:
         members: fold and snapshot of each model.
         decision: calibration and rule; None: neither.
         held: items of the ground truth to measure on: the held-out ones of the first fold.
-        trained: the other items.
+        trained: the other items but gold ones.
         seen: some model was trained on the held-out items.
         notes: what is not in the graph, and why.
     """
@@ -159,7 +159,7 @@ def open_subject(folder: Path, folds: Sequence[str], oof: str = "oof", decision:
         )
     truth = read_ground_truth(folder)
     held = truth.folds >= 0 if chosen[0] == FULL else truth.folds == chosen[0]
-    trained = np.ones_like(held) if chosen[0] == FULL else ~held
+    trained = (truth.folds != GOLD) & (np.ones_like(held) if chosen[0] == FULL else ~held)
     notes: list[str] = []
     seen = len(chosen) > 1 or FULL in chosen
     if seen:

@@ -76,7 +76,10 @@ def read_given(overrides: Sequence[str]) -> dict[str, Any]:
         name, equals, value = word.partition("=")
         if not equals or name[:1] in "+~" or name in ("data", "experiment", "run", "init"):
             raise Refusal(f"{word!r} cannot be planned with: give name=value of an existing setting, and --data <name>")
-        given[name] = value if name in list_groups() else yaml.safe_load(value)
+        try:
+            given[name] = value if name in list_groups() else yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise Refusal(f"{word!r} has no value in YAML, such as data.image_size=[64,96]") from error
     return given
 
 

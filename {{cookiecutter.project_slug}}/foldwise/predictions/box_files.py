@@ -121,8 +121,8 @@ class BoxReader:
     def _reporter(self, path: Path, names: pd.Series) -> Callable[[str, Any], None]:
         def report(what: str, bad: Any) -> None:
             bad = np.asarray(bad, bool)
-            found = listed("of pictures", names[bad])
-            self.problems += [f"{path}: {bad.sum():,} {what}: {each}" for each in found]
+            found = listed("pictures", names[bad])
+            self.problems += [f"{path}: {bad.sum():,} {what}, in {each}" for each in found]
 
         return report
 
@@ -141,11 +141,13 @@ class BoxReader:
         entries = read_json(path) if scored else known.get("annotations")
         if not isinstance(entries, list):
             raise Refusal(f"{path} has no list of {'results' if scored else 'annotations'}, as COCO's files have")
-        rows, bad = [], []
+        rows, bad, unnamed = [], [], set[str]()
         for number, each in enumerate(entries):
             try:
                 x, y, width, height = map(float, each["bbox"])
                 name = images.get(each["image_id"], str(each["image_id"]))
+                if classes and each["category_id"] not in classes:
+                    unnamed.add(str(each["category_id"]))
                 kind = classes.get(each["category_id"], str(each["category_id"]))
                 score = float(each["score"]) if scored else 1.0
             except (KeyError, TypeError, ValueError):
@@ -153,6 +155,7 @@ class BoxReader:
                 continue
             name = name if name in self.id_of else Path(name).name
             rows += [(name, kind, score, x, y, x + width, y + height)] * (not each.get("iscrowd"))
+        self.problems += [f"{path}: {each}" for each in listed("categories have no name", sorted(unnamed))]
         keys = ", ".join(KEYS[: 3 + scored])
         self.problems += [f"{path}: {each}" for each in listed(f"entries, counted from 0, lack one of {keys}", bad)]
         return _frame(rows)
@@ -246,6 +249,9 @@ def write_found(
     for part in oof:
         frame = reader.read(kind, part, scored=True)
         folds = frame["id"].map(scored).fillna(-1).astype(int)
+        if part.fold == FULL:
+            problems.append(f"--oof {part.path}: the model of all rows has no held-out pictures: name a fold")
+            continue
         why = "are never scored" if part.fold is None else f"are not in fold {part.fold}, whose model learnt from them"
         wrong = frame["id"][folds.eq(-1) if part.fold is None else folds.ne(part.fold)]
         problems += [f"{part.path}: {each}" for each in listed(f"predicted ids {why}", wrong)]
@@ -253,7 +259,8 @@ def write_found(
         if isinstance(origin, dict) and origin.get("folds_hash", truth.folds_hash) != truth.folds_hash:
             problems.append(f"{part.path}: its boxes were found with other folds than those of data={data}")
         read.append((part, frame))
-    given = {fold for part in oof for fold in (ids_of if part.fold is None else [part.fold])}
+    problems += _repeated("oof", [(part._replace(fold=None), frame) for part, frame in read])
+    given = {fold for part in oof for fold in (ids_of if part.fold is None else [part.fold]) if fold != FULL}
     problems += [f"--oof has no boxes of fold {fold}" for fold in sorted(ids_of.keys() - given)]
     problems += [f"--oof has boxes of fold {fold}, which does not exist" for fold in sorted(given - ids_of.keys())]
     sides = {"oof": (read, ids_of)}
@@ -262,6 +269,7 @@ def write_found(
         of_test = BoxReader(table, classes, names or {}, annotations, problems)
         problems += [f"--test {part.path}: name the model's fold: 0={part.path}" for part in test if part.fold is None]
         found = [(part, of_test.read(kind, part, scored=True)) for part in test]
+        problems += _repeated("test", found)
         sides["test"] = (found, {part.fold: table.ids for part in test if part.fold is not None})
     refuse_all(problems)
     counts = {}
@@ -282,6 +290,15 @@ def write_found(
             counts[split] = int(boxes.sum()), frame["id"].nunique() - frame["id"][boxes].nunique()
         write_config(folder, {key: truth.config[key] for key in ("task", "data", "samples", "metric")})
     return counts
+
+
+def _repeated(split: str, read: Sequence[tuple[Part, pd.DataFrame]]) -> list[str]:
+    """Problems of boxes that several files of one fold and view have, which would count twice."""
+    if not read:
+        return []
+    seen = pd.concat([frame.drop_duplicates().assign(of=str(part[1:])) for part, frame in read])
+    again = seen["id"][seen.duplicated()].unique()
+    return listed(f"pictures have the same boxes in several files of one fold and view of --{split}", again)
 
 
 def _members(
