@@ -6,7 +6,7 @@ examples:
   python export.py runs/finetune_cnn-1a2b3c4d --folds all --out exports/all-folds
   python export.py runs/finetune_cnn-1a2b3c4d-averaged --int8
 
-Needs the packages of the extra `export`. See docs/production.md.
+Needs pip install onnx onnxscript onnxruntime. See docs/production.md.
 """
 
 import argparse

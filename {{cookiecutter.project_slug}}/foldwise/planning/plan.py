@@ -60,7 +60,7 @@ def plan(name: str, overrides: Sequence[str], budget: float, out: str) -> Path:
     train = ["python", "train.py", f"experiment={out}", f"data={name}", *folds]
     models = f"{len(parts)} model{'s' if len(parts) > 1 else ''}"
     cost = f"{models} in about {in_words(seconds)}, {found.costs.memory:.1f} GB memory, on "
-    cost += f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else f"{facts.cpus} CPU cores"
+    cost += f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else f"{facts.cpus} CPU core{'s' if facts.cpus > 1 else ''}"
     steps = next_steps(facts, found, train)
     write_text(path, experiment_text(header(facts, found, cost, train, steps, kept, budget), [], settings))
     for rule, choice in found.choices.items():

@@ -99,7 +99,7 @@ def pixels(facts: Facts, draft: Draft) -> Choice:
         fit, why = "crop", "proportions differ, and are kept; what is at the borders is cut"
     shown = f"{sides[0]} x {sides[1]} pixels, {fit}: {why}"
     if draft.size < wanted:
-        shown += f"; {wanted} pixels would be too slow for the budget"
+        shown += f"; full size, {wanted} pixels, costs more"
     elif min(facts.height, facts.width) > draft.size:
         shown += "; larger images cost more, with the square of the side"
     if facts.object_px is not None and (seen := facts.object_px * draft.size / min(facts.height, facts.width)) < 8:
@@ -232,7 +232,7 @@ def machine(facts: Facts, draft: Draft) -> Choice:
         return Choice(settings, f"half precision, a fold for each of {at_once} GPUs, {workers} reader processes a fold")
     settings = {"data.workers": min(2, facts.cpus), "trainer.precision": "32-true", "fold_workers": 1}
     if draft.network is not None:
-        return Choice(settings, f"one fold after another, each on all of {facts.cpus} cores")
+        return Choice(settings, "one fold after another, each on all cores")
     at_once = max(1, min(facts.models, facts.cpus // 2, int(facts.memory // GIGABYTES)))
     settings |= {"data.workers": 1, "threads": 1, "fold_workers": at_once}
     return Choice(settings, f"{at_once} folds at once, with a thread each: a tiny network is fastest with one")

@@ -120,7 +120,7 @@ def _check(context: "Context", plan: Plan, code: Code, runs: Path) -> dict[str, 
         problems = "\n".join(f"- {problem}" for problem in found.problems)
         raise Refusal(f"the preflight found\n{problems}\n{sheet}train in spite of it with preflight=false")
     for line in found.lines:
-        console.print(f"  {line}", markup=False, highlight=False)
+        console.print(f"  {line}", soft_wrap=True, markup=False, highlight=False)
     if asked != "new":
         console.print(f"{sheet}train with the same command without preflight={str(asked).lower()}")
     return pictures
