@@ -159,7 +159,8 @@ def test_refusals_say_what_to_do(repository, command):
         code, _, errors = command("plan.py", "--budget", "1s", word)
         assert code == 2 and refused in errors
     assert not Path("configs/experiment/first.yaml").exists()
-    code, said, _ = command("plan.py", "--budget", "60m", *repository, "epochs=2", "fold=0", "data.image_size=32", "batch_size=4")
+    small = "epochs=2", "fold=0", "data.image_size=32", "batch_size=4"
+    code, said, _ = command("plan.py", "--budget", "60m", *repository, *small)
     text = Path("configs/experiment/first.yaml").read_text()
     assert code == 0 and "epochs: 2\n" in text and "experiment=first data=competition fold=0" in said
     assert "as given: batch_size=4" in said and "as given: batch_size=4" in text
