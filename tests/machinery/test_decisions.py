@@ -16,7 +16,6 @@ from foldwise.predictions.decisions.deciding import Method, bayes_notes, check_d
 from foldwise.predictions.decisions.expected_f import Group, best_answers, find_alone, find_exclusive
 from foldwise.predictions.decisions.masks import (
     CANDIDATES,
-    CLEANINGS,
     WITH_PRESENCE,
     Cleaning,
     choose_cleaning,
@@ -46,6 +45,7 @@ from foldwise.predictions.metrics import (
     Published,
 )
 
+CLEANINGS = list(dict.fromkeys(cleaning.name for cleaning in CANDIDATES))  # all names, simplest first
 PUBLISHED = Published(function=lambda true, said, _: float((true.iloc[:, 1:] * said.iloc[:, 1:]).to_numpy().mean()))
 
 

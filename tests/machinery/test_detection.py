@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 from dataclasses import replace
 
 import cv2
@@ -585,6 +586,10 @@ def test_evaluate_ensemble_and_submit(world, tmp_path):
 def test_what_boxes_cannot_do_is_refused(world, tmp_path):
     with pytest.raises(Refusal, match="there are single, mean, nms, wbf"):
         ensemble(world.sources, tmp_path / "out", methods=["logistic"])
+    alone = shutil.copytree(world.sources[0], tmp_path / "alone")
+    shutil.rmtree(alone / "predictions")
+    with pytest.raises(Refusal, match=r"no test predictions; make them with tools/boxes.py found"):
+        make_submission(alone)
     assert (
         "trained elsewhere" in task_problems("detection", {"_target_": "foldwise.models.losses.BinaryCrossEntropy"})[0]
     )

@@ -102,6 +102,9 @@ def test_what_is_calibrated_on_is_never_held_out(run, monkeypatch):
     truth = replace(subject.truth, folds=np.where(subject.truth.folds == 1, GOLD, subject.truth.folds))
     monkeypatch.setattr("foldwise.export.subject.read_ground_truth", lambda *_: truth)
     assert not open_subject(run, ["0"], "oof", None).trained  # gold rows
+    truth = replace(truth, folds_hash="other")
+    with pytest.raises(Refusal, match="was trained with other folds"):
+        open_subject(run, ["0"])
 
 
 def test_a_missed_budget_ends_with_code_2(run, tmp_path, command):

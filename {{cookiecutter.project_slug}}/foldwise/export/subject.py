@@ -158,6 +158,11 @@ def open_subject(folder: Path, folds: Sequence[str], oof: str = "oof", decision:
             f"they cannot share their inputs: export one, with --folds {members[0][0]}"
         )
     truth = read_ground_truth(folder)
+    if chosen != [FULL] and run.folds_hash not in (None, truth.folds_hash):
+        raise Refusal(
+            f"{folder} was trained with other folds than {run.data['prepared']}/folds.csv has now, and it would be "
+            "measured on its training pictures: bring that file back"
+        )
     held = truth.folds >= 0 if chosen[0] == FULL else truth.folds == chosen[0]
     trained = (truth.folds != GOLD) & (np.ones_like(held) if chosen[0] == FULL else ~held)
     notes: list[str] = []

@@ -116,5 +116,6 @@ def _find_test(source: Path, test: str | None) -> Path | None:
     chosen = source / "predictions" / test
     if not (chosen / HEADER).is_file():
         others = f"; there are {', '.join(found)}" if found else ""
+        others = ": train.py makes them of a table with data.columns.gold" if test == GOLD_FOLDER else others
         raise Refusal(f"{source} has no predictions called {test}{others}")
     return chosen

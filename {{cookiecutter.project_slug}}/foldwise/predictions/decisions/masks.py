@@ -63,7 +63,6 @@ class Cleaning:
 
 
 CANDIDATES = [Cleaning(fill, area) for area in (0.0, *Cleaning.AREAS) for fill in (False, True)]
-CLEANINGS = list(dict.fromkeys(cleaning.name for cleaning in CANDIDATES))  # all names, simplest first
 WITH_PRESENCE = [replace(each, presence=least) for least in (0.0, *Cleaning.PRESENCES) for each in CANDIDATES]
 
 

@@ -24,7 +24,7 @@ from foldwise.predictions.ground_truth import (
 )
 from foldwise.predictions.schema import listed, raise_problems
 from foldwise.predictions.sources import Source, find_sources
-from foldwise.predictions.store import Predictions, read_predictions
+from foldwise.predictions.store import Predictions, read_header, read_predictions
 from foldwise.shell import command
 
 
@@ -66,8 +66,9 @@ def open_material(
     """Read and check the inputs; arguments as in `submit.make_submission`."""
     source = find_sources([folder], oof, test)[0]
     if source.test is None:
-        predict = command("python", "predict.py", source.folder)
-        raise Refusal(f"{source.folder} has no test predictions; make them with {predict}")
+        boxes = read_header(source.oof).task == "detection"
+        make = "tools/boxes.py found ... --test" if boxes else command("python", "predict.py", source.folder)
+        raise Refusal(f"{source.folder} has no test predictions; make them with {make}")
     truth = read_ground_truth(folder, data, overrides)
     of_oof, of_test = read_predictions(source.oof), read_predictions(source.test)
     check_predictions(of_oof, truth)
