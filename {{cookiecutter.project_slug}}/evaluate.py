@@ -19,6 +19,7 @@ pictures alone, the metadata alone, and with each column of metadata shuffled wi
 """
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,10 +112,21 @@ def main() -> None:
     print(f"\nWritten:\n  {report}", *(["rounds.csv", "rounds.png"] if options.rounds else []), sep="\n  ")
     if len(options.sources) == 1:
         source = options.sources[0]
-        others = [path.parent for path in source.resolve().parent.glob("*/oof") if path.parent != source.resolve()]
-        other = max(others, key=lambda path: path.stat().st_mtime).name if others else None
-        known = command("python", "evaluate.py", *([source.parent / other] if other else []), source)
-        print(f"\nNext, to compare it with another:\n  {known}{'' if other else ' <another run>'}")
+        other = newest_like(source) or "<another run>"
+        known = f"python evaluate.py {other} {command(source, *(['--gold'] if options.gold else []))}"
+        print(f"\nNext, to compare it with another:\n  {known}")
+
+
+def newest_like(source: Path) -> str | None:
+    """Find the newest other source in the same folder that has predicted the same folds out of fold."""
+    found = {}
+    for sidecar in source.parent.glob("*/oof/predictions.json"):
+        header = json.loads(sidecar.read_text())
+        folds = {member["fold"] for member in header["members"]}
+        found[sidecar.parents[1]] = header["task"], header["columns"], header["folds_hash"], folds
+    kind = found.pop(source, None)
+    others = [path for path in found if found[path] == kind]
+    return command(max(others, key=lambda path: path.stat().st_mtime)) if others else None
 
 
 def describe_runs(sources: list[Path], rounds: bool) -> dict[int, list[str]]:

@@ -22,6 +22,13 @@ def test_a_change_stands_beside_the_difference_of_the_scores(data, tmp_path, com
     # The other way round, everything turns.
     code, said, _ = command("evaluate.py", *runs[::-1], "--resamples", 100)
     assert "optimizer.lr: 0.02 -> 0.001" in said and f"{scores[0] - scores[1]:+.4f}" in said
+    # The next command names another run of the same folds, and no run of other ones.
+    assert f"python evaluate.py {runs[0]} {runs[1]}\n" in command("evaluate.py", runs[1], "--resamples", 100)[1]
+    sidecar = runs[0] / "oof" / "predictions.json"
+    whole = sidecar.read_text()
+    sidecar.write_text(json.dumps(json.loads(whole) | {"folds_hash": "of the sample"}))
+    assert f"python evaluate.py <another run> {runs[1]}\n" in command("evaluate.py", runs[1], "--resamples", 100)[1]
+    sidecar.write_text(whole)
     # Sources that are no runs have no record of what they were made from.
     (runs[1] / "identity.json").unlink()
     code, said, _ = command("evaluate.py", *runs, "--resamples", 100)
