@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 import zipfile
 
 import cv2
@@ -176,7 +177,13 @@ def test_pseudo_labels_are_trained(data, runs):
     loader, _ = training_loader(config, joined, {}, np.flatnonzero(prepared.fold_of_items != fold), rows, Rank())
     assert set(np.unique(unpack(next(iter(loader)))["target"])) == {0, 1, 255}
     np.testing.assert_array_equal(joined.table.read_mask(len(prepared.table)), expected)
-    assert len(list_uncertain(runs[:1], data / "uncertain.csv", 5)) == 5
+    new = pd.read_csv(data / "test.csv").head(6)
+    for path in new["image"]:
+        shutil.copyfile(data / path, data / f"{path}.new.png")
+    new.assign(id="new" + new["id"], image=new["image"] + ".new.png").to_csv(data / "new.csv", index=False)
+    choices = Choices(tta=find_choice("tta", "none"), workers=0, device="cpu")
+    predict_runs(runs[:1], choices, data / "new.csv", runs[0] / "predictions" / "test-new", QUIET)
+    assert len(list_uncertain(runs[:1], data / "uncertain.csv", 5, test="test-new", table=data / "new.csv")) == 5
 
 
 def iter_fold(run, fold):

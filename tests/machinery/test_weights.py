@@ -146,7 +146,7 @@ IMAGE = {"scale": None, "mean": [0.1, 0.2, 0.3, 0.4], "std": [0.5, 0.6, 0.7, 0.8
         ({"version": "1"}, "no version"),
         ({"outputs": []}, "outputs must be a list of different names"),
         ({"outputs": [{"name": ""}]}, "outputs must have key, target, and a task.*; columns of outputs must be"),
-        ({"outputs": outputs(task="detection")}, "a task out of multiclass"),
+        ({"outputs": outputs(task="captions")}, "a task out of multiclass"),
         ({"outputs": outputs(task=["multiclass"])}, "a task out of multiclass"),
         ({"outputs": outputs(columns="abc")}, "columns of outputs must be lists of different names"),
         ({"outputs": outputs(columns=["a", "a", "b"])}, "columns of outputs must be lists of different names"),

@@ -58,5 +58,6 @@ def find_checkpoint(folder: Path) -> tuple[Path | None, int]:
 def remove_leftovers(folder: Path, world_size: int) -> None:
     """Delete half-written files of a killed process, and shards of another world size, which would repeat rows."""
     shards = set(folder.glob("*-*-of-*")) - set(folder.glob(f"*-*-of-{world_size}"))
-    for path in [*folder.glob(".*"), *folder.glob("model/.*"), *folder.glob("snapshots/*/.*"), *shards]:
+    hidden = [*folder.glob(".*"), *folder.glob("model/.*"), *folder.glob("snapshots/*/.*")]
+    for path in {*hidden, *shards}:  # a half-written shard is both
         shutil.rmtree(path) if path.is_dir() else path.unlink()
