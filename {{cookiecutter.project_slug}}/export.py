@@ -14,6 +14,7 @@ from pathlib import Path
 
 from foldwise.command import exit_on_error, make_parser, positive_number, whole_number
 from foldwise.errors import Refusal
+from foldwise.shell import command
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -64,6 +65,8 @@ def main() -> None:
         if exported.missed:
             raise Refusal(exported.missed)
     print(f"\nWritten:\n  {out}")
+    if (reader := out / "predict_folder.py").exists():
+        print(f"\nNext, on any machine:\n  {command('python', reader, 'photos', '--out', 'predictions.csv')}")
 
 
 if __name__ == "__main__":

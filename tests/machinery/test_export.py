@@ -69,6 +69,7 @@ def test_a_fold_in_three_variants(run, root, tmp_path, command, monkeypatch):
     assert variants.loc["torch", "memory_mb"] > 2 * variants.loc["int8", "memory_mb"] > 20
     assert variants.loc["half", "mb"] < 0.7 * variants.loc["float", "mb"]
     assert variants.loc["float", "change"] < 1e-5 < variants.loc["int8", "change"]
+    assert f"python {tmp_path / 'out/predict_folder.py'} photos --out predictions.csv" in said
     assert chosen[0] in said and (tmp_path / "out/comparison.png").stat().st_size > 1000
     # The file itself, on pictures that OpenCV reads, against what training wrote out of fold.
     export_run(run, tmp_path / "float")

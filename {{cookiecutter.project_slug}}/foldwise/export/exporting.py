@@ -149,7 +149,10 @@ def draw(exported: Exported) -> bytes:
     for row in exported.variants.itertuples():
         ends = np.abs(np.array([[row.score - row.low], [row.high - row.score]]))
         label = f"{row.variant}{' (chosen)' if row.chosen else ''}"
-        axis.errorbar([row.mb], [row.score], ends, fmt="o", capsize=3, label=label)
+        mark, size = ("*", 14) if row.chosen else ("o", 6)
+        axis.errorbar(
+            [row.mb], [row.score], ends, fmt=mark, markersize=size, capsize=3, label=label, zorder=2 + row.chosen
+        )
     axis.set(xlabel="megabytes", ylabel=exported.metric)
     axis.legend(fontsize=8)
     return to_png(figure)

@@ -24,6 +24,7 @@ from foldwise.models.network import Batch
 from foldwise.predictions.decisions.calibration import Platt, Temperature
 from foldwise.predictions.decisions.deciding import Decision, choose
 from foldwise.predictions.ground_truth import GroundTruth, read_ground_truth
+from foldwise.shell import command
 from foldwise.training.identity import hash_identity, read_identity
 
 SHORTEST = 3  # of example stacks: the exporter takes an axis of length 1 for a constant
@@ -188,8 +189,9 @@ def _choose(run: TrainedRun, truth: GroundTruth, oof: str, forced: str | None, n
         sources = open_sources([run.folder], oof)
         if (views := sources.runs[0].oof.header.tta["views"]) != ["identity"]:
             notes.append(
-                f"post-processing was fitted on {len(views)} views a picture, and the graph has one: predict.py --oof "
-                "--tta none, then export.py --oof oof-none"
+                f"post-processing was chosen on {len(views)} views, and the graph has one; to choose it on one: "
+                f"{command('python', 'predict.py', run.folder, '--oof', '--tta', 'none')}, then export.py with "
+                "--oof oof-none"
             )
         chosen = choose_post_processing(sources, truth, forced)
         name, rule = chosen.outcome.name, chosen.decision.rule

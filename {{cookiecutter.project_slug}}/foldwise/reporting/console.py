@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CLASSES = 30  # with more, the table of classes is only in the report
 SHIFTS, CHANGES, IMAGES, NOTES = 40, 30, 50, 5  # most lines printed; the rest is in the report or in files
+DATA = "content folds:", "content images:", "content table:"  # changes that new rows make together
 TWO_FILES = (
     "One prediction per side: the interval covers other images, not other seeds, so it cannot show that a change is "
     "real. Train both sides with several seeds, and name the second side with --against."
@@ -82,7 +83,7 @@ def print_run(run: Path, folds: Sequence[int], greater_is_better: bool, can_trai
     if not missing:
         console.print(f"models and history   {run}/fold<k>/\nout-of-fold          {run}/oof/")
         console.print(f"report               {run}/report.html")
-        console.print(f"epochs               {_describe_epochs(run, folds, greater_is_better)}")
+        print_line(console, f"epochs               {_describe_epochs(run, folds, greater_is_better)}")
         if can_train_full and "full" not in models:
             full = command("python", "train.py", override("run", str(run)), "fold=full")
             print_line(console, f"to train every row   {full}")
@@ -91,7 +92,7 @@ def print_run(run: Path, folds: Sequence[int], greater_is_better: bool, can_trai
 
 
 def print_line(console: Console, line: str) -> None:
-    """Print a line to copy from, unbroken and as it is."""
+    """Print a line unbroken and as it is."""
     console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
@@ -146,7 +147,7 @@ def print_evaluation(
             console.print(_difference_table(str(what), rows))
         if (evaluation.differences["pairs"] == 1).any():
             console.print(TWO_FILES)
-    if any(len(lines) > 1 for lines in changes.values()):
+    if any(len({DATA if line.startswith(DATA) else line for line in lines}) > 1 for lines in changes.values()):
         sentence = "Several things changed, so the difference cannot be attributed to one of them."
         console.print(sentence, style="bold", soft_wrap=True)
     for note in evaluation.notes[:NOTES]:
