@@ -29,6 +29,7 @@ from foldwise.reachable import connection_problem
 logging.getLogger("timm.models._builder").setLevel(logging.ERROR)
 
 Architecture = Mapping[str, Any]
+OF = "name the network that the file is of, with model.name (masks: model.encoder=tu-<name>)"
 
 
 class ImageNetwork(Network):
@@ -136,7 +137,7 @@ def build_network(
     except (RuntimeError, KeyError) as error:
         if weights is None:
             raise
-        raise Refusal(f"{weights} does not fit {shown}: {str(error).splitlines()[0]}") from error
+        raise Refusal(f"{weights} does not fit {shown}: {OF}") from error
     if weights is not None:
         _check_loaded(net, Path(weights), shown)
     if library == "timm" and (pretrained or weights is not None):
@@ -260,7 +261,7 @@ def _check_loaded(net: nn.Module, weights: Path, name: str) -> None:
     """Refuse weights of another network: timm drops what does not match, and you would silently train from scratch."""
     share = loaded_share(net, weights, head_modules(net))
     if share < 0.5:
-        raise Refusal(f"{weights} does not fit {name}: it has only {share:.0%} of the network's parameters")
+        raise Refusal(f"{weights} does not fit {name}: it has only {share:.0%} of the network's parameters; {OF}")
 
 
 def loaded_share(net: nn.Module, weights: Path, heads: Sequence[nn.Module]) -> float:
