@@ -90,7 +90,7 @@ def rows_of_folders(found: Findings, survey: Survey, tables: Sequence[Found]) ->
 
 
 def _hint(survey: Survey, tables: Sequence[Found]) -> str:
-    """What the folder has that could tell the targets."""
+    """Describe what in the folder may hold the targets."""
     stems = sorted(map(stem, survey.pictures))
     for table in tables:
         for name in table.frame:

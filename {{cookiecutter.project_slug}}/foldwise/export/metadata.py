@@ -14,7 +14,7 @@ temperature  by fold: a number T (softmax(log p / T)), or slope and offset per c
 size         (height, width) of the images
 inputs       name, dtype and axes of the graph's inputs, as strings, numbers and null for a free axis
 samples      how an item is read, as in model.json: reader, state, fields, exif, fit, scales, channels
-note         of what the reader of the file must know, such as tiles; may be empty
+notes        for who reads the file, such as of tiles; may be empty
 """
 
 import json

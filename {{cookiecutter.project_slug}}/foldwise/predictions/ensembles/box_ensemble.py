@@ -12,7 +12,6 @@ import pandas as pd
 from foldwise.files import write_json
 from foldwise.predictions.boxes import Boxes, Fusion, boxes_frame, found_boxes, match, true_boxes
 from foldwise.predictions.ensembles.blending import Blend, Fitted, Method, equal_weights
-from foldwise.predictions.ensembles.joining import test_folds
 from foldwise.predictions.ensembles.map_ensemble import MAP_BLENDS, MapEnsemble, MapExamples
 from foldwise.predictions.ground_truth import GroundTruth
 from foldwise.predictions.schema import Header
@@ -93,15 +92,11 @@ class BoxEnsemble(MapEnsemble):
 
     def write(self, method: Method, oof: Path, test: Path | None, header: Header) -> None:
         """As `MapEnsemble.write`, and `fusion.json`: the settings that suit the folds other than each."""
-        self._write_boxes(method, oof, header, self.oof, self.ids)
-        if test is not None:
-            ids = self.tests[0].frame["id"].drop_duplicates().tolist()
-            folds = dict.fromkeys(test_folds(self.tests[0]), ids)
-            self._write_boxes(method, test, replace(header, split="test"), self.tests, folds)
+        super().write(method, oof, test, header)
         fitted = {f"fold{fold}": asdict(_fusion(self.fit(method, frozenset({fold})))) for fold in self.folds}
         write_json(oof.parent / "fusion.json", {"sources": self.names, **fitted})
 
-    def _write_boxes(
+    def _write(
         self, method: Method, folder: Path, header: Header, sources: Sequence[Predictions], ids: dict[int, list[str]]
     ) -> None:
         frames = []
