@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 
@@ -16,6 +16,7 @@ from foldwise.predictions.evaluation.evaluate import Evaluation
 from foldwise.tasks import find_task
 
 SHOWN = 3  # settings of a row
+Labels: TypeAlias = "pd.Series[str] | None"  # targets by id; None: the table is gone
 
 
 def by_time(runs: Sequence[Path]) -> list[Path]:
@@ -46,16 +47,16 @@ def tabulate_rounds(
         for frame in (evaluation.scores[evaluation.scores["column"] == ""], evaluation.differences)
     )
     differences = differences[["difference", "low", "high", "verdict"]].set_index(differences.index + 1)
-    about = [_describe(*each) for each in zip(runs, [None, *runs], changes, strict=False)]
+    labels = [_read_labels(run) for run in runs]
+    about = [_describe(*each) for each in zip(runs, labels, [None, *labels], changes, strict=False)]
     frame = pd.DataFrame(about).assign(scored_on="gold rows" if gold else "out of fold")
     frame = frame.join(scores[["images", "metric", "score", "low", "high"]])
     return frame.join(differences.rename(columns={"low": "difference_low", "high": "difference_high"})).round(6)
 
 
-def _describe(run: Path, before: Path | None, changes: Sequence[str]) -> dict[str, Any]:
+def _describe(run: Path, labels: Labels, old: Labels, changes: Sequence[str]) -> dict[str, Any]:
     """What a run was trained on, and how that differs from the run before; empty where a table is gone."""
-    data, labels = read_config(run)["data"], _read_labels(run)
-    old = _read_labels(before) if before else None
+    data = read_config(run)["data"]
     counts: dict[str, Any] = {"rows": "" if labels is None else len(labels), "new": "", "changed": "", "removed": ""}
     if labels is not None and old is not None:
         both = labels.index.intersection(old.index)
@@ -73,7 +74,7 @@ def _describe(run: Path, before: Path | None, changes: Sequence[str]) -> dict[st
     }
 
 
-def _read_labels(run: Path) -> "pd.Series[str] | None":
+def _read_labels(run: Path) -> Labels:
     """The targets of a run's table without gold rows, by id, as text; None if the table is gone."""
     config = read_config(run)
     table, columns = Path(config["data"]["table"]), Columns.from_config(config["data"]["columns"])
