@@ -96,10 +96,9 @@ def fit(
     epoch: Callable[[], Iterator[tuple[Tensor, Tensor]]],
     schedule: Callable[[int], Callable[[int], None]],
     clock: Clock,
-    per_epoch: int,
     predict: float,
 ) -> int:
-    """Train as many whole epochs as fit, or the part of one; return the steps.
+    """Train as many steps as fit, the last epoch in part; return their number.
 
     Args:
         schedule: from the number of steps to what sets the learning rate at each.
@@ -120,7 +119,6 @@ def fit(
     step = float(np.mean(passed[1:] or passed)) + time.process_time() - begun
     net.load_state_dict(start)
     steps = max(1, int(clock.left / step - predict))
-    steps = steps // per_epoch * per_epoch or steps
     adjust, done = schedule(steps), 0
     while done < steps:
         for image, target in epoch():
@@ -156,10 +154,7 @@ def loop(world: World, weights: Path, clock: Clock, seed: int) -> tuple[list[np.
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps + 1)
         return lambda done: scheduler.step() if done else None
 
-    per_epoch = max(1, len(world.trained) // BATCH.get(world.task, 32))
-    steps = fit(
-        net, loss_of(world), optimizer, lambda: batches(world, rng), one_cycle, clock, per_epoch, of_steps(world)
-    )
+    steps = fit(net, loss_of(world), optimizer, lambda: batches(world, rng), one_cycle, clock, of_steps(world))
     return predict(world, net.eval()), steps
 
 
@@ -174,8 +169,7 @@ def smp_example(world: World, weights: Path, clock: Clock, seed: int) -> tuple[l
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps, eta_min=1e-5)
         return lambda done: scheduler.step() if done else None
 
-    per_epoch = max(1, len(world.trained) // BATCH["segmentation"])
-    steps = fit(net, loss, optimizer, lambda: batches(world, rng), annealing, clock, per_epoch, of_steps(world))
+    steps = fit(net, loss, optimizer, lambda: batches(world, rng), annealing, clock, of_steps(world))
     return predict(world, net.eval()), steps
 
 
@@ -233,7 +227,7 @@ def timm_recipe(world: World, weights: Path, clock: Clock, seed: int) -> tuple[l
         return lambda done: scheduler.step_update(done)
 
     loss = loss_of(world, smoothing=0.1)
-    steps = fit(net, loss, optimizer, lambda: iter(loader), cosine, clock, len(loader), of_steps(world))
+    steps = fit(net, loss, optimizer, lambda: iter(loader), cosine, clock, of_steps(world))
     return predict(world, net.eval()), steps
 
 
@@ -291,7 +285,7 @@ def fastai_learner(world: World, weights: Path, clock: Clock, seed: int) -> tupl
     )
     learner.model[0].model.load_state_dict(load_file(weights), strict=False)
     learner.splitter, learner.pretrained = fv.default_split, True
-    learner.freeze()
+    learner.unfreeze()  # to measure what a step of most epochs takes; fine_tune freezes by itself
     begun = time.process_time()
     for number, (image, target) in enumerate(dls.train):
         learner.loss_func(learner.model(image), target).backward()

@@ -64,7 +64,7 @@ def _are_names(value: Any) -> bool:
 VALUES: dict[str, tuple[Fits, str]] = {
     "a whole number from 0": (_whole(0), "seed top_k data.workers"),
     "a whole number from 1": (_whole(1), "batch_size epochs validate_every data.folds trainer.accumulate_grad_batches"),
-    "a whole number from 1, or null": (_or_null(_whole(1)), "threads"),
+    "a whole number from 1, or null": (_or_null(_whole(1)), "threads trainer.limit_train_batches"),
     "a number above 0": (_number(0, above=True), "optimizer.lr"),
     "a number above 0, or null": (_or_null(_number(0, above=True)), "optimizer.layer_decay data.mask_scale"),
     "a number from 0": (_number(0), "optimizer.weight_decay mixing.mixup mixing.cutmix"),

@@ -123,6 +123,7 @@ class EpochSampler(Sampler[SampleKey]):
 
     Args:
         batch_size: per rank.
+        most: steps of an epoch, which then draws others of the items each time; None: all items.
         pseudo: items with pseudo labels; they replace some of the real ones.
         pseudo_shares: their share of each step, one per epoch, rounded to whole items; later epochs use the last.
     """
@@ -134,6 +135,7 @@ class EpochSampler(Sampler[SampleKey]):
         batch_size: int,
         rank: int = 0,
         world: int = 1,
+        most: int | None = None,
         pseudo: Pool | None = None,
         pseudo_shares: Sequence[float] = (0.0,),
     ) -> None:
@@ -147,6 +149,7 @@ class EpochSampler(Sampler[SampleKey]):
                 f"a batch of {batch_size}{devices} needs more than the {len(self.real.rows)} training rows: "
                 f"set batch_size={max(world, most)} or less"
             )
+        self.steps = min(self.steps, most or self.steps)
         for share in pseudo_shares:
             if 0 < share < 1 and round(share * self.step) in (0, self.step):
                 raise Refusal(

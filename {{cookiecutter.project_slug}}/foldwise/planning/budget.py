@@ -23,10 +23,11 @@ from foldwise.schedule.phases import share_epochs
 from foldwise.settings import list_groups
 
 THREADS = torch.get_num_threads()  # before any measurement changes it
-TIMED = 16  # images of a batch timed on a CPU
+TIMED = 32  # images of a batch timed on a CPU
 RUN, MODEL = 15.0, 3.0  # seconds of a command to import, check, score and report, and of each model in it; measured
 CHECKS = 60  # steps of `ITEMS` images that the checks before the first fold take
 SPARE = 1.05  # of the forecast, as measured times vary
+SHORT, FEWEST = 4, 25  # epochs, and batches of each, when the budget is too short for all images
 HOPELESS = 1.2  # times the budget: what is guessed to take longer is not timed
 
 
@@ -99,10 +100,12 @@ class Bench:
         size = config["batch_size"] if self.facts.gpus else min(TIMED, config["batch_size"])
         return Measured(draft, choices, config, measure(subject, size))
 
-    def seconds(self, measured: Measured, epochs: int) -> float:
-        """Forecast of the whole command for a number of epochs."""
-        settings = settings_of(self.choose(measured.draft._replace(epochs=epochs)))
+    def seconds(self, measured: Measured, epochs: int, batches: int | None = None) -> float:
+        """Forecast of the whole command for a number of epochs, of so many batches or of all images."""
+        settings = settings_of(self.choose(measured.draft._replace(epochs=epochs, batches=batches)))
         config = dict(measured.config)
+        if batches:
+            config["trainer"] = config["trainer"] | {"limit_train_batches": batches}
         config["validate_every"] = settings.get("validate_every", config["validate_every"])
         shares = {name: phase["epochs"] for name, phase in config["phases"].items()}
         shares = share_epochs(epochs, {name: settings.get(f"phases.{name}.share", old) for name, old in shares.items()})
@@ -140,15 +143,27 @@ def fit(bench: Bench, budget: float) -> tuple[Measured, float]:
         if needed <= budget:
             most = bench.given.get("epochs", length_of(bench.facts).most)
             best = next(each for each in range(most, epochs - 1, -1) if bench.seconds(known[key], each) <= budget)
-            draft = draft._replace(epochs=best)
-            choices = bench.choose(draft)
-            found = Measured(draft, choices, bench.config(choices), known[key].costs)
-            return found, bench.seconds(found, best)
+            return settled(bench, known[key], best)
+    if "trainer.limit_train_batches" not in bench.given:
+        cheapest = known.get(key) or bench.time(draft)
+        epochs = bench.given.get("epochs", max(SHORT, epochs))
+        first, second = (bench.seconds(cheapest, epochs, FEWEST * part) for part in (1, 2))
+        if first <= budget:  # time grows with the batches of an epoch, and all of them do not fit
+            return settled(bench, cheapest, epochs, FEWEST + int((budget - first) / (second - first) * FEWEST))
+        least = min(least, first)
     alone = f", or one fold: fold={bench.prepared.scored_folds[0]}" if len(bench.parts) > 1 else ""
     raise Refusal(
         f"--budget {in_words(budget)} is too short for the least sensible training here, which takes about "
         f"{in_words(least)}: give --budget {math.ceil(least / 60)}m{alone}"
     )
+
+
+def settled(bench: Bench, measured: Measured, epochs: int, batches: int | None = None) -> tuple[Measured, float]:
+    """A timed candidate with its length, and the forecast in seconds."""
+    draft = measured.draft._replace(epochs=epochs, batches=batches)
+    choices = bench.choose(draft)
+    found = Measured(draft, choices, bench.config(choices), measured.costs)
+    return found, bench.seconds(found, epochs, batches)
 
 
 def scaled(known: Mapping[tuple[Network | None, int], Measured], draft: Draft) -> Measured | None:

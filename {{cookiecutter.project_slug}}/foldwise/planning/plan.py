@@ -93,7 +93,8 @@ def header(
     budget: float,
 ) -> str:
     """The comment of the file: what was chosen and why, what it costs, what to try next."""
-    lines = [f"Planned by plan.py --budget {in_words(budget)}: {facts.describe()}.", f"  {command(*train)}"]
+    budget_word = f"{budget / 60:g}m" if budget % 60 == 0 else f"{budget:g}s"
+    lines = [f"Planned by plan.py --budget {budget_word}: {facts.describe()}.", f"  {command(*train)}"]
     lines += [f"{rule}: {choice.reason}." for rule, choice in found.choices.items()]
     if kept:
         lines.append(f"Given on the command line: {' '.join(kept)}.")

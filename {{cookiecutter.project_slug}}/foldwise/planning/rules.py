@@ -16,11 +16,17 @@ GIGABYTES = 2  # of memory that a fold needs on a CPU
 
 
 class Draft(NamedTuple):
-    """What the budget decides; no network: from scratch."""
+    """What the budget decides.
+
+    Attributes:
+        network: None: from scratch.
+        batches: of an epoch; None: all images.
+    """
 
     network: Network | None
     size: int
     epochs: int
+    batches: int | None = None
 
 
 class Choice(NamedTuple):
@@ -130,15 +136,19 @@ def batch(facts: Facts, draft: Draft) -> Choice:
 
 
 def learning(facts: Facts, draft: Draft) -> Choice:
-    """Learning rates, phases and freezing."""
+    """Length, learning rates, phases and freezing."""
     epochs: dict[str, Any] = {"epochs": draft.epochs, "scheduler": "one_cycle"}
+    part = ""
+    if draft.batches:
+        epochs["trainer.limit_train_batches"] = draft.batches
+        part = f"; {draft.batches} batches an epoch, of other images each time: the budget is too short for all"
     single = epochs | {"phases": "single"}
     if draft.network is None:
         return Choice(
-            single | {"optimizer.lr": 0.002 if facts.gpus else 0.004}, "all at a high learning rate: new weights"
+            single | {"optimizer.lr": 0.002 if facts.gpus else 0.004}, f"all at a high learning rate: new weights{part}"
         )
     if facts.masks or facts.task.name == "retrieval":
-        return Choice(single | {"optimizer.lr": 0.001}, "everything trains at once at 0.001: most of it is new")
+        return Choice(single | {"optimizer.lr": 0.001}, f"everything trains at once at 0.001: most of it is new{part}")
     share = length_of(facts)
     head = min(share.head, max(1, draft.epochs * share.head // share.most))
     freeze = facts.rows < HUNDREDS
@@ -154,7 +164,7 @@ def learning(facts: Facts, draft: Draft) -> Choice:
         "phases.train.lr": 0.1,
         "phases.train.freeze_bn": freeze,
     }
-    return Choice(settings, f"first {head} of {draft.epochs} epochs for the new head alone (a probe), {why}")
+    return Choice(settings, f"first {head} of {draft.epochs} epochs for the new head alone (a probe), {why}{part}")
 
 
 def augmentation(facts: Facts, draft: Draft) -> Choice:
@@ -216,7 +226,7 @@ def loss(facts: Facts, draft: Draft) -> Choice:
 def average(facts: Facts, draft: Draft) -> Choice:
     """EMA and validation."""
     every = max(1, draft.epochs // 10)
-    steps = draft.epochs * (facts.rows // batch(facts, draft).settings["batch_size"])
+    steps = draft.epochs * (draft.batches or facts.rows // batch(facts, draft).settings["batch_size"])
     ema = 0.998 if steps >= 5_000 else None
     why = f"EMA over {steps:,} steps" if ema else f"last weights: {steps:,} steps are too few for an EMA"
     return Choice(

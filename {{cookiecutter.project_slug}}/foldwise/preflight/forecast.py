@@ -121,7 +121,7 @@ def forecast(
     views, folds, longest = len(TTA.from_config(config["tta"]).names), prepared.fold_of_items, []
     for part in parts:
         passes = max(1, len(part.trained(folds)) // config["batch_size"]) * accumulated
-        passes = min(passes, limit) if isinstance(limit, int) else passes
+        passes = min(passes, limit or passes)
         trained = sum(
             phase.epochs * passes * scale * both(step) for phase, step in zip(phases, costs.steps, strict=True)
         )

@@ -94,12 +94,14 @@ def training_loader(
     transforms = _build_transforms(config, prepared)
     reader = make_reader(prepared, state)
     dataset = ItemDataset(reader, weights, transforms, data["fit"], config["seed"], data["ignore_index"])
+    limit = config["trainer"]["limit_train_batches"]
     sampler = EpochSampler(
         _pool(config, prepared, rows),
         seed=config["seed"],
         batch_size=config["batch_size"] // rank.world_size,
         rank=rank.index,
         world=rank.world_size,
+        most=limit and max(1, limit // config["trainer"]["accumulate_grad_batches"]),
         pseudo=added,
         pseudo_shares=pseudo_shares(build_phases(config["phases"]), data["pseudo_share"] if added else None),
     )
