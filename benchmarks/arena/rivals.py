@@ -286,16 +286,19 @@ def fastai_learner(world: World, weights: Path, clock: Clock, seed: int) -> tupl
     learner.model[0].model.load_state_dict(load_file(weights), strict=False)
     learner.splitter, learner.pretrained = fv.default_split, True
     learner.unfreeze()  # to measure what a step of most epochs takes; fine_tune freezes by itself
-    begun = time.process_time()
+    passed = [time.process_time()]
     for number, (image, target) in enumerate(dls.train):
         learner.loss_func(learner.model(image), target).backward()
-        if number == 2:
+        passed.append(time.process_time())
+        if number == 3:
             break
     learner.model.zero_grad()
-    step = (time.process_time() - begun) / 3
-    epochs = max(1, int((clock.left / step - 2 * of_steps(world)) / (len(dls.train) + of_steps(world))))
+    step = float(np.mean(np.diff(passed)[1:]))  # the first one apart, as elsewhere
+    learner._do_epoch_validate = lambda *_: None  # which would take seconds from training
+    epochs = max(1, int((clock.left / step - of_steps(world)) / len(dls.train)) - 1)  # and one with a frozen body
     with learner.no_bar(), learner.no_logging():
         learner.fine_tune(epochs)
+        del learner._do_epoch_validate
         raw, _ = learner.get_preds(dl=dls.valid, act=torch.nn.Identity())
     names = getattr(dls.vocab, "items", dls.vocab) if world.task != "regression" else world.names
     order = [list(names).index(name) for name in world.names]

@@ -216,6 +216,18 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
     assert {draw.epoch for draw in order(1, 4)} == {4}
 
 
+def test_short_epochs_are_the_beginnings_of_whole_ones_with_other_items_each() -> None:
+    whole, short = (EpochSampler(Pool(range(50)), 1, 5, most=most) for most in (None, 3))
+    items = set()
+    for epoch in range(8):
+        for sampler in (whole, short):
+            sampler.set_epoch(epoch)
+        assert list(short) == list(whole)[:15] and len(short) == 15
+        items |= {draw.item for draw in short}
+    assert len(items) > 40
+    assert len(EpochSampler(Pool(range(50)), 1, 5, most=100)) == 50
+
+
 def test_a_batch_that_cannot_be_divided_is_refused_with_its_numbers() -> None:
     with pytest.raises(Refusal, match=r"batch of 8 on each of 2 devices .* 10 training rows.*batch_size=10"):
         EpochSampler(Pool(range(10)), 0, batch_size=8, world=2)

@@ -11,12 +11,17 @@ import yaml
 from safetensors.torch import save_file
 from tiny import ROOT, prepare_tiny, tiny_config
 
+from foldwise.code.runs import working_code
 from foldwise.config import compose_config, resolve_config
 from foldwise.data.holdout import Holdout
-from foldwise.planning.facts import Facts, Network
+from foldwise.errors import Refusal
+from foldwise.planning import budget
+from foldwise.planning.budget import Bench, Measured
+from foldwise.planning.facts import Facts, Network, find_networks, look
 from foldwise.planning.rules import MULTIPLE, RULES, Choice, Draft, image_sides, length_of, settings_of, sizes_of
 from foldwise.preflight.forecast import Costs, forecast, in_words
 from foldwise.tasks import TASKS
+from foldwise.training.plan import choose_parts
 
 FACTS = Facts(
     task=TASKS["multiclass"],
@@ -150,6 +155,37 @@ def test_a_plan_is_an_experiment_of_what_was_measured(kind, repository, command,
     assert composed["task"] == kind and composed["data"]["workers"] == 0 and composed["data"]["root"] == str(data)
     assert composed["model"]["weights"] == repository[-1].partition("=")[2]
     assert "images a second to train" in said
+
+
+class Timed(Bench):
+    """A machine on which everything takes seconds."""
+
+    def time(self, draft: Draft) -> Measured:
+        choices = self.choose(draft)
+        costs = Costs(size=4, read=1.0, steps=(5.0, 20.0), predict=2.0, memory=1.0, gpu=False)
+        return Measured(draft, choices, self.config(choices), costs)
+
+
+def test_a_budget_too_short_for_all_images_trains_on_a_part_of_them(repository, monkeypatch):
+    given = {"batch_size": 4, "data.image_size": 32}
+    base = ["data=competition", *repository, "fold=0", *(f"{name}={value}" for name, value in given.items())]
+    config = resolve_config(compose_config(base))
+    prepared = prepare_tiny(config)  # 12 rows to train on: 3 steps of 4
+    networks, missing = find_networks(config["model"]["weights"], None, gpu=False)
+    with working_code(config) as code:
+        parts = choose_parts(0, [], prepared)
+        facts = look(config, prepared, parts, networks, missing, gpus=0)
+        bench = Timed(facts, prepared, parts, code, base, given)
+        monkeypatch.setattr(budget, "FEWEST", 1)
+        whole, seconds = budget.fit(bench, 1e5)
+        least = bench.seconds(whole, 4)
+        assert whole.draft.batches is None and seconds == bench.seconds(whole, length_of(facts).most)
+        part, seconds = budget.fit(bench, least - 1)
+        assert (part.draft.batches, part.draft.epochs) == (2, 4) and seconds < least - 1
+        assert part.config["trainer"]["limit_train_batches"] == 2
+        assert "the budget is too short for all" in part.choices["learning"].reason
+        with pytest.raises(Refusal, match="is too short"):
+            budget.fit(bench, bench.seconds(part, 4, 1) - 1)
 
 
 def test_refusals_say_what_to_do(repository, command):

@@ -123,9 +123,9 @@ class EpochSampler(Sampler[SampleKey]):
 
     Args:
         batch_size: per rank.
-        most: steps of an epoch, which then draws others of the items each time; None: all items.
         pseudo: items with pseudo labels; they replace some of the real ones.
         pseudo_shares: their share of each step, one per epoch, rounded to whole items; later epochs use the last.
+        most: steps of an epoch, which then draws others of the items each time; None: all items.
     """
 
     def __init__(
@@ -135,9 +135,9 @@ class EpochSampler(Sampler[SampleKey]):
         batch_size: int,
         rank: int = 0,
         world: int = 1,
-        most: int | None = None,
         pseudo: Pool | None = None,
         pseudo_shares: Sequence[float] = (0.0,),
+        most: int | None = None,
     ) -> None:
         self.real, self.pseudo, self.pseudo_shares = real, pseudo, pseudo_shares
         self.seed, self.rank, self.world, self.epoch = seed, rank, world, 0

@@ -101,9 +101,9 @@ def training_loader(
         batch_size=config["batch_size"] // rank.world_size,
         rank=rank.index,
         world=rank.world_size,
-        most=limit and max(1, limit // config["trainer"]["accumulate_grad_batches"]),
         pseudo=added,
         pseudo_shares=pseudo_shares(build_phases(config["phases"]), data["pseudo_share"] if added else None),
+        most=limit and max(1, limit // config["trainer"]["accumulate_grad_batches"]),
     )
     loader = make_loader(dataset, sampler, local_batch_size(config, rank), data["workers"])
     return loader, len(sampler) * rank.world_size // config["batch_size"]
