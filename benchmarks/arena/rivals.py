@@ -204,7 +204,6 @@ def timm_recipe(world: World, weights: Path, clock: Clock, seed: int) -> tuple[l
         (3, *world.size),
         32,
         is_training=True,
-        auto_augment="rand-m7-mstd0.5-inc1",
         mean=half,
         std=half,
         num_workers=0,
