@@ -357,6 +357,7 @@ def test_corrected_boxes_are_still_those_of_their_models(world):
             "(?s)1 ids are not in .*row9.*1 ids come more than once",
         ),
         ("id,labels,seconds\nrow0,red,1\n", "have id, label, seconds"),
+        ("id,label,seconds\n", "has no answers yet"),
     ],
 )
 def test_wrong_answers_are_named(world, answers, message):

@@ -58,10 +58,11 @@ def settings(facts: Facts = FACTS, epochs: int = 13, size: int = 224, **changes:
     return settings_of(choices)
 
 
-def test_hundreds_get_frozen_statistics_and_thousands_more_augmentation():
+def test_short_trainings_get_frozen_statistics_and_long_ones_more_augmentation():
     few, many = settings(rows=300), settings()
     assert few["phases.train.freeze_bn"] and few["augmentation"] == "flip" and few["ema"] is None
-    assert not many["phases.train.freeze_bn"] and many["augmentation"] == "photo"
+    assert many["phases.train.freeze_bn"] and many["augmentation"] == "photo"
+    assert not settings(rows=60_000)["phases.train.freeze_bn"]
     assert few["phases.head.share"] + few["phases.train.share"] == few["epochs"] == 13
     assert settings(epochs=4)["phases.head.share"] == 1
     assert settings(rows=60_000, epochs=20)["ema"] == 0.998

@@ -94,6 +94,8 @@ def _read_answers(listed: ToLabel, path: Path) -> pd.DataFrame:
         raise Refusal(
             f"{path} has the columns {', '.join(given)}; answers to {listed.path} have id, {', '.join(names)}, seconds"
         )
+    if given.empty:
+        raise Refusal(f"{path} has no answers yet")
     given = given.astype(str).replace("nan", "")
     problems = []
     unknown = sorted(set(given["id"]) - set(listed.frame["id"]))

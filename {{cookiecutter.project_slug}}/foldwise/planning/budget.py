@@ -181,6 +181,7 @@ def candidates(bench: Bench) -> Iterator[tuple[Draft, int]]:
     """Drafts from the best to the cheapest, with the fewest epochs that each must get.
 
     A larger network is worth it only at full size and length; a smaller image if the full one leaves too few epochs.
+    If none of them fits, `fit` trains the last one on a part of the images.
     """
     facts, given = bench.facts, bench.given
     length, networks = length_of(facts), facts.networks or (None,)

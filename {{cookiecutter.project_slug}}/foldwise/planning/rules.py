@@ -12,6 +12,7 @@ from foldwise.planning.facts import Facts, Network
 HUNDREDS, TEN_THOUSANDS = 1_000, 20_000  # images to train on: fewer; at least
 MULTIPLE = 32  # pixels; strides of the networks
 SMALLEST, USUAL = 64, 224  # pixels of a side
+LONG = 5_000  # steps of a training
 GIGABYTES = 2  # of memory that a fold needs on a CPU
 
 
@@ -48,9 +49,9 @@ def length_of(facts: Facts) -> Length:
     """The lengths between which the budget decides."""
     if facts.task.name == "retrieval":
         return Length(20, 60, 0)
-    if facts.masks:  # in steps of 8 images: 200 to 1,200
+    if facts.masks:  # in steps of 8 images: 600 to 1,200
         steps = max(1, facts.rows // 8)
-        return Length(max(2, 200 // steps), max(8, 1_200 // steps), 0)
+        return Length(max(2, 600 // steps), max(8, 1_200 // steps), 0)
     if not facts.pretrained:
         return Length(5, 60 if facts.rows < TEN_THOUSANDS else 30, 0)
     if facts.rows < TEN_THOUSANDS:
@@ -135,6 +136,10 @@ def batch(facts: Facts, draft: Draft) -> Choice:
     return Choice({"batch_size": size}, f"{size}: {why}")
 
 
+def steps_of(facts: Facts, draft: Draft) -> int:
+    return draft.epochs * (draft.batches or facts.rows // batch(facts, draft).settings["batch_size"])
+
+
 def learning(facts: Facts, draft: Draft) -> Choice:
     """Length, learning rates, phases and freezing."""
     epochs: dict[str, Any] = {"epochs": draft.epochs, "scheduler": "one_cycle"}
@@ -151,10 +156,10 @@ def learning(facts: Facts, draft: Draft) -> Choice:
         return Choice(single | {"optimizer.lr": 0.001}, f"everything trains at once at 0.001: most of it is new{part}")
     share = length_of(facts)
     head = min(share.head, max(1, draft.epochs * share.head // share.most))
-    freeze = facts.rows < HUNDREDS
+    freeze = steps_of(facts, draft) < LONG
     why = "then everything at a tenth of that rate"
     if freeze:
-        why += ", with frozen BatchNorm: hundreds of images are too few to estimate its statistics anew"
+        why += ", with frozen BatchNorm: in a short training the pretrained statistics are better"
     settings = epochs | {
         "phases": "frozen_warmup",
         "optimizer.lr": 0.005,
@@ -226,8 +231,8 @@ def loss(facts: Facts, draft: Draft) -> Choice:
 def average(facts: Facts, draft: Draft) -> Choice:
     """EMA and validation."""
     every = max(1, draft.epochs // 10)
-    steps = draft.epochs * (draft.batches or facts.rows // batch(facts, draft).settings["batch_size"])
-    ema = 0.998 if steps >= 5_000 else None
+    steps = steps_of(facts, draft)
+    ema = 0.998 if steps >= LONG else None
     why = f"EMA over {steps:,} steps" if ema else f"last weights: {steps:,} steps are too few for an EMA"
     return Choice(
         {"ema": ema, "validate_every": every},
