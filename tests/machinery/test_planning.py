@@ -187,6 +187,10 @@ def test_a_budget_too_short_for_all_images_trains_on_a_part_of_them(repository, 
         assert "the budget is too short for all" in part.choices["learning"].reason
         with pytest.raises(Refusal, match="is too short"):
             budget.fit(bench, bench.seconds(part, 4, 1) - 1)
+        masks = dataclasses.replace(facts, task=TASKS["segmentation"], rows=40, height=360, width=480)
+        bench = dataclasses.replace(bench, facts=masks, given={})
+        tried = [(draft.size, least) for draft, least in budget.candidates(bench)]  # 5 steps an epoch
+        assert tried == [(192, 240), (192, 120), (160, 120), (128, 120), (96, 120), (96, 40)]
 
 
 def test_refusals_say_what_to_do(repository, command):

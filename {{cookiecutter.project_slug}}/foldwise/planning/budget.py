@@ -27,7 +27,7 @@ TIMED = 32  # images of a batch timed on a CPU
 RUN, MODEL = 15.0, 3.0  # seconds of a command to import, check, score and report, and of each model in it; measured
 CHECKS = 60  # steps of `ITEMS` images that the checks before the first fold take
 SPARE = 1.05  # of the forecast, as measured times vary
-SHORT, FEWEST = 4, 25  # epochs, and batches of each, when the budget is too short for all images
+SHORT, FEWEST = 4, 25  # epochs at least, and batches of each when the budget is too short for all images
 HOPELESS = 1.2  # times the budget: what is guessed to take longer is not timed
 
 
@@ -125,10 +125,11 @@ def fit(bench: Bench, budget: float) -> tuple[Measured, float]:
     """
     warnings.simplefilter("ignore")
     known, least = dict[tuple[Network | None, int], Measured](), math.inf
-    for draft, epochs in candidates(bench):
+    *others, last = candidates(bench)
+    for draft, epochs in (*others, last):
         key = draft.network, draft.size
         if key not in known:
-            guess = scaled(known, draft)
+            guess = None if (draft, epochs) == last else scaled(known, draft)
             if guess and (needed := bench.seconds(guess, epochs)) > HOPELESS * budget:
                 least = min(least, needed)
                 continue
@@ -141,15 +142,13 @@ def fit(bench: Bench, budget: float) -> tuple[Measured, float]:
         needed = bench.seconds(known[key], epochs)
         least = min(least, needed)
         if needed <= budget:
-            most = bench.given.get("epochs", length_of(bench.facts).most)
-            best = next(each for each in range(most, epochs - 1, -1) if bench.seconds(known[key], each) <= budget)
+            longest = bench.given.get("epochs", length_of(bench.facts).most)
+            best = next(each for each in range(longest, epochs - 1, -1) if bench.seconds(known[key], each) <= budget)
             return settled(bench, known[key], best)
-    if "trainer.limit_train_batches" not in bench.given:
-        cheapest = known.get(key) or bench.time(draft)
-        epochs = bench.given.get("epochs", max(SHORT, epochs))
-        first, second = (bench.seconds(cheapest, epochs, FEWEST * part) for part in (1, 2))
+    if key in known and "trainer.limit_train_batches" not in bench.given:
+        first, second = (bench.seconds(known[key], epochs, FEWEST * part) for part in (1, 2))
         if first <= budget:  # time grows with the batches of an epoch, and all of them do not fit
-            return settled(bench, cheapest, epochs, FEWEST + int((budget - first) / (second - first) * FEWEST))
+            return settled(bench, known[key], epochs, FEWEST + int((budget - first) / (second - first) * FEWEST))
         least = min(least, first)
     alone = f", or one fold: fold={bench.prepared.scored_folds[0]}" if len(bench.parts) > 1 else ""
     raise Refusal(
@@ -192,3 +191,5 @@ def candidates(bench: Bench) -> Iterator[tuple[Draft, int]]:
         yield Draft(network, sizes[0], length.most), length.most
     for size in sizes:
         yield Draft(networks[0], size, length.most), length.least
+    if "epochs" not in given:
+        yield Draft(networks[0], sizes[-1], length.most), max(SHORT, length.least // 3)
