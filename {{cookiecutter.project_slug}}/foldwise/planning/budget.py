@@ -144,11 +144,11 @@ def fit(bench: Bench, budget: float) -> tuple[Measured, float]:
         if needed <= budget:
             longest = bench.given.get("epochs", length_of(bench.facts).most)
             best = next(each for each in range(longest, epochs - 1, -1) if bench.seconds(known[key], each) <= budget)
-            return settled(bench, known[key], best)
+            return with_length(bench, known[key], best)
     if key in known and "trainer.limit_train_batches" not in bench.given:
         first, second = (bench.seconds(known[key], epochs, FEWEST * part) for part in (1, 2))
         if first <= budget:  # time grows with the batches of an epoch, and all of them do not fit
-            return settled(bench, known[key], epochs, FEWEST + int((budget - first) / (second - first) * FEWEST))
+            return with_length(bench, known[key], epochs, FEWEST + int((budget - first) / (second - first) * FEWEST))
         least = min(least, first)
     alone = f", or one fold: fold={bench.prepared.scored_folds[0]}" if len(bench.parts) > 1 else ""
     raise Refusal(
@@ -157,7 +157,7 @@ def fit(bench: Bench, budget: float) -> tuple[Measured, float]:
     )
 
 
-def settled(bench: Bench, measured: Measured, epochs: int, batches: int | None = None) -> tuple[Measured, float]:
+def with_length(bench: Bench, measured: Measured, epochs: int, batches: int | None = None) -> tuple[Measured, float]:
     """A timed candidate with its length, and the forecast in seconds."""
     draft = measured.draft._replace(epochs=epochs, batches=batches)
     choices = bench.choose(draft)

@@ -157,8 +157,8 @@ def learning(facts: Facts, draft: Draft) -> Choice:
     share = length_of(facts)
     head = min(share.head, max(1, draft.epochs * share.head // share.most))
     freeze = steps_of(facts, draft) < LONG
-    rate, words = (0.1, "tenth") if facts.rows < HUNDREDS else (0.2, "fifth")
-    why = f"then everything at a {words} of that rate"
+    lr, words = (0.1, "tenth") if facts.rows < HUNDREDS else (0.2, "fifth")
+    why = f"then everything at a {words} of that learning rate"
     if freeze:
         why += ", with frozen BatchNorm: in a short training the pretrained statistics are better"
     settings = epochs | {
@@ -167,7 +167,7 @@ def learning(facts: Facts, draft: Draft) -> Choice:
         "optimizer.weight_decay": 0.05,
         "phases.head.share": head,
         "phases.train.share": draft.epochs - head,
-        "phases.train.lr": rate,
+        "phases.train.lr": lr,
         "phases.train.freeze_bn": freeze,
     }
     return Choice(settings, f"first {head} of {draft.epochs} epochs for the new head alone (a probe), {why}{part}")
