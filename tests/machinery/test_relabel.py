@@ -1,5 +1,7 @@
 """Phases that train on unlabelled rows with targets made by the model in training."""
 
+import copy
+
 import pandas as pd
 import pytest
 import pytorch_lightning as pl
@@ -34,7 +36,7 @@ class Witness(pl.Callback):
 
     def on_train_epoch_start(self, trainer, module):
         average = [callback.network for callback in trainer.callbacks if isinstance(callback, EMA)]
-        network = (average or [module.network])[0].eval()
+        network = copy.deepcopy((average or [module.network])[0]).eval()  # whose mode stays as it is
         table = next(each for each in trainer.callbacks if isinstance(each, Relabelling)).targets
         images = torch.stack([picture(trainer, row) for row in range(16, 24)])
         with torch.no_grad():
@@ -55,7 +57,7 @@ def picture(trainer, row):
     ("task", "choices", "activate"),
     [
         ("multiclass", ["ema=0.9", "data.columns.weight=importance"], lambda logits: logits.softmax(1)),
-        ("multilabel", ["mixing.mixup=0.4"], torch.sigmoid),
+        ("multilabel", ["mixing.mixup=0.4", "validate_every=4"], torch.sigmoid),  # no validation sets it to eval
     ],
 )
 def test_the_rows_of_an_epoch_have_the_predictions_of_the_model_at_its_start(task, choices, activate, world, tmp_path):
