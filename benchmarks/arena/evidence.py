@@ -49,6 +49,15 @@ class World:
             return cells.to_numpy(np.float32)[:, None]
         return np.array([[name in cell.split() for name in self.names] for cell in cells], np.float32)
 
+    def standardize(self) -> tuple[float, float]:
+        """Give numbers mean 0 and standard deviation 1 over the training rows; return what they had."""
+        if self.task != "regression":
+            return 0.0, 1.0
+        cells = self.frame[self.column].astype(float)
+        mean, std = float(cells[self.trained].mean()), float(cells[self.trained].std())
+        self.frame[self.column] = (cells - mean) / std
+        return mean, std
+
     def image(self, row: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB, stretched to the rivals' size."""
         image = cv2.imread(str(self.root / self.frame["image"].iat[row]), cv2.IMREAD_COLOR)

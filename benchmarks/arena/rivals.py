@@ -323,8 +323,9 @@ def main() -> None:
     cv2.setNumThreads(1)
     torch.manual_seed(options.seed)
     world = World(options.folder)
+    mean, std = world.standardize()
     raw, steps = RIVALS[options.rival](world, options.weights, Clock(options.seconds), options.seed)
-    save(options.out, world, raw, steps)
+    save(options.out, world, [each * std + mean for each in raw], steps)
 
 
 if __name__ == "__main__":

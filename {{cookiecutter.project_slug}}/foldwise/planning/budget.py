@@ -23,10 +23,10 @@ from foldwise.schedule.phases import share_epochs
 from foldwise.settings import list_groups
 
 THREADS = torch.get_num_threads()  # before any measurement changes it
-TIMED = 32  # images of a batch timed on a CPU
+TIMED = 16  # images of a batch timed on a CPU
 RUN, MODEL = 15.0, 3.0  # seconds of a command to import, check, score and report, and of each model in it; measured
 CHECKS = 60  # steps of `ITEMS` images that the checks before the first fold take
-SPARE = 1.05  # of the forecast, as measured times vary
+SPARE = 1.15  # of the forecast: readers and threads get in each other's way, docs/plan.md
 SHORT, FEWEST = 4, 25  # epochs at least, and batches of each when the budget is too short for all images
 HOPELESS = 1.2  # times the budget: what is guessed to take longer is not timed
 
